@@ -1,0 +1,34 @@
+"""Reward-Guided Speculative Decoding (RSD) for LangChain, LlamaIndex and plain Python.
+
+A small draft model writes a reasoning step, a process reward model scores it, a good step is kept,
+a bad one is rewritten by the target model (Liao et al., ICML 2025, arXiv 2501.19324)::
+
+    from rsd_integrations import RSDPipeline
+
+    with RSDPipeline.pocket() as pipe:
+        print(pipe.generate("Ava has 12 marbles. She buys 9 more. How many has she?").text)
+
+Importing this package loads neither torch nor a framework.
+"""
+
+from rsd_integrations.config import RSDConfig
+from rsd_integrations.errors import RSDError
+from rsd_integrations.pipeline import RSDPipeline
+# from rsd_integrations.prm import PRMFormat, register_prm_format
+from rsd_integrations.types import FLOPs, Generation, Step, StepEvent, Usage
+
+__all__ = [
+    "FLOPs",
+    "Generation",
+
+    "RSDConfig",
+    "RSDError",
+    "RSDPipeline",
+    "Step",
+    "StepEvent",
+    "Usage",
+    "__version__",
+
+]
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""The engine room: protocols carried out by real models."""

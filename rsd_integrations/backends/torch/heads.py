@@ -1,0 +1,268 @@
+"""Reward models as a body (the decoder) and a head (what it makes of a hidden state).
+
+The scorer runs the body over its slots and the head at the positions it reads alone. Layouts that
+transformers has no class for, Qwen2ForProcessRewardModel and value heads, are built here around the
+config's own body, so that no code from a model's repository is run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, PreTrainedModel
+
+from rsd_integrations.errors import ModelError
+from rsd_integrations.prm.base import Head
+
+__all__ = ["RewardModel", "load_reward_model"]
+
+_AUTO_CLASSES: dict[Head, str] = {
+    "lm": "AutoModelForCausalLM",
+    "token": "AutoModelForTokenClassification",
+    "sequence": "AutoModelForSequenceClassification",
+}
+_HEAD_NAMES: dict[Head, tuple[str, ...]] = {
+    "token": ("score", "classifier"),
+    "sequence": ("score", "classifier"),
+    "value": ("v_head",),
+    "process_reward": ("score",),
+}
+_CONFIG_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
+
+
+class RewardModel(nn.Module):
+    """A model with a reward head, of whichever class.
+
+    Args:
+        model: the whole transformers model.
+        kind: which of its heads is meant.
+
+    Raises:
+        ModelError: the model has no such head, or cannot go on from a cache.
+    """
+
+    def __init__(self, model: PreTrainedModel, kind: Head) -> None:
+        super().__init__()
+        self.model = model
+        self.config = model.config
+        self.kind = kind
+        self._head_name = _head_name(model, kind)
+        if model.base_model is model:
+            raise ModelError(
+                f"{type(model).__name__} is a body without a head.",
+                hint="Load it with its head, or pass the folder or hub id instead.",
+            )
+        _check_head(self)
+
+    @property
+    def body(self) -> nn.Module:
+        """The decoder; called with input_ids, position_ids, attention_mask and past_key_values."""
+        base = self.model.base_model
+        return base if isinstance(base, nn.Module) else self.model
+
+    @property
+    def head(self) -> nn.Module:
+        """What makes outputs of hidden states."""
+        if self.kind == "lm":
+            head: nn.Module = self.model.get_output_embeddings()
+            return head
+        return self.model.get_submodule(self._head_name)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The body's."""
+        return self.model.dtype
+
+    @property
+    def num_parameters(self) -> int:
+        """All parameters, tied ones once."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The body's token embeddings."""
+        embeddings: nn.Module = self.model.get_input_embeddings()
+        return embeddings
+
+    def outputs(self, hidden_ND: torch.Tensor, columns: Sequence[int] | None = None) -> torch.Tensor:
+        """The head's raw outputs.
+
+        Args:
+            hidden_ND: last hidden states at N positions, ``[N, hidden]``.
+            columns: which outputs; for "lm" token ids. None: all.
+
+        Returns:
+            ``[N, len(columns)]``, float32.
+        """
+        head = self.head
+        weight = getattr(head, "weight", None)
+        if columns is None or not isinstance(head, nn.Linear) or not _is_plain(weight):
+            outputs_NC = _apply(head, hidden_ND)
+            outputs_NC = outputs_NC if columns is None else outputs_NC[:, list(columns)]
+        else:
+            rows = torch.tensor(list(columns), device=head.weight.device)
+            bias = None if head.bias is None else head.bias[rows].float()
+            hidden_ND = hidden_ND.to(head.weight.device).float()
+            outputs_NC = nn.functional.linear(hidden_ND, head.weight[rows].float(), bias)
+        return _scaled(outputs_NC, self.config) if self.kind == "lm" else outputs_NC
+
+
+def load_reward_model(kind: Head, source: Any, **options: Any) -> RewardModel:
+    """Load a reward model, or wrap a loaded one.
+
+    Args:
+        kind: its head.
+        source: a hub id, a folder, or a loaded transformers model.
+        options: for ``from_pretrained`` (dtype, device_map, quantization_config, ...).
+
+    Raises:
+        ModelError: the checkpoint lacks weights, or the model has no such head.
+    """
+    if isinstance(source, nn.Module):
+        return RewardModel(source, kind)  # type: ignore[arg-type]
+    name = str(source)
+    if kind in _AUTO_CLASSES:
+        auto = getattr(transformers, _AUTO_CLASSES[kind])
+        model, info = auto.from_pretrained(name, output_loading_info=True, **options)
+    else:
+        options.pop("trust_remote_code", None)
+        hub = {key: options[key] for key in _CONFIG_OPTIONS if key in options}
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False, **hub)
+        model, info = headed_class(kind, config).from_pretrained(
+            name,
+            config=config,
+            output_loading_info=True,
+            # As TRL's wrapper names the model it wraps.
+            key_mapping={r"^pretrained_model\.": ""},
+            **options,
+        )
+    _check_complete(name, kind, info)
+    return RewardModel(model.eval(), kind)
+
+
+def headed_class(kind: Head, config: Any) -> Any:
+    """A model class of the config's body and a "value" or "process_reward" head.
+
+    Its parameters are named as in the checkpoints: the body's as in any model of its family,
+    ``v_head.summary`` or ``score.0`` and ``score.2``.
+
+    Raises:
+        ModelError: transformers has no body for this config.
+    """
+    try:
+        body = transformers.MODEL_MAPPING[type(config)]
+    except KeyError:
+        raise ModelError(
+            f"no decoder is known for {type(config).__name__}.", hint="Choose another prm_format."
+        ) from None
+    family: Any = next(base for base in body.__mro__[1:] if issubclass(base, PreTrainedModel))
+    make: Callable[[Any], nn.Module] = _value_head if kind == "value" else _process_reward_head
+    name = _HEAD_NAMES[kind][0]
+
+    def init(self: Any, config: Any) -> None:
+        family.__init__(self, config)
+        setattr(self, family.base_model_prefix, body(config))
+        setattr(self, name, make(config))
+        self.post_init()
+
+    # A language model's head may be stored along; nothing reads it.
+    ignored = {"__init__": init, "_keys_to_ignore_on_load_unexpected": [r"^lm_head\."]}
+    return type(f"{body.__name__}With{kind.title().replace('_', '')}", (family,), ignored)
+
+
+class _ValueHead(nn.Module):
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.summary = nn.Linear(hidden, 1)
+
+    def forward(self, hidden_ND: torch.Tensor) -> torch.Tensor:
+        value_N1: torch.Tensor = self.summary(hidden_ND)
+        return value_N1
+
+
+def _value_head(config: Any) -> nn.Module:
+    return _ValueHead(int(config.hidden_size))
+
+
+def _process_reward_head(config: Any) -> nn.Module:
+    # The published configs say nothing of labels: there are two.
+    hidden = int(config.hidden_size)
+    return nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 2))
+
+
+def _head_name(model: Any, kind: Head) -> str:
+    if kind == "lm":
+        if getattr(model, "get_output_embeddings", lambda: None)() is not None:
+            return ""
+    else:
+        for name in _HEAD_NAMES[kind]:
+            if isinstance(getattr(model, name, None), nn.Module):
+                return name
+    wanted = "lm_head" if kind == "lm" else " or ".join(_HEAD_NAMES[kind])
+    raise ModelError(
+        f"{type(model).__name__} has no {wanted}, which its prm_format reads (head {kind!r}).",
+        hint="Choose the prm_format that fits the model.",
+    )
+
+
+def _check_complete(name: str, kind: Head, info: Any) -> None:
+    """Refuse weights that transformers filled in at random."""
+    missing = sorted(map(str, info["missing_keys"]))
+    mismatched = sorted(str(entry[0]) for entry in info.get("mismatched_keys") or ())
+    if missing or mismatched:
+        lacking = [*missing, *mismatched]
+        raise ModelError(
+            f"the checkpoint {name!r} lacks {len(lacking)} weights of a model with head {kind!r}: "
+            f"{', '.join(lacking[:4])}{', ...' if len(lacking) > 4 else ''}.",
+            hint="It is no reward model of this kind: choose the prm_format that fits it.",
+        )
+
+
+@torch.inference_mode()
+def _check_head(model: RewardModel) -> None:
+    """Compare with the model's own logits, which a family may scale in a way not known here.
+
+    Raises:
+        ModelError: they differ by more than rounding.
+    """
+    if model.kind not in ("lm", "token"):
+        return
+    token_11 = torch.tensor([[1]], device=model.get_input_embeddings().weight.device)
+    own = model.model(input_ids=token_11, use_cache=False).logits[0].float()
+    ours = model.outputs(model.body(input_ids=token_11, use_cache=False).last_hidden_state[0])
+    # Also through the narrow way, which the scorer takes.
+    some = model.outputs(model.body(input_ids=token_11, use_cache=False).last_hidden_state[0], (0, 1))
+    scale = own.abs().max().clamp_min(1e-6)
+    worst = max(float((found - want.to(found.device)).abs().max()) for found, want in ((ours, own), (some, own[:, :2])))
+    if worst > 0.02 * float(scale):
+        raise ModelError(
+            f"{type(model.model).__name__} makes its logits in a way that is not known here.",
+            hint="Report it; until then choose another model.",
+        )
+
+
+def _is_plain(weight: Any) -> bool:
+    return isinstance(weight, torch.Tensor) and weight.is_floating_point() and weight.dim() == 2
+
+
+def _apply(head: nn.Module, hidden_ND: torch.Tensor) -> torch.Tensor:
+    """Run a head where and how its weights are."""
+    parameter = next(head.parameters())
+    dtype = parameter.dtype if parameter.is_floating_point() else hidden_ND.dtype
+    outputs_NC: torch.Tensor = head(hidden_ND.to(parameter.device, dtype))
+    return outputs_NC.float()
+
+
+def _scaled(logits_NC: torch.Tensor, config: Any) -> torch.Tensor:
+    """What families do to vocabulary logits: Cohere and Granite scale, Gemma caps."""
+    config = config.get_text_config(decoder=True)
+    if (factor := getattr(config, "logit_scale", None)) is not None:
+        logits_NC = logits_NC * factor
+    if divisor := getattr(config, "logits_scaling", None):
+        logits_NC = logits_NC / divisor
+    if cap := getattr(config, "final_logit_softcapping", None):
+        logits_NC = torch.tanh(logits_NC / cap) * cap
+    return logits_NC

@@ -1,0 +1,51 @@
+"""From logits to tokens: greedy, or one uniform number a token by inverse CDF.
+
+The draws belong to the request, so what it gets does not depend on the rows beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from rsd_integrations.protocols import Sampling
+
+__all__ = ["filtered_probabilities", "pick"]
+
+
+def pick(logits_NV: torch.Tensor, samplings: Sequence[Sampling]) -> list[int]:
+    """One token id for each row of logits.
+
+    Raises:
+        ValueError: never; NaN logits give token 0 and are refused by ``TorchWriter``.
+    """
+    greedy: list[int] = logits_NV.argmax(dim=-1).tolist()
+    return [
+        token if sampling.temperature == 0.0 else _draw(logits_V, sampling)
+        for token, logits_V, sampling in zip(greedy, logits_NV, samplings, strict=True)
+    ]
+
+
+def _draw(logits_V: torch.Tensor, sampling: Sampling) -> int:
+    cumulative_V = filtered_probabilities(logits_V, sampling).cumsum(dim=-1)
+    point = sampling.draw() * float(cumulative_V[-1])
+    token = int(torch.searchsorted(cumulative_V, point, right=True))
+    # Rounding may put the point on the last step of the staircase: the last token with any mass.
+    return min(token, int(torch.searchsorted(cumulative_V, cumulative_V[-1])))
+
+
+def filtered_probabilities(logits_V: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """Probabilities after temperature, top_k and top_p in this order, in double precision."""
+    scaled_V = logits_V.double() / sampling.temperature
+    if sampling.top_k is not None and sampling.top_k < scaled_V.numel():
+        least = scaled_V.topk(sampling.top_k).values[-1]
+        scaled_V = scaled_V.masked_fill(scaled_V < least, -torch.inf)
+    probabilities_V = scaled_V.softmax(dim=-1)
+    if sampling.top_p < 1.0:
+        sorted_V, order_V = probabilities_V.sort(descending=True, stable=True)
+        # A token stays if those before it have not reached top_p; the first always stays.
+        before_V = sorted_V.cumsum(dim=-1) - sorted_V
+        dropped_V = order_V[before_V >= sampling.top_p]
+        probabilities_V = probabilities_V.index_fill(0, dropped_V, 0.0)
+    return probabilities_V

@@ -1,0 +1,168 @@
+"""KV caches in slots: many requests in one model, each with its own length and its own rollback.
+
+A slot is one row of preallocated keys and values. A request's length is kept by its session; what
+lies behind that length in its row is stale and masked out, so rolling back costs nothing. Each
+forward names its rows and positions in a ``Plan`` which all layers read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+__all__ = ["Plan", "SlotCache", "SlotFeed", "masks"]
+
+
+@dataclass(frozen=True, slots=True)
+class SlotFeed:
+    """Tokens for one slot, at positions from ``start`` on; the output at index ``read`` is wanted."""
+
+    slot: int
+    start: int
+    tokens: Sequence[int]
+    read: int = -1
+
+
+@dataclass(slots=True)
+class Plan:
+    """Where one forward of N rows with at most T tokens reads and writes. L: longest row after it.
+
+    ``rows_N``: slots. ``write_NT``: positions to write, the scratch column for padding.
+    ``position_NT``: positions of the tokens, 0 for padding. ``span``: L.
+    """
+
+    rows_N: torch.Tensor
+    write_NT: torch.Tensor
+    position_NT: torch.Tensor
+    span: int
+    block: slice | None
+    _moved: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, feeds: Sequence[SlotFeed], capacity: int) -> Plan:
+        """Lay out some feeds, padded on the right."""
+        longest = max(len(feed.tokens) for feed in feeds)
+        write = [
+            [*range(feed.start, feed.start + len(feed.tokens)), *[capacity] * (longest - len(feed.tokens))]
+            for feed in feeds
+        ]
+        slots = [feed.slot for feed in feeds]
+        write_NT = torch.tensor(write)
+        consecutive = slots == list(range(slots[0], slots[0] + len(slots)))
+        return cls(
+            rows_N=torch.tensor(slots),
+            write_NT=write_NT,
+            position_NT=write_NT.where(write_NT < capacity, 0),
+            span=max(feed.start + len(feed.tokens) for feed in feeds),
+            block=slice(slots[0], slots[0] + len(slots)) if consecutive else None,
+        )
+
+    def on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """``rows_N`` and ``write_NT`` on a layer's device: a model may be spread over several."""
+        if device not in self._moved:
+            self._moved[device] = (self.rows_N.to(device), self.write_NT.to(device))
+        return self._moved[device]
+
+
+class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]
+    """Keys and values of one layer, ``[slots, capacity + 1, heads, head size]``.
+
+    The last column is scratch: padding writes there and nobody reads it.
+    """
+
+    is_sliding = False
+
+    def __init__(self, owner: SlotCache) -> None:
+        super().__init__()
+        self._owner = owner
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Allocate on the device where the model computes this layer."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys, self.values = (
+            states.new_zeros(self._owner.slots, self._owner.capacity + 1, states.shape[1], states.shape[3])
+            for states in (key_states, value_states)
+        )
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write ``[N, heads, T, size]`` states, return those of all positions, ``[N, heads, L, size]``."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None
+        plan = self._owner.plan
+        rows_N, write_NT = plan.on(self.keys.device)
+        self.keys[rows_N[:, None], write_NT] = key_states.transpose(1, 2)
+        self.values[rows_N[:, None], write_NT] = value_states.transpose(1, 2)
+        return self._rows(self.keys, plan, rows_N), self._rows(self.values, plan, rows_N)
+
+    @staticmethod
+    def _rows(states: torch.Tensor, plan: Plan, rows_N: torch.Tensor) -> torch.Tensor:
+        # Neighbouring slots are a view; scattered ones have to be gathered.
+        chosen = states[plan.block, : plan.span] if plan.block else states[:, : plan.span][rows_N]
+        return chosen.transpose(1, 2)
+
+    def get_seq_length(self) -> int:
+        """Positions and masks are always given, so this is never what a model goes by."""
+        return 0
+
+    def get_mask_sizes(self, query_length: Any) -> tuple[int, int]:
+        """Length and offset of the keys that ``update`` returns."""
+        return self._owner.plan.span, 0
+
+    def get_max_length(self) -> int:
+        """Positions a slot holds."""
+        return self._owner.capacity
+
+    get_max_cache_shape = get_max_length
+
+
+class SlotCache(Cache):  # type: ignore[misc]
+    """A cache of ``slots`` rows of ``capacity`` positions for a model of ``layers`` layers."""
+
+    def __init__(self, layers: int, slots: int, capacity: int) -> None:
+        self.slots = slots
+        self.capacity = capacity
+        self.plan = Plan.of([SlotFeed(0, 0, [0])], capacity)
+        super().__init__(layers=[_SlotLayer(self) for _ in range(layers)])
+
+    @torch.inference_mode()
+    def wipe(self, slot: int) -> None:
+        """Zero a slot: a NaN left behind would spread, masked or not."""
+        for layer in self.layers:
+            if layer.is_initialized:
+                layer.keys[slot].zero_()
+                layer.values[slot].zero_()
+
+    @property
+    def bytes(self) -> int:
+        """Memory allocated by now."""
+        return sum(
+            states.numel() * states.element_size()
+            for layer in self.layers
+            if layer.is_initialized
+            for states in (layer.keys, layer.values)
+        )
+
+
+def masks(plan: Plan, window: int | None, chunk: int | None = None) -> torch.Tensor:
+    """Who may see whom, ``[N, 1, T, L]``, True where a token attends.
+
+    Args:
+        window: of sliding attention: a token sees that many positions, itself included.
+        chunk: of chunked attention: a token sees its own chunk up to itself.
+    """
+    key_L = torch.arange(plan.span)
+    position_NT1 = plan.position_NT[:, :, None]
+    mask_NTL = key_L <= position_NT1
+    if window is not None:
+        mask_NTL &= key_L > position_NT1 - window
+    if chunk is not None:
+        mask_NTL &= key_L // chunk == position_NT1 // chunk
+    return mask_NTL[:, None]

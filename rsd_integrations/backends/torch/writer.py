@@ -1,0 +1,184 @@
+"""A causal language model that writes steps: draft or target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from rsd_integrations.backends.torch.detokenize import Detokenizer
+from rsd_integrations.backends.torch.runner import SlotRunner
+from rsd_integrations.backends.torch.sampling import pick
+from rsd_integrations.backends.torch.slot_session import SlotSession
+from rsd_integrations.encoding import encode_plain
+from rsd_integrations.errors import BackendError
+from rsd_integrations.protocols import (
+    DraftStep,
+    Kept,
+    ModelInfo,
+    TargetStep,
+    WriterSession,
+    Written,
+)
+from rsd_integrations.segment import ReasoningTags
+from rsd_integrations.types import Prompt
+
+__all__ = ["TorchWriter", "TorchWriterSession"]
+
+Render = Callable[[Prompt], tuple[int, ...]]
+
+
+class TorchWriterSession(SlotSession):
+    """One request in a draft or target model (a ``WriterSession``)."""
+
+    def __init__(self, writer: TorchWriter, prompt: tuple[int, ...], tags: ReasoningTags | None) -> None:
+        super().__init__(writer.runner, prompt, writer.info.sliding_window)
+        self.tags = tags
+        self._writer = writer
+        self._detokenizer = Detokenizer(writer.tokenizer, writer.hidden_ids)
+        self._text = ""
+        self.work: DraftStep | TargetStep | None = None
+
+    def begin(self, work: DraftStep | TargetStep) -> None:
+        """Take a step to write."""
+        self.work = work
+        self._text = ""
+
+    @property
+    def in_progress(self) -> int:
+        """Tokens written for the step in progress."""
+        return len(self.tokens) - self.base
+
+    @property
+    def full(self) -> bool:
+        """Whether the step may not grow any more."""
+        assert self.work is not None
+        room = self._writer.info.window - self.base
+        return self.in_progress >= min(self.work.max_tokens, room)
+
+    def push(self, token: int) -> Written | None:
+        """Take the next token; the step if it ends there."""
+        assert self.work is not None
+        self.tokens.append(token)
+        if token in self._writer.eos_ids:
+            return self.written("eos")
+        checked, self._text = len(self._text), self._detokenizer.text(self.tokens[self.base :])
+        cut = self.work.boundary.find(self._text, checked)
+        if cut is not None:
+            return self.written(cut.kind, cut.end if cut.kind == "stop" else None)
+        return self.written("limit") if self.full else None
+
+    def written(self, end: Any, cut: int | None = None) -> Written:
+        """The step in progress as it stands."""
+        tokens = tuple(self.tokens[self.base :])
+        final = end == "eos" or (end == "limit" and self.work is not None and self.work.closing)
+        text = self._detokenizer.text(tokens, final=final)
+        return Written(text, tokens, end, cut, self._writer.vocabulary)
+
+    def commit(self, kept: Kept, *, own: bool) -> None:
+        """Put the committed step in place of the one in progress."""
+        if own:
+            self.keep()
+            step = kept.written.token_ids
+        else:
+            step = self._writer.as_own_tokens(kept.written)
+            self.replace(step)
+        self._detokenizer.commit(step)
+        self.work = None
+
+
+class TorchWriter:
+    """A draft or target model over slots (a ``Writer``).
+
+    Args:
+        runner: over the model, reading logits.
+        tokenizer: the model's.
+        render: prompt -> token ids, by the model's own chat template.
+        tags_of: rendered prompt -> thinking markup, None where the model has none.
+        eos_ids: tokens that end an answer.
+        hidden_ids: tokens without text.
+        vocabulary: fingerprint of the tokenizer; writers with the same one share token ids.
+    """
+
+    def __init__(
+        self,
+        runner: SlotRunner,
+        tokenizer: Any,
+        info: ModelInfo,
+        *,
+        render: Render,
+        tags_of: Callable[[tuple[int, ...]], ReasoningTags | None],
+        eos_ids: frozenset[int],
+        hidden_ids: frozenset[int],
+        vocabulary: str,
+    ) -> None:
+        self.runner = runner
+        self.tokenizer = tokenizer
+        self.info = info
+        self.eos_ids = eos_ids
+        self.hidden_ids = hidden_ids
+        self.vocabulary = vocabulary
+        self._render = render
+        self._tags_of = tags_of
+
+    def open(self, prompt: Prompt) -> TorchWriterSession:
+        """Render and encode a prompt; the window is checked by the engine, which knows max_tokens."""
+        tokens = self._render(prompt)
+        return TorchWriterSession(self, tokens, self._tags_of(tokens))
+
+    def as_own_tokens(self, written: Written) -> tuple[int, ...]:
+        """A step in this model's tokens: the ids themselves where the vocabulary is the same."""
+        if written.vocabulary == self.vocabulary:
+            return written.token_ids
+        return encode_plain(self.tokenizer, written.text)
+
+    def advance(self, sessions: Sequence[WriterSession]) -> list[Written | Exception | None]:
+        """One forward and at most one new token for each session."""
+        own = [session for session in sessions if isinstance(session, TorchWriterSession)]
+        results: list[Written | Exception | None] = [
+            session.written("limit") if session.full else None for session in own
+        ]
+        rows = [index for index, result in enumerate(results) if result is None]
+        for index, result in zip(rows, self._write([own[index] for index in rows]), strict=True):
+            results[index] = result
+        return results
+
+    def _write(self, sessions: Sequence[TorchWriterSession]) -> list[Written | Exception | None]:
+        feeds = [session.feed() for session in sessions]
+        outputs = self.runner.run(feeds)
+        results: list[Written | Exception | None] = [None] * len(sessions)
+        ready: list[int] = []
+        for index, (session, feed, output) in enumerate(zip(sessions, feeds, outputs, strict=True)):
+            if isinstance(output, Exception):
+                results[index] = output
+                continue
+            session.fed(feed)
+            if session.cached == len(session.tokens):
+                ready.append(index)
+        if ready:
+            self._pick(sessions, ready, outputs, results)
+        return results
+
+    def _pick(
+        self,
+        sessions: Sequence[TorchWriterSession],
+        ready: list[int],
+        outputs: Sequence[torch.Tensor | Exception],
+        results: list[Written | Exception | None],
+    ) -> None:
+        logits_NV = torch.stack([output for i in ready if isinstance(output := outputs[i], torch.Tensor)])
+        broken = logits_NV.isnan().any(dim=-1).tolist()
+        samplings = [work.sampling for i in ready if (work := sessions[i].work) is not None]
+        for index, nan, token in zip(ready, broken, pick(logits_NV, samplings), strict=True):
+            results[index] = _nan(self.info.name) if nan else sessions[index].push(token)
+
+    def close(self) -> None:
+        """Give the memory back."""
+        del self.runner, self._render, self._tags_of
+
+
+def _nan(name: str) -> BackendError:
+    return BackendError(
+        f"{name!r} gave NaN logits.", hint="Try another dtype (float16 overflows in some models)."
+    )

@@ -1,0 +1,134 @@
+"""RSDConfig: every knob of one generation, validated once, without I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+
+from rsd_integrations import weighting as _weighting
+
+__all__ = ["RSDConfig"]
+
+WeightingName = Literal["step", "constant", "clip", "sigmoid", "logistic"]
+
+
+def _as_tuple(value: Any) -> Any:
+    """A lone string is one entry; None is no entry."""
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, str) else value
+
+
+Strings = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+
+
+class RSDConfig(BaseModel):
+    """How one generation drafts, accepts, samples and ends.
+
+    Unknown fields are refused. Every field can also be given per call
+    (``pipe.generate(prompt, threshold=0.9)``), which overrides the config for that call.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    threshold: float | None = Field(default=None, ge=0.0, allow_inf_nan=False)
+    """Reward from which a draft step is kept (delta in the paper). None takes the pipeline's
+    recommended one (the model card's or the PRM format's, else 0.7). With the step weighting 0 is
+    draft only and above 1 is target only: the models that cannot matter are then not run."""
+
+    weighting: WeightingName | Callable[[float], float] = "step"
+    """Reward -> acceptance probability: a name or any callable (see ``weighting.py``)."""
+
+    acceptance_rate: float = Field(default=0.5, ge=0.0, le=1.0, allow_inf_nan=False)
+    """The probability of the "constant" weighting."""
+
+    beta: float = Field(default=10.0, gt=0.0, allow_inf_nan=False)
+    """The slope of the "logistic" weighting."""
+
+    step_delimiter: Strings = ("\n\n",)
+    """A step ends with the token that completes one of these. Blank lines alone are no step."""
+
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Most tokens in the answer. None: whatever the window leaves after the prompt."""
+
+    max_steps: int = Field(default=100, ge=1)
+    """Most steps in the answer (100 in the paper)."""
+
+    max_step_tokens: int = Field(default=512, ge=1)
+    """Most tokens in one step; a longer one is cut there and scored as it stands."""
+
+    temperature: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
+    """0 is greedy. Draft and target sample alike."""
+
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0, allow_inf_nan=False)
+    """Smallest set of tokens whose probabilities reach top_p."""
+
+    top_k: int | None = Field(default=None, ge=1)
+    """Only the k likeliest tokens; None for all."""
+
+    seed: int | None = Field(default=None, ge=0)
+    """Fixes every random draw, whatever else runs. None draws a fresh one, told in the result."""
+
+    stop: Strings = ()
+    """The answer ends before the first of these; they may span tokens and steps."""
+
+    @field_validator("weighting", mode="before")
+    @classmethod
+    def _known_weighting(cls, value: Any) -> Any:
+        if callable(value) or value in _weighting.NAMES:
+            return value
+        names = ", ".join(repr(name) for name in _weighting.NAMES)
+        raise ValueError(
+            f"unknown weighting {value!r}; use one of {names}, or a callable reward -> probability"
+        )
+
+    @field_validator("step_delimiter", mode="after")
+    @classmethod
+    def _some_delimiter(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value or not all(value):
+            raise ValueError(
+                f"step_delimiter must hold at least one non-empty string, not {value!r}; "
+                'the default is "\\n\\n"'
+            )
+        return value
+
+    @field_validator("stop", mode="after")
+    @classmethod
+    def _no_empty_stop(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(value):
+            raise ValueError(f"stop strings must not be empty, got {value!r}; leave the empty one out")
+        return value
+
+    def override(self, **fields: Any) -> RSDConfig:
+        """A copy with these fields changed, validated like any other.
+
+        Raises:
+            pydantic.ValidationError: a field is unknown or out of bounds.
+        """
+        if not fields:
+            return self
+        # exclude_unset keeps the callable weighting as it is: dumping would try to serialise it.
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        return type(self)(**{**given, **fields})
+
+    def acceptance(self) -> _weighting.Weighting:
+        """The weighting with its parameters filled in. The threshold must be resolved."""
+        if callable(self.weighting):
+            return self.weighting
+        threshold = 0.7 if self.threshold is None else self.threshold
+        return {
+            "step": _weighting.step(threshold),
+            "constant": _weighting.constant(self.acceptance_rate),
+            "clip": _weighting.clip,
+            "sigmoid": _weighting.sigmoid,
+            "logistic": _weighting.logistic(threshold, self.beta),
+        }[self.weighting]
+
+    @property
+    def mode(self) -> Literal["rsd", "draft", "target"]:
+        """Who has to run: with the step weighting, thresholds 0 and above 1 decide without a PRM."""
+        if self.weighting != "step" or self.threshold is None or 0.0 < self.threshold <= 1.0:
+            return "rsd"
+        return "draft" if self.threshold == 0.0 else "target"

@@ -1,0 +1,165 @@
+"""The executor for models in this process: one thread, all live requests in shared rounds."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rsd_integrations.algorithm import Cancelled
+from rsd_integrations.engine.job import Job, Request, Sink
+from rsd_integrations.errors import EngineClosedError
+from rsd_integrations.protocols import Backend, DraftStep, ScoreStep, TargetStep
+
+__all__ = ["GATHER_ROUNDS", "BatchEngine"]
+
+GATHER_ROUNDS = 16
+"""Most rounds a rejected step waits for others, so that the target rewrites them together."""
+
+
+class BatchEngine:
+    """Owns the models' thread. Any thread may submit; results come through the job's sink.
+
+    A round lets each model do one batch: the PRM scores all steps that wait, the draft and the
+    target each write one token for every request that is with them. Requests join and leave at any
+    round, and what one gets does not depend on the others.
+    """
+
+    def __init__(self, backend: Backend, *, gather_rounds: int = GATHER_ROUNDS) -> None:
+        self._backend = backend
+        self._gather_rounds = gather_rounds
+        self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._queued: list[Job] = []
+        self._live: list[Job] = []
+        self._closed = False
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="rsd-engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: Request, sink: Sink) -> Job:
+        """Queue a request.
+
+        Raises:
+            EngineClosedError: the engine was closed.
+        """
+        job = Job(request, sink)
+        with self._lock:
+            if self._closed:
+                raise _closed()
+            self._inbox.put(job)
+        return job
+
+    @property
+    def live(self) -> int:
+        """Requests at work now."""
+        return len(self._live)
+
+    def close(self) -> None:
+        """Fail what is queued or running, end the thread, give the models' memory back."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._inbox.put(None)
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _run(self) -> None:
+        error: BaseException = _closed()
+        try:
+            while self._receive():
+                self._admit()
+                self._end_cancelled()
+                self._round()
+        except BaseException as unexpected:  # A bug of ours: no caller may wait for ever.
+            error = unexpected
+        finally:
+            with self._lock:
+                self._closed = True
+            self._receive(block=False)
+            for job in [*self._live, *self._queued]:
+                job.fail(error)
+            self._live, self._queued = [], []
+            for model in (self._backend.draft, self._backend.target, self._backend.prm):
+                model.close()
+
+    def _receive(self, *, block: bool = True) -> bool:
+        """Take what was submitted, waiting while there is nothing to do. False: close."""
+        going = True
+        while True:
+            try:
+                idle = block and going and not self._live and not self._queued
+                job = self._inbox.get(block=idle)
+            except queue.Empty:
+                return going
+            if job is None:
+                going = False
+            else:
+                self._queued.append(job)
+
+    def _admit(self) -> None:
+        while self._queued and len(self._live) < self._backend.max_batch_size:
+            self._start(self._queued.pop(0))
+
+    def _start(self, job: Job) -> None:
+        self._live.append(job)
+        self._guard(job, lambda: job.start(self._backend))
+
+    def _end_cancelled(self) -> None:
+        for job in [job for job in self._queued if job.cancelled]:
+            self._queued.remove(job)
+            self._start(job)  # Its story tells what a cancelled answer looks like, even an empty one.
+        for job in [job for job in self._live if job.cancelled]:
+            self._resume(job, Cancelled())
+
+    def _round(self) -> None:
+        backend = self._backend
+        if scoring := self._waiting(ScoreStep):
+            work = [job.work for job in scoring]
+            self._batch(scoring, lambda: backend.prm.score([job.prm for job in scoring], work))  # type: ignore[arg-type]
+        if drafting := self._waiting(DraftStep):
+            self._batch(drafting, lambda: backend.draft.advance([job.draft for job in drafting]))
+        if (rewriting := self._waiting(TargetStep)) and self._due(rewriting):
+            self._batch(rewriting, lambda: backend.target.advance([job.target for job in rewriting]))
+
+    def _waiting(self, kind: type) -> list[Job]:
+        return [job for job in self._live if isinstance(job.work, kind)]
+
+    def _due(self, rewriting: Sequence[Job]) -> bool:
+        """Whether the target should run: a pass over its weights costs the same for one row as for many."""
+        for job in rewriting:
+            job.rounds_waited += 1
+        return (
+            2 * len(rewriting) >= len(self._live)
+            or any(job.target.in_progress for job in rewriting)
+            or max(job.rounds_waited for job in rewriting) > self._gather_rounds
+        )
+
+    def _batch(self, jobs: Sequence[Job], run: Callable[[], Sequence[Any]]) -> None:
+        """Run one batch and hand each job its result; None means it is not done yet."""
+        try:
+            results = run()
+        except Exception as error:  # A backend should fail row by row; one that does not fails them all.
+            results = [error] * len(jobs)
+        for job, result in zip(jobs, results, strict=True):
+            if result is not None:
+                self._resume(job, result)
+
+    def _resume(self, job: Job, result: Any) -> None:
+        self._guard(job, lambda: job.resume(result))
+
+    def _guard(self, job: Job, act: Callable[[], None]) -> None:
+        """A failure fails its own job; a job that waits for nothing more leaves."""
+        try:
+            act()
+        except Exception as error:
+            job.fail(error)
+        if job.work is None:
+            self._live.remove(job)
+
+
+def _closed() -> EngineClosedError:
+    return EngineClosedError(
+        "this pipeline was closed.", hint="Make a new one, or keep it open while requests run."
+    )

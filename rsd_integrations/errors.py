@@ -1,0 +1,81 @@
+"""Every error this package raises on purpose.
+
+::
+
+    RSDError
+    ├── ConfigError            a setting or a call parameter is wrong        (also ValueError)
+    ├── PromptError            a prompt is empty, malformed or too long      (also ValueError)
+    ├── ModelError             a model or tokenizer cannot play its role     (also ValueError)
+    ├── RewardError            a reward or a weighting left its range
+    ├── BackendError           a model, a device or a server failed in mid-request
+    │   └── DeviceMemoryError  the device ran out of memory
+    └── EngineClosedError      the pipeline was closed                       (also RuntimeError)
+
+Each carries ``hint``, one sentence that says what to do; ``str(error)`` shows both.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BackendError",
+    "ConfigError",
+    "DeviceMemoryError",
+    "EngineClosedError",
+    "ModelError",
+    "PromptError",
+    "RSDError",
+    "RewardError",
+]
+
+
+class RSDError(Exception):
+    """Base of all errors of this package.
+
+    Args:
+        message: what was wrong, with the offending value.
+        hint: what to do about it.
+    """
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message, hint)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}".rstrip()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Keyword-only arguments do not survive the default pickling of exceptions.
+        return _rebuild, (type(self), self.message, self.hint)
+
+
+def _rebuild(cls: type[RSDError], message: str, hint: str) -> RSDError:
+    return cls(message, hint=hint)
+
+
+class ConfigError(RSDError, ValueError):
+    """A setting or a call parameter is wrong."""
+
+
+class PromptError(RSDError, ValueError):
+    """A prompt is empty, malformed, or does not fit the window."""
+
+
+class ModelError(RSDError, ValueError):
+    """A model or tokenizer cannot play the role it was given."""
+
+
+class RewardError(RSDError):
+    """A reward is NaN or outside [0, 1], or a weighting gave no probability."""
+
+
+class BackendError(RSDError):
+    """A model, a device or a server failed while it worked on a request."""
+
+
+class DeviceMemoryError(BackendError):
+    """The device ran out of memory while it worked on a request."""
+
+
+class EngineClosedError(RSDError, RuntimeError):
+    """The pipeline was closed before or while the request ran."""

@@ -1,0 +1,213 @@
+"""RSDPipeline: the composition root. Everything users call without a framework is here."""
+
+from __future__ import annotations
+
+import secrets
+import time
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+from rsd_integrations.config import RSDConfig
+from rsd_integrations.engine.batch import BatchEngine
+from rsd_integrations.engine.job import Request
+from rsd_integrations.engine.streams import AsyncEventStream, EventStream, Submit
+from rsd_integrations.errors import ConfigError
+from rsd_integrations.prompts import check_prompt
+from rsd_integrations.protocols import Backend
+from rsd_integrations.types import Generation, Message
+
+__all__ = ["DEFAULT_THRESHOLD", "RSDPipeline"]
+
+DEFAULT_THRESHOLD = 0.7
+"""The paper's, where neither the PRM's card nor its format recommends another."""
+
+
+class RSDPipeline:
+    """Draft, target and PRM behind one engine; any number of threads and tasks may call it.
+
+    Make one with ``from_pretrained`` or ``pocket``; close it, or use it as a context manager (sync
+    or async), to give the models' memory back.
+
+    Args:
+        backend: the three models.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._engine = BatchEngine(backend)
+        # The engine's thread keeps the engine alive, not the pipeline: a dropped pipeline closes.
+        self._closer = weakref.finalize(self, self._engine.close)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        draft: Any,
+        target: Any,
+        prm: Any,
+        *,
+        prm_format: Any = "auto",
+        device: str | None = None,
+        dtype: Any = "auto",
+        max_batch_size: int = 8,
+        max_length: int = 4096,
+        draft_kwargs: Mapping[str, Any] | None = None,
+        target_kwargs: Mapping[str, Any] | None = None,
+        prm_kwargs: Mapping[str, Any] | None = None,
+    ) -> RSDPipeline:
+        """Load three models into this process (torch and transformers).
+
+        Args:
+            draft: hub id, folder, loaded model, or (model, tokenizer).
+            target: likewise.
+            prm: likewise.
+            prm_format: "auto", the name of a registered format, or a ``PRMFormat``.
+            device: for all three; None takes the GPU if there is one.
+            dtype: for all three; "auto" takes the checkpoints'.
+            max_batch_size: most requests at work at once; the others queue.
+            max_length: most tokens of prompt and answer; a smaller window of a model counts.
+            draft_kwargs: options of this model alone: device, dtype, device_map, quantization_config,
+                attn_implementation, trust_remote_code, use_safetensors, revision, token, cache_dir,
+                local_files_only, subfolder, max_memory, offload_folder, tokenizer, model_kwargs.
+            target_kwargs: likewise.
+            prm_kwargs: likewise.
+
+        Raises:
+            ConfigError: an option is unknown or out of bounds.
+            ModelError: a model or tokenizer cannot play its role.
+        """
+        from rsd_integrations.backends.torch.loading import load_backend
+
+        return cls(
+            load_backend(
+                draft,
+                target,
+                prm,
+                prm_format=prm_format,
+                device=device,
+                dtype=dtype,
+                max_batch_size=max_batch_size,
+                max_length=max_length,
+                draft_kwargs=draft_kwargs,
+                target_kwargs=target_kwargs,
+                prm_kwargs=prm_kwargs,
+            )
+        )
+
+    @classmethod
+    def pocket(cls, **options: Any) -> RSDPipeline:
+        """The embedded trio: small models for one family of word problems, no network needed.
+
+        Args:
+            options: as for ``from_pretrained``.
+        """
+        from rsd_integrations.pocket import pocket_paths
+
+        paths = pocket_paths()
+        options.setdefault("device", "cpu")
+        return cls.from_pretrained(draft=paths.draft, target=paths.target, prm=paths.prm, **options)
+
+    @property
+    def recommended_threshold(self) -> float:
+        """What ``threshold=None`` means here."""
+        recommended = self._backend.prm.info.threshold
+        return DEFAULT_THRESHOLD if recommended is None else recommended
+
+    @property
+    def backend(self) -> Backend:
+        """The three models."""
+        return self._backend
+
+    def generate(
+        self,
+        prompt: str | list[Message],
+        *,
+        config: RSDConfig | None = None,
+        timeout: float | None = None,
+        **fields: Any,
+    ) -> Generation:
+        """Answer a prompt.
+
+        Args:
+            prompt: a text (one user turn) or chat messages.
+            config: settings; ``RSDConfig()`` by default.
+            timeout: seconds until it is cancelled; what is committed by then is returned.
+            fields: fields of RSDConfig for this call (seed=0, threshold=0.9, ...).
+
+        Raises:
+            PromptError: the prompt is empty, malformed or too long.
+            pydantic.ValidationError: a field is unknown or out of bounds.
+            EngineClosedError: the pipeline was closed.
+            RSDError: a model failed.
+        """
+        return self.stream(prompt, config=config, timeout=timeout, **fields).result()
+
+    def stream(
+        self,
+        prompt: str | list[Message],
+        *,
+        config: RSDConfig | None = None,
+        timeout: float | None = None,
+        **fields: Any,
+    ) -> EventStream:
+        """The same, event by event, as it happens. Close (or drop) the stream to cancel."""
+        return EventStream(self._submit(prompt, config, timeout, fields), owner=self)
+
+    async def agenerate(
+        self,
+        prompt: str | list[Message],
+        *,
+        config: RSDConfig | None = None,
+        timeout: float | None = None,
+        **fields: Any,
+    ) -> Generation:
+        """``generate`` for asyncio; cancelling the task stops the models within a round."""
+        return await self.astream(prompt, config=config, timeout=timeout, **fields).result()
+
+    def astream(
+        self,
+        prompt: str | list[Message],
+        *,
+        config: RSDConfig | None = None,
+        timeout: float | None = None,
+        **fields: Any,
+    ) -> AsyncEventStream:
+        """``stream`` for asyncio. Must be called on a running event loop."""
+        return AsyncEventStream(self._submit(prompt, config, timeout, fields), owner=self)
+
+    def _submit(
+        self,
+        prompt: Any,
+        config: RSDConfig | None,
+        timeout: float | None,
+        fields: dict[str, Any],
+    ) -> Submit:
+        """Everything that can be checked in the caller's thread, then the way into the engine."""
+        if timeout is not None and not timeout > 0:
+            raise ConfigError(f"timeout={timeout!r} is no time.", hint="Give seconds above 0, or None.")
+        resolved = (config or RSDConfig()).override(**fields)
+        if resolved.threshold is None:
+            resolved = resolved.override(threshold=self.recommended_threshold)
+        request = Request(
+            prompt=check_prompt(prompt),
+            config=resolved,
+            seed=secrets.randbits(32) if resolved.seed is None else resolved.seed,
+            deadline=None if timeout is None else time.monotonic() + timeout,
+        )
+        return lambda sink: self._engine.submit(request, sink)
+
+    def close(self) -> None:
+        """Fail what still runs and give the models' memory back. Safe to call twice."""
+        self._engine.close()
+
+    def __enter__(self) -> RSDPipeline:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> RSDPipeline:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.close()

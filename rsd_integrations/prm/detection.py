@@ -1,0 +1,24 @@
+"""What a format may look at to recognise its model: names, never weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["has_architecture", "label_count", "model_name"]
+
+
+def has_architecture(config: Any, ending: str) -> bool:
+    """Whether an architecture's name, or a class of ``auto_map``, ends so."""
+    auto_map = getattr(config, "auto_map", None) or {}
+    names = [*(getattr(config, "architectures", None) or ()), *map(str, auto_map.values())]
+    return any(name.endswith(ending) for name in names)
+
+
+def model_name(config: Any) -> str:
+    """The model's repository or folder, lower case, "_" as "-"."""
+    return str(getattr(config, "_name_or_path", "") or "").lower().replace("_", "-")
+
+
+def label_count(config: Any) -> int:
+    """Number of a classifier's labels; 0 if the config does not say."""
+    return int(getattr(config, "num_labels", None) or len(getattr(config, "id2label", None) or ()))

@@ -1,0 +1,141 @@
+"""Which PRM formats there are, and which one a model needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from inspect import isabstract
+from typing import Any, TypeVar
+
+from rsd_integrations.errors import ConfigError, ModelError
+from rsd_integrations.prm.base import PRMFormat
+
+__all__ = ["find_prm_format", "prm_format_names", "register_prm_format"]
+
+FormatClass = TypeVar("FormatClass", bound=type[PRMFormat])
+FormatMaker = Callable[[Any, Mapping[str, Any]], PRMFormat]
+
+# From the general to the specific: what is registered last is asked first.
+_MODULES = ("judge", "sequence", "trl", "rlhflow", "math_shepherd", "skywork", "qwen")
+_formats: dict[str, type[PRMFormat]] = {}
+_loaded = False
+
+
+def register_prm_format(cls: FormatClass) -> FormatClass:
+    """Make a format known by its ``name``; usable as a class decorator.
+
+    ``"auto"`` asks formats in the reverse order of their registration, so a new one is asked first.
+
+    Raises:
+        ConfigError: it is no concrete ``PRMFormat`` with a name, or the name is taken.
+    """
+    if not (isinstance(cls, type) and issubclass(cls, PRMFormat)) or isabstract(cls):
+        raise ConfigError(
+            f"{cls!r} is not a concrete subclass of PRMFormat.",
+            hint="Subclass rsd_integrations.prm.PRMFormat and define detect, prompt, step and reward.",
+        )
+    name = getattr(cls, "name", None)
+    if not isinstance(name, str) or not name or name == "auto":
+        raise ConfigError(f"the PRM format {cls!r} has the name {name!r}.", hint='Set name = "my_format".')
+    if _known().get(name, cls) is not cls:
+        raise ConfigError(
+            f"a PRM format named {name!r} is registered already: {_formats[name]!r}.",
+            hint="Choose another name.",
+        )
+    _formats[name] = cls
+    return cls
+
+
+def prm_format_names() -> tuple[str, ...]:
+    """The names of all formats, sorted."""
+    return tuple(sorted(_known()))
+
+
+def find_prm_format(choice: Any, config: Any, tokenizer: Any) -> PRMFormat:
+    """The format of a PRM.
+
+    Args:
+        choice: "auto", a name, a ``PRMFormat`` subclass or instance, or a callable that makes one from
+            a tokenizer and the options of ``rsd_prm``. "auto" takes the format that ``rsd_prm`` in the
+            model's config names, or else the first whose ``detect`` recognises the model.
+        config: the model's transformers config.
+        tokenizer: the PRM's.
+
+    Raises:
+        ConfigError: there is no such format, or its options are wrong.
+        ModelError: no format recognises the model, or the tokenizer does not fit the format.
+    """
+    if isinstance(choice, PRMFormat):
+        return choice
+    options = _config_options(config)
+    if choice == "auto":
+        if options:
+            return _named(str(options.get("format")))(tokenizer, options)
+        return _detect(config, tokenizer).for_model(config, tokenizer)
+    if isinstance(choice, str):
+        cls = _named(choice)
+        return cls(tokenizer, options) if _meant(cls, options) else cls.for_model(config, tokenizer)
+    if isinstance(choice, type) and issubclass(choice, PRMFormat):
+        return choice(tokenizer, options) if _meant(choice, options) else choice.for_model(config, tokenizer)
+    if callable(choice):
+        return _made(choice, tokenizer, options)
+    raise ConfigError(f"prm_format is {choice!r}.", hint=_choices())
+
+
+def _known() -> dict[str, type[PRMFormat]]:
+    global _loaded
+    if not _loaded:
+        # First, because each of these modules registers its formats and so comes back here.
+        _loaded = True
+        for module in _MODULES:
+            import_module(f"rsd_integrations.prm.{module}")
+    return _formats
+
+
+def _named(name: str) -> type[PRMFormat]:
+    try:
+        return _known()[name]
+    except KeyError:
+        raise ConfigError(f"there is no PRM format {name!r}.", hint=_choices()) from None
+
+
+def _meant(cls: type[PRMFormat], options: Mapping[str, Any]) -> bool:
+    """Whether the model's options were written for this format."""
+    return bool(options) and options.get("format", cls.name) == cls.name
+
+
+def _made(maker: FormatMaker, tokenizer: Any, options: Mapping[str, Any]) -> PRMFormat:
+    made = maker(tokenizer, options)
+    if not isinstance(made, PRMFormat):
+        raise ConfigError(
+            f"prm_format {maker!r} returned {type(made).__name__}.", hint="It must return a PRMFormat."
+        )
+    return made
+
+
+def _config_options(config: Any) -> Mapping[str, Any]:
+    options = getattr(config, "rsd_prm", None) or {}
+    if not isinstance(options, Mapping) or (options and "format" not in options):
+        raise ConfigError(
+            f"rsd_prm in the PRM's config is {options!r}.",
+            hint='It must be a mapping such as {"format": "trl", "threshold": 0.9}.',
+        )
+    return options
+
+
+def _detect(config: Any, tokenizer: Any) -> type[PRMFormat]:
+    for cls in reversed(tuple(_known().values())):
+        if cls.detect(config, tokenizer):
+            return cls
+    architectures = list(getattr(config, "architectures", None) or ())
+    judge = any("CausalLM" in name for name in architectures)
+    raise ModelError(
+        f"cannot tell the PRM format of {getattr(config, '_name_or_path', '') or 'this model'!r} "
+        f"(architectures {architectures!r}, model type {getattr(config, 'model_type', None)!r}).",
+        hint=_choices() + (' For a chat model that should judge, "judge".' if judge else ""),
+    )
+
+
+def _choices() -> str:
+    names = ", ".join(map(repr, prm_format_names()))
+    return f"Pass prm_format= one of {names}, or a subclass of PRMFormat."

@@ -1,0 +1,62 @@
+"""Outcome reward models: a classifier over the question and the answer so far."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from rsd_integrations.prm.base import Feed, Head, PRMFormat
+from rsd_integrations.prm.detection import has_architecture, label_count
+from rsd_integrations.prm.readout import sigmoid, softmax
+from rsd_integrations.prm.registry import register_prm_format
+from rsd_integrations.prm.turns import AnswerTurn, chat_prompt
+from rsd_integrations.types import Message
+
+__all__ = ["SequenceFormat"]
+
+
+@register_prm_format
+class SequenceFormat(PRMFormat):
+    r"""The conversation and the answer so far under the chat template, read at the last token.
+
+    The tokens that end the assistant's turn follow the last step for the reading alone. The model
+    sees all turns as its template renders them; steps are joined by blank lines.
+
+    Such models judge whole answers: a partial one gets an unusual score, and one logit has no
+    natural zero. Choose a threshold by measuring (no preset is known), or shift the scale with the
+    options "center" and "scale": sigmoid((logit - center) / scale).
+
+    Source: the model cards of sequence-classification reward models, e.g. Skywork-Reward.
+    """
+
+    name: ClassVar[str] = "sequence"
+    head: ClassVar[Head] = "sequence"
+    accepts: ClassVar[frozenset[str] | None] = frozenset({"center", "scale"})
+
+    def __init__(self, tokenizer: Any, options: Mapping[str, Any] | None = None) -> None:
+        super().__init__(tokenizer, options)
+        self._turn = AnswerTurn(tokenizer)
+        self._center = float(self.options.get("center", 0.0))
+        self._scale = float(self.options.get("scale", 1.0))
+
+    @classmethod
+    def detect(cls, config: Any, tokenizer: Any) -> bool:
+        """A sequence classifier with one or two labels."""
+        return has_architecture(config, "ForSequenceClassification") and label_count(config) in (1, 2)
+
+    def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """The conversation, up to the answer."""
+        return chat_prompt(self.tokenizer, messages)
+
+    def step(self, body: str, index: int) -> Feed:
+        """The step, then the end of the turn for the reading."""
+        text = "\n\n" + body if index else body
+        ids = self._turn.encode(text, first=index == 0) + self._turn.tail
+        return Feed(ids, read=len(ids) - 1, probe=len(self._turn.tail))
+
+    def reward(self, outputs: Sequence[float]) -> float:
+        """Sigmoid of one logit, or probability of the second of two labels."""
+        if len(outputs) == 1:
+            return sigmoid((outputs[0] - self._center) / self._scale)
+        _, good = softmax(outputs)
+        return good

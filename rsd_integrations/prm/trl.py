@@ -1,0 +1,80 @@
+"""Token classifiers, as TRL's PRMTrainer makes them; the pocket trio's PRM is one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from rsd_integrations.encoding import chat_template_text, encode_plain
+from rsd_integrations.errors import ModelError
+from rsd_integrations.prm.base import Feed, Head, PRMFormat
+from rsd_integrations.prm.detection import has_architecture, label_count
+from rsd_integrations.prm.readout import softmax
+from rsd_integrations.prm.registry import register_prm_format
+from rsd_integrations.prm.turns import chat_prompt, conversation_text
+from rsd_integrations.types import Message
+
+__all__ = ["TRLFormat"]
+
+
+@register_prm_format
+class TRLFormat(PRMFormat):
+    r"""Prompt, then each step's tokens and the separator's; P(good) at the separator's last token.
+
+    Prompt, steps and separator are encoded apart and joined, as PRMTrainer does. With "chat" the
+    prompt is the whole conversation under the chat template, up to the answer. Without, it is the
+    beginning-of-sequence token, if there is one, and ``conversation_text``, as PRMTrainer writes it.
+
+    Rewards are read where a step was fed, never searched for, so separators within a step change
+    nothing but what the model sees; control tokens spelled in a text stay text.
+
+    Options: "separator" (PRMTrainer's default "\n"); "chat" (default: whether the tokenizer has a
+    chat template, for models with an ``rsd_prm`` mapping; false for others, because PRMTrainer
+    applies none); "positive" (index of the good label, default 1).
+
+    Source: trl.experimental.prm.PRMTrainer. PURE-PRM's P+ - P- is 2 P+ - 1: use P+ with separator "\n".
+    """
+
+    name: ClassVar[str] = "trl"
+    head: ClassVar[Head] = "token"
+    threshold: ClassVar[float | None] = 0.5
+    accepts: ClassVar[frozenset[str] | None] = frozenset({"separator", "chat", "positive"})
+
+    def __init__(self, tokenizer: Any, options: Mapping[str, Any] | None = None) -> None:
+        super().__init__(tokenizer, options)
+        separator = str(self.options.get("separator", "\n"))
+        self._separator = encode_plain(tokenizer, separator)
+        if not self._separator:
+            raise ModelError(
+                f"the PRM's tokenizer has no token for the separator {separator!r}.",
+                hint="Set the separator that the PRM was trained with in rsd_prm of its config.json.",
+            )
+        self._chat = bool(self.options.get("chat", chat_template_text(tokenizer)))
+        self._positive = int(self.options.get("positive", 1))
+
+    @classmethod
+    def for_model(cls, config: Any, tokenizer: Any) -> PRMFormat:
+        """As PRMTrainer trains: no chat template."""
+        return cls(tokenizer, {"chat": False})
+
+    @classmethod
+    def detect(cls, config: Any, tokenizer: Any) -> bool:
+        """A token classifier with two labels."""
+        return has_architecture(config, "ForTokenClassification") and label_count(config) == 2
+
+    def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """The conversation, or the question."""
+        if self._chat:
+            return chat_prompt(self.tokenizer, messages)
+        bos = self.tokenizer.bos_token_id
+        start = () if bos is None else (int(bos),)
+        return start + encode_plain(self.tokenizer, conversation_text(messages))
+
+    def step(self, body: str, index: int) -> Feed:
+        """The step's tokens, then the separator's."""
+        ids = encode_plain(self.tokenizer, body) + self._separator
+        return Feed(ids, read=len(ids) - 1)
+
+    def reward(self, outputs: Sequence[float]) -> float:
+        """Probability of the good label."""
+        return softmax(outputs)[self._positive]

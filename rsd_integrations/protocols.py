@@ -1,0 +1,260 @@
+"""What a backend must do: the work RSD asks for, and the two protocols that carry it out.
+
+A backend for models in this process is a ``Writer`` (draft, target) and a ``Scorer`` (PRM). Each
+opens one session a request; a session holds that request's state in that model (tokens, caches) and
+is used by the engine thread alone. Work is done in rounds over many sessions at once, so that a
+batch never waits for its slowest row. ``rsd_integrations.testing`` has scripted ones to read;
+``tests/conformance`` checks any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from rsd_integrations.segment import ReasoningTags, StepBoundary
+from rsd_integrations.types import Prompt, Source
+
+__all__ = [
+    "Backend",
+    "DraftStep",
+    "Kept",
+    "ModelInfo",
+    "Sampling",
+    "ScoreStep",
+    "Scored",
+    "Scorer",
+    "ScorerSession",
+    "Tally",
+    "TargetStep",
+    "WindowFull",
+    "Work",
+    "Writer",
+    "WriterSession",
+    "Written",
+]
+
+
+class WindowFull(Exception):
+    """A session has no room left in its model's window. Ends an answer as "length"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a token is drawn. ``draw`` gives the request's next uniform number in [0, 1)."""
+
+    temperature: float
+    top_p: float
+    top_k: int | None
+    draw: Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True)
+class DraftStep:
+    """Ask the draft for the next step of at most ``max_tokens`` tokens.
+
+    ``closing``: the answer ends with this step if it takes them all.
+    """
+
+    boundary: StepBoundary
+    max_tokens: int
+    sampling: Sampling
+    closing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TargetStep:
+    """Ask the target for the next step. ``rejected`` is the draft's, if there was one."""
+
+    boundary: StepBoundary
+    max_tokens: int
+    sampling: Sampling
+    closing: bool = False
+    rejected: Written | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreStep:
+    """Ask the PRM for the reward of ``body`` as the next step.
+
+    ``body`` is the step's text without delimiter and outer white space. Empty: the reward of the
+    committed text's last step, which an empty continuation leaves as it is.
+    """
+
+    body: str
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Tell all sessions which step was committed. It replaces whatever was in progress."""
+
+    source: Source
+    written: Written
+    body: str
+
+
+Work = DraftStep | TargetStep | ScoreStep
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A step as its writer left it.
+
+    ``end``: "delimiter", "eos", "stop" (a stop string; ``cut`` is its offset into ``text``, negative
+    where it began in earlier steps), or "limit" (``max_tokens`` or the window).
+    ``vocabulary`` names the tokenizer of ``token_ids``: sessions of the same one take the ids as
+    they are, others encode the text.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    end: Literal["delimiter", "eos", "stop", "limit"]
+    cut: int | None = None
+    vocabulary: str = ""
+
+    @property
+    def shown(self) -> str:
+        """The text before a stop string."""
+        return self.text if self.cut is None else self.text[: max(0, self.cut)]
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A reward in [0, 1] and the number of tokens the PRM read for this step."""
+
+    reward: float
+    tokens: int
+
+
+@dataclass(slots=True)
+class Tally:
+    """Tokens that went through a model for one request, and the attention pairs they made."""
+
+    forwarded: int = 0
+    pairs: int = 0
+
+    def add(self, start: int, count: int, window: int | None = None) -> None:
+        """Count tokens at positions ``start`` to ``start + count - 1``.
+
+        Args:
+            window: of sliding-window attention; a token sees at most this many, itself included.
+        """
+        self.forwarded += count
+        if window is None:
+            self.pairs += count * start + count * (count + 1) // 2
+        else:
+            self.pairs += sum(min(window, position + 1) for position in range(start, start + count))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What accounting and messages need to know of a model.
+
+    ``pair_flops``: 4 x layers x heads x head size, the attention cost of one (token, attended
+    token) pair. ``window``: most tokens a session can hold. ``sliding_window``: of the attention.
+    """
+
+    name: str
+    parameters: int
+    pair_flops: int
+    window: int
+    sliding_window: int | None = None
+    threshold: float | None = None
+    """PRM only: the threshold its card or its format recommends."""
+
+
+class WriterSession(Protocol):
+    """One request in a draft or target model."""
+
+    prompt_tokens: int
+    tally: Tally
+    tags: ReasoningTags | None
+
+    def begin(self, work: DraftStep | TargetStep) -> None:
+        """Take a step to write; ``Writer.advance`` then writes it over some rounds."""
+        ...
+
+    def commit(self, kept: Kept, *, own: bool) -> None:
+        """Put the committed step in place of the one in progress (``own``: they are the same)."""
+        ...
+
+    def close(self) -> None:
+        """Free all it holds. Safe to call twice."""
+        ...
+
+    @property
+    def in_progress(self) -> int:
+        """Tokens written for the step in progress, not yet committed."""
+        ...
+
+
+class Writer(Protocol):
+    """A draft or target model that writes steps."""
+
+    info: ModelInfo
+
+    def open(self, prompt: Prompt) -> WriterSession:
+        """Render and encode a prompt. Runs no model.
+
+        Raises:
+            PromptError: the prompt cannot be rendered, or is as long as the window.
+        """
+        ...
+
+    def advance(self, sessions: Sequence[WriterSession]) -> Sequence[Written | Exception | None]:
+        """One round for these sessions, which all have begun a step.
+
+        Returns:
+            For each session the finished step, None while it goes on, or what failed.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give the memory back."""
+        ...
+
+
+class ScorerSession(Protocol):
+    """One request in a PRM."""
+
+    prompt_tokens: int
+    tally: Tally
+
+    def commit(self, kept: Kept, *, own: bool) -> None:
+        """Put the committed step in place of the scored one (``own``: they are the same)."""
+        ...
+
+    def close(self) -> None:
+        """Free all it holds. Safe to call twice."""
+        ...
+
+
+class Scorer(Protocol):
+    """A process reward model."""
+
+    info: ModelInfo
+
+    def open(self, prompt: Prompt) -> ScorerSession:
+        """Render and encode a prompt. Runs no model."""
+        ...
+
+    def score(
+        self, sessions: Sequence[ScorerSession], work: Sequence[ScoreStep]
+    ) -> Sequence[Scored | Exception]:
+        """Score one step for each session, as one batch."""
+        ...
+
+    def close(self) -> None:
+        """Give the memory back."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """The three models of a pipeline. ``max_batch_size``: most requests at work at once."""
+
+    draft: Writer
+    target: Writer
+    prm: Scorer
+    max_batch_size: int = field(default=8)

@@ -1,0 +1,108 @@
+"""Tiny random-weight models of real architectures, and tokenizers for them. Nothing is downloaded."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+_CORPUS = [
+    "Ava has 12 marbles. She buys 9 more.\n\nNow she has 12 + 9 = 21.\n\nThe answer is \\boxed{21}.",
+    "First we add the numbers.\n\nThen, we take away three of them;\n\n\nso there are four left over.\n",
+]
+
+
+@functools.cache
+def tokenizer(flavour: str = "a") -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with ChatML; another flavour has other ids for the same text."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    bpe.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    extra = [] if flavour == "a" else ["<pad>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=340 if flavour == "a" else 320,
+        special_tokens=[*extra, *special],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(_CORPUS if flavour == "a" else _CORPUS[:1], trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=CHATML
+    )
+
+
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "Qwen2": {},
+    "Qwen3": {"head_dim": 16},
+    "Llama": {},
+    "Mistral": {"sliding_window": 16},
+    "Gemma2": {"head_dim": 16, "sliding_window": 16, "query_pre_attn_scalar": 16},
+    "Gemma3Text": {"head_dim": 16, "sliding_window": 16, "query_pre_attn_scalar": 16},
+    "Phi3": {"sliding_window": 16, "pad_token_id": 0},
+    "GPTNeoX": {},
+    "GPT2": {},
+}
+
+
+def config(architecture: str, *, seed_vocabulary: int, **more: Any) -> Any:
+    """A config of two or three small layers."""
+    fields: dict[str, Any] = {
+        "vocab_size": seed_vocabulary,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "tie_word_embeddings": False,
+        "initializer_range": 0.6,
+    }
+    if architecture == "GPT2":
+        fields |= {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512}
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"):
+            del fields[name]
+    fields |= ARCHITECTURES[architecture] | more
+    return getattr(transformers, f"{architecture}Config")(**fields)
+
+
+@functools.cache
+def causal(
+    architecture: str = "Qwen2", seed: int = 0, flavour: str = "a", **more: Any
+) -> PreTrainedModel:
+    """A causal LM in fp32 with random weights, its tokenizer's end of sequence included."""
+    tok = tokenizer(flavour)
+    made = config(architecture, seed_vocabulary=len(tok), **more)
+    odd = {"Gemma3Text": "Gemma3ForCausalLM", "GPT2": "GPT2LMHeadModel"}
+    kind = odd.get(architecture, f"{architecture}ForCausalLM")
+    torch.manual_seed(seed)
+    model = getattr(transformers, kind)(made).eval()
+    # Of random weights, some norms and biases are constants: shake all, so that each one matters.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    model.generation_config.eos_token_id = tok.eos_token_id
+    model.generation_config.pad_token_id = tok.pad_token_id
+    return model
+
+
+@functools.cache
+def token_classifier(seed: int = 0, flavour: str = "a") -> PreTrainedModel:
+    """A TRL-style PRM: Qwen2 with two labels a token."""
+    made = config("Qwen2", seed_vocabulary=len(tokenizer(flavour)), num_labels=2)
+    made.rsd_prm = {"format": "trl", "separator": "\n\n"}
+    torch.manual_seed(1000 + seed)
+    model = transformers.Qwen2ForTokenClassification(made).eval()
+    with torch.no_grad():
+        model.score.weight.mul_(0.4)
+    return model
