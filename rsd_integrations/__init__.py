@@ -14,13 +14,13 @@ Importing this package loads neither torch nor a framework.
 from rsd_integrations.config import RSDConfig
 from rsd_integrations.errors import RSDError
 from rsd_integrations.pipeline import RSDPipeline
-# from rsd_integrations.prm import PRMFormat, register_prm_format
+from rsd_integrations.prm import PRMFormat, register_prm_format
 from rsd_integrations.types import FLOPs, Generation, Step, StepEvent, Usage
 
 __all__ = [
     "FLOPs",
     "Generation",
-
+    "PRMFormat",
     "RSDConfig",
     "RSDError",
     "RSDPipeline",
@@ -28,7 +28,7 @@ __all__ = [
     "StepEvent",
     "Usage",
     "__version__",
-
+    "register_prm_format",
 ]
 
 __version__ = "0.1.0"

@@ -20,6 +20,7 @@ class RoleCount:
     discarded: int
 
     def summarise(self) -> RoleUsage:
+        """With its FLOPs."""
         return RoleUsage(
             parameters=self.info.parameters,
             generated=self.generated,

@@ -106,6 +106,7 @@ class _Teller:
         self._tail_length = max((len(string) for string in config.stop), default=1) - 1
         self._held = HoldBack(config.stop)
         self._splitter = ReasoningSplitter(tags)
+        self._blank = True  # White space at most: there is no step to score yet.
         self._last_reward: float | None = None
         self._accept = random.Random(f"{seed}/accept").random
         self._sampling: dict[Source, Sampling] = {
@@ -175,7 +176,7 @@ class _Teller:
 
     def _score(self, body: str) -> Generator[Work, Any, Scored]:
         """An empty step leaves the text as it is, and so the reward of its last step."""
-        if not body and not self.outcome.steps:
+        if not body and self._blank:
             return Scored(0.0, 0)
         if not body and self._last_reward is not None:
             return Scored(self._last_reward, 0)
@@ -204,12 +205,15 @@ class _Teller:
             outcome.scored_discarded -= facts.scored_tokens
         outcome.completion_tokens += len(written.token_ids)
         self._left -= len(written.token_ids)
+        self._blank = self._blank and not self._body(written)
         step = facts.step(written, accepted)
         outcome.steps.append(step)
         if self._tail_length:
             self._tail = (self._tail + written.text)[-self._tail_length :]
         shown = (
-            self._held.push(written.text) if written.cut is None else self._held.finish(written.text, written.cut)
+            self._held.push(written.text)
+            if written.cut is None
+            else self._held.finish(written.text, written.cut)
         )
         delta, reasoning = self._splitter.push(shown)
         outcome.text += delta

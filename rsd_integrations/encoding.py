@@ -51,6 +51,7 @@ def encode_plain(
 
     Args:
         tokenizer: a transformers tokenizer.
+        text: the text.
         never: further texts that must not become one token, such as a PRM's separators.
         banned: further ids that must not arise.
 
@@ -95,6 +96,8 @@ def encode_markup(tokenizer: Any, text: str, *, opening: bool = False) -> tuple[
     """Encode trusted text, its control tokens parsed (never user text).
 
     Args:
+        tokenizer: a transformers tokenizer.
+        text: of a template, or of this package.
         opening: it begins the sequence, rather than continuing one.
     """
     return tuple(_encode(tokenizer, text) if opening else _continue(tokenizer, text))
@@ -157,6 +160,7 @@ def render_chat(
     beginning-of-sequence token is added.
 
     Args:
+        tokenizer: a transformers tokenizer.
         messages: chat turns; lists of text parts are flattened.
         add_generation_prompt: end with the header of the assistant's turn.
         tools: function schemas, as the template takes them.

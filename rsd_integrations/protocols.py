@@ -19,6 +19,7 @@ from rsd_integrations.types import Prompt, Source
 __all__ = [
     "Backend",
     "DraftStep",
+    "End",
     "Kept",
     "ModelInfo",
     "Sampling",
@@ -97,6 +98,9 @@ class Kept:
 Work = DraftStep | TargetStep | ScoreStep
 
 
+End = Literal["delimiter", "eos", "stop", "limit"]
+
+
 @dataclass(frozen=True, slots=True)
 class Written:
     """A step as its writer left it.
@@ -109,7 +113,7 @@ class Written:
 
     text: str
     token_ids: tuple[int, ...]
-    end: Literal["delimiter", "eos", "stop", "limit"]
+    end: End
     cut: int | None = None
     vocabulary: str = ""
 

@@ -1,13 +1,13 @@
-"""Scripted models for tests, ours and yours: no weights, the real engine and the real algorithm.
+r"""Scripted models for tests, ours and yours: no weights, the real engine and the real algorithm.
 
 ::
 
     pipe = scripted_pipeline(
-        draft=["2 + 2 = 4.\\n\\n", "So \\\\boxed{5}."],
-        target=["Indeed 4.\\n\\n", "So \\\\boxed{4}."],
+        draft=["2 + 2 = 4.\n\n", "So \\boxed{5}."],
+        target=["Indeed 4.\n\n", "So \\boxed{4}."],
         rewards=[0.9, 0.1],
     )
-    assert pipe.generate("2 + 2?").text == "2 + 2 = 4.\\n\\nSo \\\\boxed{4}."
+    assert pipe.generate("2 + 2?").text == "2 + 2 = 4.\n\nSo \\boxed{4}."
 
 A token is one character; the end of sequence follows the last scripted step.
 """
@@ -228,9 +228,7 @@ class ScriptedScorer:
         """Begin a request."""
         return _ScorerSession(self, prompt)
 
-    def score(
-        self, sessions: Sequence[ScorerSession], work: Sequence[ScoreStep]
-    ) -> list[Scored | Exception]:
+    def score(self, sessions: Sequence[ScorerSession], work: Sequence[ScoreStep]) -> list[Scored | Exception]:
         """The scripted rewards."""
         self.batches.append(len(sessions))
         return [

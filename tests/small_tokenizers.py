@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 CHATML = (
@@ -33,6 +33,9 @@ MISTRAL = (
     "{%- if message.role == 'user' -%}{{- '[INST] ' + message.content + ' [/INST]' -}}"
     "{%- else -%}{{- ' ' + message.content + eos_token -}}{%- endif -%}{%- endfor -%}"
 )
+# Words with the sign or space before them, single digits, signs with the line breaks behind them, line
+# breaks with the white space before them: as Qwen 2 and Llama 3 cut texts.
+CUT = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 CORPUS = [
     "user assistant system Janet has 16 eggs and sells + or - 4 of them. How many are left?",
     "Step 1: 16 - 4 = 12. Step 2: the answer is \\boxed{12}. ки Rate the last step. [INST] [/INST]",
@@ -52,7 +55,14 @@ def byte_level(
 ) -> Any:
     """Byte-level BPE, as Qwen's, Llama 3's and GPT's are. ``added``: added tokens, not special."""
     core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(CUT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    if add_prefix_space:
+        core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=420, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
@@ -66,9 +76,7 @@ def byte_level(
     return _beginning(tokenizer) if add_bos else tokenizer
 
 
-def sentencepiece_like(
-    template: str | None = None, *, prepend: bool = True, add_bos: bool = False
-) -> Any:
+def sentencepiece_like(template: str | None = None, *, prepend: bool = True, add_bos: bool = False) -> Any:
     """BPE over "▁" with byte fallback and a space in front of every text, as Mistral's and Llama 2's."""
     learner = Tokenizer(models.BPE(unk_token="<unk>"))
     learner.pre_tokenizer = pre_tokenizers.Metaspace()

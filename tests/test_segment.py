@@ -143,9 +143,7 @@ def test_deltas_of_any_chunking_join_to_the_text_before_the_stop(
     assert shown == expected[0]
 
 
-def cut_by_tokens(
-    text: str, stop: tuple[str, ...], data: st.DataObject
-) -> tuple[str, list[str], list[bool]]:
+def cut_by_tokens(text: str, stop: tuple[str, ...], data: st.DataObject) -> tuple[str, list[str], list[bool]]:
     """A random chunking, random step ends, and the text before the earliest stop at the first hit."""
     chunks, rest = [], text
     while rest:

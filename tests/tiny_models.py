@@ -20,21 +20,32 @@ _CORPUS = [
 ]
 
 
+_ASCII = [*map(chr, range(33, 127)), "\u0120", "\u010a"]
+"""Printable ASCII, space and line break, as byte-level vocabularies spell them."""
+
+
 @functools.cache
 def tokenizer(flavour: str = "a") -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer with ChatML; another flavour has other ids for the same text."""
+    """A byte-level BPE tokenizer with ChatML; another flavour has other ids for the same text.
+
+    "ascii" and "ascii-b" have no token for half a character, so that whatever random weights write
+    is text.
+    """
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     bpe.decoder = decoders.ByteLevel()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    extra = [] if flavour == "a" else ["<pad>"]
+    first = flavour in ("a", "ascii")
+    extra = [] if first else ["<pad>"]
+    ascii_only = flavour.startswith("ascii")
+    alphabet = _ASCII if ascii_only else pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=340 if flavour == "a" else 320,
+        vocab_size=(340 if first else 320) - (160 if ascii_only else 0),
         special_tokens=[*extra, *special],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        initial_alphabet=alphabet,
         show_progress=False,
     )
-    bpe.train_from_iterator(_CORPUS if flavour == "a" else _CORPUS[:1], trainer)
+    bpe.train_from_iterator(_CORPUS if first else _CORPUS[:1], trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=CHATML
     )
@@ -77,9 +88,7 @@ def config(architecture: str, *, seed_vocabulary: int, **more: Any) -> Any:
 
 
 @functools.cache
-def causal(
-    architecture: str = "Qwen2", seed: int = 0, flavour: str = "a", **more: Any
-) -> PreTrainedModel:
+def causal(architecture: str = "Qwen2", seed: int = 0, flavour: str = "a", **more: Any) -> PreTrainedModel:
     """A causal LM in fp32 with random weights, its tokenizer's end of sequence included."""
     tok = tokenizer(flavour)
     made = config(architecture, seed_vocabulary=len(tok), **more)

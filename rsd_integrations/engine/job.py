@@ -165,9 +165,7 @@ class Job:
                     generated=outcome.target_generated + rewriting,
                     discarded=rewriting,
                 ),
-                RoleCount(
-                    prm, self.prm.tally, generated=outcome.scored, discarded=outcome.scored_discarded
-                ),
+                RoleCount(prm, self.prm.tally, generated=outcome.scored, discarded=outcome.scored_discarded),
                 prompt_tokens=self.target.prompt_tokens,
                 completion_tokens=outcome.completion_tokens,
             ),
@@ -190,9 +188,9 @@ class Job:
     def close(self) -> None:
         """Free its sessions and forget them: a result may outlive the models. Safe to repeat."""
         self.work = None
-        for name in ("draft", "target", "prm", "_story"):
-            session = self.__dict__.pop(name, None)
-            if name != "_story" and session is not None:
+        self.__dict__.pop("_story", None)
+        for name in ("draft", "target", "prm"):
+            if session := self.__dict__.pop(name, None):
                 session.close()
 
 

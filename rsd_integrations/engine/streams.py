@@ -7,7 +7,6 @@ import contextlib
 import queue
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any
 
 from rsd_integrations.engine.job import Job, Sink
 from rsd_integrations.types import Generation, StepEvent
@@ -28,12 +27,19 @@ class _Stream:
         self._job = job
         self._owner = owner
         self._ended = False
+        self._generation: Generation | None = None
         self._release = weakref.finalize(self, job.cancel)
         self._release.atexit = False
 
     def cancel(self) -> None:
         """Ask for the end: the stream closes with "finished" and finish_reason "cancelled"."""
         self._job.cancel()
+
+    def _result(self) -> Generation:
+        """The whole answer, once the stream has ended."""
+        if self._generation is None:
+            raise RuntimeError("the stream was closed before its end; it has no result")
+        return self._generation
 
     def _take(self, item: Item) -> StepEvent | None:
         """An event, None at the end.
@@ -42,6 +48,7 @@ class _Stream:
             Exception: what failed the request.
         """
         if isinstance(item, StepEvent):
+            self._generation = item.generation
             return item
         self._ended = True
         if item is None:
@@ -76,10 +83,12 @@ class EventStream(_Stream, Iterator[StepEvent]):
     def result(self) -> Generation:
         """Wait for the end and return the whole answer."""
         try:
-            return fold(list(self))
+            for _ in self:
+                pass
         except BaseException:
             self.close()
             raise
+        return self._result()
 
 
 class AsyncEventStream(_Stream, AsyncIterator[StepEvent]):
@@ -123,13 +132,6 @@ class AsyncEventStream(_Stream, AsyncIterator[StepEvent]):
 
     async def result(self) -> Generation:
         """Wait for the end and return the whole answer."""
-        return fold([event async for event in self])
-
-
-def fold(events: list[StepEvent]) -> Generation:
-    """The answer that a stream of events amounts to: its last event holds it."""
-    generation: Any = events[-1].generation if events else None
-    if generation is None:
-        raise RuntimeError("the stream ended without a finished event")
-    result: Generation = generation
-    return result
+        async for _ in self:
+            pass
+        return self._result()

@@ -1,4 +1,7 @@
-"""What a format may look at to recognise its model: names, never weights."""
+"""What a format may look at to recognise its model: names, never weights.
+
+The formats of this package recognise disjoint sets of models, so their order does not matter.
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from os.path import commonprefix
 from typing import Any, ClassVar
 
 from rsd_integrations.encoding import encode_plain
@@ -84,8 +83,8 @@ def _digits(tokenizer: Any, lead: str) -> tuple[tuple[int, ...], tuple[int, ...]
     others, so what the ten texts share is the lead.
     """
     texts = [encode_plain(tokenizer, f"{lead}{digit}") for digit in range(10)]
-    shared = tuple(commonprefix(texts))
-    if any(len(ids) != len(shared) + 1 for ids in texts):
+    shared = texts[0][:-1]
+    if any(ids[:-1] != shared for ids in texts) or len({ids[-1] for ids in texts}) < 10:
         raise ModelError(
             f"the digits after {lead!r} are not one token each in this tokenizer.",
             hint='Choose another prm_format, or set "lead" in rsd_prm.',

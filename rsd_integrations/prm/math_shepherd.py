@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from rsd_integrations.encoding import encode_opening, encode_plain
 from rsd_integrations.prm.base import Feed, Head, PRMFormat
-from rsd_integrations.prm.detection import model_name
+from rsd_integrations.prm.detection import has_architecture, model_name
 from rsd_integrations.prm.readout import single_token, softmax
 from rsd_integrations.prm.registry import register_prm_format
 from rsd_integrations.prm.turns import conversation_text
@@ -64,9 +64,7 @@ class MathShepherdFormat(PRMFormat):
     @classmethod
     def detect(cls, config: Any, tokenizer: Any) -> bool:
         """By the model's name: its architecture is that of any Mistral."""
-        return "math-shepherd" in model_name(config) and "ForCausalLM" in str(
-            getattr(config, "architectures", None)
-        )
+        return "math-shepherd" in model_name(config) and has_architecture(config, "ForCausalLM")
 
     @property
     def columns(self) -> tuple[int, ...]:
@@ -78,9 +76,7 @@ class MathShepherdFormat(PRMFormat):
         question = conversation_text(messages).rstrip()
         # White space goes with what follows it, save line breaks: so are texts cut into tokens.
         lead = self._lead if "\n" in self._lead else ""
-        return encode_opening(
-            self.tokenizer, question + lead, never=self._never, banned=(self.separator_id,)
-        )
+        return encode_opening(self.tokenizer, question + lead, never=self._never, banned=(self.separator_id,))
 
     def step(self, body: str, index: int) -> Feed:
         """The step, numbered, and the separator."""
@@ -120,4 +116,4 @@ class VersaPRMFormat(MathShepherdFormat):
     @classmethod
     def detect(cls, config: Any, tokenizer: Any) -> bool:
         """By the model's name."""
-        return "versaprm" in model_name(config)
+        return "versaprm" in model_name(config) and has_architecture(config, "ForCausalLM")

@@ -52,7 +52,8 @@ class QwenFormat(PRMFormat):
     @classmethod
     def detect(cls, config: Any, tokenizer: Any) -> bool:
         """By the architecture; that of ReasonFlux is the same."""
-        return has_architecture(config, "Qwen2ForProcessRewardModel") and "reasonflux" not in model_name(config)
+        known = has_architecture(config, "Qwen2ForProcessRewardModel")
+        return known and "reasonflux" not in model_name(config)
 
     def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """The conversation, behind a system turn."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from inspect import isabstract
 from typing import Any, TypeVar
 
@@ -15,10 +14,7 @@ __all__ = ["find_prm_format", "prm_format_names", "register_prm_format"]
 FormatClass = TypeVar("FormatClass", bound=type[PRMFormat])
 FormatMaker = Callable[[Any, Mapping[str, Any]], PRMFormat]
 
-# From the general to the specific: what is registered last is asked first.
-_MODULES = ("judge", "sequence", "trl", "rlhflow", "math_shepherd", "skywork", "qwen")
 _formats: dict[str, type[PRMFormat]] = {}
-_loaded = False
 
 
 def register_prm_format(cls: FormatClass) -> FormatClass:
@@ -37,7 +33,7 @@ def register_prm_format(cls: FormatClass) -> FormatClass:
     name = getattr(cls, "name", None)
     if not isinstance(name, str) or not name or name == "auto":
         raise ConfigError(f"the PRM format {cls!r} has the name {name!r}.", hint='Set name = "my_format".')
-    if _known().get(name, cls) is not cls:
+    if _formats.get(name, cls) is not cls:
         raise ConfigError(
             f"a PRM format named {name!r} is registered already: {_formats[name]!r}.",
             hint="Choose another name.",
@@ -48,7 +44,7 @@ def register_prm_format(cls: FormatClass) -> FormatClass:
 
 def prm_format_names() -> tuple[str, ...]:
     """The names of all formats, sorted."""
-    return tuple(sorted(_known()))
+    return tuple(sorted(_formats))
 
 
 def find_prm_format(choice: Any, config: Any, tokenizer: Any) -> PRMFormat:
@@ -82,19 +78,9 @@ def find_prm_format(choice: Any, config: Any, tokenizer: Any) -> PRMFormat:
     raise ConfigError(f"prm_format is {choice!r}.", hint=_choices())
 
 
-def _known() -> dict[str, type[PRMFormat]]:
-    global _loaded
-    if not _loaded:
-        # First, because each of these modules registers its formats and so comes back here.
-        _loaded = True
-        for module in _MODULES:
-            import_module(f"rsd_integrations.prm.{module}")
-    return _formats
-
-
 def _named(name: str) -> type[PRMFormat]:
     try:
-        return _known()[name]
+        return _formats[name]
     except KeyError:
         raise ConfigError(f"there is no PRM format {name!r}.", hint=_choices()) from None
 
@@ -124,7 +110,7 @@ def _config_options(config: Any) -> Mapping[str, Any]:
 
 
 def _detect(config: Any, tokenizer: Any) -> type[PRMFormat]:
-    for cls in reversed(tuple(_known().values())):
+    for cls in reversed(_formats.values()):
         if cls.detect(config, tokenizer):
             return cls
     architectures = list(getattr(config, "architectures", None) or ())

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from rsd_integrations.encoding import control_tokens, encode_markup, encode_plain
 from rsd_integrations.errors import ModelError
 from rsd_integrations.prm.base import Feed, Head, PRMFormat
-from rsd_integrations.prm.detection import model_name
+from rsd_integrations.prm.detection import has_architecture, model_name
 from rsd_integrations.prm.readout import label_id, softmax
 from rsd_integrations.prm.registry import register_prm_format
 from rsd_integrations.prm.turns import conversation_text, render_turns
@@ -55,7 +55,8 @@ class RLHFlowFormat(PRMFormat):
     def detect(cls, config: Any, tokenizer: Any) -> bool:
         """By the model's name: its architecture is that of any Llama or Mistral."""
         name = model_name(config)
-        return "rlhflow" in name or "-prm-deepseek-data" in name or "-prm-mistral-data" in name
+        known = any(part in name for part in ("-prm-deepseek-data", "-prm-mistral-data"))
+        return known and has_architecture(config, "ForCausalLM")
 
     @property
     def columns(self) -> tuple[int, ...]:
@@ -86,9 +87,7 @@ class RLHFlowFormat(PRMFormat):
 def _frame(tokenizer: Any) -> tuple[str, str, str, str]:
     """What the chat template writes before, between and after user and assistant texts."""
     roles = ("user", "assistant", "user", "assistant")
-    turns: list[Message] = [
-        {"role": role, "content": mark} for role, mark in zip(roles, _MARKS, strict=True)
-    ]
+    turns: list[Message] = [{"role": role, "content": mark} for role, mark in zip(roles, _MARKS, strict=True)]
     rest = render_turns(tokenizer, turns)
     parts: list[str] = []
     for mark in _MARKS:

@@ -32,7 +32,7 @@ class TRLFormat(PRMFormat):
     chat template, for models with an ``rsd_prm`` mapping; false for others, because PRMTrainer
     applies none); "positive" (index of the good label, default 1).
 
-    Source: trl.experimental.prm.PRMTrainer. PURE-PRM's P+ - P- is 2 P+ - 1: use P+ with separator "\n".
+    Source: TRL's PRMTrainer.tokenize_row.
     """
 
     name: ClassVar[str] = "trl"

@@ -141,7 +141,8 @@ def _turn_text(message: Message) -> str:
     text = message_text(message).strip()
     calls = message.get("tool_calls")
     if isinstance(calls, Sequence) and not isinstance(calls, str):
-        text = "\n".join([text, *(json.dumps(call, ensure_ascii=False, default=str) for call in calls)]).strip()
+        shown = (json.dumps(call, ensure_ascii=False, default=str) for call in calls)
+        text = "\n".join([text, *shown]).strip()
     return text
 
 

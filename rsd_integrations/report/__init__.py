@@ -1,0 +1,1 @@
+"""What people look at: steps in the terminal and in HTML, and plots."""

@@ -23,15 +23,20 @@ from transformers import (
     Qwen2Model,
 )
 
-from rsd_integrations.backends.torch.heads import RewardModel, headed_class, load_reward_model
+from rsd_integrations.backends.torch.heads import RewardModel, load_reward_model
+from rsd_integrations.backends.torch.runner import SlotRunner, read_hidden
+from rsd_integrations.backends.torch.scorer import TorchScorer
 from rsd_integrations.prm import PRMFormat, find_prm_format
 from rsd_integrations.prm.judge import LEAD, REQUEST
+from rsd_integrations.protocols import Kept, ModelInfo, Scored, ScoreStep, Written
 from tests.small_models import small_config, small_model
 from tests.small_tokenizers import LLAMA3, MISTRAL, byte_level, sentencepiece_like
 
 QUESTION = "Janet has 16 eggs and sells 4. How many are left?"
-STEPS = ["She sells 4 of 16 eggs.", "16 - 4 = 12.", "So the answer is \\boxed{12}."]
-WRONG = ["She buys 9 more.", "12 + 9 = 21, or less", "The answer is 9."]
+# They end in no sign: many vocabularies join a full stop with the line breaks behind it, which only a
+# text cut into tokens as a whole shows.
+STEPS = ["She sells 4 of 16 eggs", "16 - 4 = 12", "So the answer is 12"]
+WRONG = ["She buys 9 more", "12 + 9 = 21, or less", "The answer is 9"]
 CHAT: list[dict[str, Any]] = [{"role": "user", "content": QUESTION}]
 
 
@@ -158,15 +163,12 @@ def versaprm() -> Case:
     model.config._name_or_path = "UW-Madison-Lee-Lab/VersaPRM-Base-8B"
 
     def expected(steps: list[str]) -> list[float]:
-        # The test's tokenizer cuts white space before a word where Llama 3's keeps it whole.
-        ids = ids_of(tokenizer, f"{QUESTION} \n\n", special=True)
-        places = []
-        for step in steps:
-            ids += ids_of(tokenizer, f"{step} \n\n\n\n")
-            places.append(len(ids) - 1)
+        written = "".join(f"{step} \n\n\n\n" for step in steps)
+        ids = ids_of(tokenizer, f"{QUESTION} \n\n{written}", special=True)
+        (separator,) = ids_of(tokenizer, " \n\n\n\n")
         labels = [ids_of(tokenizer, "+")[0], ids_of(tokenizer, "-")[0]]
         probabilities = plain(model, ids)[:, labels].softmax(-1)[:, 0]
-        return [float(probabilities[place]) for place in places]
+        return [float(p) for p, token in zip(probabilities, ids, strict=True) if token == separator]
 
     return Case("versaprm", tokenizer, model, expected)
 
@@ -211,17 +213,18 @@ def trl() -> Case:
 
     def expected(steps: list[str]) -> list[float]:
         ids = [tokenizer.bos_token_id, *ids_of(tokenizer, QUESTION)]
-        return joined(ids, steps, "\n")
-
-    def joined(ids: list[int], steps: list[str], separator: str) -> list[float]:
-        places = []
-        for step in steps:
-            ids += ids_of(tokenizer, step) + ids_of(tokenizer, separator)
-            places.append(len(ids) - 1)
-        probabilities = plain(model, ids).softmax(-1)[:, 1]
-        return [float(probabilities[place]) for place in places]
+        return trl_rewards(tokenizer, model, ids, steps, "\n")
 
     return Case("trl", tokenizer, model, expected, architecture="Qwen2ForTokenClassification")
+
+
+def trl_rewards(tokenizer: Any, model: Any, ids: list[int], steps: list[str], separator: str) -> list[float]:
+    places = []
+    for step in steps:
+        ids = ids + ids_of(tokenizer, step) + ids_of(tokenizer, separator)
+        places.append(len(ids) - 1)
+    probabilities = plain(model, ids).softmax(-1)[:, 1]
+    return [float(probabilities[place]) for place in places]
 
 
 def pocket() -> Case:
@@ -234,13 +237,7 @@ def pocket() -> Case:
             f"<|im_start|>system\nBe helpful.<|im_end|>\n<|im_start|>user\n{QUESTION}<|im_end|>\n"
             "<|im_start|>assistant\n"
         )
-        ids = ids_of(tokenizer, text)
-        places = []
-        for step in steps:
-            ids += ids_of(tokenizer, step) + ids_of(tokenizer, "\n\n")
-            places.append(len(ids) - 1)
-        probabilities = plain(model, ids).softmax(-1)[:, 1]
-        return [float(probabilities[place]) for place in places]
+        return trl_rewards(tokenizer, model, ids_of(tokenizer, text), steps, "\n\n")
 
     return Case("trl", tokenizer, model, expected, options={"separator": "\n\n", "threshold": 0.9})
 
@@ -286,20 +283,32 @@ def whole_chat(tokenizer: Any, model: Any, steps: list[str]) -> torch.Tensor:
 def judge() -> Case:
     tokenizer = byte_level()
     model = small_model(Qwen2ForCausalLM, small_config("qwen2", len(tokenizer)))
+    return Case("judge", tokenizer, model, judge_card(tokenizer, model, before=LEAD, digit="{}"))
 
+
+def judge_mistral() -> Case:
+    """The template writes a space before an assistant's words, and digits come with their space."""
+    tokenizer = sentencepiece_like(MISTRAL)
+    model = small_model(MistralForCausalLM, small_config("mistral", len(tokenizer), sliding_window=None))
+    before = " " + LEAD.rstrip()
+    return Case("judge", tokenizer, model, judge_card(tokenizer, model, before=before, digit=" {}"))
+
+
+def judge_card(tokenizer: Any, model: Any, before: str, digit: str) -> Callable[[list[str]], list[float]]:
     def expected(steps: list[str]) -> list[float]:
         rewards = []
         for count in range(1, len(steps) + 1):
             chat = [*CHAT, {"role": "assistant", "content": "\n\n".join(steps[:count])}]
             chat.append({"role": "user", "content": REQUEST})
-            text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-            ids = ids_of(tokenizer, text + LEAD.rstrip())
-            digits = [ids_of(tokenizer, f" {digit}")[0] for digit in range(10)]
+            text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) + before
+            ids = ids_of(tokenizer, text)
+            digits = [ids_of(tokenizer, text + digit.format(number))[-1] for number in range(10)]
+            assert len(set(digits)) == 10
             shares = plain(model, ids)[-1, digits].softmax(-1)
             rewards.append(float((shares * torch.arange(10)).sum() / 9))
         return rewards
 
-    return Case("judge", tokenizer, model, expected)
+    return expected
 
 
 CASES = {
@@ -316,6 +325,7 @@ CASES = {
         sequence,
         sequence_pair,
         judge,
+        judge_mistral,
     )
 }
 
@@ -389,6 +399,47 @@ def test_rejected_steps_leave_no_trace(case: Case, loaded: tuple[PRMFormat, Rewa
     assert driver.score(WRONG[0]) == pytest.approx(case.expected([*STEPS, WRONG[0]])[-1], abs=1e-5)
 
 
+def torch_scorer(form: PRMFormat, model: RewardModel, slots: int = 3) -> TorchScorer:
+    columns = form.columns
+    runner = SlotRunner(
+        model.config,
+        read_hidden(model.body, lambda hidden: model.outputs(hidden, columns)),
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        slots=slots,
+        capacity=1024,
+    )
+    info = ModelInfo("prm", model.num_parameters, 1, runner.capacity)
+    return TorchScorer(runner, form, info)
+
+
+def kept(body: str, source: Any) -> Kept:
+    return Kept(source, Written(body + "\n\n", (), "delimiter"), body)
+
+
+def test_torch_scorer_in_company_with_rejections(case: Case, loaded: tuple[PRMFormat, RewardModel]) -> None:
+    """Three requests at once: one keeps all draft steps, one none, one begins later."""
+    scorer = torch_scorer(*loaded)
+    sessions = [scorer.open(CHAT) for _ in range(3)]
+    for index, (wrong, right) in enumerate(zip(WRONG, STEPS, strict=True)):
+        asked = sessions if index else sessions[:2]
+        bodies = [right, wrong, STEPS[index - 1]][: len(asked)]
+        contexts = [STEPS[:index], STEPS[:index], STEPS[: index - 1]]
+        scored = scorer.score(asked, [ScoreStep(body) for body in bodies])
+        for got, context, body in zip(scored, contexts, bodies, strict=False):
+            assert isinstance(got, Scored), got
+            assert got.reward == pytest.approx(case.expected([*context, body])[-1], abs=1e-5)
+        sessions[0].commit(kept(right, "draft"), own=True)
+        sessions[1].commit(kept(right, "target"), own=False)
+        if index:
+            sessions[2].commit(kept(STEPS[index - 1], "draft"), own=True)
+    # An empty step asks for the reward of the last committed one again.
+    last = scorer.score(sessions[:2], [ScoreStep(""), ScoreStep("")])
+    assert [got.reward for got in last] == pytest.approx([case.expected(STEPS)[-1]] * 2, abs=1e-5)
+    for session in sessions:
+        session.close()
+
+
 def test_a_loaded_model_can_be_wrapped(case: Case, loaded: tuple[PRMFormat, RewardModel]) -> None:
     form, from_disk = loaded
     wrapped = load_reward_model(form.head, from_disk.model)
@@ -397,6 +448,3 @@ def test_a_loaded_model_can_be_wrapped(case: Case, loaded: tuple[PRMFormat, Rewa
     assert torch.equal(wrapped.outputs(hidden, columns), from_disk.outputs(hidden, columns))
     unique = {id(p): p.numel() for p in from_disk.model.parameters()}
     assert from_disk.num_parameters == sum(unique.values())
-
-
-__all__ = ["CASES", "CHAT", "STEPS", "WRONG", "headed_class"]

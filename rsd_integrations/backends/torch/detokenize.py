@@ -1,4 +1,4 @@
-"""Text of tokens, step by step: the steps' texts join to the text of all tokens."""
+"""Text of tokens as they come: the pieces join to the text of all tokens."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 __all__ = ["Detokenizer"]
 
 _TAIL = 16
+"""Tokens decoded again before a new one: a token alone may lose its leading space."""
 _HALF = "\N{REPLACEMENT CHARACTER}"
 
 
 class Detokenizer:
-    """Decodes each step behind the tokens before it: a token alone may lose its leading space.
+    """Decodes token by token, at constant cost, and can go back to where a step began.
 
     A character whose bytes are split between tokens appears once it is whole, in the next step if
     need be.
@@ -26,24 +27,29 @@ class Detokenizer:
         self._hidden = hidden
         self._tail: list[int] = []
         self._unshown = 0
-        """Characters at the end of the tail's text that were not whole yet."""
+        self.mark()
 
-    def text(self, step: Sequence[int], *, final: bool = False) -> str:
-        """Text of a step that follows what was committed.
-
-        Args:
-            final: nothing follows, so a half character at the end is shown as one.
-        """
+    def push(self, tokens: Sequence[int]) -> str:
+        """Text that these tokens add."""
         shown = len(self._decode(self._tail)) - self._unshown
-        text = self._decode([*self._tail, *step])[shown:]
-        return text if final else text.rstrip(_HALF)
+        tail = [*self._tail, *tokens]
+        text = self._decode(tail)[shown:]
+        # Bytes of a character still to be completed are at most three; more were never one.
+        self._unshown = min(3, len(text) - len(text.rstrip(_HALF)))
+        self._tail = tail[-_TAIL:]
+        return text[: len(text) - self._unshown]
 
-    def commit(self, step: Sequence[int]) -> None:
-        """Go on behind these tokens."""
-        tokens = [*self._tail, *step]
-        text = self._decode(tokens)
-        self._unshown = len(text) - len(text.rstrip(_HALF))
-        self._tail = tokens[-_TAIL:]
+    def rest(self) -> str:
+        """Half a character at the end, as it is shown when nothing follows."""
+        return _HALF * self._unshown
+
+    def mark(self) -> None:
+        """A step begins here."""
+        self._marked = self._tail, self._unshown
+
+    def back(self) -> None:
+        """Go back to where the step began."""
+        self._tail, self._unshown = self._marked
 
     def _decode(self, tokens: Sequence[int]) -> str:
         seen = [token for token in tokens if token not in self._hidden]

@@ -68,14 +68,14 @@ class RewardModel(nn.Module):
     def head(self) -> nn.Module:
         """What makes outputs of hidden states."""
         if self.kind == "lm":
-            head: nn.Module = self.model.get_output_embeddings()
-            return head
+            embeddings: nn.Module = self.model.get_output_embeddings()
+            return embeddings
         return self.model.get_submodule(self._head_name)
 
     @property
     def dtype(self) -> torch.dtype:
         """The body's."""
-        return self.model.dtype
+        return self.model.dtype  # type: ignore[no-any-return]
 
     @property
     def num_parameters(self) -> int:
@@ -84,8 +84,7 @@ class RewardModel(nn.Module):
 
     def get_input_embeddings(self) -> nn.Module:
         """The body's token embeddings."""
-        embeddings: nn.Module = self.model.get_input_embeddings()
-        return embeddings
+        return self.model.get_input_embeddings()  # type: ignore[no-any-return]
 
     def outputs(self, hidden_ND: torch.Tensor, columns: Sequence[int] | None = None) -> torch.Tensor:
         """The head's raw outputs.
@@ -122,7 +121,7 @@ def load_reward_model(kind: Head, source: Any, **options: Any) -> RewardModel:
         ModelError: the checkpoint lacks weights, or the model has no such head.
     """
     if isinstance(source, nn.Module):
-        return RewardModel(source, kind)  # type: ignore[arg-type]
+        return RewardModel(source, kind)
     name = str(source)
     if kind in _AUTO_CLASSES:
         auto = getattr(transformers, _AUTO_CLASSES[kind])
@@ -230,14 +229,14 @@ def _check_head(model: RewardModel) -> None:
     """
     if model.kind not in ("lm", "token"):
         return
-    token_11 = torch.tensor([[1]], device=model.get_input_embeddings().weight.device)
-    own = model.model(input_ids=token_11, use_cache=False).logits[0].float()
-    ours = model.outputs(model.body(input_ids=token_11, use_cache=False).last_hidden_state[0])
-    # Also through the narrow way, which the scorer takes.
-    some = model.outputs(model.body(input_ids=token_11, use_cache=False).last_hidden_state[0], (0, 1))
-    scale = own.abs().max().clamp_min(1e-6)
-    worst = max(float((found - want.to(found.device)).abs().max()) for found, want in ((ours, own), (some, own[:, :2])))
-    if worst > 0.02 * float(scale):
+    weight = next(model.get_input_embeddings().parameters())
+    inputs = {"input_ids": torch.tensor([[1]], device=weight.device), "use_cache": False}
+    own_NC = model.model(**inputs).logits[0].float()
+    hidden_ND = model.body(**inputs).last_hidden_state[0]
+    # All at once, and by columns as the scorer takes them, are different computations.
+    pairs = ((model.outputs(hidden_ND), own_NC), (model.outputs(hidden_ND, (0, 1)), own_NC[:, :2]))
+    worst = max(float((ours.to(own.device) - own).abs().max()) for ours, own in pairs)
+    if worst > 0.02 * max(float(own_NC.abs().max()), 1e-6):
         raise ModelError(
             f"{type(model.model).__name__} makes its logits in a way that is not known here.",
             hint="Report it; until then choose another model.",

@@ -1,5 +1,7 @@
-"""From ids, folders or loaded models to writers and a scorer; what cannot work is refused by name,
-before any weight is loaded where that can be known."""
+"""From ids, folders or loaded models to writers and a scorer.
+
+What cannot work is refused by name, before any weight is loaded where that can be known.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +82,7 @@ class _Parts:
         if isinstance(source, tuple | list) and len(source) == 2:
             source, self.tokenizer = source
         if isinstance(source, torch.nn.Module):
-            self.model = source  # type: ignore[assignment]
+            self.model = source
             self.config = source.config
             self.name = getattr(source.config, "_name_or_path", "") or type(source).__name__
         elif isinstance(source, str | Path):
@@ -155,8 +157,10 @@ def load_backend(
     _check_templates(writers)
     form = find_prm_format(prm_format, scorer.config, scorer.tokenizer)
     sizes = {"slots": max_batch_size, "max_length": max_length}
-    models = [_load_writer(parts, device, dtype, **sizes) for parts in writers]
-    return Backend(*models, _load_scorer(scorer, form, device, dtype, **sizes), max_batch_size)
+    draft_writer, target_writer = (_load_writer(parts, device, dtype, **sizes) for parts in writers)
+    return Backend(
+        draft_writer, target_writer, _load_scorer(scorer, form, device, dtype, **sizes), max_batch_size
+    )
 
 
 def default_device() -> str:
@@ -172,14 +176,12 @@ def _load_writer(parts: _Parts, device: str, dtype: Any, *, slots: int, max_leng
         options = parts.load_options(device, dtype)
         model = _loading(parts, lambda: AutoModelForCausalLM.from_pretrained(parts.name, **options))
         model = parts.place(model, device)
-    runner = _runner(parts, model, read_logits(model), slots, max_length)
+    runner = _runner(model, read_logits(model), slots, max_length)
     check_slots(runner, parts.name)
     tokenizer = parts.tokenizer
     eos_ids = _eos_ids(model, tokenizer)
     if not eos_ids:
-        raise ModelError(
-            f"{parts.name!r} names no end-of-sequence token.", hint="Set tokenizer.eos_token."
-        )
+        raise ModelError(f"{parts.name!r} names no end-of-sequence token.", hint="Set tokenizer.eos_token.")
     return TorchWriter(
         runner,
         tokenizer,
@@ -187,7 +189,7 @@ def _load_writer(parts: _Parts, device: str, dtype: Any, *, slots: int, max_leng
         render=lambda prompt: _render(tokenizer, prompt),
         tags_of=lambda prompt: reasoning_tags(tokenizer, prompt),
         eos_ids=eos_ids,
-        hidden_ids=_hidden_ids(tokenizer),
+        hidden_ids=_hidden_ids(tokenizer) | eos_ids,
         vocabulary=_fingerprint(tokenizer),
     )
 
@@ -202,7 +204,7 @@ def _load_scorer(
         parts.place(model, device)
     columns = form.columns
     readout = read_hidden(model.body, lambda hidden: model.outputs(hidden, columns))
-    runner = _runner(parts, model.body, readout, slots, max_length)
+    runner = _runner(model.body, readout, slots, max_length)
     check_slots(runner, parts.name)
     info = _info(parts, model, runner.capacity, threshold=form.recommended_threshold)
     return TorchScorer(runner, form, info)
@@ -220,9 +222,7 @@ def _loading(parts: _Parts, load: Any) -> Any:
         ) from error
 
 
-def _runner(
-    parts: _Parts, model: torch.nn.Module, readout: Any, slots: int, max_length: int
-) -> SlotRunner:
+def _runner(model: torch.nn.Module, readout: Any, slots: int, max_length: int) -> SlotRunner:
     embeddings = model.get_input_embeddings()  # type: ignore[operator]
     config = _text_config(model.config)
     return SlotRunner(
@@ -307,9 +307,7 @@ def _hidden_ids(tokenizer: Any) -> frozenset[int]:
     return frozenset(special - shown)
 
 
-def _info(
-    parts: _Parts, model: torch.nn.Module, window: int, threshold: float | None = None
-) -> ModelInfo:
+def _info(parts: _Parts, model: torch.nn.Module, window: int, threshold: float | None = None) -> ModelInfo:
     config = _text_config(model.config)
     heads = int(config.num_attention_heads)
     size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)

@@ -20,7 +20,9 @@ PREFILL_CHUNK = 512
 class Readout(Protocol):
     """Calls the model and returns its outputs at one position a row, ``[N, ...]``."""
 
-    def __call__(self, inputs: dict[str, Any], read_N: list[int]) -> torch.Tensor: ...
+    def __call__(self, inputs: dict[str, Any], read_N: list[int]) -> torch.Tensor:
+        """Run the model on keyword inputs, read row n at position ``read_N[n]``."""
+        ...
 
 
 def read_logits(model: torch.nn.Module) -> Readout:
@@ -38,9 +40,7 @@ def read_logits(model: torch.nn.Module) -> Readout:
     return call
 
 
-def read_hidden(
-    body: torch.nn.Module, outputs: Callable[[torch.Tensor], torch.Tensor]
-) -> Readout:
+def read_hidden(body: torch.nn.Module, outputs: Callable[[torch.Tensor], torch.Tensor]) -> Readout:
     """Whatever ``outputs`` makes of the last hidden states ``[N, hidden]`` at the read positions."""
 
     def call(inputs: dict[str, Any], read_N: list[int]) -> torch.Tensor:

@@ -15,11 +15,7 @@ __all__ = ["filtered_probabilities", "pick"]
 
 
 def pick(logits_NV: torch.Tensor, samplings: Sequence[Sampling]) -> list[int]:
-    """One token id for each row of logits.
-
-    Raises:
-        ValueError: never; NaN logits give token 0 and are refused by ``TorchWriter``.
-    """
+    """One token id for each row of logits, which must hold a finite number."""
     greedy: list[int] = logits_NV.argmax(dim=-1).tolist()
     return [
         token if sampling.temperature == 0.0 else _draw(logits_V, sampling)

@@ -78,9 +78,7 @@ class TorchScorer:
         """Encode a prompt as the format wants it."""
         return TorchScorerSession(self, self.format.prompt(as_messages(prompt)))
 
-    def score(
-        self, sessions: Sequence[ScorerSession], work: Sequence[ScoreStep]
-    ) -> list[Scored | Exception]:
+    def score(self, sessions: Sequence[ScorerSession], work: Sequence[ScoreStep]) -> list[Scored | Exception]:
         """Score one step for each session, as one batch."""
         results: dict[int, Scored | Exception] = {}
         waiting: dict[int, tuple[TorchScorerSession, int, int]] = {}

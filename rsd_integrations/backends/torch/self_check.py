@@ -52,7 +52,9 @@ def _in_pieces(runner: SlotRunner, slots: list[int], tokens: list[int]) -> torch
         feeds += [SlotFeed(last, middle, wrong), SlotFeed(last, middle, tokens[middle:])]
     output = None
     for feed in feeds:
-        company = [SlotFeed(other, 0, [*feed.tokens, *feed.tokens[:1]][: runner.capacity]) for other in others]
+        company = [
+            SlotFeed(other, 0, [*feed.tokens, *feed.tokens[:1]][: runner.capacity]) for other in others
+        ]
         results = runner.run([feed, *company])
         for result in results:
             if isinstance(result, Exception):

@@ -15,6 +15,7 @@ from rsd_integrations.encoding import encode_plain
 from rsd_integrations.errors import BackendError
 from rsd_integrations.protocols import (
     DraftStep,
+    End,
     Kept,
     ModelInfo,
     TargetStep,
@@ -44,6 +45,7 @@ class TorchWriterSession(SlotSession):
         """Take a step to write."""
         self.work = work
         self._text = ""
+        self._detokenizer.mark()
 
     @property
     def in_progress(self) -> int:
@@ -61,30 +63,32 @@ class TorchWriterSession(SlotSession):
         """Take the next token; the step if it ends there."""
         assert self.work is not None
         self.tokens.append(token)
+        checked = len(self._text)
+        self._text += self._detokenizer.push([token])
         if token in self._writer.eos_ids:
             return self.written("eos")
-        checked, self._text = len(self._text), self._detokenizer.text(self.tokens[self.base :])
         cut = self.work.boundary.find(self._text, checked)
         if cut is not None:
             return self.written(cut.kind, cut.end if cut.kind == "stop" else None)
         return self.written("limit") if self.full else None
 
-    def written(self, end: Any, cut: int | None = None) -> Written:
+    def written(self, end: End, cut: int | None = None) -> Written:
         """The step in progress as it stands."""
-        tokens = tuple(self.tokens[self.base :])
-        final = end == "eos" or (end == "limit" and self.work is not None and self.work.closing)
-        text = self._detokenizer.text(tokens, final=final)
-        return Written(text, tokens, end, cut, self._writer.vocabulary)
+        assert self.work is not None
+        if end == "eos" or (end == "limit" and self.work.closing):
+            self._text += self._detokenizer.rest()
+        return Written(self._text, tuple(self.tokens[self.base :]), end, cut, self._writer.vocabulary)
 
     def commit(self, kept: Kept, *, own: bool) -> None:
         """Put the committed step in place of the one in progress."""
         if own:
             self.keep()
-            step = kept.written.token_ids
         else:
+            self._detokenizer.back()
             step = self._writer.as_own_tokens(kept.written)
             self.replace(step)
-        self._detokenizer.commit(step)
+            self._detokenizer.push(step)
+        self._detokenizer.mark()
         self.work = None
 
 
@@ -168,17 +172,18 @@ class TorchWriter:
         results: list[Written | Exception | None],
     ) -> None:
         logits_NV = torch.stack([output for i in ready if isinstance(output := outputs[i], torch.Tensor)])
-        broken = logits_NV.isnan().any(dim=-1).tolist()
+        # NaN, +inf and nothing but -inf have no probabilities, and so no token.
+        broken = (~logits_NV.amax(dim=-1).isfinite()).tolist()
         samplings = [work.sampling for i in ready if (work := sessions[i].work) is not None]
-        for index, nan, token in zip(ready, broken, pick(logits_NV, samplings), strict=True):
-            results[index] = _nan(self.info.name) if nan else sessions[index].push(token)
+        for index, bad, token in zip(ready, broken, pick(logits_NV, samplings), strict=True):
+            results[index] = _not_finite(self.info.name) if bad else sessions[index].push(token)
 
     def close(self) -> None:
         """Give the memory back."""
         del self.runner, self._render, self._tags_of
 
 
-def _nan(name: str) -> BackendError:
+def _not_finite(name: str) -> BackendError:
     return BackendError(
-        f"{name!r} gave NaN logits.", hint="Try another dtype (float16 overflows in some models)."
+        f"{name!r} gave NaN or infinite logits.", hint="Try another dtype (float16 overflows in some models)."
     )

@@ -1,0 +1,56 @@
+"""The numbers the pocket trio must reach."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rsd_integrations.bench.results import Check, Point, PRMQuality
+
+__all__ = ["required_numbers"]
+
+# Shares of whole problems are compared; 0.95 - 0.01 is not 0.94 in floating point.
+_EPSILON = 1e-9
+
+
+def required_numbers(points: Sequence[Point], prm: PRMQuality) -> tuple[Check, ...]:
+    """Every required number with what was measured."""
+    draft, target = (next(point for point in points if point.kind == kind) for kind in ("draft", "target"))
+    rsd = next(point for point in points if point.recommended)
+    right, draft_right = target.accuracy.value, draft.accuracy.value
+    auc = prm.auc.value if prm.auc else 0.0
+    behind, share = rsd.against_target.value, rsd.flops_share.paper
+    worst, gap = _worst_length(rsd, target)
+    return (
+        _check("target accuracy", ">= 95 %", _percent(right), right >= 0.95 - _EPSILON),
+        _check("draft accuracy", "50 to 80 %", _percent(draft_right), 0.5 <= draft_right <= 0.8),
+        _check("PRM AUC", ">= 0.97", f"{auc:.4f}", auc >= 0.97),
+        _check("RSD against target", ">= -1 point", _points(behind), behind >= -0.01 - _EPSILON),
+        _check(
+            "RSD against target at any length",
+            ">= -5 points",
+            f"{_points(gap)} at {worst} events",
+            gap >= -0.05 - _EPSILON,
+        ),
+        _check("RSD FLOPs share (paper)", "<= 0.5", f"{share:.3f}", share <= 0.5),
+    )
+
+
+def _worst_length(rsd: Point, target: Point) -> tuple[int, float]:
+    """The length class where RSD falls furthest behind the target, and by how much."""
+    gaps = [
+        (ours.events, ours.accuracy.value - theirs.accuracy.value)
+        for ours, theirs in zip(rsd.by_length, target.by_length, strict=True)
+    ]
+    return min(gaps, key=lambda gap: gap[1])
+
+
+def _check(name: str, required: str, measured: str, passed: bool) -> Check:
+    return Check(name=name, required=required, measured=measured, passed=passed)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _points(difference: float) -> str:
+    return f"{100 * difference:+.1f} points"

@@ -1,0 +1,70 @@
+"""What a measurement ran on: versions, hardware, and which weights."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import sys
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rsd_integrations import __version__
+
+__all__ = ["hardware", "pocket_sha256", "versions", "weights_sha256"]
+
+
+def versions(packages: Iterable[str] = ("torch", "transformers")) -> dict[str, str]:
+    """This package, Python and the given packages; one that is not installed is left out."""
+    found = {"rsd_integrations": __version__, "python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware() -> dict[str, str]:
+    """Processor, usable cores, threads of torch, GPU. Loads no torch that is not loaded."""
+    found = {"platform": platform.platform(), "processor": _processor(), "cores": str(_usable_cores())}
+    torch: Any = sys.modules.get("torch")
+    if torch is not None:
+        found["torch_threads"] = str(torch.get_num_threads())
+        if torch.cuda.is_available():
+            found["gpu"] = str(torch.cuda.get_device_name())
+    return found
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def weights_sha256(folders: Mapping[str, Path]) -> dict[str, str]:
+    """SHA-256 of every ``*.safetensors`` file of each role, by "role/file"."""
+    return {
+        f"{role}/{file.name}": hashlib.sha256(file.read_bytes()).hexdigest()
+        for role, folder in folders.items()
+        for file in sorted(Path(folder).glob("*.safetensors"))
+    }
+
+
+def pocket_sha256() -> dict[str, str]:
+    """The same for the embedded trio."""
+    from rsd_integrations.pocket import pocket_paths
+
+    paths = pocket_paths()
+    return weights_sha256({"draft": Path(paths.draft), "target": Path(paths.target), "prm": Path(paths.prm)})

@@ -1,0 +1,29 @@
+"""The accuracy benchmark as a figure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rsd_integrations.bench.results import AccuracyReport, Point
+from rsd_integrations.report.plot import PlotPoint, accuracy_figure
+
+__all__ = ["draw"]
+
+
+def draw(report: AccuracyReport) -> Any:
+    """Accuracy against FLOPs, from draft only to target only (a matplotlib figure)."""
+    title = f"RSD with the pocket trio, {report.settings['problems']} held-out problems, greedy"
+    return accuracy_figure([_plot_point(point) for point in report.points], title)
+
+
+def _plot_point(point: Point) -> PlotPoint:
+    return PlotPoint(
+        kind=point.kind,
+        label=f"{point.threshold:g}" if point.kind == "rsd" else f"{point.kind} only",
+        paper=point.flops_share.paper,
+        total=point.flops_share.total,
+        accuracy=point.accuracy.value,
+        low=point.accuracy.low,
+        high=point.accuracy.high,
+        recommended=point.recommended,
+    )

@@ -1,0 +1,109 @@
+"""What the accuracy benchmark gives back: plain, frozen, serialisable to JSON."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from rsd_integrations.types import FLOPs
+
+__all__ = ["AccuracyReport", "Check", "Interval", "LengthClass", "PRMQuality", "Point"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Interval(_Frozen):
+    """A value and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class LengthClass(_Frozen):
+    """The problems with one number of events."""
+
+    events: int
+    problems: int
+    accuracy: Interval
+
+
+class Point(_Frozen):
+    """One way of answering all problems."""
+
+    kind: Literal["draft", "rsd", "target"]
+    threshold: float
+    recommended: bool = False
+    accuracy: Interval
+    by_length: tuple[LengthClass, ...]
+    against_target: Interval
+    """Accuracy minus the target's on the same problems, with its paired 95 % interval."""
+    acceptance_rate: float | None
+    """Accepted draft steps / draft steps; None where nothing was drafted."""
+    rewritten: float
+    """Steps that replaced a rejected one / all steps."""
+    target_idle: float
+    """Share of problems for which the target wrote nothing."""
+    flops: FLOPs
+    """Sum over the problems."""
+    flops_share: FLOPs
+    """``flops`` / what the target spent on its own answers in the target-only run."""
+    mean_tokens: float
+    """Committed tokens a problem."""
+    unfinished: int
+    """Answers that a length limit ended."""
+    seconds: float
+    """Wall time of the run."""
+
+
+class PRMQuality(_Frozen):
+    """How well the PRM tells right from wrong in the draft's own greedy steps (strict labels).
+
+    The main number takes the steps of each answer up to and including its first wrong one: there the
+    steps before are right, which is the question RSD puts to a PRM, since it replaces what it rejects.
+    ``all_steps`` also takes what follows a wrong step, where a label speaks of that step alone.
+    """
+
+    auc: Interval | None
+    steps: int
+    wrong_steps: int
+    all_steps: Interval | None
+    all_steps_count: int
+    all_wrong_steps: int
+
+
+class Check(_Frozen):
+    """One required number."""
+
+    name: str
+    required: str
+    measured: str
+    passed: bool
+
+
+class AccuracyReport(_Frozen):
+    """The whole measurement."""
+
+    benchmark: Literal["pocket-accuracy"] = "pocket-accuracy"
+    command: str
+    date: str
+    versions: dict[str, str]
+    hardware: dict[str, str]
+    weights_sha256: dict[str, str]
+    settings: dict[str, int | float | str]
+    recommended_threshold: float
+    points: tuple[Point, ...]
+    prm: PRMQuality
+    checks: tuple[Check, ...] = ()
+
+    def of(self, kind: Literal["draft", "target"]) -> Point:
+        """The lone draft or target point."""
+        return next(point for point in self.points if point.kind == kind)
+
+    @property
+    def recommended(self) -> Point:
+        """RSD at the recommended threshold."""
+        return next(point for point in self.points if point.recommended)

@@ -1,0 +1,101 @@
+"""The few statistics the benchmarks need, in plain Python."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from rsd_integrations.bench.results import Interval
+
+__all__ = ["auc", "bootstrap_auc", "paired_difference", "wilson"]
+
+Z95 = 1.959963984540054
+Scored = tuple[float, bool]
+"""A reward and whether the step is right."""
+
+
+def wilson(successes: int, n: int, z: float = Z95) -> Interval:
+    """A share of ``n`` with its Wilson score interval, which stays sound near 0 and 1.
+
+    Raises:
+        ValueError: there is nothing to count.
+    """
+    if not 0 <= successes <= n or n == 0:
+        raise ValueError(f"{successes} of {n} is no share")
+    share = successes / n
+    spread = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    centre, scale = share + z * z / (2 * n), 1 + z * z / n
+    # At 0 and n the bound equals the share; rounding must not put it on the wrong side.
+    low, high = min(share, (centre - spread) / scale), max(share, (centre + spread) / scale)
+    return Interval(value=share, low=max(0.0, low), high=min(1.0, high))
+
+
+def auc(scored: Iterable[Scored]) -> float | None:
+    """The chance that a right step has a higher reward than a wrong one, ties counting half.
+
+    None where all steps are right, or all wrong.
+    """
+    ordered = sorted(scored)
+    return _weighted_auc(ordered, [1] * len(ordered))
+
+
+def _weighted_auc(ordered: Sequence[Scored], weights: Sequence[int]) -> float | None:
+    """``auc`` of items sorted by reward, each standing there ``weights[i]`` times."""
+    won = 0.0
+    wrong_below = wrong_tied = right_tied = rights = 0
+    previous: float | None = None
+    for (reward, right), weight in zip(ordered, weights, strict=True):
+        if reward != previous:
+            won += right_tied * (wrong_below + wrong_tied / 2)
+            wrong_below, rights = wrong_below + wrong_tied, rights + right_tied
+            wrong_tied, right_tied, previous = 0, 0, reward
+        if right:
+            right_tied += weight
+        else:
+            wrong_tied += weight
+    won += right_tied * (wrong_below + wrong_tied / 2)
+    pairs = (rights + right_tied) * (wrong_below + wrong_tied)
+    return won / pairs if pairs else None
+
+
+def bootstrap_auc(
+    groups: Sequence[Sequence[Scored]], *, resamples: int = 1000, seed: int = 0
+) -> Interval | None:
+    """The AUC over all groups with its 95 % percentile interval.
+
+    Whole groups (problems) are drawn, because the steps of one problem stand and fall together:
+    drawing single steps would make the interval too narrow.
+    """
+    items = sorted((reward, right, number) for number, group in enumerate(groups) for reward, right in group)
+    ordered = [(reward, right) for reward, right, _ in items]
+    value = auc(ordered)
+    if value is None:
+        return None
+    rng = random.Random(seed)
+    drawn = []
+    for _ in range(resamples):
+        times = Counter(rng.choices(range(len(groups)), k=len(groups)))
+        resampled = _weighted_auc(ordered, [times[number] for _, _, number in items])
+        if resampled is not None:
+            drawn.append(resampled)
+    drawn.sort()
+    low, high = drawn[int(0.025 * len(drawn))], drawn[min(len(drawn) - 1, int(0.975 * len(drawn)))]
+    return Interval(value=value, low=low, high=high)
+
+
+def paired_difference(ours: Sequence[bool], theirs: Sequence[bool]) -> Interval:
+    """Our share minus theirs on the same problems, with its 95 % interval (Wald, paired).
+
+    Raises:
+        ValueError: the two are not about the same, non-empty problems.
+    """
+    n = len(ours)
+    if n != len(theirs) or n == 0:
+        raise ValueError(f"{n} and {len(theirs)} answers cannot be paired")
+    won = sum(a and not b for a, b in zip(ours, theirs, strict=True))
+    lost = sum(b and not a for a, b in zip(ours, theirs, strict=True))
+    difference = (won - lost) / n
+    spread = Z95 * math.sqrt(max(0.0, (won + lost) / n - difference**2) / n)
+    return Interval(value=difference, low=difference - spread, high=difference + spread)

@@ -1,0 +1,100 @@
+"""The accuracy benchmark in the terminal (rich)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rsd_integrations.bench.results import AccuracyReport, Check, Interval, Point
+
+__all__ = ["print_checks", "print_report"]
+
+_BOX = box.SIMPLE_HEAD
+_HEADINGS = ("accuracy %", "accepted", "rewritten", "target idle", "FLOPs paper", "total", "tokens")
+
+
+def print_report(report: AccuracyReport, console: Console) -> None:
+    """Both tables and the PRM's quality."""
+    console.print(_points(report.points))
+    console.print(_lengths(report.points))
+    console.print(Text(_prm(report)))
+    console.print(
+        Text(
+            "FLOPs: sum over the problems / what the target alone spent on its own answers to them. "
+            "paper: 2 x parameters a generated or scored token; total: every token that went through a "
+            "model, with attention. Intervals: 95 % (Wilson; AUC: bootstrap over problems).",
+            style="dim",
+        )
+    )
+
+
+def print_checks(checks: Sequence[Check], console: Console) -> None:
+    """Every required number, met or missed."""
+    table = Table("required", "", "measured", "", box=_BOX)
+    for check in checks:
+        verdict = Text("ok", "green") if check.passed else Text("MISSED", "bold red")
+        table.add_row(check.name, check.required, check.measured, verdict)
+    console.print(table)
+
+
+def name_of(point: Point) -> str:
+    """How a point is called in tables."""
+    if point.kind != "rsd":
+        return f"{point.kind} only"
+    return f"RSD {point.threshold:g}{' *' if point.recommended else ''}"
+
+
+def _points(points: Sequence[Point]) -> Table:
+    table = Table(box=_BOX, caption="* the recommended threshold", caption_justify="left")
+    table.add_column("")
+    for heading in _HEADINGS:
+        table.add_column(heading, justify="right")
+    for point in points:
+        table.add_row(
+            name_of(point),
+            _interval(point.accuracy),
+            "-" if point.acceptance_rate is None else f"{point.acceptance_rate:.1%}",
+            f"{point.rewritten:.1%}",
+            f"{point.target_idle:.0%}",
+            f"{point.flops_share.paper:.3f}",
+            f"{point.flops_share.total:.3f}",
+            f"{point.mean_tokens:.0f}",
+            style="bold" if point.recommended else "",
+        )
+    return table
+
+
+def _lengths(points: Sequence[Point]) -> Table:
+    table = Table(box=_BOX, title="accuracy % by number of events", title_justify="left", title_style="")
+    table.add_column("")
+    for length in points[0].by_length:
+        table.add_column(f"{length.events}", justify="right")
+    for point in points:
+        cells = [f"{100 * length.accuracy.value:.0f}" for length in point.by_length]
+        table.add_row(name_of(point), *cells, style="bold" if point.recommended else "")
+    counts = [str(length.problems) for length in points[0].by_length]
+    table.add_row("problems", *counts, style="dim")
+    return table
+
+
+def _interval(interval: Interval) -> str:
+    return f"{100 * interval.value:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+
+
+def _prm(report: AccuracyReport) -> str:
+    prm = report.prm
+    if prm.auc is None:
+        return f"PRM AUC: none, for all {prm.steps} steps are alike"
+    counts = f"{prm.steps} draft steps up to the first wrong one ({prm.wrong_steps} wrong)"
+    first = f"PRM AUC {_auc(prm.auc)} on {counts}"
+    if prm.all_steps is None:
+        return first
+    return f"{first}; {_auc(prm.all_steps)} on all {prm.all_steps_count} ({prm.all_wrong_steps} wrong)"
+
+
+def _auc(interval: Interval) -> str:
+    return f"{interval.value:.4f} [{interval.low:.4f}, {interval.high:.4f}]"

@@ -1,0 +1,110 @@
+"""The commands put together, and the one place where errors become exit codes (typer)."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import traceback
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from rsd_integrations.cli.ask import ask
+from rsd_integrations.cli.bench import bench
+from rsd_integrations.cli.models import OpenPipeline, State
+from rsd_integrations.errors import ConfigError, PromptError, RSDError
+
+__all__ = ["build", "run"]
+
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+_HELP = """Reward-Guided Speculative Decoding: a draft model writes, a reward model scores, the target
+model rewrites what is not good enough."""
+
+
+def build() -> typer.Typer:
+    """The commands put together."""
+    app = typer.Typer(
+        name="rsd",
+        help=_HELP,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_root)
+    app.command()(ask)
+    app.add_typer(bench)
+    return app
+
+
+def _version(value: bool) -> None:
+    if value:
+        from rsd_integrations import __version__
+
+        print(f"rsd-integrations {__version__}")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Options of ``rsd`` itself."""
+
+
+def run(arguments: list[str], open_pipeline: OpenPipeline) -> int:
+    """Run a command line and return its exit code; see ``rsd_integrations.cli.main``."""
+    debug, arguments = _take_debug(arguments)
+    state = State(open_pipeline, shlex.join(["rsd", *arguments]))
+    command = typer.main.get_command(build())
+    try:
+        code = command.main(arguments, prog_name="rsd", standalone_mode=False, obj=state)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else OK
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read us has gone; Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        message, code = describe(error)
+        print(f"error: {message}", file=sys.stderr)
+        return code
+
+
+def _take_debug(arguments: list[str]) -> tuple[bool, list[str]]:
+    """The hidden --debug may stand anywhere before a "--"."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    rest = [argument for argument in arguments[:end] if argument != "--debug"]
+    return len(rest) < end, rest + arguments[end:]
+
+
+def describe(error: Exception) -> tuple[str, int]:
+    """One line for the user and the exit code of an error."""
+    if isinstance(error, ValidationError):
+        return _validation(error), USAGE
+    if isinstance(error, RSDError):
+        return _one_line(str(error)), USAGE if isinstance(error, (ConfigError, PromptError)) else FAILED
+    if hasattr(error, "format_message"):  # typer's own, whose classes moved between its versions
+        return _one_line(f"{error.format_message()} (see --help)"), int(getattr(error, "exit_code", USAGE))
+    if isinstance(error, OSError):
+        return _one_line(str(error)), FAILED
+    return _one_line(f"{type(error).__name__}: {error} (--debug shows where)"), FAILED
+
+
+def _validation(error: Any) -> str:
+    first = error.errors()[0]
+    option = "--" + "-".join(str(part) for part in first["loc"]).replace("_", "-")
+    message = first["msg"].removeprefix("Value error, ")
+    return _one_line(f"{option} {first['input']!r}: {message}")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,124 @@
+"""``rsd ask``: one question, answered in the open."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from rsd_integrations.cli.models import ModelChoice, State
+from rsd_integrations.config import RSDConfig
+from rsd_integrations.errors import ConfigError, PromptError
+from rsd_integrations.types import Generation
+
+__all__ = ["ask"]
+
+_MODELS = "Models (all three, or none for the pocket trio)"
+_DECODING = "Decoding"
+
+
+def ask(
+    ctx: typer.Context,
+    question: Annotated[str, typer.Argument(help='The question; "-" or nothing reads a pipe.')] = "-",
+    *,
+    draft: Annotated[str | None, typer.Option(help="Folder or hub id.", rich_help_panel=_MODELS)] = None,
+    target: Annotated[str | None, typer.Option(help="Folder or hub id.", rich_help_panel=_MODELS)] = None,
+    prm: Annotated[str | None, typer.Option(help="Folder or hub id.", rich_help_panel=_MODELS)] = None,
+    prm_format: Annotated[
+        str | None,
+        typer.Option(help="How the PRM reads steps; found out if not given.", rich_help_panel=_MODELS),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, ...", rich_help_panel=_MODELS)
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16, float16 or auto.", rich_help_panel=_MODELS)
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="Reward from which a draft step is kept; 0 is draft only, above 1 target only.",
+            rich_help_panel=_DECODING,
+        ),
+    ] = None,
+    weighting: Annotated[
+        str | None,
+        typer.Option(help="step, constant, clip, sigmoid or logistic.", rich_help_panel=_DECODING),
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy.", rich_help_panel=_DECODING)] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Most tokens in the answer.", rich_help_panel=_DECODING)
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Repeats a sampled answer.", rich_help_panel=_DECODING)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, nothing else.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Also write the steps as an HTML page.")] = None,
+) -> None:
+    """Answer a question and show every step: kept, or rejected and rewritten by the target."""
+    state: State = ctx.obj
+    config = _config(
+        threshold=threshold, weighting=weighting, temperature=temperature, max_tokens=max_tokens, seed=seed
+    )
+    choice = ModelChoice(draft, target, prm, prm_format, device, dtype)
+    text = _question(question)
+    _check_writable(html)
+    generation = _answer(state, choice, text, config, as_json=as_json)
+    if html is not None:
+        from rsd_integrations.report.html import to_page
+
+        html.write_text(to_page(generation, question=text), encoding="utf-8")
+
+
+def _config(**fields: Any) -> RSDConfig:
+    return RSDConfig(**{name: value for name, value in fields.items() if value is not None})
+
+
+def _question(question: str) -> str:
+    """The argument, or what is piped in.
+
+    Raises:
+        PromptError: there is none.
+    """
+    if question == "-":
+        if sys.stdin.isatty():
+            raise PromptError("no question.", hint='Give one (rsd ask "..."), or pipe it in.')
+        question = sys.stdin.read()
+    if not question.strip():
+        raise PromptError("the question is empty.", hint='Give one (rsd ask "..."), or pipe it in.')
+    return question.strip()
+
+
+def _check_writable(html: Path | None) -> None:
+    """Say so before the models run and not after."""
+    if html is not None and (html.is_dir() or not html.absolute().parent.is_dir()):
+        raise ConfigError(
+            f"--html {str(html)!r} cannot be written.", hint="Name a file in an existing folder."
+        )
+
+
+def _answer(state: State, choice: ModelChoice, text: str, config: RSDConfig, *, as_json: bool) -> Generation:
+    with Console(stderr=True).status("loading the models"):
+        pipe = state.open_pipeline(choice)
+    with pipe:
+        if as_json:
+            generation = pipe.generate(text, config=config)
+            print(generation.model_dump_json(indent=2))
+            return generation
+        from rsd_integrations.report.steps import show_events
+
+        console = Console(highlight=False)
+        if choice.is_pocket:
+            console.print(_about_pocket(), soft_wrap=not console.is_terminal)
+        with pipe.stream(text, config=config) as events:
+            return show_events(events, console)
+
+
+def _about_pocket() -> Text:
+    from rsd_integrations.pocket import DESCRIPTION
+
+    return Text(DESCRIPTION, style="dim")

@@ -1,0 +1,158 @@
+"""``rsd bench``: the measurements that the README quotes."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from rsd_integrations.cli.models import ModelChoice, State
+from rsd_integrations.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rsd_integrations.bench.accuracy import Measurement
+    from rsd_integrations.bench.results import AccuracyReport
+    from rsd_integrations.pipeline import RSDPipeline
+    from rsd_integrations.pocket.task import Problem
+
+__all__ = ["bench"]
+
+bench = typer.Typer(
+    name="bench", help="Measure RSD against its draft and its target alone.", no_args_is_help=True
+)
+
+_SWEEP = "0.3,0.5,0.7,0.8,0.9,0.95,0.99"
+
+
+@bench.callback()
+def _root() -> None:
+    """Measure RSD against its draft and its target alone."""
+
+
+@bench.command()
+def accuracy(
+    ctx: typer.Context,
+    *,
+    problems: Annotated[int, typer.Option(min=1, help="How many held-out problems.")] = 500,
+    thresholds: Annotated[
+        str, typer.Option(help="The sweep; draft only, target only and the recommended one come on top.")
+    ] = _SWEEP,
+    seed: Annotated[int, typer.Option(min=0, help="Of the problems and the bootstrap.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Most problems at work at once.")] = 16,
+    device: Annotated[str | None, typer.Option(help="cpu (default), cuda, ...")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for JSON and plot.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Exit 1 where a required number is missed.")] = False,
+) -> None:
+    """Accuracy and FLOPs of the pocket trio on held-out problems, over a sweep of thresholds."""
+    state: State = ctx.obj
+    sweep = _sweep(thresholds)
+    _check_out(out)
+    from rsd_integrations.bench.table import print_checks, print_report
+    from rsd_integrations.pocket.task import held_out
+
+    console = Console(highlight=False)
+    with state.open_pipeline(ModelChoice(device=device, max_batch_size=batch_size)) as pipe:
+        questions = held_out(problems, seed=seed)
+        measured = _measure(pipe, questions, sweep, seed)
+        settings: dict[str, int | float | str] = {
+            "problems": problems,
+            "seed": seed,
+            "batch_size": batch_size,
+            "thresholds": thresholds,
+            "decoding": "greedy",
+        }
+        report = _report(state.command_line, pipe, measured, settings)
+    print_report(report, console)
+    print_checks(report.checks, console)
+    if out is not None:
+        _save(report, out, console)
+    if check and not all(one.passed for one in report.checks):
+        raise typer.Exit(1)
+
+
+def _sweep(thresholds: str) -> list[float]:
+    """The thresholds as numbers.
+
+    Raises:
+        ConfigError: one is no number in (0, 1].
+    """
+    try:
+        sweep = [float(part) for part in thresholds.split(",") if part.strip()]
+    except ValueError:
+        sweep = [-1.0]
+    if not all(0.0 < threshold <= 1.0 for threshold in sweep):
+        raise ConfigError(
+            f"--thresholds {thresholds!r} must be numbers above 0 and up to 1.",
+            hint="Separate them by commas; 0 (draft only) and above 1 (target only) are measured anyway.",
+        )
+    return sweep
+
+
+def _check_out(out: Path | None) -> None:
+    """Say so before the models run and not after.
+
+    Raises:
+        ConfigError: the results could not be saved.
+    """
+    if out is None:
+        return
+    if find_spec("matplotlib") is None:
+        hint = 'pip install "rsd-integrations[report]"'
+        raise ConfigError("--out needs matplotlib for the plot.", hint=hint)
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {str(out)!r} is a file.", hint="Name a folder.")
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def _measure(pipe: RSDPipeline, problems: list[Problem], sweep: list[float], seed: int) -> Measurement:
+    from rsd_integrations.bench.accuracy import measure
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("", total=len(problems))
+
+        return measure(
+            pipe,
+            problems,
+            sweep,
+            seed=seed,
+            on_run=lambda name: progress.reset(bar, description=name),
+            on_done=lambda: progress.advance(bar),
+        )
+
+
+def _report(
+    command: str, pipe: RSDPipeline, measured: Measurement, settings: dict[str, int | float | str]
+) -> AccuracyReport:
+    from rsd_integrations.bench.accuracy import MAX_TOKENS
+    from rsd_integrations.bench.checks import required_numbers
+    from rsd_integrations.bench.environment import hardware, pocket_sha256, versions
+    from rsd_integrations.bench.results import AccuracyReport
+
+    return AccuracyReport(
+        command=command,
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        versions=versions(),
+        hardware=hardware(),
+        weights_sha256=pocket_sha256(),
+        settings={**settings, "max_tokens": MAX_TOKENS},
+        recommended_threshold=pipe.recommended_threshold,
+        points=measured.points,
+        prm=measured.prm,
+        checks=required_numbers(measured.points, measured.prm),
+    )
+
+
+def _save(report: AccuracyReport, out: Path, console: Console) -> None:
+    from rsd_integrations.bench.figure import draw
+    from rsd_integrations.report.plot import save_figure
+
+    result = out / "accuracy.json"
+    result.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    for file in [result, *save_figure(draw(report), out, "accuracy")]:
+        console.print(f"wrote {file}", style="dim", markup=False)

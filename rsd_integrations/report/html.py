@@ -1,0 +1,127 @@
+"""The step view as HTML: one self-contained fragment for notebooks, one page for a file.
+
+Colours are either the reader's own text colour or mid-tones and translucent fills, because a
+notebook does not tell a fragment whether its theme is light or dark.
+"""
+
+from __future__ import annotations
+
+from html import escape
+
+from rsd_integrations.report.answer import answer_of, printable, reward_text
+from rsd_integrations.report.words import ENDINGS, cost_lines
+from rsd_integrations.types import Generation, RoleUsage, Step
+
+__all__ = ["StepsHTML", "display_steps", "to_html", "to_page"]
+
+_STYLE = """
+.rsd{font:14px/1.5 system-ui,sans-serif;max-width:60rem;color:inherit}
+.rsd *{color:inherit}
+.rsd .rsd-step{border-left:4px solid;margin:.4rem 0;padding:.3rem .7rem;border-radius:3px}
+.rsd .rsd-accepted{border-color:#2a9d5c;background:rgba(42,157,92,.12)}
+.rsd .rsd-rejected{border-color:#d64545;background:rgba(214,69,69,.12)}
+.rsd .rsd-target{border-color:#9a5fd0;background:rgba(154,95,208,.12);margin-left:1.5rem}
+.rsd .rsd-label{font-weight:600;font-size:.85em}
+.rsd .rsd-reward{font-weight:400;opacity:.8;margin-left:.6em;font-variant-numeric:tabular-nums}
+.rsd pre{font:inherit;font-family:ui-monospace,monospace;white-space:pre-wrap;overflow-wrap:anywhere;
+margin:.15rem 0 0;padding:0;background:none;border:0}
+.rsd del{text-decoration:line-through;opacity:.85}
+.rsd .rsd-answer{font-size:1.15em;font-weight:700;margin:.9rem 0 .6rem;white-space:pre-wrap;
+overflow-wrap:anywhere}
+.rsd table{border-collapse:collapse;font-size:.9em;background:none;margin:.5rem 0}
+.rsd th,.rsd td{padding:.15rem .8rem .15rem 0;text-align:right;background:none;border:0}
+.rsd th:first-child,.rsd td:first-child{text-align:left}
+.rsd th{font-weight:400;opacity:.75}
+.rsd .rsd-note{opacity:.8;font-size:.9em;margin:.2rem 0}
+""".strip()
+
+_PAGE_STYLE = ":root{color-scheme:light dark}body{margin:2rem auto;padding:0 1rem;max-width:60rem}"
+
+
+def to_html(generation: Generation, *, question: str | None = None) -> str:
+    """One ``<div>`` with its own style: every step, the answer, and what it cost. All text escaped."""
+    return "".join(
+        [
+            f'<div class="rsd"><style>{_STYLE}</style>',
+            "" if question is None else f'<div class="rsd-note">{_text(question)}</div>',
+            *[_step(step) for step in generation.steps],
+            f'<div class="rsd-answer">{_text(answer_of(generation)) or "(nothing was written)"}</div>',
+            _cost(generation),
+            "</div>",
+        ]
+    )
+
+
+def to_page(generation: Generation, *, question: str | None = None) -> str:
+    """A whole HTML document that loads nothing and follows the reader's light or dark setting."""
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>RSD step by step</title><style>{_PAGE_STYLE}</style></head>"
+        f"<body>{to_html(generation, question=question)}</body></html>\n"
+    )
+
+
+class StepsHTML:
+    """Shows itself in notebooks; ``str()`` is the HTML."""
+
+    def __init__(self, html: str) -> None:
+        self._html = html
+
+    def _repr_html_(self) -> str:
+        return self._html
+
+    def __str__(self) -> str:
+        return self._html
+
+
+def display_steps(generation: Generation, *, question: str | None = None) -> StepsHTML:
+    """For the last line of a notebook cell: ``display_steps(pipe.generate(question))``."""
+    return StepsHTML(to_html(generation, question=question))
+
+
+def _text(text: str) -> str:
+    return escape(printable(text))
+
+
+def _step(step: Step) -> str:
+    reward = "" if step.reward is None else f"reward {reward_text(step.reward)}"
+    if 0.0 < step.acceptance_probability < 1.0:
+        reward += f", acceptance probability {step.acceptance_probability:.2f}"
+    if step.accepted:
+        return _block("accepted", f"✓ {step.index + 1} accepted", reward, f"<pre>{_body(step.text)}</pre>")
+    rewrite = _block("target", f"→ {step.index + 1} target", "", f"<pre>{_body(step.text)}</pre>")
+    if step.rejected_text is None:
+        return rewrite
+    struck = f"<pre><del>{_body(step.rejected_text)}</del></pre>"
+    return _block("rejected", f"✗ {step.index + 1} rejected", reward, struck) + rewrite
+
+
+def _body(text: str) -> str:
+    return _text(text.strip("\n"))
+
+
+def _block(kind: str, label: str, reward: str, content: str) -> str:
+    return (
+        f'<div class="rsd-step rsd-{kind}"><span class="rsd-label">{label}</span>'
+        f'<span class="rsd-reward">{reward}</span>{content}</div>'
+    )
+
+
+def _cost(generation: Generation) -> str:
+    usage = generation.usage
+    roles = (("draft", usage.draft), ("PRM", usage.prm), ("target", usage.target))
+    notes = [f"{name}: {words}" for name, words in cost_lines(generation)]
+    if ending := ENDINGS.get(generation.finish_reason):
+        notes.append(ending)
+    return (
+        "".join(f'<div class="rsd-note">{note}</div>' for note in notes)
+        + "<table><tr><th>tokens</th><th>generated</th><th>discarded</th><th>forwarded</th></tr>"
+        + "".join(_row(name, use) for name, use in roles)
+        + "</table>"
+    )
+
+
+def _row(name: str, use: RoleUsage) -> str:
+    cells = "".join(f"<td>{count:,}</td>" for count in (use.generated, use.discarded, use.forwarded))
+    return f"<tr><td>{name}</td>{cells}</tr>"

@@ -1,0 +1,68 @@
+"""What stands below the steps: the answer and what it cost (rich)."""
+
+from __future__ import annotations
+
+from rich.console import Console, Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from rsd_integrations.report.answer import answer_of, printable
+from rsd_integrations.report.words import ENDINGS, cost_lines
+from rsd_integrations.types import Generation, RoleUsage
+
+__all__ = ["summary"]
+
+_TIGHT = 50
+"""Below this many columns the token table takes short headings."""
+
+_HEADINGS = ("generated", "discarded", "forwarded")
+
+
+def summary(generation: Generation, console: Console, seconds: float | None = None) -> list[RenderableType]:
+    """The answer, a warning if it is unfinished, and the cost."""
+    parts: list[RenderableType] = [Text("")]
+    if ending := ENDINGS.get(generation.finish_reason):
+        parts.append(Text(ending, style="yellow"))
+    answer = printable(answer_of(generation)) or "(nothing was written)"
+    parts.append(Text.assemble(("answer  ", "dim"), (answer, "bold")))
+    costs = _costs(generation, console, seconds)
+    if console.is_terminal:
+        costs = Panel(costs, title="cost", title_align="left", expand=False, border_style="dim")
+    return [*parts, costs]
+
+
+def _costs(generation: Generation, console: Console, seconds: float | None) -> RenderableType:
+    lines = cost_lines(generation, seconds)
+    roles = {"draft": generation.usage.draft, "PRM": generation.usage.prm, "target": generation.usage.target}
+    if not console.is_terminal:
+        return Group(*[Text(f"{name:<10}{words}") for name, words in [lines[0], *_tokens(roles), *lines[1:]]])
+    return Group(_pairs(lines[:1]), _token_table(roles, tight=console.width < _TIGHT), _pairs(lines[1:]))
+
+
+def _tokens(roles: dict[str, RoleUsage]) -> list[tuple[str, str]]:
+    return [
+        (name, f"{use.generated} tokens generated, {use.discarded} discarded, {use.forwarded} forwarded")
+        for name, use in roles.items()
+    ]
+
+
+def _pairs(lines: list[tuple[str, str]]) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True, min_width=8)
+    grid.add_column(overflow="fold")
+    for name, words in lines:
+        grid.add_row(name, words)
+    return grid
+
+
+def _token_table(roles: dict[str, RoleUsage], *, tight: bool) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True, min_width=8)
+    for _ in _HEADINGS:
+        grid.add_column(justify="right", no_wrap=True)
+    headings = ("gen.", "disc.", "fwd.") if tight else _HEADINGS
+    grid.add_row("tokens", *[Text(heading, style="dim") for heading in headings])
+    for name, use in roles.items():
+        grid.add_row(name, f"{use.generated:,}", f"{use.discarded:,}", f"{use.forwarded:,}")
+    return grid
