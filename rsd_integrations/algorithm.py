@@ -157,9 +157,14 @@ class _Teller:
         return written if accepted else None
 
     def _judge(self, written: Written, facts: _Facts) -> Generator[Work | StepEvent, Any, None]:
-        """Ask for the reward and weigh it."""
+        """Ask for the reward and weigh it. A step that the PRM has no room for is not accepted."""
         start = self._clock()
-        scored = yield from self._score(self._body(written))
+        try:
+            scored = yield from self._score(self._body(written))
+        except WindowFull:
+            # A step too long for the PRM has no reward to be kept by.
+            facts.probability = 0.0
+            return
         facts.score_ms = 1000 * (self._clock() - start)
         if not 0.0 <= scored.reward <= 1.0:
             raise RewardError(

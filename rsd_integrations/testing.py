@@ -56,19 +56,21 @@ def scripted_pipeline(
     *,
     max_batch_size: int = 8,
     delay: float = 0.0,
+    tags: ReasoningTags | None = None,
     **info: Any,
 ) -> RSDPipeline:
     """A pipeline of scripted models. The target's script is the draft's if not given.
 
     Args:
         delay: seconds each round of a writer takes.
+        tags: thinking markup of the writers.
         info: further fields of the models' ``ModelInfo``.
     """
     return RSDPipeline(
         Backend(
-            draft=ScriptedWriter(draft, name="scripted-draft", delay=delay, **info),
+            draft=ScriptedWriter(draft, name="scripted-draft", delay=delay, tags=tags, **info),
             target=ScriptedWriter(
-                draft if target is None else target, name="scripted-target", delay=delay, **info
+                draft if target is None else target, name="scripted-target", delay=delay, tags=tags, **info
             ),
             prm=ScriptedScorer(rewards, **info),
             max_batch_size=max_batch_size,

@@ -174,6 +174,29 @@ def test_forged_marks_and_template_string_functions() -> None:
     assert ids[-1] == tokenizer.eos_token_id
 
 
+def test_keys_and_roles_are_marked_but_words_are_left_to_compare() -> None:
+    template = (
+        "{%- for m in messages -%}{{- m.role + ('!' if m.role == 'user' else '?') -}}"
+        "{{- m.tool_calls | tojson if m.tool_calls else '' -}}{%- endfor -%}<|im_end|>user"
+    )
+    tokenizer = byte_level(template, added=("user",))
+    chat: list[dict[str, object]] = [
+        {"role": "user", "content": ""},
+        {"role": "x<|im_end|>", "tool_calls": [{"<|im_end|>": "<|im_end|>"}]},
+    ]
+    ids = render_chat(tokenizer, chat)
+    assert ids.count(tokenizer.eos_token_id) == 1
+    assert tokenizer.decode(ids).startswith("user!x<|im_end|>?")
+
+
+def test_a_vocabulary_that_grows_is_noticed() -> None:
+    tokenizer = byte_level()
+    encode_plain(tokenizer, "<late>")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<late>"]})
+    assert token_id(tokenizer, "<late>") in alone(tokenizer, "<late>")
+    assert token_id(tokenizer, "<late>") not in encode_plain(tokenizer, "<late>")
+
+
 def test_tools_and_template_arguments_are_marked() -> None:
     template = "{{- tools[0].name + mood -}}<|im_end|>"
     tokenizer = byte_level(template)

@@ -24,11 +24,9 @@ def main(argv: Sequence[str] | None = None, *, open_pipeline: OpenPipeline = ope
     try:
         from rsd_integrations.cli.app import run
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("typer", "rich", "click"):
+        missing = (error.name or "").partition(".")[0]
+        if missing not in ("typer", "rich", "click"):
             raise
-        print(
-            f'error: rsd needs {error.name}: pip install "rsd-integrations[cli]"',
-            file=sys.stderr,
-        )
+        print(f'error: rsd needs {missing}: pip install "rsd-integrations[cli]"', file=sys.stderr)
         return 1
     return run(arguments, open_pipeline)

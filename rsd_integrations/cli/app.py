@@ -75,7 +75,8 @@ def run(arguments: list[str], open_pipeline: OpenPipeline) -> int:
         if debug:
             traceback.print_exc()
         message, code = describe(error)
-        print(f"error: {message}", file=sys.stderr)
+        if message:
+            print(f"error: {message}", file=sys.stderr)
         return code
 
 
@@ -93,7 +94,8 @@ def describe(error: Exception) -> tuple[str, int]:
     if isinstance(error, RSDError):
         return _one_line(str(error)), USAGE if isinstance(error, (ConfigError, PromptError)) else FAILED
     if hasattr(error, "format_message"):  # typer's own, whose classes moved between its versions
-        return _one_line(f"{error.format_message()} (see --help)"), int(getattr(error, "exit_code", USAGE))
+        said = str(error.format_message())  # nothing where a bare "rsd" has shown its help
+        return _one_line(f"{said} (see --help)") if said else "", int(getattr(error, "exit_code", USAGE))
     if isinstance(error, OSError):
         return _one_line(str(error)), FAILED
     return _one_line(f"{type(error).__name__}: {error} (--debug shows where)"), FAILED

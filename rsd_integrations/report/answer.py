@@ -6,7 +6,7 @@ import re
 
 from rsd_integrations.types import Generation
 
-__all__ = ["answer_of", "boxed", "printable", "reward_text"]
+__all__ = ["answer_of", "boxed", "printable", "reward_text", "step_text"]
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _BIDI = re.compile(r"[\u202a-\u202e\u2066-\u2069]")
@@ -38,6 +38,11 @@ def printable(text: str) -> str:
     A model may write escape sequences; shown raw they could recolour, clear or forge the screen.
     """
     return _BIDI.sub("\ufffd", _CONTROL.sub("\ufffd", text.replace("\r\n", "\n")))
+
+
+def step_text(text: str) -> str:
+    """A step without the blank line that ends it; a step of nothing is how a model says it is done."""
+    return printable(text.strip("\n")) or "(end of the answer)"
 
 
 def reward_text(reward: float) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from html import escape
 
-from rsd_integrations.report.answer import answer_of, printable, reward_text
+from rsd_integrations.report.answer import answer_of, printable, reward_text, step_text
 from rsd_integrations.report.words import ENDINGS, cost_lines
 from rsd_integrations.types import Generation, RoleUsage, Step
 
@@ -98,7 +98,7 @@ def _step(step: Step) -> str:
 
 
 def _body(text: str) -> str:
-    return _text(text.strip("\n"))
+    return escape(step_text(text))
 
 
 def _block(kind: str, label: str, reward: str, content: str) -> str:

@@ -16,12 +16,8 @@ _LOOKS: dict[str, tuple[str, str, str]] = {
     "rsd": ("#009E73", "o", "RSD, by threshold"),
     "recommended": ("#D55E00", "*", "RSD, recommended"),
 }
-_OFFSETS = [(0, 9), (0, -15), (14, 8), (14, -12), (-14, 8), (-14, -12), (26, 0), (-26, 0)]
-_OFFSETS += [(x, y) for reach in (24, 36, 50, 66) for x in (0, reach, -reach) for y in (reach, -reach)]
-
-
-Box = tuple[float, ...]
-"""Left, bottom, right, top in pixels."""
+_ROW = 14.0
+"""Points from one threshold's label to the next."""
 
 
 @dataclass(frozen=True)
@@ -55,16 +51,18 @@ def accuracy_figure(points: Sequence[PlotPoint], title: str) -> Any:
     figure = Figure(figsize=(10, 4.8), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     main, side = figure.subplots(1, 2, sharey=True, width_ratios=[1.6, 1])
-    _panel(main, points, [point.paper for point in points], "FLOPs / target alone (paper: 2N a token)")
-    _panel(side, points, [point.total for point in points], "FLOPs / target alone (every token, attention)")
+    paper, total = [point.paper for point in points], [point.total for point in points]
+    _panel(main, points, paper, "FLOPs / target alone (paper accounting)")
+    _panel(side, points, total, "FLOPs / target alone (total)")
     main.set_ylabel("accuracy on held-out problems, 95 % interval")
     main.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
     main.legend(loc="lower right", frameon=False, fontsize=9)
     figure.suptitle(title, fontsize=11)
-    # Labels go where nothing is, which only a laid out figure tells.
+    for axes, shares in ((main, paper), (side, total)):
+        _label_ends(axes, points, shares)
+    # Rows of labels are measured in points, which only a laid out figure can place.
     figure.canvas.draw()
-    _label(main, points, [point.paper for point in points])
-    _label(side, points, [point.total for point in points])
+    _label_thresholds(main, points, paper)
     return figure
 
 
@@ -92,7 +90,7 @@ def _panel(axes: Any, points: Sequence[PlotPoint], shares: Sequence[float], labe
     for share, point in zip(shares, points, strict=True):
         _mark(axes, share, point, named)
     axes.set_xlabel(label)
-    axes.set_xlim(0, 1.12 * max([1.0, *shares]))
+    axes.set_xlim(0, 1.15 * max([1.0, *shares]))
     low, high = min(point.low for point in points), max(point.high for point in points)
     axes.set_ylim(low - 0.12 * (high - low), high + 0.18 * (high - low))
     axes.grid(visible=True, color="0.92", zorder=0)
@@ -118,50 +116,58 @@ def _mark(axes: Any, share: float, point: PlotPoint, named: set[str]) -> None:
     named.add(entry)
 
 
-def _label(axes: Any, points: Sequence[PlotPoint], shares: Sequence[float]) -> None:
-    """Write each label where it covers no point and no other label."""
-    places = [axes.transData.transform((share, p.accuracy)) for share, p in zip(shares, points, strict=True)]
-    taken: list[Box] = [(x - 9, y - 9, x + 9, y + 9) for x, y in places]
-    if axes.get_legend() is not None:
-        taken.append(tuple(axes.get_legend().get_window_extent().extents))
+def _label_ends(axes: Any, points: Sequence[PlotPoint], shares: Sequence[float]) -> None:
+    """Name draft only beside its point and target only above its error bar."""
     for point, share in zip(points, shares, strict=True):
-        taken.append(_place(axes, point, share, taken))
+        if point.kind == "draft":
+            _write(axes, point.label, (share, point.accuracy), (10, 0), ha="left", va="center")
+        elif point.kind == "target":
+            _write(axes, point.label, (share, point.high), (0, 4), ha="center", va="bottom")
 
 
-def _place(axes: Any, point: PlotPoint, share: float, taken: Sequence[Box]) -> Box:
-    """Write one label at the first free offset; where none is free, at the last one."""
-    inside: Box = tuple(axes.get_window_extent().extents)
-    box: Box = ()
-    for offset in _OFFSETS:
-        note = _write(axes, point, share, offset)
-        box = tuple(note.get_window_extent().padded(1).extents)
-        if offset == _OFFSETS[-1] or (_within(box, inside) and not any(_overlap(box, it) for it in taken)):
-            break
-        note.remove()
-    return box
+def _label_thresholds(axes: Any, points: Sequence[PlotPoint], shares: Sequence[float]) -> None:
+    """List the thresholds below their crowd of points, each with a thin line to its own.
+
+    The points of a sweep lie too close for labels beside them. Rows follow the cost, so that lines
+    do not cross.
+    """
+    sweep = sorted(
+        ((share, point) for share, point in zip(shares, points, strict=True) if point.kind == "rsd"),
+        key=lambda pair: -pair[0],
+    )
+    if not sweep:
+        return
+    left, right = axes.get_xlim()
+    # To the right where there is room, else to the left.
+    column = sweep[0][0] + 0.06 * (right - left)
+    if column > left + 0.6 * (right - left):
+        column = sweep[-1][0] - 0.2 * (right - left)
+    box, dots = axes.get_window_extent(), axes.get_figure().dpi
+    row = _ROW * dots / 72 / box.height
+    low = axes.transAxes.inverted().transform(axes.transData.transform((0, min(p.low for _, p in sweep))))[1]
+    top = max(low - row, row * len(sweep))
+    for number, (share, point) in enumerate(sweep):
+        _lead(axes, point, share, (column, top - number * row))
 
 
-def _write(axes: Any, point: PlotPoint, share: float, offset: tuple[int, int]) -> Any:
-    """Far labels get a thin line that leads back to their point."""
-    line = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.6, "shrinkB": 4}
-    return axes.annotate(
-        point.label,
+def _lead(axes: Any, point: PlotPoint, share: float, place: tuple[float, float]) -> None:
+    """A label at (data x, axes y) with a thin line back to its point."""
+    axes.annotate(
+        f"threshold {point.label}" + (" (recommended)" if point.recommended else ""),
         (share, point.accuracy),
-        offset,
-        textcoords="offset points",
-        ha="center",
+        place,
+        textcoords=axes.get_xaxis_transform(),
+        ha="left",
         va="center",
         fontsize=9,
         color="0.15",
         fontweight="bold" if point.recommended else "normal",
-        arrowprops=line if max(map(abs, offset)) > 16 else None,
-        zorder=5,
+        arrowprops={"arrowstyle": "-", "color": "0.65", "linewidth": 0.6, "relpos": (0, 0.5), "shrinkB": 3},
+        zorder=2,
     )
 
 
-def _within(box: Box, outer: Box) -> bool:
-    return box[0] >= outer[0] and box[1] >= outer[1] and box[2] <= outer[2] and box[3] <= outer[3]
-
-
-def _overlap(one: Box, other: Box) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+def _write(axes: Any, text: str, place: tuple[float, float], offset: tuple[int, int], **align: str) -> None:
+    axes.annotate(
+        text, place, offset, textcoords="offset points", fontsize=9, color="0.15", zorder=5, **align
+    )

@@ -12,7 +12,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from rsd_integrations.report.answer import printable, reward_text
+from rsd_integrations.report.answer import reward_text, step_text
 from rsd_integrations.report.summary import summary
 from rsd_integrations.types import Generation, Step, StepEvent
 
@@ -29,13 +29,14 @@ class _Line:
     """A label and a text: side by side, stacked where it is narrow, unwrapped in pipes."""
 
     def __init__(self, mark: str, label: str, body: str, *, colour: str, body_style: str) -> None:
-        self._mark, self._label, self._body = mark, label, printable(body.strip("\n"))
+        self._mark, self._label, self._body = mark, label, step_text(body)
         self._colour, self._body_style = colour, body_style
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         mark = _PLAIN[self._mark] if options.ascii_only else self._mark
         label = Text(f"{mark} {self._label}".rstrip(), style=self._colour)
-        body = Text(self._body, style=self._body_style)
+        # As a span and not as the text's base style: padding must not be struck through.
+        body = Text.assemble((self._body, self._body_style))
         if not console.is_terminal:
             yield Text.assemble(label, " " * max(2, _LABEL_WIDTH + 2 - len(label)), body)
         elif options.max_width < NARROW:
@@ -112,7 +113,7 @@ def show_events(events: Iterable[StepEvent], console: Console) -> Generation:
                 _print(console, *summary(event.generation, console, event.elapsed_ms / 1000))
                 return event.generation
             if live:
-                live.update(_in_the_making(event))
+                live.update(_in_the_making(event), refresh=True)
     raise RuntimeError("the stream ended without a finished event")
 
 

@@ -56,6 +56,7 @@ class RewardModel(nn.Module):
                 f"{type(model).__name__} is a body without a head.",
                 hint="Load it with its head, or pass the folder or hub id instead.",
             )
+        _check_causal(self)
         _check_head(self)
 
     @property
@@ -68,9 +69,10 @@ class RewardModel(nn.Module):
     def head(self) -> nn.Module:
         """What makes outputs of hidden states."""
         if self.kind == "lm":
-            embeddings: nn.Module = self.model.get_output_embeddings()
-            return embeddings
-        return self.model.get_submodule(self._head_name)
+            head: nn.Module = self.model.get_output_embeddings()
+            return head
+        head = self.model.get_submodule(self._head_name)
+        return head
 
     @property
     def dtype(self) -> torch.dtype:
@@ -221,6 +223,23 @@ def _check_complete(name: str, kind: Head, info: Any) -> None:
 
 
 @torch.inference_mode()
+def _check_causal(model: RewardModel) -> None:
+    """Refuse encoders: a new step would change the rewards of the steps before it.
+
+    Raises:
+        ModelError: the first token's hidden state depends on the second token.
+    """
+    weight = next(model.get_input_embeddings().parameters())
+    pairs_22 = torch.tensor([[1, 2], [1, 3]], device=weight.device)
+    first_2D = model.body(input_ids=pairs_22).last_hidden_state[:, 0].float()
+    if float((first_2D[0] - first_2D[1]).abs().max()) > 0.02 * float(first_2D.abs().max()):
+        raise ModelError(
+            f"{type(model.model).__name__} looks ahead: it is an encoder, not a causal model.",
+            hint="Use a reward model made from a decoder (Qwen, Llama, Mistral, ...).",
+        )
+
+
+@torch.inference_mode()
 def _check_head(model: RewardModel) -> None:
     """Compare with the model's own logits, which a family may scale in a way not known here.
 
@@ -230,7 +249,7 @@ def _check_head(model: RewardModel) -> None:
     if model.kind not in ("lm", "token"):
         return
     weight = next(model.get_input_embeddings().parameters())
-    inputs = {"input_ids": torch.tensor([[1]], device=weight.device), "use_cache": False}
+    inputs = {"input_ids": torch.tensor([[1]], device=weight.device)}
     own_NC = model.model(**inputs).logits[0].float()
     hidden_ND = model.body(**inputs).last_hidden_state[0]
     # All at once, and by columns as the scorer takes them, are different computations.

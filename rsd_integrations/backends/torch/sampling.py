@@ -33,6 +33,8 @@ def _draw(logits_V: torch.Tensor, sampling: Sampling) -> int:
 
 def filtered_probabilities(logits_V: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     """Probabilities after temperature, top_k and top_p in this order, in double precision."""
+    # Apple's GPUs have no double precision.
+    logits_V = logits_V.cpu() if logits_V.device.type == "mps" else logits_V
     scaled_V = logits_V.double() / sampling.temperature
     if sampling.top_k is not None and sampling.top_k < scaled_V.numel():
         least = scaled_V.topk(sampling.top_k).values[-1]

@@ -1,0 +1,188 @@
+"""Conversations to token ids, by the tokenizer's own chat template."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from rsd_integrations.encoding.plain import (
+    added_tokens,
+    alternatives,
+    encode_markup,
+    encode_plain,
+    special_tokens,
+)
+from rsd_integrations.errors import ModelError, PromptError
+from rsd_integrations.types import Message
+
+__all__ = ["chat_template_text", "control_tokens", "message_text", "render_chat"]
+
+# Private-use characters around control tokens in a user's text while a template is rendered.
+_OPEN, _CLOSE = "\ue0f0", "\ue0f1"
+
+
+def control_tokens(tokenizer: Any) -> frozenset[str]:
+    """The special tokens, and the added ones that the chat template writes."""
+    return _control_tokens(tokenizer, chat_template_text(tokenizer))
+
+
+def message_text(message: Message) -> str:
+    """A message's content as text; lists of text parts are joined, no content is "".
+
+    Raises:
+        PromptError: the content has parts that are not text.
+    """
+    content = message.get("content")
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, Sequence):
+        return "".join(_part_text(part) for part in content)
+    raise PromptError(
+        f"a message's content is {type(content).__name__}: {content!r:.80}.",
+        hint="Give a string, or a list of strings and {'type': 'text', 'text': ...} parts.",
+    )
+
+
+def chat_template_text(tokenizer: Any) -> str:
+    """The source of the tokenizer's chat templates; "" if it has none."""
+    template = getattr(tokenizer, "chat_template", None)
+    if isinstance(template, Mapping):
+        return "\0".join(str(source) for source in template.values())
+    return str(template) if template else ""
+
+
+def render_chat(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    *,
+    add_generation_prompt: bool = True,
+    tools: Sequence[Any] | None = None,
+    never: Iterable[str] = (),
+    **template_kwargs: Any,
+) -> tuple[int, ...]:
+    """Token ids of a conversation under the tokenizer's own chat template.
+
+    Only the template's own text can give control tokens; those spelled in messages, tools or
+    template arguments are encoded as ordinary text. Control tokens are the special ones, the added
+    ones that the template writes, and ``never``. Roles are the caller's to check. No second
+    beginning-of-sequence token is added.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        messages: chat turns; lists of text parts are flattened.
+        add_generation_prompt: end with the header of the assistant's turn.
+        tools: function schemas, as the template takes them.
+        never: further tokens that must not arise from messages.
+        template_kwargs: further variables of the template.
+
+    Raises:
+        ModelError: the tokenizer has no chat template.
+        PromptError: the template refuses the conversation, or a part is not text.
+    """
+    source = chat_template_text(tokenizer)
+    if not source:
+        raise ModelError(
+            f"the tokenizer of {_name(tokenizer)!r} has no chat template.",
+            hint="Use an instruct or chat model, or set tokenizer.chat_template.",
+        )
+    control = _control_tokens(tokenizer, source) | frozenset(never)
+    mark = _marker(control)
+    rendered = _render(
+        tokenizer,
+        mark([_flat(message) for message in messages]),
+        add_generation_prompt=add_generation_prompt,
+        tools=mark(list(tools)) if tools else None,
+        **mark(template_kwargs),
+    )
+    return _encode_rendered(tokenizer, rendered, control)
+
+
+def _render(tokenizer: Any, messages: Any, **kwargs: Any) -> str:
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, **kwargs))
+    except Exception as error:  # Jinja's, or whatever a template stumbles over.
+        roles = [message.get("role") for message in messages]
+        raise PromptError(
+            f"the chat template of {_name(tokenizer)!r} refuses a chat with roles {roles!r}: {error}",
+            hint="Check the order of the roles, and whether the model takes system turns and tools.",
+        ) from error
+
+
+def _encode_rendered(tokenizer: Any, rendered: str, control: frozenset[str]) -> tuple[int, ...]:
+    """Encode a rendered chat: marked control tokens spelled out, the template's own parsed."""
+    pieces = _marks(control).split(rendered)
+    ids = encode_markup(tokenizer, pieces[0], opening=True)
+    for position, piece in enumerate(pieces[1:], start=1):
+        if piece and position % 2:
+            ids += encode_plain(tokenizer, piece, never=control)
+        elif piece:
+            ids += encode_markup(tokenizer, piece)
+    return ids
+
+
+def _flat(message: Message) -> Message:
+    kept = {key: value for key, value in message.items() if value is not None}
+    if "content" in kept:
+        kept["content"] = message_text(message)
+    return kept
+
+
+def _part_text(part: Any) -> str:
+    if isinstance(part, str):
+        return part
+    if isinstance(part, Mapping) and isinstance(part.get("text"), str):
+        return str(part["text"])
+    kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+    raise PromptError(
+        f"a message has a part of type {kind!r}, which is not text.",
+        hint="RSD is for text models: remove images, audio and files.",
+    )
+
+
+def _marker(control: frozenset[str]) -> Callable[[Any], Any]:
+    """A function that puts marks around control tokens in all strings of a structure."""
+    pattern = alternatives(control)
+
+    def marked(key: Any, item: Any) -> Any:
+        # Templates compare roles, and a role that is a word cannot be a piece of markup.
+        return _word_or(mark, item) if key == "role" else mark(item)
+
+    def mark(value: Any) -> Any:
+        if isinstance(value, str):
+            bare = value.replace(_OPEN, "").replace(_CLOSE, "")
+            return pattern.sub(lambda found: f"{_OPEN}{found[0]}{_CLOSE}", bare)
+        if isinstance(value, Mapping):
+            return {_word_or(mark, key): marked(key, item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [mark(item) for item in value]
+        return value
+
+    return mark
+
+
+def _word_or(mark: Callable[[Any], Any], value: Any) -> Any:
+    return value if not isinstance(value, str) or value.isidentifier() else mark(value)
+
+
+@lru_cache(maxsize=64)
+def _marks(control: frozenset[str]) -> re.Pattern[str]:
+    # A template's string functions may part a mark from its token: lone marks are dropped.
+    return re.compile(f"{_OPEN}({alternatives(control).pattern}){_CLOSE}|[{_OPEN}{_CLOSE}]")
+
+
+def _control_tokens(tokenizer: Any, template: str) -> frozenset[str]:
+    # Gemma lists "\n" among its added tokens: white space is never control.
+    written = {
+        token.content
+        for token in added_tokens(tokenizer)
+        if token.content in template and not token.content.isspace()
+    }
+    return special_tokens(tokenizer) | written
+
+
+def _name(tokenizer: Any) -> str:
+    return str(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__)

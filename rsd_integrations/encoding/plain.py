@@ -1,0 +1,178 @@
+"""Plain text to token ids."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from rsd_integrations.errors import PromptError
+
+__all__ = [
+    "added_tokens",
+    "alternatives",
+    "encode_markup",
+    "encode_opening",
+    "encode_plain",
+    "special_tokens",
+    "token_id",
+]
+
+# Texts that seldom merge with what follows; the first one that does not is cut off again.
+_ANCHORS = ("\n", ":", "a", "0")
+_PROBES = ("a", "7", "(")
+
+
+def encode_plain(
+    tokenizer: Any, text: str, *, never: Iterable[str] = (), banned: Iterable[int] = ()
+) -> tuple[int, ...]:
+    """Encode text as the continuation of other text.
+
+    No special token is added, none is parsed out of the text, and no space is put in front.
+    Added tokens that are not special ("<think>", "<tool_call>" of most vocabularies) are parsed, as
+    they are when their model writes them, unless they are in ``never``.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        text: the text.
+        never: further texts that must not become one token, such as a PRM's separators.
+        banned: further ids that must not arise.
+
+    Raises:
+        PromptError: the tokenizer makes a forbidden token from a single ordinary character.
+    """
+    facts, further = _facts(tokenizer), frozenset(never)
+    refused = facts.special_ids | _ids_of(tokenizer, further) | frozenset(banned)
+    pieces = _spelled_out(text, (alternatives(facts.special), alternatives(further)))
+    ids = [token for piece in pieces for token in _continue(tokenizer, piece)]
+    if refused.isdisjoint(ids):
+        return tuple(ids)
+    # A normaliser can turn look-alike characters into a control token: take them one by one.
+    ids = [token for character in text for token in _continue(tokenizer, character)]
+    if refused.isdisjoint(ids):
+        return tuple(ids)
+    raise PromptError(
+        f"the tokenizer turns a control token out of ordinary text: {text[:80]!r}.",
+        hint="Remove that character from the text.",
+    )
+
+
+def encode_opening(
+    tokenizer: Any, text: str, *, never: Iterable[str] = (), banned: Iterable[int] = ()
+) -> tuple[int, ...]:
+    """Encode plain text as the beginning of a sequence, as ``tokenizer(text)`` would.
+
+    That is with the beginning-of-sequence token and the space in front that the tokenizer adds (no
+    end-of-sequence token), but as plain text otherwise.
+
+    Raises:
+        PromptError: see ``encode_plain``.
+    """
+    bos = getattr(tokenizer, "bos_token_id", None)
+    added = tokenizer.encode("a", verbose=False)
+    start = (bos,) if bos is not None and added[:1] == [bos] else ()
+    space = " " if _facts(tokenizer).adds_prefix and text else ""
+    return start + encode_plain(tokenizer, space + text, never=never, banned=banned)
+
+
+def encode_markup(tokenizer: Any, text: str, *, opening: bool = False) -> tuple[int, ...]:
+    """Encode trusted text, its control tokens parsed (never user text).
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        text: of a template, or of this package.
+        opening: it begins the sequence, rather than continuing one.
+    """
+    return tuple(_encode(tokenizer, text) if opening else _continue(tokenizer, text))
+
+
+def token_id(tokenizer: Any, token: str) -> int | None:
+    """The id of an entry of the vocabulary; None if there is no such entry."""
+    found = tokenizer.convert_tokens_to_ids(token)
+    if not isinstance(found, int) or found < 0 or tokenizer.convert_ids_to_tokens(found) != token:
+        return None
+    return found
+
+
+def special_tokens(tokenizer: Any) -> frozenset[str]:
+    """The texts of all special tokens."""
+    return _facts(tokenizer).special
+
+
+def added_tokens(tokenizer: Any) -> Iterable[Any]:
+    """The tokenizer's added tokens, special or not (with ``content`` and ``special``)."""
+    return getattr(tokenizer, "added_tokens_decoder", {}).values()
+
+
+@lru_cache(maxsize=64)
+def alternatives(tokens: frozenset[str]) -> re.Pattern[str]:
+    """A pattern that finds any of these texts, of two at one place the longer."""
+    longest_first = sorted((token for token in tokens if token), key=lambda token: (-len(token), token))
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What is asked of a tokenizer again and again."""
+
+    version: tuple[object, ...]
+    special: frozenset[str]
+    special_ids: frozenset[int]
+    adds_prefix: bool
+
+
+_known: WeakKeyDictionary[Any, _Facts] = WeakKeyDictionary()
+
+
+def _facts(tokenizer: Any) -> _Facts:
+    named = tuple(map(str, getattr(tokenizer, "all_special_tokens", ())))
+    version = (len(tokenizer), named)
+    facts = _known.get(tokenizer)
+    if facts is None or facts.version != version:
+        special = frozenset(named) | {token.content for token in added_tokens(tokenizer) if token.special}
+        # Ordinary text may well be unknown to a vocabulary.
+        unknown = getattr(tokenizer, "unk_token_id", None)
+        special_ids = _ids_of(tokenizer, special) - {unknown}
+        facts = _known[tokenizer] = _Facts(version, special, special_ids, _adds_prefix(tokenizer))
+    return facts
+
+
+def _spelled_out(text: str, patterns: Iterable[re.Pattern[str]]) -> list[str]:
+    """Cut the text behind the first character of everything the patterns find, overlaps included."""
+    cuts = {0, len(text)}
+    for pattern in patterns:
+        found = pattern.search(text)
+        while found:
+            cuts.add(found.start() + 1)
+            found = pattern.search(text, found.start() + 1)
+    return [text[start:end] for start, end in pairwise(sorted(cuts))]
+
+
+def _continue(tokenizer: Any, text: str) -> list[int]:
+    """Encode text without the space that some tokenizers put in front."""
+    if not text:
+        return []
+    if _facts(tokenizer).adds_prefix:
+        for anchor in _ANCHORS:
+            before, ids = _encode(tokenizer, anchor), _encode(tokenizer, anchor + text)
+            if ids[: len(before)] == before:
+                return ids[len(before) :]
+    return _encode(tokenizer, text)
+
+
+def _adds_prefix(tokenizer: Any) -> bool:
+    """Whether a text encoded alone differs from the same text behind a line break."""
+    before = _encode(tokenizer, "\n")
+    return any(_encode(tokenizer, "\n" + probe) != before + _encode(tokenizer, probe) for probe in _PROBES)
+
+
+def _encode(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer.encode(text, add_special_tokens=False, verbose=False)) if text else []
+
+
+def _ids_of(tokenizer: Any, tokens: frozenset[str]) -> frozenset[int]:
+    return frozenset(found for token in tokens if (found := token_id(tokenizer, token)) is not None)

@@ -1,0 +1,162 @@
+"""Loading options of each role, running out of memory, and giving memory back."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rsd_integrations import RSDPipeline
+from rsd_integrations.errors import BackendError, ConfigError, DeviceMemoryError, ModelError
+from rsd_integrations.types import Prompt
+from tests.tiny_models import causal, token_classifier, tokenizer
+
+PROMPT: Prompt = "Ava has 12 marbles. She buys 9 more."
+FIELDS: dict[str, Any] = {"threshold": 0.5, "max_tokens": 40, "step_delimiter": ["e", "\n\n"]}
+
+
+def trio() -> dict[str, Any]:
+    tok = tokenizer()
+    return {
+        "draft": (causal("Qwen2", 1), tok),
+        "target": (causal("Llama", 2), tok),
+        "prm": (token_classifier(), tok),
+    }
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("models")
+    for role, (model, tok) in trio().items():
+        model.save_pretrained(root / role)
+        tok.save_pretrained(root / role)
+    return {role: root / role for role in trio()}
+
+
+def test_folders_and_loaded_models_give_the_same(folders: dict[str, Path]) -> None:
+    # AutoTokenizer would make a Qwen2 tokenizer of any tokenizer beside a Qwen2 config.
+    own: dict[str, Any] = {f"{role}_kwargs": {"tokenizer": tokenizer()} for role in folders}
+    with (
+        RSDPipeline.from_pretrained(**trio()) as loaded,
+        RSDPipeline.from_pretrained(**folders, **own) as read,
+    ):
+        ours, theirs = loaded.generate(PROMPT, seed=0, **FIELDS), read.generate(PROMPT, seed=0, **FIELDS)
+    assert ours.text == theirs.text
+    assert [step.reward for step in ours.steps] == pytest.approx([step.reward for step in theirs.steps])
+
+
+def test_each_role_has_its_own_options(folders: dict[str, Path]) -> None:
+    with RSDPipeline.from_pretrained(
+        **folders,
+        dtype="float32",
+        draft_kwargs={"attn_implementation": "eager"},
+        target_kwargs={"dtype": torch.bfloat16, "device_map": {"": "cpu"}},
+        prm_kwargs={"use_safetensors": True, "model_kwargs": {"low_cpu_mem_usage": True}},
+    ) as pipe:
+        pipe.generate(PROMPT, **FIELDS)
+        layers = [model.runner.cache.layers[0] for model in (pipe.backend.draft, pipe.backend.target)]  # type: ignore[attr-defined]
+        assert [layer.dtype for layer in layers] == [torch.float32, torch.bfloat16]
+
+
+def test_eager_and_sdpa_agree(folders: dict[str, Path]) -> None:
+    texts = []
+    for attention in ("sdpa", "eager"):
+        options = {"attn_implementation": attention}
+        with RSDPipeline.from_pretrained(
+            **folders, draft_kwargs=options, target_kwargs=options, prm_kwargs=options
+        ) as pipe:
+            texts.append(pipe.generate(PROMPT, **FIELDS).text)
+    assert texts[0] == texts[1]
+
+
+def test_an_unknown_option_is_refused_by_name(folders: dict[str, Path]) -> None:
+    with pytest.raises(ConfigError, match=r"unknown target_kwargs \['dtpye'\]"):
+        RSDPipeline.from_pretrained(**folders, target_kwargs={"dtpye": "float16"})
+
+
+def test_attention_that_takes_no_mask_is_refused_before_loading(folders: dict[str, Path]) -> None:
+    with pytest.raises(ModelError, match="flash_attention_2"):
+        RSDPipeline.from_pretrained(**folders, draft_kwargs={"attn_implementation": "flash_attention_2"})
+
+
+def test_a_missing_folder_is_named() -> None:
+    with pytest.raises(ModelError, match=r"draft='\./nowhere'"):
+        RSDPipeline.from_pretrained(**(trio() | {"draft": "./nowhere"}))
+
+
+class _Short:
+    """A readout that runs out of memory above some number of tokens, or always for one token."""
+
+    def __init__(self, readout: Any, most: int) -> None:
+        self.readout, self.most, self.failed = readout, most, 0
+
+    def __call__(self, inputs: dict[str, Any], read_N: list[int]) -> torch.Tensor:
+        if inputs["input_ids"].numel() > self.most:
+            self.failed += 1
+            raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
+        result: torch.Tensor = self.readout(inputs, read_N)
+        return result
+
+
+def test_out_of_memory_halves_a_prefill_once_and_changes_nothing() -> None:
+    with RSDPipeline.from_pretrained(**trio()) as pipe:
+        want = pipe.generate(PROMPT, **FIELDS).text
+        runner = pipe.backend.draft.runner  # type: ignore[attr-defined]
+        prompt = pipe.backend.draft.open(PROMPT).prompt_tokens
+        runner._readout = short = _Short(runner._readout, most=(prompt + 1) // 2)
+        assert pipe.generate(PROMPT, **FIELDS).text == want
+        assert short.failed == 1
+
+
+def test_out_of_memory_fails_that_request_alone() -> None:
+    with RSDPipeline.from_pretrained(**trio()) as pipe:
+        want = pipe.generate("Hi.", **FIELDS).text
+        runner = pipe.backend.draft.runner  # type: ignore[attr-defined]
+        runner._readout = _Short(runner._readout, most=40)
+        streams = [pipe.stream(prompt, **FIELDS) for prompt in ("Hi.", "long " * 60, "Hi.")]
+        with pytest.raises(DeviceMemoryError, match="max_batch_size"):
+            streams[1].result()
+        assert [streams[0].result().text, streams[2].result().text] == [want, want]
+        assert runner.free == pipe.backend.max_batch_size
+
+
+def test_any_other_failure_has_its_cause() -> None:
+    with RSDPipeline.from_pretrained(**trio()) as pipe:
+        runner = pipe.backend.draft.runner  # type: ignore[attr-defined]
+
+        def broken(inputs: Any, read_N: Any) -> torch.Tensor:
+            raise ValueError("boom")
+
+        runner._readout = broken
+        with pytest.raises(BackendError, match="ValueError: boom") as caught:
+            pipe.generate(PROMPT, **FIELDS)
+        assert isinstance(caught.value.__cause__, ValueError)
+
+
+def test_closing_gives_the_memory_back() -> None:
+    pipe = RSDPipeline.from_pretrained(**trio())
+    stream = pipe.stream(PROMPT, **FIELDS)
+    stream.result()
+    caches = [
+        weakref.ref(model.runner.cache)  # type: ignore[attr-defined]
+        for model in (pipe.backend.draft, pipe.backend.target, pipe.backend.prm)
+    ]
+    pipe.close()
+    gc.collect()
+    # Though the pipeline and a finished stream are still held.
+    assert [cache() for cache in caches] == [None, None, None]
+
+
+def test_a_dropped_pipeline_closes_but_a_held_stream_keeps_it_open() -> None:
+    stream = RSDPipeline.from_pretrained(**trio()).stream(PROMPT, **FIELDS)
+    gc.collect()
+    assert stream.result().steps
+    pipe = RSDPipeline.from_pretrained(**trio())
+    cache = weakref.ref(pipe.backend.draft.runner.cache)  # type: ignore[attr-defined]
+    del pipe
+    gc.collect()
+    assert cache() is None

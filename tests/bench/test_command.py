@@ -1,0 +1,109 @@
+"""``rsd bench accuracy`` from the command line, with scripted models."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+
+import pytest
+
+from rsd_integrations.bench.environment import hardware, versions, weights_sha256
+from rsd_integrations.bench.results import AccuracyReport
+from rsd_integrations.cli import main
+from rsd_integrations.cli.models import ModelChoice
+from rsd_integrations.pocket.task import held_out
+from tests.bench.scripts import trio
+
+WRONG = range(0, 30, 3)
+
+
+def run(
+    *arguments: str, problems: int = 30, seed: int = 0, **script: object
+) -> tuple[int, list[ModelChoice]]:
+    choices: list[ModelChoice] = []
+
+    def opener(choice: ModelChoice) -> object:
+        choices.append(choice)
+        return trio(held_out(problems, seed=seed), **{"wrong": WRONG, **script})  # type: ignore[arg-type]
+
+    command = ["bench", "accuracy", "--problems", str(problems), "--seed", str(seed), *arguments]
+    return main(command, open_pipeline=opener), choices  # type: ignore[arg-type]
+
+
+def test_results_are_saved_with_all_that_repeats_them(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "folder"
+    code, choices = run("--thresholds", "0.5,0.9", "--out", str(out), "--batch-size", "4", seed=5)
+    assert code == 0
+    assert choices == [ModelChoice(max_batch_size=4)]
+    assert sorted(file.name for file in out.iterdir()) == ["accuracy.json", "accuracy.png", "accuracy.svg"]
+    report = AccuracyReport.model_validate_json((out / "accuracy.json").read_text())
+    assert [point.threshold for point in report.points] == [0.0, 0.5, 0.7, 0.9, 1.1]
+    assert report.recommended_threshold == report.recommended.threshold == 0.7
+    assert report.command.startswith("rsd bench accuracy --problems 30 --seed 5 --thresholds 0.5,0.9")
+    assert report.settings["problems"] == 30
+    assert report.settings["seed"] == 5
+    assert {"rsd_integrations", "python"} <= set(report.versions)
+    assert {"processor", "cores"} <= set(report.hardware)
+    assert len(report.checks) == 6
+
+
+def test_the_table_shows_every_point(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    assert run("--thresholds", "0.5")[0] == 0
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    assert any(line.split()[:4] == ["draft", "only", "66.7", "[48.8,"] for line in lines)
+    assert any(line.split()[:4] == ["RSD", "0.7", "*", "100.0"] for line in lines)
+    assert any(line.split()[:3] == ["target", "only", "100.0"] for line in lines)
+    assert "PRM AUC 1.0000" in captured.out
+    assert "what the target alone spent on its own answers" in captured.out
+    assert "\x1b" not in captured.out
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "code"),
+    [({}, ["--check"], 0), ({"blind": [0, 3]}, ["--check"], 1), ({"blind": [0, 3]}, [], 0)],
+)
+def test_check_fails_a_run_that_misses_a_number(
+    capsys: pytest.CaptureFixture[str], script: dict[str, object], flags: list[str], code: int
+) -> None:
+    assert run("--thresholds", "0.7", *flags, **script)[0] == code
+    captured = capsys.readouterr()
+    assert ("MISSED" in captured.out) == bool(script)
+    assert captured.err.count("error") == 0
+
+
+def test_a_place_that_cannot_hold_results_is_told_before_any_model_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    code, choices = run("--out", str(file))
+    assert (code, choices) == (2, [])
+    assert "is a file. Name a folder." in capsys.readouterr().err
+
+
+def test_without_matplotlib_out_is_told_before_any_model_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    code, choices = run("--out", str(tmp_path))
+    assert (code, choices) == (2, [])
+    assert 'pip install "rsd-integrations[report]"' in capsys.readouterr().err
+
+
+def test_weights_are_named_by_their_hash(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "config.json").write_text("{}")
+    assert weights_sha256({"draft": tmp_path, "prm": tmp_path / "none"}) == {
+        "draft/model.safetensors": hashlib.sha256(b"weights").hexdigest()
+    }
+
+
+def test_the_environment_is_told_without_what_is_not_there() -> None:
+    assert "no-such-package" not in versions(["pydantic", "no-such-package"])
+    assert "pydantic" in versions(["pydantic"])
+    assert int(hardware()["cores"]) >= 1

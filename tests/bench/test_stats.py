@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rsd_integrations.bench.stats import auc, bootstrap_auc, paired_difference, wilson
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [  # Newcombe, Statistics in Medicine 17 (1998), table I: Wilson without continuity correction
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_wilson_against_published_values(successes: int, n: int, low: float, high: float) -> None:
+    interval = wilson(successes, n)
+    assert interval.value == successes / n
+    assert (interval.low, interval.high) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
+
+
+@given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_holds_its_share_and_mirrors(counts: tuple[int, int]) -> None:
+    successes, n = counts
+    interval, mirror = wilson(successes, n), wilson(n - successes, n)
+    assert 0 <= interval.low <= interval.value <= interval.high <= 1
+    assert interval.low == pytest.approx(1 - mirror.high)
+
+
+@pytest.mark.parametrize("counts", [(1, 0), (3, 2), (-1, 2)])
+def test_wilson_refuses_what_is_no_share(counts: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="is no share"):
+        wilson(*counts)
+
+
+scored = st.lists(st.tuples(st.sampled_from([0.0, 0.1, 0.5, 0.5000001, 1.0]), st.booleans()), max_size=40)
+
+
+@given(scored)
+def test_auc_is_the_share_of_pairs_won(items: list[tuple[float, bool]]) -> None:
+    pairs = [(r > w) + (r == w) / 2 for r, right in items if right for w, other in items if not other]
+    assert auc(items) == (pytest.approx(sum(pairs) / len(pairs)) if pairs else None)
+
+
+def test_auc_by_hand() -> None:
+    assert auc([(0.1, False), (0.9, True)]) == 1.0
+    assert auc([(0.9, False), (0.1, True)]) == 0.0
+    assert auc([(0.5, False), (0.5, True)]) == 0.5
+    assert auc([(0.1, False), (0.4, True), (0.6, False), (0.9, True)]) == 0.75
+    assert auc([(0.3, True)]) is None
+
+
+def noisy(groups: int, size: int, seed: int = 0) -> list[list[tuple[float, bool]]]:
+    rng = random.Random(seed)
+    made = []
+    for _ in range(groups):
+        right = rng.random() < 0.5
+        made.append([(rng.gauss(1.0 if right else 0.0, 1.0), right)] * size)
+    return made
+
+
+def test_bootstrap_repeats_and_covers() -> None:
+    interval = bootstrap_auc(noisy(300, 1), seed=3)
+    assert interval == bootstrap_auc(noisy(300, 1), seed=3)
+    assert interval is not None
+    assert interval.low < interval.value < interval.high
+    # P(X > Y) of two unit normals one apart is 0.76.
+    assert interval.low < 0.7602 < interval.high
+    assert 0.06 < interval.high - interval.low < 0.16
+
+
+def test_bootstrap_draws_whole_problems() -> None:
+    """Copies of a problem's step are no news: the interval must not shrink."""
+    single, copied = bootstrap_auc(noisy(200, 1)), bootstrap_auc(noisy(200, 10))
+    assert single is not None
+    assert copied is not None
+    assert copied.value == pytest.approx(single.value)
+    assert copied.high - copied.low == pytest.approx(single.high - single.low)
+
+
+def test_bootstrap_of_one_kind_is_none() -> None:
+    assert bootstrap_auc([[(0.5, True)], [(0.7, True)]]) is None
+    assert bootstrap_auc([]) is None
+
+
+def test_paired_difference() -> None:
+    ours = [True] * 90 + [True] * 2 + [False] * 8
+    theirs = [True] * 90 + [False] * 2 + [True] * 5 + [False] * 3
+    interval = paired_difference(ours, theirs)
+    assert interval.value == pytest.approx(-0.03)
+    # sqrt((2 + 5) / 100 - 0.03 ** 2) / 10 = 0.02629
+    assert interval.high - interval.value == pytest.approx(1.96 * 0.02629, rel=1e-3)
+    same = paired_difference(ours, ours)
+    assert (same.low, same.value, same.high) == (0.0, 0.0, 0.0)
+    with pytest.raises(ValueError, match="cannot be paired"):
+        paired_difference([True], [True, False])

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from rsd_integrations.pocket import DESCRIPTION
+from rsd_integrations.types import Generation
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import Rsd
+
+
+def test_a_pipe_gets_one_plain_line_a_step(rsd: Rsd) -> None:
+    result = rsd("ask", "How many?")
+    assert result.code == 0
+    assert result.out.splitlines()[1:7] == [
+        "✓ accepted 0.900  12 + 9 = 21.",
+        "✗ rejected 0.200  21 + 12 = 35.",
+        "→ target          21 + 12 = 33.",
+        "✓ accepted 0.950  The answer is \\boxed{33}.",
+        "",
+        "answer  33",
+    ]
+    assert "\x1b" not in result.out
+    assert result.err == ""
+
+
+def test_the_cost_stands_below(rsd: Rsd) -> None:
+    generation = Generation.model_validate_json(rsd("ask", "How many?", "--json").out)
+    out = rsd("ask", "How many?").out
+    ratio = generation.usage.flops_ratio
+    assert ratio is not None
+    assert "accepted  2 of 3 steps (67%), threshold 0.7" in out
+    assert (
+        f"FLOPs     {ratio.paper:.2f}x of the target alone (paper accounting), {ratio.total:.2f}x (total)"
+        in out
+    )
+    for name, use in (("draft", generation.usage.draft), ("target", generation.usage.target)):
+        assert (
+            f"{use.generated} tokens generated, {use.discarded} discarded, {use.forwarded} forwarded" in out
+        ), name
+    assert "time " in out
+
+
+def test_a_long_step_is_not_wrapped_in_a_pipe(rsd: Rsd) -> None:
+    long = "word " * 60 + "end."
+    rsd.scripted([long])
+    assert any(line.endswith(long) for line in rsd("ask", "?").out.splitlines())
+
+
+def test_json_is_the_generation_and_nothing_else(rsd: Rsd) -> None:
+    result = rsd("ask", "How many?", "--json", "--seed", "7")
+    generation = Generation.model_validate_json(result.out)
+    assert generation.text == "12 + 9 = 21.\n\n21 + 12 = 33.\n\nThe answer is \\boxed{33}."
+    assert [step.source for step in generation.steps] == ["draft", "target", "draft"]
+    assert generation.seed == 7
+    assert result.err == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "sources"),
+    [
+        (["--threshold", "0"], ["draft"] * 3),
+        (["--threshold", "1.5"], ["target"] * 3),
+        (["--threshold", "0.93"], ["target", "target", "draft"]),
+        (["--weighting", "clip", "--seed", "2"], None),
+    ],
+)
+def test_options_reach_the_models(rsd: Rsd, options: list[str], sources: list[str] | None) -> None:
+    made = Generation.model_validate_json(rsd("ask", "How many?", "--json", *options).out)
+    if sources is None:
+        assert [step.acceptance_probability for step in made.steps] == [0.9, 0.2, 0.95]
+    else:
+        assert [step.source for step in made.steps] == sources
+
+
+def test_a_length_limit_is_told(rsd: Rsd) -> None:
+    result = rsd("ask", "How many?", "--max-tokens", "9")
+    assert result.code == 0
+    assert "stopped at a length limit" in result.out
+    assert json.loads(rsd("ask", "How many?", "--max-tokens", "9", "--json").out)["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize("arguments", [["-"], []])
+def test_a_question_can_be_piped_in(rsd: Rsd, monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+    seen: list[object] = []
+
+    def write(prompt: object, index: int, text: str) -> str | None:
+        seen.append(prompt)
+        return "\\boxed{4}" if index == 0 else None
+
+    rsd.scripted(write)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("2 + 2?\n"))
+    assert "answer  4" in rsd("ask", *arguments).out
+    assert seen[0] == "2 + 2?"
+
+
+def test_the_html_page_is_written_beside_any_output(rsd: Rsd, tmp_path: Path) -> None:
+    page = tmp_path / "steps.html"
+    result = rsd("ask", "A <question>?", "--json", "--html", str(page))
+    assert Generation.model_validate_json(result.out)
+    written = page.read_text(encoding="utf-8")
+    assert "A &lt;question&gt;?" in written
+    assert "21 + 12 = 35." in written
+
+
+def test_the_pocket_trio_says_what_it_is_for_and_others_do_not(rsd: Rsd) -> None:
+    assert rsd("ask", "How many?").out.splitlines()[0] == DESCRIPTION
+    other = rsd("ask", "How many?", "--draft", "org/d", "--target", "org/t", "--prm", "org/p")
+    assert DESCRIPTION not in other.out
+
+
+def test_models_are_loaded_as_asked(rsd: Rsd) -> None:
+    rsd("ask", "?", "--device", "cpu")
+    rsd(
+        *["ask", "?", "--draft", "org/d", "--target", "org/t", "--prm", "org/p"],
+        *["--prm-format", "skywork", "--dtype", "bfloat16"],
+    )
+    pocket, other = rsd.choices
+    assert pocket.is_pocket
+    assert pocket.device == "cpu"
+    assert (other.draft, other.target, other.prm) == ("org/d", "org/t", "org/p")
+    assert (other.prm_format, other.dtype, other.device) == ("skywork", "bfloat16", None)

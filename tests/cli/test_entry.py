@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+import rsd_integrations
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import Rsd
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+def test_version(rsd: Rsd) -> None:
+    result = rsd("--version")
+    assert (result.code, result.out) == (0, f"rsd-integrations {rsd_integrations.__version__}\n")
+
+
+def test_the_package_runs_as_a_module() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "rsd_integrations", "--version"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, f"rsd-integrations {rsd_integrations.__version__}\n")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["ask", "-h"], ["bench", "--help"], ["bench", "accuracy", "--help"]]
+)
+def test_help(rsd: Rsd, arguments: list[str]) -> None:
+    result = rsd(*arguments)
+    assert result.code == 0
+    assert "Usage: rsd" in result.out
+    assert "--debug" not in result.out
+
+
+@pytest.mark.parametrize("arguments", [[], ["bench"]])
+def test_a_bare_command_shows_its_help(rsd: Rsd, arguments: list[str]) -> None:
+    result = rsd(*arguments)
+    assert result.code == 2
+    assert "Usage: rsd" in result.out + result.err
+    assert "error:" not in result.err
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich"])
+def test_missing_extra_is_a_hint(missing: str) -> None:
+    done = python(
+        f"import sys; sys.modules[{missing!r}] = None\n"
+        "from rsd_integrations.cli import main; sys.exit(main(['ask', '?']))"
+    )
+    assert done.returncode == 1
+    assert done.stderr == f'error: rsd needs {missing}: pip install "rsd-integrations[cli]"\n'
+
+
+def test_importing_the_command_line_is_light() -> None:
+    done = python(
+        "import sys, rsd_integrations.cli\n"
+        "assert not {'torch', 'transformers', 'typer', 'rich', 'matplotlib'} & set(sys.modules), 'import'\n"
+        "assert rsd_integrations.cli.main(['--help']) == 0\n"
+        "assert rsd_integrations.cli.main(['bench', 'accuracy', '--help']) == 0\n"
+        "assert not {'torch', 'transformers', 'numpy', 'matplotlib'} & set(sys.modules), 'help'\n"
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from rsd_integrations.errors import BackendError, ModelError
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import Rsd
+
+THREE = ["--draft", "org/d", "--target", "org/t", "--prm", "org/p"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["ask", "?", "--weighting", "best"], "unknown weighting 'best'; use one of 'step'"),
+        (["ask", "?", "--threshold", "-1"], "--threshold -1.0: Input should be greater than or equal to 0"),
+        (["ask", "?", "--threshold", "high"], "'--threshold'"),
+        (["ask", "?", "--temperature", "nan"], "--temperature nan"),
+        (["ask", "?", "--max-tokens", "0"], "--max-tokens 0"),
+        (["ask", "?", "--seed", "-3"], "--seed -3"),
+        (
+            ["ask", "?", "--draft", "org/d", "--prm", "org/p"],
+            "--target missing. Give --draft, --target and --prm",
+        ),
+        (["ask", "?", "--draft", "org/d"], "--target and --prm missing"),
+        (["ask", "?", *THREE, "--draft", "./nowhere"], "--draft './nowhere' is not a folder"),
+        (["ask", "?", *THREE, "--prm", "/no/where/prm"], "--prm '/no/where/prm' is not a folder"),
+        (["ask", ""], "the question is empty"),
+        (["ask", "  \n"], "the question is empty"),
+        (["ask", "?", "--html", "/no/where/steps.html"], "--html '/no/where/steps.html' cannot be written"),
+        (["ask", "?", "--bogus"], "--bogus"),
+        (["ask", "one", "two"], "two"),
+        (["bogus"], "bogus"),
+        (["bench", "accuracy", "--problems", "0"], "--problems"),
+        (["bench", "accuracy", "--thresholds", "0.5,high"], "--thresholds '0.5,high'"),
+        (["bench", "accuracy", "--thresholds", "0.5,1.2"], "above 0 and up to 1"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_loads_no_model(rsd: Rsd, arguments: list[str], said: str) -> None:
+    result = rsd(*arguments)
+    assert result.code == 2
+    assert result.out == ""
+    assert result.err.startswith("error: ")
+    assert said in result.err
+    assert result.err.count("\n") == 1
+    assert rsd.choices == []
+
+
+def test_an_empty_pipe_is_an_empty_question(rsd: Rsd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
+    assert rsd("ask").code == 2
+
+
+def test_no_question_at_a_terminal_does_not_wait_for_one(rsd: Rsd, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    result = rsd("ask")
+    assert result.code == 2
+    assert "pipe it in" in result.err
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ModelError("no tokenizer.", hint="Give one."), "error: no tokenizer. Give one."),
+        (BackendError("the device\nis gone."), "error: the device is gone."),
+        (OSError(28, "No space left"), "error: [Errno 28] No space left"),
+        (ZeroDivisionError("oops"), "error: ZeroDivisionError: oops (--debug shows where)"),
+    ],
+)
+def test_a_failed_run_is_one_line(rsd: Rsd, error: Exception, said: str) -> None:
+    def fail() -> None:
+        raise error
+
+    rsd.open = fail  # type: ignore[assignment]
+    result = rsd("ask", "?")
+    assert (result.code, result.out, result.err) == (1, "", said + "\n")
+
+
+def test_a_model_that_fails_in_mid_answer(rsd: Rsd) -> None:
+    def write(prompt: object, index: int, text: str) -> str | Exception:
+        return "One step.\n\n" if index == 0 else BackendError("the draft broke.", hint="Mend it.")
+
+    rsd.scripted(write)
+    result = rsd("ask", "?")
+    assert result.code == 1
+    assert result.err == "error: the draft broke. Mend it.\n"
+    assert "One step." in result.out
+    assert rsd("ask", "?", "--json").out == ""
+
+
+@pytest.mark.parametrize("arguments", [["--debug", "ask", ""], ["ask", "", "--debug"]])
+def test_debug_shows_the_traceback(rsd: Rsd, arguments: list[str]) -> None:
+    result = rsd(*arguments)
+    assert result.code == 2
+    assert "Traceback" in result.err
+    assert result.err.splitlines()[-1].startswith("error: ")
+
+
+def test_debug_may_be_asked_about(rsd: Rsd) -> None:
+    assert "Traceback" not in rsd("ask", "--weighting", "x", "--", "--debug").err
+
+
+def test_interrupt_while_loading_is_quiet(rsd: Rsd) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    rsd.open = interrupt  # type: ignore[assignment]
+    result = rsd("ask", "?")
+    assert (result.code, result.out, result.err) == (130, "", "")
+
+
+def test_interrupt_in_mid_answer_is_quiet(tmp_path: Path) -> None:
+    script = tmp_path / "slow.py"
+    script.write_text(
+        "import sys\n"
+        "from rsd_integrations.cli import main\n"
+        "from rsd_integrations.testing import scripted_pipeline\n"
+        "def slow(choice):\n"
+        "    return scripted_pipeline(['x' * 9000], delay=0.01)\n"
+        "print('ready', file=sys.stderr, flush=True)\n"
+        "sys.exit(main(['ask', '?', *'--draft a --target b --prm c'.split()], open_pipeline=slow))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    assert process.stderr.readline() == "ready\n"
+    time.sleep(1.0)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out, err) == (130, "", "")
+
+
+def test_a_reader_that_went_away_is_no_traceback() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "rsd_integrations", "--version"],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, b"")

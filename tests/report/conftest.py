@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+import pytest
+
+from rsd_integrations.testing import scripted_pipeline
+from rsd_integrations.types import Generation
+
+DRAFT = ["She buys 9 more: 12 + 9 = 21.\n\n", "Then 12 more: 21 + 12 = 35.\n\n", "The answer is \\boxed{33}."]
+TARGET = ["unused\n\n", "Then 12 more: 21 + 12 = 33.\n\n"]
+
+
+@pytest.fixture
+def generation() -> Generation:
+    with scripted_pipeline(DRAFT, TARGET, [0.9, 0.2, 0.95]) as pipe:
+        return pipe.generate("How many?", seed=0)
+
+
+def generate(*steps: str, **fields: object) -> Generation:
+    """An answer of accepted draft steps."""
+    with scripted_pipeline(list(steps)) as pipe:
+        return pipe.generate("?", **fields)

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import pytest
+
+from rsd_integrations.report.answer import answer_of, boxed, printable, reward_text
+from tests.report.conftest import generate
+
+
+@pytest.mark.parametrize(
+    ("text", "held"),
+    [
+        ("so \\boxed{4}.", "4"),
+        ("\\boxed{3} no, \\boxed{ 4 }", "4"),
+        ("\\boxed{\\frac{1}{2}}.", "\\frac{1}{2}"),
+        ("\\boxed{3} and \\boxed{4", "3"),
+        ("\\boxed{a \\boxed{b}}", "b"),
+        ("no box", None),
+        ("\\boxed{", None),
+        ("", None),
+    ],
+)
+def test_boxed(text: str, held: str | None) -> None:
+    assert boxed(text) == held
+
+
+def test_the_answer_is_the_box_or_the_text() -> None:
+    assert answer_of(generate("One.\n\n", "\\boxed{7}")) == "7"
+    assert answer_of(generate("One.\n\n", "Two.")) == "One.\n\nTwo."
+    assert answer_of(generate("An empty \\boxed{}.")) == "An empty \\boxed{}."
+
+
+def test_nothing_can_steer_the_terminal() -> None:
+    shown = printable("a\x1b[2Jb\x9b31mc\rd\x07\u202ee\x00\tf\n")
+    assert shown == "a\ufffd[2Jb\ufffd31mc\ufffdd\ufffd\ufffde\ufffd\tf\n"
+
+
+@pytest.mark.parametrize(
+    ("reward", "shown"), [(0.9996, "0.999"), (1.0, "1.000"), (0.29, "0.290"), (0.0, "0.000")]
+)
+def test_a_reward_never_looks_higher_than_it_is(reward: float, shown: str) -> None:
+    assert reward_text(reward) == shown

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+from rsd_integrations.report.html import display_steps, to_html, to_page
+from rsd_integrations.types import Generation
+from tests.report.conftest import generate
+
+VOID = {"meta"}
+
+
+class Reader(HTMLParser):
+    """Text by the class of the block it stands in; checks that tags pair up."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[tuple[str, str]] = []
+        self.texts: list[tuple[str, str, str]] = []
+        self.tags: set[str] = set()
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        if tag not in VOID:
+            self.open.append((tag, dict(attrs).get("class") or ""))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop()[0] == tag
+
+    def handle_data(self, data: str) -> None:
+        block = next((name for tag, name in reversed(self.open) if "rsd-step" in name), "")
+        self.texts.append((block, self.open[-1][0] if self.open else "", data))
+
+
+def test_every_step_has_its_block(generation: Generation) -> None:
+    texts = Reader(to_html(generation)).texts
+    assert ("rsd-step rsd-accepted", "pre", "She buys 9 more: 12 + 9 = 21.") in texts
+    assert ("rsd-step rsd-rejected", "del", "Then 12 more: 21 + 12 = 35.") in texts
+    assert ("rsd-step rsd-target", "pre", "Then 12 more: 21 + 12 = 33.") in texts
+    assert ("rsd-step rsd-rejected", "span", "✗ 2 rejected") in texts
+    assert ("rsd-step rsd-rejected", "span", "reward 0.200") in texts
+    assert ("", "div", "33") in texts
+
+
+def test_the_cost_is_told(generation: Generation) -> None:
+    html = to_html(generation)
+    assert generation.usage.flops_ratio is not None
+    assert f"{generation.usage.flops_ratio.paper:.2f}x of the target alone (paper accounting)" in html
+    assert f"<td>target</td><td>{generation.usage.target.generated}</td>" in html
+
+
+def test_model_text_stays_text() -> None:
+    nasty = "<script>alert(1)</script>&lt;img src=x onerror=y>\x01'\""
+    reader = Reader(to_page(generate(f"{nasty}\n\n", f"\\boxed{{{nasty}}}"), question=nasty))
+    assert not reader.tags & {"script", "img"}
+    shown = nasty.replace("\x01", "\ufffd")
+    assert sum(data == shown for _, _, data in reader.texts) == 3
+
+
+def test_a_fragment_for_notebooks_and_a_page_for_files(generation: Generation) -> None:
+    assert to_html(generation).startswith("<div")
+    assert display_steps(generation)._repr_html_() == to_html(generation) == str(display_steps(generation))
+    page = to_page(generation, question="How many?")
+    assert page.startswith("<!doctype html>")
+    assert 'charset="utf-8"' in page
+    assert "How many?" in page
+
+
+def test_nothing_is_loaded_from_elsewhere(generation: Generation) -> None:
+    assert not re.search(r"https?:|//|src=|href=|@import|url\(", to_page(generation))
+
+
+def test_colours_do_not_fix_the_text_colour(generation: Generation) -> None:
+    """A theme we cannot see decides on the text colour; solid backgrounds could hide it."""
+    style = re.findall(r"<style>(.*?)</style>", to_html(generation), re.DOTALL)[0]
+    assert set(re.findall(r"[{;]color:([^;}]+)", style)) == {"inherit"}
+    assert all(
+        value == "none" or value.startswith("rgba(") for value in re.findall(r"background:([^;}]+)", style)
+    )
+
+
+def test_an_unfinished_answer_says_so() -> None:
+    assert "stopped at a length limit" in to_html(generate("One long step.", max_tokens=3))

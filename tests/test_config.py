@@ -1,0 +1,142 @@
+"""Every knob is checked once, by name, before anything runs."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from rsd_integrations import RSDConfig
+from rsd_integrations.errors import RewardError
+from rsd_integrations.testing import scripted_pipeline
+from rsd_integrations.weighting import NAMES, acceptance_probability, logistic, sigmoid
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"threshold": -0.1},
+        {"threshold": math.nan},
+        {"threshold": math.inf},
+        {"weighting": "linear"},
+        {"acceptance_rate": 1.1},
+        {"acceptance_rate": -1},
+        {"acceptance_rate": math.nan},
+        {"beta": 0},
+        {"beta": math.inf},
+        {"step_delimiter": ""},
+        {"step_delimiter": ()},
+        {"step_delimiter": ("\n", "")},
+        {"max_tokens": 0},
+        {"max_steps": 0},
+        {"max_step_tokens": 0},
+        {"temperature": -1},
+        {"temperature": math.nan},
+        {"temperature": math.inf},
+        {"top_p": 0},
+        {"top_p": 1.1},
+        {"top_k": 0},
+        {"seed": -1},
+        {"stop": ("",)},
+        {"n": 2},
+        {"max_new_tokens": 5},
+        {"stop": 3},
+    ],
+    ids=str,
+)
+def test_what_is_refused_names_the_field(fields: dict[str, Any]) -> None:
+    (name,) = fields
+    with pytest.raises(ValidationError, match=name):
+        RSDConfig(**fields)
+    with pytest.raises(ValidationError, match=name):
+        RSDConfig(seed=1).override(**fields)
+    with scripted_pipeline(["a"]) as pipe:
+        with pytest.raises(ValidationError, match=name):
+            pipe.generate("x", **fields)
+        assert pipe.backend.draft.open_sessions == 0
+
+
+def test_a_lone_string_is_one_entry() -> None:
+    config = RSDConfig(stop="END", step_delimiter="\n")
+    assert (config.stop, config.step_delimiter) == (("END",), ("\n",))
+    assert RSDConfig(stop=["a", "b"]).stop == ("a", "b")
+    assert RSDConfig(stop=None).stop == ()
+
+
+def test_override_keeps_the_rest() -> None:
+    weighting = lambda reward: reward  # noqa: E731
+    config = RSDConfig(weighting=weighting, seed=3, stop=("a",))
+    changed = config.override(seed=4)
+    assert (changed.weighting, changed.seed, changed.stop) == (weighting, 4, ("a",))
+    assert config.seed == 3
+    assert config.override() is config
+
+
+def test_a_config_is_frozen() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        RSDConfig().seed = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("fields", "mode"),
+    [
+        ({"threshold": 0.0}, "draft"),
+        ({"threshold": 1e-9}, "rsd"),
+        ({"threshold": 1.0}, "rsd"),
+        ({"threshold": 1.0001}, "target"),
+        ({"threshold": None}, "rsd"),
+        ({"threshold": 0.0, "weighting": "logistic"}, "rsd"),
+        ({"threshold": 2.0, "weighting": "clip"}, "rsd"),
+        ({"threshold": 0.0, "weighting": lambda reward: 0.0}, "rsd"),
+    ],
+)
+def test_who_has_to_run(fields: dict[str, Any], mode: str) -> None:
+    assert RSDConfig(**fields).mode == mode
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("reward", [0.0, 0.3, 0.7, 1.0])
+def test_weightings_are_probabilities_and_do_not_fall(name: str, reward: float) -> None:
+    omega = RSDConfig(weighting=name, threshold=0.7).acceptance()
+    probability = acceptance_probability(omega, reward)
+    assert 0.0 <= probability <= 1.0
+    assert probability <= acceptance_probability(omega, min(1.0, reward + 0.1))
+
+
+@pytest.mark.parametrize(
+    ("fields", "reward", "probability"),
+    [
+        ({"weighting": "step", "threshold": 0.7}, 0.7, 1.0),
+        ({"weighting": "step", "threshold": 0.7}, 0.6999, 0.0),
+        ({"weighting": "constant", "acceptance_rate": 0.25}, 0.9, 0.25),
+        ({"weighting": "clip"}, 0.4, 0.4),
+        ({"weighting": "sigmoid"}, 1.0, 1 / (1 + math.exp(-1))),
+        ({"weighting": "logistic", "threshold": 0.5, "beta": 2.0}, 1.0, 1 / (1 + math.exp(-1))),
+        ({"weighting": "logistic", "threshold": 0.5}, 0.5, 0.5),
+    ],
+)
+def test_the_values_of_table_1(fields: dict[str, Any], reward: float, probability: float) -> None:
+    assert RSDConfig(**fields).acceptance()(reward) == pytest.approx(probability)
+
+
+def test_no_weighting_overflows() -> None:
+    assert logistic(1.0, 1e6)(0.0) == 0.0
+    assert logistic(0.0, 1e6)(1.0) == 1.0
+    assert sigmoid(0.0) == 0.5
+
+
+@pytest.mark.parametrize("value", [math.nan, -0.01, 1.01])
+def test_no_probability_is_an_error(value: float) -> None:
+    with pytest.raises(RewardError, match="no probability"):
+        acceptance_probability(lambda reward: value, 0.5)
+
+
+def test_a_fresh_seed_is_told_and_reproduces() -> None:
+    with scripted_pipeline(["a\n\n"] * 8, ["A\n\n"] * 8, [0.5]) as pipe:
+        first = pipe.generate("x", weighting="clip", max_steps=8)
+        again = pipe.generate("x", weighting="clip", max_steps=8, seed=first.seed)
+        assert again.text == first.text
+        seeds = {pipe.generate("x").seed for _ in range(5)}
+    assert len(seeds) == 5

@@ -1,0 +1,562 @@
+"""The engine under many callers: nothing hangs, nothing leaks, a failure fails its own request."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import math
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from rsd_integrations import Generation, RSDPipeline
+from rsd_integrations.errors import (
+    BackendError,
+    ConfigError,
+    EngineClosedError,
+    PromptError,
+    RewardError,
+    RSDError,
+)
+from rsd_integrations.protocols import Backend, WriterSession
+from rsd_integrations.testing import ScriptedScorer, ScriptedWriter, scripted_pipeline
+from tests.tiny_models import causal, token_classifier, tokenizer
+
+STEPS = ["one\n\n", "two\n\n", "three\n\n", "four"]
+PATIENCE = 30.0
+"""Seconds until a test calls it a deadlock."""
+
+
+def endless(prompt: Any, index: int, text: str) -> str:
+    return "again\n\n"
+
+
+class Gated(ScriptedWriter):
+    """A writer whose rounds need permits, so that a test decides what happens between two rounds."""
+
+    def __init__(self, script: Any, **options: Any) -> None:
+        super().__init__(script, **options)
+        self._permits = threading.Semaphore(0)
+        self.entered = threading.Semaphore(0)
+
+    def allow(self, rounds: int) -> None:
+        """Let it go on for some rounds, and wait until it asks for one more."""
+        for _ in range(rounds):
+            assert self.entered.acquire(timeout=PATIENCE)
+            self._permits.release()
+
+    def let_go(self) -> None:
+        """No more gate."""
+        self._permits.release(10**6)
+
+    def advance(self, sessions: Sequence[WriterSession]) -> Any:
+        self.entered.release()
+        assert self._permits.acquire(timeout=PATIENCE)
+        return super().advance(sessions)
+
+
+def over(draft: ScriptedWriter, *, target: Any = None, rewards: Any = (1.0,), **options: Any) -> RSDPipeline:
+    """A pipeline over these scripted models."""
+    target = target if target is not None else ScriptedWriter(STEPS)
+    return RSDPipeline(Backend(draft, target, ScriptedScorer(rewards), **options))
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Poll until it holds."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.001)
+
+
+def open_sessions(pipe: RSDPipeline) -> int:
+    backend: Any = pipe.backend
+    return sum(model.open_sessions for model in (backend.draft, backend.target, backend.prm))
+
+
+def test_a_storm_of_threads_and_tasks() -> None:
+    """32 threads and 32 tasks; answers, cancels, timeouts and failures mixed: all come back, all is free."""
+
+    def script(prompt: Any, index: int, text: str) -> str | Exception | None:
+        if "fail" in prompt and index == 2:
+            return BackendError("it broke.")
+        return f"{prompt} {index}\n\n" if index < 5 else None
+
+    def reward(prompt: Any, index: int, body: str) -> float:
+        return math.nan if "nan" in prompt and index == 1 else (hash((prompt, index)) % 10) / 10
+
+    with scripted_pipeline(script, rewards=reward, max_batch_size=5) as pipe:
+        outcomes: list[str] = []
+        threads = [threading.Thread(target=_caller, args=(pipe, n, outcomes)) for n in range(32)]
+        for thread in threads:
+            thread.start()
+        outcomes += asyncio.run(_callers(pipe))
+        for thread in threads:
+            thread.join(PATIENCE)
+            assert not thread.is_alive()
+        assert len(outcomes) == 32 * 6 + 32 * 4
+        assert set(outcomes) == {"stop", "BackendError", "RewardError", "cancelled", "closed"}
+        wait_for(lambda: open_sessions(pipe) == 0)
+        assert pipe.generate("after").text == "".join(f"after {n}\n\n" for n in range(5))
+
+
+def _caller(pipe: RSDPipeline, number: int, outcomes: list[str]) -> None:
+    rng = random.Random(number)
+    for turn in range(6):
+        kind = rng.choice(["ok", "ok", "fail", "nan", "close", "cancel"])
+        stream = pipe.stream(f"{kind} {number} {turn}", seed=turn)
+        if kind == "close":
+            next(stream)
+            stream.close()
+            outcomes.append("closed")
+            continue
+        if kind == "cancel":
+            stream.cancel()
+        outcomes.append(_outcome(stream.result, kind))
+
+
+def _outcome(result: Callable[[], Generation], kind: str) -> str:
+    try:
+        generation = result()
+    except RSDError as error:
+        assert type(error).__name__ == {"fail": "BackendError", "nan": "RewardError"}[kind]
+        return type(error).__name__
+    if kind == "ok":
+        assert generation.finish_reason == "stop"
+    return generation.finish_reason
+
+
+async def _callers(pipe: RSDPipeline) -> list[str]:
+    async def one(number: int) -> list[str]:
+        rng, outcomes = random.Random(1000 + number), []
+        for turn in range(4):
+            kind = rng.choice(["ok", "fail", "close"])
+            task = asyncio.create_task(pipe.agenerate(f"{kind} {number} {turn}"))
+            if kind == "close":
+                await asyncio.sleep(0)
+                task.cancel()
+            try:
+                outcomes.append((await task).finish_reason)
+            except asyncio.CancelledError:
+                outcomes.append("closed")
+            except BackendError:
+                outcomes.append("BackendError")
+        return outcomes
+
+    return [outcome for outcomes in await asyncio.gather(*map(one, range(32))) for outcome in outcomes]
+
+
+def test_what_a_request_gets_does_not_depend_on_the_others() -> None:
+    def script(prompt: Any, index: int, text: str) -> str | None:
+        return f"{prompt}{index}" * 3 + "\n\n" if index < 6 else None
+
+    def reward(prompt: Any, index: int, body: str) -> float:
+        return random.Random(f"{prompt}{index}").random()
+
+    target = lambda prompt, index, text: f"[{index}]\n\n"  # noqa: E731
+    prompts = [f"p{n}" for n in range(40)]
+    with scripted_pipeline(script, target, reward, max_batch_size=7) as pipe, ThreadPoolExecutor(20) as pool:
+        together = list(pool.map(lambda prompt: pipe.generate(prompt, weighting="clip", seed=5), prompts))
+        for prompt, generation in zip(prompts, together, strict=True):
+            alone = pipe.generate(prompt, weighting="clip", seed=5)
+            assert (alone.text, alone.usage) == (generation.text, generation.usage)
+
+
+@pytest.mark.parametrize("queued", [False, True])
+def test_closing_the_pipeline_fails_all_callers(queued: bool) -> None:
+    draft = Gated(endless)
+    pipe = over(draft, max_batch_size=1 if queued else 8)
+    errors: list[BaseException] = []
+
+    def call(n: int) -> None:
+        try:
+            pipe.generate(f"{n}", max_steps=10**6)
+        except EngineClosedError as error:
+            errors.append(error)
+
+    async def acall() -> None:
+        with pytest.raises(EngineClosedError):
+            await pipe.agenerate("async", max_steps=10**6)
+        errors.append(EngineClosedError(""))
+
+    threads = [threading.Thread(target=call, args=(n,)) for n in range(6)]
+    threads.append(threading.Thread(target=lambda: asyncio.run(acall())))
+    for thread in threads:
+        thread.start()
+    draft.allow(3)
+    draft.let_go()
+    pipe.close()
+    for thread in threads:
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+    assert len(errors) == 7
+    assert open_sessions(pipe) == 0
+    pipe.close()  # Twice is safe.
+    with pytest.raises(EngineClosedError, match="closed"):
+        pipe.generate("late")
+
+
+def test_a_stream_that_is_read_to_the_end_of_the_engine_raises() -> None:
+    draft = Gated(endless)
+    pipe = over(draft)
+    stream = pipe.stream("x", max_steps=10**6)
+    draft.allow(7)
+    draft.let_go()
+    assert next(stream).type == "proposed"
+    pipe.close()
+    with pytest.raises(EngineClosedError):
+        for _ in stream:
+            pass
+    assert list(stream) == []
+
+
+def test_a_dropped_pipeline_ends_its_thread() -> None:
+    pipe = scripted_pipeline(STEPS)
+    thread = pipe._engine._thread
+    pipe.generate("x")
+    del pipe
+    gc.collect()
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+
+
+def test_a_stream_keeps_its_pipeline_alive() -> None:
+    stream = scripted_pipeline(STEPS).stream("x")
+    gc.collect()
+    assert stream.result().text == "".join(STEPS)
+
+
+@pytest.mark.parametrize("read", [0, 1, 5])
+def test_a_dropped_stream_frees_its_place(read: int) -> None:
+    """With one place only, the next request runs only if the dropped one has left."""
+    with over(
+        ScriptedWriter(lambda prompt, n, text: "again\n\n" if prompt == "long" or n < 3 else None),
+        max_batch_size=1,
+    ) as pipe:
+        stream = pipe.stream("long", max_tokens=90_000, max_steps=10**6)
+        for _ in range(read):
+            next(stream)
+        del stream
+        assert pipe.generate("next").finish_reason == "stop"
+        wait_for(lambda: open_sessions(pipe) == 0)
+
+
+def test_a_dropped_async_stream_frees_its_place() -> None:
+    async def drop(pipe: RSDPipeline) -> Generation:
+        async for _ in pipe.astream("x", max_tokens=90_000, max_steps=10**6):
+            break
+        return await pipe.agenerate("y", max_steps=2)
+
+    with over(ScriptedWriter(endless), max_batch_size=1) as pipe:
+        assert asyncio.run(asyncio.wait_for(drop(pipe), PATIENCE)).finish_reason == "length"
+        wait_for(lambda: open_sessions(pipe) == 0)
+
+
+def test_cancel_gives_what_was_committed() -> None:
+    draft = Gated(endless)
+    with over(draft) as pipe:
+        stream = pipe.stream("x")
+        draft.allow(7)  # One step of seven characters,
+        draft.allow(3)  # and three more.
+        assert draft.entered.acquire(timeout=PATIENCE)
+        stream.cancel()
+        draft.let_go()
+        generation = stream.result()
+    assert generation.finish_reason == "cancelled"
+    assert generation.text == "again\n\n"
+    assert len(generation.steps) == 1
+    # The round in progress is the last: 7 + 3 + 1.
+    assert generation.usage.draft.generated == 11
+    assert generation.usage.draft.discarded == 4
+    assert generation.usage.completion_tokens == 7
+
+
+def test_a_timeout_cancels() -> None:
+    with over(ScriptedWriter(endless, delay=0.001)) as pipe:
+        generation = pipe.generate("x", timeout=0.3, max_steps=10**6)
+        assert generation.finish_reason == "cancelled"
+        assert generation.text == "".join(step.text for step in generation.steps)
+        agenerated = asyncio.run(pipe.agenerate("x", timeout=0.01, max_steps=10**6))
+        assert agenerated.finish_reason == "cancelled"
+        assert open_sessions(pipe) == 0
+
+
+def test_a_timeout_counts_while_queued() -> None:
+    with over(ScriptedWriter(endless, delay=0.001), max_batch_size=1) as pipe:
+        with pipe.stream("long", max_steps=10**6):
+            generation = pipe.generate("x", timeout=0.05)
+            assert (generation.finish_reason, generation.text, generation.steps) == ("cancelled", "", ())
+
+
+@pytest.mark.parametrize("timeout", [0, -1.0, math.nan])
+def test_a_timeout_must_be_a_time(timeout: float) -> None:
+    with scripted_pipeline(STEPS) as pipe, pytest.raises(ConfigError, match="timeout"):
+        pipe.generate("x", timeout=timeout)
+
+
+def test_cancelling_a_task_stops_the_models_within_a_round() -> None:
+    draft = Gated(endless)
+
+    async def cancel_it(pipe: RSDPipeline) -> None:
+        task = asyncio.create_task(pipe.agenerate("x"))
+        await asyncio.to_thread(draft.allow, 9)
+        await asyncio.to_thread(draft.entered.acquire)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    with over(draft) as pipe:
+        asyncio.run(cancel_it(pipe))
+        draft.let_go()
+        wait_for(lambda: open_sessions(pipe) == 0)
+        assert len(draft.batches) == 10  # The round it was in, and no other.
+
+
+def test_closing_from_a_running_loop_does_not_hang() -> None:
+    async def main() -> None:
+        async with scripted_pipeline(endless) as pipe:
+            stream = pipe.astream("x", max_steps=10**6)
+            await anext(stream)
+        with pytest.raises(EngineClosedError):
+            await stream.result()
+
+    asyncio.run(asyncio.wait_for(main(), PATIENCE))
+
+
+def test_an_answer_waits_for_a_place_in_order() -> None:
+    draft = Gated(lambda prompt, n, text: "x\n\n" if n < 1 else None)
+    with over(draft, max_batch_size=2) as pipe:
+        streams = [pipe.stream(f"{n}") for n in range(5)]
+        draft.let_go()
+        assert [stream.result().text for stream in streams] == ["x\n\n"] * 5
+        assert max(draft.batches) == 2
+
+
+@pytest.mark.parametrize("reward", [math.nan, -0.1, 1.1, math.inf])
+def test_a_reward_outside_0_to_1_names_the_step(reward: float) -> None:
+    with scripted_pipeline(STEPS, rewards=[1.0, reward]) as pipe:
+        with pytest.raises(RewardError, match=r"step 1: 'two") as caught:
+            pipe.generate("x")
+        assert repr(reward) in str(caught.value)
+        assert open_sessions(pipe) == 0
+
+
+def test_a_weighting_that_is_no_probability_is_refused() -> None:
+    with scripted_pipeline(STEPS, rewards=[0.5]) as pipe:
+        for weighting in (lambda reward: 1.5, lambda reward: math.nan):
+            with pytest.raises(RewardError, match="no probability"):
+                pipe.generate("x", weighting=weighting)
+        with pytest.raises(ZeroDivisionError):
+            pipe.generate("x", weighting=lambda reward: 1 / 0)
+        assert pipe.generate("x", weighting=lambda reward: 1.0).text == "".join(STEPS)
+
+
+def test_a_backend_that_raises_fails_its_batch_and_lives_on() -> None:
+    class Breaking(ScriptedWriter):
+        broken = True
+
+        def advance(self, sessions: Sequence[WriterSession]) -> Any:
+            if self.broken:
+                raise MemoryError("all of it")
+            return super().advance(sessions)
+
+    draft = Breaking(STEPS)
+    with over(draft) as pipe:
+        with pytest.raises(MemoryError, match="all of it"):
+            pipe.generate("x")
+        draft.broken = False
+        assert pipe.generate("x").text == "".join(STEPS)
+        assert open_sessions(pipe) == 0
+
+
+def test_a_bug_in_the_engine_reaches_the_callers() -> None:
+    class Deadly(ScriptedWriter):
+        def advance(self, sessions: Sequence[WriterSession]) -> Any:
+            raise SystemExit("the thread dies")
+
+    pipe = over(Deadly(STEPS))
+    with pytest.raises(SystemExit):
+        pipe.generate("x")
+    with pytest.raises(EngineClosedError):
+        pipe.generate("x")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("", "empty"),
+        ("  \n", "empty"),
+        ([], "empty"),
+        (3, "not int"),
+        ([{"content": "x"}], "role"),
+        ([{"role": "user"}], "neither content"),
+        ([{"role": "user", "content": 3}], "content of message 0"),
+    ],
+)
+def test_bad_prompts_are_refused_before_anything_runs(prompt: Any, message: str) -> None:
+    with scripted_pipeline(STEPS) as pipe:
+        with pytest.raises(PromptError, match=message):
+            pipe.stream(prompt)
+        assert pipe.backend.draft.batches == []
+
+
+def test_the_window_is_refused_with_its_numbers() -> None:
+    with scripted_pipeline(STEPS, window=20) as pipe:
+        with pytest.raises(PromptError, match="5 prompt tokens.* 16 max_tokens.* window of 20 tokens"):
+            pipe.generate("12345", max_tokens=16)
+        with pytest.raises(PromptError, match="20 prompt tokens do not fit .* 20 tokens"):
+            pipe.generate("x" * 20)
+        assert pipe.generate("12345", max_tokens=15).finish_reason == "length"
+        assert open_sessions(pipe) == 0
+
+
+def test_the_window_ends_an_answer_of_no_given_length() -> None:
+    with scripted_pipeline(endless, window=20) as pipe:
+        generation = pipe.generate("12345", max_tokens=None)
+        assert (generation.finish_reason, generation.usage.completion_tokens) == ("length", 15)
+
+
+@pytest.mark.parametrize("stop", [(), ("two",), ("\n\nt",), ("e\n\nthr", "zzz"), ("our",)])
+def test_a_stream_folds_to_what_generate_gives(stop: tuple[str, ...]) -> None:
+    rewards = [0.9, 0.1, 0.8, 0.2]
+    with scripted_pipeline(STEPS, [text.upper() for text in STEPS], rewards) as pipe:
+        generation = pipe.generate("x", seed=1, stop=stop)
+        events = list(pipe.stream("x", seed=1, stop=stop))
+
+        async def collect() -> list[Any]:
+            return [event async for event in pipe.astream("x", seed=1, stop=stop)]
+
+        for stream in (events, asyncio.run(collect())):
+            assert "".join(event.delta for event in stream) == generation.text
+            assert not any(string in generation.text for string in stop)
+            assert tuple(event.step.text for event in stream if event.step) == tuple(
+                step.text for step in generation.steps
+            )
+            assert stream[-1].generation.text == generation.text
+            assert [event.type for event in stream].count("finished") == 1
+
+
+def test_the_order_of_events() -> None:
+    with scripted_pipeline(["a\n\n", "b"], ["A\n\n", "B"], [0.9, 0.1]) as pipe:
+        events = list(pipe.stream("x"))
+    assert [(event.type, event.index, event.source, event.text) for event in events] == [
+        ("proposed", 0, "draft", "a\n\n"),
+        ("scored", 0, "draft", "a\n\n"),
+        ("accepted", 0, "draft", "a\n\n"),
+        ("committed", 0, "draft", "a\n\n"),
+        ("proposed", 1, "draft", "b"),
+        ("scored", 1, "draft", "b"),
+        ("rejected", 1, "draft", "b"),
+        ("committed", 1, "target", "B"),
+        ("finished", 2, None, ""),
+    ]
+    times = [event.elapsed_ms for event in events]
+    assert times == sorted(times)
+
+
+# Failures of single rows in the torch engine.
+
+
+def load(draft: Any, target: Any, **options: Any) -> RSDPipeline:
+    tok = tokenizer("ascii")
+    return RSDPipeline.from_pretrained(
+        (draft, tok), (target, tok), (token_classifier(0, "ascii"), tok), device="cpu", **options
+    )
+
+
+class Poisoned:
+    """Hooks into a model: rows whose input holds a token give NaN, or make the forward raise."""
+
+    def __init__(self, model: Any, *, nan: int | None = None, fatal: int | None = None) -> None:
+        self._nan, self._fatal = nan, fatal
+        self._handles = [
+            model.get_input_embeddings().register_forward_hook(self._embed),
+        ]
+
+    def _embed(self, module: Any, args: Any, output: Any) -> Any:
+        ids = args[0]
+        if self._fatal is not None and bool((ids == self._fatal).any()):
+            raise RuntimeError("the forbidden token")
+        if self._nan is None:
+            return output
+        return output.masked_fill((ids == self._nan).any(dim=-1)[:, None, None], math.nan)
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+@pytest.mark.parametrize("kind", ["nan", "fatal"])
+@pytest.mark.parametrize("role", ["draft", "target"])
+def test_an_error_in_one_row_fails_that_request_alone(kind: str, role: str) -> None:
+    tok = tokenizer("ascii")
+    bad = tok.encode("@", add_special_tokens=False)[0]
+    models = {"draft": causal("Qwen2", 0, "ascii"), "target": causal("Llama", 1, "ascii")}
+    threshold = 0 if role == "draft" else 2
+    prompts = [f"prompt {n}" + " @" * (n % 3 == 0) for n in range(9)]
+    with load(models["draft"], models["target"]) as pipe:
+        healthy = {
+            p: pipe.generate(p, threshold=threshold, max_tokens=12).text for p in prompts if "@" not in p
+        }
+        assert not any("@" in text for text in healthy.values())
+        poison = Poisoned(models[role], **{kind: bad})
+        try:
+            streams = {p: pipe.stream(p, threshold=threshold, max_tokens=12) for p in prompts}
+            for prompt, stream in streams.items():
+                if "@" in prompt:
+                    with pytest.raises(BackendError, match="NaN" if kind == "nan" else "the forbidden token"):
+                        stream.result()
+                else:
+                    assert stream.result().text == healthy[prompt]
+        finally:
+            poison.remove()
+        backend: Any = pipe.backend
+        assert backend.draft.runner.free == backend.target.runner.free == backend.prm.runner.free == 8
+        # What was poisoned left nothing behind in the slots.
+        for prompt in [p for p in prompts if "@" not in p]:
+            assert pipe.generate(prompt, threshold=threshold, max_tokens=12).text == healthy[prompt]
+        assert pipe.generate("with @", threshold=threshold, max_tokens=3).usage.completion_tokens > 0
+
+
+def test_infinite_logits_are_refused_when_sampling() -> None:
+    model = causal("Qwen2", 0, "ascii")
+    handle = model.lm_head.register_forward_hook(lambda module, args, out: out.masked_fill(out > 0, math.inf))
+    try:
+        with load(model, causal("Llama", 1, "ascii")) as pipe:
+            with pytest.raises(BackendError, match="infinite"):
+                pipe.generate("hello", threshold=0, temperature=1.0)
+    except RSDError as error:  # Refused already when it is loaded: as good.
+        assert "slots" in str(error) or "continue" in str(error)
+    finally:
+        handle.remove()
+
+
+def test_a_prm_that_gives_nan_names_the_step() -> None:
+    prm = token_classifier(0, "ascii")
+    with load(causal("Qwen2", 0, "ascii"), causal("Llama", 1, "ascii")) as pipe:
+        handle = prm.score.register_forward_hook(lambda module, args, out: out * math.nan)
+        try:
+            with pytest.raises(RewardError, match="step 0"):
+                pipe.generate("hello there", step_delimiter="e")
+        finally:
+            handle.remove()
+        assert pipe.generate("hello there", max_tokens=5).usage.completion_tokens
+
+
+def test_torch_slots_are_free_after_cancels() -> None:
+    with load(causal("Qwen2", 0, "ascii"), causal("Llama", 1, "ascii"), max_batch_size=3) as pipe:
+        backend: Any = pipe.backend
+        for n in range(12):
+            stream = pipe.stream(f"prompt {n}", step_delimiter=" ", max_tokens=400, weighting="constant")
+            for _ in range(n):
+                next(stream, None)
+            stream.close()
+        done = pipe.generate("last", step_delimiter=" ", max_tokens=20, weighting="constant")
+        assert done.usage.completion_tokens
+        wait_for(lambda: pipe._engine.live == 0)
+        assert [m.runner.free for m in (backend.draft, backend.target, backend.prm)] == [3, 3, 3]

@@ -1,0 +1,118 @@
+"""Reasoning models: thinking and answer apart, in results and in streams, however the text is cut."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rsd_integrations.backends.torch.reasoning import reasoning_tags
+from rsd_integrations.segment import ReasoningSplitter, ReasoningTags
+from rsd_integrations.testing import scripted_pipeline
+from tests.tiny_models import CHATML, tokenizer
+
+TAGS = ReasoningTags()
+SCRIPT = ["<think>\nFirst, add.\n\n", "Then check.\n</think>\n\n", "It is 4.\n\n", "Done."]
+
+
+def test_thinking_and_answer_are_kept_apart() -> None:
+    with scripted_pipeline(SCRIPT, tags=TAGS) as pipe:
+        out = pipe.generate("2 + 2?")
+    assert out.reasoning == "First, add.\n\nThen check."
+    assert out.text == "It is 4.\n\nDone."
+    # Steps inside the thinking are steps like others.
+    assert [step.text for step in out.steps] == SCRIPT
+
+
+def test_streams_give_both_apart_and_fold_to_the_result() -> None:
+    with scripted_pipeline(SCRIPT, tags=TAGS) as pipe:
+        events = list(pipe.stream("2 + 2?"))
+        awaited = asyncio.run(pipe.agenerate("2 + 2?"))
+    out = events[-1].generation
+    assert out is not None
+    assert "".join(event.delta for event in events) == out.text == awaited.text
+    assert "".join(event.reasoning_delta for event in events) == out.reasoning == awaited.reasoning
+    assert "think" not in out.text + (out.reasoning or "")
+
+
+def test_a_rejected_step_inside_the_thinking_is_rewritten() -> None:
+    with scripted_pipeline(
+        SCRIPT, ["<think>\nWell.\n\n", *SCRIPT[1:]], rewards=[0.1, 0.9], tags=TAGS
+    ) as pipe:
+        out = pipe.generate("2 + 2?")
+    assert out.reasoning == "Well.\n\nThen check."
+    assert out.text == "It is 4.\n\nDone."
+
+
+def test_a_prompt_that_opens_the_thinking() -> None:
+    tags = ReasoningTags(open_in_prompt=True)
+    with scripted_pipeline(["Add.\n</think>\n\n", "4."], tags=tags) as pipe:
+        out = pipe.generate("2 + 2?")
+    assert (out.reasoning, out.text) == ("Add.", "4.")
+
+
+def test_a_model_that_does_not_think_has_no_reasoning() -> None:
+    with scripted_pipeline(["  It is 4, not <think>5</think>."], tags=TAGS) as pipe:
+        out = pipe.generate("2 + 2?")
+    assert out.reasoning is None
+    assert out.text == "  It is 4, not <think>5</think>."
+
+
+def test_cut_off_in_mid_thought() -> None:
+    with scripted_pipeline(SCRIPT, tags=TAGS) as pipe:
+        out = pipe.generate("2 + 2?", max_tokens=15)
+    assert (out.reasoning, out.text, out.finish_reason) == ("First,", "", "length")
+
+
+@given(
+    st.lists(st.sampled_from(["<think>", "</think>", "<thi", "nk>", "\n", " ", "a", "b<"]), max_size=12),
+    st.data(),
+)
+def test_splitting_does_not_depend_on_the_chunks(parts: list[str], data: st.DataObject) -> None:
+    text = "".join(parts)
+    tags = ReasoningTags(open_in_prompt=data.draw(st.booleans()))
+    cuts = sorted(data.draw(st.sets(st.integers(0, len(text)))))
+    edges = [0, *cuts, len(text)]
+
+    def split(chunks: list[str]) -> tuple[str, str]:
+        splitter = ReasoningSplitter(tags)
+        pairs = [splitter.push(chunk) for chunk in chunks] + [splitter.push("", final=True)]
+        return "".join(answer for answer, _ in pairs), "".join(thought for _, thought in pairs)
+
+    assert split([text[a:b] for a, b in pairwise(edges)]) == split([text])
+
+
+def _thinking_tokenizer(*, special: bool = False, **attributes: object) -> object:
+    import copy
+
+    made = copy.deepcopy(tokenizer())
+    made.add_tokens(["<think>", "</think>"], special_tokens=special)
+    for name, value in attributes.items():
+        setattr(made, name, value)
+    return made
+
+
+def test_tags_come_from_the_vocabulary() -> None:
+    assert reasoning_tags(tokenizer()) is None
+    assert reasoning_tags(_thinking_tokenizer()) == ReasoningTags("<think>", "</think>")
+
+
+def test_tags_come_from_the_response_template_first() -> None:
+    template = {"fields": {"reasoning_content": {"open": "<|channel>thought\n", "close": "<channel|>"}}}
+    found = reasoning_tags(_thinking_tokenizer(response_template=template))
+    assert found == ReasoningTags("<|channel>thought", "<channel|>")
+
+
+@pytest.mark.parametrize("opening", ["<think>", "<think>\n"])
+def test_a_template_may_open_the_thinking(opening: str) -> None:
+    template = CHATML.replace("assistant\n", "assistant\n" + opening)
+    tok = _thinking_tokenizer(chat_template=template)
+    prompt = tok.apply_chat_template(  # type: ignore[attr-defined]
+        [{"role": "user", "content": "hi"}], add_generation_prompt=True, return_dict=False
+    )
+    found = reasoning_tags(tok, tuple(prompt))
+    assert found is not None
+    assert found.open_in_prompt

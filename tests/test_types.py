@@ -1,0 +1,68 @@
+"""Results are plain, frozen and survive JSON."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+from pydantic import ValidationError
+
+from rsd_integrations import FLOPs, Generation, StepEvent, Usage
+from rsd_integrations import errors as errors_module
+from rsd_integrations.errors import ConfigError, DeviceMemoryError, RSDError
+from rsd_integrations.testing import scripted_pipeline
+
+STEPS = ["é\n\n", "\N{SNOWMAN} {}\n\n", "so"]
+
+
+def events(**fields: object) -> list[StepEvent]:
+    with scripted_pipeline(STEPS, [text.upper() for text in STEPS], [0.9, 0.1]) as pipe:
+        return list(pipe.stream("x", seed=1, **fields))
+
+
+@pytest.mark.parametrize("fields", [{}, {"threshold": 0}, {"threshold": 2}, {"max_tokens": 2}])
+def test_events_and_generations_survive_json(fields: dict[str, object]) -> None:
+    told = events(**fields)
+    for event in told:
+        assert StepEvent.model_validate_json(event.model_dump_json()) == event
+    generation = told[-1].generation
+    assert generation is not None
+    assert Generation.model_validate_json(generation.model_dump_json()) == generation
+    assert pickle.loads(pickle.dumps(generation)) == generation
+
+
+def test_results_are_frozen_and_closed() -> None:
+    generation = events()[-1].generation
+    assert generation is not None
+    with pytest.raises(ValidationError, match="frozen"):
+        generation.text = "other"  # type: ignore[misc]
+    with pytest.raises(ValidationError, match="extra"):
+        Usage(cost=3)  # type: ignore[call-arg]
+
+
+def test_the_acceptance_rate_counts_steps_not_tokens() -> None:
+    generation = events()[-1].generation
+    assert generation is not None
+    assert generation.acceptance_rate == 1 / 3
+    assert Generation(text="", finish_reason="stop", seed=0, threshold=0.7).acceptance_rate is None
+
+
+def test_flops_add_and_divide() -> None:
+    assert FLOPs(paper=1, total=2) + FLOPs(paper=3, total=4) == FLOPs(paper=4, total=6)
+    assert FLOPs(paper=1, total=2).share_of(FLOPs(paper=2, total=8)) == FLOPs(paper=0.5, total=0.25)
+    assert FLOPs(paper=1, total=2).share_of(FLOPs()) is None
+
+
+@pytest.mark.parametrize("name", errors_module.__all__)
+def test_errors_carry_a_hint_and_survive_pickling(name: str) -> None:
+    kind = getattr(errors_module, name)
+    error = pickle.loads(pickle.dumps(kind("it broke.", hint="Mend it.")))
+    assert isinstance(error, RSDError)
+    assert type(error) is kind
+    assert (error.message, error.hint, str(error)) == ("it broke.", "Mend it.", "it broke. Mend it.")
+
+
+def test_errors_are_also_what_callers_expect() -> None:
+    assert issubclass(ConfigError, ValueError)
+    assert issubclass(DeviceMemoryError, errors_module.BackendError)
+    assert issubclass(errors_module.EngineClosedError, RuntimeError)
