@@ -132,10 +132,8 @@ class _Teller:
                 return self.finish("length")
             yield Kept(facts.source, kept, self._body(kept))
             yield self._commit(kept, facts)
-            if kept.end in ("eos", "stop"):
-                return self.finish("stop")
-            if self._left <= 0 or len(self.outcome.steps) >= self.config.max_steps:
-                return self.finish("length")
+            if reason := self._ending(kept):
+                return self.finish(reason)
 
     def _draft(self, facts: _Facts) -> Generator[Work | Kept | StepEvent, Any, Written | None]:
         """Algorithm 2: the draft's step if it is accepted, else None."""
@@ -223,7 +221,15 @@ class _Teller:
         delta, reasoning = self._splitter.push(shown)
         outcome.text += delta
         outcome.reasoning = (outcome.reasoning or "") + reasoning
-        return self._event("committed", facts, step=step, delta=delta, reasoning_delta=reasoning)
+        final = self._ending(written) is not None
+        return self._event("committed", facts, step=step, delta=delta, reasoning_delta=reasoning, final=final)
+
+    def _ending(self, kept: Written) -> FinishReason | None:
+        """Why no step follows this committed one; None if one does."""
+        if kept.end in ("eos", "stop"):
+            return "stop"
+        spent = self._left <= 0 or len(self.outcome.steps) >= self.config.max_steps
+        return "length" if spent else None
 
     def finish(self, reason: FinishReason) -> None:
         """Give out what was held back."""

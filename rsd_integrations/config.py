@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 from rsd_integrations import weighting as _weighting
 
-__all__ = ["RSDConfig"]
+__all__ = ["RSDConfig", "RSDFields"]
 
 WeightingName = Literal["step", "constant", "clip", "sigmoid", "logistic"]
 
@@ -24,14 +24,8 @@ def _as_tuple(value: Any) -> Any:
 Strings = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 
 
-class RSDConfig(BaseModel):
-    """How one generation drafts, accepts, samples and ends.
-
-    Unknown fields are refused. Every field can also be given per call
-    (``pipe.generate(prompt, threshold=0.9)``), which overrides the config for that call.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+class RSDFields(BaseModel):
+    """The fields of RSDConfig alone, for classes that are configured by the same words (adapters)."""
 
     threshold: float | None = Field(default=None, ge=0.0, allow_inf_nan=False)
     """Reward from which a draft step is kept (delta in the paper). None takes the pipeline's
@@ -100,6 +94,16 @@ class RSDConfig(BaseModel):
         if not all(value):
             raise ValueError(f"stop strings must not be empty, got {value!r}; leave the empty one out")
         return value
+
+
+class RSDConfig(RSDFields):
+    """How one generation drafts, accepts, samples and ends.
+
+    Unknown fields are refused. Every field can also be given per call
+    (``pipe.generate(prompt, threshold=0.9)``), which overrides the config for that call.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
     def override(self, **fields: Any) -> RSDConfig:
         """A copy with these fields changed, validated like any other.

@@ -7,6 +7,7 @@
     ├── PromptError            a prompt is empty, malformed or too long      (also ValueError)
     ├── ModelError             a model or tokenizer cannot play its role     (also ValueError)
     ├── RewardError            a reward or a weighting left its range
+    ├── TimedOutError          a call took longer than it was given      (also TimeoutError)
     ├── BackendError           a model, a device or a server failed in mid-request
     │   └── DeviceMemoryError  the device ran out of memory
     └── EngineClosedError      the pipeline was closed                       (also RuntimeError)
@@ -25,6 +26,7 @@ __all__ = [
     "PromptError",
     "RSDError",
     "RewardError",
+    "TimedOutError",
 ]
 
 
@@ -67,6 +69,10 @@ class ModelError(RSDError, ValueError):
 
 class RewardError(RSDError):
     """A reward is NaN or outside [0, 1], or a weighting gave no probability."""
+
+
+class TimedOutError(RSDError, TimeoutError):
+    """A call took longer than its ``timeout``, where the caller wants all of the answer or none."""
 
 
 class BackendError(RSDError):

@@ -196,6 +196,23 @@ class RSDPipeline:
         )
         return lambda sink: self._engine.submit(request, sink)
 
+    def token_ids(self, text: str) -> list[int]:
+        """A text in the target's tokens, special ones never among them."""
+        return list(self._backend.target.encode(text))
+
+    def count_tokens(self, prompt: str | list[Message]) -> int:
+        """Length of a prompt in the target's tokens, its chat template included.
+
+        Raises:
+            PromptError: the prompt is empty or malformed.
+        """
+        return self._backend.target.count(check_prompt(prompt))
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self._engine.closed
+
     def close(self) -> None:
         """Fail what still runs and give the models' memory back. Safe to call twice."""
         self._engine.close()

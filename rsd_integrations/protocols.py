@@ -206,6 +206,18 @@ class Writer(Protocol):
         """
         ...
 
+    def encode(self, text: str) -> tuple[int, ...]:
+        """A text in this model's tokens, special ones never among them. Any thread."""
+        ...
+
+    def count(self, prompt: Prompt) -> int:
+        """Length of a rendered prompt. Any thread.
+
+        Raises:
+            PromptError: the prompt cannot be rendered.
+        """
+        ...
+
     def advance(self, sessions: Sequence[WriterSession]) -> Sequence[Written | Exception | None]:
         """One round for these sessions, which all have begun a step.
 

@@ -183,6 +183,14 @@ class ScriptedWriter:
         """Begin a request."""
         return _WriterSession(self, prompt, self._tags)
 
+    def encode(self, text: str) -> tuple[int, ...]:
+        """The characters' code points."""
+        return tuple(map(ord, text))
+
+    def count(self, prompt: Prompt) -> int:
+        """The number of its characters."""
+        return _length(prompt)
+
     def advance(self, sessions: Sequence[WriterSession]) -> list[Written | Exception | None]:
         """One character for each session."""
         self.batches.append(len(sessions))
@@ -202,14 +210,16 @@ class _ScorerSession:
     prompt: Prompt
     tally: Tally = field(default_factory=Tally)
     steps: int = 0
+    last: tuple[int, str] = (0, "")
 
     def __post_init__(self) -> None:
         self.prompt_tokens = _length(self.prompt)
         self.scorer.open_sessions += 1
         self._closed = False
-        self._seen = 0
 
     def commit(self, kept: Kept, *, own: bool) -> None:
+        if kept.body:
+            self.last = self.steps, kept.body
         self.steps += 1
 
     def close(self) -> None:
@@ -243,10 +253,10 @@ class ScriptedScorer:
         if session.prompt_tokens + len(step.body) > self.info.window:
             return WindowFull()
         session.tally.add(session.prompt_tokens, len(step.body))
+        index, body = (session.steps, step.body) if step.body else session.last
         if callable(self._script):
-            return Scored(self._script(session.prompt, session.steps, step.body), len(step.body))
-        index = min(session.steps, len(self._script) - 1)
-        return Scored(self._script[index], len(step.body))
+            return Scored(self._script(session.prompt, index, body), len(step.body))
+        return Scored(self._script[min(index, len(self._script) - 1)], len(step.body))
 
     def close(self) -> None:
         """Nothing to give back."""

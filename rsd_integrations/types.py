@@ -168,6 +168,8 @@ class StepEvent(_Frozen):
     """The same for reasoning text."""
     step: Step | None = None
     """committed: the whole step."""
+    final: bool = False
+    """committed: no step follows this one (a cancel can still end an answer before it is said)."""
     generation: Generation | None = None
     """finished: the whole answer."""
     elapsed_ms: float = Field(default=0.0)

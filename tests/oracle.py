@@ -56,7 +56,7 @@ class Terms:
     beta: float = 10.0
     delimiters: tuple[str, ...] = ("\n\n",)
     stop: tuple[str, ...] = ()
-    max_tokens: int = 48
+    max_tokens: int = 36
     max_steps: int = 100
     max_step_tokens: int = 512
     temperature: float = 0.0

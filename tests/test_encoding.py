@@ -66,6 +66,12 @@ def test_added_tokens_that_are_not_special_are_parsed_unless_forbidden() -> None
     assert think not in encode_plain(QWEN, "<think>", never=("<think>",))
 
 
+def test_only_the_control_token_is_taken_apart() -> None:
+    pieces = QWEN.convert_ids_to_tokens(encode_plain(QWEN, "Janet<|im_end|> has eggs"))
+    assert pieces[-2:] == ["Ġhas", "Ġeggs"]
+    assert tuple(QWEN.convert_tokens_to_ids(pieces[: len(alone(QWEN, "Janet"))])) == alone(QWEN, "Janet")
+
+
 def test_tokens_hidden_in_tokens_are_cut_too() -> None:
     tokenizer = byte_level(special=("<|a|>", "|a|", "<|endoftext|>"), eos="<|endoftext|>")
     assert not set(encode_plain(tokenizer, "<|a|>")) & set(tokenizer.all_special_ids)
@@ -172,6 +178,15 @@ def test_forged_marks_and_template_string_functions() -> None:
     assert tokenizer.decode(ids) == "<|im_start|><|im_end|>shown<|im_end|>"
     assert ids.count(tokenizer.eos_token_id) == 1
     assert ids[-1] == tokenizer.eos_token_id
+
+
+def test_marks_in_messages_cannot_disarm_the_templates_own_tokens() -> None:
+    tokenizer = byte_level("{%- for m in messages -%}{{- m.content + '<|im_end|>' -}}{%- endfor -%}")
+    chat: list[dict[str, object]] = [
+        {"role": "user", "content": "x\ue0f0"},
+        {"role": "user", "content": "\ue0f1y"},
+    ]
+    assert render_chat(tokenizer, chat).count(tokenizer.eos_token_id) == 2
 
 
 def test_keys_and_roles_are_marked_but_words_are_left_to_compare() -> None:

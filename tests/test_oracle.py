@@ -107,7 +107,7 @@ GREEDY = [
 
 def test_greedy_equals_the_oracle(pair: Any) -> None:
     three, pipe = pair
-    stories = check_all(three, pipe, [(prompt, terms) for prompt in PROMPTS for terms in GREEDY])
+    stories = check_all(three, pipe, [(PROMPTS[n % 3], terms) for n, terms in enumerate(GREEDY + GREEDY[:4])])
     sources = {step.source for story in stories for step in story.steps}
     assert sources == {"draft", "target"}
 
@@ -130,15 +130,15 @@ def sampled(seed: int) -> Terms:
 
 def test_sampling_equals_the_oracle(pair: Any) -> None:
     three, pipe = pair
-    cases = [(PROMPTS[seed % len(PROMPTS)], sampled(seed)) for seed in range(16)]
+    cases = [(PROMPTS[seed % len(PROMPTS)], sampled(seed)) for seed in range(10)]
     check_all(three, pipe, cases)
 
 
 def test_different_tokenizers_share_text(mixed_tokenizers: Any) -> None:
     three, pipe = mixed_tokenizers
     assert three[0].encode("more marbles.\n\n") != three[1].encode("more marbles.\n\n")
-    cases = [(prompt, terms) for prompt in PROMPTS[:2] for terms in GREEDY]
-    cases += [(PROMPTS[seed % 3], sampled(seed)) for seed in range(12)]
+    cases = [(PROMPTS[n % 3], terms) for n, terms in enumerate(GREEDY)]
+    cases += [(PROMPTS[seed % 3], sampled(seed)) for seed in range(10)]
     stories = check_all(three, pipe, cases)
     turns = [{step.source for step in story.steps} for story in stories]
     assert {"draft", "target"} in turns
@@ -176,7 +176,7 @@ def test_a_threshold_above_1_is_the_target_alone(pair: Any, prompt: str) -> None
 def test_a_request_does_not_depend_on_its_company(pair: Any) -> None:
     """Requests arrive while others run, some of which are cancelled in mid-step."""
     three, pipe = pair
-    cases = [(PROMPTS[n % 3], sampled(n)) for n in range(8)] + [(PROMPTS[n % 3], GREEDY[n]) for n in range(8)]
+    cases = [(PROMPTS[n % 3], sampled(n)) for n in range(6)] + [(PROMPTS[n % 3], GREEDY[n]) for n in range(4)]
     alone = [pipe.generate(prompt, **fields(terms)) for prompt, terms in cases]
     together: list[Generation | None] = [None] * len(cases)
 

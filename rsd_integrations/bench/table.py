@@ -14,7 +14,7 @@ from rsd_integrations.bench.results import AccuracyReport, Check, Interval, Poin
 __all__ = ["print_checks", "print_report"]
 
 _BOX = box.SIMPLE_HEAD
-_HEADINGS = ("accuracy %", "accepted", "rewritten", "target idle", "FLOPs paper", "total", "tokens")
+_HEADINGS = ("accuracy %", "kept", "re-\nwritten", "target\nidle", "FLOPs\npaper", "FLOPs\ntotal", "tokens")
 
 
 def print_report(report: AccuracyReport, console: Console) -> None:
@@ -49,10 +49,12 @@ def name_of(point: Point) -> str:
 
 
 def _points(points: Sequence[Point]) -> Table:
-    table = Table(box=_BOX, caption="* the recommended threshold", caption_justify="left")
-    table.add_column("")
+    table = Table(
+        box=_BOX, padding=0, pad_edge=False, caption="* the recommended threshold", caption_justify="left"
+    )
+    table.add_column("", no_wrap=True)
     for heading in _HEADINGS:
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for point in points:
         table.add_row(
             name_of(point),
@@ -82,7 +84,7 @@ def _lengths(points: Sequence[Point]) -> Table:
 
 
 def _interval(interval: Interval) -> str:
-    return f"{100 * interval.value:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+    return f"{100 * interval.value:.1f} [{100 * interval.low:.1f},{100 * interval.high:.1f}]"
 
 
 def _prm(report: AccuracyReport) -> str:

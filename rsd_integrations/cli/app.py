@@ -94,11 +94,16 @@ def describe(error: Exception) -> tuple[str, int]:
     if isinstance(error, RSDError):
         return _one_line(str(error)), USAGE if isinstance(error, (ConfigError, PromptError)) else FAILED
     if hasattr(error, "format_message"):  # typer's own, whose classes moved between its versions
-        said = str(error.format_message())  # nothing where a bare "rsd" has shown its help
-        return _one_line(f"{said} (see --help)") if said else "", int(getattr(error, "exit_code", USAGE))
+        return _from_typer(error)
     if isinstance(error, OSError):
         return _one_line(str(error)), FAILED
     return _one_line(f"{type(error).__name__}: {error} (--debug shows where)"), FAILED
+
+
+def _from_typer(error: Any) -> tuple[str, int]:
+    """A bare "rsd" has shown its help and says no more; old typers exit 0 for that, new ones 2."""
+    said = error.format_message()
+    return (_one_line(f"{said} (see --help)"), int(error.exit_code)) if said else ("", OK)
 
 
 def _validation(error: Any) -> str:

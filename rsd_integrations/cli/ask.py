@@ -86,7 +86,10 @@ def _question(question: str) -> str:
     """
     if question == "-":
         if sys.stdin.isatty():
-            raise PromptError("no question.", hint='Give one (rsd ask "..."), or pipe it in.')
+            from rsd_integrations.pocket import EXAMPLE_QUESTIONS
+
+            example = f'for example: rsd ask "{EXAMPLE_QUESTIONS[0]}"'
+            raise PromptError("no question.", hint=f"Give one, or pipe it in; {example}")
         question = sys.stdin.read()
     if not question.strip():
         raise PromptError("the question is empty.", hint='Give one (rsd ask "..."), or pipe it in.')

@@ -113,7 +113,8 @@ def _measure(pipe: RSDPipeline, problems: list[Problem], sweep: list[float], see
     from rsd_integrations.bench.accuracy import measure
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task("", total=len(problems))
 
         return measure(

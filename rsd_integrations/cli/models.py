@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,8 +50,8 @@ class ModelChoice:
 
 def _check_folder(option: str, value: str) -> None:
     """A path that is not there; a hub id is told from a path by its looks alone."""
-    is_path = value.startswith((".", "/", "~")) or value.count("/") > 1 or "\\" in value or not value
-    if is_path and not Path(value).expanduser().is_dir():
+    is_path = value.startswith((".", "/", "~")) or value.count("/") > 1 or "\\" in value
+    if not value or (is_path and not Path(value).expanduser().is_dir()):
         raise ConfigError(
             f"{option} {value!r} is not a folder.", hint="Give a folder with a model, or a hub id."
         )
@@ -81,6 +82,8 @@ def open_pipeline(choice: ModelChoice) -> RSDPipeline:
     }
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if choice.is_pocket:
+        # Three bars for files of a megabyte tell nobody anything.
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         return RSDPipeline.pocket(**options)
     models = (_expand(choice.draft), _expand(choice.target), _expand(choice.prm))
     return RSDPipeline.from_pretrained(*models, **options)

@@ -55,6 +55,11 @@ class BatchEngine:
         """Requests at work now."""
         return len(self._live)
 
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no more requests."""
+        return self._closed
+
     def close(self) -> None:
         """Fail what is queued or running, end the thread, give the models' memory back."""
         with self._lock:

@@ -56,7 +56,8 @@ def accuracy_figure(points: Sequence[PlotPoint], title: str) -> Any:
     _panel(side, points, total, "FLOPs / target alone (total)")
     main.set_ylabel("accuracy on held-out problems, 95 % interval")
     main.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
-    main.legend(loc="lower right", frameon=False, fontsize=9)
+    handles, entries = main.get_legend_handles_labels()
+    figure.legend(handles, entries, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     figure.suptitle(title, fontsize=11)
     for axes, shares in ((main, paper), (side, total)):
         _label_ends(axes, points, shares)
@@ -117,10 +118,10 @@ def _mark(axes: Any, share: float, point: PlotPoint, named: set[str]) -> None:
 
 
 def _label_ends(axes: Any, points: Sequence[PlotPoint], shares: Sequence[float]) -> None:
-    """Name draft only beside its point and target only above its error bar."""
+    """Name draft only and target only above their error bars."""
     for point, share in zip(points, shares, strict=True):
         if point.kind == "draft":
-            _write(axes, point.label, (share, point.accuracy), (10, 0), ha="left", va="center")
+            _write(axes, point.label, (share, point.high), (-4, 4), ha="left", va="bottom")
         elif point.kind == "target":
             _write(axes, point.label, (share, point.high), (0, 4), ha="center", va="bottom")
 

@@ -44,8 +44,9 @@ class _Line:
             yield Padding(body, (0, 0, 0, 2))
         else:
             grid = Table.grid(padding=(0, 2))
-            grid.add_column(min_width=_LABEL_WIDTH, no_wrap=True)
+            grid.add_column(no_wrap=True)
             grid.add_column(overflow="fold")
+            label.pad_right(max(0, _LABEL_WIDTH - len(label)))
             grid.add_row(label, body)
             yield grid
 

@@ -129,7 +129,9 @@ def test_a_good_trio_passes_every_check() -> None:
         ({"target_wrong": [1, 4, 7, 10]}, {"target accuracy"}),
         ({"wrong": range(5)}, {"draft accuracy"}),
         ({"wrong": range(40)}, {"draft accuracy"}),
-        ({"blind": [0]}, {"RSD against target", "RSD against target at any length", "PRM AUC"}),
+        ({"blind": [0, 4]}, {"RSD against target", "RSD against target at any length"}),
+        ({"blind": [0], "target_wrong": [1]}, {"RSD against target at any length"}),
+        ({"blind": [0, 3]}, {"RSD against target", "RSD against target at any length", "PRM AUC"}),
         ({"draft_cost": 400}, {"RSD FLOPs share (paper)"}),
     ],
 )

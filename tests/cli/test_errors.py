@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from rsd_integrations.errors import BackendError, ModelError
+from rsd_integrations.pocket import EXAMPLE_QUESTIONS
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Rsd
@@ -70,6 +71,7 @@ def test_no_question_at_a_terminal_does_not_wait_for_one(rsd: Rsd, monkeypatch: 
     result = rsd("ask")
     assert result.code == 2
     assert "pipe it in" in result.err
+    assert EXAMPLE_QUESTIONS[0] in result.err
 
 
 @pytest.mark.parametrize(

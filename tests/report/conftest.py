@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from rsd_integrations.testing import scripted_pipeline
@@ -15,7 +17,7 @@ def generation() -> Generation:
         return pipe.generate("How many?", seed=0)
 
 
-def generate(*steps: str, **fields: object) -> Generation:
+def generate(*steps: str, **fields: Any) -> Generation:
     """An answer of accepted draft steps."""
     with scripted_pipeline(list(steps)) as pipe:
         return pipe.generate("?", **fields)

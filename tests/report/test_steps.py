@@ -83,7 +83,7 @@ def test_a_narrow_terminal_puts_the_label_above(generation: Generation) -> None:
 
 def test_a_pipe_without_unicode_gets_ascii(generation: Generation) -> None:
     class Ascii(StringIO):
-        encoding = "ascii"  # type: ignore[assignment]
+        encoding = "ascii"
 
     file = Ascii()
     show_generation(generation, Console(file=file, width=80))

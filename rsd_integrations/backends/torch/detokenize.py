@@ -7,9 +7,9 @@ from typing import Any
 
 __all__ = ["Detokenizer"]
 
-_TAIL = 16
-"""Tokens decoded again before a new one: a token alone may lose its leading space."""
 _HALF = "\N{REPLACEMENT CHARACTER}"
+_MOST_BYTES = 4
+"""Of one character: as many tokens, at most, may be needed to see it."""
 
 
 class Detokenizer:
@@ -25,37 +25,47 @@ class Detokenizer:
     def __init__(self, tokenizer: Any, hidden: frozenset[int]) -> None:
         self._tokenizer = tokenizer
         self._hidden = hidden
-        self._tail: list[int] = []
-        self._unshown = 0
+        self._shown: tuple[int, ...] = ()
+        """The last tokens that were shown, whole characters: one alone may lose its leading space."""
+        self._half: tuple[int, ...] = ()
+        """Tokens of a character that is not whole yet."""
         self.mark()
 
     def push(self, tokens: Sequence[int]) -> str:
         """Text that these tokens add."""
-        shown = len(self._decode(self._tail)) - self._unshown
-        tail = [*self._tail, *tokens]
-        text = self._decode(tail)[shown:]
-        # Bytes of a character still to be completed are at most three; more were never one.
-        self._unshown = min(3, len(text) - len(text.rstrip(_HALF)))
-        self._tail = tail[-_TAIL:]
-        return text[: len(text) - self._unshown]
+        return "".join(self._push(token) for token in tokens if token not in self._hidden)
+
+    def _push(self, token: int) -> str:
+        tokens = (*self._half, token)
+        # Byte fallback decodes a run of bytes as a whole: half a character spoils those before it.
+        if not self._decode((*self._shown, *tokens)).endswith(_HALF):
+            return self._show(tokens, ())
+        if len(tokens) < _MOST_BYTES:
+            self._half = tokens
+            return ""
+        return self._show(tokens[:1], tokens[1:])  # It never was a character.
+
+    def _show(self, tokens: tuple[int, ...], half: tuple[int, ...]) -> str:
+        text = self._decode((*self._shown, *tokens))[len(self._decode(self._shown)) :]
+        self._shown, self._half = tokens, half
+        return text
 
     def rest(self) -> str:
         """Half a character at the end, as it is shown when nothing follows."""
-        return _HALF * self._unshown
+        return self._decode(self._half)
 
     def mark(self) -> None:
         """A step begins here."""
-        self._marked = self._tail, self._unshown
+        self._marked = self._shown, self._half
 
     def back(self) -> None:
         """Go back to where the step began."""
-        self._tail, self._unshown = self._marked
+        self._shown, self._half = self._marked
 
     def _decode(self, tokens: Sequence[int]) -> str:
-        seen = [token for token in tokens if token not in self._hidden]
-        if not seen:
+        if not tokens:
             return ""
         text: str = self._tokenizer.decode(
-            seen, skip_special_tokens=False, clean_up_tokenization_spaces=False
+            list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
         return text

@@ -8,7 +8,7 @@ config's own body, so that no code from a model's repository is run.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -69,15 +69,13 @@ class RewardModel(nn.Module):
     def head(self) -> nn.Module:
         """What makes outputs of hidden states."""
         if self.kind == "lm":
-            head: nn.Module = self.model.get_output_embeddings()
-            return head
-        head = self.model.get_submodule(self._head_name)
-        return head
+            return cast("nn.Module", self.model.get_output_embeddings())
+        return cast("nn.Module", self.model.get_submodule(self._head_name))
 
     @property
     def dtype(self) -> torch.dtype:
         """The body's."""
-        return self.model.dtype  # type: ignore[no-any-return]
+        return cast("torch.dtype", self.model.dtype)
 
     @property
     def num_parameters(self) -> int:
@@ -86,7 +84,7 @@ class RewardModel(nn.Module):
 
     def get_input_embeddings(self) -> nn.Module:
         """The body's token embeddings."""
-        return self.model.get_input_embeddings()  # type: ignore[no-any-return]
+        return cast("nn.Module", self.model.get_input_embeddings())
 
     def outputs(self, hidden_ND: torch.Tensor, columns: Sequence[int] | None = None) -> torch.Tensor:
         """The head's raw outputs.
@@ -129,7 +127,6 @@ def load_reward_model(kind: Head, source: Any, **options: Any) -> RewardModel:
         auto = getattr(transformers, _AUTO_CLASSES[kind])
         model, info = auto.from_pretrained(name, output_loading_info=True, **options)
     else:
-        options.pop("trust_remote_code", None)
         hub = {key: options[key] for key in _CONFIG_OPTIONS if key in options}
         config = AutoConfig.from_pretrained(name, trust_remote_code=False, **hub)
         model, info = headed_class(kind, config).from_pretrained(

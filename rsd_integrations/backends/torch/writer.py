@@ -131,11 +131,19 @@ class TorchWriter:
         tokens = self._render(prompt)
         return TorchWriterSession(self, tokens, self._tags_of(tokens))
 
+    def encode(self, text: str) -> tuple[int, ...]:
+        """A text in this model's tokens, special ones never among them."""
+        return encode_plain(self.tokenizer, text)
+
+    def count(self, prompt: Prompt) -> int:
+        """Length of a rendered prompt."""
+        return len(self._render(prompt))
+
     def as_own_tokens(self, written: Written) -> tuple[int, ...]:
         """A step in this model's tokens: the ids themselves where the vocabulary is the same."""
         if written.vocabulary == self.vocabulary:
             return written.token_ids
-        return encode_plain(self.tokenizer, written.text)
+        return self.encode(written.text)
 
     def advance(self, sessions: Sequence[WriterSession]) -> list[Written | Exception | None]:
         """One forward and at most one new token for each session."""

@@ -1,0 +1,1 @@
+"""What every framework adapter needs and no framework knows: models, settings, steps as plain data."""

@@ -1,0 +1,85 @@
+"""Parameters of one call over the settings of its model object."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rsd_integrations.adapters.settings import OnStep, RSDSettings, TraceSteps, check_on_step
+from rsd_integrations.config import RSDConfig
+from rsd_integrations.errors import ConfigError, TimedOutError
+from rsd_integrations.types import Generation
+
+__all__ = ["PER_CALL", "CallSettings", "call_settings", "check_known", "finished"]
+
+_MORE = ("timeout", "model", "on_step", "trace_steps")
+PER_CALL = (*RSDConfig.model_fields, *_MORE)
+"""What a call may change."""
+
+
+@dataclass(frozen=True)
+class CallSettings:
+    """What holds for one call."""
+
+    config: RSDConfig
+    timeout: float | None
+    model: str
+    on_step: OnStep | None
+    trace_steps: TraceSteps
+
+
+def call_settings(settings: RSDSettings, given: Mapping[str, Any]) -> CallSettings:
+    """The settings with what the call gave in their place.
+
+    Raises:
+        ConfigError: a parameter is unknown, or fixed for the object.
+        pydantic.ValidationError: a value is out of bounds.
+    """
+    check_known(given, PER_CALL, fixed=type(settings).model_fields)
+    more = {name: given.get(name, getattr(settings, name)) for name in _MORE}
+    if more["trace_steps"] not in ("full", "steps", "off"):
+        raise ConfigError(f"trace_steps={more['trace_steps']!r}.", hint="Use 'full', 'steps' or 'off'.")
+    return CallSettings(
+        config=settings.config.override(**{name: given[name] for name in given if name not in _MORE}),
+        timeout=more["timeout"],
+        model=str(more["model"] or settings.model_names["target"]),
+        on_step=check_on_step(more["on_step"]),
+        trace_steps=more["trace_steps"],
+    )
+
+
+def check_known(given: Iterable[str], known: Iterable[str], *, fixed: Iterable[str] = ()) -> None:
+    """Refuse what nobody would read.
+
+    Raises:
+        ConfigError: a name is not among the known ones.
+    """
+    known = tuple(known)
+    for name in given:
+        if name in known:
+            continue
+        if name in fixed:
+            raise ConfigError(
+                f"{name!r} is fixed for the object and cannot be given per call.",
+                hint="Make another object; those that name the same models share them.",
+            )
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"Did you mean {near[0]!r}?" if near else f"Known are: {', '.join(known)}."
+        raise ConfigError(f"unknown parameter {name!r}.", hint=hint)
+
+
+def finished(generation: Generation, timeout: float | None) -> Generation:
+    """The answer, if it is one.
+
+    Raises:
+        TimedOutError: the time was up before its end.
+    """
+    # Nothing but its deadline cancels a generation that is still listened to.
+    if generation.finish_reason == "cancelled":
+        raise TimedOutError(
+            f"no whole answer within timeout={timeout!r} seconds; {len(generation.steps)} steps were done.",
+            hint="Give it more time, or lower max_tokens or max_steps.",
+        )
+    return generation

@@ -1,0 +1,174 @@
+"""The fields that adapters' model classes share: which models, how to generate, whom to tell."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, PrivateAttr, SecretStr, field_validator, model_validator
+
+from rsd_integrations.adapters.sources import POCKET, PipelineSource, Spec, find_source, is_portable, label
+from rsd_integrations.config import RSDConfig, RSDFields
+from rsd_integrations.errors import ConfigError
+from rsd_integrations.pipeline import RSDPipeline
+from rsd_integrations.types import Step
+
+__all__ = ["LOADING", "MODELS", "OnStep", "RSDSettings", "TraceSteps"]
+
+OnStep = Callable[[Step], None]
+"""Told of each committed step, on the thread (or loop) of whoever waits for the answer."""
+
+TraceSteps = Literal["full", "steps", "off"]
+
+MODELS = ("draft", "target", "prm")
+LOADING = (
+    "prm_format",
+    "device",
+    "dtype",
+    "max_batch_size",
+    "max_length",
+    "draft_kwargs",
+    "target_kwargs",
+    "prm_kwargs",
+)
+"""Further arguments of ``RSDPipeline.from_pretrained``."""
+
+
+class RSDSettings(RSDFields):
+    """Fields and the way to a pipeline. Objects that name the same models share one pipeline."""
+
+    draft: Any = None
+    """Draft model: hub id, folder, loaded model, or (model, tokenizer)."""
+    target: Any = None
+    """Target model, likewise."""
+    prm: Any = None
+    """Process reward model, likewise."""
+    pipeline: Any = Field(default=None, repr=False)
+    """A live ``RSDPipeline``, or "pocket", instead of draft, target and prm."""
+
+    prm_format: Any = "auto"
+    device: str | None = None
+    dtype: Any = "auto"
+    max_batch_size: int = Field(default=8, ge=1)
+    """Most requests at work at once; the others queue."""
+    max_length: int = Field(default=4096, ge=2)
+    """Most tokens of prompt and answer."""
+    draft_kwargs: dict[str, Any] | None = None
+    target_kwargs: dict[str, Any] | None = None
+    prm_kwargs: dict[str, Any] | None = None
+    preload: bool = False
+    """Load the models now rather than at the first call."""
+
+    model: str | None = None
+    """Name to show in traces and metadata; the target's by default."""
+    timeout: float | None = Field(default=None, gt=0)
+    """Seconds after which a call raises ``TimedOutError``."""
+    max_retries: int = Field(default=0, ge=0)
+    """Accepted for the sake of code that sets it on any model; models in this process do not flicker."""
+    api_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
+    """Accepted likewise; nothing here needs a key."""
+
+    on_step: OnStep | None = Field(default=None, exclude=True, repr=False)
+    """A plain function that is told of each committed ``Step``."""
+    trace_steps: TraceSteps = "full"
+    """Runs below the model's own in traces: steps with their draft, score and target; steps; none."""
+
+    _held: PipelineSource | None = PrivateAttr(default=None)
+
+    @field_validator("on_step")
+    @classmethod
+    def _plain_function(cls, value: OnStep | None) -> OnStep | None:
+        return check_on_step(value)
+
+    @model_validator(mode="after")
+    def _names_its_models(self) -> RSDSettings:
+        _check_models(self)
+        if self.preload:
+            self.load()
+        return self
+
+    def load(self) -> RSDPipeline:
+        """The pipeline, loaded if it is not yet.
+
+        Raises:
+            RSDError: a model cannot be loaded or cannot play its role.
+        """
+        return self.source.get()
+
+    @property
+    def source(self) -> PipelineSource:
+        """Where the pipeline comes from; shared with all that name the same models."""
+        spec = self._spec()
+        # A copy may have been given other models than the one it was made from.
+        if self._held is None or self._held.spec != spec:
+            self._held = find_source(spec)
+        return self._held
+
+    @property
+    def model_names(self) -> dict[str, str]:
+        """Name of each role's model."""
+        if pipe := self.source.loaded:
+            backend = pipe.backend
+            return {role: getattr(backend, role).info.name for role in MODELS}
+        return {role: POCKET if self.pipeline == POCKET else label(getattr(self, role)) for role in MODELS}
+
+    @property
+    def config(self) -> RSDConfig:
+        """The settings of a generation, validated again: a copy may have been changed unchecked."""
+        return RSDConfig(**{name: getattr(self, name) for name in RSDConfig.model_fields})
+
+    def _spec(self) -> Spec:
+        if isinstance(self.pipeline, RSDPipeline):
+            return {"pipeline": self.pipeline}
+        names = ("pipeline",) if self.pipeline is not None else MODELS
+        return {
+            **{name: getattr(self, name) for name in names},
+            **{name: getattr(self, name) for name in LOADING if _was_changed(self, name)},
+        }
+
+    def __getstate__(self) -> dict[Any, Any]:
+        if not is_portable(self._spec()):
+            raise ConfigError(
+                f"{type(self).__name__} over a live pipeline or loaded models cannot be pickled.",
+                hint="Name the models by hub id or folder, or use the pocket trio.",
+            )
+        return super().__getstate__()
+
+
+def check_on_step(value: OnStep | None) -> OnStep | None:
+    """Refuse coroutine functions, which nobody would await.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    if value is not None and (not callable(value) or inspect.iscoroutinefunction(value)):
+        raise ConfigError(
+            f"on_step must be a plain function that takes a Step, not {value!r}.",
+            hint="Schedule a task in it if it has to await something.",
+        )
+    return value
+
+
+def _was_changed(settings: BaseModel, name: str) -> bool:
+    return bool(getattr(settings, name) != type(settings).model_fields[name].default)
+
+
+def _check_models(settings: RSDSettings) -> None:
+    name = type(settings).__name__
+    given = [role for role in MODELS if getattr(settings, role) is not None]
+    hint = (
+        f"Name all three, {name}(draft=..., target=..., prm=...), by hub id or folder; or take "
+        f"{name}.pocket() or {name}.from_pipeline(pipe)."
+    )
+    if settings.pipeline is None:
+        if missing := [role for role in MODELS if role not in given]:
+            what = "no models are named." if not given else f"{' and '.join(missing)} missing."
+            raise ConfigError(what, hint=hint)
+        return
+    if settings.pipeline != POCKET and not isinstance(settings.pipeline, RSDPipeline):
+        raise ConfigError(f"pipeline must be an RSDPipeline or 'pocket', not {settings.pipeline!r}.", hint=hint)
+    live = isinstance(settings.pipeline, RSDPipeline)
+    surplus = given + [option for option in LOADING if live and _was_changed(settings, option)]
+    if surplus:
+        raise ConfigError(f"a pipeline and {', '.join(surplus)} are given: one or the other.", hint=hint)

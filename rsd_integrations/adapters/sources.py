@@ -1,0 +1,121 @@
+"""One pipeline for everybody who names the same models, loaded when it is first needed."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import uuid
+import weakref
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+from rsd_integrations.errors import ConfigError
+from rsd_integrations.pipeline import RSDPipeline
+
+__all__ = ["POCKET", "PipelineSource", "Spec", "find_source", "is_portable", "label"]
+
+POCKET = "pocket"
+"""As ``pipeline``: the embedded trio."""
+
+Spec = Mapping[str, Any]
+"""``pipeline`` alone, or ``draft``, ``target``, ``prm``; and further arguments of the loader."""
+
+
+class PipelineSource:
+    """A pipeline that is loaded once, by whoever asks first.
+
+    Args:
+        spec: what to load.
+    """
+
+    def __init__(self, spec: Spec) -> None:
+        self.spec = dict(spec)
+        given = self.spec.get("pipeline")
+        self._pipeline: RSDPipeline | None = given if isinstance(given, RSDPipeline) else None
+        self._lock = threading.Lock()
+        # Nothing tells one live pipeline from another but itself.
+        self.name = repr(sorted(self.spec.items())) if is_portable(spec) else f"live {uuid.uuid4()}"
+        """For caches: equal for what loads the same."""
+
+    @property
+    def loaded(self) -> RSDPipeline | None:
+        """The pipeline, if it is there already."""
+        return self._pipeline
+
+    def get(self) -> RSDPipeline:
+        """The pipeline. A load that failed is tried again by the next call.
+
+        Raises:
+            RSDError: a model cannot be loaded or cannot play its role.
+        """
+        with self._lock:
+            if self._pipeline is None:
+                self._pipeline = _load(self.spec)
+            return self._pipeline
+
+    async def aget(self) -> RSDPipeline:
+        """The same without blocking the loop: loading takes seconds, and a thread of its own."""
+        return self._pipeline or await asyncio.to_thread(self.get)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PipelineSource:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if not is_portable(self.spec):
+            raise ConfigError(
+                "a live pipeline or loaded model cannot be pickled.",
+                hint="Name the models by hub id or folder, or use the pocket trio.",
+            )
+        return find_source, (self.spec,)
+
+
+_sources: weakref.WeakValueDictionary[Hashable, PipelineSource] = weakref.WeakValueDictionary()
+_sources_lock = threading.Lock()
+
+
+def find_source(spec: Spec) -> PipelineSource:
+    """The source for these models: the same one as long as anybody holds it and it is not closed."""
+    key = _identity(spec)
+    with _sources_lock:
+        source = _sources.get(key)
+        if source is None or (source.loaded is not None and source.loaded.closed):
+            source = _sources[key] = PipelineSource(spec)
+        return source
+
+
+def is_portable(spec: Spec) -> bool:
+    """Whether another process could load the same from it."""
+    return all(_is_plain(value) for value in spec.values())
+
+
+def label(model: Any) -> str:
+    """A model's name from what it was given as."""
+    if isinstance(model, tuple) and model:
+        model = model[0]
+    return str(getattr(model, "name_or_path", "") or getattr(model, "name", "") or _as_text(model))
+
+
+def _as_text(model: Any) -> str:
+    return str(model) if _is_plain(model) or hasattr(model, "__fspath__") else type(model).__name__
+
+
+def _load(spec: dict[str, Any]) -> RSDPipeline:
+    options = {name: value for name, value in spec.items() if name != "pipeline"}
+    return RSDPipeline.pocket(**options) if "pipeline" in spec else RSDPipeline.from_pretrained(**options)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(_is_plain(item) for item in value.values())
+    if isinstance(value, list | tuple | set | frozenset):
+        return all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, str | int | float) or hasattr(value, "__fspath__")
+
+
+def _identity(value: Any) -> Hashable:
+    """Equal for equal plain values; objects are themselves (the source keeps them alive)."""
+    if isinstance(value, Mapping):
+        return tuple((name, _identity(value[name])) for name in sorted(value, key=str))
+    if isinstance(value, list | tuple):
+        return tuple(_identity(item) for item in value)
+    return (type(value), value) if _is_plain(value) and not isinstance(value, set) else (object, id(value))

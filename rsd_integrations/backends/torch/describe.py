@@ -1,0 +1,97 @@
+"""What the engine has to know of a loaded model and its tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+
+from rsd_integrations.backends.torch.reasoning import reasoning_tags
+from rsd_integrations.backends.torch.runner import attention_kinds
+from rsd_integrations.encoding import token_id
+from rsd_integrations.protocols import ModelInfo
+
+__all__ = [
+    "active_parameters",
+    "eos_ids",
+    "fingerprint",
+    "hidden_ids",
+    "model_info",
+    "positions",
+    "text_config",
+]
+
+
+def model_info(name: str, model: torch.nn.Module, window: int, threshold: float | None = None) -> ModelInfo:
+    """A model's numbers for accounting and messages."""
+    config = text_config(model.config)
+    heads = int(config.num_attention_heads)
+    size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    kinds = attention_kinds(config)
+    only_sliding = set(kinds) == {"sliding_attention"}
+    return ModelInfo(
+        name=name,
+        parameters=active_parameters(model),
+        pair_flops=4 * int(config.num_hidden_layers) * heads * size,
+        window=window,
+        sliding_window=kinds["sliding_attention"][0] if only_sliding else None,
+        threshold=threshold,
+    )
+
+
+def active_parameters(model: torch.nn.Module) -> int:
+    """Parameters a token passes through: tied ones once, of experts only those that are chosen."""
+    config = text_config(model.config)
+    experts = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None)
+    chosen = getattr(config, "num_experts_per_tok", None)
+    total = 0
+    for name, parameter in model.named_parameters():
+        share = chosen / experts if experts and chosen and ".experts." in name else 1.0
+        total += round(parameter.numel() * share)
+    return total
+
+
+def positions(config: Any) -> int:
+    """Positions the model was made for.
+
+    Some rotary embeddings change with the longest row of a batch; within their original length they
+    do not, and a request's result must not depend on its company.
+    """
+    positions = int(getattr(config, "max_position_embeddings", None) or 1 << 30)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") in ("dynamic", "longrope"):
+        original = rope.get("original_max_position_embeddings") or getattr(
+            config, "original_max_position_embeddings", None
+        )
+        positions = min(positions, int(original or positions))
+    return positions
+
+
+def eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Every token that any of the model's configs calls the end."""
+    found: set[int] = set()
+    generation = getattr(model, "generation_config", None)
+    for ids in (getattr(generation, "eos_token_id", None), tokenizer.eos_token_id):
+        found.update([ids] if isinstance(ids, int) else ids or ())
+    return frozenset(found)
+
+
+def hidden_ids(tokenizer: Any) -> frozenset[int]:
+    """Special tokens have no text, but for those of the thinking markup."""
+    tags = reasoning_tags(tokenizer)
+    shown = {token_id(tokenizer, tag) for tag in (tags.opening, tags.closing)} if tags else set()
+    added = tokenizer.added_tokens_decoder.items()
+    special = {index for index, token in added if token.special} | set(tokenizer.all_special_ids)
+    return frozenset(special - shown)
+
+
+def fingerprint(tokenizer: Any) -> str:
+    """Equal for tokenizers whose ids mean the same strings."""
+    entries = "\n".join(f"{index}\t{token}" for token, index in sorted(tokenizer.get_vocab().items()))
+    return hashlib.sha256(entries.encode()).hexdigest()
+
+
+def text_config(config: Any) -> Any:
+    """The part of a config that describes the language model."""
+    return config.get_text_config(decoder=True)

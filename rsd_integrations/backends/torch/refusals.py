@@ -1,0 +1,57 @@
+"""What is refused by name before any weight is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import AutoModelForCausalLM
+
+from rsd_integrations.backends.torch.describe import text_config
+from rsd_integrations.backends.torch.sources import Source
+from rsd_integrations.encoding import chat_template_text
+from rsd_integrations.errors import ModelError
+
+__all__ = ["check_architecture", "check_templates"]
+
+
+def check_architecture(source: Source) -> None:
+    """Refuse what a slot cache cannot hold or roll back."""
+    config = text_config(source.config)
+    name = f"{source.role}={source.name!r} ({type(source.config).__name__})"
+    if getattr(source.config, "is_encoder_decoder", False):
+        raise ModelError(f"{name} is an encoder-decoder.", hint="Use a decoder-only causal model.")
+    kinds = set(getattr(config, "layer_types", None) or ())
+    known = {"full_attention", "sliding_attention", "chunked_attention"}
+    model_class = type(source.model) if source.model is not None else _causal_class(config)
+    if kinds - known or getattr(model_class, "_is_stateful", False):
+        found = ", ".join(sorted(kinds - known)) or "a recurrent state"
+        raise ModelError(
+            f"{name} has {found}: its cache cannot be rolled back when a step is rejected.",
+            hint="Use a model with attention layers only (Qwen2/2.5/3, Llama, Mistral, Gemma, Phi, ...).",
+        )
+    attention = source.options.get("attn_implementation") or getattr(config, "_attn_implementation", None)
+    if attention not in (None, "sdpa", "eager"):
+        raise ModelError(
+            f"{name} asks for attn_implementation={attention!r}, which takes no mask for slots.",
+            hint='Use "sdpa" or "eager".',
+        )
+
+
+def _causal_class(config: Any) -> Any:
+    """The model class of a config, without loading anything; None for remote code."""
+    try:
+        return AutoModelForCausalLM._model_mapping[type(config)]
+    except KeyError:
+        return None
+
+
+def check_templates(writers: Sequence[Source]) -> None:
+    """Chat templates must be there for both writers or for neither."""
+    have = [bool(chat_template_text(source.tokenizer)) for source in writers]
+    if have[0] != have[1]:
+        lacking = writers[have.index(False)]
+        raise ModelError(
+            f"the tokenizer of {lacking.role}={lacking.name!r} has no chat template, the other model's has.",
+            hint="Use two chat models, or set tokenizer.chat_template and pass (model, tokenizer).",
+        )

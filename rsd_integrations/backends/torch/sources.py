@@ -1,0 +1,113 @@
+"""A role's model as users name it: a hub id, a folder, a loaded model, or (model, tokenizer)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers.utils import is_accelerate_available
+
+from rsd_integrations.errors import ConfigError, ModelError
+from rsd_integrations.types import Role
+
+__all__ = ["ModelSource", "Source", "first_line"]
+
+ModelSource = Any
+"""A hub id, a folder, a loaded model, or a pair (loaded model, its tokenizer)."""
+
+_HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "trust_remote_code")
+_MODEL_OPTIONS = (
+    "dtype",
+    "device_map",
+    "quantization_config",
+    "attn_implementation",
+    "use_safetensors",
+    "max_memory",
+    "offload_folder",
+)
+_OTHER_OPTIONS = ("device", "tokenizer", "model_kwargs")
+
+
+@dataclass
+class Source:
+    """A role's model source, taken apart, before weights are loaded."""
+
+    role: Role
+    source: ModelSource
+    options: dict[str, Any]
+    name: str = ""
+    model: PreTrainedModel | None = None
+    config: Any = None
+    tokenizer: Any = None
+    hub: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, role: Role, source: ModelSource, options: Mapping[str, Any]) -> Source:
+        """Read config and tokenizer.
+
+        Raises:
+            ConfigError: an option is unknown.
+            ModelError: the source cannot be read.
+        """
+        known = (*_HUB_OPTIONS, *_MODEL_OPTIONS, *_OTHER_OPTIONS)
+        if unknown := sorted(set(options) - set(known)):
+            raise ConfigError(
+                f"unknown {role}_kwargs {unknown!r}.",
+                hint=f"Known are {', '.join(known)}; anything else goes into model_kwargs={{...}}.",
+            )
+        made = cls(role, source, dict(options))
+        made.hub = {key: options[key] for key in _HUB_OPTIONS if key in options}
+        made._read()
+        return made
+
+    def _read(self) -> None:
+        source, self.tokenizer = self.source, self.options.get("tokenizer")
+        if isinstance(source, tuple | list) and len(source) == 2:
+            source, self.tokenizer = source
+        if isinstance(source, torch.nn.Module):
+            self.model = source.eval()
+            self.config = source.config
+            self.name = getattr(source.config, "_name_or_path", "") or type(source).__name__
+        elif isinstance(source, str | Path):
+            self.name = str(source)
+            self.config = self._from_hub(AutoConfig, self.name)
+        else:
+            raise ModelError(
+                f"{self.role}={source!r} is no model.",
+                hint="Give a hub id, a folder, a loaded model, or (model, tokenizer).",
+            )
+        if self.tokenizer is None or isinstance(self.tokenizer, str | Path):
+            self.tokenizer = self._from_hub(AutoTokenizer, str(self.tokenizer or self.name))
+
+    def _from_hub(self, auto: Any, name: str) -> Any:
+        try:
+            return auto.from_pretrained(name, **self.hub)
+        except Exception as error:
+            what = "config" if auto is AutoConfig else "tokenizer"
+            raise ModelError(
+                f"cannot read the {what} of {self.role}={name!r}: {first_line(error)}",
+                hint="Check the name or folder, and the network if it is a hub id.",
+            ) from error
+
+    def load_options(self, device: str | None, dtype: Any) -> dict[str, Any]:
+        """What ``from_pretrained`` gets."""
+        given = {key: self.options[key] for key in _MODEL_OPTIONS if key in self.options}
+        options = {"dtype": dtype, "use_safetensors": True, **self.hub, **given}
+        if "device_map" not in options and is_accelerate_available():
+            options["device_map"] = {"": self.options.get("device") or device}
+        return {**options, **self.options.get("model_kwargs", {})}
+
+    def place(self, model: torch.nn.Module, device: str | None) -> torch.nn.Module:
+        """Move a model that ``from_pretrained`` could not place."""
+        if "device_map" not in self.options and not is_accelerate_available():
+            model = model.to(self.options.get("device") or device)
+        return model.eval()
+
+
+def first_line(error: Exception) -> str:
+    """An error in one line, for the message of another."""
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else error!r}"

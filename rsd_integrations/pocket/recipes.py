@@ -1,0 +1,71 @@
+"""Every knob of the installed trio in one place: shapes, seeds, rates and budgets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from rsd_integrations.pocket.data import Mixture
+from rsd_integrations.pocket.loop import Budget, Recipe
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Qwen2 shape: residual width, layers, heads of ``head_dim``, MLP units."""
+
+    hidden: int
+    layers: int
+    heads: int
+    mlp: int
+    head_dim: int
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One language-model training: shape, recipe and budget."""
+
+    shape: Shape
+    recipe: Recipe
+    budget: Budget
+
+
+BASE = Stage(
+    Shape(hidden=128, layers=4, heads=8, mlp=384, head_dim=16),
+    Recipe(seed=101, size=16, muon_lr=0.008, adam_lr=0.015, constant=0.86, mixture=Mixture(sums=0.25)),
+    Budget(tokens=6_640_000),
+)
+TARGET = Stage(
+    Shape(hidden=128, layers=6, heads=8, mlp=1536, head_dim=16),
+    Recipe(seed=102, size=24, muon_lr=0.005, adam_lr=0.004, constant=0.3, mixture=Mixture(sums=0.12)),
+    Budget(tokens=4_000_000),
+)
+TRUNK = Stage(
+    Shape(hidden=80, layers=3, heads=4, mlp=160, head_dim=16),
+    Recipe(seed=201, size=12, muon_lr=0.007, adam_lr=0.012, constant=0.3, mixture=Mixture(sums=0.15)),
+    Budget(tokens=8_000_000),
+)
+DRAFT = Stage(
+    Shape(hidden=48, layers=2, heads=3, mlp=144, head_dim=16),
+    Recipe(seed=301, size=8, muon_lr=0.007, adam_lr=0.012, constant=0.3, mixture=Mixture(sums=0.15)),
+    Budget(tokens=3_000_000),
+)
+STAGES = {"base": BASE, "target": TARGET, "trunk": TRUNK, "draft": DRAFT}
+
+PRM_SEED = 401
+PRM_BUDGET = Budget(tokens=6_000_000)
+# (model, temperature, problems): what the reward model learns from besides spoilt gold steps.
+ROLLOUTS = (
+    ("draft", 0.0, 3000),
+    ("draft", 1.0, 1500),
+    ("target", 0.0, 500),
+    ("target", 1.0, 500),
+)
+EVALUATION_PROBLEMS = 500
+VALIDATION_PROBLEMS = 500
+THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99)
+
+
+def with_budget(stage: Stage, minutes: float | None, tokens: int | None) -> Stage:
+    """The stage with another budget, where one is given."""
+    if minutes is None and tokens is None:
+        return stage
+    return replace(stage, budget=Budget(minutes=minutes, tokens=tokens))

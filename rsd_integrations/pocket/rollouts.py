@@ -1,0 +1,111 @@
+"""Labelled solutions for the reward model: what the models write, and gold steps spoilt."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from rsd_integrations.pocket.data import IGNORE, encode_prompt, encode_step, prompt_messages
+from rsd_integrations.pocket.evaluate import Bench, write_steps
+from rsd_integrations.pocket.task import (
+    SPLITS,
+    Problem,
+    corruptions,
+    expected_step,
+    generate,
+    label_step,
+    split_of,
+)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A question with solution steps and a label for each: 1 right, 0 wrong."""
+
+    question: str
+    steps: tuple[str, ...]
+    labels: tuple[int, ...]
+
+
+def spoilt(seed: int, share: float = 0.25) -> Iterator[Judged]:
+    """Gold solutions in which every step may be replaced by a wrong one, for ever.
+
+    What follows a wrong step is mostly what is right after it, so that the
+    reward model learns not to hold old mistakes against new steps.
+    """
+    rng = random.Random(f"spoilt/{seed}")
+    for problem in generate(seed):
+        steps: list[str] = []
+        while len(steps) < len(problem.steps):
+            right = expected_step(problem, steps)
+            if right is None:
+                break
+            index = len(steps)
+            wrong = corruptions(problem, index, rng) if rng.random() < share else []
+            steps.append(rng.choice(wrong) if wrong else right)
+        yield judge(problem, steps)
+
+
+def judge(problem: Problem, steps: Iterable[str]) -> Judged:
+    """Label every step given the ones before it."""
+    texts = tuple(steps)
+    labels = tuple(int(label_step(problem, texts[:i], step)) for i, step in enumerate(texts))
+    return Judged(problem.question, texts, labels)
+
+
+def guided_rollouts(
+    bench: Bench, name: str, *, seed: int, count: int, temperature: float, keep_wrong: float = 0.15
+) -> Iterator[Judged]:
+    """What a model writes when its wrong steps are put right, as in RSD.
+
+    Each wrong step gives one record that ends with it; with probability
+    ``keep_wrong`` it is also kept, and the model goes on from there.
+    """
+    rng = random.Random(f"rollouts/{seed}")
+    runs = bench.start(list(islice(generate(seed), count)))
+    assert all(split_of(run.problem.question) == SPLITS[0] for run in runs)
+    while live := [run for run in runs if not run.done]:
+        for group in (live[i : i + bench.batch] for i in range(0, len(live), bench.batch)):
+            contexts = [run.prompt + run.ids for run in group]
+            steps = write_steps(bench.models[name], contexts, bench.stops, bench.device, temperature)
+            for run, step in zip(group, steps, strict=True):
+                text = bench.text_of(step)
+                right = expected_step(run.problem, run.steps)
+                if text != right:
+                    yield judge(run.problem, [*run.steps, text])
+                    if right is not None and rng.random() >= keep_wrong:
+                        text = right
+                run.steps.append(text)
+                run.ids += tuple(encode_step(bench.tokenizer, text))
+                run.done = "boxed" in text or len(run.steps) > run.problem.events + 2
+    yield from (judge(run.problem, run.steps) for run in runs)
+
+
+def save(path: Path, records: Iterable[Judged]) -> int:
+    """Write records as JSON lines; returns how many."""
+    lines = [json.dumps(asdict(record)) for record in records]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+    return len(lines)
+
+
+def load(path: Path) -> list[Judged]:
+    """Read what ``save`` wrote."""
+    rows = (json.loads(line) for line in path.read_text().splitlines())
+    return [Judged(row["question"], tuple(row["steps"]), tuple(row["labels"])) for row in rows]
+
+
+def encode_judged(tokenizer: Any, record: Judged) -> tuple[list[int], list[int]]:
+    """Ids as the reward model is fed, and labels that stand at the separators only."""
+    ids = encode_prompt(tokenizer, [{"role": "user", "content": record.question}])
+    labels = [IGNORE] * len(ids)
+    for step, label in zip(record.steps, record.labels, strict=True):
+        step_ids = encode_step(tokenizer, step)
+        ids += step_ids
+        labels += [IGNORE] * (len(step_ids) - 1) + [label]
+    return ids, labels

@@ -1,0 +1,226 @@
+"""Train the pocket trio: ``python -m rsd_integrations.pocket.train``.
+
+Stages run in order and each leaves its result in the output folder; a stage
+that was interrupted goes on from its last checkpoint, and one that is finished
+is not run again. Nothing is written into the package without ``--install``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
+
+from rsd_integrations.pocket import card, evaluate, measure, rollouts
+from rsd_integrations.pocket.loop import Report, train_language_model
+from rsd_integrations.pocket.model import grow, make_config, new_model
+from rsd_integrations.pocket.prm import build_prm, freeze_trunk, train_prm
+from rsd_integrations.pocket.recipes import PRM_BUDGET, PRM_SEED, ROLLOUTS, STAGES, Stage, with_budget
+from rsd_integrations.pocket.task import SEPARATOR
+from rsd_integrations.pocket.tokenizer import build_tokenizer, load_tokenizer
+from rsd_integrations.pocket.trunk import TrunkModel
+
+ORDER = ("tokenizer", "base", "target", "trunk", "draft", "rollouts", "prm", "eval", "card")
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+class Workshop:
+    """The output folder and the settings all stages share."""
+
+    def __init__(self, options: argparse.Namespace, report: Report = print) -> None:
+        self.out = Path(options.out)
+        self.device: str = options.device
+        self.minutes: float | None = options.minutes
+        self.tokens: int | None = options.tokens
+        self.report = report
+
+    def tokenizer(self) -> Any:
+        """The shared tokenizer, built by the first stage."""
+        return load_tokenizer(self.out / "tokenizer")
+
+    def stage(self, name: str) -> Stage:
+        """A stage's recipe with the budget asked for on the command line."""
+        return with_budget(STAGES[name], self.minutes, self.tokens)
+
+    def finished(self, name: str) -> Path:
+        """Where a stage keeps its finished Hugging Face folder."""
+        return self.out / name / "hf"
+
+    def keep(self, name: str, model: Any) -> None:
+        """Save a finished model next to its tokenizer."""
+        model.to("cpu").save_pretrained(self.finished(name))
+        self.tokenizer().save_pretrained(self.finished(name))
+
+    def bench(self, *, prm: bool = True) -> evaluate.Bench:
+        """The finished models, ready to be measured."""
+        models: dict[str, Any] = {
+            name: AutoModelForCausalLM.from_pretrained(self.finished(name)) for name in ("draft", "target")
+        }
+        if prm:
+            models["prm"] = AutoModelForTokenClassification.from_pretrained(self.finished("prm"))
+        return evaluate.Bench(self.tokenizer(), models, device=self.device)
+
+
+def run_tokenizer(shop: Workshop) -> None:
+    """Collect the vocabulary."""
+    tokenizer = build_tokenizer()
+    tokenizer.save_pretrained(shop.out / "tokenizer")
+    shop.report(f"tokenizer: {len(tokenizer)} entries")
+
+
+def run_base(shop: Workshop) -> None:
+    """The small model that the target grows from."""
+    _train_fresh(shop, "base")
+
+
+def run_draft(shop: Workshop) -> None:
+    """The draft: small and trained briefly."""
+    _train_fresh(shop, "draft")
+
+
+def run_target(shop: Workshop) -> None:
+    """Grow the base model without changing what it computes, and train on."""
+    stage = shop.stage("target")
+    base = AutoModelForCausalLM.from_pretrained(shop.finished("base"))
+    shape = stage.shape
+    model = grow(base, layers=shape.layers, heads=shape.heads, mlp=shape.mlp, seed=stage.recipe.seed)
+    _train(shop, "target", model, stage)
+    shop.keep("target", model)
+
+
+def run_trunk(shop: Workshop) -> None:
+    """The language model under the reward model."""
+    stage = shop.stage("trunk")
+    _train(shop, "trunk", _new_trunk(shop, stage), stage)
+
+
+def run_rollouts(shop: Workshop) -> None:
+    """Let draft and target write solutions and label every step."""
+    bench = shop.bench(prm=False)
+    for number, (name, temperature, count) in enumerate(ROLLOUTS):
+        path = shop.out / "rollouts" / f"{name}-{temperature}.jsonl"
+        if path.exists():
+            continue
+        torch.manual_seed(PRM_SEED + number)
+        began = time.monotonic()
+        made = rollouts.guided_rollouts(
+            bench, name, seed=PRM_SEED * 100 + number, count=count, temperature=temperature
+        )
+        total = rollouts.save(path, made)
+        shop.report(f"rollouts: {path.name} {total} records, {time.monotonic() - began:.0f} s")
+
+
+def run_prm(shop: Workshop) -> None:
+    """Build the reward model on the trunk, train it, choose its threshold on validation problems."""
+    tokenizer = shop.tokenizer()
+    trunk = _new_trunk(shop, STAGES["trunk"])
+    trunk.load_state_dict(torch.load(shop.out / "trunk" / "checkpoint.pt", weights_only=True)["model"])
+    prm = build_prm(trunk, PRM_SEED)
+    freeze_trunk(prm)
+    records = [record for path in sorted((shop.out / "rollouts").glob("*.jsonl")) for record in rollouts.load(path)]
+    budget = PRM_BUDGET
+    if shop.minutes is not None or shop.tokens is not None:
+        budget = type(budget)(shop.minutes, shop.tokens)
+    train_prm(
+        prm, tokenizer, records, budget, shop.out / "prm", seed=PRM_SEED, device=shop.device, report=shop.report
+    )
+    prm.config.rsd_prm = {"format": "trl", "separator": SEPARATOR, "threshold": 0.5}
+    shop.keep("prm", prm)
+    threshold = measure.choose_threshold(shop.bench(), shop.report)
+    prm.config.rsd_prm = {"format": "trl", "separator": SEPARATOR, "threshold": threshold}
+    shop.keep("prm", prm)
+
+
+def run_eval(shop: Workshop) -> None:
+    """Measure everything on held-out problems; numbers go to ``eval.json``."""
+    results = measure.measure(shop.bench(), shop.report)
+    (shop.out / "eval.json").write_text(json.dumps(results, indent=1))
+
+
+def run_card(shop: Workshop) -> None:
+    """Write the model card from what was measured."""
+    (shop.out / "MODEL_CARD.md").write_text(card.render(shop.out))
+
+
+RUN: dict[str, Callable[[Workshop], None]] = {name: globals()[f"run_{name}"] for name in ORDER}
+RESULTS = {
+    "tokenizer": "tokenizer/tokenizer.json",
+    "trunk": "trunk/finished",
+    "rollouts": "rollouts/finished",
+    "eval": "eval.json",
+    "card": "MODEL_CARD.md",
+}
+
+
+def _new_trunk(shop: Workshop, stage: Stage) -> TrunkModel:
+    return TrunkModel(_config(shop, stage), stage.recipe.seed)
+
+
+def _config(shop: Workshop, stage: Stage) -> Any:
+    shape = stage.shape
+    return make_config(
+        len(shop.tokenizer()), hidden=shape.hidden, layers=shape.layers, heads=shape.heads,
+        mlp=shape.mlp, head_dim=shape.head_dim,
+    )  # fmt: skip
+
+
+def _train_fresh(shop: Workshop, name: str) -> None:
+    stage = shop.stage(name)
+    model = new_model(_config(shop, stage), stage.recipe.seed)
+    _train(shop, name, model, stage)
+    shop.keep(name, model)
+
+
+def _train(shop: Workshop, name: str, model: Any, stage: Stage) -> None:
+    train_language_model(
+        model, shop.tokenizer(), stage.recipe, stage.budget, shop.out / name,
+        device=shop.device, report=shop.report,
+    )  # fmt: skip
+
+
+def install(out: Path, weights: Path = WEIGHTS) -> None:
+    """Copy the finished trio and its card into the package."""
+    for name in ("draft", "target", "prm"):
+        shutil.rmtree(weights / name, ignore_errors=True)
+        shutil.copytree(out / name / "hf", weights / name)
+    shutil.copy(out / "MODEL_CARD.md", weights / "MODEL_CARD.md")
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="python -m rsd_integrations.pocket.train", description=__doc__)
+    parser.add_argument("--out", default="pocket-train", help="where checkpoints and results go")
+    parser.add_argument("--stage", choices=ORDER, action="append", help="only this stage (repeatable), even if finished")
+    parser.add_argument("--minutes", type=float, help="training minutes of each stage run")
+    parser.add_argument("--tokens", type=int, help="training tokens of each stage run")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--install", action="store_true", help="copy the finished trio into the package")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the stages asked for, or all that are not finished."""
+    options = parse(arguments)
+    torch.set_num_threads(options.threads)
+    shop = Workshop(options, report=lambda line: print(line, flush=True))
+    for name in options.stage or ORDER:
+        result = shop.out / RESULTS.get(name, f"{name}/hf/config.json")
+        if result.exists() and not options.stage:
+            continue
+        RUN[name](shop)
+        if not result.exists():
+            result.touch()
+    if options.install:
+        install(shop.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""Text token by token is the text of all tokens, in both great families of tokenizers."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rsd_integrations.backends.torch.detokenize import Detokenizer
+from tests.small_tokenizers import byte_level, sentencepiece_like
+
+TOKENIZERS = {
+    "byte level": byte_level(),
+    "prefixed bytes": byte_level(add_prefix_space=True),
+    "sentencepiece": sentencepiece_like(),
+    "metaspace": sentencepiece_like(prepend=False),
+}
+PIECES = ["Janet", " has", " 16", "\n\n", " ", "漢", "字", "😀", "é", "ки", "<", "|", "\t", "…"]
+texts = st.lists(st.sampled_from(PIECES), max_size=12).map("".join)
+
+
+def whole(tokenizer: Any, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def detokenizer(tokenizer: Any) -> Detokenizer:
+    return Detokenizer(tokenizer, frozenset(tokenizer.all_special_ids))
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@settings(max_examples=150, deadline=None)
+@given(text=texts)
+def test_pieces_join_to_the_whole(name: str, text: str) -> None:
+    tokenizer = TOKENIZERS[name]
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    pieces = detokenizer(tokenizer)
+    pushed = [pieces.push([token]) for token in ids]
+    assert "".join(pushed) + pieces.rest() == whole(tokenizer, ids)
+    assert "\ufffd" not in "".join(pushed)
+    assert pieces.rest() == ""
+    assert detokenizer(tokenizer).push(ids) == whole(tokenizer, ids)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@settings(max_examples=100, deadline=None)
+@given(texts=st.lists(texts, min_size=1, max_size=4), data=st.data())
+def test_special_tokens_are_silent(name: str, texts: list[str], data: st.DataObject) -> None:
+    tokenizer = TOKENIZERS[name]
+    special = sorted(tokenizer.all_special_ids)
+    ids: list[int] = []
+    for text in texts:
+        ids += tokenizer.encode(text, add_special_tokens=False)
+        ids.append(data.draw(st.sampled_from(special)))
+    pieces = detokenizer(tokenizer)
+    assert "".join(pieces.push([token]) for token in ids) == whole(tokenizer, ids)
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.binary(max_size=16))
+def test_bytes_that_are_no_text_lose_nothing(data: bytes) -> None:
+    """Random weights write such bytes all the time."""
+    tokenizer = TOKENIZERS["byte level"]
+    ids = [_byte_token(tokenizer, value) for value in data]
+    pieces = detokenizer(tokenizer)
+    text = "".join(pieces.push([token]) for token in ids) + pieces.rest()
+    assert whole(tokenizer, ids) == data.decode(errors="replace")
+    # How many marks stand for a run of such bytes is a matter of taste.
+    assert re.sub("\ufffd+", "\ufffd", text) == re.sub("\ufffd+", "\ufffd", whole(tokenizer, ids))
+
+
+def _byte_token(tokenizer: Any, value: int) -> int:
+    """The id of a single byte, as GPT-2's table spells it."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    letter = chr(value) if value in printable else chr(256 + others.index(value))
+    found: int = tokenizer.convert_tokens_to_ids(letter)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@settings(max_examples=100, deadline=None)
+@given(kept=texts, rejected=texts, rewritten=texts, cut=st.integers(0, 3))
+def test_going_back_forgets_a_rejected_step(
+    name: str, kept: str, rejected: str, rewritten: str, cut: int
+) -> None:
+    tokenizer = TOKENIZERS[name]
+    first, wrong = (tokenizer.encode(text, add_special_tokens=False) for text in (kept, rejected))
+    right = tokenizer.encode("a" + kept + rewritten, add_special_tokens=False)[: len(first) + 5]
+    # Steps may end in the middle of a character.
+    first, rest = right[: max(0, len(first) - cut)], right[max(0, len(first) - cut) :]
+    pieces = detokenizer(tokenizer)
+    text = pieces.push(first)
+    pieces.mark()
+    pieces.push(wrong)
+    pieces.back()
+    text += pieces.push(rest) + pieces.rest()
+    straight = detokenizer(tokenizer)
+    assert text == straight.push(right) + straight.rest()
+
+
+def test_half_a_character_is_shown_only_when_nothing_follows() -> None:
+    tokenizer = TOKENIZERS["byte level"]
+    ids = tokenizer.encode("漢", add_special_tokens=False)
+    assert len(ids) == 3
+    pieces = detokenizer(tokenizer)
+    assert pieces.push(ids[:2]) == ""
+    assert pieces.rest() == "\ufffd"
+    assert pieces.push(ids[2:]) == "漢"
+    assert pieces.rest() == ""

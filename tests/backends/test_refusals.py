@@ -1,0 +1,121 @@
+"""What cannot work is refused when it is loaded, by name, with a hint."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from rsd_integrations import RSDPipeline
+from rsd_integrations.errors import ConfigError, ModelError
+from tests.tiny_models import causal, token_classifier, tokenizer
+
+
+def load(**given: Any) -> RSDPipeline:
+    tok = tokenizer("ascii")
+    sources = {
+        "draft": (causal("Qwen2", 0, "ascii"), tok),
+        "target": (causal("Llama", 1, "ascii"), tok),
+        "prm": (token_classifier(0, "ascii"), tok),
+    }
+    return RSDPipeline.from_pretrained(**{**sources, "device": "cpu", **given})
+
+
+def without_template() -> Any:
+    tok = copy.deepcopy(tokenizer("ascii"))
+    tok.chat_template = None
+    return tok
+
+
+@pytest.mark.parametrize("options", [{"max_batch_size": 0}, {"max_length": 1}])
+def test_no_room(options: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match="no room"):
+        load(**options)
+
+
+def test_one_chat_template_of_two() -> None:
+    with pytest.raises(ModelError, match="target.*no chat template"):
+        load(target=(causal("Llama", 1, "ascii"), without_template()))
+
+
+def test_two_base_models_without_templates_work() -> None:
+    pair = {
+        role: (causal("Qwen2", seed, "ascii"), without_template())
+        for seed, role in enumerate(("draft", "target"))
+    }
+    with load(**pair) as pipe:
+        backend: Any = pipe.backend
+        session = backend.draft.open("plain text")
+        assert tokenizer("ascii").decode(session.tokens) == "plain text"
+        assert pipe.generate("plain text", max_tokens=5, threshold=0).usage.completion_tokens
+
+
+def test_no_end_of_sequence() -> None:
+    tok, model = copy.deepcopy(tokenizer("ascii")), copy.deepcopy(causal("Qwen2", 0, "ascii"))
+    tok.eos_token = None
+    model.generation_config.eos_token_id = None
+    with pytest.raises(ModelError, match="end-of-sequence"):
+        load(draft=(model, tok))
+
+
+@pytest.mark.parametrize("source", [3, None, object()])
+def test_no_model_at_all(source: Any) -> None:
+    with pytest.raises(ModelError, match="is no model"):
+        load(target=source)
+
+
+def test_an_encoder_decoder() -> None:
+    config = transformers.T5Config(
+        vocab_size=180, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0
+    )
+    with pytest.raises(ModelError, match="encoder-decoder"):
+        load(draft=(transformers.T5ForConditionalGeneration(config), tokenizer("ascii")))
+
+
+def test_a_recurrent_model() -> None:
+    config = transformers.MambaConfig(vocab_size=180, hidden_size=16, state_size=4, num_hidden_layers=1)
+    with pytest.raises(ModelError, match="rolled back"):
+        load(draft=(transformers.MambaForCausalLM(config), tokenizer("ascii")))
+
+
+def test_alibi_does_not_go_by_positions() -> None:
+    config = transformers.BloomConfig(vocab_size=180, hidden_size=16, n_layer=2, n_head=2)
+    torch.manual_seed(0)
+    with pytest.raises(ModelError, match="slots|positions"):
+        load(draft=(transformers.BloomForCausalLM(config).eval(), tokenizer("ascii")))
+
+
+def test_a_model_that_ignores_its_mask_is_found_out() -> None:
+    """A subtle one: everything runs, the numbers are wrong."""
+    model = copy.deepcopy(causal("Qwen2", 0, "ascii"))
+    forward = model.model.forward
+
+    def blind(*args: Any, **kwargs: Any) -> Any:
+        mask = kwargs.get("attention_mask")
+        if mask is not None:
+            kwargs["attention_mask"] = torch.ones_like(mask)
+        return forward(*args, **kwargs)
+
+    model.model.forward = blind
+    with pytest.raises(ModelError, match="per-row positions"):
+        load(draft=(model, tokenizer("ascii")))
+
+
+def test_a_prm_of_no_known_format() -> None:
+    with pytest.raises((ModelError, ConfigError), match="prm_format|format"):
+        load(prm=(causal("Qwen2", 0, "ascii"), tokenizer("ascii")))
+
+
+def test_an_unknown_format_name() -> None:
+    with pytest.raises(ConfigError, match="nonsense"):
+        load(prm_format="nonsense")
+
+
+def test_the_window_is_the_smallest_of_positions_and_max_length() -> None:
+    with load(max_length=100) as pipe:
+        assert pipe.backend.draft.info.window == 100
+    with load(max_length=10_000) as pipe:
+        assert pipe.backend.draft.info.window == 512

@@ -1,0 +1,75 @@
+"""One uniform number a token: HF's own warpers, climbed in the order of the vocabulary."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+import torch
+from transformers import (
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from rsd_integrations.backends.torch.sampling import filtered_probabilities, pick
+from rsd_integrations.protocols import Sampling
+
+
+def sampling(
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int | None = None,
+    draw: Callable[[], float] = lambda: 0.5,
+) -> Sampling:
+    return Sampling(temperature, top_p, top_k, draw)
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
+@pytest.mark.parametrize("top_k", [None, 1, 7, 1000])
+@pytest.mark.parametrize("top_p", [1.0, 0.9, 0.3, 1e-6])
+def test_probabilities_are_those_of_hf(temperature: float, top_k: int | None, top_p: float) -> None:
+    warpers = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
+    if top_k:
+        warpers.append(TopKLogitsWarper(top_k))
+    if top_p < 1:
+        warpers.append(TopPLogitsWarper(top_p))
+    for seed in range(5):
+        logits = torch.randn(50, generator=torch.Generator().manual_seed(seed)) * 3
+        expected = warpers(None, logits[None].double())[0].softmax(-1)
+        got = filtered_probabilities(logits, sampling(temperature, top_p, top_k))
+        assert torch.allclose(got / got.sum(), expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("draw", [0.0, 0.0999, 0.1001, 0.4999, 0.5001, 0.9999999, math.nextafter(1.0, 0.0)])
+def test_the_staircase(draw: float) -> None:
+    """Token 1 has no mass and is never drawn; the edges belong to the step above."""
+    logits = torch.tensor([0.1, 0.0, 0.4, 0.5, 0.0]).log()
+    token = pick(logits[None], [sampling(draw=lambda: draw)])[0]
+    assert token == (0 if draw < 0.1 else 2 if draw < 0.5 else 3)
+
+
+def test_frequencies_are_the_probabilities() -> None:
+    rng, logits = random.Random(0), torch.tensor([[0.2, 0.5, 0.3]]).log()
+    counts = Counter(pick(logits, [sampling(draw=rng.random)])[0] for _ in range(8000))
+    assert sum(abs(counts[t] / 8000 - p) for t, p in enumerate((0.2, 0.5, 0.3))) / 2 < 0.01
+
+
+def test_greedy_draws_nothing_and_rows_do_not_mix() -> None:
+    def never() -> float:
+        raise AssertionError("greedy must not draw")
+
+    logits = torch.tensor([[0.0, 2.0, 1.0], [3.0, 0.0, 0.0], [0.0, 0.0, 9.0]])
+    rows = [sampling(0.0, draw=never), sampling(1e-4, draw=lambda: 0.99), sampling(0.0, draw=never)]
+    assert pick(logits, rows) == [1, 0, 2]
+
+
+def test_each_token_takes_one_draw() -> None:
+    taken: list[int] = []
+    row = sampling(draw=lambda: taken.append(1) or 0.3)  # type: ignore[func-returns-value]
+    pick(torch.zeros(1, 4), [row])
+    assert taken == [1]

@@ -1,0 +1,136 @@
+"""Slot caches against full recompute, over ragged histories of appends and rollbacks."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+
+from rsd_integrations.backends.torch.runner import PREFILL_CHUNK, SlotRunner, read_logits
+from rsd_integrations.backends.torch.slot_session import SlotSession
+from rsd_integrations.backends.torch.slots import Plan, SlotFeed, masks
+from tests.tiny_models import ARCHITECTURES, causal
+
+
+def runner_of(model: Any, slots: int = 4, capacity: int = 128) -> SlotRunner:
+    return SlotRunner(
+        model.config,
+        read_logits(model),
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        slots=slots,
+        capacity=capacity,
+    )
+
+
+@torch.no_grad()
+def recomputed(model: Any, tokens: list[int]) -> torch.Tensor:
+    """The last logits by an ordinary forward over all tokens."""
+    logits: torch.Tensor = model(torch.tensor([tokens]), use_cache=False).logits[0, -1]
+    return logits
+
+
+def close(model: Any, output: Any, tokens: list[int]) -> bool:
+    assert isinstance(output, torch.Tensor), output
+    expected = recomputed(model, tokens)
+    return float((output - expected).abs().max() / expected.abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_any_history_gives_what_a_full_forward_gives(architecture: str) -> None:
+    """Rows of all lengths, appended to, rolled back, dropped and begun anew, past any window."""
+    model = causal(architecture, 3)
+    vocabulary = model.config.get_text_config().vocab_size
+    runner, rng = runner_of(model, capacity=96), random.Random(architecture)
+    rows: dict[int, list[int]] = {slot: [] for slot in (runner.claim() for _ in range(4))}
+    for _ in range(14):
+        feeds, chosen = [], rng.sample(sorted(rows), rng.randint(1, 4))
+        for slot in chosen:
+            tokens = rows[slot]
+            if rng.random() < 0.1 or len(tokens) > 60:
+                tokens = []
+            kept = tokens[: rng.randint(0, len(tokens))] if rng.random() < 0.5 else tokens
+            new = [rng.randrange(vocabulary) for _ in range(rng.choice([1, 1, 2, 5, 20]))]
+            rows[slot] = kept + new
+            feeds.append(SlotFeed(slot, len(kept), new))
+        for slot, output in zip(chosen, runner.run(feeds), strict=True):
+            assert close(model, output, rows[slot])
+
+
+def test_the_place_to_read_may_lie_within_a_feed() -> None:
+    model, tokens = causal("Qwen2", 3), [5, 9, 13, 21, 34]
+    runner = runner_of(model)
+    for read in range(5):
+        output = runner.run([SlotFeed(0, 0, tokens, read), SlotFeed(2, 0, tokens[:4], -1)])
+        assert close(model, output[0], tokens[: read + 1])
+        assert close(model, output[1], tokens[:4])
+
+
+def test_one_bad_row_fails_alone() -> None:
+    model = causal("Qwen2", 3)
+    runner = runner_of(model)
+    outputs = runner.run([SlotFeed(0, 0, [1, 2]), SlotFeed(1, 0, [10**6, 2]), SlotFeed(2, 0, [3, 4])])
+    assert isinstance(outputs[1], Exception)
+    assert close(model, outputs[0], [1, 2])
+    assert close(model, outputs[2], [3, 4])
+
+
+def test_a_released_slot_is_clean() -> None:
+    model = causal("Qwen2", 3)
+    runner = runner_of(model, slots=2)
+    slot = runner.claim()
+    runner.run([SlotFeed(slot, 0, [1, 2, 3])])
+    with torch.inference_mode():
+        for layer in runner.cache.layers:
+            layer.keys[slot] = float("nan")
+            layer.values[slot] = float("nan")
+    runner.release(slot)
+    assert runner.free == 2
+    again = runner.claim()
+    assert again == slot
+    assert close(model, runner.run([SlotFeed(again, 0, [4, 5])])[0], [4, 5])
+
+
+def test_a_session_feeds_each_token_once_in_chunks() -> None:
+    runner = runner_of(causal("Qwen2", 3), capacity=3 * PREFILL_CHUNK)
+    session = SlotSession(runner, tuple(range(PREFILL_CHUNK + 10)), None)
+    fed = []
+    while session.cached < len(session.tokens):
+        feed = session.feed()
+        fed += feed.tokens
+        session.fed(feed)
+    assert fed == session.tokens
+    assert session.tally.forwarded == PREFILL_CHUNK + 10
+    session.tokens += [1, 2, 3]
+    session.replace((7, 8))  # Rolled back before it was fed: only the replacement is.
+    assert session.feed().tokens == [7, 8]
+    session.close()
+    session.close()
+    assert runner.free == 4
+
+
+def test_a_session_that_is_never_asked_takes_no_slot() -> None:
+    runner = runner_of(causal("Qwen2", 3), slots=1)
+    sessions = [SlotSession(runner, (1, 2, 3), None) for _ in range(5)]
+    assert runner.free == 1
+    sessions[3].feed()
+    assert runner.free == 0
+    for session in sessions:
+        session.close()
+    assert runner.free == 1
+
+
+@pytest.mark.parametrize(("window", "chunk"), [(None, None), (1, None), (3, None), (None, 4)])
+def test_masks_read_literally(window: int | None, chunk: int | None) -> None:
+    plan = Plan.of([SlotFeed(0, 0, [1, 2, 3]), SlotFeed(1, 6, [4])], 20)
+    made = masks(plan, window, chunk)
+    assert made.shape == (2, 1, 3, 7)
+    for row, positions in enumerate(([0, 1, 2], [6])):
+        for place, query in enumerate(positions):
+            for key in range(7):
+                seen = key <= query
+                seen &= window is None or query - key < window
+                seen &= chunk is None or key // chunk == query // chunk
+                assert bool(made[row, 0, place, key]) == seen

@@ -1,0 +1,279 @@
+"""What any backend must do. Subclass, name a ``writer`` or ``scorer`` fixture, and run pytest.
+
+::
+
+    class TestMyWriter(WriterKit):
+        @pytest.fixture
+        def writer(self) -> Iterator[Writer]:
+            yield MyWriter(...)
+
+A writer must be deterministic at temperature 0, and write at least three tokens of text for each of
+the prompts before it ends an answer.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from rsd_integrations.protocols import (
+    DraftStep,
+    Kept,
+    Sampling,
+    Scored,
+    Scorer,
+    ScorerSession,
+    ScoreStep,
+    TargetStep,
+    Writer,
+    WriterSession,
+    Written,
+)
+from rsd_integrations.segment import StepBoundary
+from rsd_integrations.types import Prompt
+
+__all__ = ["ScorerKit", "WriterKit"]
+
+PROMPTS: list[Prompt] = ["hello there", [{"role": "user", "content": "a longer one, with a comma"}], "x"]
+DELIMITERS = ("e", "\n\n", " ")
+
+
+def work(
+    max_tokens: int = 8,
+    *,
+    stop: tuple[str, ...] = (),
+    tail: str = "",
+    seed: int | None = None,
+    kind: type[DraftStep] | type[TargetStep] = DraftStep,
+    delimiters: tuple[str, ...] = DELIMITERS,
+) -> DraftStep | TargetStep:
+    """A step to write: greedy, or sampled if there is a seed."""
+    sampling = Sampling(0.0 if seed is None else 1.0, 1.0, None, random.Random(seed).random)
+    return kind(StepBoundary(delimiters, stop, tail), max_tokens, sampling)
+
+
+def write(writer: Writer, sessions: Sequence[WriterSession], steps: Sequence[Any]) -> list[Written]:
+    """Let some sessions write a step each, in common rounds until the last is done."""
+    for session, step in zip(sessions, steps, strict=True):
+        session.begin(step)
+    done: dict[int, Written] = {}
+    for _ in range(2000):
+        waiting = [index for index in range(len(sessions)) if index not in done]
+        if not waiting:
+            return [done[index] for index in range(len(sessions))]
+        results = writer.advance([sessions[index] for index in waiting])
+        assert len(results) == len(waiting)
+        for index, result in zip(waiting, results, strict=True):
+            assert not isinstance(result, Exception), result
+            if result is not None:
+                done[index] = result
+    raise AssertionError("a step never ended")
+
+
+def keep(session: Any, written: Written, *, own: bool = True, body: str | None = None) -> None:
+    source = "draft" if own else "target"
+    session.commit(Kept(source, written, written.shown.strip() if body is None else body), own=own)
+
+
+def told(written: Written) -> tuple[Any, ...]:
+    return written.text, written.token_ids, written.end, written.cut
+
+
+class WriterKit:
+    """Tests of a ``Writer``."""
+
+    def one(self, writer: Writer, prompt: Prompt = PROMPTS[0], **options: Any) -> Written:
+        session = writer.open(prompt)
+        try:
+            return write(writer, [session], [work(**options)])[0]
+        finally:
+            session.close()
+
+    @pytest.mark.parametrize("prompt", PROMPTS, ids=range(len(PROMPTS)))
+    def test_opening_runs_no_model(self, writer: Writer, prompt: Prompt) -> None:
+        session = writer.open(prompt)
+        assert session.prompt_tokens > 0
+        assert (session.tally.forwarded, session.tally.pairs) == (0, 0)
+        session.close()
+        session.close()
+
+    @pytest.mark.parametrize("prompt", PROMPTS, ids=range(len(PROMPTS)))
+    @pytest.mark.parametrize("kind", [DraftStep, TargetStep])
+    def test_a_step_ends_where_it_should(self, writer: Writer, prompt: Prompt, kind: Any) -> None:
+        for max_tokens in (1, 2, 7, 40):
+            written = self.one(writer, prompt, max_tokens=max_tokens, kind=kind)
+            cut = StepBoundary(DELIMITERS).find(written.text)
+            assert 1 <= len(written.token_ids) <= max_tokens
+            assert (written.end == "delimiter") == (cut is not None)
+            assert written.cut is None
+            if written.end == "limit":
+                assert len(written.token_ids) == max_tokens
+
+    def test_the_same_step_twice(self, writer: Writer) -> None:
+        assert told(self.one(writer)) == told(self.one(writer))
+        assert told(self.one(writer, seed=3)) == told(self.one(writer, seed=3))
+
+    def test_a_limit_only_shortens(self, writer: Writer) -> None:
+        long, short = self.one(writer, delimiters=("\0",), max_tokens=3), self.one(writer, max_tokens=1)
+        assert long.token_ids[:1] == short.token_ids
+
+    def test_a_stop_string_is_found_with_its_offset(self, writer: Writer) -> None:
+        text = self.one(writer, delimiters=("\0",), max_tokens=3).text
+        stop = text[1:3]
+        written = self.one(writer, delimiters=("\0",), stop=(stop,), max_tokens=40)
+        assert (written.end, written.cut) == ("stop", text.find(stop))
+        assert stop not in written.shown
+
+    def test_a_stop_string_may_begin_before_the_step(self, writer: Writer) -> None:
+        first = self.one(writer, delimiters=("\0",), max_tokens=3).text[0]
+        written = self.one(writer, stop=("before" + first,), tail="and before")
+        assert (written.end, written.cut, written.shown) == ("stop", -6, "")
+
+    def test_company_changes_nothing(self, writer: Writer) -> None:
+        steps = [work(4 + index, seed=index) for index in range(3)]
+        sessions = [writer.open(prompt) for prompt in PROMPTS]
+        together = write(writer, sessions, steps)
+        for session in sessions:
+            session.close()
+        for index, (prompt, written) in enumerate(zip(PROMPTS, together, strict=True)):
+            alone = self.one(writer, prompt, max_tokens=4 + index, seed=index)
+            assert told(alone) == told(written)
+
+    def test_steps_join_to_what_one_step_would_be(self, writer: Writer) -> None:
+        session = writer.open(PROMPTS[0])
+        pieces = []
+        for _ in range(3):
+            (written,) = write(writer, [session], [work(1, delimiters=("\0",))])
+            keep(session, written)
+            pieces.append(written)
+        session.close()
+        whole = self.one(writer, delimiters=("\0",), max_tokens=3)
+        if self.continues(writer):
+            assert "".join(written.text for written in pieces) == whole.text
+
+    def continues(self, writer: Writer) -> bool:
+        """Whether it goes on in mid-step where a limit cut it (scripts begin their next line)."""
+        return True
+
+    def test_a_rejected_step_leaves_no_trace(self, writer: Writer) -> None:
+        other = self.one(writer, PROMPTS[1], max_tokens=5, seed=1)
+        straight, winding = writer.open(PROMPTS[0]), writer.open(PROMPTS[0])
+        write(writer, [winding], [work(6, seed=9)])
+        for session in (straight, winding):
+            keep(session, other, own=False)
+        after = write(writer, [straight, winding], [work(6), work(6)])
+        assert told(after[0]) == told(after[1])
+        for session in (straight, winding):
+            session.close()
+
+    def test_in_progress_counts_the_step_s_tokens(self, writer: Writer) -> None:
+        session = writer.open(PROMPTS[0])
+        session.begin(work(3, delimiters=("\0",)))
+        assert session.in_progress == 0
+        written = None
+        while written is None:
+            (written,) = writer.advance([session])  # type: ignore[assignment]
+        assert isinstance(written, Written)
+        assert session.in_progress == len(written.token_ids) == 3
+        keep(session, written)
+        assert session.in_progress == 0
+        session.close()
+
+    def test_each_context_token_is_counted_once(self, writer: Writer) -> None:
+        session = writer.open(PROMPTS[0])
+        total = 0
+        for _ in range(3):
+            (written,) = write(writer, [session], [work(2, delimiters=("\0",))])
+            keep(session, written)
+            total += len(written.token_ids)
+        assert session.tally.forwarded <= session.prompt_tokens + total
+        assert session.tally.forwarded >= total
+        assert session.tally.pairs >= session.tally.forwarded
+        session.close()
+
+    def test_closing_in_mid_step(self, writer: Writer) -> None:
+        session, other = writer.open(PROMPTS[0]), writer.open(PROMPTS[1])
+        session.begin(work(8))
+        other.begin(work(8, seed=2))
+        _, written = writer.advance([session, other])
+        session.close()
+        session.close()
+        while written is None:
+            (written,) = writer.advance([other])
+        other.close()
+        assert isinstance(written, Written)
+        assert told(written) == told(self.one(writer, PROMPTS[1], seed=2))
+
+
+class ScorerKit:
+    """Tests of a ``Scorer``."""
+
+    def score(self, scorer: Scorer, session: ScorerSession, body: str) -> Scored:
+        (scored,) = scorer.score([session], [ScoreStep(body)])
+        assert isinstance(scored, Scored), scored
+        return scored
+
+    def test_opening_runs_no_model(self, scorer: Scorer) -> None:
+        session = scorer.open(PROMPTS[0])
+        assert session.prompt_tokens > 0
+        assert session.tally.forwarded == 0
+        session.close()
+        session.close()
+
+    @pytest.mark.parametrize("prompt", PROMPTS, ids=range(len(PROMPTS)))
+    def test_a_reward_lies_in_0_to_1_and_repeats(self, scorer: Scorer, prompt: Prompt) -> None:
+        session, again = scorer.open(prompt), scorer.open(prompt)
+        first, second = self.score(scorer, session, "So it is."), self.score(scorer, again, "So it is.")
+        assert 0.0 <= first.reward <= 1.0
+        assert first.tokens > 0
+        assert second == Scored(pytest.approx(first.reward, abs=1e-5), first.tokens)
+        session.close()
+        again.close()
+
+    def test_company_changes_nothing(self, scorer: Scorer) -> None:
+        bodies = ["So.", "A step that is a good deal longer.", "1 + 1 = 2"]
+        sessions = [scorer.open(prompt) for prompt in PROMPTS]
+        together = scorer.score(sessions, [ScoreStep(body) for body in bodies])
+        for prompt, body, session, scored in zip(PROMPTS, bodies, sessions, together, strict=True):
+            session.close()
+            alone = scorer.open(prompt)
+            assert isinstance(scored, Scored)
+            assert self.score(scorer, alone, body).reward == pytest.approx(scored.reward, abs=1e-5)
+            alone.close()
+
+    def test_a_rejected_step_leaves_no_trace(self, scorer: Scorer) -> None:
+        straight, winding = scorer.open(PROMPTS[0]), scorer.open(PROMPTS[0])
+        self.score(scorer, winding, "This one is rejected, alas.")
+        for session in (straight, winding):
+            keep(session, Written("Right.\n\n", (1,), "delimiter"), own=False, body="Right.")
+        rewards = [self.score(scorer, session, "And so on.").reward for session in (straight, winding)]
+        assert rewards[0] == pytest.approx(rewards[1], abs=1e-5)
+        for session in (straight, winding):
+            session.close()
+
+    def test_an_accepted_step_is_as_good_as_a_committed_one(self, scorer: Scorer) -> None:
+        accepted, committed = scorer.open(PROMPTS[0]), scorer.open(PROMPTS[0])
+        self.score(scorer, accepted, "Right.")
+        keep(accepted, Written("Right.\n\n", (1,), "delimiter"), body="Right.")
+        keep(committed, Written("Right.\n\n", (1,), "delimiter"), own=False, body="Right.")
+        rewards = [self.score(scorer, session, "And so on.").reward for session in (accepted, committed)]
+        assert rewards[0] == pytest.approx(rewards[1], abs=1e-5)
+        for session in (accepted, committed):
+            session.close()
+
+    def test_no_body_reads_the_last_committed_step(self, scorer: Scorer) -> None:
+        scored, unscored = scorer.open(PROMPTS[0]), scorer.open(PROMPTS[0])
+        expected = self.score(scorer, scored, "Right.").reward
+        keep(unscored, Written("Right.\n\n", (1,), "delimiter"), own=False, body="Right.")
+        got = self.score(scorer, unscored, "")
+        assert got.reward == pytest.approx(expected, abs=1e-5)
+        # It changed nothing: the next step follows as if nobody had asked.
+        keep(unscored, Written("\n", (1,), "limit"), body="")
+        keep(scored, Written("Right.\n\n", (1,), "delimiter"), body="Right.")
+        rewards = [self.score(scorer, session, "On.").reward for session in (scored, unscored)]
+        assert rewards[0] == pytest.approx(rewards[1], abs=1e-5)
+        for session in (scored, unscored):
+            session.close()

@@ -1,0 +1,61 @@
+"""The kit on the backends of this package."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from rsd_integrations import RSDPipeline
+from rsd_integrations.protocols import Scorer, Writer
+from rsd_integrations.testing import ScriptedScorer, ScriptedWriter
+from tests.conformance.kit import ScorerKit, WriterKit
+from tests.tiny_models import causal, token_classifier, tokenizer
+
+
+def script(prompt: Any, index: int, text: str) -> str:
+    return f"say{len(str(prompt))}:{len(text)} then more\n\n"
+
+
+class TestScriptedWriter(WriterKit):
+    @pytest.fixture
+    def writer(self) -> Writer:
+        return ScriptedWriter(script)
+
+    def continues(self, writer: Writer) -> bool:
+        return False
+
+
+class TestScriptedScorer(ScorerKit):
+    @pytest.fixture
+    def scorer(self) -> Scorer:
+        return ScriptedScorer(_length_reward)
+
+
+def _length_reward(prompt: Any, index: int, body: str) -> float:
+    return (len(body) % 7) / 7
+
+
+@pytest.fixture(scope="module", params=["Qwen2", "Mistral", "Gemma3Text", "GPT2"])
+def torch_backend(request: pytest.FixtureRequest) -> Iterator[Any]:
+    tok = tokenizer("ascii")
+    model = causal(request.param, 7, "ascii")
+    with RSDPipeline.from_pretrained(
+        (model, tok), (model, tok), (token_classifier(0, "ascii"), tok), device="cpu"
+    ) as pipe:
+        yield pipe.backend
+
+
+class TestTorchWriter(WriterKit):
+    @pytest.fixture
+    def writer(self, torch_backend: Any) -> Iterator[Writer]:
+        yield torch_backend.draft
+        assert torch_backend.draft.runner.free == 8
+
+
+class TestTorchScorer(ScorerKit):
+    @pytest.fixture
+    def scorer(self, torch_backend: Any) -> Iterator[Scorer]:
+        yield torch_backend.prm
+        assert torch_backend.prm.runner.free == 8
