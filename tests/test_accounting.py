@@ -84,7 +84,7 @@ class Minimum:
 def prm_tokens(text: str, terms: Terms, prm: Party) -> int:
     """Tokens of a step and its separator."""
     for stop in terms.stop:
-        text = text.split(stop)[0]
+        text = text.partition(stop)[0]
     body = text.strip()
     for delimiter in terms.delimiters:
         if delimiter.strip():

@@ -124,10 +124,10 @@ def _outcome(result: Callable[[], Generation], kind: str) -> str:
     try:
         generation = result()
     except RSDError as error:
-        assert type(error).__name__ == {"fail": "BackendError", "nan": "RewardError"}[kind]
-        return type(error).__name__
-    if kind == "ok":
-        assert generation.finish_reason == "stop"
+        expected = {"fail": "BackendError", "nan": "RewardError"}[kind]
+        return expected if type(error).__name__ == expected else f"{kind}: {error!r}"
+    if kind == "ok" and generation.finish_reason != "stop":
+        return f"{kind}: {generation!r}"
     return generation.finish_reason
 
 
@@ -287,10 +287,10 @@ def test_a_timeout_cancels() -> None:
 
 
 def test_a_timeout_counts_while_queued() -> None:
-    with over(ScriptedWriter(endless, delay=0.001), max_batch_size=1) as pipe:
-        with pipe.stream("long", max_steps=10**6):
-            generation = pipe.generate("x", timeout=0.05)
-            assert (generation.finish_reason, generation.text, generation.steps) == ("cancelled", "", ())
+    writer = ScriptedWriter(endless, delay=0.001)
+    with over(writer, max_batch_size=1) as pipe, pipe.stream("long", max_steps=10**6):
+        generation = pipe.generate("x", timeout=0.05)
+        assert (generation.finish_reason, generation.text, generation.steps) == ("cancelled", "", ())
 
 
 @pytest.mark.parametrize("timeout", [0, -1.0, math.nan])
@@ -407,9 +407,9 @@ def test_bad_prompts_are_refused_before_anything_runs(prompt: Any, message: str)
 
 def test_the_window_is_refused_with_its_numbers() -> None:
     with scripted_pipeline(STEPS, window=20) as pipe:
-        with pytest.raises(PromptError, match="5 prompt tokens.* 16 max_tokens.* window of 20 tokens"):
+        with pytest.raises(PromptError, match=r"5 prompt tokens.* 16 max_tokens.* window of 20 tokens"):
             pipe.generate("12345", max_tokens=16)
-        with pytest.raises(PromptError, match="20 prompt tokens do not fit .* 20 tokens"):
+        with pytest.raises(PromptError, match=r"20 prompt tokens do not fit .* 20 tokens"):
             pipe.generate("x" * 20)
         assert pipe.generate("12345", max_tokens=15).finish_reason == "length"
         assert open_sessions(pipe) == 0
@@ -525,15 +525,16 @@ def test_an_error_in_one_row_fails_that_request_alone(kind: str, role: str) -> N
 
 def test_infinite_logits_are_refused_when_sampling() -> None:
     model = causal("Qwen2", 0, "ascii")
-    handle = model.lm_head.register_forward_hook(lambda module, args, out: out.masked_fill(out > 0, math.inf))
-    try:
-        with load(model, causal("Llama", 1, "ascii")) as pipe:
+    with load(model, causal("Llama", 1, "ascii")) as pipe:
+        handle = model.lm_head.register_forward_hook(
+            lambda module, args, out: out.masked_fill(out > 0, math.inf)
+        )
+        try:
             with pytest.raises(BackendError, match="infinite"):
                 pipe.generate("hello", threshold=0, temperature=1.0)
-    except RSDError as error:  # Refused already when it is loaded: as good.
-        assert "slots" in str(error) or "continue" in str(error)
-    finally:
-        handle.remove()
+        finally:
+            handle.remove()
+        assert pipe.generate("hello", threshold=0, temperature=1.0, max_tokens=3).usage.completion_tokens
 
 
 def test_a_prm_that_gives_nan_names_the_step() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -47,10 +48,8 @@ def variation(counts: Counter[Any], expected: Mapping[Any, float]) -> float:
 
 def choose(distribution: Mapping[str, float], point: float) -> Written:
     """The inverse CDF: a step that a uniform number picks."""
-    for step, probability in distribution.items():
-        point -= probability
-        if point < 0:
-            break
+    edges = accumulate(distribution.values())
+    step = next((step for step, edge in zip(distribution, edges, strict=True) if point < edge), "d")
     return Written(step + "\n\n", (ord(step),), "delimiter")
 
 

@@ -175,7 +175,7 @@ def test_a_threshold_above_1_is_the_target_alone(pair: Any, prompt: str) -> None
 
 def test_a_request_does_not_depend_on_its_company(pair: Any) -> None:
     """Requests arrive while others run, some of which are cancelled in mid-step."""
-    three, pipe = pair
+    _, pipe = pair
     cases = [(PROMPTS[n % 3], sampled(n)) for n in range(6)] + [(PROMPTS[n % 3], GREEDY[n]) for n in range(4)]
     alone = [pipe.generate(prompt, **fields(terms)) for prompt, terms in cases]
     together: list[Generation | None] = [None] * len(cases)

@@ -11,6 +11,7 @@ from rsd_integrations.algorithm import Cancelled
 from rsd_integrations.engine.job import Job, Request, Sink
 from rsd_integrations.errors import EngineClosedError
 from rsd_integrations.protocols import Backend, DraftStep, ScoreStep, TargetStep
+from rsd_integrations.types import Role
 
 __all__ = ["GATHER_ROUNDS", "BatchEngine"]
 
@@ -122,11 +123,11 @@ class BatchEngine:
         backend = self._backend
         if scoring := self._waiting(ScoreStep):
             work = [job.work for job in scoring]
-            self._batch(scoring, lambda: backend.prm.score([job.prm for job in scoring], work))  # type: ignore[arg-type]
+            self._batch(scoring, lambda: backend.prm.score(_sessions(scoring, "prm"), work))  # type: ignore[arg-type]
         if drafting := self._waiting(DraftStep):
-            self._batch(drafting, lambda: backend.draft.advance([job.draft for job in drafting]))
+            self._batch(drafting, lambda: backend.draft.advance(_sessions(drafting, "draft")))
         if (rewriting := self._waiting(TargetStep)) and self._due(rewriting):
-            self._batch(rewriting, lambda: backend.target.advance([job.target for job in rewriting]))
+            self._batch(rewriting, lambda: backend.target.advance(_sessions(rewriting, "target")))
 
     def _waiting(self, kind: type) -> list[Job]:
         return [job for job in self._live if isinstance(job.work, kind)]
@@ -137,7 +138,7 @@ class BatchEngine:
             job.rounds_waited += 1
         return (
             2 * len(rewriting) >= len(self._live)
-            or any(job.target.in_progress for job in rewriting)
+            or any(job.sessions["target"].in_progress for job in rewriting)
             or max(job.rounds_waited for job in rewriting) > self._gather_rounds
         )
 
@@ -162,6 +163,10 @@ class BatchEngine:
             job.fail(error)
         if job.work is None:
             self._live.remove(job)
+
+
+def _sessions(jobs: Sequence[Job], role: Role) -> list[Any]:
+    return [job.sessions[role] for job in jobs]
 
 
 def _closed() -> EngineClosedError:

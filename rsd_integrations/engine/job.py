@@ -16,14 +16,21 @@ from rsd_integrations.protocols import (
     DraftStep,
     Kept,
     ModelInfo,
-    ScorerSession,
+    ScoreStep,
+    Tally,
     TargetStep,
     Work,
-    WriterSession,
 )
-from rsd_integrations.types import Generation, Prompt, StepEvent
+from rsd_integrations.types import Generation, Prompt, Role, StepEvent
 
 __all__ = ["Job", "Request", "Sink"]
+
+RUNNING: dict[str, tuple[Role, ...]] = {
+    "rsd": ("draft", "target", "prm"),
+    "draft": ("draft",),
+    "target": ("target",),
+}
+"""The models that a config's mode runs."""
 
 Sink = Callable[[StepEvent | BaseException | None], None]
 """Takes a job's events, then its exception if it failed, then None. Called on the engine thread."""
@@ -50,6 +57,8 @@ class Job:
         self.work: Work | None = None
         self.rounds_waited = 0
         self._sink = sink
+        self.sessions: dict[Role, Any] = {}
+        """Of the roles that run, by role: ``WriterSession`` and ``ScorerSession``."""
         self._cancelled = False
         self._submitted = time.perf_counter()
 
@@ -64,33 +73,34 @@ class Job:
         return self._cancelled or (deadline is not None and time.monotonic() >= deadline)
 
     def start(self, backend: Backend) -> None:
-        """Open its sessions and run its story to the first work.
+        """Open the sessions it needs and run its story to the first work.
 
         Raises:
             PromptError: the prompt cannot be rendered or leaves no room.
         """
-        prompt = self.request.prompt
-        self._models = backend.draft.info, backend.target.info, backend.prm.info
-        self.draft: WriterSession = backend.draft.open(prompt)
-        self.target: WriterSession = backend.target.open(prompt)
-        self.prm: ScorerSession = backend.prm.open(prompt)
+        models: dict[Role, Any] = {"draft": backend.draft, "target": backend.target, "prm": backend.prm}
+        self._infos: dict[Role, ModelInfo] = {role: model.info for role, model in models.items()}
         config = self.request.config
+        # Usage compares with the target alone, so its prompt is rendered even if it does not run.
+        for role in dict.fromkeys((*RUNNING[config.mode], "target")):
+            self.sessions[role] = models[role].open(self.request.prompt)
         self._story: Story = rsd(
             config,
             seed=self.request.seed,
             max_tokens=self._budget(),
-            tags=self.draft.tags if config.mode == "draft" else self.target.tags,
+            tags=self.sessions["draft" if config.mode == "draft" else "target"].tags,
             clock=time.perf_counter,
         )
         self.resume()
 
     def _budget(self) -> int:
         """Tokens the answer may take: max_tokens, or all that the windows in use leave."""
-        config = self.request.config
-        sessions = (self.draft, self.target, self.prm)
-        used = {"draft": (0,), "target": (1,), "rsd": (0, 1, 2)}[config.mode]
-        rooms = [_room(self._models[i], sessions[i].prompt_tokens, config.max_tokens) for i in used]
-        return min(rooms) if config.max_tokens is None else config.max_tokens
+        most = self.request.config.max_tokens
+        rooms = [
+            _room(self._infos[role], self.sessions[role].prompt_tokens, most)
+            for role in RUNNING[self.request.config.mode]
+        ]
+        return min(rooms) if most is None else most
 
     def resume(self, result: Any = None) -> None:
         """Send a result (or throw an exception) into the story and run it to its next work.
@@ -117,16 +127,13 @@ class Job:
             self._finish(stop.value)
 
     def _begin(self, work: Work) -> None:
-        if isinstance(work, DraftStep):
-            self.draft.begin(work)
-        elif isinstance(work, TargetStep):
-            self.target.begin(work)
+        if not isinstance(work, ScoreStep):
+            self.sessions[_writer(work)].begin(work)
         self.work, self.rounds_waited = work, 0
 
     def _commit(self, kept: Kept) -> None:
-        self.draft.commit(kept, own=kept.source == "draft")
-        self.target.commit(kept, own=kept.source == "target")
-        self.prm.commit(kept, own=kept.source == "draft")
+        for role in RUNNING[self.request.config.mode]:
+            self.sessions[role].commit(kept, own=(kept.source == "target") == (role == "target"))
 
     def _finish(self, outcome: Outcome) -> None:
         generation = self._generation(outcome)
@@ -145,34 +152,29 @@ class Job:
 
     def _generation(self, outcome: Outcome) -> Generation:
         # A cancelled step was written without ever reaching the story.
-        drafting = self.draft.in_progress if isinstance(self.work, DraftStep) else 0
-        rewriting = self.target.in_progress if isinstance(self.work, TargetStep) else 0
-        draft, target, prm = self._models
+        unfinished: dict[Role, int] = {}
+        if isinstance(self.work, DraftStep | TargetStep):
+            unfinished[_writer(self.work)] = self.sessions[_writer(self.work)].in_progress
         return Generation(
             text=outcome.text,
             reasoning=outcome.reasoning,
             steps=tuple(outcome.steps),
             usage=usage(
-                RoleCount(
-                    draft,
-                    self.draft.tally,
-                    generated=outcome.draft_generated + drafting,
-                    discarded=outcome.draft_discarded + drafting,
-                ),
-                RoleCount(
-                    target,
-                    self.target.tally,
-                    generated=outcome.target_generated + rewriting,
-                    discarded=rewriting,
-                ),
-                RoleCount(prm, self.prm.tally, generated=outcome.scored, discarded=outcome.scored_discarded),
-                prompt_tokens=self.target.prompt_tokens,
+                self._count("draft", outcome.draft_generated, outcome.draft_discarded, unfinished),
+                self._count("target", outcome.target_generated, 0, unfinished),
+                self._count("prm", outcome.scored, outcome.scored_discarded, unfinished),
+                prompt_tokens=self.sessions["target"].prompt_tokens,
                 completion_tokens=outcome.completion_tokens,
             ),
             finish_reason=outcome.finish_reason,
             seed=self.request.seed,
             threshold=self.request.config.threshold,
         )
+
+    def _count(self, role: Role, generated: int, discarded: int, unfinished: dict[Role, int]) -> RoleCount:
+        tally = self.sessions[role].tally if role in self.sessions else Tally()
+        more = unfinished.get(role, 0)
+        return RoleCount(self._infos[role], tally, generated + more, discarded + more)
 
     def emit(self, event: StepEvent) -> None:
         """Hand an event to whoever listens."""
@@ -189,9 +191,12 @@ class Job:
         """Free its sessions and forget them: a result may outlive the models. Safe to repeat."""
         self.work = None
         self.__dict__.pop("_story", None)
-        for name in ("draft", "target", "prm"):
-            if session := self.__dict__.pop(name, None):
-                session.close()
+        while self.sessions:
+            self.sessions.popitem()[1].close()
+
+
+def _writer(work: DraftStep | TargetStep) -> Role:
+    return "draft" if isinstance(work, DraftStep) else "target"
 
 
 def _room(info: ModelInfo, prompt_tokens: int, max_tokens: int | None) -> int:

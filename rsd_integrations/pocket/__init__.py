@@ -1,6 +1,7 @@
-"""The embedded trio: small draft, target and PRM, their task, and the recipe that trains them.
+"""The pocket trio: an embedded draft, target and reward model for one family of word problems.
 
-Importing this loads neither torch nor transformers.
+Importing this module loads neither torch nor transformers; it only knows where
+the weights are and what they are for.
 """
 
 from __future__ import annotations
@@ -10,17 +11,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["DESCRIPTION", "EXAMPLE_QUESTIONS", "PocketPaths", "pocket_paths"]
+from rsd_integrations.pocket.task import Problem, check_answer, generate, held_out, label_steps
+
+__all__ = [
+    "DESCRIPTION",
+    "EXAMPLE_QUESTIONS",
+    "PocketPaths",
+    "Problem",
+    "check_answer",
+    "generate",
+    "held_out",
+    "label_steps",
+    "pocket_paths",
+    "recommended_threshold",
+]
 
 DESCRIPTION = (
-    "The pocket trio solves one family of word problems (names, objects, money, time, distances; 3 to 8 "
-    "events, numbers to 99) and nothing else: to anything else it gives an answer, but no sensible one."
+    "Three tiny models shipped with the package that solve one made-up family of word problems step by step, "
+    "for trying and testing RSD offline; they cannot answer anything else."
 )
 
 
 @dataclass(frozen=True)
 class PocketPaths:
-    """The folders of the three models."""
+    """The three model folders, each loadable with ``from_pretrained``."""
 
     draft: Path
     target: Path
@@ -28,17 +42,27 @@ class PocketPaths:
 
 
 def pocket_paths() -> PocketPaths:
-    """Where the trio's weights lie in the installed package."""
-    root = Path(__file__).parent / "weights"
-    return PocketPaths(root / "draft", root / "target", root / "prm")
+    """Where the trio's weights lie; raises FileNotFoundError if they were not shipped."""
+    weights = Path(__file__).parent / "weights"
+    paths = PocketPaths(weights / "draft", weights / "target", weights / "prm")
+    for path in (paths.draft, paths.target, paths.prm):
+        if not (path / "config.json").is_file():
+            raise FileNotFoundError(
+                f"the pocket weights are missing at {path}; train them with "
+                "`python -m rsd_integrations.pocket.train --install`"
+            )
+    return paths
+
+
+def recommended_threshold() -> float:
+    """The reward threshold chosen on validation problems, from the reward model's config."""
+    config = json.loads((pocket_paths().prm / "config.json").read_text(encoding="utf-8"))
+    return float(config["rsd_prm"]["threshold"])
 
 
 def __getattr__(name: str) -> Any:
-    """Read on demand: RECOMMENDED_THRESHOLD from the PRM's config, EXAMPLE_QUESTIONS from the task."""
     if name == "RECOMMENDED_THRESHOLD":
-        return json.loads((pocket_paths().prm / "config.json").read_text())["rsd_prm"]["threshold"]
+        return recommended_threshold()
     if name == "EXAMPLE_QUESTIONS":
-        from rsd_integrations.pocket.task import held_out
-
-        return tuple(problem.question for problem in held_out(5, seed=5))
+        return tuple(problem.question for problem in held_out(5, seed=1, events=(4, 5, 6, 7, 8)))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

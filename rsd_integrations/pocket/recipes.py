@@ -54,10 +54,10 @@ PRM_SEED = 401
 PRM_BUDGET = Budget(tokens=6_000_000)
 # (model, temperature, problems): what the reward model learns from besides spoilt gold steps.
 ROLLOUTS = (
-    ("draft", 0.0, 3000),
-    ("draft", 1.0, 1500),
-    ("target", 0.0, 500),
-    ("target", 1.0, 500),
+    ("base", 0.0, 300),
+    ("base", 1.0, 300),
+    ("draft", 0.0, 2000),
+    ("draft", 1.0, 1000),
 )
 EVALUATION_PROBLEMS = 500
 VALIDATION_PROBLEMS = 500

@@ -19,6 +19,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
 from rsd_integrations.pocket import card, evaluate, measure, rollouts
+from rsd_integrations.pocket.export import export
 from rsd_integrations.pocket.loop import Report, train_language_model
 from rsd_integrations.pocket.model import grow, make_config, new_model
 from rsd_integrations.pocket.prm import build_prm, freeze_trunk, train_prm
@@ -58,13 +59,12 @@ class Workshop:
         model.to("cpu").save_pretrained(self.finished(name))
         self.tokenizer().save_pretrained(self.finished(name))
 
-    def bench(self, *, prm: bool = True) -> evaluate.Bench:
-        """The finished models, ready to be measured."""
-        models: dict[str, Any] = {
-            name: AutoModelForCausalLM.from_pretrained(self.finished(name)) for name in ("draft", "target")
-        }
-        if prm:
-            models["prm"] = AutoModelForTokenClassification.from_pretrained(self.finished("prm"))
+    def bench(self, *names: str) -> evaluate.Bench:
+        """Finished models, ready to write, to score and to be measured."""
+        models: dict[str, Any] = {}
+        for name in names or ("draft", "target", "prm"):
+            kind = AutoModelForTokenClassification if name == "prm" else AutoModelForCausalLM
+            models[name] = kind.from_pretrained(self.finished(name))
         return evaluate.Bench(self.tokenizer(), models, device=self.device)
 
 
@@ -102,12 +102,12 @@ def run_trunk(shop: Workshop) -> None:
 
 
 def run_rollouts(shop: Workshop) -> None:
-    """Let draft and target write solutions and label every step."""
-    bench = shop.bench(prm=False)
+    """Let draft and base model write solutions and label every step."""
     for number, (name, temperature, count) in enumerate(ROLLOUTS):
         path = shop.out / "rollouts" / f"{name}-{temperature}.jsonl"
         if path.exists():
             continue
+        bench = shop.bench(name)
         torch.manual_seed(PRM_SEED + number)
         began = time.monotonic()
         made = rollouts.guided_rollouts(
@@ -186,10 +186,11 @@ def _train(shop: Workshop, name: str, model: Any, stage: Stage) -> None:
 
 
 def install(out: Path, weights: Path = WEIGHTS) -> None:
-    """Copy the finished trio and its card into the package."""
+    """Export the finished trio and its card into the package (as Llama: see ``export``)."""
     for name in ("draft", "target", "prm"):
+        auto = AutoModelForTokenClassification if name == "prm" else AutoModelForCausalLM
         shutil.rmtree(weights / name, ignore_errors=True)
-        shutil.copytree(out / name / "hf", weights / name)
+        export(auto.from_pretrained(out / name / "hf"), load_tokenizer(out / "tokenizer"), weights / name)
     shutil.copy(out / "MODEL_CARD.md", weights / "MODEL_CARD.md")
 
 

@@ -78,6 +78,27 @@ def test_an_unknown_option_is_refused_by_name(folders: dict[str, Path]) -> None:
         RSDPipeline.from_pretrained(**folders, target_kwargs={"dtpye": "float16"})
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"device": "bogus"},
+        {"dtype": "float17"},
+        {"dtype": "nn"},
+        {"draft_kwargs": {"device": "bogus"}},
+        {"prm_kwargs": {"dtype": 16}},
+    ],
+)
+def test_placement_is_checked_up_front(folders: dict[str, Path], options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"is no d(evice|type)\. Use"):
+        RSDPipeline.from_pretrained(**folders, **options)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one here")
+def test_a_missing_gpu_is_named(folders: dict[str, Path]) -> None:
+    with pytest.raises(ConfigError, match=r"device='cuda' is not available here\. Use device=\"cpu\""):
+        RSDPipeline.from_pretrained(**folders, device="cuda")
+
+
 def test_attention_that_takes_no_mask_is_refused_before_loading(folders: dict[str, Path]) -> None:
     with pytest.raises(ModelError, match="flash_attention_2"):
         RSDPipeline.from_pretrained(**folders, draft_kwargs={"attn_implementation": "flash_attention_2"})

@@ -37,7 +37,7 @@ def test_no_room(options: dict[str, int]) -> None:
 
 
 def test_one_chat_template_of_two() -> None:
-    with pytest.raises(ModelError, match="target.*no chat template"):
+    with pytest.raises(ModelError, match=r"target.*no chat template"):
         load(target=(causal("Llama", 1, "ascii"), without_template()))
 
 
@@ -84,7 +84,7 @@ def test_a_recurrent_model() -> None:
 def test_alibi_does_not_go_by_positions() -> None:
     config = transformers.BloomConfig(vocab_size=180, hidden_size=16, n_layer=2, n_head=2)
     torch.manual_seed(0)
-    with pytest.raises(ModelError, match="slots|positions"):
+    with pytest.raises(ModelError, match=r"slots|positions"):
         load(draft=(transformers.BloomForCausalLM(config).eval(), tokenizer("ascii")))
 
 
@@ -105,7 +105,7 @@ def test_a_model_that_ignores_its_mask_is_found_out() -> None:
 
 
 def test_a_prm_of_no_known_format() -> None:
-    with pytest.raises((ModelError, ConfigError), match="prm_format|format"):
+    with pytest.raises((ModelError, ConfigError), match=r"prm_format|format"):
         load(prm=(causal("Qwen2", 0, "ascii"), tokenizer("ascii")))
 
 

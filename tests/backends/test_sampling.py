@@ -47,10 +47,10 @@ def test_probabilities_are_those_of_hf(temperature: float, top_k: int | None, to
 
 @pytest.mark.parametrize("draw", [0.0, 0.0999, 0.1001, 0.4999, 0.5001, 0.9999999, math.nextafter(1.0, 0.0)])
 def test_the_staircase(draw: float) -> None:
-    """Token 1 has no mass and is never drawn; the edges belong to the step above."""
-    logits = torch.tensor([0.1, 0.0, 0.4, 0.5, 0.0]).log()
+    """Tokens 0, 2 and 5 have no mass and are never drawn; an edge belongs to the step above."""
+    logits = torch.tensor([0.0, 0.1, 0.0, 0.4, 0.5, 0.0]).log()
     token = pick(logits[None], [sampling(draw=lambda: draw)])[0]
-    assert token == (0 if draw < 0.1 else 2 if draw < 0.5 else 3)
+    assert token == (1 if draw < 0.1 else 3 if draw < 0.5 else 4)
 
 
 def test_frequencies_are_the_probabilities() -> None:

@@ -24,7 +24,7 @@ def run(*arguments: str, problems: int = 30, seed: int = 0, **script: Any) -> tu
 
     def opener(choice: ModelChoice) -> object:
         choices.append(choice)
-        return trio(held_out(problems, seed=seed), **{"wrong": WRONG, **script})  # type: ignore[arg-type]
+        return trio(held_out(problems, seed=seed), **{"wrong": WRONG, **script})
 
     command = ["bench", "accuracy", "--problems", str(problems), "--seed", str(seed), *arguments]
     return main(command, open_pipeline=opener), choices  # type: ignore[arg-type]

@@ -25,7 +25,7 @@ from rsd_integrations.backends.torch.refusals import check_architecture, check_t
 from rsd_integrations.backends.torch.runner import SlotRunner, read_hidden, read_logits
 from rsd_integrations.backends.torch.scorer import TorchScorer
 from rsd_integrations.backends.torch.self_check import check_slots
-from rsd_integrations.backends.torch.sources import ModelSource, Source, first_line
+from rsd_integrations.backends.torch.sources import ModelSource, Source, check_placement, first_line
 from rsd_integrations.backends.torch.writer import TorchWriter
 from rsd_integrations.encoding import chat_template_text, encode_plain, render_chat
 from rsd_integrations.errors import ConfigError, ModelError
@@ -63,6 +63,7 @@ def load_backend(
             hint="Give at least 1 and 2.",
         )
     device = str(device or default_device())
+    check_placement(device, dtype, "")
     writers = [
         Source.of("draft", draft, draft_kwargs or {}),
         Source.of("target", target, target_kwargs or {}),

@@ -14,7 +14,7 @@ from transformers.utils import is_accelerate_available
 from rsd_integrations.errors import ConfigError, ModelError
 from rsd_integrations.types import Role
 
-__all__ = ["ModelSource", "Source", "first_line"]
+__all__ = ["ModelSource", "Source", "check_placement", "first_line"]
 
 ModelSource = Any
 """A hub id, a folder, a loaded model, or a pair (loaded model, its tokenizer)."""
@@ -59,6 +59,7 @@ class Source:
                 f"unknown {role}_kwargs {unknown!r}.",
                 hint=f"Known are {', '.join(known)}; anything else goes into model_kwargs={{...}}.",
             )
+        check_placement(options.get("device", "cpu"), options.get("dtype", "auto"), f"{role}_kwargs: ")
         made = cls(role, source, dict(options))
         made.hub = {key: options[key] for key in _HUB_OPTIONS if key in options}
         made._read()
@@ -106,6 +107,31 @@ class Source:
         if "device_map" not in self.options and not is_accelerate_available():
             model = model.to(self.options.get("device") or device)
         return model.eval()
+
+
+def check_placement(device: Any, dtype: Any, where: str) -> None:
+    """Refuse a device that is not here and a dtype that does not exist.
+
+    Args:
+        where: whose they are, for the message.
+
+    Raises:
+        ConfigError: one of them cannot be used.
+    """
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ConfigError(f"{where}device={device!r} is no device.", hint='Use "cpu" or "cuda".') from error
+    here = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    if not here.get(kind, lambda: True)():
+        raise ConfigError(f"{where}device={device!r} is not available here.", hint='Use device="cpu".')
+    known = dtype == "auto" or isinstance(
+        getattr(torch, dtype, None) if isinstance(dtype, str) else dtype, torch.dtype
+    )
+    if not known:
+        raise ConfigError(
+            f"{where}dtype={dtype!r} is no dtype.", hint='Use "auto", "float32", "bfloat16" or "float16".'
+        )
 
 
 def first_line(error: Exception) -> str:
