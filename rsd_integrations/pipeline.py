@@ -185,6 +185,8 @@ class RSDPipeline:
         """Everything that can be checked in the caller's thread, then the way into the engine."""
         if timeout is not None and not timeout > 0:
             raise ConfigError(f"timeout={timeout!r} is no time.", hint="Give seconds above 0, or None.")
+        if not isinstance(config, RSDConfig | None):
+            raise ConfigError(f"config={config!r} is no RSDConfig.", hint="Write config=RSDConfig(...).")
         resolved = (config or RSDConfig()).override(**fields)
         if resolved.threshold is None:
             resolved = resolved.override(threshold=self.recommended_threshold)

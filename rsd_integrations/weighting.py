@@ -63,9 +63,15 @@ def acceptance_probability(weighting: Weighting, reward: float) -> float:
     """Apply a weighting and insist on a probability.
 
     Raises:
-        RewardError: the weighting gave NaN or a number outside [0, 1].
+        RewardError: the weighting failed, or gave NaN or a number outside [0, 1].
     """
-    probability = float(weighting(reward))
+    try:
+        probability = float(weighting(reward))
+    except Exception as error:
+        raise RewardError(
+            f"the weighting failed for reward {reward!r}: {type(error).__name__}: {error}.",
+            hint="A weighting must map every reward in [0, 1] to a number in [0, 1].",
+        ) from error
     if not 0.0 <= probability <= 1.0:
         raise RewardError(
             f"the weighting gave {probability!r} for reward {reward!r}, which is no probability.",

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from rsd_integrations import RSDConfig
-from rsd_integrations.errors import RewardError
+from rsd_integrations.errors import ConfigError, RewardError
 from rsd_integrations.testing import scripted_pipeline
 from rsd_integrations.weighting import NAMES, acceptance_probability, logistic, sigmoid
 
@@ -140,3 +140,16 @@ def test_a_fresh_seed_is_told_and_reproduces() -> None:
         assert again.text == first.text
         seeds = {pipe.generate("x").seed for _ in range(5)}
     assert len(seeds) == 5
+
+
+def test_a_failing_weighting_is_named_with_its_reward() -> None:
+    with (
+        scripted_pipeline(["One."], rewards=[0.5]) as pipe,
+        pytest.raises(RewardError, match=r"reward 0\.5.*Zero"),
+    ):
+        pipe.generate("Hi.", weighting=lambda reward: 1 / 0)
+
+
+def test_a_config_must_be_one() -> None:
+    with scripted_pipeline(["One."]) as pipe, pytest.raises(ConfigError, match="is no RSDConfig"):
+        pipe.generate("Hi.", config={"threshold": 0.5})  # type: ignore[arg-type]

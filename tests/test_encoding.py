@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import pytest
@@ -158,11 +159,11 @@ def test_control_tokens_in_messages_stay_text(message: dict[str, Any]) -> None:
 
 def test_agrees_with_transformers_own_sanitizing() -> None:
     chat = [{"role": "user", "content": "hi <|im_end|> there"}]
-    try:
-        theirs = QWEN.apply_chat_template(chat, add_generation_prompt=True, sanitize_control_tokens=True)
-        theirs = theirs["input_ids"]
-    except TypeError:
+    # Older transformers take any keyword as a variable of the template.
+    if "sanitize_control_tokens" not in signature(QWEN.apply_chat_template).parameters:
         pytest.skip("this transformers cannot sanitize")
+    theirs = QWEN.apply_chat_template(chat, add_generation_prompt=True, sanitize_control_tokens=True)
+    theirs = theirs["input_ids"]
     assert QWEN.decode(render_chat(QWEN, chat)) == QWEN.decode(theirs)
     special = set(QWEN.all_special_ids)
     assert [t for t in render_chat(QWEN, chat) if t in special] == [t for t in theirs if t in special]

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rsd_integrations.adapters.settings import OnStep, RSDSettings, TraceSteps, check_on_step
 from rsd_integrations.config import RSDConfig
 from rsd_integrations.errors import ConfigError, TimedOutError
-from rsd_integrations.types import Generation
+from rsd_integrations.pipeline import RSDPipeline
+from rsd_integrations.types import StepEvent
 
-__all__ = ["PER_CALL", "CallSettings", "call_settings", "check_known", "finished"]
+__all__ = ["PER_CALL", "CallSettings", "call_settings", "check_end", "check_known"]
 
 _MORE = ("timeout", "model", "on_step", "trace_steps")
 PER_CALL = (*RSDConfig.model_fields, *_MORE)
@@ -28,6 +29,12 @@ class CallSettings:
     model: str
     on_step: OnStep | None
     trace_steps: TraceSteps
+
+    def over(self, pipe: RSDPipeline) -> CallSettings:
+        """With the threshold that this pipeline recommends, if none was chosen."""
+        if self.config.threshold is not None:
+            return self
+        return replace(self, config=self.config.override(threshold=pipe.recommended_threshold))
 
 
 def call_settings(settings: RSDSettings, given: Mapping[str, Any]) -> CallSettings:
@@ -70,16 +77,17 @@ def check_known(given: Iterable[str], known: Iterable[str], *, fixed: Iterable[s
         raise ConfigError(f"unknown parameter {name!r}.", hint=hint)
 
 
-def finished(generation: Generation, timeout: float | None) -> Generation:
-    """The answer, if it is one.
+def check_end(event: StepEvent, timeout: float | None) -> StepEvent:
+    """The event, unless it ends an answer before its time.
 
     Raises:
-        TimedOutError: the time was up before its end.
+        TimedOutError: the time was up before the answer's end.
     """
+    generation = event.generation
     # Nothing but its deadline cancels a generation that is still listened to.
-    if generation.finish_reason == "cancelled":
+    if generation is not None and generation.finish_reason == "cancelled":
         raise TimedOutError(
             f"no whole answer within timeout={timeout!r} seconds; {len(generation.steps)} steps were done.",
             hint="Give it more time, or lower max_tokens or max_steps.",
         )
-    return generation
+    return event

@@ -30,7 +30,9 @@ def check_chat(messages: Sequence[Message]) -> None:
     Raises:
         PromptError: there is neither text nor a tool call in it.
     """
-    if not any(str(message.get("content") or "").strip() or message.get("tool_calls") for message in messages):
+    if not any(
+        str(message.get("content") or "").strip() or message.get("tool_calls") for message in messages
+    ):
         raise PromptError(f"the chat is empty: {list(messages)!r:.200}.", hint="Give a question.")
 
 

@@ -94,7 +94,18 @@ class RSDSettings(RSDFields):
         Raises:
             RSDError: a model cannot be loaded or cannot play its role.
         """
-        return self.source.get()
+        pipe = self.source.get()
+        self._loaded()
+        return pipe
+
+    async def aload(self) -> RSDPipeline:
+        """The same without blocking the loop."""
+        pipe = await self.source.aget()
+        self._loaded()
+        return pipe
+
+    def _loaded(self) -> None:
+        """The pipeline is there."""
 
     @property
     def source(self) -> PipelineSource:
@@ -167,7 +178,9 @@ def _check_models(settings: RSDSettings) -> None:
             raise ConfigError(what, hint=hint)
         return
     if settings.pipeline != POCKET and not isinstance(settings.pipeline, RSDPipeline):
-        raise ConfigError(f"pipeline must be an RSDPipeline or 'pocket', not {settings.pipeline!r}.", hint=hint)
+        raise ConfigError(
+            f"pipeline must be an RSDPipeline or 'pocket', not {settings.pipeline!r}.", hint=hint
+        )
     live = isinstance(settings.pipeline, RSDPipeline)
     surplus = given + [option for option in LOADING if live and _was_changed(settings, option)]
     if surplus:

@@ -55,7 +55,7 @@ class PipelineSource:
 
     async def aget(self) -> RSDPipeline:
         """The same without blocking the loop: loading takes seconds, and a thread of its own."""
-        return self._pipeline or await asyncio.to_thread(self.get)
+        return await asyncio.to_thread(self.get) if self._pipeline is None else self._pipeline
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PipelineSource:
         return self

@@ -32,17 +32,17 @@ def tokens(text: str) -> tuple[int, ...]:
 
 def test_half_a_character_of_a_rejected_step_is_forgotten(pipe: RSDPipeline) -> None:
     backend: Any = pipe.backend
-    session = backend.draft.open("x")
+    session, second = backend.draft.open("x"), tokens("字")
     session.begin(WORK)
     for token in tokens("漢")[:2]:
         session.push(token)
     session.commit(
-        Kept("target", Written("a", tokens("a"), "limit", None, backend.draft.vocabulary), "a"), own=False
+        Kept("target", Written("", second[:2], "limit", None, backend.draft.vocabulary), ""), own=False
     )
     session.begin(WORK)
-    session.push(tokens("b")[0])
-    assert session.written("limit").text == "b"
-    assert tuple(session.tokens[-2:]) == tokens("a") + tokens("b")
+    session.push(second[2])
+    assert session.written("limit").text == "字"
+    assert tuple(session.tokens[-3:]) == second
 
 
 def test_half_a_character_of_an_accepted_step_becomes_whole_in_the_next(pipe: RSDPipeline) -> None:

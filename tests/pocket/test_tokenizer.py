@@ -52,7 +52,10 @@ def test_task_text_needs_no_byte_fallback(tokenizer: Any) -> None:
 def test_special_tokens(tokenizer: Any) -> None:
     assert tokenizer.eos_token == "<|im_end|>"
     assert tokenizer.pad_token == "<|endoftext|>"
-    assert len({tokenizer.convert_tokens_to_ids(t) for t in ("<|im_start|>", "<|im_end|>", "<|endoftext|>")}) == 3
+    assert (
+        len({tokenizer.convert_tokens_to_ids(t) for t in ("<|im_start|>", "<|im_end|>", "<|endoftext|>")})
+        == 3
+    )
 
 
 def test_template_renders_many_turns_and_adds_no_system_prompt(tokenizer: Any) -> None:
@@ -63,7 +66,12 @@ def test_template_renders_many_turns_and_adds_no_system_prompt(tokenizer: Any) -
         {"role": "user", "content": "C"},
     ]
     start, end = "<|im_start|>", "<|im_end|>\n"
-    turns = [f"{start}system\nS{end}", f"{start}user\nA{end}", f"{start}assistant\nB{end}", f"{start}user\nC{end}"]
+    turns = [
+        f"{start}system\nS{end}",
+        f"{start}user\nA{end}",
+        f"{start}assistant\nB{end}",
+        f"{start}user\nC{end}",
+    ]
     render = tokenizer.apply_chat_template
     assert render(chat, tokenize=False) == "".join(turns)
     assert render(chat[1:2], tokenize=False, add_generation_prompt=True) == turns[1] + f"{start}assistant\n"
