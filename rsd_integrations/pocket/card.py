@@ -62,13 +62,14 @@ def _grammar() -> str:
     )
 
 
-def _state(out: Path, name: str) -> dict[str, Any]:
-    path = out / name / "state.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+def _state(out: Path, name: str) -> dict[str, float]:
+    """Steps, tokens and seconds of a training, its phases added up."""
+    found = [json.loads(path.read_text()) for path in sorted((out / name).glob("**/state.json"))]
+    return {key: sum(state[key] for state in found) for key in ("step", "tokens", "seconds")}
 
 
 def _models(out: Path, results: dict[str, Any]) -> str:
-    seeds = {name: stage.recipe.seed for name, stage in STAGES.items()} | {"prm": PRM_SEED}
+    seeds = {name: stage.seed for name, stage in STAGES.items()} | {"prm": PRM_SEED}
     rows = []
     for name in ("base", "target", "draft", "trunk", "prm"):
         state = _state(out, name)
@@ -79,9 +80,9 @@ def _models(out: Path, results: dict[str, Any]) -> str:
                 f"{results['parameters'].get(name, 0):,}" if name in results["parameters"] else "-",
                 f"{shape.hidden} x {shape.layers}, {shape.heads} heads, MLP {shape.mlp}" if shape else "trunk + 2 layers",
                 seeds[name],
-                state.get("step", "-"),
-                f"{state.get('tokens', 0) / 1e6:.2f}M",
-                f"{state.get('seconds', 0) / 60:.1f}",
+                state["step"],
+                f"{state['tokens'] / 1e6:.2f}M",
+                f"{state['seconds'] / 60:.1f}",
             )
         )
     head = ("training", "parameters", "width x layers", "seed", "steps", "tokens", "minutes")

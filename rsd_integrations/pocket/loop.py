@@ -71,11 +71,12 @@ def train_language_model(
     every: float = 60.0,
 ) -> TrainState:
     """Train in place until the budget is spent, picking up a checkpoint in ``folder``."""
+    name = f"{folder.parent.name}/{folder.name}"
     model.to(device).train()
     use_half_products(model, device == "cpu")
     optimizers = make_optimizers(model, muon_lr=recipe.muon_lr, adam_lr=recipe.adam_lr)
     state = load_checkpoint(folder, model, optimizers)
-    report(f"{folder.name}: {count_parameters(model):,} parameters, from step {state.step}")
+    report(f"{name}: {count_parameters(model):,} parameters, from step {state.step}")
     stream = batches(tokenizer, recipe.seed, size=recipe.size, start=state.step, mixture=recipe.mixture)
     last = time.monotonic()
     shown = saved = state.seconds
@@ -91,13 +92,13 @@ def train_language_model(
         state.loss = loss if state.step == 1 else 0.98 * state.loss + 0.02 * loss
         if state.seconds - shown > every / 4:
             shown = state.seconds
-            report(progress_line(folder.name, state, budget))
+            report(progress_line(name, state, budget))
         if state.seconds - saved > every:
             saved = state.seconds
             save_checkpoint(folder, model, optimizers, state)
     save_checkpoint(folder, model, optimizers, state)
     use_half_products(model, False)
-    report(progress_line(folder.name, state, budget) + " done")
+    report(progress_line(name, state, budget) + " done")
     model.eval()
     return state
 
@@ -148,6 +149,11 @@ def save_checkpoint(
     torch.save(payload, folder / "checkpoint.tmp")
     (folder / "checkpoint.tmp").replace(folder / "checkpoint.pt")
     (folder / "state.json").write_text(json.dumps(asdict(state)))
+
+
+def save_weights(path: Path, model: nn.Module) -> None:
+    """Write finished weights alone."""
+    torch.save(model.state_dict(), path)
 
 
 def load_checkpoint(folder: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> TrainState:

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
 from rsd_integrations.pocket import card, evaluate, measure, rollouts
 from rsd_integrations.pocket.export import export
-from rsd_integrations.pocket.loop import Report, train_language_model
+from rsd_integrations.pocket.loop import Report, save_weights, train_language_model
 from rsd_integrations.pocket.model import grow, make_config, new_model
 from rsd_integrations.pocket.prm import build_prm, freeze_trunk, train_prm
 from rsd_integrations.pocket.recipes import PRM_BUDGET, PRM_SEED, ROLLOUTS, STAGES, Stage, with_budget
@@ -90,7 +90,7 @@ def run_target(shop: Workshop) -> None:
     stage = shop.stage("target")
     base = AutoModelForCausalLM.from_pretrained(shop.finished("base"))
     shape = stage.shape
-    model = grow(base, layers=shape.layers, heads=shape.heads, mlp=shape.mlp, seed=stage.recipe.seed)
+    model = grow(base, layers=shape.layers, heads=shape.heads, mlp=shape.mlp, seed=stage.seed)
     _train(shop, "target", model, stage)
     shop.keep("target", model)
 
@@ -121,7 +121,7 @@ def run_prm(shop: Workshop) -> None:
     """Build the reward model on the trunk, train it, choose its threshold on validation problems."""
     tokenizer = shop.tokenizer()
     trunk = _new_trunk(shop, STAGES["trunk"])
-    trunk.load_state_dict(torch.load(shop.out / "trunk" / "checkpoint.pt", weights_only=True)["model"])
+    trunk.load_state_dict(torch.load(shop.out / "trunk" / "weights.pt", weights_only=True))
     prm = build_prm(trunk, PRM_SEED)
     freeze_trunk(prm)
     records = [record for path in sorted((shop.out / "rollouts").glob("*.jsonl")) for record in rollouts.load(path)]
@@ -152,7 +152,7 @@ def run_card(shop: Workshop) -> None:
 RUN: dict[str, Callable[[Workshop], None]] = {name: globals()[f"run_{name}"] for name in ORDER}
 RESULTS = {
     "tokenizer": "tokenizer/tokenizer.json",
-    "trunk": "trunk/finished",
+    "trunk": "trunk/weights.pt",
     "rollouts": "rollouts/finished",
     "eval": "eval.json",
     "card": "MODEL_CARD.md",
@@ -160,7 +160,7 @@ RESULTS = {
 
 
 def _new_trunk(shop: Workshop, stage: Stage) -> TrunkModel:
-    return TrunkModel(_config(shop, stage), stage.recipe.seed)
+    return TrunkModel(_config(shop, stage), stage.seed)
 
 
 def _config(shop: Workshop, stage: Stage) -> Any:
@@ -173,16 +173,18 @@ def _config(shop: Workshop, stage: Stage) -> Any:
 
 def _train_fresh(shop: Workshop, name: str) -> None:
     stage = shop.stage(name)
-    model = new_model(_config(shop, stage), stage.recipe.seed)
+    model = new_model(_config(shop, stage), stage.seed)
     _train(shop, name, model, stage)
     shop.keep(name, model)
 
 
 def _train(shop: Workshop, name: str, model: Any, stage: Stage) -> None:
-    train_language_model(
-        model, shop.tokenizer(), stage.recipe, stage.budget, shop.out / name,
-        device=shop.device, report=shop.report,
-    )  # fmt: skip
+    for number, phase in enumerate(stage.phases):
+        train_language_model(
+            model, shop.tokenizer(), phase.recipe, phase.budget, shop.out / name / f"phase{number}",
+            device=shop.device, report=shop.report,
+        )  # fmt: skip
+    save_weights(shop.out / name / "weights.pt", model)
 
 
 def install(out: Path, weights: Path = WEIGHTS) -> None:
