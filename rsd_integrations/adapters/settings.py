@@ -119,10 +119,11 @@ class RSDSettings(RSDFields):
     @property
     def model_names(self) -> dict[str, str]:
         """Name of each role's model."""
+        if self.pipeline == POCKET:
+            return {role: f"{POCKET}-{role}" for role in MODELS}
         if pipe := self.source.loaded:
-            backend = pipe.backend
-            return {role: getattr(backend, role).info.name for role in MODELS}
-        return {role: POCKET if self.pipeline == POCKET else label(getattr(self, role)) for role in MODELS}
+            return {role: getattr(pipe.backend, role).info.name for role in MODELS}
+        return {role: label(getattr(self, role)) for role in MODELS}
 
     @property
     def config(self) -> RSDConfig:

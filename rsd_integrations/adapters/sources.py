@@ -92,11 +92,7 @@ def label(model: Any) -> str:
     """A model's name from what it was given as."""
     if isinstance(model, tuple) and model:
         model = model[0]
-    return str(getattr(model, "name_or_path", "") or getattr(model, "name", "") or _as_text(model))
-
-
-def _as_text(model: Any) -> str:
-    return str(model) if _is_plain(model) or hasattr(model, "__fspath__") else type(model).__name__
+    return str(model) if _is_plain(model) else str(getattr(model, "name_or_path", "") or type(model).__name__)
 
 
 def _load(spec: dict[str, Any]) -> RSDPipeline:
@@ -109,7 +105,9 @@ def _is_plain(value: Any) -> bool:
         return all(_is_plain(item) for item in value.values())
     if isinstance(value, list | tuple | set | frozenset):
         return all(_is_plain(item) for item in value)
-    return value is None or isinstance(value, str | int | float) or hasattr(value, "__fspath__")
+    # By name, because torch is not imported here.
+    named = type(value).__name__ in ("dtype", "device") and type(value).__module__ == "torch"
+    return value is None or named or isinstance(value, str | int | float) or hasattr(value, "__fspath__")
 
 
 def _identity(value: Any) -> Hashable:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from rsd_integrations.pocket.task import SEPARATOR, Problem, generate, sums_problem, split_of
+from rsd_integrations.pocket.task import SEPARATOR, Problem, generate, split_of, sums_problem
 
 IGNORE = -100
 SYSTEM_PROMPTS = (

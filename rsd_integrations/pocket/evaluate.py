@@ -82,7 +82,9 @@ class Bench:
         """The greedy next step of a model after each context, with its separator or end token."""
         missing = [ids for ids in dict.fromkeys(contexts) if (name, ids) not in self._steps]
         for group in _groups(missing, self.batch):
-            for ids, step in zip(group, write_steps(self.models[name], group, self.stops, self.device), strict=True):
+            for ids, step in zip(
+                group, write_steps(self.models[name], group, self.stops, self.device), strict=True
+            ):
                 self._steps[name, ids] = step
         return [self._steps[name, ids] for ids in contexts]
 

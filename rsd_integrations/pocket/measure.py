@@ -32,7 +32,9 @@ def auc(scores: Sequence[float], labels: Sequence[bool]) -> float:
 
 def parameters(bench: Bench) -> dict[str, int]:
     """Parameters of each model, embeddings and tied weights once."""
-    return {name: sum(weight.numel() for weight in model.parameters()) for name, model in bench.models.items()}
+    return {
+        name: sum(weight.numel() for weight in model.parameters()) for name, model in bench.models.items()
+    }
 
 
 def flops(cost: Cost, sizes: dict[str, int], kind: str) -> float:

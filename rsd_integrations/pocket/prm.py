@@ -20,8 +20,20 @@ from torch import nn
 from transformers import Qwen2ForTokenClassification
 
 from rsd_integrations.pocket.data import Batch, collate
-from rsd_integrations.pocket.loop import Budget, Report, TrainState, load_checkpoint, progress_line, save_checkpoint
-from rsd_integrations.pocket.model import count_parameters, give_look_back_head, make_config, use_half_products
+from rsd_integrations.pocket.loop import (
+    Budget,
+    Report,
+    TrainState,
+    load_checkpoint,
+    progress_line,
+    save_checkpoint,
+)
+from rsd_integrations.pocket.model import (
+    count_parameters,
+    give_look_back_head,
+    make_config,
+    use_half_products,
+)
 from rsd_integrations.pocket.optim import make_optimizers, set_rates
 from rsd_integrations.pocket.rollouts import Judged, encode_judged, spoilt
 from rsd_integrations.pocket.trunk import CODE, TrunkModel
@@ -111,7 +123,13 @@ def freeze_trunk(prm: Any) -> None:
 
 
 def prm_batches(
-    tokenizer: Any, records: Sequence[Judged], seed: int, *, size: int, start: int = 0, spoilt_share: float = 0.4
+    tokenizer: Any,
+    records: Sequence[Judged],
+    seed: int,
+    *,
+    size: int,
+    start: int = 0,
+    spoilt_share: float = 0.4,
 ) -> Iterator[Batch]:
     """Batches for ever: spoilt gold solutions mixed with what the models wrote."""
     pool, number = 16, start // 16

@@ -42,7 +42,9 @@ BASE = Stage(
     phases=(
         Phase(
             # Long at full rate, then a short decay: all sums are off by one until the rate falls.
-            Recipe(seed=101, size=16, muon_lr=0.008, adam_lr=0.015, constant=0.86, mixture=Mixture(sums=0.25)),
+            Recipe(
+                seed=101, size=16, muon_lr=0.008, adam_lr=0.015, constant=0.86, mixture=Mixture(sums=0.25)
+            ),
             Budget(tokens=6_640_000),
         ),
     ),

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rsd_integrations.pocket.data import IGNORE, encode_prompt, encode_step, prompt_messages
+from rsd_integrations.pocket.data import IGNORE, encode_prompt, encode_step
 from rsd_integrations.pocket.evaluate import Bench, write_steps
 from rsd_integrations.pocket.task import (
     SPLITS,

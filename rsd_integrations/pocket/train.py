@@ -124,12 +124,21 @@ def run_prm(shop: Workshop) -> None:
     trunk.load_state_dict(torch.load(shop.out / "trunk" / "weights.pt", weights_only=True))
     prm = build_prm(trunk, PRM_SEED)
     freeze_trunk(prm)
-    records = [record for path in sorted((shop.out / "rollouts").glob("*.jsonl")) for record in rollouts.load(path)]
+    records = [
+        record for path in sorted((shop.out / "rollouts").glob("*.jsonl")) for record in rollouts.load(path)
+    ]
     budget = PRM_BUDGET
     if shop.minutes is not None or shop.tokens is not None:
         budget = type(budget)(shop.minutes, shop.tokens)
     train_prm(
-        prm, tokenizer, records, budget, shop.out / "prm", seed=PRM_SEED, device=shop.device, report=shop.report
+        prm,
+        tokenizer,
+        records,
+        budget,
+        shop.out / "prm",
+        seed=PRM_SEED,
+        device=shop.device,
+        report=shop.report,
     )
     prm.config.rsd_prm = {"format": "trl", "separator": SEPARATOR, "threshold": 0.5}
     shop.keep("prm", prm)
@@ -200,7 +209,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m rsd_integrations.pocket.train", description=__doc__)
     parser.add_argument("--out", default="pocket-train", help="where checkpoints and results go")
-    parser.add_argument("--stage", choices=ORDER, action="append", help="only this stage (repeatable), even if finished")
+    parser.add_argument(
+        "--stage", choices=ORDER, action="append", help="only this stage (repeatable), even if finished"
+    )
     parser.add_argument("--minutes", type=float, help="training minutes of each stage run")
     parser.add_argument("--tokens", type=int, help="training tokens of each stage run")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")

@@ -66,4 +66,3 @@ def _keep_code_rows(grad: torch.Tensor) -> torch.Tensor:
     kept = grad.clone()
     kept[-CODE:] = 0.0
     return kept
-

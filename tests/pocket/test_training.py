@@ -86,7 +86,9 @@ def test_half_products_are_close_and_leave_the_weights_alone(tokenizer: Any, ids
 
 
 def test_the_comparison_is_code_minus_prediction(tokenizer: Any, ids: Any) -> None:
-    trunk = TrunkModel(make_config(len(tokenizer), hidden=64, layers=1, heads=4, mlp=96, head_dim=16), 0).eval()
+    trunk = TrunkModel(
+        make_config(len(tokenizer), hidden=64, layers=1, heads=4, mlp=96, head_dim=16), 0
+    ).eval()
     prm = build_prm(trunk, 0).eval()
     seen: dict[str, Any] = {}
     prm.model.layers[-2].post_attention_layernorm.register_forward_hook(lambda _m, x, _y: seen.update(x=x[0]))
@@ -102,7 +104,9 @@ def test_only_the_upper_part_of_the_reward_model_is_trained(tokenizer: Any) -> N
     prm = build_prm(trunk, 0)
     freeze_trunk(prm)
     trained = {name for name, weight in prm.named_parameters() if weight.requires_grad}
-    assert not any(name.startswith(("model.embed", "model.layers.0.", "model.layers.1.self_attn")) for name in trained)
+    assert not any(
+        name.startswith(("model.embed", "model.layers.0.", "model.layers.1.self_attn")) for name in trained
+    )
     assert {"score.weight", "model.layers.1.mlp.up_proj.weight"} <= trained
 
 
@@ -118,7 +122,9 @@ def test_an_interrupted_run_resumes_to_the_same_weights(tokenizer: Any, tmp_path
     train_language_model(whole, tokenizer, recipe, Budget(tokens=3000), tmp_path / "whole", **quiet)
     train_language_model(halves, tokenizer, recipe, Budget(tokens=1500), tmp_path / "halves", **quiet)
     resumed = small(tokenizer, seed=9)
-    state = train_language_model(resumed, tokenizer, recipe, Budget(tokens=3000), tmp_path / "halves", **quiet)
+    state = train_language_model(
+        resumed, tokenizer, recipe, Budget(tokens=3000), tmp_path / "halves", **quiet
+    )
     assert state.tokens >= 3000
     assert state.step == json.loads((tmp_path / "whole" / "state.json").read_text())["step"]
 
@@ -128,6 +134,8 @@ def test_twenty_seconds_of_training_learn_the_format(tokenizer: Any, tmp_path: P
     losses: list[str] = []
     model = new_model(make_config(len(tokenizer), hidden=48, layers=2, heads=3, mlp=96), 0)
     recipe = Recipe(seed=1, size=8, muon_lr=0.007, adam_lr=0.012)
-    state = train_language_model(model, tokenizer, recipe, Budget(minutes=1 / 3), tmp_path, report=losses.append)
+    state = train_language_model(
+        model, tokenizer, recipe, Budget(minutes=1 / 3), tmp_path, report=losses.append
+    )
     assert state.loss < 4.0
     assert losses[-1].endswith("done")

@@ -55,7 +55,10 @@ def bench() -> Any:
     from rsd_integrations.pocket.evaluate import Bench
 
     paths = pocket.pocket_paths()
-    models = {name: transformers.AutoModelForCausalLM.from_pretrained(getattr(paths, name)) for name in ("draft", "target")}
+    models = {
+        name: transformers.AutoModelForCausalLM.from_pretrained(getattr(paths, name))
+        for name in ("draft", "target")
+    }
     models["prm"] = transformers.AutoModelForTokenClassification.from_pretrained(paths.prm)
     return Bench(transformers.AutoTokenizer.from_pretrained(paths.target), models)
 

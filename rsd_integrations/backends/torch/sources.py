@@ -122,8 +122,8 @@ def check_placement(device: Any, dtype: Any, where: str) -> None:
         kind = torch.device(device).type
     except RuntimeError as error:
         raise ConfigError(f"{where}device={device!r} is no device.", hint='Use "cpu" or "cuda".') from error
-    here = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
-    if not here.get(kind, lambda: True)():
+    missing = {"cuda": not torch.cuda.is_available(), "mps": not torch.backends.mps.is_available()}
+    if missing.get(kind, False):
         raise ConfigError(f"{where}device={device!r} is not available here.", hint='Use device="cpu".')
     known = dtype == "auto" or isinstance(
         getattr(torch, dtype, None) if isinstance(dtype, str) else dtype, torch.dtype

@@ -1,0 +1,307 @@
+"""ChatRSD: RSD as a LangChain chat model."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import aclosing
+from typing import Any, cast
+
+from langchain_core.callbacks import (
+    AsyncCallbackManager,
+    AsyncCallbackManagerForLLMRun,
+    CallbackManager,
+    CallbackManagerForLLMRun,
+)
+from langchain_core.callbacks.manager import BaseRunManager
+from langchain_core.language_models import BaseChatModel, LanguageModelInput
+from langchain_core.language_models.base import LangSmithParams
+from langchain_core.language_models.model_profile import ModelProfile
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from langchain_core.runnables import Runnable, RunnableConfig
+from pydantic import ConfigDict, PrivateAttr, model_validator
+
+from rsd_integrations.adapters.calls import CallSettings, check_end, check_known
+from rsd_integrations.adapters.settings import RSDSettings
+from rsd_integrations.adapters.sources import POCKET
+from rsd_integrations.langchain.messages import to_chat, to_chunk, to_result
+from rsd_integrations.langchain.params import (
+    cache_key,
+    call_of,
+    identifying_params,
+    langsmith_params,
+    profile_of,
+    refuse_tools,
+    with_threads,
+)
+from rsd_integrations.langchain.tracing import StepReporter, announced, atold, running, take_running, told
+from rsd_integrations.pipeline import RSDPipeline
+from rsd_integrations.types import Generation, StepEvent
+
+__all__ = ["ChatRSD"]
+
+
+class ChatRSD(BaseChatModel, RSDSettings):
+    """Draft, PRM and target as one chat model.
+
+    Every field of ``RSDConfig`` is a field here, and can be given per call, bound, or made
+    configurable. Objects that name the same models share them, and the engine's batches.
+
+    Example::
+
+        llm = ChatRSD(draft="...", target="...", prm="...", threshold=0.7)
+        llm.invoke("What is 17 * 23?", threshold=0.9).response_metadata["rsd"]
+    """
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+    streaming: bool | None = None
+    """True: ``invoke`` streams to whoever listens for tokens. False: ``stream`` gives one chunk."""
+
+    _guessed: ModelProfile | None = PrivateAttr(default=None)
+
+    @classmethod
+    def pocket(cls, **fields: Any) -> ChatRSD:
+        """Over the embedded trio: no network needed."""
+        return cls(pipeline=POCKET, **fields)
+
+    @classmethod
+    def from_pipeline(cls, pipeline: RSDPipeline, **fields: Any) -> ChatRSD:
+        """Over a pipeline that is there already."""
+        return cls(pipeline=pipeline, **fields)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_fields(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            check_known(data, cls.model_fields)
+        return data
+
+    @model_validator(mode="after")
+    def _set_rsd_version(self) -> ChatRSD:
+        from rsd_integrations import __version__
+
+        self._add_version("rsd-integrations", __version__)
+        return self
+
+    # The two hooks of every chat model, and their async twins: folds over the engine's events.
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        call = call_of(self, stop, kwargs)
+        generation = None
+        for event in self._events(messages, call, run_manager):
+            generation = event.generation
+        return to_result(cast(Generation, generation), call.model)
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        call = call_of(self, stop, kwargs)
+        generation = None
+        async with aclosing(self._aevents(messages, call, run_manager)) as events:
+            async for event in events:
+                generation = event.generation
+        return to_result(cast(Generation, generation), call.model)
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        call = call_of(self, stop, kwargs)
+        for event in self._events(messages, call, run_manager):
+            if chunk := to_chunk(event, call.model):
+                yield chunk
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        call = call_of(self, stop, kwargs)
+        async with aclosing(self._aevents(messages, call, run_manager)) as events:
+            async for event in events:
+                if chunk := to_chunk(event, call.model):
+                    yield chunk
+
+    def _events(
+        self, messages: list[BaseMessage], call: CallSettings, run: BaseRunManager | None
+    ) -> Iterator[StepEvent]:
+        chat, left = to_chat(messages), take_running()
+        pipe = self.load()
+        call = call.over(pipe)
+        stream = pipe.stream(chat, config=call.config, timeout=call.timeout)
+        for event in told(stream, StepReporter(run or left, call, self.model_names)):
+            yield check_end(event, call.timeout)
+
+    async def _aevents(
+        self, messages: list[BaseMessage], call: CallSettings, run: BaseRunManager | None
+    ) -> AsyncGenerator[StepEvent, None]:
+        chat, left = to_chat(messages), take_running()
+        pipe = await self.aload()
+        call = call.over(pipe)
+        stream = pipe.astream(chat, config=call.config, timeout=call.timeout)
+        async with aclosing(atold(stream, StepReporter(run or left, call, self.model_names))) as events:
+            async for event in events:
+                yield check_end(event, call.timeout)
+
+    # LangChain tells these of the run, but not the streams they start: it is left for them to find.
+
+    def _generate_with_cache(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        with running(run_manager):
+            return super()._generate_with_cache(messages, stop, run_manager, **kwargs)
+
+    async def _agenerate_with_cache(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        with running(run_manager):
+            return await super()._agenerate_with_cache(messages, stop, run_manager, **kwargs)
+
+    def stream(
+        self,
+        input: LanguageModelInput,
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> Iterator[AIMessageChunk]:
+        """Committed text, step by step."""
+        config, run = announced(self, config, CallbackManager)
+        chunks = super().stream(input, config, stop=stop, **kwargs)
+        with running(run):
+            first = next(chunks, None)
+        if first is not None:
+            yield first
+            yield from chunks
+
+    async def astream(
+        self,
+        input: LanguageModelInput,
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[AIMessageChunk]:
+        """Committed text, step by step."""
+        config, run = announced(self, config, AsyncCallbackManager)
+        chunks = cast(
+            AsyncGenerator[AIMessageChunk, None], super().astream(input, config, stop=stop, **kwargs)
+        )
+        async with aclosing(chunks):
+            with running(run):
+                first = await anext(chunks, None)
+            if first is not None:
+                yield first
+            async for chunk in chunks:
+                yield chunk
+
+    def batch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[AIMessage]:
+        """Answers in the order of the inputs; they run in shared engine batches."""
+        wide = with_threads(config, len(inputs))
+        return super().batch(inputs, wide, return_exceptions=return_exceptions, **kwargs)
+
+    def batch_as_completed(  # type: ignore[override]
+        self,
+        inputs: Sequence[LanguageModelInput],
+        config: RunnableConfig | Sequence[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> Iterator[tuple[int, AIMessage | Exception]]:
+        """(position, answer) pairs as they are done; they run in shared engine batches."""
+        wide = with_threads(config, len(inputs))
+        return super().batch_as_completed(inputs, wide, return_exceptions=return_exceptions, **kwargs)  # type: ignore[call-overload, no-any-return]
+
+    def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> Runnable[LanguageModelInput, AIMessage]:
+        """Not yet.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise refuse_tools("tools")
+
+    def with_structured_output(self, schema: Any, **kwargs: Any) -> Runnable[LanguageModelInput, Any]:
+        """Not yet.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise refuse_tools("a schema for its output")
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """A text in the target's tokens."""
+        return self.custom_get_token_ids(text) if self.custom_get_token_ids else self.load().token_ids(text)
+
+    def get_num_tokens_from_messages(
+        self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
+    ) -> int:
+        """Length of a chat in the target's tokens, its chat template included."""
+        if tools:
+            raise refuse_tools("tools")
+        return self.load().count_tokens(to_chat(messages))
+
+    # What LangChain wants to know of a model.
+
+    @property
+    def _llm_type(self) -> str:
+        return "rsd"
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        return identifying_params(self)
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        return langsmith_params(self, stop, kwargs)
+
+    def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
+        return cache_key(self, stop, kwargs)
+
+    def _resolve_model_profile(self) -> ModelProfile | None:
+        self._guessed = profile_of(self)
+        return self._guessed
+
+    def _loaded(self) -> None:
+        # Now the window is known; a profile of the user's own stays.
+        if self._guessed is not None and self.profile == self._guessed:
+            self.profile = profile_of(self)
+        self._guessed = None
+
+    @classmethod
+    def is_lc_serializable(cls) -> bool:
+        """Yes: ``load(dumpd(llm), allowed_objects=[ChatRSD], ...)``."""
+        return True
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> ChatRSD:
+        # A deep copy of live models would be no use to anybody.
+        return self.model_copy()

@@ -1,0 +1,186 @@
+"""LangChain messages to chat turns, and answers back to messages: pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    BaseMessage,
+    ChatMessage,
+    FunctionMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+)
+from langchain_core.messages.ai import UsageMetadata
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+
+from rsd_integrations.adapters.chat import check_chat, merge_turns
+from rsd_integrations.adapters.steps import summarise
+from rsd_integrations.errors import PromptError
+from rsd_integrations.types import Generation, Message, StepEvent
+
+__all__ = ["to_chat", "to_chunk", "to_result"]
+
+_UNSPOKEN = frozenset(
+    {
+        "reasoning",
+        "thinking",
+        "redacted_thinking",
+        "tool_use",
+        "tool_call",
+        "tool_call_chunk",
+        "invalid_tool_call",
+        "function_call",
+        "server_tool_call",
+        "server_tool_call_chunk",
+        "server_tool_result",
+        "non_standard",
+    }
+)
+"""Parts of an assistant's content that are not its words: thoughts, and calls told in tool_calls."""
+
+
+def to_chat(messages: Sequence[BaseMessage]) -> list[Message]:
+    """Chat turns as chat templates take them.
+
+    Raises:
+        PromptError: a message is of an unknown kind, has parts that are not text, or all are empty.
+    """
+    chat = merge_turns([_turn(message) for message in messages])
+    if chat:
+        check_chat(chat)
+    return chat
+
+
+def to_result(generation: Generation, model: str) -> ChatResult:
+    """A whole answer."""
+    message = AIMessage(
+        content=generation.text,
+        additional_kwargs=_thought(generation.reasoning),
+        **_facts(generation, model),
+    )
+    return ChatResult(generations=[ChatGeneration(message=message)])
+
+
+def to_chunk(event: StepEvent, model: str) -> ChatGenerationChunk | None:
+    """What an event adds to what was shown; usage and metadata with the last chunk alone."""
+    facts: dict[str, Any] = {}
+    if event.generation is not None:
+        # Chunks are merged key by key: what is told twice is summed up, joined or refused.
+        facts = {**_facts(event.generation, model), "chunk_position": "last"}
+    elif not event.delta and not event.reasoning_delta:
+        return None
+    thought = _thought(event.reasoning_delta or None)
+    return ChatGenerationChunk(
+        message=AIMessageChunk(content=event.delta, additional_kwargs=thought, **facts)
+    )
+
+
+def _thought(reasoning: str | None) -> dict[str, Any]:
+    """Where ``content_blocks`` finds a thought."""
+    return {} if reasoning is None else {"reasoning_content": reasoning}
+
+
+def _facts(generation: Generation, model: str) -> dict[str, Any]:
+    usage = generation.usage
+    return {
+        "usage_metadata": UsageMetadata(
+            input_tokens=usage.prompt_tokens,
+            output_tokens=usage.completion_tokens,
+            total_tokens=usage.total_tokens,
+        ),
+        "response_metadata": {
+            "model_name": model,
+            "finish_reason": generation.finish_reason,
+            "rsd": summarise(generation),
+        },
+    }
+
+
+def _turn(message: BaseMessage) -> Message:
+    for kind, turn in _TURNS.items():
+        if isinstance(message, kind):
+            named = {"name": message.name} if message.name else {}
+            return turn(message) | named
+    raise PromptError(
+        f"a message of type {type(message).__name__} has no place in a chat: {message!r:.200}.",
+        hint="Use system, human, AI and tool messages.",
+    )
+
+
+def _human(message: BaseMessage) -> Message:
+    return {"role": "user", "content": _text(message)}
+
+
+def _system(message: BaseMessage) -> Message:
+    return {"role": "system", "content": _text(message)}
+
+
+def _chat(message: ChatMessage) -> Message:
+    role = {"human": "user", "ai": "assistant"}.get(message.role, message.role)
+    return {"role": role, "content": _text(message)}
+
+
+def _tool(message: ToolMessage) -> Message:
+    return {"role": "tool", "content": _text(message), "tool_call_id": message.tool_call_id}
+
+
+def _function(message: FunctionMessage) -> Message:
+    return {"role": "tool", "content": _text(message)}
+
+
+def _assistant(message: AIMessage) -> Message:
+    turn: Message = {"role": "assistant", "content": _text(message, unspoken=_UNSPOKEN)}
+    if thought := message.additional_kwargs.get("reasoning_content") or _thoughts(message):
+        turn["reasoning_content"] = thought
+    if message.tool_calls:
+        # Templates write the arguments as JSON themselves: a string would be encoded twice.
+        turn["tool_calls"] = [
+            {
+                "type": "function",
+                "id": call["id"] or "",
+                "function": {"name": call["name"], "arguments": call["args"]},
+            }
+            for call in message.tool_calls
+        ]
+    return turn
+
+
+def _thoughts(message: AIMessage) -> str:
+    """Of messages with ``output_version="v1"``, whose content is a list of blocks."""
+    parts = [part for part in message.content if isinstance(part, dict)]
+    return "".join(str(part.get("reasoning") or "") for part in parts if part.get("type") == "reasoning")
+
+
+def _text(message: BaseMessage, unspoken: frozenset[str] = frozenset()) -> str:
+    if isinstance(message.content, str):
+        return message.content
+    return "".join(_part(part, message, unspoken) for part in message.content)
+
+
+def _part(part: Any, message: BaseMessage, unspoken: frozenset[str]) -> str:
+    if isinstance(part, str):
+        return part
+    kind = part.get("type")
+    if kind in ("text", "text-plain") and isinstance(part.get("text"), str):
+        return str(part["text"])
+    if kind in unspoken:
+        return ""
+    raise PromptError(
+        f"a {message.type} message has a part of type {kind!r}, which is not text.",
+        hint="RSD is for text models: remove images, audio and files.",
+    )
+
+
+_TURNS: dict[type[BaseMessage], Callable[[Any], Message]] = {
+    SystemMessage: _system,
+    HumanMessage: _human,
+    AIMessage: _assistant,
+    ToolMessage: _tool,
+    FunctionMessage: _function,
+    ChatMessage: _chat,
+}

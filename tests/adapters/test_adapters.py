@@ -1,0 +1,181 @@
+"""The floor that all adapters stand on."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import pickle
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rsd_integrations.adapters import sources
+from rsd_integrations.adapters.calls import PER_CALL, call_settings, check_known
+from rsd_integrations.adapters.chat import check_chat, merge_turns
+from rsd_integrations.adapters.settings import RSDSettings
+from rsd_integrations.adapters.sources import PipelineSource, find_source, label
+from rsd_integrations.adapters.steps import notify, step_event, summarise
+from rsd_integrations.config import RSDConfig
+from rsd_integrations.errors import ConfigError, PromptError
+from rsd_integrations.testing import scripted_pipeline
+from rsd_integrations.types import Step
+
+SPEC = {"draft": "d", "target": Path("t"), "prm": "p", "draft_kwargs": {"dtype": "float32", "x": [1, 2]}}
+
+
+def step(**fields: Any) -> Step:
+    return Step(
+        **{
+            "index": 0,
+            "source": "draft",
+            "accepted": True,
+            "reward": 0.5,
+            "acceptance_probability": 1.0,
+            "text": "x",
+            **fields,
+        }
+    )
+
+
+def test_the_same_models_are_one_source() -> None:
+    source = find_source(SPEC)
+    assert find_source(json.loads(json.dumps(SPEC, default=str)) | {"target": Path("t")}) is source
+    assert find_source(SPEC | {"draft": "other"}) is not source
+    assert find_source({**SPEC, "draft_kwargs": {"dtype": "float16"}}) is not source
+    assert find_source({"draft": 1, "target": 1, "prm": 1}) is not find_source(
+        {"draft": True, "target": 1, "prm": 1}
+    )
+    assert pickle.loads(pickle.dumps(source)) is source
+    half = find_source(SPEC | {"dtype": torch.float16})
+    assert half is not find_source(SPEC | {"dtype": torch.float32})
+    assert pickle.loads(pickle.dumps(half)) is half
+
+
+def test_loaded_models_are_one_source_by_identity() -> None:
+    class Model:
+        pass
+
+    one, two = Model(), Model()
+    source = find_source({"draft": one, "target": (one, "words"), "prm": one})
+    assert find_source({"draft": one, "target": (one, "words"), "prm": one}) is source
+    assert find_source({"draft": two, "target": (one, "words"), "prm": one}) is not source
+    with pytest.raises(ConfigError, match="cannot be pickled"):
+        pickle.dumps(source)
+
+
+def test_a_source_nobody_holds_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "_load", lambda spec: scripted_pipeline(["x"]))
+    source = find_source(SPEC)
+    engine = source.get()._engine
+    del source
+    gc.collect()
+    assert engine.closed
+
+
+def test_many_threads_load_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    loads: list[Any] = []
+    start = threading.Barrier(8)
+
+    def load(spec: Any) -> Any:
+        loads.append(spec)
+        return scripted_pipeline(["x"])
+
+    monkeypatch.setattr(sources, "_load", load)
+    source, got = PipelineSource(SPEC), []
+
+    def work() -> None:
+        start.wait()
+        got.append(source.get())
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(loads) == 1
+    assert len(set(map(id, got))) == 1
+    got[0].close()
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("org/model", "org/model"),
+        (Path("a/b"), str(Path("a/b"))),
+        (("org/model", object()), "org/model"),
+        (3.5, "3.5"),
+    ],
+)
+def test_labels(model: Any, name: str) -> None:
+    assert label(model) == name
+
+
+def test_call_settings_override_the_objects() -> None:
+    with scripted_pipeline(["x"]) as pipe:
+        settings = RSDSettings(pipeline=pipe, threshold=0.3, timeout=5)
+        call = call_settings(settings, {"threshold": 0.9, "timeout": None, "stop": "END"})
+        assert (call.config.threshold, call.timeout, call.config.stop) == (0.9, None, ("END",))
+        assert call_settings(settings, {}).config == RSDConfig(threshold=0.3)
+        assert call.model == "scripted-target"
+        assert set(RSDConfig.model_fields) < set(PER_CALL)
+        with pytest.raises(ConfigError, match="trace_steps='all'"):
+            call_settings(settings, {"trace_steps": "all"})
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(ConfigError, match=r"unknown parameter 'zzz'\. Known are: threshold, stop"):
+        check_known(["zzz"], ["threshold", "stop"])
+
+
+def test_merging_turns() -> None:
+    turns = [
+        {"role": "user", "content": "a"},
+        {"role": "user", "content": ""},
+        {"role": "user", "content": "b"},
+        {"role": "tool", "content": "1"},
+        {"role": "tool", "content": "2"},
+        {"role": "assistant", "content": "", "tool_calls": []},
+        {"role": "assistant", "content": "c"},
+    ]
+    assert merge_turns(turns) == [{"role": "user", "content": "a\n\nb"}, *turns[3:]]
+    with pytest.raises(PromptError, match="the chat is empty"):
+        check_chat([{"role": "user", "content": " "}])
+    check_chat([{"role": "assistant", "content": "", "tool_calls": [{}]}])
+
+
+def test_steps_and_summaries_are_json() -> None:
+    with scripted_pipeline(["a\n\n", "b"], ["A\n\n", "B"], [0.9, 0.1]) as pipe:
+        generation = pipe.generate("hi", threshold=0.5)
+    assert json.loads(json.dumps(summarise(generation))) == summarise(generation)
+    names, data = zip(*(step_event(one, 0.5) for one in generation.steps), strict=True)
+    assert names == ("rsd_step_accepted", "rsd_step_rejected")
+    assert json.loads(json.dumps(data[1]))["rejected_text"] == "b"
+
+
+def test_a_listener_that_fails_spoils_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    seen: list[Step] = []
+
+    def broken(one: Step) -> None:
+        raise OSError("broken")
+
+    with caplog.at_level(logging.WARNING):
+        notify([broken, seen.append], step())
+    assert seen == [step()]
+    assert "failed on step 0" in caplog.text
+
+
+def test_no_framework_and_no_torch_is_loaded() -> None:
+    code = (
+        "import sys, rsd_integrations.adapters.calls, rsd_integrations.adapters.steps\n"
+        "print([n for n in ('torch', 'transformers', 'langchain_core', 'llama_index') if n in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,302 @@
+"""Fields, sharing, copies, and what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import gc
+import pickle
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import pytest
+from langchain_core.load import dumpd, load
+from langchain_core.runnables import ConfigurableField
+from pydantic import ValidationError
+
+from rsd_integrations import RSDConfig
+from rsd_integrations.adapters import sources
+from rsd_integrations.errors import ConfigError, EngineClosedError, ModelError
+from rsd_integrations.langchain import ChatRSD
+from tests.langchain.modes import ANSWER, QUESTION, counting_pipeline
+
+NAMED = {"draft": "d", "target": "t", "prm": "p"}
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Instead of weights, a scripted pipeline for each load; the specs that were loaded."""
+    seen: list[dict[str, Any]] = []
+    made: list[Any] = []
+
+    def fake(spec: dict[str, Any]) -> Any:
+        seen.append(spec)
+        made.append(counting_pipeline())
+        return made[-1]
+
+    monkeypatch.setattr(sources, "_load", fake)
+    yield seen
+    for pipe in made:
+        pipe.close()
+
+
+def test_no_models_named_tells_both_ways() -> None:
+    with pytest.raises(ValueError, match=r"no models are named.*draft=.*ChatRSD\.pocket\(\).*from_pipeline"):
+        ChatRSD()
+    with pytest.raises(ValueError, match="target and prm missing"):
+        ChatRSD(draft="d")
+
+
+def test_models_and_a_pipeline_are_too_much(pipe: Any) -> None:
+    with pytest.raises(ValueError, match="one or the other"):
+        ChatRSD.from_pipeline(pipe, draft="d")
+    with pytest.raises(ValueError, match="device"):
+        ChatRSD.from_pipeline(pipe, device="cpu")
+    with pytest.raises(ValueError, match="must be an RSDPipeline"):
+        ChatRSD(pipeline="pockets")
+
+
+def test_every_config_field_is_a_field() -> None:
+    assert set(RSDConfig.model_fields) <= set(ChatRSD.model_fields)
+    for name, field in RSDConfig.model_fields.items():
+        assert ChatRSD.model_fields[name].default == field.default
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"threshold": -1}, "greater than or equal to 0"),
+        ({"weighting": "steps"}, "unknown weighting 'steps'"),
+        ({"temperature": -0.1}, "greater than or equal to 0"),
+        ({"max_tokens": 0}, "greater than or equal to 1"),
+        ({"stop": [""]}, "must not be empty"),
+        ({"step_delimiter": []}, "at least one"),
+        ({"top_p": 2}, "less than or equal to 1"),
+    ],
+)
+def test_values_out_of_bounds_are_refused_everywhere(llm: Any, pipe: Any, wrong: Any, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        ChatRSD.from_pipeline(pipe, **wrong)
+    with pytest.raises(ValidationError, match=message):
+        llm.invoke(QUESTION, **wrong)
+    with pytest.raises(ValidationError, match=message):
+        llm.bind(**wrong).invoke(QUESTION)
+    with pytest.raises(ValidationError, match=message):
+        list(llm.stream(QUESTION, **wrong))
+    assert llm.invoke(QUESTION).content == ANSWER
+
+
+@pytest.mark.parametrize("how", ["constructor", "call", "bind", "stream"])
+def test_unknown_names_are_refused(llm: Any, pipe: Any, how: str) -> None:
+    ways: dict[str, Any] = {
+        "constructor": lambda: ChatRSD.from_pipeline(pipe, thresold=0.1),
+        "call": lambda: llm.invoke(QUESTION, thresold=0.1),
+        "bind": lambda: llm.bind(thresold=0.1).invoke(QUESTION),
+        "stream": lambda: list(llm.stream(QUESTION, thresold=0.1)),
+    }
+    with pytest.raises(ValueError, match=r"unknown parameter 'thresold'\. Did you mean 'threshold'"):
+        ways[how]()
+
+
+async def test_unknown_names_are_refused_async(llm: Any) -> None:
+    with pytest.raises(ConfigError, match="Did you mean 'threshold'"):
+        await llm.ainvoke(QUESTION, thresold=0.1)
+    with pytest.raises(ConfigError, match="Did you mean 'threshold'"):
+        async for _ in llm.astream(QUESTION, thresold=0.1):
+            pass
+    assert (await llm.ainvoke(QUESTION)).content == ANSWER
+
+
+def test_what_is_fixed_cannot_be_given_per_call(llm: Any) -> None:
+    with pytest.raises(ConfigError, match="'draft' is fixed for the object"):
+        llm.invoke(QUESTION, draft="other")
+
+
+def rewarded(message: Any) -> list[bool]:
+    return list(message.response_metadata["rsd"]["accepted"])
+
+
+def test_settings_per_object_call_bind_and_config(pipe: Any) -> None:
+    llm = ChatRSD.from_pipeline(pipe, threshold=0.7)
+    low = [True, True, True]
+    assert rewarded(llm.invoke(QUESTION)) == [True, False, True]
+    assert rewarded(llm.invoke(QUESTION, threshold=0.05)) == low
+    assert rewarded(llm.bind(threshold=0.05).invoke(QUESTION)) == low
+    open_llm = llm.configurable_fields(
+        threshold=ConfigurableField(id="threshold"), weighting=ConfigurableField(id="weighting")
+    )
+    assert rewarded(open_llm.with_config(configurable={"threshold": 0.05}).invoke(QUESTION)) == low
+    assert rewarded(open_llm.invoke(QUESTION)) == [True, False, True]
+    with pytest.raises(ValidationError):
+        open_llm.invoke(QUESTION, {"configurable": {"threshold": -1}})
+    assert rewarded(llm.model_copy(update={"threshold": 0.05}).invoke(QUESTION)) == low
+    with pytest.raises(ValidationError):
+        llm.model_copy(update={"threshold": -1}).invoke(QUESTION)
+
+
+def test_the_pipelines_own_threshold_is_the_default() -> None:
+    with counting_pipeline(threshold=0.05) as pipe:
+        message = ChatRSD.from_pipeline(pipe).invoke(QUESTION)
+    assert message.response_metadata["rsd"]["threshold"] == 0.05
+    assert rewarded(message) == [True, True, True]
+
+
+def test_loading_is_lazy_shared_and_once(loads: Any) -> None:
+    one, two = ChatRSD(**NAMED), ChatRSD(**NAMED, threshold=0.3)
+    other = ChatRSD(**NAMED, max_length=99)
+    assert loads == []
+    assert one.batch([QUESTION] * 4)[3].content == ANSWER
+    assert two.invoke(QUESTION).content == ANSWER
+    assert loads == [NAMED]
+    assert one.load() is two.load()
+    assert other.load() is not one.load()
+    assert loads == [NAMED, NAMED | {"max_length": 99}]
+
+
+def test_copies_share_the_pipeline(loads: Any) -> None:
+    llm = ChatRSD(**NAMED)
+    pipe = llm.load()
+    copies = [
+        llm.model_copy(),
+        llm.model_copy(deep=True),
+        copy.copy(llm),
+        copy.deepcopy(llm),
+        llm.bind(threshold=0.9).bound,
+        llm.with_config(tags=["x"]).bound,
+        llm.with_retry().bound,
+        llm.configurable_fields(threshold=ConfigurableField(id="t")).prepare({"configurable": {"t": 0.1}})[0],
+        pickle.loads(pickle.dumps(llm)),
+    ]
+    assert all(one.load() is pipe for one in copies)
+    assert len(loads) == 1
+    assert llm.model_copy(update={"draft": "another"}).load() is not pipe
+
+
+def test_copies_share_a_live_pipeline(pipe: Any, llm: Any) -> None:
+    for one in (copy.deepcopy(llm), llm.model_copy(deep=True), llm.configurable_fields().default):
+        assert one.load() is pipe
+        assert one.invoke(QUESTION).content == ANSWER
+
+
+def test_preload(loads: Any) -> None:
+    ChatRSD(**NAMED, preload=True)
+    assert loads == [NAMED]
+    gc.collect()
+    ChatRSD.pocket(preload=True, max_batch_size=2)
+    assert loads[1:] == [{"pipeline": "pocket", "max_batch_size": 2}]
+
+
+def test_a_closed_pipeline(loads: Any) -> None:
+    llm = ChatRSD(**NAMED)
+    llm.load().close()
+    with pytest.raises(EngineClosedError, match="was closed"):
+        llm.invoke(QUESTION)
+    assert ChatRSD(**NAMED).invoke(QUESTION).content == ANSWER
+
+
+async def test_a_closed_pipeline_async(pipe: Any, llm: Any) -> None:
+    pipe.close()
+    with pytest.raises(EngineClosedError, match="was closed"):
+        await llm.ainvoke(QUESTION)
+    with pytest.raises(EngineClosedError, match="was closed"):
+        async for _ in llm.astream(QUESTION):
+            pass
+
+
+def test_a_load_that_fails_is_tried_again(monkeypatch: pytest.MonkeyPatch, pipe: Any) -> None:
+    outcomes: list[Any] = [ModelError("there is no model in 'd'.", hint="Give a folder."), pipe]
+
+    def fake(spec: Any) -> Any:
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(sources, "_load", fake)
+    llm = ChatRSD(**NAMED)
+    with pytest.raises(ModelError, match="no model in 'd'"):
+        llm.invoke(QUESTION)
+    assert llm.invoke(QUESTION).content == ANSWER
+
+
+async def test_loading_does_not_block_the_loop(monkeypatch: pytest.MonkeyPatch, pipe: Any) -> None:
+    loading, others_run = threading.Event(), threading.Event()
+
+    def fake(spec: Any) -> Any:
+        loading.set()
+        assert others_run.wait(10)
+        return pipe
+
+    async def other() -> None:
+        while not loading.is_set():
+            await asyncio.sleep(0)
+        others_run.set()
+
+    monkeypatch.setattr(sources, "_load", fake)
+    message, _ = await asyncio.gather(ChatRSD(**NAMED).ainvoke(QUESTION), other())
+    assert message.content == ANSWER
+
+
+async def test_a_missing_folder_has_a_clear_error(tmp_path: Any) -> None:
+    llm = ChatRSD(draft=str(tmp_path / "nothing"), target=str(tmp_path), prm=str(tmp_path))
+    with pytest.raises(ModelError, match="nothing"):
+        llm.invoke(QUESTION)
+    with pytest.raises(ModelError, match="nothing"):
+        await llm.ainvoke(QUESTION)
+
+
+def test_pickling_a_live_pipeline_is_refused(llm: Any) -> None:
+    with pytest.raises(ConfigError, match="cannot be pickled"):
+        pickle.dumps(llm)
+
+
+@pytest.mark.filterwarnings("ignore::langchain_core._api.beta_decorator.LangChainBetaWarning")
+def test_dumpd_and_load(loads: Any) -> None:
+    llm = ChatRSD(**NAMED, threshold=0.3, stop=["END"], device="cpu", api_key="secret")
+    dumped = dumpd(llm)
+    assert "secret" not in str(dumped)
+    back = load(dumped, allowed_objects=[ChatRSD], valid_namespaces=["rsd_integrations"])
+    assert isinstance(back, ChatRSD)
+    assert (back.threshold, back.stop, back.device) == (0.3, ("END",), "cpu")
+    assert back.load() is llm.load()
+
+
+def test_secrets_and_pipelines_stay_out_of_the_repr(pipe: Any) -> None:
+    text = repr(ChatRSD.from_pipeline(pipe, api_key="secret"))
+    assert "secret" not in text
+    assert "RSDPipeline" not in text
+
+
+def test_on_step_must_be_a_plain_function(pipe: Any, llm: Any) -> None:
+    async def coroutine(step: Any) -> None:
+        pass
+
+    for wrong in (coroutine, 3):
+        with pytest.raises(ValueError, match=r"plain function|callable"):
+            ChatRSD.from_pipeline(pipe, on_step=wrong)
+        with pytest.raises(ValueError, match="plain function"):
+            llm.invoke(QUESTION, on_step=wrong)
+
+
+def test_tools_and_schemas_are_refused_in_words(llm: Any) -> None:
+    for call in (
+        lambda: llm.bind_tools([]),
+        lambda: llm.with_structured_output({"title": "x"}),
+        lambda: llm.invoke(QUESTION, tools=[{"type": "function"}]),
+        lambda: llm.invoke(QUESTION, response_format={"type": "json_object"}),
+    ):
+        with pytest.raises(ConfigError, match="does not take"):
+            call()
+
+
+def test_importing_it_loads_neither_torch_nor_langgraph() -> None:
+    code = (
+        "import sys, rsd_integrations.langchain as m; m.ChatRSD.pocket()\n"
+        "print([n for n in ('torch', 'transformers', 'langgraph', 'llama_index') if n in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.stdout.strip() == "[]", done.stderr

@@ -1,0 +1,237 @@
+"""One engine under all calls: full batches, cancelling, timeouts, failures that stay alone."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from langchain_core.callbacks import BaseCallbackHandler
+
+from rsd_integrations.errors import BackendError, TimedOutError
+from rsd_integrations.langchain import ChatRSD
+from rsd_integrations.pipeline import RSDPipeline
+from rsd_integrations.protocols import Backend, WriterSession
+from rsd_integrations.testing import ScriptedScorer, ScriptedWriter, scripted_pipeline
+from tests.langchain.modes import ANSWER, MODES, QUESTION, AsyncRecorder, counting_pipeline
+
+PATIENCE = 30.0
+
+
+class Gated(ScriptedWriter):
+    """Its first round waits until the gate is opened, so that a test knows who is there by then."""
+
+    def __init__(self, script: Any, **options: Any) -> None:
+        super().__init__(script, **options)
+        self.entered = threading.Event()
+        self.gate = threading.Event()
+
+    def advance(self, sessions: Sequence[WriterSession]) -> Any:
+        self.entered.set()
+        assert self.gate.wait(PATIENCE)
+        return super().advance(sessions)
+
+
+def gated(slots: int = 16) -> tuple[RSDPipeline, Gated]:
+    writer = Gated(["one\n\n", "two"])
+    return RSDPipeline(Backend(writer, ScriptedWriter([]), ScriptedScorer([1.0]), slots)), writer
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.001)
+
+
+def open_when(pipe: RSDPipeline, writer: Gated, waiting: int) -> threading.Thread:
+    """Open the gate once so many requests are there."""
+    engine = pipe._engine
+
+    def watch() -> None:
+        assert writer.entered.wait(PATIENCE)
+        wait_for(lambda: len(engine._live) + len(engine._queued) + engine._inbox.qsize() >= waiting)
+        writer.gate.set()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("how", ["batch", "batch_as_completed", "chain", "abatch", "agenerate", "objects"])
+def test_sixteen_calls_are_one_engine_batch(how: str) -> None:
+    pipe, writer = gated()
+    llm: Any = ChatRSD.from_pipeline(pipe)
+    inputs: list[Any] = [f"question {n}" for n in range(16)]
+    watcher = open_when(pipe, writer, 16)
+
+    async def objects() -> list[Any]:
+        models = [ChatRSD.from_pipeline(pipe, temperature=n / 10) for n in range(16)]
+        return await asyncio.gather(*(m.ainvoke(text) for m, text in zip(models, inputs, strict=True)))
+
+    async def generated() -> list[Any]:
+        return list(
+            (await llm.agenerate([llm._convert_input(text).to_messages() for text in inputs])).generations
+        )
+
+    async def abatch() -> list[Any]:
+        return list(await llm.abatch(inputs))
+
+    ways: dict[str, Callable[[], list[Any]]] = {
+        "batch": lambda: llm.batch(inputs),
+        "batch_as_completed": lambda: list(llm.batch_as_completed(inputs)),
+        "chain": lambda: (llm | (lambda message: message.text)).batch(inputs),
+        "abatch": lambda: asyncio.run(abatch()),
+        "agenerate": lambda: asyncio.run(generated()),
+        "objects": lambda: asyncio.run(objects()),
+    }
+    with pipe:
+        answers = ways[how]()
+    watcher.join()
+    assert len(answers) == 16
+    # All sixteen were there after the first round, and none left before the last.
+    assert writer.batches[1:] == [16] * (len(writer.batches) - 2) + writer.batches[-1:]
+    assert max(writer.batches) == 16
+
+
+def test_max_concurrency_is_respected() -> None:
+    pipe, writer = gated()
+    watcher = open_when(pipe, writer, 3)
+    with pipe:
+        ChatRSD.from_pipeline(pipe).batch(["x"] * 9, {"max_concurrency": 3})
+    watcher.join()
+    assert max(writer.batches) == 3
+
+
+def endless(prompt: Any, index: int, text: str) -> str:
+    return "again\n\n"
+
+
+def idle(pipe: RSDPipeline) -> bool:
+    backend: Any = pipe.backend
+    return not any(model.open_sessions for model in (backend.draft, backend.target, backend.prm))
+
+
+async def test_cancelling_stops_the_engine_within_a_round() -> None:
+    writer = Gated(endless)
+    with RSDPipeline(Backend(writer, ScriptedWriter([]), ScriptedScorer([1.0]), 4)) as pipe:
+        llm = ChatRSD.from_pipeline(pipe)
+        for call in (llm.ainvoke(QUESTION), collect(llm)):
+            writer.gate.clear()
+            writer.entered.clear()
+            task = asyncio.create_task(call)
+            await asyncio.to_thread(writer.entered.wait, PATIENCE)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            rounds = len(writer.batches)
+            writer.gate.set()
+            await asyncio.to_thread(wait_for, lambda: idle(pipe))
+            assert len(writer.batches) <= rounds + 1
+
+
+async def collect(llm: Any) -> str:
+    return "".join([chunk.content async for chunk in llm.astream(QUESTION)])
+
+
+async def test_leaving_a_stream_frees_the_engine() -> None:
+    # So slow that it would not end by itself.
+    with scripted_pipeline(endless, delay=0.005) as pipe:
+        llm = ChatRSD.from_pipeline(pipe, max_steps=10**6)
+        stream = llm.stream(QUESTION)
+        assert next(stream).content == "again\n\n"
+        stream.close()
+        wait_for(lambda: idle(pipe))
+        async for _ in llm.astream(QUESTION):
+            break
+        await asyncio.to_thread(wait_for, lambda: idle(pipe))
+        async for event in llm.astream_events(QUESTION, version="v2"):
+            if event["event"] == "on_chat_model_stream":
+                break
+        await asyncio.to_thread(wait_for, lambda: idle(pipe))
+
+
+async def test_async_calls_start_no_threads(llm: Any) -> None:
+    await llm.ainvoke(QUESTION)
+    before = set(threading.enumerate())
+    handler = AsyncRecorder()
+    await asyncio.gather(*(llm.ainvoke(QUESTION, {"callbacks": [handler]}) for _ in range(8)))
+    async for _ in llm.astream(QUESTION, {"callbacks": [handler]}):
+        pass
+    assert set(threading.enumerate()) <= before
+    assert len(handler.custom) == 27
+
+
+async def test_a_timeout_raises() -> None:
+    with scripted_pipeline(endless, delay=0.001) as pipe:
+        llm = ChatRSD.from_pipeline(pipe, timeout=0.05, max_steps=10**6)
+        with pytest.raises(TimedOutError, match="no whole answer within timeout="):
+            llm.invoke(QUESTION)
+        with pytest.raises(TimeoutError):
+            await llm.ainvoke(QUESTION)
+        with pytest.raises(TimeoutError):
+            list(llm.stream(QUESTION))
+        with pytest.raises(TimeoutError):
+            await collect(llm)
+        assert llm.invoke(QUESTION, timeout=None, max_steps=1).content == "again\n\n"
+        wait_for(lambda: idle(pipe))
+
+
+@pytest.mark.parametrize("wrong", [0, -1.0])
+def test_a_timeout_that_is_no_time(llm: Any, pipe: Any, wrong: float) -> None:
+    with pytest.raises(ValueError, match="timeout"):
+        ChatRSD.from_pipeline(pipe, timeout=wrong)
+    with pytest.raises(ValueError, match="timeout"):
+        llm.invoke(QUESTION, timeout=wrong)
+
+
+async def test_a_failure_stays_alone() -> None:
+    def script(prompt: Any, index: int, text: str) -> Any:
+        if "bad" in str(prompt) and index == 1:
+            return BackendError("it broke.")
+        return "fine\n\n" if index < 2 else None
+
+    with scripted_pipeline(script) as pipe:
+        llm = ChatRSD.from_pipeline(pipe)
+        inputs = ["good", "bad", "good"]
+        for results in (
+            llm.batch(inputs, return_exceptions=True),
+            await llm.abatch(inputs, return_exceptions=True),
+        ):
+            contents = [getattr(result, "content", type(result)) for result in results]
+            assert contents == ["fine\n\nfine\n\n", BackendError, "fine\n\nfine\n\n"]
+        wait_for(lambda: idle(pipe))
+
+
+def test_many_threads_and_settings_at_once() -> None:
+    """Each gets its own answer, whoever runs beside it."""
+    with counting_pipeline(max_batch_size=5) as pipe:
+        llm = ChatRSD.from_pipeline(pipe)
+        thresholds = [0.7, 0.05, 2.0, 0.0] * 12
+        configs: Any = [{"configurable": {"threshold": threshold}} for threshold in thresholds]
+        from langchain_core.runnables import ConfigurableField
+
+        open_llm = llm.configurable_fields(threshold=ConfigurableField(id="threshold"))
+        answers = [message.content for message in open_llm.batch([QUESTION] * 48, configs)]
+    plain = "one\n\ntwo\n\nthree"
+    assert answers == [ANSWER, plain, "ONE\n\nTWO\n\nTHREE", plain] * 12
+
+
+@pytest.mark.parametrize("mode", ["invoke", "stream", "ainvoke", "astream"])
+def test_an_error_that_somebody_keeps_does_not_keep_the_engine_busy(mode: str) -> None:
+    class Strict(BaseCallbackHandler):
+        raise_error = True
+
+        def on_custom_event(self, *args: Any, **kwargs: Any) -> None:
+            raise OSError("stop here")
+
+    # So slow that it would not end by itself.
+    with scripted_pipeline(endless, delay=0.005) as pipe:
+        llm = ChatRSD.from_pipeline(pipe, max_steps=10**6)
+        with pytest.raises(OSError, match="stop here") as kept:
+            MODES[mode](llm, [Strict()])
+        wait_for(lambda: idle(pipe))
+        assert kept.value.__traceback__ is not None

@@ -1,0 +1,176 @@
+"""Which chat the models see."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from langchain_core.messages import (
+    AIMessage,
+    ChatMessage,
+    FunctionMessage,
+    HumanMessage,
+    RemoveMessage,
+    SystemMessage,
+    ToolMessage,
+)
+
+from rsd_integrations.errors import PromptError
+from rsd_integrations.langchain import ChatRSD
+from rsd_integrations.langchain.messages import to_chat
+from rsd_integrations.testing import scripted_pipeline
+from tests.langchain.modes import MODES, QUESTION
+
+CALL = {"name": "add", "args": {"a": 1, "b": [2]}, "id": "call-1", "type": "tool_call"}
+
+
+@pytest.mark.parametrize(
+    ("messages", "chat"),
+    [
+        ([HumanMessage("hi")], [{"role": "user", "content": "hi"}]),
+        (
+            [SystemMessage("be brief"), HumanMessage("hi"), AIMessage("hello"), HumanMessage("bye")],
+            [
+                {"role": "system", "content": "be brief"},
+                {"role": "user", "content": "hi"},
+                {"role": "assistant", "content": "hello"},
+                {"role": "user", "content": "bye"},
+            ],
+        ),
+        (
+            [SystemMessage("a"), SystemMessage("b"), HumanMessage("c"), HumanMessage("d"), AIMessage("e")],
+            [
+                {"role": "system", "content": "a\n\nb"},
+                {"role": "user", "content": "c\n\nd"},
+                {"role": "assistant", "content": "e"},
+            ],
+        ),
+        (
+            [HumanMessage("c", name="Ann"), HumanMessage("d", name="Bob"), HumanMessage("e", name="Bob")],
+            [
+                {"role": "user", "content": "c", "name": "Ann"},
+                {"role": "user", "content": "d\n\ne", "name": "Bob"},
+            ],
+        ),
+        (
+            [HumanMessage(["a", {"type": "text", "text": "b"}, "c"])],
+            [{"role": "user", "content": "abc"}],
+        ),
+        (
+            [ChatMessage("x", role="human"), ChatMessage("y", role="critic"), FunctionMessage("z", name="f")],
+            [
+                {"role": "user", "content": "x"},
+                {"role": "critic", "content": "y"},
+                {"role": "tool", "content": "z", "name": "f"},
+            ],
+        ),
+        (
+            [
+                HumanMessage("1+2?"),
+                AIMessage("", tool_calls=[CALL]),
+                ToolMessage("3", tool_call_id="call-1", name="add"),
+                ToolMessage([{"type": "text", "text": "4"}], tool_call_id="call-2", status="error"),
+            ],
+            [
+                {"role": "user", "content": "1+2?"},
+                {
+                    "role": "assistant",
+                    "content": "",
+                    "tool_calls": [
+                        {
+                            "type": "function",
+                            "id": "call-1",
+                            "function": {"name": "add", "arguments": {"a": 1, "b": [2]}},
+                        }
+                    ],
+                },
+                {"role": "tool", "content": "3", "tool_call_id": "call-1", "name": "add"},
+                {"role": "tool", "content": "4", "tool_call_id": "call-2"},
+            ],
+        ),
+        (
+            [
+                AIMessage(
+                    [
+                        {"type": "tool_use", "id": "1", "name": "f", "input": {}},
+                        {"type": "text", "text": "ok"},
+                    ],
+                    additional_kwargs={"reasoning_content": "hm"},
+                )
+            ],
+            [{"role": "assistant", "content": "ok", "reasoning_content": "hm"}],
+        ),
+        (
+            [AIMessage([{"type": "reasoning", "reasoning": "hm"}, {"type": "text", "text": "ok"}])],
+            [{"role": "assistant", "content": "ok", "reasoning_content": "hm"}],
+        ),
+    ],
+)
+def test_rendering(messages: Any, chat: Any) -> None:
+    assert to_chat(messages) == chat
+
+
+@pytest.mark.parametrize("kind", ["image_url", "image", "audio", "file", "video", "input_audio"])
+async def test_media_are_refused_by_name(llm: Any, kind: str) -> None:
+    message = HumanMessage(
+        [{"type": "text", "text": "what?"}, {"type": kind, kind: {"url": "https://x.test"}}]
+    )
+    with pytest.raises(PromptError, match=f"'{kind}', which is not text"):
+        llm.invoke([message])
+    with pytest.raises(PromptError, match=f"'{kind}', which is not text"):
+        await llm.ainvoke([message])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ([], "list of messages is empty"),
+        ("", "the chat is empty"),
+        ([HumanMessage("  ")], "the chat is empty"),
+        ([RemoveMessage(id="1")], "RemoveMessage has no place"),
+    ],
+)
+async def test_bad_prompts(llm: Any, wrong: Any, message: str) -> None:
+    with pytest.raises(PromptError, match=message):
+        llm.invoke(wrong)
+    with pytest.raises(PromptError, match=message):
+        list(llm.stream(wrong))
+    with pytest.raises(PromptError, match=message):
+        await llm.ainvoke(wrong)
+    with pytest.raises(PromptError, match=message):
+        async for _ in llm.astream(wrong):
+            pass
+    assert llm.invoke("ok").content
+
+
+@pytest.mark.parametrize("wrong", [3, None, {"text": "hi"}, [object()]])
+def test_inputs_of_a_wrong_type(llm: Any, wrong: Any) -> None:
+    with pytest.raises((ValueError, NotImplementedError)):
+        llm.invoke(wrong)
+
+
+async def test_a_prompt_too_long_fails_alone() -> None:
+    with scripted_pipeline(["fine"], window=50) as pipe:
+        llm = ChatRSD.from_pipeline(pipe)
+        results = await llm.abatch(["short", "x" * 60, "short"], return_exceptions=True)
+        assert [getattr(result, "content", type(result)) for result in results] == [
+            "fine",
+            PromptError,
+            "fine",
+        ]
+        with pytest.raises(PromptError, match="do not fit the window"):
+            llm.invoke("x" * 60)
+
+
+@pytest.mark.filterwarnings("ignore::langchain_core._api.beta_decorator.LangChainBetaWarning")
+@pytest.mark.parametrize("mode", MODES)
+def test_the_prompt_is_not_echoed(mode: str) -> None:
+    seen: list[Any] = []
+
+    def script(prompt: Any, index: int, text: str) -> str | None:
+        seen.append(prompt)
+        return None if index else "answer"
+
+    with scripted_pipeline(script) as pipe:
+        assert MODES[mode](ChatRSD.from_pipeline(pipe), []) == "answer"
+    assert seen[0][-1] == {"role": "user", "content": QUESTION}
