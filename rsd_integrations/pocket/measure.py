@@ -101,8 +101,8 @@ def sweep(bench: Bench, split: str, count: int, report: Report) -> dict[str, Any
         row = rsd_row(bench, solve_rsd(bench, problems, threshold), alone["target"], threshold)
         rows.append(row)
         report(
-            f"{split} threshold {threshold}: accuracy {row['accuracy']['all']:.3f}  accepted {row['accepted']:.3f}  "
-            f"paper {row['paper_share']:.3f}  total {row['total_share']:.3f}"
+            f"{split} threshold {threshold}: accuracy {row['accuracy']['all']:.3f}  "
+            f"accepted {row['accepted']:.3f}  paper {row['paper_share']:.3f}  total {row['total_share']:.3f}"
         )
     accuracies = {name: accuracy(runs) for name, runs in alone.items()}
     report(f"{split}: " + "  ".join(f"{name} {row['all']:.3f}" for name, row in accuracies.items()))

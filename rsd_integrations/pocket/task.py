@@ -1,4 +1,4 @@
-"""The pocket task: short stories about one amount, exactly checkable step by step.
+r"""The pocket task: short stories about one amount, exactly checkable step by step.
 
 A story gives a first amount and three to eight events; every solution step
 restates one event and does its sum, and the last step boxes the answer::
@@ -7,7 +7,7 @@ restates one event and does its sum, and the last step boxes the answer::
 
     She buys 9 more: 12 + 9 = 21.
 
-    The answer is \\boxed{21}.
+    The answer is \boxed{21}.
 
 Pure Python: nothing here imports torch, transformers or anything else heavy.
 """

@@ -79,7 +79,7 @@ def test_an_early_answer_is_wrong() -> None:
 
 
 @pytest.mark.parametrize(
-    "text, answer", [("\\boxed{ 12 }", 12), ("\\boxed{1} \\boxed{2}", 2), ("twelve", None)]
+    ("text", "answer"), [("\\boxed{ 12 }", 12), ("\\boxed{1} \\boxed{2}", 2), ("twelve", None)]
 )
 def test_answers_are_read_from_the_last_box(text: str, answer: int | None) -> None:
     assert extract_answer(text) == answer
