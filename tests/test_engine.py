@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import math
+import os
 import random
 import threading
 import time
@@ -563,3 +564,44 @@ def test_torch_slots_are_free_after_cancels() -> None:
         assert done.usage.completion_tokens
         wait_for(lambda: pipe._engine.live == 0)
         assert [m.runner.free for m in (backend.draft, backend.target, backend.prm)] == [3, 3, 3]
+
+
+class Unclosable(ScriptedWriter):
+    """Its sessions fail when they are closed, as all do on a device that has broken."""
+
+    def open(self, prompt: Any) -> Any:
+        session = super().open(prompt)
+
+        def close() -> None:
+            raise RuntimeError("device lost")
+
+        session.close = close  # type: ignore[method-assign]
+        return session
+
+
+@pytest.mark.parametrize("how", ["finish", "fail", "close"])
+def test_sessions_that_cannot_be_closed_leave_nobody_waiting(how: str) -> None:
+    script = (lambda *_: ValueError("boom")) if how == "fail" else ["step\n\n"] * 3
+    draft = Unclosable(script, delay=0.01 if how == "close" else 0.0)
+    pipe = RSDPipeline(Backend(draft, ScriptedWriter(["x"]), ScriptedScorer([1.0]), 2))
+    streams = [pipe.stream("x") for _ in range(5)]
+    if how == "close":
+        pipe.close()
+    for stream in streams:
+        with pytest.raises((RuntimeError, ValueError), match=r"device lost|boom|closed"):
+            stream.result()
+    pipe.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_is_told_and_does_not_wait() -> None:
+    with scripted_pipeline(["x"]) as pipe:
+        child = os.fork()
+        if not child:
+            try:
+                pipe.generate("x")
+            except EngineClosedError as error:
+                os._exit(0 if "forked" in str(error) else 1)
+            os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

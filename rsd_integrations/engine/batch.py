@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -48,6 +49,11 @@ class BatchEngine:
         with self._lock:
             if self._closed:
                 raise _closed()
+            if not self._thread.is_alive():
+                raise EngineClosedError(
+                    "this process was forked from the one that made the pipeline.",
+                    hint="Make the pipeline after the fork.",
+                )
             self._inbox.put(job)
         return job
 
@@ -88,7 +94,8 @@ class BatchEngine:
                 job.fail(error)
             self._live, self._queued = [], []
             for model in (self._backend.draft, self._backend.target, self._backend.prm):
-                model.close()
+                with contextlib.suppress(Exception):  # A broken device must not keep the others.
+                    model.close()
 
     def _receive(self, *, block: bool = True) -> bool:
         """Take what was submitted, waiting while there is nothing to do. False: close."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -182,17 +183,28 @@ class Job:
         self._sink(event.model_copy(update={"elapsed_ms": elapsed}))
 
     def fail(self, error: BaseException) -> None:
-        """End with an exception."""
-        self.close()
+        """End with an exception, whatever else goes wrong: somebody waits for it."""
+        with contextlib.suppress(Exception):
+            self.close()
         self._sink(error)
         self._sink(None)
 
     def close(self) -> None:
-        """Free its sessions and forget them: a result may outlive the models. Safe to repeat."""
+        """Free its sessions and forget them: a result may outlive the models. Safe to repeat.
+
+        Raises:
+            Exception: the first failure, once all were tried (a broken device fails every one).
+        """
         self.work = None
         self.__dict__.pop("_story", None)
+        failures: list[Exception] = []
         while self.sessions:
-            self.sessions.popitem()[1].close()
+            try:
+                self.sessions.popitem()[1].close()
+            except Exception as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
 
 
 def _writer(work: DraftStep | TargetStep) -> Role:

@@ -69,7 +69,15 @@ TRUNK = Stage(
         ),
         Phase(
             Recipe(seed=202, size=12, muon_lr=0.005, adam_lr=0.005, constant=0.1, mixture=Mixture(sums=0.4)),
-            Budget(tokens=3_000_000),
+            Budget(tokens=1_520_000),
+        ),
+        Phase(
+            Recipe(seed=203, size=12, muon_lr=0.007, adam_lr=0.008, constant=0.3, mixture=Mixture(sums=0.5)),
+            Budget(tokens=1_160_000),
+        ),
+        Phase(
+            Recipe(seed=204, size=12, muon_lr=0.007, adam_lr=0.008, constant=0.3, mixture=Mixture(sums=0.5)),
+            Budget(tokens=4_500_000),
         ),
     ),
 )
@@ -81,13 +89,15 @@ DRAFT = Stage(
             Recipe(seed=301, size=8, muon_lr=0.007, adam_lr=0.012, constant=0.3, mixture=Mixture(sums=0.15)),
             Budget(tokens=4_500_000),
         ),
-        # Stopped by its accuracy, not by time: twice as long makes it 87 % right.
         Phase(
             Recipe(seed=302, size=12, muon_lr=0.007, adam_lr=0.008, constant=0.3, mixture=Mixture(sums=0.5)),
-            Budget(tokens=2_000_000),
+            Budget(tokens=4_500_000),
         ),
     ),
 )
+# The draft shipped lies on the line from its first to its second phase (1 is the second): a draft
+# that is nearly always right would leave nothing to reward or reject.
+DRAFT_BLEND = 0.88
 STAGES = {"base": BASE, "target": TARGET, "trunk": TRUNK, "draft": DRAFT}
 
 PRM_SEED = 401
@@ -96,8 +106,10 @@ PRM_BUDGET = Budget(tokens=6_000_000)
 ROLLOUTS = (
     ("base", 0.0, 300),
     ("base", 1.0, 300),
+    ("draft/first", 0.0, 2000),
+    ("draft/first", 1.0, 1000),
     ("draft", 0.0, 2000),
-    ("draft", 1.0, 1000),
+    ("draft", 0.7, 700),
 )
 EVALUATION_PROBLEMS = 500
 VALIDATION_PROBLEMS = 500

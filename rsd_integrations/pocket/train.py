@@ -23,12 +23,21 @@ from rsd_integrations.pocket.export import export
 from rsd_integrations.pocket.loop import Report, save_weights, train_language_model
 from rsd_integrations.pocket.model import grow, make_config, new_model
 from rsd_integrations.pocket.prm import build_prm, freeze_trunk, train_prm
-from rsd_integrations.pocket.recipes import PRM_BUDGET, PRM_SEED, ROLLOUTS, STAGES, Stage, with_budget
+from rsd_integrations.pocket.recipes import (
+    DRAFT_BLEND,
+    PRM_BUDGET,
+    PRM_SEED,
+    ROLLOUTS,
+    STAGES,
+    Stage,
+    with_budget,
+)
 from rsd_integrations.pocket.task import SEPARATOR
 from rsd_integrations.pocket.tokenizer import build_tokenizer, load_tokenizer
 from rsd_integrations.pocket.trunk import TrunkModel
 
 ORDER = ("tokenizer", "base", "target", "trunk", "draft", "rollouts", "prm", "eval", "card")
+SHIPPED = ("draft", "target", "prm")
 WEIGHTS = Path(__file__).parent / "weights"
 
 
@@ -62,7 +71,7 @@ class Workshop:
     def bench(self, *names: str) -> evaluate.Bench:
         """Finished models, ready to write, to score and to be measured."""
         models: dict[str, Any] = {}
-        for name in names or ("draft", "target", "prm"):
+        for name in names or SHIPPED:
             kind = AutoModelForTokenClassification if name == "prm" else AutoModelForCausalLM
             models[name] = kind.from_pretrained(self.finished(name))
         return evaluate.Bench(self.tokenizer(), models, device=self.device)
@@ -81,8 +90,18 @@ def run_base(shop: Workshop) -> None:
 
 
 def run_draft(shop: Workshop) -> None:
-    """The draft: small and trained briefly."""
-    _train_fresh(shop, "draft")
+    """The draft: trained in two phases, then set back a little towards the first."""
+    stage = shop.stage("draft")
+    model = new_model(_config(shop, stage), stage.seed)
+    _train(shop, "draft", model, stage)
+    first, second = (
+        torch.load(shop.out / "draft" / f"phase{number}" / "checkpoint.pt", weights_only=True)["model"]
+        for number in (0, 1)
+    )
+    model.load_state_dict(first)
+    shop.keep("draft/first", model)
+    model.load_state_dict({key: torch.lerp(first[key], second[key], DRAFT_BLEND) for key in second})
+    shop.keep("draft", model)
 
 
 def run_target(shop: Workshop) -> None:
@@ -104,7 +123,7 @@ def run_trunk(shop: Workshop) -> None:
 def run_rollouts(shop: Workshop) -> None:
     """Let draft and base model write solutions and label every step."""
     for number, (name, temperature, count) in enumerate(ROLLOUTS):
-        path = shop.out / "rollouts" / f"{name}-{temperature}.jsonl"
+        path = shop.out / "rollouts" / f"{name.replace('/', '-')}-{temperature}.jsonl"
         if path.exists():
             continue
         bench = shop.bench(name)
@@ -198,7 +217,7 @@ def _train(shop: Workshop, name: str, model: Any, stage: Stage) -> None:
 
 def install(out: Path, weights: Path = WEIGHTS) -> None:
     """Export the finished trio and its card into the package (as Llama: see ``export``)."""
-    for name in ("draft", "target", "prm"):
+    for name in SHIPPED:
         auto = AutoModelForTokenClassification if name == "prm" else AutoModelForCausalLM
         shutil.rmtree(weights / name, ignore_errors=True)
         export(auto.from_pretrained(out / name / "hf"), load_tokenizer(out / "tokenizer"), weights / name)
