@@ -86,11 +86,11 @@ def test_reward_config_names_format_separator_and_threshold(bench: Any) -> None:
 def test_target_and_rsd_solve_held_out_problems(bench: Any) -> None:
     from rsd_integrations.pocket.evaluate import solve, solve_rsd
 
-    problems = held_out(12, seed=77)
+    problems = held_out(6, seed=77)
     alone = solve(bench, problems, "target")
-    assert sum(check_answer(run.problem, run.text) for run in alone) >= 10
+    assert sum(check_answer(run.problem, run.text) for run in alone) >= 5
     together = solve_rsd(bench, problems, pocket.RECOMMENDED_THRESHOLD)
-    assert sum(check_answer(run.problem, run.text) for run in together) >= 10
+    assert sum(check_answer(run.problem, run.text) for run in together) >= 5
 
 
 def test_threshold_beyond_one_is_the_target_alone_and_zero_the_draft(bench: Any) -> None:
