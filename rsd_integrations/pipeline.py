@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 import weakref
@@ -62,8 +63,8 @@ class RSDPipeline:
             target: likewise.
             prm: likewise.
             prm_format: "auto", the name of a registered format, or a ``PRMFormat``.
-            device: for all three; None takes the GPU if there is one.
-            dtype: for all three; "auto" takes the checkpoints'.
+            device: for all that are loaded here; None takes the GPU if there is one.
+            dtype: for all that are loaded here; "auto" takes the checkpoints'.
             max_batch_size: most requests at work at once; the others queue.
             max_length: most tokens of prompt and answer; a smaller window of a model counts.
             draft_kwargs: options of this model alone: device, dtype, device_map, quantization_config,
@@ -199,7 +200,12 @@ class RSDPipeline:
         return lambda sink: self._engine.submit(request, sink)
 
     def token_ids(self, text: str) -> list[int]:
-        """A text in the target's tokens, special ones never among them."""
+        """A text in the target's tokens, special ones never among them.
+
+        Raises:
+            EngineClosedError: the pipeline was closed.
+        """
+        self._engine.check_open()
         return list(self._backend.target.encode(text))
 
     def count_tokens(self, prompt: str | list[Message]) -> int:
@@ -207,7 +213,9 @@ class RSDPipeline:
 
         Raises:
             PromptError: the prompt is empty or malformed.
+            EngineClosedError: the pipeline was closed.
         """
+        self._engine.check_open()
         return self._backend.target.count(check_prompt(prompt))
 
     @property
@@ -229,4 +237,4 @@ class RSDPipeline:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        self.close()
+        await asyncio.to_thread(self.close)  # It waits for the round in progress.

@@ -156,7 +156,8 @@ class ModelInfo:
     """What accounting and messages need to know of a model.
 
     ``pair_flops``: 4 x layers x heads x head size, the attention cost of one (token, attended
-    token) pair. ``window``: most tokens a session can hold. ``sliding_window``: of the attention.
+    token) pair. ``window``: most tokens a session can hold. ``sliding_window``: of the attention, where
+    all layers have one (with some full layers all are counted as full).
     """
 
     name: str
@@ -257,8 +258,12 @@ class Scorer(Protocol):
 
     def score(
         self, sessions: Sequence[ScorerSession], work: Sequence[ScoreStep]
-    ) -> Sequence[Scored | Exception]:
-        """Score one step for each session, as one batch."""
+    ) -> Sequence[Scored | Exception | None]:
+        """One round of scoring a step for each session, as one batch.
+
+        Returns:
+            For each session the score, None while it goes on, or what failed.
+        """
         ...
 
     def close(self) -> None:

@@ -97,7 +97,7 @@ class RoleUsage(_Frozen):
     generated: int = 0
     """Tokens written (draft, target) or step tokens scored (PRM), discarded ones included."""
     discarded: int = 0
-    """Those of them that a rejection, a stop or a cancel threw away."""
+    """Those of them that a rejection or a cancel threw away."""
     forwarded: int = 0
     """Tokens that went through the model: prompt, catch-up and generated."""
     flops: FLOPs = FLOPs()
@@ -152,7 +152,8 @@ class StepEvent(_Frozen):
     """Something that happened to a step. ``generate`` is a fold over these."""
 
     type: Literal["proposed", "scored", "accepted", "rejected", "committed", "finished"]
-    """In this order for each step; "accepted" or "rejected"; "finished" once, at the end."""
+    """In this order for each step; "accepted" or "rejected"; "finished" once, at the end. What did not
+    happen is left out: no PRM, no "scored"; no draft, no "proposed"."""
     index: int
     """The step's position; for "finished" the number of steps."""
     source: Source | None = None

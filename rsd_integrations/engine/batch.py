@@ -10,7 +10,7 @@ from typing import Any
 
 from rsd_integrations.algorithm import Cancelled
 from rsd_integrations.engine.job import Job, Request, Sink
-from rsd_integrations.errors import EngineClosedError
+from rsd_integrations.errors import BackendError, EngineClosedError
 from rsd_integrations.protocols import Backend, DraftStep, ScoreStep, TargetStep
 from rsd_integrations.types import Role
 
@@ -47,8 +47,7 @@ class BatchEngine:
         """
         job = Job(request, sink)
         with self._lock:
-            if self._closed:
-                raise _closed()
+            self.check_open()
             if not self._thread.is_alive():
                 raise EngineClosedError(
                     "this process was forked from the one that made the pipeline.",
@@ -56,6 +55,15 @@ class BatchEngine:
                 )
             self._inbox.put(job)
         return job
+
+    def check_open(self) -> None:
+        """Raise if it was closed.
+
+        Raises:
+            EngineClosedError: it was.
+        """
+        if self._closed:
+            raise _closed()
 
     @property
     def live(self) -> int:
@@ -70,10 +78,9 @@ class BatchEngine:
     def close(self) -> None:
         """Fail what is queued or running, end the thread, give the models' memory back."""
         with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            self._inbox.put(None)
+            if not self._closed:
+                self._closed = True
+                self._inbox.put(None)
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
@@ -153,6 +160,8 @@ class BatchEngine:
         """Run one batch and hand each job its result; None means it is not done yet."""
         try:
             results = run()
+            if len(results) != len(jobs):
+                raise BackendError(f"a backend gave {len(results)} results for {len(jobs)} requests.")
         except Exception as error:  # A backend should fail row by row; one that does not fails them all.
             results = [error] * len(jobs)
         for job, result in zip(jobs, results, strict=True):

@@ -11,7 +11,14 @@ import pytest
 import torch
 
 from rsd_integrations import RSDPipeline
-from rsd_integrations.errors import BackendError, ConfigError, DeviceMemoryError, ModelError
+from rsd_integrations.backends.torch.runner import PREFILL_CHUNK
+from rsd_integrations.errors import (
+    BackendError,
+    ConfigError,
+    DeviceMemoryError,
+    EngineClosedError,
+    ModelError,
+)
 from rsd_integrations.types import Prompt
 from tests.tiny_models import causal, token_classifier, tokenizer
 
@@ -181,3 +188,86 @@ def test_a_dropped_pipeline_closes_but_a_held_stream_keeps_it_open() -> None:
     del pipe
     gc.collect()
     assert cache() is None
+
+
+def test_options_that_only_loading_can_honour_are_refused_for_loaded_models() -> None:
+    with pytest.raises(ConfigError, match=r"draft_kwargs \['dtype'\] are for loading"):
+        RSDPipeline.from_pretrained(**trio(), draft_kwargs={"dtype": "float16"})
+
+
+@pytest.mark.parametrize("options", [{"max_batch_size": 2.5}, {"max_length": "8"}, {"max_batch_size": 0}])
+def test_sizes_are_whole_numbers(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"leaves no room"):
+        RSDPipeline.from_pretrained(**trio(), **options)
+
+
+def test_ids_without_a_token_are_never_written() -> None:
+    import copy
+
+    wide = copy.deepcopy(causal("Llama", 2))
+    wide.resize_token_embeddings(len(tokenizer()) + 64)
+    with torch.no_grad():
+        wide.lm_head.weight[len(tokenizer()) :] = wide.lm_head.weight[:64] * 3
+    with RSDPipeline.from_pretrained(**(trio() | {"target": (wide, tokenizer())})) as pipe:
+        plain = pipe.generate(PROMPT, threshold=1.1, max_tokens=40)
+    with RSDPipeline.from_pretrained(**trio()) as pipe:
+        assert pipe.generate(PROMPT, threshold=1.1, max_tokens=40).text == plain.text
+
+
+def test_any_temperature_above_zero_can_be_sampled() -> None:
+    with RSDPipeline.from_pretrained(**trio()) as pipe:
+        greedy = pipe.generate(PROMPT, **FIELDS)
+        assert pipe.generate(PROMPT, temperature=5e-324, seed=0, **FIELDS).text == greedy.text
+
+
+def test_a_failed_batch_does_not_hold_its_tensors_while_it_is_tried_again() -> None:
+    held: list[weakref.ref[torch.Tensor]] = []
+    alive: list[bool] = []
+    with RSDPipeline.from_pretrained(**trio()) as pipe:
+        runner = pipe.backend.draft.runner  # type: ignore[attr-defined]
+        readout = runner._readout
+
+        def failing(inputs: dict[str, Any], read_N: list[int]) -> torch.Tensor:
+            alive.extend(ref() is not None for ref in held)
+            if not held:
+                big = torch.zeros(10)
+                held.append(weakref.ref(big))
+                raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
+            result: torch.Tensor = readout(inputs, read_N)
+            return result
+
+        runner._readout = failing
+        pipe.generate(PROMPT, **FIELDS)
+    assert alive
+    assert not any(alive)
+
+
+def test_a_long_prompt_is_scored_in_chunks_of_its_own() -> None:
+    with RSDPipeline.from_pretrained(**trio()) as pipe:
+        scorer: Any = pipe.backend.prm
+        rounds: list[int] = []
+        run = scorer.runner.run
+
+        def counted(feeds: Any) -> Any:
+            rounds.append(max(len(feed.tokens) for feed in feeds))
+            return run(feeds)
+
+        scorer.runner.run = counted
+        short = pipe.generate("word " * 60, **FIELDS)
+        assert max(rounds) <= PREFILL_CHUNK
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("rsd_integrations.backends.torch.slot_session.PREFILL_CHUNK", 32)
+            rounds.clear()
+            again = pipe.generate("word " * 60, **FIELDS)
+    assert max(rounds) <= 32
+    assert again.text == short.text
+    assert [s.reward for s in again.steps] == pytest.approx([s.reward for s in short.steps], abs=1e-4)
+
+
+def test_a_closed_pipeline_counts_no_tokens() -> None:
+    pipe = RSDPipeline.from_pretrained(**trio())
+    assert pipe.count_tokens(PROMPT) > 0
+    pipe.close()
+    for use in (pipe.count_tokens, pipe.token_ids):
+        with pytest.raises(EngineClosedError):
+            use("Hi.")  # type: ignore[operator]

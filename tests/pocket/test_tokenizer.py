@@ -41,7 +41,9 @@ def test_numbers_and_separator_are_single_tokens(tokenizer: Any) -> None:
     assert all(len(tokenizer.encode(str(number))) == 1 for number in range(100))
     assert len(tokenizer.encode(SEPARATOR)) == 1
     (number,) = tokenizer.encode("42")
-    assert all(number in tokenizer.encode(text) for text in ("She has 42 cards", "$42", "The answer is \\boxed{42}."))
+    assert all(
+        number in tokenizer.encode(text) for text in ("She has 42 cards", "$42", "The answer is \\boxed{42}.")
+    )
 
 
 def test_task_text_needs_no_byte_fallback(tokenizer: Any) -> None:

@@ -51,17 +51,17 @@ def load_backend(
     target_kwargs: Mapping[str, Any] | None = None,
     prm_kwargs: Mapping[str, Any] | None = None,
 ) -> Backend:
-    """Load the three models. All checks that need no weights come first, for all three.
+    """Load the three models. What can be checked without weights is checked first, for all three.
 
     Raises:
         ConfigError: an option is unknown or out of bounds.
         ModelError: a model or tokenizer cannot play its role.
     """
-    if max_batch_size < 1 or max_length < 2:
-        raise ConfigError(
-            f"max_batch_size={max_batch_size!r}, max_length={max_length!r} leave no room.",
-            hint="Give at least 1 and 2.",
-        )
+    for name, value, least in (("max_batch_size", max_batch_size, 1), ("max_length", max_length, 2)):
+        if not isinstance(value, int) or value < least:
+            raise ConfigError(
+                f"{name}={value!r} leaves no room.", hint=f"Give a whole number from {least} on."
+            )
     device = str(device or default_device())
     check_placement(device, dtype, "")
     writers = [

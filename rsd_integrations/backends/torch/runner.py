@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -120,16 +121,18 @@ class SlotRunner:
         try:
             return list(self._forward(feeds))
         except Exception as error:
-            if len(feeds) > 1:
-                return [self._isolated([feed])[0] for feed in feeds]
-            if not _out_of_memory(error):
-                return [_failure(error)]
-        return [self._in_halves(feeds[0])]
+            failure = _failure(error)
+        # Behind the except block, so that the failed forward's tensors are gone.
+        if isinstance(failure, DeviceMemoryError) and torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if len(feeds) > 1:
+            return [self._isolated([feed])[0] for feed in feeds]
+        if isinstance(failure, DeviceMemoryError):
+            return [self._in_halves(feeds[0])]
+        return [failure]
 
     def _in_halves(self, feed: SlotFeed) -> torch.Tensor | Exception:
         """A row that ran out of memory once more, in two halves."""
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
         middle = len(feed.tokens) // 2
         read = feed.read % len(feed.tokens)
         parts = [
@@ -207,6 +210,8 @@ def _failure(error: Exception) -> Exception:
     if _out_of_memory(error):
         kind = DeviceMemoryError
         hint = "Lower max_batch_size, max_length or max_tokens, or use a smaller dtype."
+    # Its frames hold the tensors of the failed forward as long as somebody keeps the error.
+    traceback.clear_frames(error.__traceback__)
     failure = kind(f"the model failed: {type(error).__name__}: {error}.", hint=hint)
     failure.__cause__ = error
     return failure

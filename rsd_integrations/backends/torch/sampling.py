@@ -35,7 +35,8 @@ def filtered_probabilities(logits_V: torch.Tensor, sampling: Sampling) -> torch.
     """Probabilities after temperature, top_k and top_p in this order, in double precision."""
     # Apple's GPUs have no double precision.
     logits_V = logits_V.cpu() if logits_V.device.type == "mps" else logits_V
-    scaled_V = logits_V.double() / sampling.temperature
+    # The largest logit becomes 0: no temperature, however small, makes it infinite.
+    scaled_V = (logits_V.double() - logits_V.max()) / sampling.temperature
     if sampling.top_k is not None and sampling.top_k < scaled_V.numel():
         least = scaled_V.topk(sampling.top_k).values[-1]
         scaled_V = scaled_V.masked_fill(scaled_V < least, -torch.inf)

@@ -28,13 +28,21 @@ class TorchScorerSession(SlotSession):
         self._capacity = scorer.info.window
         self._steps = 0
         self._last: tuple[int, Feed] | None = None
+        self.scoring = False
+        """Whether a step was laid out whose reward was not read yet."""
+        self.read = 0
+        """The position whose output is the reward's."""
+        self.scored_tokens = 0
+        """Tokens of the step that is scored."""
 
-    def begin(self, body: str) -> tuple[int, int]:
-        """Lay out the tokens to score a step, return (where to read, tokens of the step).
+    def begin(self, body: str) -> None:
+        """Lay out the tokens to score a step, unless its scoring goes on already.
 
         Raises:
             WindowFull: they do not fit.
         """
+        if self.scoring:
+            return
         if body:
             start, feed = self.base, self._format.step(body, self._steps)
         else:
@@ -45,10 +53,13 @@ class TorchScorerSession(SlotSession):
         self.cached = min(self.cached, start)
         if len(self.tokens) > self._capacity:
             raise WindowFull
-        return start + feed.read, len(feed.ids) if body else 0
+        self.scoring = True
+        self.read = start + feed.read
+        self.scored_tokens = len(feed.ids) if body else 0
 
     def commit(self, kept: Kept, *, own: bool) -> None:
         """Go on behind the committed step."""
+        self.scoring = False
         if not kept.body:
             self.keep(self.base)
             return
@@ -78,38 +89,34 @@ class TorchScorer:
         """Encode a prompt as the format wants it."""
         return TorchScorerSession(self, self.format.prompt(as_messages(prompt)))
 
-    def score(self, sessions: Sequence[ScorerSession], work: Sequence[ScoreStep]) -> list[Scored | Exception]:
-        """Score one step for each session, as one batch."""
-        results: dict[int, Scored | Exception] = {}
-        waiting: dict[int, tuple[TorchScorerSession, int, int]] = {}
+    def score(
+        self, sessions: Sequence[ScorerSession], work: Sequence[ScoreStep]
+    ) -> list[Scored | Exception | None]:
+        """One chunk of each session as one batch; those that reach their reading position are done."""
+        results: list[Scored | Exception | None] = [None] * len(work)
+        waiting: list[tuple[int, TorchScorerSession]] = []
         for index, (session, step) in enumerate(zip(sessions, work, strict=True)):
             assert isinstance(session, TorchScorerSession)
             try:
-                waiting[index] = (session, *session.begin(step.body))
+                session.begin(step.body)
             except Exception as error:
                 results[index] = error
-        while waiting:
-            self._feed(waiting, results)
-        return [results[index] for index in range(len(work))]
+            else:
+                waiting.append((index, session))
+        feeds = [session.feed(upto=session.read + 1) for _, session in waiting]
+        for (index, session), feed, output in zip(waiting, feeds, self.runner.run(feeds), strict=True):
+            results[index] = output if isinstance(output, Exception) else self._read(session, feed, output)
+        return results
 
-    def _feed(
-        self,
-        waiting: dict[int, tuple[TorchScorerSession, int, int]],
-        results: dict[int, Scored | Exception],
-    ) -> None:
-        """One chunk of each session; those that reach their reading position are done."""
-        feeds = {index: session.feed(upto=read + 1) for index, (session, read, _) in waiting.items()}
-        outputs = self.runner.run(list(feeds.values()))
-        for (index, feed), output in zip(feeds.items(), outputs, strict=True):
-            session, read, tokens = waiting[index]
-            if isinstance(output, Exception):
-                results[index] = output
-                del waiting[index]
-                continue
-            session.fed(feed)
-            if _end(feed) == read + 1:
-                results[index] = self._scored(output, tokens)
-                del waiting[index]
+    def _read(
+        self, session: TorchScorerSession, feed: SlotFeed, output: torch.Tensor
+    ) -> Scored | Exception | None:
+        """The reward, if this chunk reached the position where it is read."""
+        session.fed(feed)
+        if feed.start + len(feed.tokens) <= session.read:
+            return None
+        session.scoring = False
+        return self._scored(output, session.scored_tokens)
 
     def _scored(self, output: torch.Tensor, tokens: int) -> Scored | Exception:
         values = [float(value) for value in output.flatten()]
@@ -126,7 +133,3 @@ class TorchScorer:
     def close(self) -> None:
         """Give the memory back."""
         del self.runner, self.format
-
-
-def _end(feed: SlotFeed) -> int:
-    return feed.start + len(feed.tokens)

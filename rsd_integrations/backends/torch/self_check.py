@@ -6,7 +6,7 @@ import torch
 
 from rsd_integrations.backends.torch.runner import SlotRunner
 from rsd_integrations.backends.torch.slots import SlotFeed
-from rsd_integrations.errors import ModelError
+from rsd_integrations.errors import DeviceMemoryError, ModelError
 
 __all__ = ["check_slots"]
 
@@ -17,6 +17,7 @@ def check_slots(runner: SlotRunner, name: str) -> None:
     """Compare a ragged, rolled-back history with a plain forward of the same tokens.
 
     Raises:
+        DeviceMemoryError: the cache does not fit.
         ModelError: the model fails, or the two differ by more than rounding: it does not go by the
             positions and masks it is given (ALiBi, recurrent layers, ...).
     """
@@ -25,6 +26,8 @@ def check_slots(runner: SlotRunner, name: str) -> None:
     try:
         plain = runner.plain(tokens)
         pieces = _in_pieces(runner, slots, tokens)
+    except DeviceMemoryError:
+        raise
     except Exception as error:
         raise ModelError(
             f"{name!r} does not run over slots: {type(error).__name__}: {error}",

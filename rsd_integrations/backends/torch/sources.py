@@ -59,7 +59,14 @@ class Source:
                 f"unknown {role}_kwargs {unknown!r}.",
                 hint=f"Known are {', '.join(known)}; anything else goes into model_kwargs={{...}}.",
             )
-        check_placement(options.get("device", "cpu"), options.get("dtype", "auto"), f"{role}_kwargs: ")
+        if _is_loaded(source) and (
+            late := sorted({*_MODEL_OPTIONS, "device", "model_kwargs"} & set(options))
+        ):
+            raise ConfigError(
+                f"{role}_kwargs {late!r} are for loading, but {role} is a loaded model.",
+                hint="Load it with these options, or give its id or folder.",
+            )
+        check_placement(options.get("device") or "cpu", options.get("dtype", "auto"), f"{role}_kwargs: ")
         made = cls(role, source, dict(options))
         made.hub = {key: options[key] for key in _HUB_OPTIONS if key in options}
         made._read()
@@ -109,6 +116,10 @@ class Source:
         return model.eval()
 
 
+def _is_loaded(source: ModelSource) -> bool:
+    return isinstance(source[0] if isinstance(source, tuple | list) and source else source, torch.nn.Module)
+
+
 def check_placement(device: Any, dtype: Any, where: str) -> None:
     """Refuse a device that is not here and a dtype that does not exist.
 
@@ -119,10 +130,10 @@ def check_placement(device: Any, dtype: Any, where: str) -> None:
         ConfigError: one of them cannot be used.
     """
     try:
-        kind = torch.device(device).type
-    except RuntimeError as error:
+        kind, index = torch.device(device).type, torch.device(device).index or 0
+    except (RuntimeError, TypeError) as error:
         raise ConfigError(f"{where}device={device!r} is no device.", hint='Use "cpu" or "cuda".') from error
-    missing = {"cuda": not torch.cuda.is_available(), "mps": not torch.backends.mps.is_available()}
+    missing = {"cuda": index >= torch.cuda.device_count(), "mps": not torch.backends.mps.is_available()}
     if missing.get(kind, False):
         raise ConfigError(f"{where}device={device!r} is not available here.", hint='Use device="cpu".')
     known = dtype == "auto" or isinstance(

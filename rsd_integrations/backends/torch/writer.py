@@ -123,6 +123,8 @@ class TorchWriter:
         self.eos_ids = eos_ids
         self.hidden_ids = hidden_ids
         self.vocabulary = vocabulary
+        # A padded vocabulary has ids without a token, which the other model may not even have rows for.
+        self._ids = max(tokenizer.get_vocab().values()) + 1
         self._render = render
         self._tags_of = tags_of
 
@@ -180,6 +182,7 @@ class TorchWriter:
         results: list[Written | Exception | None],
     ) -> None:
         logits_NV = torch.stack([output for i in ready if isinstance(output := outputs[i], torch.Tensor)])
+        logits_NV = logits_NV[:, : self._ids]
         # NaN, +inf and nothing but -inf have no probabilities, and so no token.
         broken = (~logits_NV.amax(dim=-1).isfinite()).tolist()
         samplings = [work.sampling for i in ready if (work := sessions[i].work) is not None]
