@@ -29,8 +29,7 @@ python -m rsd_integrations.pocket.train --out pocket-train
 python -m rsd_integrations.pocket.train --out pocket-train --install
 ```
 
-Seeds are fixed and training data are a function of seed and batch number. Where the rate schedule ran
-by time instead of tokens (see `budget` below), another machine sees another number of tokens.
+Seeds are fixed and training data are a function of seed and batch number; budgets are in tokens.
 """
 
 
@@ -58,7 +57,8 @@ def _grammar() -> str:
         "are beside the point. Every step restates the next event and does its sum, the last step boxes the answer.\n"
         f"Kinds of story: {kinds}.\n\nA held-out example:\n\n```\n{problem.question}\n\n{steps}\n```\n\n"
         "A question belongs to the held-out or the validation split (one in sixteen each) or to training by the\n"
-        "hash of its text, so no text is shared. The validation split chose the threshold and nothing else.\n"
+        "hash of its text, so no text is shared. The validation split watched\n"
+        "training and chose the draft's blend and the threshold; no held-out number chose anything.\n"
     )
 
 

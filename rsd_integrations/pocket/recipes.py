@@ -101,7 +101,7 @@ DRAFT_BLEND = 0.88
 STAGES = {"base": BASE, "target": TARGET, "trunk": TRUNK, "draft": DRAFT}
 
 PRM_SEED = 401
-PRM_BUDGET = Budget(tokens=6_000_000)
+PRM_BUDGET = Budget(tokens=8_330_000)
 # (model, temperature, problems): what the reward model learns from besides spoilt gold steps.
 ROLLOUTS = (
     ("base", 0.0, 300),
