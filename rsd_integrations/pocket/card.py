@@ -58,7 +58,7 @@ def _grammar() -> str:
         f"Kinds of story: {kinds}.\n\nA held-out example:\n\n```\n{problem.question}\n\n{steps}\n```\n\n"
         "A question belongs to the held-out or the validation split (one in sixteen each) or to training by the\n"
         "hash of its text, so no text is shared. The validation split watched\n"
-        "training and chose the draft's blend and the threshold; no held-out number chose anything.\n"
+        "training and chose the draft's blend and the threshold (see the last section for how).\n"
     )
 
 

@@ -12,9 +12,6 @@ from rsd_integrations.pocket.loop import Report
 from rsd_integrations.pocket.recipes import EVALUATION_PROBLEMS, THRESHOLDS, VALIDATION_PROBLEMS
 from rsd_integrations.pocket.task import held_out, label_steps
 
-# A threshold may cost this much validation accuracy if it is cheaper: two problems of 500.
-SLACK = 0.004
-
 
 def auc(scores: Sequence[float], labels: Sequence[bool]) -> float:
     """Chance that a right step scores above a wrong one, ties counting half."""
@@ -117,10 +114,10 @@ def sweep(bench: Bench, split: str, count: int, report: Report) -> dict[str, Any
 
 
 def choose_threshold(bench: Bench, report: Report) -> float:
-    """The cheapest threshold whose validation accuracy is within a hair of the best."""
+    """The cheapest threshold of the best validation accuracy."""
     rows = sweep(bench, "validation", VALIDATION_PROBLEMS, report)["rsd"]
     best = max(row["accuracy"]["all"] for row in rows)
-    good = [row for row in rows if row["accuracy"]["all"] >= best - SLACK - 1e-9]
+    good = [row for row in rows if row["accuracy"]["all"] == best]
     chosen = min(good, key=lambda row: row["paper_share"])
     report(f"recommended threshold {chosen['threshold']}")
     return float(chosen["threshold"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +14,6 @@ from rsd_integrations.pocket.tokenizer import MAX_LENGTH
 # How sharply a given head looks back (logit gap to the next-best place).
 SHARPNESS = 12.0
 EMBEDDING_SPREAD = 0.5
-WAVE_PERIODS = (2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 # One token back finds what followed a word before; two tokens back tells "pays $" from "finds $".
 LOOK_BACK = (1, 2)
 
@@ -41,21 +39,6 @@ def make_config(
     )
     config.head_dim = head_dim or hidden // heads
     return config
-
-
-@torch.no_grad()
-def give_number_waves(embedding: torch.Tensor, numbers: Sequence[int]) -> None:
-    """Lay the embeddings of 0..99 on circles and a line, where sums are rotations.
-
-    ``embedding`` is [vocabulary, hidden], ``numbers`` the ids of 0, 1, ... Near and
-    like-ending numbers start alike; the size of the embeddings stays the same.
-    """
-    value_N = torch.arange(len(numbers), dtype=torch.float32)[:, None]
-    angle_NP = 2 * math.pi * value_N / torch.tensor(WAVE_PERIODS)
-    waves_NW = torch.cat([angle_NP.cos(), angle_NP.sin(), value_N / 50 - 1], dim=1)
-    mix_WD = torch.randn(waves_NW.shape[1], embedding.shape[1]) / math.sqrt(waves_NW.shape[1] / 2)
-    rows = torch.tensor(numbers)
-    embedding[rows] = 0.9 * EMBEDDING_SPREAD * (waves_NW @ mix_WD) + 0.3 * embedding[rows]
 
 
 def new_model(config: Qwen2Config, seed: int, back: tuple[int, ...] = LOOK_BACK) -> Qwen2ForCausalLM:
