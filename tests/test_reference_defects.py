@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import copy
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -183,9 +184,11 @@ def test_07_nobody_waits_for_the_slowest() -> None:
 
 def test_07_rewrites_of_some_do_not_stop_the_drafts_of_others() -> None:
     rounds: list[tuple[str, int]] = []
+    submitted = threading.Event()
 
     class Noting(ScriptedWriter):
         def advance(self, sessions: Any) -> Any:
+            assert submitted.wait(60)  # No round is over before both requests are there.
             rounds.extend((self.info.name, len(session.prompt)) for session in sessions)
             return super().advance(sessions)
 
@@ -195,6 +198,7 @@ def test_07_rewrites_of_some_do_not_stop_the_drafts_of_others() -> None:
     draft, target = Noting(["ab\n\n"] * 30, name="d"), Noting(["long step\n\n"] * 30, name="t")
     with RSDPipeline(Backend(draft, target, ScriptedScorer(reward))) as pipe:
         streams = [pipe.stream("x"), pipe.stream("yy")]
+        submitted.set()
         texts = [stream.result().text for stream in streams]
     assert texts == ["long step\n\n" * 30, "ab\n\n" * 30]
     # Between two rounds of the target's there are rounds of the other one's draft.
