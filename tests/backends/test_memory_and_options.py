@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from rsd_integrations import RSDPipeline
+from rsd_integrations.backends.torch.describe import active_parameters
 from rsd_integrations.backends.torch.runner import PREFILL_CHUNK
 from rsd_integrations.errors import (
     BackendError,
@@ -271,3 +272,13 @@ def test_a_closed_pipeline_counts_no_tokens() -> None:
     for use in (pipe.count_tokens, pipe.token_ids):
         with pytest.raises(EngineClosedError):
             use("Hi.")  # type: ignore[operator]
+
+
+def test_packed_four_bit_weights_count_as_what_they_hold() -> None:
+    class Params4bit(torch.nn.Parameter):
+        """As bitsandbytes stores them: two weights a byte."""
+
+    model = torch.nn.Linear(4, 4, bias=False)
+    model.weight = Params4bit(torch.zeros(8, 1, dtype=torch.uint8), requires_grad=False)
+    model.config = causal("Llama", 2).config
+    assert active_parameters(model) == 16

@@ -41,15 +41,24 @@ def model_info(name: str, model: torch.nn.Module, window: int, threshold: float 
 
 
 def active_parameters(model: torch.nn.Module) -> int:
-    """Parameters a token passes through: tied ones once, of experts only those that are chosen."""
+    """Parameters a token passes through: tied ones once, of experts only those that are chosen.
+
+    Quantizers that keep weights in buffers (GPTQ, AWQ) hide them from this count.
+    """
     config = text_config(model.config)
     experts = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None)
     chosen = getattr(config, "num_experts_per_tok", None)
     total = 0
     for name, parameter in model.named_parameters():
         share = chosen / experts if experts and chosen and ".experts." in name else 1.0
-        total += round(parameter.numel() * share)
+        total += round(_numbers(parameter) * share)
     return total
+
+
+def _numbers(parameter: torch.nn.Parameter) -> int:
+    """Weights in a parameter; bitsandbytes packs two four-bit ones into each byte."""
+    packed = 2 * parameter.element_size() if type(parameter).__name__ == "Params4bit" else 1
+    return parameter.numel() * packed
 
 
 def positions(config: Any) -> int:
