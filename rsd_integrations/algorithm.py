@@ -12,8 +12,10 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any
 
+from rsd_integrations.calls import CallReader
 from rsd_integrations.config import RSDConfig
 from rsd_integrations.errors import RewardError
+from rsd_integrations.output import Output
 from rsd_integrations.protocols import (
     DraftStep,
     Kept,
@@ -25,8 +27,16 @@ from rsd_integrations.protocols import (
     Work,
     Written,
 )
-from rsd_integrations.segment import HoldBack, ReasoningSplitter, ReasoningTags, StepBoundary, step_body
-from rsd_integrations.types import FinishReason, Source, Step, StepEvent
+from rsd_integrations.segment import (
+    CallSplitter,
+    HoldBack,
+    ReasoningSplitter,
+    ReasoningTags,
+    StepBoundary,
+    Unbroken,
+    step_body,
+)
+from rsd_integrations.types import FinishReason, InvalidToolCall, Source, Step, StepEvent, ToolCall
 from rsd_integrations.weighting import acceptance_probability
 
 __all__ = ["Cancelled", "Outcome", "Story", "rsd"]
@@ -40,13 +50,17 @@ class Cancelled(Exception):
 
 @dataclass(slots=True)
 class Outcome:
-    """What the story came to. ``delta`` and ``reasoning_delta`` were not yet part of an event."""
+    """What the story came to. ``delta``, ``reasoning_delta`` and ``late_calls`` were not yet part of an
+    event.
+    """
 
     finish_reason: FinishReason = "stop"
     text: str = ""
     reasoning: str | None = None
     delta: str = ""
     reasoning_delta: str = ""
+    late_calls: list[ToolCall | InvalidToolCall] = field(default_factory=list)
+    calls: list[ToolCall | InvalidToolCall] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     completion_tokens: int = 0
     draft_generated: int = 0
@@ -62,6 +76,8 @@ def rsd(
     seed: int,
     max_tokens: int,
     tags: ReasoningTags | None = None,
+    output: Output | None = None,
+    reader: CallReader | None = None,
     clock: Callable[[], float],
 ) -> Story:
     """Tell the story of one answer.
@@ -71,12 +87,14 @@ def rsd(
         seed: of the three streams of random numbers (draft, target, acceptance).
         max_tokens: the answer's budget, already cut to the window.
         tags: the thinking markup of a reasoning model.
+        output: what the answer may be besides text.
+        reader: of calls, where there are tools.
         clock: seconds, for the steps' timings.
 
     Raises:
         RewardError: a reward is NaN or outside [0, 1], or the weighting gave no probability.
     """
-    teller = _Teller(config, seed, max_tokens, tags, clock)
+    teller = _Teller(config, seed, max_tokens, _Reading(config, tags, output or Output(), reader), clock)
     try:
         yield from teller.tell()
     except Cancelled:
@@ -86,26 +104,74 @@ def rsd(
     return teller.outcome
 
 
+class _Reading:
+    """Committed text as it is read: what may be shown, what is thought, what is called."""
+
+    def __init__(
+        self, config: RSDConfig, tags: ReasoningTags | None, output: Output, reader: CallReader | None
+    ) -> None:
+        self._held = HoldBack(config.stop)
+        self._splitter = ReasoningSplitter(tags)
+        self._reader = reader if output.tools else None
+        self._calls = CallSplitter(self._reader.unbroken) if self._reader else None
+        self.single = bool(output.tools) and not output.parallel
+        self.unbroken = self._reader.unbroken if self._reader else None
+        if output.schema is not None:
+            # A document fills the answer, behind the thinking if there is any.
+            self.unbroken = Unbroken(tags.closing if tags and tags.open_in_prompt else "")
+        self.outcome = Outcome()
+
+    def push(self, written: Written) -> tuple[str, str, list[ToolCall | InvalidToolCall]]:
+        """Take a committed step, return the (answer, reasoning, calls) that became certain."""
+        held = self._held
+        text = held.push(written.text) if written.cut is None else held.finish(written.text, written.cut)
+        return self._read(text)
+
+    def finish(self) -> None:
+        """Give out what was held back."""
+        outcome = self.outcome
+        outcome.delta, outcome.reasoning_delta, outcome.late_calls = self._read(
+            self._held.finish(), final=True
+        )
+        if not self._splitter.seen_reasoning:
+            outcome.reasoning = None
+
+    def _read(self, text: str, *, final: bool = False) -> tuple[str, str, list[ToolCall | InvalidToolCall]]:
+        delta, reasoning = self._splitter.push(text, final=final)
+        found: list[ToolCall | InvalidToolCall] = []
+        if self._calls is not None and self._reader is not None:
+            delta, texts = self._calls.push(delta, final=final)
+            for call in texts:
+                read = self._reader.read(call)
+                delta += call if read is None else ""
+                found += read or ()
+        self.outcome.text += delta
+        self.outcome.reasoning = (self.outcome.reasoning or "") + reasoning
+        self.outcome.calls += found
+        return delta, reasoning, found
+
+
 class _Teller:
-    """The state of one answer: what is committed, what may be shown, what is left to spend."""
+    """The state of one answer: what is committed and what is left to spend."""
 
     def __init__(
         self,
         config: RSDConfig,
         seed: int,
         max_tokens: int,
-        tags: ReasoningTags | None,
+        reading: _Reading,
         clock: Callable[[], float],
     ) -> None:
         self.config = config
-        self.outcome = Outcome()
+        self._reading = reading
+        self.outcome = reading.outcome
         self._weigh = config.acceptance()
         self._clock = clock
         self._left = max_tokens
         self._tail = ""
-        self._tail_length = max((len(string) for string in config.stop), default=1) - 1
-        self._held = HoldBack(config.stop)
-        self._splitter = ReasoningSplitter(tags)
+        reach = reading.unbroken.reach if reading.unbroken else 0
+        self._tail_length = max([reach, *(len(string) - 1 for string in config.stop)])
+        self._inside = False
         self._blank = True  # White space at most: there is no step to score yet.
         self._last_reward: float | None = None
         self._accept = random.Random(f"{seed}/accept").random
@@ -208,47 +274,55 @@ class _Teller:
             outcome.scored_discarded -= facts.scored_tokens
         outcome.completion_tokens += len(written.token_ids)
         self._left -= len(written.token_ids)
+        self._inside = self._boundary().ends_inside(written.text)
         self._blank = self._blank and not self._body(written)
         step = facts.step(written, accepted)
         outcome.steps.append(step)
         if self._tail_length:
             self._tail = (self._tail + written.text)[-self._tail_length :]
-        shown = (
-            self._held.push(written.text)
-            if written.cut is None
-            else self._held.finish(written.text, written.cut)
-        )
-        delta, reasoning = self._splitter.push(shown)
-        outcome.text += delta
-        outcome.reasoning = (outcome.reasoning or "") + reasoning
+        delta, reasoning, calls = self._reading.push(written)
         final = self._ending(written) is not None
-        return self._event("committed", facts, step=step, delta=delta, reasoning_delta=reasoning, final=final)
+        return self._event(
+            "committed",
+            facts,
+            step=step,
+            delta=delta,
+            reasoning_delta=reasoning,
+            tool_calls=tuple(calls),
+            final=final,
+        )
 
     def _ending(self, kept: Written) -> FinishReason | None:
         """Why no step follows this committed one; None if one does."""
-        if kept.end in ("eos", "stop"):
+        if kept.end in ("eos", "stop") or (self._reading.single and self.outcome.calls):
             return "stop"
         spent = self._left <= 0 or len(self.outcome.steps) >= self.config.max_steps
         return "length" if spent else None
 
     def finish(self, reason: FinishReason) -> None:
         """Give out what was held back."""
-        delta, reasoning = self._splitter.push(self._held.finish(), final=True)
-        outcome = self.outcome
-        outcome.finish_reason = reason
-        outcome.delta, outcome.reasoning_delta = delta, reasoning
-        outcome.text += delta
-        thought = (outcome.reasoning or "") + reasoning
-        outcome.reasoning = thought if self._splitter.seen_reasoning else None
+        self._reading.finish()
+        called = any(isinstance(call, ToolCall) for call in self.outcome.calls)
+        self.outcome.finish_reason = "tool_calls" if reason == "stop" and called else reason
 
     def _terms(self, source: Source) -> dict[str, Any]:
         """What a step may take and where it ends."""
         return {
-            "boundary": StepBoundary(self.config.step_delimiter, self.config.stop, self._tail),
+            "boundary": self._boundary(),
             "max_tokens": min(self.config.max_step_tokens, self._left),
             "closing": self._left <= self.config.max_step_tokens,
             "sampling": self._sampling[source],
         }
+
+    def _boundary(self) -> StepBoundary:
+        return StepBoundary(
+            self.config.step_delimiter,
+            self.config.stop,
+            self._tail,
+            self._reading.unbroken,
+            self._inside,
+            self._blank,
+        )
 
     def _body(self, written: Written) -> str:
         return step_body(written.shown, self.config.step_delimiter)

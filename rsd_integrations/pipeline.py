@@ -14,8 +14,9 @@ from rsd_integrations.engine.batch import BatchEngine
 from rsd_integrations.engine.job import Request
 from rsd_integrations.engine.streams import AsyncEventStream, EventStream, Submit
 from rsd_integrations.errors import ConfigError
+from rsd_integrations.output import Output
 from rsd_integrations.prompts import check_prompt
-from rsd_integrations.protocols import Backend
+from rsd_integrations.protocols import FREE, Backend
 from rsd_integrations.types import Generation, Message
 
 __all__ = ["DEFAULT_THRESHOLD", "RSDPipeline"]
@@ -125,6 +126,7 @@ class RSDPipeline:
         *,
         config: RSDConfig | None = None,
         timeout: float | None = None,
+        output: Output = FREE,
         **fields: Any,
     ) -> Generation:
         """Answer a prompt.
@@ -133,15 +135,18 @@ class RSDPipeline:
             prompt: a text (one user turn) or chat messages.
             config: settings; ``RSDConfig()`` by default.
             timeout: seconds until it is cancelled; what is committed by then is returned.
+            output: tools the model may call and the form of the answer,
+                ``Output.of(tools=..., tool_choice=..., response_format=...)``; free text by default.
             fields: fields of RSDConfig for this call (seed=0, threshold=0.9, ...).
 
         Raises:
+            ConfigError: the models' chat templates take no tools, or a schema cannot be enforced.
             PromptError: the prompt is empty, malformed or too long.
             pydantic.ValidationError: a field is unknown or out of bounds.
             EngineClosedError: the pipeline was closed.
             RSDError: a model failed.
         """
-        return self.stream(prompt, config=config, timeout=timeout, **fields).result()
+        return self.stream(prompt, config=config, timeout=timeout, output=output, **fields).result()
 
     def stream(
         self,
@@ -149,10 +154,11 @@ class RSDPipeline:
         *,
         config: RSDConfig | None = None,
         timeout: float | None = None,
+        output: Output = FREE,
         **fields: Any,
     ) -> EventStream:
         """The same, event by event, as it happens. Close (or drop) the stream to cancel."""
-        return EventStream(self._submit(prompt, config, timeout, fields), owner=self)
+        return EventStream(self._submit(prompt, config, timeout, output, fields), owner=self)
 
     async def agenerate(
         self,
@@ -160,10 +166,11 @@ class RSDPipeline:
         *,
         config: RSDConfig | None = None,
         timeout: float | None = None,
+        output: Output = FREE,
         **fields: Any,
     ) -> Generation:
         """``generate`` for asyncio; cancelling the task stops the models within a round."""
-        return await self.astream(prompt, config=config, timeout=timeout, **fields).result()
+        return await self.astream(prompt, config=config, timeout=timeout, output=output, **fields).result()
 
     def astream(
         self,
@@ -171,16 +178,18 @@ class RSDPipeline:
         *,
         config: RSDConfig | None = None,
         timeout: float | None = None,
+        output: Output = FREE,
         **fields: Any,
     ) -> AsyncEventStream:
         """``stream`` for asyncio. Must be called on a running event loop."""
-        return AsyncEventStream(self._submit(prompt, config, timeout, fields), owner=self)
+        return AsyncEventStream(self._submit(prompt, config, timeout, output, fields), owner=self)
 
     def _submit(
         self,
         prompt: Any,
         config: RSDConfig | None,
         timeout: float | None,
+        output: Output,
         fields: dict[str, Any],
     ) -> Submit:
         """Everything that can be checked in the caller's thread, then the way into the engine."""
@@ -191,13 +200,28 @@ class RSDPipeline:
         resolved = (config or RSDConfig()).override(**fields)
         if resolved.threshold is None:
             resolved = resolved.override(threshold=self.recommended_threshold)
+        self.check_output(output)
         request = Request(
             prompt=check_prompt(prompt),
             config=resolved,
             seed=secrets.randbits(32) if resolved.seed is None else resolved.seed,
             deadline=None if timeout is None else time.monotonic() + timeout,
+            output=output,
         )
         return lambda sink: self._engine.submit(request, sink)
+
+    def check_output(self, output: Output) -> None:
+        """Refuse tools or a form that draft or target cannot write. Any thread.
+
+        Raises:
+            ConfigError: a chat template takes no tools, or a schema cannot be enforced.
+        """
+        if not isinstance(output, Output):
+            raise ConfigError(f"output={output!r:.200} is no Output.", hint="Write output=Output.of(...).")
+        if output != FREE:
+            self._engine.check_open()
+            self._backend.draft.check(output)
+            self._backend.target.check(output)
 
     def token_ids(self, text: str) -> list[int]:
         """A text in the target's tokens, special ones never among them.
@@ -208,15 +232,15 @@ class RSDPipeline:
         self._engine.check_open()
         return list(self._backend.target.encode(text))
 
-    def count_tokens(self, prompt: str | list[Message]) -> int:
-        """Length of a prompt in the target's tokens, its chat template included.
+    def count_tokens(self, prompt: str | list[Message], output: Output = FREE) -> int:
+        """Length of a prompt in the target's tokens, its chat template and tools included.
 
         Raises:
             PromptError: the prompt is empty or malformed.
             EngineClosedError: the pipeline was closed.
         """
         self._engine.check_open()
-        return self._backend.target.count(check_prompt(prompt))
+        return self._backend.target.count(check_prompt(prompt), output)
 
     @property
     def closed(self) -> bool:

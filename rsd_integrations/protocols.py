@@ -13,10 +13,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from rsd_integrations.calls import CallReader
+from rsd_integrations.output import Output
 from rsd_integrations.segment import ReasoningTags, StepBoundary
 from rsd_integrations.types import Prompt, Source
 
 __all__ = [
+    "FREE",
     "Backend",
     "DraftStep",
     "End",
@@ -35,6 +38,10 @@ __all__ = [
     "WriterSession",
     "Written",
 ]
+
+
+FREE = Output()
+"""Text and nothing else."""
 
 
 class WindowFull(Exception):
@@ -175,6 +182,8 @@ class WriterSession(Protocol):
     prompt_tokens: int
     tally: Tally
     tags: ReasoningTags | None
+    reader: CallReader | None
+    """Of the calls of the tools it was opened with; None without tools."""
 
     def begin(self, work: DraftStep | TargetStep) -> None:
         """Take a step to write; ``Writer.advance`` then writes it over some rounds."""
@@ -199,11 +208,22 @@ class Writer(Protocol):
 
     info: ModelInfo
 
-    def open(self, prompt: Prompt) -> WriterSession:
-        """Render and encode a prompt. Runs no model.
+    def open(self, prompt: Prompt, output: Output = FREE) -> WriterSession:
+        """Render and encode a prompt and its tools. Runs no model.
+
+        What the output forbids is never written; that state goes back with a rejected step and goes
+        on behind the committed one, as the caches do.
 
         Raises:
             PromptError: the prompt cannot be rendered, or is as long as the window.
+        """
+        ...
+
+    def check(self, output: Output) -> None:
+        """Refuse an output that it cannot write. Any thread.
+
+        Raises:
+            ConfigError: the chat template takes no tools, or a schema cannot be enforced.
         """
         ...
 
@@ -211,8 +231,8 @@ class Writer(Protocol):
         """A text in this model's tokens, special ones never among them. Any thread."""
         ...
 
-    def count(self, prompt: Prompt) -> int:
-        """Length of a rendered prompt. Any thread.
+    def count(self, prompt: Prompt, output: Output = FREE) -> int:
+        """Length of a rendered prompt with its tools. Any thread.
 
         Raises:
             PromptError: the prompt cannot be rendered.

@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Cut", "HoldBack", "ReasoningSplitter", "ReasoningTags", "StepBoundary", "step_body"]
+__all__ = [
+    "CallSplitter",
+    "Cut",
+    "HoldBack",
+    "ReasoningSplitter",
+    "ReasoningTags",
+    "StepBoundary",
+    "Unbroken",
+    "step_body",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,18 +31,56 @@ class Cut:
 
 
 @dataclass(frozen=True, slots=True)
+class Unbroken:
+    """A part of an answer that no delimiter cuts: a call of a tool, a JSON document.
+
+    It lasts from ``opening`` ("": the answer's start) to the end of ``closing`` ("": the answer's
+    end), which ends the step. ``leading``: only where the answer begins with ``opening``.
+    """
+
+    opening: str = ""
+    closing: str = ""
+    leading: bool = False
+
+    @property
+    def reach(self) -> int:
+        """Characters of committed text that may be part of a marker which is completed later."""
+        return max(len(self.opening), len(self.closing), 1) - 1
+
+    def starts(self, text: str, start: int = 0, *, blank: bool) -> int:
+        """Where it begins in ``text``; -1 if it does not.
+
+        Args:
+            blank: the answer holds nothing but white space before ``text``.
+        """
+        if not self.opening:
+            return start
+        if self.leading:
+            body = len(text) - len(text.lstrip())
+            return body if blank and body >= start and text.startswith(self.opening, body) else -1
+        return text.find(self.opening, start)
+
+
+@dataclass(frozen=True, slots=True)
 class StepBoundary:
     """Finds the end of one step while its text grows token by token.
 
     Args:
         delimiters: strings that end a step once it holds more than white space.
         stop: strings that end the answer.
-        tail: the end of the committed text, at least as long as the longest stop string less one.
+        tail: the end of the committed text, at least as long as the longest stop string or marker of
+            an unbroken part less one.
+        unbroken: what delimiters do not cut.
+        inside: the step begins within such a part.
+        blank: nothing but white space was committed.
     """
 
     delimiters: tuple[str, ...]
     stop: tuple[str, ...] = ()
     tail: str = ""
+    unbroken: Unbroken | None = None
+    inside: bool = False
+    blank: bool = False
 
     def find(self, text: str, checked: int = 0) -> Cut | None:
         """The first cut in ``text``, the step so far.
@@ -42,7 +89,45 @@ class StepBoundary:
             text: the whole step so far.
             checked: length of the prefix that was searched before, without a find.
         """
-        return self._find_stop(text, checked) or self._find_delimiter(text, checked)
+        if stop := self._find_stop(text, checked):
+            return stop
+        if self.unbroken is None:
+            return self._find_delimiter(text, checked)
+        if self.inside:
+            return self._find_closing(self.tail + text, len(self.tail), len(text))
+        joined, offset = self.tail + text, len(self.tail)
+        # A marker that was complete before this step belongs to a part that is over.
+        start = self.unbroken.starts(
+            joined, max(0, offset - len(self.unbroken.opening) + 1), blank=self.blank
+        )
+        free = text if start < 0 else text[: max(0, start - offset)]
+        if cut := self._find_delimiter(free, min(checked, len(free))):
+            return Cut(cut.kind, len(text))
+        return (
+            None if start < 0 else self._find_closing(joined, start + len(self.unbroken.opening), len(text))
+        )
+
+    def ends_inside(self, text: str) -> bool:
+        """Whether the whole step's end lies within an unbroken part."""
+        if self.unbroken is None:
+            return False
+        joined, offset = self.tail + text, len(self.tail)
+        start = offset
+        if not self.inside:
+            start = self.unbroken.starts(
+                joined, max(0, offset - len(self.unbroken.opening) + 1), blank=self.blank
+            )
+            if start < 0:
+                return False
+            start += len(self.unbroken.opening)
+        return self._find_closing(joined, start, len(text)) is None
+
+    def _find_closing(self, joined: str, start: int, end: int) -> Cut | None:
+        assert self.unbroken is not None
+        closing = self.unbroken.closing
+        if self.inside:
+            start = max(0, start - len(closing) + 1)
+        return Cut("delimiter", end) if closing and joined.find(closing, start) >= 0 else None
 
     def _find_stop(self, text: str, checked: int) -> Cut | None:
         joined = self.tail + text
@@ -170,6 +255,70 @@ class ReasoningSplitter:
         if self._fresh:
             text = text.lstrip()
             self._fresh = not text
+        return text
+
+
+class CallSplitter:
+    """Splits growing answer text into what is said and what is a call of a tool.
+
+    White space next to a call belongs to neither. Nothing else is changed.
+    """
+
+    def __init__(self, unbroken: Unbroken) -> None:
+        self._unbroken = unbroken
+        self._pending = ""
+        self._inside = False
+        self._blank = True
+        self._after_call = False
+
+    def push(self, text: str, *, final: bool = False) -> tuple[str, list[str]]:
+        """Take more text, return the text to show and the calls that are complete.
+
+        Args:
+            final: nothing follows; a call that was begun is complete as it stands.
+        """
+        self._pending += text
+        shown: list[str] = []
+        calls: list[str] = []
+        while True:
+            if self._inside:
+                closing = self._unbroken.closing
+                position = self._pending.find(closing, len(self._unbroken.opening)) if closing else -1
+                if position < 0 and not final:
+                    break
+                end = len(self._pending) if position < 0 else position + len(closing)
+                calls.append(self._pending[:end])
+                self._pending = self._pending[end:]
+                self._inside, self._after_call = False, True
+                continue
+            position = self._unbroken.starts(self._pending, blank=self._blank)
+            if position < 0:
+                shown.append(self._show(self._settled(final)))
+                break
+            shown.append(self._show(self._pending[:position].rstrip()))
+            self._pending = self._pending[position:]
+            self._inside = True
+        return "".join(shown), calls
+
+    def _settled(self, final: bool) -> str:
+        """The pending text less what may yet turn out to be a call, or the space before one."""
+        if self._unbroken.leading and (not self._blank or self._pending.strip()):
+            keep = 0  # The answer has begun with something else.
+        else:
+            keep = 0 if final else _overlap(self._pending, self._unbroken.opening)
+        body = self._pending[: len(self._pending) - keep]
+        if not final and not (self._unbroken.leading and not keep and body.strip()):
+            body = body.rstrip()
+        elif self._after_call and not body.strip():
+            body = ""
+        self._pending = "" if final else self._pending[len(body) :]
+        return body
+
+    def _show(self, text: str) -> str:
+        if self._after_call:
+            text = text.lstrip()
+        if text.strip():
+            self._blank = self._after_call = False
         return text
 
 

@@ -14,13 +14,17 @@ A token is one character; the end of sequence follows the last scripted step.
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rsd_integrations.calls import HERMES, CallReader, plain_reader
+from rsd_integrations.output import Output
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.protocols import (
+    FREE,
     Backend,
     DraftStep,
     Kept,
@@ -42,8 +46,9 @@ __all__ = ["ScriptedScorer", "ScriptedWriter", "scripted_pipeline"]
 EOS = 0
 _WINDOW = 100_000
 
-StepScript = Sequence[str] | Callable[[Prompt, int, str], "str | Exception | None"]
-"""The n-th step's text, or (prompt, step index, text so far) -> text; None ends the answer."""
+StepScript = Sequence[str] | Callable[..., "str | Exception | None"]
+"""The n-th step's text, or (prompt, step index, text so far) -> text; None ends the answer. A function
+with a fourth parameter is also given the ``Output`` that was asked for."""
 
 RewardScript = Sequence[float] | Callable[[Prompt, int, str], float]
 """The n-th step's reward (the last one goes on), or (prompt, step index, step) -> reward."""
@@ -94,7 +99,9 @@ class _WriterSession:
 
     writer: ScriptedWriter
     prompt: Prompt
+    output: Output = FREE
     tags: ReasoningTags | None = None
+    reader: CallReader | None = None
     tally: Tally = field(default_factory=Tally)
     text: str = ""
     steps: int = 0
@@ -113,7 +120,7 @@ class _WriterSession:
     def begin(self, work: DraftStep | TargetStep) -> None:
         self.work = work
         self.tokens = []
-        self._script = self.writer.script(self.prompt, self.steps, self.text)
+        self._script = self.writer.script(self.prompt, self.steps, self.text, self.output)
 
     def push(self) -> Written | Exception | None:
         """One more character, or the end of sequence."""
@@ -154,7 +161,11 @@ class _WriterSession:
 
 
 class ScriptedWriter:
-    """A draft or target that writes what a script says (a ``Writer``)."""
+    """A draft or target that writes what a script says (a ``Writer``).
+
+    Calls of tools are written as Hermes and Qwen do: ``<tool_call>{"name": ..., "arguments": ...}
+    </tool_call>``. A script is taken at its word: nothing makes it keep to an output's schema.
+    """
 
     def __init__(
         self,
@@ -173,21 +184,26 @@ class ScriptedWriter:
         """How many sessions each round had."""
         self.open_sessions = 0
 
-    def script(self, prompt: Prompt, index: int, text: str) -> str | Exception | None:
+    def script(self, prompt: Prompt, index: int, text: str, output: Output = FREE) -> str | Exception | None:
         """What to write next."""
         if callable(self._script):
-            return self._script(prompt, index, text)
+            more = (output,) if len(inspect.signature(self._script).parameters) > 3 else ()
+            return self._script(prompt, index, text, *more)
         return self._script[index] if index < len(self._script) else None
 
-    def open(self, prompt: Prompt) -> _WriterSession:
+    def open(self, prompt: Prompt, output: Output = FREE) -> _WriterSession:
         """Begin a request."""
-        return _WriterSession(self, prompt, self._tags)
+        reader = CallReader(HERMES.unbroken, plain_reader(HERMES)) if output.tools else None
+        return _WriterSession(self, prompt, output, self._tags, reader)
+
+    def check(self, output: Output) -> None:
+        """A script may write anything."""
 
     def encode(self, text: str) -> tuple[int, ...]:
         """The characters' code points."""
         return tuple(map(ord, text))
 
-    def count(self, prompt: Prompt) -> int:
+    def count(self, prompt: Prompt, output: Output = FREE) -> int:
         """The number of its characters."""
         return _length(prompt)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -10,6 +10,7 @@ __all__ = [
     "FLOPs",
     "FinishReason",
     "Generation",
+    "InvalidToolCall",
     "Message",
     "Prompt",
     "Role",
@@ -17,12 +18,13 @@ __all__ = [
     "Source",
     "Step",
     "StepEvent",
+    "ToolCall",
     "Usage",
 ]
 
 Role = Literal["draft", "target", "prm"]
 Source = Literal["draft", "target"]
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "tool_calls", "length", "cancelled"]
 Message = dict[str, object]
 """One chat turn, as chat templates take it: "role", "content", perhaps "tool_calls" and others."""
 
@@ -63,6 +65,29 @@ class Step(_Frozen):
     """The same for the PRM."""
     target_ms: float = 0.0
     """The same for the target."""
+
+
+class ToolCall(_Frozen):
+    """A call of a tool that the model asks for."""
+
+    id: str
+    """Nine letters and digits, drawn afresh."""
+    name: str
+    arguments: dict[str, Any]
+
+
+class InvalidToolCall(_Frozen):
+    """Text in the markup of a call that is none."""
+
+    id: str
+    name: str | None
+    """The tool's name, if that much could be read."""
+    arguments: str
+    """The arguments as written, or else the whole text."""
+    text: str
+    """All that was written."""
+    error: str
+    """What is wrong with it."""
 
 
 class FLOPs(_Frozen):
@@ -130,13 +155,18 @@ class Generation(_Frozen):
     """The whole of one answer."""
 
     text: str
-    """The answer: the steps' text, without reasoning markup and its content where there is one."""
+    """The answer: the steps' text, without reasoning and tool calls where there are any."""
     reasoning: str | None = None
     """What a reasoning model wrote inside its thinking markup; None if it wrote none."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """Calls of tools that were given, in the order written."""
+    invalid_tool_calls: tuple[InvalidToolCall, ...] = ()
+    """What looked like calls and was none."""
     steps: tuple[Step, ...] = ()
     usage: Usage = Usage()
     finish_reason: FinishReason
-    """"stop": end of sequence or stop string; "length": a limit was reached; "cancelled"."""
+    """"stop": end of sequence or stop string; "tool_calls": the same, behind a valid call;
+    "length": a limit was reached; "cancelled"."""
     seed: int
     """The seed that reproduces this generation."""
     threshold: float | None
@@ -167,6 +197,8 @@ class StepEvent(_Frozen):
     """committed, finished: answer text that may now be shown. Never taken back."""
     reasoning_delta: str = ""
     """The same for reasoning text."""
+    tool_calls: tuple[ToolCall | InvalidToolCall, ...] = ()
+    """committed, finished: calls that are complete now."""
     step: Step | None = None
     """committed: the whole step."""
     final: bool = False

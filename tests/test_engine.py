@@ -24,7 +24,7 @@ from rsd_integrations.errors import (
     RewardError,
     RSDError,
 )
-from rsd_integrations.protocols import Backend, WriterSession
+from rsd_integrations.protocols import FREE, Backend, WriterSession
 from rsd_integrations.testing import ScriptedScorer, ScriptedWriter, scripted_pipeline
 from tests.tiny_models import causal, token_classifier, tokenizer
 
@@ -569,8 +569,8 @@ def test_torch_slots_are_free_after_cancels() -> None:
 class Unclosable(ScriptedWriter):
     """Its sessions fail when they are closed, as all do on a device that has broken."""
 
-    def open(self, prompt: Any) -> Any:
-        session = super().open(prompt)
+    def open(self, prompt: Any, output: Any = FREE) -> Any:
+        session = super().open(prompt, output)
 
         def close() -> None:
             raise RuntimeError("device lost")

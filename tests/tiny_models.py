@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from typing import Any
 
@@ -14,6 +15,16 @@ CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+CHATML_TOOLS = (
+    "{% if tools %}<|im_start|>system\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}<|im_end|>\n"
+    "{% endif %}{% for message in messages %}<|im_start|>{{ message.role }}"
+    "{% if message.content %}\n{{ message.content }}{% endif %}"
+    '{% for call in message.tool_calls or [] %}\n<tool_call>\n{"name": "{{ call.function.name }}", '
+    '"arguments": {{ call.function.arguments | tojson }}}\n</tool_call>{% endfor %}<|im_end|>\n'
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""ChatML whose model is told of tools and calls them as Hermes does, as Qwen 2.5's."""
+
 _CORPUS = [
     "Ava has 12 marbles. She buys 9 more.\n\nNow she has 12 + 9 = 21.\n\nThe answer is \\boxed{21}.",
     "First we add the numbers.\n\nThen, we take away three of them;\n\n\nso there are four left over.\n",
@@ -29,8 +40,13 @@ def tokenizer(flavour: str = "a") -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer with ChatML; another flavour has other ids for the same text.
 
     "ascii" and "ascii-b" have no token for half a character, so that whatever random weights write
-    is text.
+    is text. "tools" and "tools-b" are these with tools in the template.
     """
+    if flavour.startswith("tools"):
+        able = copy.deepcopy(tokenizer(flavour.replace("tools", "ascii")))
+        able.add_tokens(["<tool_call>", "</tool_call>"])
+        able.chat_template = CHATML_TOOLS
+        return able
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     bpe.decoder = decoders.ByteLevel()

@@ -12,7 +12,9 @@ from rsd_integrations.accounting import RoleCount, usage
 from rsd_integrations.algorithm import Outcome, Story, rsd
 from rsd_integrations.config import RSDConfig
 from rsd_integrations.errors import PromptError
+from rsd_integrations.output import Output
 from rsd_integrations.protocols import (
+    FREE,
     Backend,
     DraftStep,
     Kept,
@@ -22,7 +24,7 @@ from rsd_integrations.protocols import (
     TargetStep,
     Work,
 )
-from rsd_integrations.types import Generation, Prompt, Role, StepEvent
+from rsd_integrations.types import Generation, InvalidToolCall, Prompt, Role, StepEvent, ToolCall
 
 __all__ = ["Job", "Request", "Sink"]
 
@@ -45,6 +47,7 @@ class Request:
     config: RSDConfig
     seed: int
     deadline: float | None = None
+    output: Output = FREE
 
 
 class Job:
@@ -84,12 +87,16 @@ class Job:
         config = self.request.config
         # Usage compares with the target alone, so its prompt is rendered even if it does not run.
         for role in dict.fromkeys((*RUNNING[config.mode], "target")):
-            self.sessions[role] = models[role].open(self.request.prompt)
+            more = () if role == "prm" else (self.request.output,)
+            self.sessions[role] = models[role].open(self.request.prompt, *more)
+        answering = self.sessions["draft" if config.mode == "draft" else "target"]
         self._story: Story = rsd(
             config,
             seed=self.request.seed,
             max_tokens=self._budget(),
-            tags=self.sessions["draft" if config.mode == "draft" else "target"].tags,
+            tags=answering.tags,
+            output=self.request.output,
+            reader=answering.reader,
             clock=time.perf_counter,
         )
         self.resume()
@@ -146,6 +153,7 @@ class Job:
                 threshold=generation.threshold,
                 delta=outcome.delta,
                 reasoning_delta=outcome.reasoning_delta,
+                tool_calls=tuple(outcome.late_calls),
                 generation=generation,
             )
         )
@@ -159,6 +167,8 @@ class Job:
         return Generation(
             text=outcome.text,
             reasoning=outcome.reasoning,
+            tool_calls=tuple(call for call in outcome.calls if isinstance(call, ToolCall)),
+            invalid_tool_calls=tuple(call for call in outcome.calls if isinstance(call, InvalidToolCall)),
             steps=tuple(outcome.steps),
             usage=usage(
                 self._count("draft", outcome.draft_generated, outcome.draft_discarded, unfinished),

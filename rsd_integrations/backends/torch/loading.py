@@ -26,9 +26,11 @@ from rsd_integrations.backends.torch.runner import SlotRunner, read_hidden, read
 from rsd_integrations.backends.torch.scorer import TorchScorer
 from rsd_integrations.backends.torch.self_check import check_slots
 from rsd_integrations.backends.torch.sources import ModelSource, Source, check_placement, first_line
+from rsd_integrations.backends.torch.tooling import Tooling, call_format, call_reader
 from rsd_integrations.backends.torch.writer import TorchWriter
 from rsd_integrations.encoding import chat_template_text, encode_plain, render_chat
 from rsd_integrations.errors import ConfigError, ModelError
+from rsd_integrations.output import Output
 from rsd_integrations.prm import PRMFormat, find_prm_format
 from rsd_integrations.prompts import as_messages
 from rsd_integrations.protocols import Backend
@@ -72,11 +74,16 @@ def load_backend(
     for source in [*writers, scorer]:
         check_architecture(source)
     check_templates(writers)
-    form = find_prm_format(prm_format, scorer.config, scorer.tokenizer)
+    prm_form = find_prm_format(prm_format, scorer.config, scorer.tokenizer)
     sizes = {"slots": max_batch_size, "max_length": max_length}
-    draft_writer, target_writer = (_load_writer(source, device, dtype, **sizes) for source in writers)
+    # Draft and target continue one text, so they write calls alike: as the target's template does.
+    form = call_format(writers[1].tokenizer)
+    calls = {"form": form, "reader": call_reader(writers[1].tokenizer, form)}
+    draft_writer, target_writer = (
+        _load_writer(source, device, dtype, calls=calls, **sizes) for source in writers
+    )
     return Backend(
-        draft_writer, target_writer, _load_scorer(scorer, form, device, dtype, **sizes), max_batch_size
+        draft_writer, target_writer, _load_scorer(scorer, prm_form, device, dtype, **sizes), max_batch_size
     )
 
 
@@ -87,7 +94,9 @@ def default_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def _load_writer(source: Source, device: str, dtype: Any, *, slots: int, max_length: int) -> TorchWriter:
+def _load_writer(
+    source: Source, device: str, dtype: Any, *, calls: dict[str, Any], slots: int, max_length: int
+) -> TorchWriter:
     model = source.model
     if model is None:
         options = source.load_options(device, dtype)
@@ -103,11 +112,12 @@ def _load_writer(source: Source, device: str, dtype: Any, *, slots: int, max_len
         runner,
         tokenizer,
         model_info(source.name, model, runner.capacity),
-        render=lambda prompt: _render(tokenizer, prompt),
+        render=lambda prompt, output: _render(tokenizer, prompt, output),
         tags_of=lambda prompt: reasoning_tags(tokenizer, prompt),
         eos_ids=ends,
         hidden_ids=hidden_ids(tokenizer) | ends,
         vocabulary=fingerprint(tokenizer),
+        tooling=Tooling(tokenizer, source.name, ends, **calls),
     )
 
 
@@ -152,12 +162,12 @@ def _runner(model: torch.nn.Module, readout: Any, slots: int, max_length: int) -
     )
 
 
-def _render(tokenizer: Any, prompt: Prompt) -> tuple[int, ...]:
+def _render(tokenizer: Any, prompt: Prompt, output: Output) -> tuple[int, ...]:
     """A chat by the template; a lone text to a model without one is plain text to continue."""
     if isinstance(prompt, str) and not chat_template_text(tokenizer):
         start = (tokenizer.bos_token_id,) if _adds_bos(tokenizer) else ()
         return start + encode_plain(tokenizer, prompt)
-    return render_chat(tokenizer, as_messages(prompt))
+    return render_chat(tokenizer, as_messages(prompt), tools=output.tools)
 
 
 def _adds_bos(tokenizer: Any) -> bool:

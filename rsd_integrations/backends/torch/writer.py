@@ -7,13 +7,18 @@ from typing import Any
 
 import torch
 
+from rsd_integrations.backends.torch.constrain import Constraint
 from rsd_integrations.backends.torch.detokenize import Detokenizer
 from rsd_integrations.backends.torch.runner import SlotRunner
 from rsd_integrations.backends.torch.sampling import pick
 from rsd_integrations.backends.torch.slot_session import SlotSession
+from rsd_integrations.backends.torch.tooling import Tooling
+from rsd_integrations.calls import CallReader
 from rsd_integrations.encoding import encode_plain
 from rsd_integrations.errors import BackendError
+from rsd_integrations.output import Output
 from rsd_integrations.protocols import (
+    FREE,
     DraftStep,
     End,
     Kept,
@@ -27,17 +32,27 @@ from rsd_integrations.types import Prompt
 
 __all__ = ["TorchWriter", "TorchWriterSession"]
 
-Render = Callable[[Prompt], tuple[int, ...]]
+Render = Callable[[Prompt, Output], tuple[int, ...]]
 
 
 class TorchWriterSession(SlotSession):
     """One request in a draft or target model (a ``WriterSession``)."""
 
-    def __init__(self, writer: TorchWriter, prompt: tuple[int, ...], tags: ReasoningTags | None) -> None:
+    def __init__(
+        self,
+        writer: TorchWriter,
+        prompt: tuple[int, ...],
+        tags: ReasoningTags | None,
+        reader: CallReader | None,
+        constraint: Constraint | None,
+    ) -> None:
         super().__init__(writer.runner, prompt, writer.info.sliding_window)
         self.tags = tags
+        self.reader = reader
+        self.constraint = constraint
         self._writer = writer
-        self._detokenizer = Detokenizer(writer.tokenizer, writer.hidden_ids)
+        markup = writer.tooling.markup_ids if reader else frozenset()
+        self._detokenizer = Detokenizer(writer.tokenizer, writer.hidden_ids - markup)
         self._text = ""
         self.work: DraftStep | TargetStep | None = None
 
@@ -63,6 +78,8 @@ class TorchWriterSession(SlotSession):
         """Take the next token; the step if it ends there."""
         assert self.work is not None
         self.tokens.append(token)
+        if self.constraint is not None:
+            self.constraint.push([token])
         checked = len(self._text)
         self._text += self._detokenizer.push([token])
         if token in self._writer.eos_ids:
@@ -85,9 +102,14 @@ class TorchWriterSession(SlotSession):
             self.keep()
         else:
             self._detokenizer.back()
-            step = self._writer.as_own_tokens(kept.written)
+            step = self._writer.as_own_tokens(kept.written, markup=self.reader is not None)
             self.replace(step)
             self._detokenizer.push(step)
+            if self.constraint is not None:
+                self.constraint.back()
+                self.constraint.push(step)
+        if self.constraint is not None:
+            self.constraint.keep()
         self._detokenizer.mark()
         self.work = None
 
@@ -98,11 +120,12 @@ class TorchWriter:
     Args:
         runner: over the model, reading logits.
         tokenizer: the model's.
-        render: prompt -> token ids, by the model's own chat template.
+        render: prompt and output -> token ids, by the model's own chat template.
         tags_of: rendered prompt -> thinking markup, None where the model has none.
         eos_ids: tokens that end an answer.
         hidden_ids: tokens without text.
         vocabulary: fingerprint of the tokenizer; writers with the same one share token ids.
+        tooling: how the model is shown tools and how what it writes is constrained and read.
     """
 
     def __init__(
@@ -116,6 +139,7 @@ class TorchWriter:
         eos_ids: frozenset[int],
         hidden_ids: frozenset[int],
         vocabulary: str,
+        tooling: Tooling,
     ) -> None:
         self.runner = runner
         self.tokenizer = tokenizer
@@ -123,29 +147,41 @@ class TorchWriter:
         self.eos_ids = eos_ids
         self.hidden_ids = hidden_ids
         self.vocabulary = vocabulary
+        self.tooling = tooling
         # A padded vocabulary has ids without a token, which the other model may not even have rows for.
         self._ids = max(tokenizer.get_vocab().values()) + 1
         self._render = render
         self._tags_of = tags_of
 
-    def open(self, prompt: Prompt) -> TorchWriterSession:
+    def open(self, prompt: Prompt, output: Output = FREE) -> TorchWriterSession:
         """Render and encode a prompt; the window is checked by the engine, which knows max_tokens."""
-        tokens = self._render(prompt)
-        return TorchWriterSession(self, tokens, self._tags_of(tokens))
+        tokens = self._render(prompt, output)
+        tags = self._tags_of(tokens)
+        return TorchWriterSession(
+            self, tokens, tags, self.tooling.reader(output), self.tooling.constraint(output, tags)
+        )
+
+    def check(self, output: Output) -> None:
+        """Refuse an output that it cannot write."""
+        self.tooling.check(output)
 
     def encode(self, text: str) -> tuple[int, ...]:
         """A text in this model's tokens, special ones never among them."""
         return encode_plain(self.tokenizer, text)
 
-    def count(self, prompt: Prompt) -> int:
+    def count(self, prompt: Prompt, output: Output = FREE) -> int:
         """Length of a rendered prompt."""
-        return len(self._render(prompt))
+        return len(self._render(prompt, output))
 
-    def as_own_tokens(self, written: Written) -> tuple[int, ...]:
-        """A step in this model's tokens: the ids themselves where the vocabulary is the same."""
+    def as_own_tokens(self, written: Written, *, markup: bool = False) -> tuple[int, ...]:
+        """A step in this model's tokens: the ids themselves where the vocabulary is the same.
+
+        Args:
+            markup: tokens that mark calls of tools may arise.
+        """
         if written.vocabulary == self.vocabulary:
             return written.token_ids
-        return self.encode(written.text)
+        return self.tooling.encode(written.text) if markup else self.encode(written.text)
 
     def advance(self, sessions: Sequence[WriterSession]) -> list[Written | Exception | None]:
         """One forward and at most one new token for each session."""
@@ -185,13 +221,28 @@ class TorchWriter:
         logits_NV = logits_NV[:, : self._ids]
         # NaN, +inf and nothing but -inf have no probabilities, and so no token.
         broken = (~logits_NV.amax(dim=-1).isfinite()).tolist()
+        failed: dict[int, Exception] = {}
+        for row, index in enumerate(ready):
+            try:
+                _mask(logits_NV[row], sessions[index].constraint)
+            except Exception as error:
+                failed[index] = error
         samplings = [work.sampling for i in ready if (work := sessions[i].work) is not None]
         for index, bad, token in zip(ready, broken, pick(logits_NV, samplings), strict=True):
-            results[index] = _not_finite(self.info.name) if bad else sessions[index].push(token)
+            if bad:
+                failed[index] = _not_finite(self.info.name)
+            results[index] = failed[index] if index in failed else sessions[index].push(token)
 
     def close(self) -> None:
         """Give the memory back."""
-        del self.runner, self._render, self._tags_of
+        del self.runner, self._render, self._tags_of, self.tooling
+
+
+def _mask(logits_V: torch.Tensor, constraint: Constraint | None) -> None:
+    """Forbid what the constraint forbids, in place."""
+    if constraint is not None:
+        allowed_V = constraint.allowed(len(logits_V))
+        logits_V.masked_fill_(~allowed_V.to(logits_V.device), -torch.inf)
 
 
 def _not_finite(name: str) -> BackendError:

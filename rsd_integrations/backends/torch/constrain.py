@@ -1,0 +1,235 @@
+"""Constrained decoding: which tokens may come next, for one session, with a way back.
+
+llguidance does the work; here its grammars are put together from an ``Output``, and its state is kept
+beside a session's tokens: what is committed stays, what was rejected is rolled back.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from llguidance import LLMatcher, LLTokenizer
+from llguidance.hf import from_tokenizer
+
+from rsd_integrations.calls import CALL_ID, CallFormat
+from rsd_integrations.encoding import encode_markup
+from rsd_integrations.errors import BackendError, ConfigError
+from rsd_integrations.output import Output
+from rsd_integrations.segment import ReasoningTags
+
+__all__ = ["Constraint", "Grammars"]
+
+_KEPT = 32
+"""Compiled grammars a model keeps."""
+
+_COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+"""As json.dumps writes it. White space that may go on for ever does, with a weak model."""
+
+
+class Constraint:
+    """What one session may write (a matcher and how far it may have to go back)."""
+
+    def __init__(self, matcher: LLMatcher, eos_ids: frozenset[int]) -> None:
+        self._matcher = matcher
+        self._eos_ids = eos_ids
+        self._uncommitted = 0
+
+    def allowed(self, size: int) -> torch.Tensor:
+        """Which token ids may come next, ``[size]``, bool.
+
+        Raises:
+            BackendError: the grammar gave up (too complex).
+        """
+        packed = torch.frombuffer(bytearray(self._matcher.compute_bitmask()), dtype=torch.uint8)
+        bits = (packed[:, None] >> torch.arange(8, dtype=torch.uint8)) & 1
+        allowed = torch.zeros(size, dtype=torch.bool)
+        flat = bits.flatten().bool()[:size]
+        allowed[: len(flat)] = flat
+        if self._matcher.is_error() or not bool(allowed.any()):
+            raise BackendError(
+                f"constrained decoding cannot go on: {self._matcher.get_error() or 'no token fits'!s:.300}.",
+                hint="Simplify the schema.",
+            )
+        return allowed
+
+    def push(self, tokens: Iterable[int]) -> None:
+        """Take tokens of the step in progress.
+
+        Raises:
+            BackendError: one of them was not allowed.
+        """
+        # An end of sequence ends the answer; which ids mean it may differ between the models.
+        for token in (token for token in tokens if token not in self._eos_ids):
+            if not self._matcher.consume_token(token):
+                raise BackendError(
+                    f"a committed token breaks the answer's form: {self._matcher.get_error()!s:.300}.",
+                    hint="Draft and target may spell the same text in ways that do not fit together.",
+                )
+            self._uncommitted += 1
+
+    def keep(self) -> None:
+        """Commit the step in progress."""
+        self._uncommitted = 0
+
+    def back(self) -> None:
+        """Drop the step in progress."""
+        if self._uncommitted:
+            self._matcher.rollback(self._uncommitted)
+        self._uncommitted = 0
+
+
+class Grammars:
+    """Compiles outputs for one model's tokenizer, and keeps what it compiled. Any thread.
+
+    Args:
+        tokenizer: a fast transformers tokenizer.
+        eos_ids: tokens that end an answer.
+        form: how calls of tools are written; None where nobody knows.
+        name: of the model, for messages.
+    """
+
+    def __init__(self, tokenizer: Any, eos_ids: frozenset[int], form: CallFormat | None, name: str) -> None:
+        self._tokenizer = tokenizer
+        self._eos_ids = eos_ids
+        self._form = form
+        self._name = name
+        self._compiled: dict[tuple[str, ReasoningTags | None], LLMatcher] = {}
+        self._lock = threading.Lock()
+
+    def open(self, output: Output, tags: ReasoningTags | None) -> Constraint:
+        """The constraint of a new session.
+
+        Raises:
+            ConfigError: a schema cannot be enforced, or it is not known how the model writes calls.
+        """
+        return Constraint(self._compile(output, tags).deep_copy(), self._eos_ids)
+
+    def check(self, output: Output) -> None:
+        """Compile it, or say why that cannot be.
+
+        Raises:
+            ConfigError: as ``open``.
+        """
+        self._compile(output, None)
+
+    def _compile(self, output: Output, tags: ReasoningTags | None) -> LLMatcher:
+        key = (output.key, tags)
+        with self._lock:
+            if key not in self._compiled:
+                matcher = LLMatcher(self._vocabulary, self._grammar(output, tags), log_level=0)
+                if matcher.is_error():
+                    raise ConfigError(
+                        f"a schema cannot be enforced while writing: {matcher.get_error()!s:.400}",
+                        hint="Simplify it, or leave strict out, which lets unknown keywords pass.",
+                    )
+                while len(self._compiled) >= _KEPT:
+                    del self._compiled[next(iter(self._compiled))]
+                self._compiled[key] = matcher
+            return self._compiled[key]
+
+    @cached_property
+    def _vocabulary(self) -> LLTokenizer:
+        try:
+            return from_tokenizer(self._tokenizer, eos_token=sorted(self._eos_ids))
+        except Exception as error:  # Not a fast tokenizer, or of a kind that is not known there.
+            raise ConfigError(
+                f"the tokenizer of {self._name!r} cannot be used for constrained decoding: {error!s:.300}",
+                hint="Use a model with a fast tokenizer (tokenizer.json).",
+            ) from error
+
+    def _grammar(self, output: Output, tags: ReasoningTags | None) -> str:
+        """Lark source: thinking if there may be any, then calls, a document or text."""
+        rules = ["start: answer"] if tags is None else self._thinking(tags)
+        answers: list[str] = []
+        if output.tools and (output.choice == "required" or output.strict or output.schema is not None):
+            answers.append("calls")
+            rules += self._calls(output)
+        if output.schema is not None and output.choice == "auto":
+            answers.append("document")
+            rules.append(f"document: {_json(output.schema, strict=output.strict)}")
+        elif output.choice == "auto":
+            answers = ["words", "words calls"]
+            rules.append(f"words: WORDS\nWORDS: {self._words()}")
+        rules.append(f"answer: {' | '.join(answers)}")
+        return LLMatcher.grammar_from_lark("\n".join(rules))
+
+    def _thinking(self, tags: ReasoningTags) -> list[str]:
+        """Free text up to the closing tag, which the prompt may have opened."""
+        token = self._token(tags.closing)
+        rules = ["start: thought answer"] if tags.open_in_prompt else ["start: (OPEN_TAG thought)? answer"]
+        if not tags.open_in_prompt:
+            rules = [rules[0].replace("OPEN_TAG", self._literal(tags.opening))]
+        if token is None:
+            return [*rules, f"thought: THOUGHT\nTHOUGHT[suffix={json.dumps(tags.closing)}]: /(.|\\n)*/"]
+        return [*rules, f'thought: THOUGHT {token} "\\n"*', "THOUGHT: /(.|\\n)*/"]
+
+    def _calls(self, output: Output) -> list[str]:
+        form = self._form
+        if form is None or form.between is None:
+            raise ConfigError(
+                f"it is not known how {self._name!r} writes calls of tools, so none can be forced.",
+                hint='Use tool_choice="auto" without strict, or a model whose template writes JSON calls.',
+            )
+        functions = output.functions
+        rules = [
+            f"call_{index}: {self._literal(name + form.between)} {_json(schema, strict=output.strict)}"
+            for index, (name, schema) in enumerate(functions)
+        ]
+        call = " | ".join(f"call_{index}" for index in range(len(functions)))
+        more = f" ({self._literal(form.again)} call)*" if output.parallel and form.again is not None else ""
+        rules.append(f"call: {call}")
+        rules.append(f"calls: {self._literal(form.before)} call{more} {self._literal(form.after)}")
+        return rules
+
+    def _words(self) -> str:
+        """A regular expression for text that begins no call."""
+        assert self._form is not None
+        opening = self._form.opening
+        if not opening:
+            return r"/\s*([^{\[\s](.|\n)*)?/"
+        if self._token(opening):
+            return r"/(.|\n)*/"
+        return rf"/(.|\n)*/ & ~/(.|\n)*{_escaped(opening)}(.|\n)*/"
+
+    def _literal(self, text: str) -> str:
+        """A fixed text: markup as the tokens it is, the rest as text."""
+        parts: list[str] = []
+        for piece in text.split(CALL_ID):
+            parts += [self._pieces(piece), "/[a-zA-Z0-9]{9}/"]
+        return " ".join(part for part in parts[:-1] if part)
+
+    def _pieces(self, text: str) -> str:
+        parts: list[str] = []
+        plain: list[int] = []
+        for token in [*encode_markup(self._tokenizer, text), None]:
+            if token is not None and not self._vocabulary.is_special_token(token):
+                plain.append(token)
+                continue
+            if plain:
+                parts.append(json.dumps(self._text(plain)))
+            plain = []
+            if token is not None:
+                parts.append(f"<[{token}]>")
+        return " ".join(parts)
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        return self._vocabulary.decode_str(list(tokens))
+
+    def _token(self, text: str) -> str | None:
+        """A text that is one token of markup, as a grammar names it."""
+        ids = encode_markup(self._tokenizer, text)
+        return f"<[{ids[0]}]>" if len(ids) == 1 and self._vocabulary.is_special_token(ids[0]) else None
+
+
+def _json(schema: Mapping[str, Any], *, strict: bool) -> str:
+    options = {**_COMPACT, "lenient": not strict}
+    return f"%json {json.dumps({**schema, 'x-guidance': options})}"
+
+
+def _escaped(text: str) -> str:
+    return "".join(f"\\{char}" if not char.isalnum() else char for char in text)

@@ -1,0 +1,176 @@
+"""One model's way with tools and forms: what it is shown, what it may write, how that is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rsd_integrations.backends.torch.reasoning import reasoning_tags
+from rsd_integrations.calls import (
+    HERMES,
+    CallFormat,
+    CallReader,
+    find_format,
+    plain_reader,
+    read_message,
+)
+from rsd_integrations.encoding import chat_template_text, encode_markup, encode_plain
+from rsd_integrations.errors import ConfigError
+from rsd_integrations.output import Output
+from rsd_integrations.segment import ReasoningTags, Unbroken
+from rsd_integrations.types import InvalidToolCall, Message, ToolCall
+
+if TYPE_CHECKING:
+    from rsd_integrations.backends.torch.constrain import Constraint, Grammars
+
+__all__ = ["Tooling", "call_format", "call_reader", "takes_tools"]
+
+_PROBE = {
+    "type": "function",
+    "function": {
+        "name": "rsd_probe_tool",
+        "description": "A probe.",
+        "parameters": {"type": "object", "properties": {"x": {"type": "string", "description": "A probe."}}},
+    },
+}
+
+
+class Tooling:
+    """Of a writer.
+
+    Args:
+        tokenizer: the model's own.
+        name: the model's, for messages.
+        eos_ids: tokens that end an answer.
+        reader: of calls in the text that draft and target share.
+        form: the same calls, as they are forced.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        name: str,
+        eos_ids: frozenset[int],
+        *,
+        reader: CallReader,
+        form: CallFormat | None,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._name = name
+        self._eos_ids = eos_ids
+        self._reader = reader
+        self._form = form
+        self._takes_tools = takes_tools(tokenizer)
+        self._grammars: Grammars | None = None
+        texts = [form.before, form.between or "", form.after, form.again or ""] if form else []
+        texts += [reader.unbroken.opening, reader.unbroken.closing]
+        special = set(tokenizer.added_tokens_decoder)
+        self.markup_ids = frozenset(
+            token for text in texts for token in encode_markup(tokenizer, text) if token in special
+        )
+        """Tokens that mark calls: visible where there are tools, special or not."""
+
+    def check(self, output: Output) -> None:
+        """Refuse what this model cannot be shown or be made to write.
+
+        Raises:
+            ConfigError: its template takes no tools, or a schema cannot be enforced.
+        """
+        if output.tools and not self._takes_tools:
+            raise no_tools(self._name)
+        if output.constrained:
+            self._compiler.check(output)
+
+    def reader(self, output: Output) -> CallReader | None:
+        """How to find and read the calls, if there can be any."""
+        return self._reader if output.tools else None
+
+    def constraint(self, output: Output, tags: ReasoningTags | None) -> Constraint | None:
+        """What keeps a new session to the output, if something has to.
+
+        Raises:
+            ConfigError: as ``check``.
+        """
+        return self._compiler.open(output, tags) if output.constrained else None
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Text of an answer in this model's tokens; what marks calls becomes the tokens that do."""
+        from rsd_integrations.encoding.plain import alternatives
+
+        marks = frozenset(self._tokenizer.convert_ids_to_tokens(sorted(self.markup_ids)))
+        ids: tuple[int, ...] = ()
+        start = 0
+        for found in alternatives(marks).finditer(text):
+            ids += encode_plain(self._tokenizer, text[start : found.start()])
+            ids += (self._tokenizer.convert_tokens_to_ids(found[0]),)
+            start = found.end()
+        return ids + encode_plain(self._tokenizer, text[start:])
+
+    @property
+    def _compiler(self) -> Grammars:
+        if self._grammars is None:
+            from rsd_integrations.backends.torch.constrain import Grammars
+
+            self._grammars = Grammars(self._tokenizer, self._eos_ids, self._form, self._name)
+        return self._grammars
+
+
+def no_tools(name: str) -> ConfigError:
+    """The error for a model that cannot be told of tools."""
+    return ConfigError(
+        f"the chat template of {name!r} takes no tools.",
+        hint="Use models made for tool calling (Qwen 2.5 Instruct, Qwen 3, Llama 3.1 Instruct, ...).",
+    )
+
+
+def takes_tools(tokenizer: Any) -> bool:
+    """Whether the chat template shows tools to the model."""
+    if not chat_template_text(tokenizer):
+        return False
+    try:
+        shown = _text(tokenizer, [{"role": "user", "content": "x"}], True, tools=[_PROBE])
+    except Exception:  # Jinja's, or whatever a template stumbles over.
+        return False
+    return "rsd_probe_tool" in shown
+
+
+def call_format(tokenizer: Any) -> CallFormat | None:
+    """How the model's template writes calls; None if it does not."""
+    tags = reasoning_tags(tokenizer)
+    return find_format(
+        lambda messages, prompting: _text(tokenizer, messages, prompting), tags.closing if tags else None
+    )
+
+
+def call_reader(tokenizer: Any, form: CallFormat | None) -> CallReader:
+    """By the tokenizer's own response template if it says how calls look, else by the format."""
+    template = getattr(tokenizer, "response_template", None)
+    field = (template.get("fields") or {}).get("tool_calls") if isinstance(template, Mapping) else None
+    form = form or HERMES
+    if not field:
+        return CallReader(form.unbroken, plain_reader(form))
+
+    def read(text: str) -> list[ToolCall | InvalidToolCall] | None:
+        try:
+            message = tokenizer.parse_response(text, prefix="")
+        except Exception as error:  # ValueError, KeyError: the parsers are told by templates what to do.
+            return read_message([str(error)], text)
+        return read_message(message.get("tool_calls"), text)
+
+    opening, closing = _literal(field, "open"), _literal(field, "close")
+    if opening is None:
+        return CallReader(form.unbroken, read)
+    return CallReader(Unbroken(opening, closing or ""), read)
+
+
+def _literal(field: Mapping[str, Any], name: str) -> str | None:
+    """Templates give one literal, a list of them, or a pattern."""
+    found = field.get(name)
+    found = found[0] if isinstance(found, list) and found else found
+    return found.strip() if isinstance(found, str) and found.strip() else None
+
+
+def _text(tokenizer: Any, messages: Sequence[Message], prompting: bool, **more: Any) -> str:
+    return str(
+        tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompting, **more)
+    )

@@ -1,0 +1,228 @@
+"""How models write calls of tools, and how their text is read back. Pure.
+
+A format is found by letting the model's own chat template write a call of ours and looking at what
+it put around the name and the arguments; so the format that is forced, parsed and put into the
+history is the one the model was trained with.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import string
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rsd_integrations.segment import Unbroken
+from rsd_integrations.types import InvalidToolCall, Message, ToolCall
+
+__all__ = ["CALL_ID", "HERMES", "CallFormat", "CallReader", "find_format", "new_id", "plain_reader"]
+
+ReadCall = Callable[[str], "list[ToolCall | InvalidToolCall] | None"]
+"""The calls in a text that looks like some; None where it is none after all."""
+
+_NAME, _CONTENT, _ID = "rsd_sentinel_tool", "Rsdsentinelanswer", "rsdcallid"
+_ARGUMENTS = {"rsd_sentinel_key": "rsd_sentinel_value"}
+_MARKUP = re.compile(r"\s*(<[^<>\s]+>|\[[A-Z_]+\])")
+CALL_ID = "\0"
+"""Stands in a format's literals where the template writes the call's id."""
+
+
+@dataclass(frozen=True)
+class CallFormat:
+    """The text of calls: ``before`` NAME ``between`` ARGUMENTS ``after``.
+
+    ``again`` lies between the arguments of a call and the name of the next one; None where the
+    template takes one call only. ``between`` is None where the arguments are not written as JSON: such
+    calls are found, but only the model's own parser can read them, and none can be forced.
+    """
+
+    before: str
+    between: str | None
+    after: str
+    again: str | None = None
+
+    @property
+    def opening(self) -> str:
+        """What tells a call from text; "" where calls are bare JSON."""
+        head = self.before.partition("{")[0] if self.between is not None else self.before
+        found = _MARKUP.match(head)
+        return found[1] if found else head.strip().removesuffix("[").strip()
+
+    @property
+    def closing(self) -> str:
+        """What ends a call that another may follow; "" where it goes on to the end of the answer."""
+        if not self.opening:
+            return ""
+        end = self.after if self.again is None else _common(self.after, self.again)
+        return end.lstrip().lstrip("}]").strip()
+
+    @property
+    def unbroken(self) -> Unbroken:
+        """The part of an answer that is a call."""
+        return Unbroken(self.opening or "{", self.closing, leading=not self.opening)
+
+    @property
+    def arguments_key(self) -> str:
+        """What the arguments are called ("parameters" in Llama's templates)."""
+        found = re.search(r'"(\w+)"\s*:\s*$', self.between or "")
+        return found[1] if found else "arguments"
+
+
+HERMES = CallFormat(
+    '<tool_call>\n{"name": "',
+    '", "arguments": ',
+    "}\n</tool_call>",
+    '}\n</tool_call>\n<tool_call>\n{"name": "',
+)
+"""Of Hermes, Qwen 2.5 and 3, and many others."""
+
+
+@dataclass(frozen=True)
+class CallReader:
+    """How to find calls in an answer (``unbroken``) and how to read one (``read``)."""
+
+    unbroken: Unbroken
+    read: ReadCall
+
+
+def find_format(
+    render: Callable[[Sequence[Message], bool], str], thought_end: str | None = None
+) -> CallFormat | None:
+    """The format in which a chat template writes calls; None if it writes none.
+
+    Args:
+        render: (messages, add_generation_prompt) -> text; raises where the template refuses.
+        thought_end: closing tag of a thinking markup, which templates may write before a call.
+    """
+    asked: Message = {"role": "user", "content": "Rsdsentinelquestion"}
+    try:
+        prompt, plain, one = (
+            render([asked], True),
+            render([asked, {"role": "assistant", "content": _CONTENT}], False),
+            render([asked, _calling(1)], False),
+        )
+    except Exception:  # Whatever a template that knows no calls stumbles over.
+        return None
+    head = prompt.rpartition("Rsdsentinelquestion")[2]
+    turn_end = plain.rpartition(_CONTENT)[2]
+    answer = one.rpartition("Rsdsentinelquestion")[2].replace(_ID, CALL_ID)
+    answer = answer[len(_common_start(head, answer)) :].removesuffix(turn_end)
+    before, found, rest = answer.partition(_NAME)
+    if not found:
+        return None
+    if thought_end and thought_end in before:
+        before = before.rpartition(thought_end)[2]
+    taken = _take_arguments(rest)
+    if taken is None:
+        return CallFormat(before.lstrip("\n"), None, rest)
+    between, after = taken
+    return CallFormat(before.lstrip("\n"), between, after, _again(render, asked))
+
+
+def plain_reader(form: CallFormat) -> ReadCall:
+    """Reads calls written as JSON."""
+
+    def read(text: str) -> list[ToolCall | InvalidToolCall] | None:
+        body = text.strip().removeprefix(form.opening).strip()
+        body = body.removesuffix(form.closing).strip() if form.closing else body
+        name = None
+        if form.between is not None and "{" not in form.before:
+            # The name stands outside of the JSON.
+            lead = form.before.strip().removeprefix(form.opening)
+            name, _, body = body.removeprefix(lead).partition(form.between.strip())
+            body = body.removesuffix(form.after.strip())
+        try:
+            value = json.loads(body)
+        except ValueError as error:
+            return None if not form.opening else [_invalid(text, f"its JSON is malformed: {error}")]
+        items = value if isinstance(value, list) else [value]
+        if name is not None:
+            items = [{"name": name.strip(), form.arguments_key: value}]
+        calls = [_call(item, form.arguments_key, text) for item in items]
+        bare = not form.opening and not all(isinstance(call, ToolCall) for call in calls)
+        return None if bare else calls
+
+    return read
+
+
+def read_message(calls: Any, text: str) -> list[ToolCall | InvalidToolCall]:
+    """The calls of a parsed message (``tool_calls`` as transformers' response parser gives them)."""
+    return [
+        _call(call.get("function", call) if isinstance(call, dict) else call, "arguments", text)
+        for call in calls or ()
+    ] or [_invalid(text, "it is no call")]
+
+
+def _call(item: Any, key: str, text: str) -> ToolCall | InvalidToolCall:
+    if not isinstance(item, dict) or not isinstance(item.get("name"), str):
+        return _invalid(text, "it names no tool")
+    name = item["name"]
+    arguments = item.get(key, item.get("arguments", item.get("parameters", {})))
+    if isinstance(arguments, str):
+        # Some models write the arguments as a string of JSON.
+        try:
+            arguments = json.loads(arguments)
+        except ValueError as error:
+            return _invalid(text, f"the JSON of its arguments is malformed: {error}", name, arguments)
+    if not isinstance(arguments, dict):
+        return _invalid(text, "its arguments are no JSON object", name, json.dumps(arguments))
+    return ToolCall(id=new_id(), name=name, arguments=arguments)
+
+
+def _invalid(text: str, error: str, name: str | None = None, arguments: str | None = None) -> InvalidToolCall:
+    return InvalidToolCall(
+        id=new_id(), name=name, arguments=text if arguments is None else arguments, text=text, error=error
+    )
+
+
+def new_id() -> str:
+    """A call's id: nine letters and digits, which is what Mistral's templates insist on."""
+    return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(9))
+
+
+def _calling(count: int) -> Message:
+    function = {"name": _NAME, "arguments": _ARGUMENTS}
+    return {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"type": "function", "id": _ID, "function": function} for _ in range(count)],
+    }
+
+
+def _take_arguments(rest: str) -> tuple[str, str] | None:
+    """(text before, text behind) the arguments' JSON."""
+    start = rest.find("{")
+    while start >= 0:
+        try:
+            value, end = json.JSONDecoder().raw_decode(rest, start)
+        except ValueError:
+            value, end = None, 0
+        if value == _ARGUMENTS:
+            return rest[:start], rest[end:]
+        start = rest.find("{", start + 1)
+    return None
+
+
+def _again(render: Callable[[Sequence[Message], bool], str], asked: Message) -> str | None:
+    try:
+        two = render([asked, _calling(2)], False).replace(_ID, CALL_ID)
+    except Exception:  # Llama's templates take one call at a time.
+        return None
+    taken = _take_arguments(two.partition(_NAME)[2])
+    again, found, _ = taken[1].partition(_NAME) if taken else ("", "", "")
+    return again if found else None
+
+
+def _common(first: str, second: str) -> str:
+    return _common_start(first, second)
+
+
+def _common_start(first: str, second: str) -> str:
+    length = next(
+        (index for index, (a, b) in enumerate(zip(first, second, strict=False)) if a != b),
+        min(len(first), len(second)),
+    )
+    return first[:length]

@@ -1,0 +1,184 @@
+"""What an answer may be besides text: calls of tools, a JSON document. Pure.
+
+Requests name it in the words of OpenAI's API (``tools``, ``tool_choice``, ``response_format``), which
+chat templates and both frameworks speak.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rsd_integrations.errors import ConfigError
+
+__all__ = ["Output", "closed_schema"]
+
+Tool = Mapping[str, Any]
+_CHOICES: dict[str, Literal["auto", "required", "none"]] = {
+    "auto": "auto",
+    "none": "none",
+    "any": "required",
+    "required": "required",
+}
+
+
+@dataclass(frozen=True)
+class Output:
+    """What an answer may be.
+
+    Args:
+        tools: functions the model may call, ``{"type": "function", "function": {...}}`` each.
+        choice: "auto" leaves it to the model; "required": it calls some tool, and says nothing else.
+        parallel: whether it may call more than one.
+        schema: JSON schema that the answer must follow, calls aside; None for free text.
+        strict: what the schemas say holds to the letter; else keywords that cannot be enforced while
+            writing are left to whoever reads the answer.
+    """
+
+    tools: tuple[Tool, ...] = ()
+    choice: Literal["auto", "required"] = "auto"
+    parallel: bool = True
+    schema: Mapping[str, Any] | None = None
+    strict: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        tools: Sequence[Tool] | None = None,
+        tool_choice: Any = None,
+        parallel_tool_calls: bool | None = None,
+        response_format: Mapping[str, Any] | None = None,
+    ) -> Output:
+        """Read a request's words.
+
+        Args:
+            tools: OpenAI function tools.
+            tool_choice: "auto" (default), "none", "required" or "any", a tool's name (it is then
+                called exactly once), or OpenAI's ``{"type": "function", "function": {"name": ...}}``.
+            parallel_tool_calls: False: one call at most.
+            response_format: ``{"type": "text" | "json_object"}`` or ``{"type": "json_schema",
+                "json_schema": {"schema": {...}, "strict": bool}}``.
+
+        Raises:
+            ConfigError: something is malformed, or names a tool that is not there.
+        """
+        checked = [_check_tool(tool) for tool in tools or ()]
+        choice, checked, single = _chosen(tool_choice, checked)
+        schema, strict = _format(response_format)
+        return cls(
+            tools=tuple(checked),
+            choice=choice,
+            parallel=not single and parallel_tool_calls is not False,
+            schema=schema,
+            strict=strict or any(function.get("strict") for function in map(_function, checked)),
+        )
+
+    @property
+    def constrained(self) -> bool:
+        """Whether some texts are forbidden."""
+        return bool(self.schema is not None or (self.tools and (self.choice == "required" or self.strict)))
+
+    @property
+    def key(self) -> str:
+        """Equal for equal ones: for caches."""
+        return json.dumps(
+            [list(self.tools), self.choice, self.parallel, self.schema, self.strict],
+            sort_keys=True,
+            default=str,
+        )
+
+    @property
+    def functions(self) -> list[tuple[str, Mapping[str, Any]]]:
+        """Name and JSON schema of the arguments of each tool."""
+        return [
+            (str(function["name"]), closed_schema(function.get("parameters") or {"type": "object"}))
+            for function in map(_function, self.tools)
+        ]
+
+
+def closed_schema(schema: Any) -> Any:
+    """A JSON schema whose objects hold only the properties they name, unless it says otherwise.
+
+    Models that are forced to write JSON otherwise invent properties for as long as they may.
+    """
+    if isinstance(schema, Mapping):
+        closed = {name: _closed_part(name, part) for name, part in schema.items()}
+        names = "properties" in closed or closed.get("type") == "object"
+        if names and not {"additionalProperties", "patternProperties", "allOf", "$ref"} & closed.keys():
+            closed["additionalProperties"] = False
+        return closed
+    return [closed_schema(part) for part in schema] if isinstance(schema, list) else schema
+
+
+def _closed_part(name: str, part: Any) -> Any:
+    if name in ("enum", "const", "default", "examples", "required"):
+        return part
+    if name in ("properties", "$defs", "definitions", "patternProperties") and isinstance(part, Mapping):
+        return {key: closed_schema(value) for key, value in part.items()}
+    # The parts of allOf each name some of one object's properties: none may forbid the others'.
+    return part if name == "allOf" else closed_schema(part)
+
+
+def _function(tool: Tool) -> Mapping[str, Any]:
+    function: Mapping[str, Any] = tool["function"]
+    return function
+
+
+def _check_tool(tool: Any) -> dict[str, Any]:
+    function = tool.get("function") if isinstance(tool, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
+        raise ConfigError(
+            f"a tool must name a function, not {tool!r:.200}.",
+            hint='Write {"type": "function", "function": {"name": ..., "parameters": {...}}}.',
+        )
+    parameters = function.get("parameters")
+    if not isinstance(parameters, Mapping | None):
+        raise ConfigError(
+            f"the parameters of tool {function['name']!r} are {parameters!r:.200}.",
+            hint="Give the JSON schema of an object.",
+        )
+    return {"type": "function", "function": dict(function)}
+
+
+def _chosen(
+    asked: Any, tools: list[dict[str, Any]]
+) -> tuple[Literal["auto", "required"], list[dict[str, Any]], bool]:
+    """The choice, the tools that are left to choose from, and whether it is one call."""
+    if isinstance(asked, Mapping):
+        asked = (asked.get("function") or asked).get("name", asked)
+    if asked is None or asked is False or asked == "auto":
+        return "auto", tools, False
+    if asked is True:
+        asked = "required"
+    names = [tool["function"]["name"] for tool in tools]
+    if asked in names:
+        return "required", [tools[names.index(asked)]], True
+    choice = _CHOICES.get(asked) if isinstance(asked, str) else None
+    if choice is None or (choice == "required" and not tools):
+        there = f"The tools are: {', '.join(names)}." if tools else "There are no tools."
+        raise ConfigError(
+            f"tool_choice={asked!r} is no tool that was given.",
+            hint=f'{there} Use "auto", "any", "none" or the name of a tool.',
+        )
+    # A model that may not call is not shown what it could call.
+    return ("auto", [], False) if choice == "none" else (choice, tools, False)
+
+
+def _format(asked: Any) -> tuple[Mapping[str, Any] | None, bool]:
+    kind = asked.get("type") if isinstance(asked, Mapping) else asked
+    if kind in (None, "text"):
+        return None, False
+    if kind == "json_object":
+        return {"type": "object"}, False
+    if kind == "json_schema":
+        named = asked.get("json_schema")
+        schema = named.get("schema") if isinstance(named, Mapping) else None
+        if isinstance(schema, Mapping):
+            return closed_schema(schema), bool(named.get("strict"))
+    raise ConfigError(
+        f"response_format={asked!r:.200} is not known.",
+        hint='Use {"type": "json_object"}, {"type": "json_schema", "json_schema": {"schema": {...}}} or None.',
+    )
