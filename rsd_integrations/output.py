@@ -180,5 +180,5 @@ def _format(asked: Any) -> tuple[Mapping[str, Any] | None, bool]:
             return closed_schema(schema), bool(named.get("strict"))
     raise ConfigError(
         f"response_format={asked!r:.200} is not known.",
-        hint='Use {"type": "json_object"}, {"type": "json_schema", "json_schema": {"schema": {...}}} or None.',
+        hint='Use {"type": "json_object"} or {"type": "json_schema", "json_schema": {"schema": {...}}}.',
     )

@@ -109,6 +109,29 @@ class RSDPipeline:
         options.setdefault("device", "cpu")
         return cls.from_pretrained(draft=paths.draft, target=paths.target, prm=paths.prm, **options)
 
+    @staticmethod
+    def check_tools(
+        draft: Any,
+        target: Any,
+        *,
+        draft_kwargs: Mapping[str, Any] | None = None,
+        target_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Whether models could be told of tools, before any weight is loaded.
+
+        Args:
+            draft: as for ``from_pretrained``, and so the others.
+
+        Raises:
+            ConfigError: a chat template takes no tools.
+            ModelError: a tokenizer cannot be loaded.
+        """
+        from rsd_integrations.backends.torch.sources import Source
+        from rsd_integrations.backends.torch.tooling import check_template
+
+        check_template(Source.of("draft", draft, draft_kwargs or {}))
+        check_template(Source.of("target", target, target_kwargs or {}))
+
     @property
     def recommended_threshold(self) -> float:
         """What ``threshold=None`` means here."""

@@ -208,6 +208,11 @@ class Writer(Protocol):
 
     info: ModelInfo
 
+    @property
+    def takes_tools(self) -> bool:
+        """Whether its chat template shows tools to the model."""
+        ...
+
     def open(self, prompt: Prompt, output: Output = FREE) -> WriterSession:
         """Render and encode a prompt and its tools. Runs no model.
 

@@ -180,6 +180,7 @@ class ScriptedWriter:
         self._delay = delay
         self._tags = tags
         self.info = _info(name=name, **info)
+        self.takes_tools = True
         self.batches: list[int] = []
         """How many sessions each round had."""
         self.open_sessions = 0

@@ -10,13 +10,15 @@ from typing import Any
 from rsd_integrations.adapters.settings import OnStep, RSDSettings, TraceSteps, check_on_step
 from rsd_integrations.config import RSDConfig
 from rsd_integrations.errors import ConfigError, TimedOutError
+from rsd_integrations.output import Output
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.types import StepEvent
 
 __all__ = ["PER_CALL", "CallSettings", "call_settings", "check_end", "check_known"]
 
 _MORE = ("timeout", "model", "on_step", "trace_steps")
-PER_CALL = (*RSDConfig.model_fields, *_MORE)
+_OUTPUT = ("tools", "tool_choice", "parallel_tool_calls", "response_format")
+PER_CALL = (*RSDConfig.model_fields, *_MORE, *_OUTPUT)
 """What a call may change."""
 
 
@@ -29,6 +31,7 @@ class CallSettings:
     model: str
     on_step: OnStep | None
     trace_steps: TraceSteps
+    output: Output
 
     def over(self, pipe: RSDPipeline) -> CallSettings:
         """With the threshold that this pipeline recommends, if none was chosen."""
@@ -41,7 +44,7 @@ def call_settings(settings: RSDSettings, given: Mapping[str, Any]) -> CallSettin
     """The settings with what the call gave in their place.
 
     Raises:
-        ConfigError: a parameter is unknown, or fixed for the object.
+        ConfigError: a parameter is unknown or malformed, or fixed for the object.
         pydantic.ValidationError: a value is out of bounds.
     """
     check_known(given, PER_CALL, fixed=type(settings).model_fields)
@@ -49,11 +52,14 @@ def call_settings(settings: RSDSettings, given: Mapping[str, Any]) -> CallSettin
     if more["trace_steps"] not in ("full", "steps", "off"):
         raise ConfigError(f"trace_steps={more['trace_steps']!r}.", hint="Use 'full', 'steps' or 'off'.")
     return CallSettings(
-        config=settings.config.override(**{name: given[name] for name in given if name not in _MORE}),
+        config=settings.config.override(
+            **{name: given[name] for name in given if name not in (*_MORE, *_OUTPUT)}
+        ),
         timeout=more["timeout"],
         model=str(more["model"] or settings.model_names["target"]),
         on_step=check_on_step(more["on_step"]),
         trace_steps=more["trace_steps"],
+        output=Output.of(**{name: given.get(name) for name in _OUTPUT}),
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Hashable, Mapping
 from typing import Any
 
 from rsd_integrations.errors import ConfigError
+from rsd_integrations.output import Output
 from rsd_integrations.pipeline import RSDPipeline
 
 __all__ = ["POCKET", "PipelineSource", "Spec", "find_source", "is_portable", "label"]
@@ -57,6 +58,19 @@ class PipelineSource:
         """The same without blocking the loop: loading takes seconds, and a thread of its own."""
         return await asyncio.to_thread(self.get) if self._pipeline is None else self._pipeline
 
+    def check_output(self, output: Output) -> None:
+        """Refuse what the models cannot write. Loads tokenizers at most.
+
+        Raises:
+            ConfigError: the chat templates take no tools, or (once the models are there) a schema cannot
+                be enforced.
+            ModelError: a tokenizer cannot be loaded.
+        """
+        if self._pipeline is not None:
+            self._pipeline.check_output(output)
+        elif output.tools:
+            RSDPipeline.check_tools(**_tokenizers(self.spec))
+
     def __deepcopy__(self, memo: dict[int, Any]) -> PipelineSource:
         return self
 
@@ -98,6 +112,16 @@ def label(model: Any) -> str:
 def _load(spec: dict[str, Any]) -> RSDPipeline:
     options = {name: value for name, value in spec.items() if name != "pipeline"}
     return RSDPipeline.pocket(**options) if "pipeline" in spec else RSDPipeline.from_pretrained(**options)
+
+
+def _tokenizers(spec: Spec) -> dict[str, Any]:
+    """What draft's and target's tokenizers come from."""
+    if "pipeline" in spec:
+        from rsd_integrations.pocket import pocket_paths
+
+        paths = pocket_paths()
+        return {"draft": paths.draft, "target": paths.target}
+    return {name: spec[name] for name in ("draft", "target", "draft_kwargs", "target_kwargs") if name in spec}
 
 
 def _is_plain(value: Any) -> bool:

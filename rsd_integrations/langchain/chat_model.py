@@ -31,10 +31,11 @@ from rsd_integrations.langchain.params import (
     identifying_params,
     langsmith_params,
     profile_of,
-    refuse_tools,
     with_threads,
 )
+from rsd_integrations.langchain.tools import binding, structured
 from rsd_integrations.langchain.tracing import StepReporter, announced, atold, running, take_running, told
+from rsd_integrations.output import Output
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.types import Generation, StepEvent
 
@@ -144,7 +145,7 @@ class ChatRSD(BaseChatModel, RSDSettings):
         chat, left = to_chat(messages), take_running()
         pipe = self.load()
         call = call.over(pipe)
-        stream = pipe.stream(chat, config=call.config, timeout=call.timeout)
+        stream = pipe.stream(chat, config=call.config, timeout=call.timeout, output=call.output)
         for event in told(stream, StepReporter(run or left, call, self.model_names)):
             yield check_end(event, call.timeout)
 
@@ -154,7 +155,7 @@ class ChatRSD(BaseChatModel, RSDSettings):
         chat, left = to_chat(messages), take_running()
         pipe = await self.aload()
         call = call.over(pipe)
-        stream = pipe.astream(chat, config=call.config, timeout=call.timeout)
+        stream = pipe.astream(chat, config=call.config, timeout=call.timeout, output=call.output)
         async with aclosing(atold(stream, StepReporter(run or left, call, self.model_names))) as events:
             async for event in events:
                 yield check_end(event, call.timeout)
@@ -243,21 +244,62 @@ class ChatRSD(BaseChatModel, RSDSettings):
         wide = with_threads(config, len(inputs))
         return super().batch_as_completed(inputs, wide, return_exceptions=return_exceptions, **kwargs)  # type: ignore[call-overload, no-any-return]
 
-    def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> Runnable[LanguageModelInput, AIMessage]:
-        """Not yet.
+    def bind_tools(
+        self,
+        tools: Sequence[Any],
+        *,
+        tool_choice: Any = None,
+        strict: bool | None = None,
+        parallel_tool_calls: bool | None = None,
+        response_format: Any = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """This model with tools it may call.
+
+        Args:
+            tools: functions, ``@tool`` tools, Pydantic models, OpenAI tool dicts, ...
+            tool_choice: "auto" (default), "none", "any" or "required", or the name of the tool that has
+                to be called. What is forced is forced token by token, in draft and target alike.
+            strict: True: whatever is called, its arguments keep to their schema.
+            parallel_tool_calls: False: one call at most.
+            response_format: form of an answer that calls nothing, as OpenAI's API has it.
+            kwargs: further parameters of the call.
 
         Raises:
-            ConfigError: always.
+            ConfigError: the models' chat templates take no tools, or something is no tool.
         """
-        raise refuse_tools("tools")
+        bound = binding(
+            tools,
+            tool_choice=tool_choice,
+            strict=strict,
+            parallel_tool_calls=parallel_tool_calls,
+            response_format=response_format,
+        )
+        self.source.check_output(Output.of(**bound))
+        return self.bind(**bound, **kwargs)
 
-    def with_structured_output(self, schema: Any, **kwargs: Any) -> Runnable[LanguageModelInput, Any]:
-        """Not yet.
+    def with_structured_output(  # type: ignore[override]
+        self,
+        schema: Any = None,
+        *,
+        method: str = "json_schema",
+        include_raw: bool = False,
+        strict: bool | None = None,
+    ) -> Runnable[LanguageModelInput, Any]:
+        """This model with answers that are objects of a schema, enforced while it writes.
+
+        Args:
+            schema: Pydantic model (answers are instances), TypedDict or JSON schema (dicts).
+            method: "json_schema" (default): the answer is one JSON document, by any model;
+                "function_calling": it is a forced call, by a model that takes tools; "json_mode": some
+                JSON object, which the prompt has to describe.
+            include_raw: give {"raw": message, "parsed": object, "parsing_error": error or None}.
+            strict: True: refuse schemas with keywords that cannot be enforced token by token.
 
         Raises:
-            ConfigError: always.
+            ConfigError: the method is unknown, the schema is none, or the models take no tools.
         """
-        raise refuse_tools("a schema for its output")
+        return structured(self, schema, method=method, include_raw=include_raw, strict=strict)
 
     def get_token_ids(self, text: str) -> list[int]:
         """A text in the target's tokens."""
@@ -266,10 +308,9 @@ class ChatRSD(BaseChatModel, RSDSettings):
     def get_num_tokens_from_messages(
         self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
     ) -> int:
-        """Length of a chat in the target's tokens, its chat template included."""
-        if tools:
-            raise refuse_tools("tools")
-        return self.load().count_tokens(to_chat(messages))
+        """Length of a chat in the target's tokens, its chat template and tools included."""
+        output = Output.of(**binding(tools or []))
+        return self.load().count_tokens(to_chat(messages), output)
 
     # What LangChain wants to know of a model.
 

@@ -21,6 +21,7 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from rsd_integrations.adapters.chat import check_chat, merge_turns
 from rsd_integrations.adapters.steps import summarise
 from rsd_integrations.errors import PromptError
+from rsd_integrations.langchain.tools import as_chunks, as_messages
 from rsd_integrations.types import Generation, Message, StepEvent
 
 __all__ = ["to_chat", "to_chunk", "to_result"]
@@ -61,6 +62,7 @@ def to_result(generation: Generation, model: str) -> ChatResult:
     message = AIMessage(
         content=generation.text,
         additional_kwargs=_thought(generation.reasoning),
+        **as_messages(generation.tool_calls, generation.invalid_tool_calls),
         **_facts(generation, model),
     )
     return ChatResult(generations=[ChatGeneration(message=message)])
@@ -72,11 +74,16 @@ def to_chunk(event: StepEvent, model: str) -> ChatGenerationChunk | None:
     if event.generation is not None:
         # Chunks are merged key by key: what is told twice is summed up, joined or refused.
         facts = {**_facts(event.generation, model), "chunk_position": "last"}
-    elif not event.delta and not event.reasoning_delta:
+    elif not event.delta and not event.reasoning_delta and not event.tool_calls:
         return None
     thought = _thought(event.reasoning_delta or None)
     return ChatGenerationChunk(
-        message=AIMessageChunk(content=event.delta, additional_kwargs=thought, **facts)
+        message=AIMessageChunk(
+            content=event.delta,
+            additional_kwargs=thought,
+            tool_call_chunks=as_chunks(event.tool_calls),
+            **facts,
+        )
     )
 
 

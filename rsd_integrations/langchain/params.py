@@ -12,7 +12,6 @@ from langchain_core.language_models.model_profile import ModelProfile
 from rsd_integrations.adapters.calls import CallSettings, call_settings
 from rsd_integrations.adapters.settings import RSDSettings
 from rsd_integrations.config import RSDConfig
-from rsd_integrations.errors import ConfigError
 
 __all__ = [
     "cache_key",
@@ -20,7 +19,6 @@ __all__ = [
     "identifying_params",
     "langsmith_params",
     "profile_of",
-    "refuse_tools",
     "with_threads",
 ]
 
@@ -30,19 +28,15 @@ _CORE = frozenset({"stream"})
 BATCH_THREADS = 128
 """Most threads of one ``batch``."""
 
-_TOOLS = ("tools", "tool_choice", "parallel_tool_calls", "response_format")
-
 
 def call_of(settings: RSDSettings, stop: list[str] | None, kwargs: Mapping[str, Any]) -> CallSettings:
     """The settings of one call.
 
     Raises:
-        ConfigError: a parameter is unknown, fixed for the object, or asks for tools.
+        ConfigError: a parameter is unknown, malformed, or fixed for the object.
         pydantic.ValidationError: a value is out of bounds.
     """
     given = {name: value for name, value in kwargs.items() if name not in _CORE}
-    if asked := [name for name in _TOOLS if given.pop(name, None)]:
-        raise refuse_tools(asked[0])
     # LangChain passes stop=None where the caller said nothing.
     return call_settings(settings, given if stop is None else {**given, "stop": stop})
 
@@ -52,14 +46,6 @@ def with_threads(config: Any, inputs: int) -> Any:
     if isinstance(config, Mapping) or config is None:
         return {"max_concurrency": min(inputs, BATCH_THREADS) or None, **(config or {})}
     return [with_threads(one, inputs) for one in config]
-
-
-def refuse_tools(what: str) -> ConfigError:
-    """The error for what needs tools or constrained decoding."""
-    return ConfigError(
-        f"ChatRSD does not take {what} yet.",
-        hint="Ask for the format in the prompt, or give tools to another model of the chain.",
-    )
 
 
 def identifying_params(settings: RSDSettings) -> dict[str, Any]:
@@ -95,14 +81,15 @@ def cache_key(settings: RSDSettings, stop: list[str] | None, kwargs: Mapping[str
     """Names what the answer depends on: the models, wherever they come from, and the settings."""
     call = call_of(settings, stop, kwargs)
     config = {name: _plain(getattr(call.config, name)) for name in RSDConfig.model_fields}
-    return json.dumps(["ChatRSD", settings.source.name, call.model, config], sort_keys=True)
+    return json.dumps(["ChatRSD", settings.source.name, call.model, config, call.output.key], sort_keys=True)
 
 
 def profile_of(settings: RSDSettings) -> ModelProfile:
-    """What the model can do, as far as it is known without loading it."""
+    """What the model can do, as far as it is known without loading it: tools are taken for granted."""
     pipe = settings.source.loaded
     backend = pipe.backend if pipe else None
     window = min(backend.draft.info.window, backend.target.info.window) if backend else settings.max_length
+    tools = backend is None or (backend.draft.takes_tools and backend.target.takes_tools)
     return ModelProfile(
         max_input_tokens=window - 1,
         max_output_tokens=settings.max_tokens or window - 1,
@@ -114,9 +101,9 @@ def profile_of(settings: RSDSettings) -> ModelProfile:
         image_outputs=False,
         audio_outputs=False,
         video_outputs=False,
-        tool_calling=False,
-        tool_choice=False,
-        structured_output=False,
+        tool_calling=tools,
+        tool_choice=tools,
+        structured_output=True,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from langchain_core.language_models import BaseChatModel
@@ -14,21 +14,17 @@ from pytest_socket import SocketConnectBlockedError
 from rsd_integrations.langchain import ChatRSD
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.testing import scripted_pipeline
+from tests.langchain.follower import follow
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::langchain_core._api.beta_decorator.LangChainBetaWarning"),
 ]
 
 
-def script(prompt: Any, index: int, text: str) -> str | None:
-    """Enough text for tests that want several chunks."""
-    return f"Step {index}.\n\n" if index < 4 else None
-
-
 @pytest.fixture(scope="module", autouse=True)
 def shared() -> Any:
     """One pipeline for the suites."""
-    with scripted_pipeline(script, rewards=[0.9, 0.1, 0.8]) as pipe:
+    with scripted_pipeline(follow, rewards=[0.9, 0.1, 0.8]) as pipe:
         _Suite.pipe = pipe
         yield
 
@@ -50,11 +46,11 @@ class _Suite:
     def chat_model_params(self) -> dict[str, Any]:
         return {"pipeline": self.pipe, "model": "scripted", "api_key": "none"}
 
-    # Until the engine has token constraints.
-    has_tool_calling = False
-    has_tool_choice = False
-    has_structured_output = False
-    supports_json_mode = False
+    has_tool_calling = True
+    has_tool_choice = True
+    has_structured_output = True
+    supports_json_mode = True
+    structured_output_kwargs: ClassVar = {}
     supports_model_override = True
     model_override_value = "another"
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rsd_integrations.backends.torch.reasoning import reasoning_tags
+from rsd_integrations.backends.torch.sources import Source
 from rsd_integrations.calls import (
     HERMES,
     CallFormat,
@@ -23,7 +24,7 @@ from rsd_integrations.types import InvalidToolCall, Message, ToolCall
 if TYPE_CHECKING:
     from rsd_integrations.backends.torch.constrain import Constraint, Grammars
 
-__all__ = ["Tooling", "call_format", "call_reader", "takes_tools"]
+__all__ = ["Tooling", "call_format", "call_reader", "check_template"]
 
 _PROBE = {
     "type": "function",
@@ -60,7 +61,8 @@ class Tooling:
         self._eos_ids = eos_ids
         self._reader = reader
         self._form = form
-        self._takes_tools = takes_tools(tokenizer)
+        self.takes_tools = _takes_tools(tokenizer)
+        """Whether the chat template shows tools to the model."""
         self._grammars: Grammars | None = None
         texts = [form.before, form.between or "", form.after, form.again or ""] if form else []
         texts += [reader.unbroken.opening, reader.unbroken.closing]
@@ -76,8 +78,8 @@ class Tooling:
         Raises:
             ConfigError: its template takes no tools, or a schema cannot be enforced.
         """
-        if output.tools and not self._takes_tools:
-            raise no_tools(self._name)
+        if output.tools and not self.takes_tools:
+            raise _no_tools(self._name)
         if output.constrained:
             self._compiler.check(output)
 
@@ -115,7 +117,17 @@ class Tooling:
         return self._grammars
 
 
-def no_tools(name: str) -> ConfigError:
+def check_template(source: Source) -> None:
+    """Refuse a model that cannot be told of tools.
+
+    Raises:
+        ConfigError: its template shows none.
+    """
+    if not _takes_tools(source.tokenizer):
+        raise _no_tools(source.name)
+
+
+def _no_tools(name: str) -> ConfigError:
     """The error for a model that cannot be told of tools."""
     return ConfigError(
         f"the chat template of {name!r} takes no tools.",
@@ -123,7 +135,7 @@ def no_tools(name: str) -> ConfigError:
     )
 
 
-def takes_tools(tokenizer: Any) -> bool:
+def _takes_tools(tokenizer: Any) -> bool:
     """Whether the chat template shows tools to the model."""
     if not chat_template_text(tokenizer):
         return False

@@ -161,6 +161,11 @@ class TorchWriter:
             self, tokens, tags, self.tooling.reader(output), self.tooling.constraint(output, tags)
         )
 
+    @property
+    def takes_tools(self) -> bool:
+        """Whether the chat template shows tools to the model."""
+        return self.tooling.takes_tools
+
     def check(self, output: Output) -> None:
         """Refuse an output that it cannot write."""
         self.tooling.check(output)

@@ -1,0 +1,164 @@
+"""Tools and structured output in LangChain's words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from operator import itemgetter
+from typing import Any
+
+from langchain_core.exceptions import OutputParserException
+from langchain_core.language_models import BaseChatModel, LanguageModelInput
+from langchain_core.messages import AIMessage
+from langchain_core.messages import InvalidToolCall as InvalidCallMessage
+from langchain_core.messages import ToolCall as CallMessage
+from langchain_core.messages.tool import (
+    ToolCallChunk,
+    invalid_tool_call,
+    tool_call,
+    tool_call_chunk,
+)
+from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
+from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
+from langchain_core.runnables import Runnable, RunnableLambda, RunnableMap, RunnablePassthrough
+from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
+from langchain_core.utils.pydantic import is_basemodel_subclass
+
+from rsd_integrations.errors import ConfigError
+from rsd_integrations.types import InvalidToolCall, ToolCall
+
+__all__ = ["METHODS", "as_chunks", "as_messages", "binding", "structured"]
+
+METHODS = ("json_schema", "function_calling", "json_mode")
+
+
+def binding(
+    tools: Sequence[Any],
+    *,
+    tool_choice: Any = None,
+    strict: bool | None = None,
+    parallel_tool_calls: bool | None = None,
+    response_format: Any = None,
+) -> dict[str, Any]:
+    """Call parameters that offer these tools.
+
+    Args:
+        tools: whatever LangChain takes: functions, tools, Pydantic models, OpenAI dicts, ...
+
+    Raises:
+        ConfigError: one of them is no tool.
+    """
+    try:
+        converted = [convert_to_openai_tool(tool, strict=strict) for tool in tools]
+    except Exception as error:  # Of many kinds: what is not a tool fails anywhere in the conversion.
+        raise ConfigError(
+            f"tools={list(tools)!r:.200} cannot be made into tools: {error}",
+            hint="Give functions with docstrings, @tool tools, Pydantic models or OpenAI tool dicts.",
+        ) from error
+    given = {
+        "tools": converted,
+        "tool_choice": tool_choice,
+        "parallel_tool_calls": parallel_tool_calls,
+        "response_format": response_format,
+    }
+    return {name: value for name, value in given.items() if value is not None and value != []}
+
+
+def structured(
+    model: BaseChatModel, schema: Any, *, method: str, include_raw: bool, strict: bool | None
+) -> Runnable[LanguageModelInput, Any]:
+    """A model whose answers are objects of the schema.
+
+    Args:
+        schema: Pydantic model, TypedDict, JSON schema or OpenAI tool; None with "json_mode" alone.
+        method: "json_schema": the answer is a document of the schema; "function_calling": the
+            arguments of a forced call; "json_mode": any JSON object (say in the prompt which one).
+
+    Raises:
+        ConfigError: the method is unknown, or the schema is missing or none.
+    """
+    if method not in METHODS:
+        raise ConfigError(f"method={method!r} is not known.", hint=f"Use one of {', '.join(METHODS)}.")
+    if schema is None and method != "json_mode":
+        raise ConfigError(f"method={method!r} needs a schema.", hint='Give one, or use method="json_mode".')
+    if schema is not None and method == "json_mode" and strict:
+        raise ConfigError("json_mode cannot be strict: it holds no schema.", hint='Use method="json_schema".')
+    tool = None if schema is None else binding([schema], strict=strict)["tools"][0]
+    told = {"kwargs": {"method": method, "strict": strict}, "schema": tool or {}}
+    parser: Runnable[Any, Any]
+    if method == "function_calling":
+        assert tool is not None
+        name = tool["function"]["name"]
+        bound = model.bind_tools(
+            [schema],
+            tool_choice=name,
+            strict=strict,
+            parallel_tool_calls=False,
+            ls_structured_output_format=told,
+        )
+        parser = _tool_parser(schema, name)
+    else:
+        bound = model.bind(response_format=_format(schema, method, strict), ls_structured_output_format=told)
+        parser = PydanticOutputParser(pydantic_object=schema) if _is_pydantic(schema) else JsonOutputParser()
+    parser = RunnableLambda(_whole) | parser
+    if not include_raw:
+        return bound | parser
+    parsed = RunnablePassthrough.assign(
+        parsed=itemgetter("raw") | parser, parsing_error=lambda _: None
+    ).with_fallbacks([RunnablePassthrough.assign(parsed=lambda _: None)], exception_key="parsing_error")
+    return RunnableMap(raw=bound) | parsed
+
+
+def as_messages(
+    calls: Sequence[ToolCall], invalid: Sequence[InvalidToolCall]
+) -> dict[str, list[CallMessage] | list[InvalidCallMessage]]:
+    """Fields of an AIMessage."""
+    return {
+        "tool_calls": [tool_call(name=call.name, args=call.arguments, id=call.id) for call in calls],
+        "invalid_tool_calls": [
+            invalid_tool_call(name=call.name, args=call.arguments, id=call.id, error=call.error)
+            for call in invalid
+        ],
+    }
+
+
+def as_chunks(calls: Sequence[ToolCall | InvalidToolCall]) -> list[ToolCallChunk]:
+    """Calls of a stream, each whole."""
+    # LangChain mends the JSON of chunks: what is invalid keeps its markup, so that it stays invalid.
+    return [
+        tool_call_chunk(
+            name=call.name,
+            args=json.dumps(call.arguments) if isinstance(call, ToolCall) else call.text,
+            id=call.id,
+        )
+        for call in calls
+    ]
+
+
+def _format(schema: Any, method: str, strict: bool | None) -> dict[str, Any]:
+    if method == "json_mode":
+        return {"type": "json_object"}
+    plain = convert_to_json_schema(schema)
+    named = {"name": plain.get("title", "answer"), "schema": plain, "strict": bool(strict)}
+    return {"type": "json_schema", "json_schema": named}
+
+
+def _tool_parser(schema: Any, name: str) -> Runnable[Any, Any]:
+    if _is_pydantic(schema):
+        return PydanticToolsParser(tools=[schema], first_tool_only=True)
+    return JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
+
+
+def _is_pydantic(schema: Any) -> bool:
+    return isinstance(schema, type) and is_basemodel_subclass(schema)
+
+
+def _whole(message: AIMessage) -> AIMessage:
+    """The message, unless it is cut off: LangChain's parsers would mend it silently."""
+    if message.response_metadata.get("finish_reason") == "length":
+        raise OutputParserException(
+            f"the answer was cut off at a limit of tokens or steps: {message.text[-200:]!r}. "
+            "Raise max_tokens or max_steps, or bound the lengths in the schema.",
+            llm_output=message.text,
+        )
+    return message
