@@ -56,7 +56,10 @@ class CallFormat:
         """What ends a call that another may follow; "" where it goes on to the end of the answer."""
         if not self.opening:
             return ""
-        end = self.after if self.again is None else _common(self.after, self.again)
+        if self.between is None:
+            marks: list[str] = _MARKUP.findall(self.after)
+            return marks[-1] if marks else ""
+        end = self.after if self.again is None else _common_start(self.after, self.again)
         return end.lstrip().lstrip("}]").strip()
 
     @property
@@ -132,8 +135,9 @@ def plain_reader(form: CallFormat) -> ReadCall:
         if form.between is not None and "{" not in form.before:
             # The name stands outside of the JSON.
             lead = form.before.strip().removeprefix(form.opening)
-            name, _, body = body.removeprefix(lead).partition(form.between.strip())
-            body = body.removesuffix(form.after.strip())
+            name, brace, body = body.removeprefix(lead).partition("{")
+            name = name.strip().removesuffix(form.between.strip())
+            body = (brace + body).removesuffix(form.after.strip())
         try:
             value = json.loads(body)
         except ValueError as error:
@@ -214,10 +218,6 @@ def _again(render: Callable[[Sequence[Message], bool], str], asked: Message) -> 
     taken = _take_arguments(two.partition(_NAME)[2])
     again, found, _ = taken[1].partition(_NAME) if taken else ("", "", "")
     return again if found else None
-
-
-def _common(first: str, second: str) -> str:
-    return _common_start(first, second)
 
 
 def _common_start(first: str, second: str) -> str:

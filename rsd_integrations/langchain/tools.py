@@ -106,7 +106,8 @@ def structured(
     parsed = RunnablePassthrough.assign(
         parsed=itemgetter("raw") | parser, parsing_error=lambda _: None
     ).with_fallbacks([RunnablePassthrough.assign(parsed=lambda _: None)], exception_key="parsing_error")
-    return RunnableMap(raw=bound) | parsed
+    # In front, as the first of the chain, the model gets the call's own parameters.
+    return bound | RunnableMap(raw=RunnablePassthrough()) | parsed
 
 
 def as_messages(

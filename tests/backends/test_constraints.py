@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -79,6 +78,12 @@ CALLS = [
 ]
 
 
+def forced_after(text: str, valid: Sequence[str]) -> str:
+    """What all valid texts that begin so go on with."""
+    columns = zip(*(one[len(text) :] for one in valid if one.startswith(text)), strict=False)
+    return "".join(column[0] for column in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
+
+
 def naive(model: Any, tok: Any, prompt: list[int], valid: Sequence[str]) -> str:
     """Greedy decoding in which each token must leave a way to a valid text.
 
@@ -87,7 +92,7 @@ def naive(model: Any, tok: Any, prompt: list[int], valid: Sequence[str]) -> str:
     ids: list[int] = []
     while True:
         text = tok.decode(ids)
-        forced = os.path.commonprefix([one for one in valid if one.startswith(text)])[len(text) :]
+        forced = forced_after(text, valid)
         spelled = tok.encode(forced, add_special_tokens=False)
         if len(spelled) > 1:
             ids.append(spelled[0])

@@ -280,17 +280,6 @@ def test_on_step_must_be_a_plain_function(pipe: Any, llm: Any) -> None:
             llm.invoke(QUESTION, on_step=wrong)
 
 
-def test_tools_and_schemas_are_refused_in_words(llm: Any) -> None:
-    for call in (
-        lambda: llm.bind_tools([]),
-        lambda: llm.with_structured_output({"title": "x"}),
-        lambda: llm.invoke(QUESTION, tools=[{"type": "function"}]),
-        lambda: llm.invoke(QUESTION, response_format={"type": "json_object"}),
-    ):
-        with pytest.raises(ConfigError, match="does not take"):
-            call()
-
-
 def test_importing_it_loads_neither_torch_nor_langgraph() -> None:
     code = (
         "import sys, rsd_integrations.langchain as m; m.ChatRSD.pocket()\n"

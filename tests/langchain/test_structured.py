@@ -1,0 +1,195 @@
+"""Answers of a schema, enforced while they are written by real models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import pytest
+from langchain_core.exceptions import OutputParserException
+from pydantic import BaseModel, Field
+from typing_extensions import TypedDict
+
+from rsd_integrations.errors import ConfigError
+from rsd_integrations.langchain import ChatRSD
+from rsd_integrations.pipeline import RSDPipeline
+from rsd_integrations.testing import scripted_pipeline
+from tests.backends.test_constraints import loaded
+
+QUESTION = "Ava has 12 marbles. She buys 9 more. How many has she?"
+
+
+class Part(BaseModel):
+    """A part."""
+
+    kind: Literal["red", "blue"]
+    whole: bool
+
+
+class Answer(BaseModel):
+    """An answer."""
+
+    marbles: int = Field(ge=0, le=99)
+    unit: Literal["pieces", "bags"]
+    parts: list[Part] = Field(max_length=2)
+    note: str | None = Field(max_length=9)
+
+
+class Typed(TypedDict):
+    """An answer."""
+
+    marbles: int
+    unit: Literal["pieces", "bags"]
+
+
+SCHEMA = {
+    "title": "answer",
+    "description": "An answer.",
+    "type": "object",
+    "properties": {"unit": {"enum": ["pieces", "bags"]}, "sure": {"type": "boolean"}},
+    "required": ["unit", "sure"],
+}
+
+
+@pytest.fixture(scope="module")
+def pocket() -> Iterator[ChatRSD]:
+    llm = ChatRSD.pocket(temperature=1.0, max_tokens=300)
+    yield llm
+    llm.load().close()
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Iterator[RSDPipeline]:
+    with loaded(("tools", "tools-b", "ascii")) as pipe:
+        yield pipe
+
+
+def model_for(method: str, pocket: ChatRSD, tiny: RSDPipeline) -> ChatRSD:
+    """Tools need a template that takes them."""
+    if method == "json_schema":
+        return pocket
+    return ChatRSD.from_pipeline(tiny, temperature=1.0, max_tokens=400, weighting="constant")
+
+
+METHODS = pytest.mark.parametrize("method", ["json_schema", "function_calling"])
+
+
+@METHODS
+@pytest.mark.parametrize("seed", range(4))
+def test_pydantic(method: str, seed: int, pocket: ChatRSD, tiny: RSDPipeline) -> None:
+    model = model_for(method, pocket, tiny).with_structured_output(Answer, method=method)
+    answer = model.invoke(QUESTION, seed=seed)
+    assert isinstance(answer, Answer)
+
+
+@METHODS
+@pytest.mark.parametrize("seed", range(3))
+def test_json_schemas_give_dicts(method: str, seed: int, pocket: ChatRSD, tiny: RSDPipeline) -> None:
+    model = model_for(method, pocket, tiny).with_structured_output(SCHEMA, method=method)
+    answer = model.invoke(QUESTION, seed=seed)
+    assert answer.keys() == {"unit", "sure"}
+    assert answer["unit"] in ("pieces", "bags") and isinstance(answer["sure"], bool)
+
+
+@METHODS
+def test_typed_dicts(method: str, tiny: RSDPipeline) -> None:
+    """Digits go on for as long as they may: greedy tiny models write what a script would have to."""
+    text = '{"marbles": 21, "unit": "pieces"}'
+    call = f'<tool_call>\n{{"name": "Typed", "arguments": {text}}}\n</tool_call>'
+    with scripted_pipeline([text if method == "json_schema" else call]) as pipe:
+        model = ChatRSD.from_pipeline(pipe).with_structured_output(Typed, method=method)
+        assert model.invoke(QUESTION) == {"marbles": 21, "unit": "pieces"}
+
+
+@METHODS
+async def test_async_batch_and_streams(method: str, pocket: ChatRSD, tiny: RSDPipeline) -> None:
+    model = model_for(method, pocket, tiny).with_structured_output(Answer, method=method)
+    answers = [
+        await model.ainvoke(QUESTION, seed=2),
+        *model.batch([QUESTION] * 3, seed=2),
+        *(await model.abatch([QUESTION] * 3, seed=2)),
+        list(model.stream(QUESTION, seed=2))[-1],
+        [chunk async for chunk in model.astream(QUESTION, seed=2)][-1],
+    ]
+    assert len({answer.model_dump_json() for answer in answers}) == 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_json_mode_is_some_object(seed: int, pocket: ChatRSD) -> None:
+    raw = pocket.with_structured_output(method="json_mode", include_raw=True).invoke(
+        QUESTION, seed=seed, max_tokens=120
+    )
+    if raw["raw"].response_metadata["finish_reason"] == "stop":
+        assert isinstance(json.loads(raw["raw"].content), dict)
+        assert raw["parsed"] == json.loads(raw["raw"].content)
+    else:
+        assert raw["parsed"] is None and "cut off" in str(raw["parsing_error"])
+
+
+@METHODS
+def test_include_raw(method: str, pocket: ChatRSD, tiny: RSDPipeline) -> None:
+    model = model_for(method, pocket, tiny).with_structured_output(Answer, method=method, include_raw=True)
+    whole = model.invoke(QUESTION, seed=3)
+    assert isinstance(whole["parsed"], Answer) and whole["parsing_error"] is None
+    assert whole["raw"].response_metadata["rsd"]["steps"] >= 1
+    cut = model.invoke(QUESTION, seed=3, max_tokens=4)
+    assert cut["parsed"] is None and isinstance(cut["parsing_error"], OutputParserException)
+    assert cut["raw"].response_metadata["finish_reason"] == "length"
+
+
+@METHODS
+def test_what_is_cut_off_is_an_error_not_half_an_answer(
+    method: str, pocket: ChatRSD, tiny: RSDPipeline
+) -> None:
+    model = model_for(method, pocket, tiny).with_structured_output(SCHEMA, method=method)
+    with pytest.raises(OutputParserException, match="cut off at a limit"):
+        model.invoke(QUESTION, max_tokens=12)
+
+
+def test_a_document_is_one_step_and_scored_as_one(pocket: ChatRSD) -> None:
+    steps: list[Any] = []
+    answer = pocket.with_structured_output(Answer, include_raw=True).invoke(
+        QUESTION, seed=1, on_step=steps.append, step_delimiter=[",", "\n"], threshold=0.5
+    )
+    written = [step for step in steps if step.text]
+    assert len(written) == 1
+    assert written[0].text == answer["raw"].content
+    assert written[0].reward is not None
+
+
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [
+        ({"schema": SCHEMA, "method": "jsonschema"}, "method='jsonschema' is not known"),
+        ({"schema": None}, "needs a schema"),
+        ({"schema": Answer, "method": "json_mode", "strict": True}, "cannot be strict"),
+        ({"schema": 3}, "3"),
+        ({"schema": Answer, "method": "function_calling"}, "takes no tools"),
+    ],
+)
+def test_nonsense_is_refused(fields: dict[str, Any], match: str, pocket: ChatRSD) -> None:
+    with pytest.raises(ConfigError, match=match):
+        pocket.with_structured_output(**fields)
+
+
+def test_strict_refuses_what_cannot_be_enforced(pocket: ChatRSD) -> None:
+    odd = {**SCHEMA, "properties": {"unit": {"type": "array", "uniqueItems": True, "items": {}}}}
+    odd = {**odd, "required": ["unit"]}
+    with pytest.raises(ConfigError, match="cannot be enforced"):
+        pocket.with_structured_output(odd, strict=True).invoke(QUESTION)
+
+
+def test_the_run_is_told_of_the_schema(pocket: ChatRSD) -> None:
+    events: list[Any] = []
+
+    from langchain_core.callbacks import BaseCallbackHandler
+
+    class Handler(BaseCallbackHandler):
+        def on_chat_model_start(self, serialized: Any, messages: Any, **kwargs: Any) -> None:
+            events.append(kwargs)
+
+    pocket.with_structured_output(SCHEMA).invoke(QUESTION, {"callbacks": [Handler()]}, seed=1)
+    told = events[0]["options"]["ls_structured_output_format"]
+    assert told["kwargs"]["method"] == "json_schema"
+    assert told["schema"]["title"] == "answer"

@@ -1,0 +1,284 @@
+"""Tools: bound, shown, called, forced, read back, and used by agents."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from langchain.agents import create_agent
+from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain_core.tools import tool
+from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.prebuilt import ToolNode, tools_condition
+from pydantic import BaseModel
+
+from rsd_integrations.errors import ConfigError
+from rsd_integrations.langchain import ChatRSD
+from rsd_integrations.output import Output
+from rsd_integrations.pipeline import RSDPipeline
+from rsd_integrations.testing import scripted_pipeline
+from tests.backends.test_constraints import TOOLS, loaded
+from tests.langchain.follower import follow
+
+QUESTION = "Add 2 and 3."
+
+
+@tool
+def add(a: int, b: int) -> int:
+    """Add two numbers."""
+    return a + b
+
+
+@tool
+def find(what: str) -> str:
+    """Find something."""
+    return f"found {what}"
+
+
+class Sum(BaseModel):
+    """A sum."""
+
+    total: int
+
+
+def call_text(**arguments: Any) -> str:
+    return f"<tool_call>\n{json.dumps({'name': 'add', 'arguments': arguments})}\n</tool_call>"
+
+
+@pytest.fixture
+def llm() -> Iterator[ChatRSD]:
+    with scripted_pipeline(follow) as pipe:
+        yield ChatRSD.from_pipeline(pipe)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Iterator[RSDPipeline]:
+    with loaded(("tools", "tools-b", "ascii")) as pipe:
+        yield pipe
+
+
+def facts(message: Any) -> Any:
+    """What a message says and calls, ids aside."""
+    return (
+        message.text,
+        [(call["name"], call["args"]) for call in message.tool_calls],
+        [(call["name"], bool(call["args"])) for call in message.invalid_tool_calls],
+        message.response_metadata["finish_reason"],
+    )
+
+
+def summed(chunks: list[Any]) -> Any:
+    whole = chunks[0]
+    for chunk in chunks[1:]:
+        whole += chunk
+    return whole
+
+
+async def all_ways(model: Any, asked: Any) -> list[Any]:
+    """The answer by each way to call a model."""
+    v2 = [event async for event in model.astream_events(asked, version="v2")]
+    return [
+        model.invoke(asked),
+        await model.ainvoke(asked),
+        summed(list(model.stream(asked))),
+        summed([chunk async for chunk in model.astream(asked)]),
+        model.batch([asked])[0],
+        (await model.abatch([asked]))[0],
+        v2[-1]["data"]["output"],
+    ]
+
+
+async def test_a_call_in_every_way(llm: ChatRSD) -> None:
+    answers = await all_ways(llm.bind_tools([add, find], tool_choice="add"), QUESTION)
+    assert {repr(facts(answer)) for answer in answers} == {
+        repr(("", [("add", {"a": 2, "b": 3})], [], "tool_calls"))
+    }
+    ids = {answer.tool_calls[0]["id"] for answer in answers}
+    assert len(ids) == len(answers) and all(len(one) == 9 and one.isalnum() for one in ids)
+
+
+SCRIPTS: dict[str, tuple[list[str], Any]] = {
+    "words and two calls": (
+        ["Let me see.\n\n", f"First:\n{call_text(a=1, b=2)}", f"\n{call_text(a=3, b=4)}"],
+        ("Let me see.\n\nFirst:", [("add", {"a": 1, "b": 2}), ("add", {"a": 3, "b": 4})], [], "tool_calls"),
+    ),
+    "a broken call beside a good one": (
+        [call_text(a=1, b=2), '\n<tool_call>\n{"name": "add", "arguments": {"a": 1\n</tool_call>'],
+        ("", [("add", {"a": 1, "b": 2})], [(None, True)], "tool_calls"),
+    ),
+    "a broken call that LangChain would mend": (
+        ['<tool_call>{"name": "add", "arguments": {"a": 1'],
+        ("", [], [(None, True)], "stop"),
+    ),
+    "a tool that is not there": (
+        ['<tool_call>{"name": "subtract", "arguments": {}}</tool_call>'],
+        ("", [("subtract", {})], [], "tool_calls"),
+    ),
+    "words": (["Five.\n\n", "Or so."], ("Five.\n\nOr so.", [], [], "stop")),
+}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+async def test_calls_leave_the_text(name: str) -> None:
+    steps, expected = SCRIPTS[name]
+    with scripted_pipeline(steps) as pipe:
+        answers = await all_ways(ChatRSD.from_pipeline(pipe).bind_tools([add]), QUESTION)
+    for answer in answers:
+        assert facts(answer) == expected
+    for broken in answers[0].invalid_tool_calls:
+        assert broken["error"] and broken["id"]
+
+
+def test_without_tools_markup_is_text() -> None:
+    with scripted_pipeline([call_text(a=1, b=2)]) as pipe:
+        llm = ChatRSD.from_pipeline(pipe)
+        assert llm.invoke(QUESTION).content == call_text(a=1, b=2)
+        none = llm.bind_tools([add], tool_choice="none").invoke(QUESTION)
+    assert none.content == call_text(a=1, b=2) and not none.tool_calls
+
+
+def test_one_call_where_parallel_ones_are_off() -> None:
+    with scripted_pipeline([call_text(a=1, b=2), call_text(a=3, b=4)]) as pipe:
+        bound = ChatRSD.from_pipeline(pipe).bind_tools([add], parallel_tool_calls=False)
+        answer = bound.invoke(QUESTION)
+        assert [call["args"] for call in answer.tool_calls] == [{"a": 1, "b": 2}]
+        assert answer.response_metadata["finish_reason"] == "tool_calls"
+
+
+def test_a_rejected_call_never_shows() -> None:
+    """The PRM reads the call as it is written; the target's takes its place."""
+    read: list[str] = []
+
+    def reward(prompt: Any, index: int, step: str) -> float:
+        read.append(step)
+        return 0.1
+
+    wrong, right = call_text(a=9, b=9), call_text(a=2, b=3)
+    with scripted_pipeline([wrong], [right], reward) as pipe:
+        bound = ChatRSD.from_pipeline(pipe, threshold=0.7).bind_tools([add])
+        seen: list[Any] = []
+        chunks = list(bound.stream(QUESTION, on_step=seen.append))
+    assert [call["args"] for call in summed(chunks).tool_calls] == [{"a": 2, "b": 3}]
+    assert read[0] == wrong
+    assert (seen[0].rejected_text, seen[0].text) == (wrong, right)
+
+
+def test_what_is_bound(llm: ChatRSD) -> None:
+    bound = llm.bind_tools([add, Sum, TOOLS[0]], tool_choice="any", strict=True, temperature=0.5)
+    kwargs = bound.kwargs  # type: ignore[attr-defined]
+    assert [one["function"]["name"] for one in kwargs["tools"]] == ["add", "Sum", "add"]
+    assert kwargs["tools"][0]["function"]["strict"] is True
+    assert (kwargs["tool_choice"], kwargs["temperature"]) == ("any", 0.5)
+    assert "tools" not in llm.bind_tools([]).kwargs  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [
+        ({"tools": [3]}, "cannot be made into tools"),
+        ({"tools": [add], "tool_choice": "addd"}, r"tool_choice='addd'.*The tools are: add"),
+        ({"tools": [add], "response_format": {"type": "yaml"}}, "response_format"),
+    ],
+)
+def test_nonsense_is_refused_at_bind_time(llm: ChatRSD, fields: dict[str, Any], match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        llm.bind_tools(**fields)
+    assert llm.invoke(QUESTION).content
+
+
+def test_a_model_that_takes_no_tools_says_so_before_it_is_loaded() -> None:
+    llm = ChatRSD.pocket(max_batch_size=3)
+    with pytest.raises(ConfigError, match="takes no tools"):
+        llm.bind_tools([add])
+    assert llm.source.loaded is None
+    llm.load()
+    with pytest.raises(ConfigError, match="takes no tools"):
+        llm.bind_tools([add])
+    with pytest.raises(ConfigError, match="takes no tools"):
+        llm.invoke(QUESTION, tools=TOOLS)
+    assert llm.profile is not None and not llm.profile["tool_calling"]
+
+
+def test_the_prompt_has_the_tools(tiny: RSDPipeline) -> None:
+    llm = ChatRSD.from_pipeline(tiny)
+    messages = [HumanMessage(QUESTION)]
+    bare, shown = (llm.get_num_tokens_from_messages(messages, tools=tools) for tools in (None, [add]))
+    assert shown > bare
+    assert llm.profile is not None and llm.profile["tool_calling"]
+    answer = llm.bind_tools([add]).invoke(messages, max_tokens=2)
+    assert answer.usage_metadata is not None and answer.usage_metadata["input_tokens"] == shown
+
+
+@pytest.mark.parametrize("choice", ["any", "look_up"])
+async def test_real_models_call_what_they_must(tiny: RSDPipeline, choice: str) -> None:
+    llm = ChatRSD.from_pipeline(tiny, temperature=1.0, seed=1, weighting="constant", max_step_tokens=9)
+    bound = llm.bind_tools(TOOLS, tool_choice=choice, parallel_tool_calls=False)
+    answers = await all_ways(bound, QUESTION)
+    assert len({repr(facts(answer)) for answer in answers}) == 1
+    (call,) = answers[0].tool_calls
+    assert call["args"]["x"] in (1, 22) and call["args"]["why"] in ("so", "no")
+    assert choice in ("any", call["name"])
+
+
+def test_caches_tell_tools_apart(llm: ChatRSD) -> None:
+    plain, bound = (llm._get_llm_string(**more) for more in ({}, {"tools": TOOLS}))
+    assert plain != bound != llm._get_llm_string(tools=TOOLS, tool_choice="any")
+
+
+def test_an_agent_with_tools(llm: ChatRSD) -> None:
+    agent = create_agent(llm, tools=[add])
+    messages = agent.invoke({"messages": [HumanMessage(QUESTION)]})["messages"]
+    assert [message.type for message in messages] == ["human", "ai", "tool", "ai"]
+    assert messages[2].content == "5"
+    assert messages[-1].content == "The tool says 5."
+    done = asyncio.run(agent.ainvoke({"messages": [HumanMessage(QUESTION)]}))
+    assert done["messages"][-1].content == "The tool says 5."
+    streamed = [
+        chunk
+        for chunk, _ in agent.stream({"messages": [HumanMessage(QUESTION)]}, stream_mode="messages")
+        if isinstance(chunk, AIMessage)
+    ]
+    assert "".join(chunk.text for chunk in streamed) == "The tool says 5."
+
+
+@pytest.mark.parametrize("strategy", [ToolStrategy, ProviderStrategy, None])
+def test_an_agent_with_a_form_for_its_answer(strategy: Any) -> None:
+    """The model calls a tool first, then answers in the form."""
+
+    def script(prompt: Any, index: int, text: str, output: Output) -> str | None:
+        if prompt[-1]["role"] != "tool":
+            return call_text(a=2, b=3) if index == 0 else None
+        names = [name for name, _ in output.functions]
+        if output.schema is None and "Sum" in names:
+            return '<tool_call>{"name": "Sum", "arguments": {"total": 5}}</tool_call>' if index == 0 else None
+        assert output.schema is not None
+        return '{"total": 5}' if index == 0 else None
+
+    with scripted_pipeline(script) as pipe:
+        llm = ChatRSD.from_pipeline(pipe)
+        form: Any = Sum if strategy is None else strategy(Sum)
+        agent = create_agent(llm, tools=[add], response_format=form)
+        done = agent.invoke({"messages": [HumanMessage(QUESTION)]})
+    assert done["structured_response"] == Sum(total=5)
+
+
+async def test_a_react_loop_in_langgraph(llm: ChatRSD) -> None:
+    bound = llm.bind_tools([add, find])
+
+    async def ask(state: MessagesState) -> dict[str, Any]:
+        return {"messages": [await bound.ainvoke(state["messages"])]}
+
+    graph = StateGraph(MessagesState)
+    graph.add_node("ask", ask)
+    graph.add_node("tools", ToolNode([add, find]))
+    graph.add_edge(START, "ask")
+    graph.add_conditional_edges("ask", tools_condition)
+    graph.add_edge("tools", "ask")
+    done = await graph.compile().ainvoke({"messages": [HumanMessage("find 'gold' and add 2 and 3")]})
+    tools = [message for message in done["messages"] if isinstance(message, ToolMessage)]
+    assert {message.content for message in tools} == {"5", "found gold"}
+    assert done["messages"][-1].content.startswith("The tool says")

@@ -1,0 +1,233 @@
+"""Formats of tool calls found in chat templates, and reading calls back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from rsd_integrations.backends.torch.constrain import Grammars
+from rsd_integrations.backends.torch.tooling import Tooling, call_format, call_reader, check_template
+from rsd_integrations.calls import CALL_ID, HERMES, CallFormat, plain_reader
+from rsd_integrations.output import Output
+from rsd_integrations.types import InvalidToolCall, Message, ToolCall
+from tests.small_tokenizers import byte_level
+
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "add",
+        "parameters": {"type": "object", "properties": {"x": {"enum": [1, 22]}}, "required": ["x"]},
+    },
+}
+HEADER = (
+    "{% for tool in tools or [] %}{{ tool | tojson }}{% endfor %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content or '' }}"
+)
+FOOTER = "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+NAMED = '{"name": "{{ c.function.name }}", '
+ARGUMENTS = "{{ c.function.arguments | tojson }}"
+TEMPLATES: dict[str, tuple[str, tuple[str, ...], CallFormat]] = {
+    "hermes": (
+        HEADER
+        + "{% for c in m.tool_calls or [] %}{% if not loop.first %}{{ '\n' }}{% endif %}<tool_call>\n"
+        + NAMED
+        + '"arguments": '
+        + ARGUMENTS
+        + "}\n</tool_call>{% endfor %}"
+        + FOOTER,
+        ("<tool_call>", "</tool_call>"),
+        HERMES,
+    ),
+    "hermes, spelled out": (
+        HEADER
+        + "{% for c in m.tool_calls or [] %}{% if not loop.first %}{{ '\n' }}{% endif %}<tool_call>\n"
+        + NAMED
+        + '"arguments": '
+        + ARGUMENTS
+        + "}\n</tool_call>{% endfor %}"
+        + FOOTER,
+        (),
+        HERMES,
+    ),
+    "bare, one at a time": (
+        HEADER
+        + "{% if m.tool_calls %}{% if m.tool_calls | length > 1 %}{{ raise_exception('one') }}{% endif %}"
+        + "{% set c = m.tool_calls[0] %}"
+        + NAMED
+        + '"parameters": '
+        + ARGUMENTS
+        + "}{% endif %}"
+        + FOOTER,
+        (),
+        CallFormat('{"name": "', '", "parameters": ', "}"),
+    ),
+    "a list with ids": (
+        HEADER
+        + "{% if m.tool_calls %}[TOOL_CALLS] [{% for c in m.tool_calls %}"
+        + NAMED
+        + '"arguments": '
+        + ARGUMENTS
+        + ', "id": "{{ c.id }}"}'
+        + "{% if not loop.last %}, {% endif %}{% endfor %}]{% endif %}"
+        + FOOTER,
+        ("[TOOL_CALLS]",),
+        CallFormat(
+            '[TOOL_CALLS] [{"name": "',
+            '", "arguments": ',
+            f', "id": "{CALL_ID}"}}]',
+            f', "id": "{CALL_ID}"}}, {{"name": "',
+        ),
+    ),
+    "a name outside of the JSON": (
+        HEADER
+        + "{% for c in m.tool_calls or [] %}<|call|>function<|sep|>{{ c.function.name }}\n"
+        + ARGUMENTS
+        + "<|done|>{% endfor %}"
+        + FOOTER,
+        ("<|call|>", "<|sep|>", "<|done|>"),
+        CallFormat("<|call|>function<|sep|>", "\n", "<|done|>", "<|done|><|call|>function<|sep|>"),
+    ),
+}
+
+
+def tokenizer(name: str) -> Any:
+    template, added, _ = TEMPLATES[name]
+    return byte_level(template, added=added)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_template_shows_its_format(name: str) -> None:
+    assert call_format(tokenizer(name)) == TEMPLATES[name][2]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_what_a_template_writes_is_read_back(name: str) -> None:
+    tok, form = tokenizer(name), TEMPLATES[name][2]
+    read = plain_reader(form)
+    function = {"name": "add", "arguments": {"x": 1, "why": '"}</tool_call'}}
+    answer: Message = {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"type": "function", "id": "abcdefghi", "function": function}],
+    }
+    text = tok.apply_chat_template([answer], tokenize=False)
+    text = text.removeprefix("<|im_start|>assistant\n").removesuffix("<|im_end|>\n")
+    found = read(text)
+    assert found is not None
+    assert [(call.name, call.arguments) for call in found] == [("add", function["arguments"])]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("parallel", [True, False])
+def test_what_is_forced_is_read_back(name: str, parallel: bool) -> None:
+    """Follow the grammar with the largest allowed id: some text of the grammar's language."""
+    tok, form = tokenizer(name), call_format(tokenizer(name))
+    output = Output.of(tools=[TOOL], tool_choice="required", parallel_tool_calls=parallel)
+    constraint = Grammars(tok, frozenset([tok.eos_token_id]), form, "x").open(output, None)
+    ids: list[int] = []
+    for _ in range(200):
+        allowed = constraint.allowed(len(tok)).nonzero().flatten().tolist()
+        if tok.eos_token_id in allowed:
+            break
+        # The shortest piece: forced text is one token anyway, and a choice should come to an end.
+        ids.append(min(allowed, key=lambda token: (len(tok.decode([token])), -token)))
+        constraint.push(ids[-1:])
+    text = tok.decode(ids)
+    assert form is not None
+    found = plain_reader(form)(text)
+    assert found is not None and found
+    assert {(call.name, json.dumps(call.arguments)) for call in found} <= {
+        ("add", '{"x": 1}'),
+        ("add", '{"x": 22}'),
+    }
+
+
+def test_a_template_may_take_no_tools() -> None:
+    class Source:
+        tokenizer = byte_level(HEADER.replace("tools", "nothing") + FOOTER)
+        name = "mute"
+
+    with pytest.raises(ValueError, match="'mute' takes no tools"):
+        check_template(Source())  # type: ignore[arg-type]
+    assert call_format(Source.tokenizer) is None
+
+
+def test_calls_in_markup_of_another_kind_are_found_but_not_forced() -> None:
+    template = (
+        HEADER
+        + "{% for c in m.tool_calls or [] %}<tool_call>\n<function={{ c.function.name }}>\n"
+        + "{% for k, v in c.function.arguments.items() %}<parameter={{ k }}>\n{{ v }}\n</parameter>\n"
+        + "{% endfor %}</function>\n</tool_call>{% endfor %}"
+        + FOOTER
+    )
+    tok = byte_level(template, added=("<tool_call>", "</tool_call>"))
+    form = call_format(tok)
+    assert form is not None and form.between is None
+    assert (form.unbroken.opening, form.unbroken.closing) == ("<tool_call>", "</tool_call>")
+    tooling = Tooling(tok, "xml", frozenset([tok.eos_token_id]), reader=call_reader(tok, form), form=form)
+    tooling.check(Output.of(tools=[TOOL]))
+    with pytest.raises(ValueError, match="not known how 'xml' writes calls"):
+        tooling.check(Output.of(tools=[TOOL], tool_choice="required"))
+    # The model's own response template reads them.
+    tok.response_template = {
+        "start_anchor": "<|im_start|>assistant\n",
+        "fields": {
+            "content": {},
+            "tool_calls": {
+                "open": "<tool_call>",
+                "close": "</tool_call>",
+                "content": "xml-inline",
+                "content_args": {"tag_pattern": r"<parameter=(?P<key>\w+)>\n(?P<value>.*?)\n</parameter>"},
+                "repeats": True,
+                "transform": {"type": "function", "function": {"name": "add", "arguments": "{content}"}},
+            },
+        },
+    }
+    reader = call_reader(tok, form)
+    assert (reader.unbroken.opening, reader.unbroken.closing) == ("<tool_call>", "</tool_call>")
+    found = reader.read(
+        "<tool_call>\n<function=add>\n<parameter=x>\n22\n</parameter>\n</function>\n</tool_call>"
+    )
+    assert found is not None
+    assert [(call.name, call.arguments) for call in found] == [("add", {"x": "22"})]
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ('<tool_call>{"name": "add", "arguments": {"x": }}</tool_call>', "malformed"),
+        ('<tool_call>{"arguments": {"x": 1}}</tool_call>', "names no tool"),
+        ('<tool_call>{"name": "add", "arguments": [1]}</tool_call>', "no JSON object"),
+        ('<tool_call>{"name": "add", "arguments": "{x"}</tool_call>', "arguments is malformed"),
+        ('<tool_call>"add"</tool_call>', "names no tool"),
+        ('<tool_call>{"name": "add", "argum', "malformed"),
+    ],
+)
+def test_what_is_no_call_says_why(text: str, error: str) -> None:
+    (found,) = plain_reader(HERMES)(text) or [None]
+    assert isinstance(found, InvalidToolCall)
+    assert error in found.error
+    assert found.text == text
+
+
+def test_arguments_may_be_a_string_of_json_or_missing() -> None:
+    read = plain_reader(HERMES)
+    texts: Sequence[tuple[str, dict[str, Any]]] = (
+        ('<tool_call>{"name": "add", "arguments": "{\\"x\\": 1}"}</tool_call>', {"x": 1}),
+        ('<tool_call>{"name": "add"}</tool_call>', {}),
+        ('<tool_call>\n{"name":"add","parameters":{"x":[1]}}\n</tool_call>', {"x": [1]}),
+    )
+    for text, arguments in texts:
+        (found,) = read(text) or [None]
+        assert isinstance(found, ToolCall)
+        assert found.arguments == arguments
+
+
+def test_bare_json_that_is_no_call_is_text() -> None:
+    read = plain_reader(TEMPLATES["bare, one at a time"][2])
+    for text in ('{"answer": 4}', '{"name": 3, "parameters": {}}', "{x", '{"name": "add", "parameters": 3}'):
+        assert read(text) is None
+    assert [call.name for call in read('{"name": "add", "parameters": {"x": 1}}') or ()] == ["add"]

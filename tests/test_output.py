@@ -1,0 +1,125 @@
+"""Requests in the words of OpenAI's API."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rsd_integrations.errors import ConfigError
+from rsd_integrations.output import Output, closed_schema
+
+TOOLS = [{"type": "function", "function": {"name": name}} for name in ("add", "find")]
+
+
+@pytest.mark.parametrize(
+    ("asked", "names", "choice", "parallel"),
+    [
+        (None, ["add", "find"], "auto", True),
+        ("auto", ["add", "find"], "auto", True),
+        ("any", ["add", "find"], "required", True),
+        ("required", ["add", "find"], "required", True),
+        (True, ["add", "find"], "required", True),
+        ("none", [], "auto", True),
+        ("find", ["find"], "required", False),
+        ({"type": "function", "function": {"name": "add"}}, ["add"], "required", False),
+        ({"name": "add"}, ["add"], "required", False),
+    ],
+)
+def test_choices(asked: Any, names: list[str], choice: str, parallel: bool) -> None:
+    output = Output.of(tools=TOOLS, tool_choice=asked)
+    assert [name for name, _ in output.functions] == names
+    assert (output.choice, output.parallel) == (choice, parallel)
+    assert output.constrained == (choice == "required")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tools": [{"type": "function"}]},
+        {"tools": ["add"]},
+        {"tools": [{"type": "function", "function": {"name": "f", "parameters": 3}}]},
+        {"tools": TOOLS, "tool_choice": "finnd"},
+        {"tool_choice": "any"},
+        {"tool_choice": 3},
+        {"response_format": "json"},
+        {"response_format": {"type": "json_schema"}},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
+        {"response_format": {"type": "xml"}},
+    ],
+)
+def test_nonsense_is_refused_with_the_value(fields: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Output.of(**fields)
+    assert caught.value.hint
+    shown = next(iter(reversed(fields.values())))
+    assert (repr(shown)[:20] if not isinstance(shown, list) else "tool") in str(caught.value)
+
+
+def test_formats() -> None:
+    assert Output.of(response_format={"type": "text"}) == Output()
+    assert not Output.of().constrained
+    assert Output.of(response_format={"type": "json_object"}).schema == {"type": "object"}
+    strict = Output.of(
+        response_format={
+            "type": "json_schema",
+            "json_schema": {"schema": {"type": "integer"}, "strict": True},
+        }
+    )
+    assert (strict.schema, strict.strict, strict.constrained) == ({"type": "integer"}, True, True)
+
+
+def test_strict_tools_constrain() -> None:
+    strict = [{"type": "function", "function": {"name": "add", "strict": True}}]
+    assert Output.of(tools=strict).constrained
+    assert not Output.of(tools=strict, tool_choice="none").constrained
+
+
+def test_keys_tell_outputs_apart() -> None:
+    outputs = [
+        Output(),
+        Output.of(tools=TOOLS),
+        Output.of(tools=TOOLS, tool_choice="any"),
+        Output.of(tools=TOOLS, parallel_tool_calls=False),
+        Output.of(tools=TOOLS[:1]),
+        Output.of(response_format={"type": "json_object"}),
+    ]
+    assert len({output.key for output in outputs}) == len(outputs)
+
+
+def test_objects_are_closed() -> None:
+    schema = {
+        "type": "object",
+        "properties": {
+            "a": {"$ref": "#/$defs/A"},
+            "open": {"type": "object", "additionalProperties": {"type": "integer"}},
+            "properties": {"type": "array", "items": {"type": "object", "properties": {"type": {}}}},
+            "both": {"allOf": [{"properties": {"x": {}}}, {"properties": {"y": {}}}]},
+            "one": {"enum": [{"properties": {}}]},
+        },
+        "$defs": {"A": {"properties": {"b": {"type": "string"}}}},
+    }
+    closed = closed_schema(schema)
+    assert closed["additionalProperties"] is False
+    assert closed["$defs"]["A"]["additionalProperties"] is False
+    properties = closed["properties"]
+    assert "additionalProperties" not in properties
+    assert properties["open"]["additionalProperties"] == {"type": "integer"}
+    assert properties["properties"]["items"]["additionalProperties"] is False
+    assert properties["both"] == schema["properties"]["both"]  # type: ignore[index]
+    assert properties["one"] == schema["properties"]["one"]  # type: ignore[index]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(JSON)
+def test_closing_is_idempotent_and_never_fails(schema: Any) -> None:
+    once = closed_schema(schema)
+    assert closed_schema(once) == once
