@@ -10,7 +10,7 @@ import pytest
 from rsd_integrations import RSDPipeline
 from rsd_integrations.protocols import Scorer, Writer
 from rsd_integrations.testing import ScriptedScorer, ScriptedWriter
-from tests.conformance.kit import ScorerKit, WriterKit
+from tests.conformance.kit import ConstraintKit, ScorerKit, WriterKit
 from tests.tiny_models import causal, token_classifier, tokenizer
 
 
@@ -59,3 +59,18 @@ class TestTorchScorer(ScorerKit):
     def scorer(self, torch_backend: Any) -> Iterator[Scorer]:
         yield torch_backend.prm
         assert torch_backend.prm.runner.free == 8
+
+
+@pytest.fixture(scope="module", params=["Qwen2", "Gemma3Text"])
+def tool_backend(request: pytest.FixtureRequest) -> Iterator[Any]:
+    model, tok = causal(request.param, 7, "tools", max_position_embeddings=2048), tokenizer("tools")
+    prm = token_classifier(0, "ascii"), tokenizer("ascii")
+    with RSDPipeline.from_pretrained((model, tok), (model, tok), prm, device="cpu") as pipe:
+        yield pipe.backend
+
+
+class TestTorchConstraints(ConstraintKit):
+    @pytest.fixture
+    def writer(self, tool_backend: Any) -> Iterator[Writer]:
+        yield tool_backend.target
+        assert tool_backend.target.runner.free == 8

@@ -239,7 +239,7 @@ OTEL = """
     from langchain_core.tracers.langchain import wait_for_all_tracers
     with counting_pipeline() as pipe:
         llm = ChatRSD.from_pipeline(pipe, threshold=0.7)
-        for mode in ("invoke", "stream", "ainvoke", "astream", "chain abatch"):
+        for mode in MODES:
             MODES[mode](llm, None)
             wait_for_all_tracers()
             done = spans.get_finished_spans()
@@ -261,7 +261,7 @@ def test_as_opentelemetry_spans() -> None:
     )
     step = "/ChatRSD/rsd.step"
     expected = f"/ChatRSD {step} {step}/rsd.draft {step}/rsd.score {step}/rsd.target"
-    assert lines.split("\n") == [expected] * 5
+    assert lines.split("\n") == [expected] * len(MODES)
 
 
 def run_script(script: str, **environment: str) -> str:
