@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Any, cast
 
 from langchain_core.callbacks import (
@@ -11,14 +12,16 @@ from langchain_core.callbacks import (
     AsyncCallbackManagerForLLMRun,
     CallbackManager,
     CallbackManagerForLLMRun,
+    Callbacks,
 )
 from langchain_core.callbacks.manager import BaseRunManager
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.model_profile import ModelProfile
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
-from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from langchain_core.outputs import ChatGenerationChunk, ChatResult, LLMResult
 from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables.config import ContextThreadPoolExecutor
 from pydantic import ConfigDict, PrivateAttr, model_validator
 
 from rsd_integrations.adapters.calls import CallSettings, check_end, check_known
@@ -26,6 +29,7 @@ from rsd_integrations.adapters.settings import RSDSettings
 from rsd_integrations.adapters.sources import POCKET
 from rsd_integrations.langchain.messages import to_chat, to_chunk, to_result
 from rsd_integrations.langchain.params import (
+    BATCH_THREADS,
     cache_key,
     call_of,
     identifying_params,
@@ -219,6 +223,27 @@ class ChatRSD(BaseChatModel, RSDSettings):
                 yield first
             async for chunk in chunks:
                 yield chunk
+
+    def generate(
+        self,
+        messages: list[list[BaseMessage]],
+        stop: list[str] | None = None,
+        callbacks: Callbacks = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        """Answers in the order of the chats; they run in shared engine batches."""
+        if len(messages) < 2:
+            return super().generate(messages, stop=stop, callbacks=callbacks, **kwargs)
+        # The first of several has the run's id, as LangChain gives it.
+        ids = [kwargs.pop("run_id", None), *[None] * (len(messages) - 1)]
+        ask = partial(super().generate, stop=stop, callbacks=callbacks, **kwargs)
+        with ContextThreadPoolExecutor(min(len(messages), BATCH_THREADS)) as pool:
+            results = list(pool.map(lambda chat, run_id: ask([chat], run_id=run_id), messages, ids))
+        return LLMResult(
+            generations=[result.generations[0] for result in results],
+            llm_output=self._combine_llm_outputs([result.llm_output for result in results]),
+            run=[run for result in results for run in result.run or ()],
+        )
 
     def batch(
         self,

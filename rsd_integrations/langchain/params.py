@@ -14,6 +14,7 @@ from rsd_integrations.adapters.settings import RSDSettings
 from rsd_integrations.config import RSDConfig
 
 __all__ = [
+    "BATCH_THREADS",
     "cache_key",
     "call_of",
     "identifying_params",
@@ -26,7 +27,7 @@ _CORE = frozenset({"stream"})
 """LangChain's own words for how, not what, to generate."""
 
 BATCH_THREADS = 128
-"""Most threads of one ``batch``."""
+"""Most threads of one batch; they only wait."""
 
 
 def call_of(settings: RSDSettings, stop: list[str] | None, kwargs: Mapping[str, Any]) -> CallSettings:

@@ -7,16 +7,18 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.messages import HumanMessage
 
 from rsd_integrations.errors import BackendError, TimedOutError
 from rsd_integrations.langchain import ChatRSD
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.protocols import Backend, WriterSession
 from rsd_integrations.testing import ScriptedScorer, ScriptedWriter, scripted_pipeline
-from tests.langchain.modes import ANSWER, MODES, QUESTION, AsyncRecorder, counting_pipeline
+from tests.langchain.modes import ANSWER, MODES, QUESTION, AsyncRecorder, Recorder, counting_pipeline
 
 PATIENCE = 30.0
 
@@ -61,7 +63,9 @@ def open_when(pipe: RSDPipeline, writer: Gated, waiting: int) -> threading.Threa
     return thread
 
 
-@pytest.mark.parametrize("how", ["batch", "batch_as_completed", "chain", "abatch", "agenerate", "objects"])
+@pytest.mark.parametrize(
+    "how", ["batch", "batch_as_completed", "chain", "abatch", "generate", "agenerate", "objects"]
+)
 def test_sixteen_calls_are_one_engine_batch(how: str) -> None:
     pipe, writer = gated()
     llm: Any = ChatRSD.from_pipeline(pipe)
@@ -72,10 +76,10 @@ def test_sixteen_calls_are_one_engine_batch(how: str) -> None:
         models = [ChatRSD.from_pipeline(pipe, temperature=n / 10) for n in range(16)]
         return await asyncio.gather(*(m.ainvoke(text) for m, text in zip(models, inputs, strict=True)))
 
-    async def generated() -> list[Any]:
-        return list(
-            (await llm.agenerate([llm._convert_input(text).to_messages() for text in inputs])).generations
-        )
+    chats: list[Any] = [[HumanMessage(text)] for text in inputs]
+
+    async def agenerated() -> list[Any]:
+        return list((await llm.agenerate(chats)).generations)
 
     async def abatch() -> list[Any]:
         return list(await llm.abatch(inputs))
@@ -85,7 +89,8 @@ def test_sixteen_calls_are_one_engine_batch(how: str) -> None:
         "batch_as_completed": lambda: list(llm.batch_as_completed(inputs)),
         "chain": lambda: (llm | (lambda message: message.text)).batch(inputs),
         "abatch": lambda: asyncio.run(abatch()),
-        "agenerate": lambda: asyncio.run(generated()),
+        "generate": lambda: llm.generate(chats).generations,
+        "agenerate": lambda: asyncio.run(agenerated()),
         "objects": lambda: asyncio.run(objects()),
     }
     with pipe:
@@ -95,6 +100,23 @@ def test_sixteen_calls_are_one_engine_batch(how: str) -> None:
     # All sixteen were there after the first round, and none left before the last.
     assert writer.batches[1:] == [16] * (len(writer.batches) - 2) + writer.batches[-1:]
     assert max(writer.batches) == 16
+
+
+def test_generate_keeps_order_runs_and_errors_apart() -> None:
+    def script(prompt: Any, index: int, text: str) -> str | Exception | None:
+        asked = str(prompt[0]["content"])
+        return OSError("it broke") if asked == "bad" else f"to {asked}" if index == 0 else None
+
+    run_id, recorder = uuid4(), Recorder()
+    with scripted_pipeline(script) as pipe:
+        llm = ChatRSD.from_pipeline(pipe)
+        result = llm.generate([[HumanMessage(t)] for t in "abc"], callbacks=[recorder], run_id=run_id)
+        assert [generations[0].text for generations in result.generations] == ["to a", "to b", "to c"]
+        assert next(iter(result.run or ())).run_id == run_id
+        assert {run.run_id for run in result.run or ()} == set(recorder.models)
+        with pytest.raises(OSError, match="it broke"):
+            llm.generate([[HumanMessage("a")], [HumanMessage("bad")]])
+        assert llm.generate([]).generations == []
 
 
 def test_max_concurrency_is_respected() -> None:
