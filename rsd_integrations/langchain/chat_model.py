@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing
-from functools import partial
 from typing import Any, cast
+from uuid import UUID
 
 from langchain_core.callbacks import (
     AsyncCallbackManager,
@@ -236,9 +236,13 @@ class ChatRSD(BaseChatModel, RSDSettings):
             return super().generate(messages, stop=stop, callbacks=callbacks, **kwargs)
         # The first of several has the run's id, as LangChain gives it.
         ids = [kwargs.pop("run_id", None), *[None] * (len(messages) - 1)]
-        ask = partial(super().generate, stop=stop, callbacks=callbacks, **kwargs)
+        one = super().generate
+
+        def ask(chat: list[BaseMessage], run_id: UUID | None) -> LLMResult:
+            return one([chat], stop=stop, callbacks=callbacks, run_id=run_id, **kwargs)
+
         with ContextThreadPoolExecutor(min(len(messages), BATCH_THREADS)) as pool:
-            results = list(pool.map(lambda chat, run_id: ask([chat], run_id=run_id), messages, ids))
+            results = list(pool.map(ask, messages, ids))
         return LLMResult(
             generations=[result.generations[0] for result in results],
             llm_output=self._combine_llm_outputs([result.llm_output for result in results]),
