@@ -103,11 +103,12 @@ class RSDPipeline:
         Args:
             options: as for ``from_pretrained``.
         """
-        from rsd_integrations.pocket import pocket_paths
+        from rsd_integrations.pocket import no_progress_bars, pocket_paths
 
         paths = pocket_paths()
         options.setdefault("device", "cpu")
-        return cls.from_pretrained(draft=paths.draft, target=paths.target, prm=paths.prm, **options)
+        with no_progress_bars():
+            return cls.from_pretrained(draft=paths.draft, target=paths.target, prm=paths.prm, **options)
 
     @staticmethod
     def check_tools(

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from rsd_integrations import RSDPipeline
+from tests.tiny_models import causal, token_classifier, tokenizer
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -13,6 +17,27 @@ BLOCKS = re.findall(r"<!-- test -->\n```python\n(.*?)```", README, re.DOTALL)
 SOURCES = sorted((ROOT / "rsd_integrations").rglob("*.py"))
 
 
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiny models that take tools, for whoever names models of the hub."""
+    load, check = RSDPipeline.from_pretrained, RSDPipeline.check_tools
+    models = {
+        "Qwen/Qwen2.5-1.5B-Instruct": (causal("Qwen2", 0, "tools"), tokenizer("tools")),
+        "Qwen/Qwen2.5-7B-Instruct": (causal("Qwen2", 1, "tools"), tokenizer("tools")),
+        "Qwen/Qwen2.5-Math-PRM-7B": (token_classifier(0, "ascii"), tokenizer("ascii")),
+    }
+
+    def instead(**given: Any) -> dict[str, Any]:
+        return {
+            name: models.get(value, value) if isinstance(value, str) else value
+            for name, value in given.items()
+        }
+
+    monkeypatch.setattr(RSDPipeline, "from_pretrained", lambda **given: load(**instead(**given)))
+    monkeypatch.setattr(RSDPipeline, "check_tools", lambda **given: check(**instead(**given)))
+
+
+@pytest.mark.usefixtures("no_hub")
 @pytest.mark.parametrize("block", BLOCKS)
 def test_code_blocks_run(block: str) -> None:
     exec(compile(block, "README.md", "exec"), {})

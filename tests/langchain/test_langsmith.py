@@ -14,11 +14,11 @@ from langchain_core.tracers.langchain import LangChainTracer
 from langsmith import Client, traceable
 from langsmith.run_helpers import tracing_context
 
+from cookbook.langsmith_collector import Collector
 from rsd_integrations import __version__
 from rsd_integrations.langchain import ChatRSD
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.testing import scripted_pipeline
-from tests.langchain.collector import Collector
 from tests.langchain.modes import ANSWER, MODES, NESTED, QUESTION
 
 pytestmark = pytest.mark.filterwarnings("ignore::langchain_core._api.beta_decorator.LangChainBetaWarning")
