@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Callable
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field, PrivateAttr, SecretStr, field_validator, model_validator
+from typing_extensions import Self
 
-from rsd_integrations.adapters.sources import POCKET, PipelineSource, Spec, find_source, is_portable, label
+from rsd_integrations.adapters.sources import (
+    LIVE,
+    POCKET,
+    PipelineSource,
+    Spec,
+    find_source,
+    is_portable,
+    label,
+)
 from rsd_integrations.config import RSDConfig, RSDFields
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.pipeline import RSDPipeline
@@ -74,7 +84,7 @@ class RSDSettings(RSDFields):
     trace_steps: TraceSteps = "full"
     """Runs below the model's own in traces: steps with their draft, score and target; steps; none."""
 
-    _held: PipelineSource | None = PrivateAttr(default=None)
+    _held: tuple[Spec, PipelineSource] | None = PrivateAttr(default=None)
 
     @field_validator("on_step")
     @classmethod
@@ -112,9 +122,9 @@ class RSDSettings(RSDFields):
         """Where the pipeline comes from; shared with all that name the same models."""
         spec = self._spec()
         # A copy may have been given other models than the one it was made from.
-        if self._held is None or self._held.spec != spec:
-            self._held = find_source(spec)
-        return self._held
+        if self._held is None or self._held[0] != spec:
+            self._held = spec, find_source(spec)
+        return self._held[1]
 
     @property
     def model_names(self) -> dict[str, str]:
@@ -124,6 +134,34 @@ class RSDSettings(RSDFields):
         if pipe := self.source.loaded:
             return {role: getattr(pipe.backend, role).info.name for role in MODELS}
         return {role: label(getattr(self, role)) for role in MODELS}
+
+    @property
+    def window(self) -> int:
+        """Most tokens of prompt and answer, as far as it is known without loading."""
+        pipe = self.source.loaded
+        return (
+            min(pipe.backend.draft.info.window, pipe.backend.target.info.window) if pipe else self.max_length
+        )
+
+    def close(self) -> None:
+        """Give the models' memory back: this object and all that share its models are closed.
+
+        Objects that are made later load them anew.
+        """
+        if pipe := self.source.loaded:
+            pipe.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await asyncio.to_thread(self.close)  # It waits for the round in progress.
 
     @property
     def config(self) -> RSDConfig:
@@ -166,6 +204,11 @@ def _was_changed(settings: BaseModel, name: str) -> bool:
     return bool(getattr(settings, name) != type(settings).model_fields[name].default)
 
 
+def _is_pipeline(given: Any) -> bool:
+    named = isinstance(given, str) and (given == POCKET or given.startswith(LIVE))
+    return named or isinstance(given, RSDPipeline)
+
+
 def _check_models(settings: RSDSettings) -> None:
     name = type(settings).__name__
     given = [role for role in MODELS if getattr(settings, role) is not None]
@@ -178,11 +221,11 @@ def _check_models(settings: RSDSettings) -> None:
             what = "no models are named." if not given else f"{' and '.join(missing)} missing."
             raise ConfigError(what, hint=hint)
         return
-    if settings.pipeline != POCKET and not isinstance(settings.pipeline, RSDPipeline):
+    if not _is_pipeline(settings.pipeline):
         raise ConfigError(
             f"pipeline must be an RSDPipeline or 'pocket', not {settings.pipeline!r}.", hint=hint
         )
-    live = isinstance(settings.pipeline, RSDPipeline)
+    live = settings.pipeline != POCKET
     surplus = given + [option for option in LOADING if live and _was_changed(settings, option)]
     if surplus:
         raise ConfigError(f"a pipeline and {', '.join(surplus)} are given: one or the other.", hint=hint)

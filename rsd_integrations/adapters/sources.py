@@ -13,10 +13,13 @@ from rsd_integrations.errors import ConfigError
 from rsd_integrations.output import Output
 from rsd_integrations.pipeline import RSDPipeline
 
-__all__ = ["POCKET", "PipelineSource", "Spec", "find_source", "is_portable", "label"]
+__all__ = ["LIVE", "POCKET", "PipelineSource", "Spec", "find_source", "is_portable", "label"]
 
 POCKET = "pocket"
 """As ``pipeline``: the embedded trio."""
+
+LIVE = "live:"
+"""How the names of sources begin that only this process has."""
 
 Spec = Mapping[str, Any]
 """``pipeline`` alone, or ``draft``, ``target``, ``prm``; and further arguments of the loader."""
@@ -35,8 +38,9 @@ class PipelineSource:
         self._pipeline: RSDPipeline | None = given if isinstance(given, RSDPipeline) else None
         self._lock = threading.Lock()
         # Nothing tells one live pipeline from another but itself.
-        self.name = repr(sorted(self.spec.items())) if is_portable(spec) else f"live {uuid.uuid4()}"
-        """For caches: equal for what loads the same."""
+        self.name = repr(sorted(self.spec.items())) if is_portable(spec) else f"{LIVE}{uuid.uuid4()}"
+        """For caches, and to find what is live: equal for what loads the same."""
+        self._takes_tools: bool | None = None
 
     @property
     def loaded(self) -> RSDPipeline | None:
@@ -57,6 +61,24 @@ class PipelineSource:
     async def aget(self) -> RSDPipeline:
         """The same without blocking the loop: loading takes seconds, and a thread of its own."""
         return await asyncio.to_thread(self.get) if self._pipeline is None else self._pipeline
+
+    @property
+    def takes_tools(self) -> bool:
+        """Whether draft and target can be told of tools. Loads tokenizers at most.
+
+        Raises:
+            ModelError: a tokenizer cannot be loaded.
+        """
+        if self._pipeline is not None:
+            backend = self._pipeline.backend
+            return backend.draft.takes_tools and backend.target.takes_tools
+        if self._takes_tools is None:
+            try:
+                RSDPipeline.check_tools(**_tokenizers(self.spec))
+                self._takes_tools = True
+            except ConfigError:
+                self._takes_tools = False
+        return self._takes_tools
 
     def check_output(self, output: Output) -> None:
         """Refuse what the models cannot write. Loads tokenizers at most.
@@ -88,7 +110,14 @@ _sources_lock = threading.Lock()
 
 
 def find_source(spec: Spec) -> PipelineSource:
-    """The source for these models: the same one as long as anybody holds it and it is not closed."""
+    """The source for these models: the same one as long as anybody holds it and it is not closed.
+
+    Raises:
+        ConfigError: it names a live pipeline that this process does not have (any more).
+    """
+    named = spec.get("pipeline")
+    if isinstance(named, str) and named.startswith(LIVE):
+        return _live_source(named)
     key = _identity(spec)
     with _sources_lock:
         source = _sources.get(key)
@@ -97,8 +126,22 @@ def find_source(spec: Spec) -> PipelineSource:
         return source
 
 
+def _live_source(name: str) -> PipelineSource:
+    with _sources_lock:
+        for source in _sources.values():
+            if source.name == name:
+                return source
+    raise ConfigError(
+        f"the live pipeline {name!r} is not in this process, or nobody holds it any more.",
+        hint="Name the models by hub id or folder, or make the object anew with from_pipeline(pipe).",
+    )
+
+
 def is_portable(spec: Spec) -> bool:
     """Whether another process could load the same from it."""
+    named = spec.get("pipeline")
+    if isinstance(named, str) and named.startswith(LIVE):
+        return False
     return all(_is_plain(value) for value in spec.values())
 
 

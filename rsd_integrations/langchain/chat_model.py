@@ -24,7 +24,8 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import ContextThreadPoolExecutor
 from pydantic import ConfigDict, PrivateAttr, model_validator
 
-from rsd_integrations.adapters.calls import CallSettings, check_end, check_known
+from rsd_integrations.adapters.calls import CallSettings, check_known
+from rsd_integrations.adapters.running import aevents, events
 from rsd_integrations.adapters.settings import RSDSettings
 from rsd_integrations.adapters.sources import POCKET
 from rsd_integrations.langchain.messages import to_chat, to_chunk, to_result
@@ -38,7 +39,7 @@ from rsd_integrations.langchain.params import (
     with_threads,
 )
 from rsd_integrations.langchain.tools import binding, structured
-from rsd_integrations.langchain.tracing import StepReporter, announced, atold, running, take_running, told
+from rsd_integrations.langchain.tracing import StepReporter, announced, running, take_running
 from rsd_integrations.output import Output
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.types import Generation, StepEvent
@@ -113,8 +114,8 @@ class ChatRSD(BaseChatModel, RSDSettings):
     ) -> ChatResult:
         call = call_of(self, stop, kwargs)
         generation = None
-        async with aclosing(self._aevents(messages, call, run_manager)) as events:
-            async for event in events:
+        async with aclosing(await self._aevents(messages, call, run_manager)) as happening:
+            async for event in happening:
                 generation = event.generation
         return to_result(cast(Generation, generation), call.model)
 
@@ -138,8 +139,8 @@ class ChatRSD(BaseChatModel, RSDSettings):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         call = call_of(self, stop, kwargs)
-        async with aclosing(self._aevents(messages, call, run_manager)) as events:
-            async for event in events:
+        async with aclosing(await self._aevents(messages, call, run_manager)) as happening:
+            async for event in happening:
                 if chunk := to_chunk(event, call.model):
                     yield chunk
 
@@ -148,21 +149,14 @@ class ChatRSD(BaseChatModel, RSDSettings):
     ) -> Iterator[StepEvent]:
         chat, left = to_chat(messages), take_running()
         pipe = self.load()
-        call = call.over(pipe)
-        stream = pipe.stream(chat, config=call.config, timeout=call.timeout, output=call.output)
-        for event in told(stream, StepReporter(run or left, call, self.model_names)):
-            yield check_end(event, call.timeout)
+        return events(pipe, chat, StepReporter(run or left, call.over(pipe), self.model_names))
 
     async def _aevents(
         self, messages: list[BaseMessage], call: CallSettings, run: BaseRunManager | None
     ) -> AsyncGenerator[StepEvent, None]:
         chat, left = to_chat(messages), take_running()
         pipe = await self.aload()
-        call = call.over(pipe)
-        stream = pipe.astream(chat, config=call.config, timeout=call.timeout, output=call.output)
-        async with aclosing(atold(stream, StepReporter(run or left, call, self.model_names))) as events:
-            async for event in events:
-                yield check_end(event, call.timeout)
+        return aevents(pipe, chat, StepReporter(run or left, call.over(pipe), self.model_names))
 
     # LangChain tells these of the run, but not the streams they start: it is left for them to find.
 

@@ -88,12 +88,10 @@ def cache_key(settings: RSDSettings, stop: list[str] | None, kwargs: Mapping[str
 def profile_of(settings: RSDSettings) -> ModelProfile:
     """What the model can do, as far as it is known without loading it: tools are taken for granted."""
     pipe = settings.source.loaded
-    backend = pipe.backend if pipe else None
-    window = min(backend.draft.info.window, backend.target.info.window) if backend else settings.max_length
-    tools = backend is None or (backend.draft.takes_tools and backend.target.takes_tools)
+    tools = pipe is None or settings.source.takes_tools
     return ModelProfile(
-        max_input_tokens=window - 1,
-        max_output_tokens=settings.max_tokens or window - 1,
+        max_input_tokens=settings.window - 1,
+        max_output_tokens=settings.max_tokens or settings.window - 1,
         text_inputs=True,
         text_outputs=True,
         image_inputs=False,

@@ -6,10 +6,10 @@ What to tell is decided once, as a list of handler calls; a sync and an async ca
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 from uuid import UUID
 
@@ -24,10 +24,10 @@ from langchain_core.utils.uuid import uuid7
 
 from rsd_integrations.adapters.calls import CallSettings
 from rsd_integrations.adapters.steps import notify, step_event
-from rsd_integrations.engine.streams import AsyncEventStream, EventStream
-from rsd_integrations.types import Step, StepEvent
+from rsd_integrations.adapters.story import Closed, Failed, Happening, Opened, Story, Told
+from rsd_integrations.types import Step
 
-__all__ = ["HandlerCall", "StepReporter", "announced", "atold", "running", "take_running", "told"]
+__all__ = ["HandlerCall", "StepReporter", "announced", "running", "take_running"]
 
 Handlers: TypeAlias = "list[BaseCallbackHandler]"
 
@@ -94,18 +94,8 @@ class HandlerCall:
     kwargs: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class _Child:
-    """A run that was started and not yet ended."""
-
-    name: str
-    run_id: UUID
-    parent_run_id: UUID
-
-
-@dataclass
 class StepReporter:
-    """Turns the events of one generation into calls of its run's handlers.
+    """Tells a run's handlers of the generation (a ``Teller``).
 
     Args:
         run: the model's run; without one only ``on_step`` and langgraph are told.
@@ -113,131 +103,64 @@ class StepReporter:
         models: name of each role's model.
     """
 
-    run: BaseRunManager | None
-    call: CallSettings
-    models: dict[str, str]
-    _open: list[_Child] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self._index = 0
-        self._threshold = self.call.config.threshold
-        self._tracers = [] if self.run is None or self.call.trace_steps == "off" else _tracers(self.run)
-        found = (self.call.on_step, _graph_writer(self._threshold))
+    def __init__(self, run: BaseRunManager | None, call: CallSettings, models: dict[str, str]) -> None:
+        self.call = call
+        self._run = run
+        self._threshold = call.config.threshold
+        self._models = models
+        self._tracers = [] if run is None else _tracers(run)
+        self.story = Story(call if self._tracers else replace(call, trace_steps="off"))
+        self._open: list[UUID] = []
+        found = (call.on_step, _graph_writer(self._threshold))
         self._listeners: list[Callable[[Step], object]] = [listener for listener in found if listener]
 
-    def begin(self) -> Iterator[HandlerCall]:
-        """A step begins."""
-        yield from self._start("rsd.step", {"index": self._index, "threshold": self._threshold})
-        if self.call.config.mode == "target":
-            yield from self._start("rsd.target", {})
-        else:
-            yield from self._start("rsd.draft", {})
+    def tell(self, happenings: Iterable[Happening]) -> None:
+        """Call the handlers."""
+        for call in self._calls(happenings):
+            handle_event(call.handlers, call.event, call.ignored_by, *call.args, **call.kwargs)
 
-    def on(self, event: StepEvent) -> Iterator[HandlerCall]:
-        """Something happened."""
-        match event.type:
-            case "proposed":
-                yield from self._end({"text": event.text})
-                if self.call.config.mode == "rsd":
-                    yield from self._start("rsd.score", {"text": event.text})
-            case "scored":
-                yield from self._end(_verdict(event))
-            case "rejected" if self.call.config.mode != "target":
-                # A step without a reward (too long for the PRM) is still being scored here.
-                yield from self._end({"reward": None}, "rsd.score")
-                yield from self._start("rsd.target", {"rejected_text": event.text})
-            case "committed" if event.step is not None:
-                yield from self._committed(event.step, final=event.final)
-            case "finished" if event.generation is not None:
-                yield from self._end_all({"finish_reason": event.generation.finish_reason})
+    async def atell(self, happenings: Iterable[Happening]) -> None:
+        """Call the handlers on the running loop."""
+        for call in self._calls(happenings):
+            await ahandle_event(call.handlers, call.event, call.ignored_by, *call.args, **call.kwargs)
 
-    def fail(self, error: BaseException) -> Iterator[HandlerCall]:
-        """The generation failed or was abandoned: no run stays open."""
-        while self._open:
-            yield self._closing("on_chain_error", error)
+    def _calls(self, happenings: Iterable[Happening]) -> Iterator[HandlerCall]:
+        for happening in happenings:
+            match happening:
+                case Opened(part, inputs):
+                    yield self._opening(f"rsd.{part}", inputs)
+                case Closed(_, outputs):
+                    yield self._closing("on_chain_end", outputs)
+                case Failed(_, error):
+                    yield self._closing("on_chain_error", error)
+                case Told(step):
+                    yield from self._telling(step)
 
-    def _committed(self, step: Step, *, final: bool) -> Iterator[HandlerCall]:
-        yield from self._end({"text": step.text}, "rsd.target")
-        name, data = step_event(step, self._threshold)
-        if self.run is not None:
-            facts = {"run_id": self.run.run_id, "tags": self.run.tags, "metadata": self.run.metadata}
-            yield HandlerCall(
-                self.run.handlers, "on_custom_event", "ignore_custom_event", (name, data), facts
-            )
+    def _telling(self, step: Step) -> Iterator[HandlerCall]:
+        if self._run is not None:
+            facts = {"run_id": self._run.run_id, "tags": self._run.tags, "metadata": self._run.metadata}
+            args = step_event(step, self._threshold)
+            yield HandlerCall(self._run.handlers, "on_custom_event", "ignore_custom_event", args, facts)
         notify(self._listeners, step)
-        yield from self._end_all({"accepted": step.accepted, **data})
-        self._index += 1
-        if not final:
-            yield from self.begin()
 
-    def _start(self, name: str, inputs: dict[str, Any]) -> Iterator[HandlerCall]:
-        if self.run is None or not self._tracers or (self.call.trace_steps == "steps" and name != "rsd.step"):
-            return
-        parent = self._open[-1].run_id if self._open else self.run.run_id
-        child = _Child(name, uuid7(), parent)
-        self._open.append(child)
-        facts = {**_ids(child), "tags": list(self.run.inheritable_tags), "metadata": self._metadata(name)}
-        yield HandlerCall(
-            self._tracers, "on_chain_start", "ignore_chain", (None, inputs), {**facts, "name": name}
-        )
-
-    def _end(self, outputs: dict[str, Any], name: str | None = None) -> Iterator[HandlerCall]:
-        """End the part of the step that is open, if it is (``name``d so)."""
-        innermost = self._open[-1].name if self._open else "rsd.step"
-        if innermost != "rsd.step" and name in (None, innermost):
-            yield self._closing("on_chain_end", outputs)
-
-    def _end_all(self, outputs: dict[str, Any]) -> Iterator[HandlerCall]:
-        while self._open:
-            yield self._closing("on_chain_end", outputs)
-
-    def _closing(self, event: str, what: Any) -> HandlerCall:
-        return HandlerCall(self._tracers, event, "ignore_chain", (what,), _ids(self._open.pop()))
-
-    def _metadata(self, name: str) -> dict[str, Any]:
-        assert self.run is not None
+    def _opening(self, name: str, inputs: dict[str, Any]) -> HandlerCall:
+        assert self._run is not None
+        ids = {"run_id": uuid7(), "parent_run_id": self._open[-1] if self._open else self._run.run_id}
+        self._open.append(ids["run_id"])
         # LangSmith reads ls_* of a child as another model call, and counts it.
         inherited = {
-            key: value for key, value in self.run.inheritable_metadata.items() if not key.startswith("ls_")
+            key: value for key, value in self._run.inheritable_metadata.items() if not key.startswith("ls_")
         }
-        own = {f"rsd_{role}_model": model for role, model in self.models.items()}
-        return {**inherited, **own, "rsd_threshold": self._threshold}
+        own = {f"rsd_{role}_model": model for role, model in self._models.items()}
+        metadata = {**inherited, **own, "rsd_threshold": self._threshold}
+        facts = {**ids, "tags": list(self._run.inheritable_tags), "metadata": metadata, "name": name}
+        return HandlerCall(self._tracers, "on_chain_start", "ignore_chain", (None, inputs), facts)
 
-
-def told(stream: EventStream, reporter: StepReporter) -> Iterator[StepEvent]:
-    """The stream's events, each told to the handlers before it is given out. Closes the stream."""
-    try:
-        _tell(reporter.begin())
-        for event in stream:
-            _tell(reporter.on(event))
-            yield event
-    except BaseException as error:
-        stream.close()
-        _tell(reporter.fail(error))
-        raise
-
-
-async def atold(stream: AsyncEventStream, reporter: StepReporter) -> AsyncGenerator[StepEvent, None]:
-    """The same for asyncio; handlers are called on the running loop."""
-    try:
-        await _atell(reporter.begin())
-        async for event in stream:
-            await _atell(reporter.on(event))
-            yield event
-    except BaseException as error:
-        await stream.aclose()
-        await _atell(reporter.fail(error))
-        raise
-
-
-def _tell(calls: Iterable[HandlerCall]) -> None:
-    for call in calls:
-        handle_event(call.handlers, call.event, call.ignored_by, *call.args, **call.kwargs)
-
-
-async def _atell(calls: Iterable[HandlerCall]) -> None:
-    for call in calls:
-        await ahandle_event(call.handlers, call.event, call.ignored_by, *call.args, **call.kwargs)
+    def _closing(self, event: str, what: Any) -> HandlerCall:
+        assert self._run is not None
+        run_id = self._open.pop()
+        ids = {"run_id": run_id, "parent_run_id": self._open[-1] if self._open else self._run.run_id}
+        return HandlerCall(self._tracers, event, "ignore_chain", (what,), ids)
 
 
 def _tracers(run: BaseRunManager) -> Handlers:
@@ -270,15 +193,3 @@ def _graph_writer(threshold: float | None) -> Callable[[Step], object] | None:
         writer({"event": name, "data": data})
 
     return write
-
-
-def _verdict(event: StepEvent) -> dict[str, Any]:
-    return {
-        "reward": event.reward,
-        "threshold": event.threshold,
-        "acceptance_probability": event.acceptance_probability,
-    }
-
-
-def _ids(child: _Child) -> dict[str, Any]:
-    return {"run_id": child.run_id, "parent_run_id": child.parent_run_id}

@@ -1,0 +1,66 @@
+"""A generation run for a framework: its events, each told to the framework before it is given out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Generator, Iterable
+from typing import Protocol
+
+from rsd_integrations.adapters.calls import CallSettings, check_end
+from rsd_integrations.adapters.story import Happening, Story
+from rsd_integrations.pipeline import RSDPipeline
+from rsd_integrations.types import Message, StepEvent
+
+__all__ = ["Teller", "aevents", "events"]
+
+
+class Teller(Protocol):
+    """Who tells a framework what happens."""
+
+    @property
+    def call(self) -> CallSettings:
+        """The call's settings, the threshold resolved."""
+
+    @property
+    def story(self) -> Story:
+        """What there is to tell."""
+
+    def tell(self, happenings: Iterable[Happening]) -> None:
+        """Tell it."""
+
+    async def atell(self, happenings: Iterable[Happening]) -> None:
+        """The same on the running loop."""
+
+
+def events(pipe: RSDPipeline, chat: list[Message], teller: Teller) -> Generator[StepEvent, None, None]:
+    """Generate. Leaving early stops the models and ends what is told.
+
+    Raises:
+        TimedOutError: the time was up before the answer's end.
+        RSDError: as ``RSDPipeline.generate``.
+    """
+    call, story = teller.call, teller.story
+    stream = pipe.stream(chat, config=call.config, timeout=call.timeout, output=call.output)
+    try:
+        teller.tell(story.begin())
+        for event in stream:
+            teller.tell(story.on(event))
+            yield check_end(event, call.timeout)
+    except BaseException as error:
+        stream.close()
+        teller.tell(story.fail(error))
+        raise
+
+
+async def aevents(pipe: RSDPipeline, chat: list[Message], teller: Teller) -> AsyncGenerator[StepEvent, None]:
+    """The same for asyncio."""
+    call, story = teller.call, teller.story
+    stream = pipe.astream(chat, config=call.config, timeout=call.timeout, output=call.output)
+    try:
+        await teller.atell(story.begin())
+        async for event in stream:
+            await teller.atell(story.on(event))
+            yield check_end(event, call.timeout)
+    except BaseException as error:
+        await stream.aclose()
+        await teller.atell(story.fail(error))
+        raise
