@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rsd_integrations.adapters.settings import OnStep, RSDSettings, TraceSteps, check_on_step
+from rsd_integrations.adapters.settings import OnStep, RSDSettings, TraceSteps, check_known, check_on_step
 from rsd_integrations.config import RSDConfig
 from rsd_integrations.errors import ConfigError, TimedOutError
 from rsd_integrations.output import Output
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.types import StepEvent
 
-__all__ = ["PER_CALL", "CallSettings", "call_settings", "check_end", "check_known"]
+__all__ = ["PER_CALL", "CallSettings", "call_settings", "check_end"]
 
 _MORE = ("timeout", "model", "on_step", "trace_steps")
 _OUTPUT = ("tools", "tool_choice", "parallel_tool_calls", "response_format")
@@ -61,26 +60,6 @@ def call_settings(settings: RSDSettings, given: Mapping[str, Any]) -> CallSettin
         trace_steps=more["trace_steps"],
         output=Output.of(**{name: given.get(name) for name in _OUTPUT}),
     )
-
-
-def check_known(given: Iterable[str], known: Iterable[str], *, fixed: Iterable[str] = ()) -> None:
-    """Refuse what nobody would read.
-
-    Raises:
-        ConfigError: a name is not among the known ones.
-    """
-    known = tuple(known)
-    for name in given:
-        if name in known:
-            continue
-        if name in fixed:
-            raise ConfigError(
-                f"{name!r} is fixed for the object and cannot be given per call.",
-                hint="Make another object; those that name the same models share them.",
-            )
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"Did you mean {near[0]!r}?" if near else f"Known are: {', '.join(known)}."
-        raise ConfigError(f"unknown parameter {name!r}.", hint=hint)
 
 
 def check_end(event: StepEvent, timeout: float | None) -> StepEvent:

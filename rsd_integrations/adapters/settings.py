@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field, PrivateAttr, SecretStr, field_validator, model_validator
@@ -24,7 +25,7 @@ from rsd_integrations.errors import ConfigError
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.types import Step
 
-__all__ = ["LOADING", "MODELS", "OnStep", "RSDSettings", "TraceSteps"]
+__all__ = ["LOADING", "MODELS", "OnStep", "RSDSettings", "TraceSteps", "check_known", "check_on_step"]
 
 OnStep = Callable[[Step], None]
 """Told of each committed step, on the thread (or loop) of whoever waits for the answer."""
@@ -85,6 +86,23 @@ class RSDSettings(RSDFields):
     """Runs below the model's own in traces: steps with their draft, score and target; steps; none."""
 
     _held: tuple[Spec, PipelineSource] | None = PrivateAttr(default=None)
+
+    @classmethod
+    def pocket(cls, **fields: Any) -> Self:
+        """Over the embedded trio: no network needed."""
+        return cls(pipeline=POCKET, **fields)
+
+    @classmethod
+    def from_pipeline(cls, pipeline: RSDPipeline, **fields: Any) -> Self:
+        """Over a pipeline that is there already."""
+        return cls(pipeline=pipeline, **fields)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_fields(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            check_known(data, cls.model_fields)
+        return data
 
     @field_validator("on_step")
     @classmethod
@@ -177,6 +195,10 @@ class RSDSettings(RSDFields):
             **{name: getattr(self, name) for name in LOADING if _was_changed(self, name)},
         }
 
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        # A deep copy of live models would be no use to anybody.
+        return self.model_copy()
+
     def __getstate__(self) -> dict[Any, Any]:
         if not is_portable(self._spec()):
             raise ConfigError(
@@ -184,6 +206,26 @@ class RSDSettings(RSDFields):
                 hint="Name the models by hub id or folder, or use the pocket trio.",
             )
         return super().__getstate__()
+
+
+def check_known(given: Iterable[str], known: Iterable[str], *, fixed: Iterable[str] = ()) -> None:
+    """Refuse what nobody would read.
+
+    Raises:
+        ConfigError: a name is not among the known ones.
+    """
+    known = tuple(known)
+    for name in given:
+        if name in known:
+            continue
+        if name in fixed:
+            raise ConfigError(
+                f"{name!r} is fixed for the object and cannot be given per call.",
+                hint="Make another object; those that name the same models share them.",
+            )
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"Did you mean {near[0]!r}?" if near else f"Known are: {', '.join(known)}."
+        raise ConfigError(f"unknown parameter {name!r}.", hint=hint)
 
 
 def check_on_step(value: OnStep | None) -> OnStep | None:

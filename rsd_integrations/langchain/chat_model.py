@@ -24,10 +24,9 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import ContextThreadPoolExecutor
 from pydantic import ConfigDict, PrivateAttr, model_validator
 
-from rsd_integrations.adapters.calls import CallSettings, check_known
+from rsd_integrations.adapters.calls import CallSettings
 from rsd_integrations.adapters.running import aevents, events
 from rsd_integrations.adapters.settings import RSDSettings
-from rsd_integrations.adapters.sources import POCKET
 from rsd_integrations.langchain.messages import to_chat, to_chunk, to_result
 from rsd_integrations.langchain.params import (
     BATCH_THREADS,
@@ -41,7 +40,6 @@ from rsd_integrations.langchain.params import (
 from rsd_integrations.langchain.tools import binding, structured
 from rsd_integrations.langchain.tracing import StepReporter, announced, running, take_running
 from rsd_integrations.output import Output
-from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.types import Generation, StepEvent
 
 __all__ = ["ChatRSD"]
@@ -65,23 +63,6 @@ class ChatRSD(BaseChatModel, RSDSettings):
     """True: ``invoke`` streams to whoever listens for tokens. False: ``stream`` gives one chunk."""
 
     _guessed: ModelProfile | None = PrivateAttr(default=None)
-
-    @classmethod
-    def pocket(cls, **fields: Any) -> ChatRSD:
-        """Over the embedded trio: no network needed."""
-        return cls(pipeline=POCKET, **fields)
-
-    @classmethod
-    def from_pipeline(cls, pipeline: RSDPipeline, **fields: Any) -> ChatRSD:
-        """Over a pipeline that is there already."""
-        return cls(pipeline=pipeline, **fields)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_fields(cls, data: Any) -> Any:
-        if isinstance(data, dict):
-            check_known(data, cls.model_fields)
-        return data
 
     @model_validator(mode="after")
     def _set_rsd_version(self) -> ChatRSD:
@@ -365,7 +346,3 @@ class ChatRSD(BaseChatModel, RSDSettings):
     def is_lc_serializable(cls) -> bool:
         """Yes: ``load(dumpd(llm), allowed_objects=[ChatRSD], ...)``."""
         return True
-
-    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> ChatRSD:
-        # A deep copy of live models would be no use to anybody.
-        return self.model_copy()

@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from rsd_integrations.adapters import sources
-from rsd_integrations.adapters.calls import PER_CALL, call_settings, check_known
+from rsd_integrations.adapters.calls import PER_CALL, call_settings
 from rsd_integrations.adapters.chat import check_chat, merge_turns
-from rsd_integrations.adapters.settings import RSDSettings
+from rsd_integrations.adapters.settings import RSDSettings, check_known
 from rsd_integrations.adapters.sources import PipelineSource, find_source, label
 from rsd_integrations.adapters.steps import notify, step_event, summarise
 from rsd_integrations.config import RSDConfig
