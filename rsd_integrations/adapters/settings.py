@@ -199,8 +199,13 @@ class RSDSettings(RSDFields):
         # A deep copy of live models would be no use to anybody.
         return self.model_copy()
 
+    @property
+    def is_portable(self) -> bool:
+        """Whether another process could load the same models."""
+        return is_portable(self._spec())
+
     def __getstate__(self) -> dict[Any, Any]:
-        if not is_portable(self._spec()):
+        if not self.is_portable:
             raise ConfigError(
                 f"{type(self).__name__} over a live pipeline or loaded models cannot be pickled.",
                 hint="Name the models by hub id or folder, or use the pocket trio.",

@@ -13,7 +13,7 @@ from rsd_integrations.errors import ConfigError
 from rsd_integrations.output import Output
 from rsd_integrations.pipeline import RSDPipeline
 
-__all__ = ["LIVE", "POCKET", "PipelineSource", "Spec", "find_source", "is_portable", "label"]
+__all__ = ["LIVE", "POCKET", "PipelineSource", "Spec", "find_source", "is_plain", "is_portable", "label"]
 
 POCKET = "pocket"
 """As ``pipeline``: the embedded trio."""
@@ -142,14 +142,14 @@ def is_portable(spec: Spec) -> bool:
     named = spec.get("pipeline")
     if isinstance(named, str) and named.startswith(LIVE):
         return False
-    return all(_is_plain(value) for value in spec.values())
+    return all(is_plain(value) for value in spec.values())
 
 
 def label(model: Any) -> str:
     """A model's name from what it was given as."""
     if isinstance(model, tuple) and model:
         model = model[0]
-    return str(model) if _is_plain(model) else str(getattr(model, "name_or_path", "") or type(model).__name__)
+    return str(model) if is_plain(model) else str(getattr(model, "name_or_path", "") or type(model).__name__)
 
 
 def _load(spec: dict[str, Any]) -> RSDPipeline:
@@ -167,11 +167,12 @@ def _tokenizers(spec: Spec) -> dict[str, Any]:
     return {name: spec[name] for name in ("draft", "target", "draft_kwargs", "target_kwargs") if name in spec}
 
 
-def _is_plain(value: Any) -> bool:
+def is_plain(value: Any) -> bool:
+    """Whether it is data: numbers, strings, paths, dtypes, and what holds them."""
     if isinstance(value, Mapping):
-        return all(_is_plain(item) for item in value.values())
+        return all(is_plain(item) for item in value.values())
     if isinstance(value, list | tuple | set | frozenset):
-        return all(_is_plain(item) for item in value)
+        return all(is_plain(item) for item in value)
     # By name, because torch is not imported here.
     named = type(value).__name__ in ("dtype", "device") and type(value).__module__ == "torch"
     return value is None or named or isinstance(value, str | int | float) or hasattr(value, "__fspath__")
@@ -183,4 +184,4 @@ def _identity(value: Any) -> Hashable:
         return tuple((name, _identity(value[name])) for name in sorted(value, key=str))
     if isinstance(value, list | tuple):
         return tuple(_identity(item) for item in value)
-    return (type(value), value) if _is_plain(value) and not isinstance(value, set) else (object, id(value))
+    return (type(value), value) if is_plain(value) and not isinstance(value, set) else (object, id(value))

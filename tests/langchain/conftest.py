@@ -9,7 +9,7 @@ import pytest
 
 from rsd_integrations.langchain import ChatRSD
 from rsd_integrations.pipeline import RSDPipeline
-from tests.langchain.modes import counting_pipeline
+from tests.counting import counting_pipeline
 
 
 @pytest.fixture

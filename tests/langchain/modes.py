@@ -13,20 +13,19 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import Runnable
 from langgraph.graph import END, START, MessagesState, StateGraph
 
-from rsd_integrations.pipeline import RSDPipeline
-from rsd_integrations.testing import scripted_pipeline
+from tests.counting import QUESTION
 
-DRAFT = ["one\n\n", "two\n\n", "three"]
-TARGET = ["ONE\n\n", "TWO\n\n", "THREE"]
-REWARDS = [0.9, 0.1, 0.8]
-ANSWER = "one\n\nTWO\n\nthree"
-NAMES = ["rsd_step_accepted", "rsd_step_rejected", "rsd_step_accepted"]
-QUESTION = "What comes next?"
-
-
-def counting_pipeline(**options: Any) -> RSDPipeline:
-    """Three steps, the second one rejected."""
-    return scripted_pipeline(DRAFT, TARGET, REWARDS, **options)
+__all__ = [
+    "ANSWER",
+    "MODES",
+    "NAMES",
+    "NESTED",
+    "QUESTION",
+    "AsyncRecorder",
+    "Recorder",
+    "counting_pipeline",
+    "graph",
+]
 
 
 class Recorder(BaseCallbackHandler):

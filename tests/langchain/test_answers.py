@@ -12,7 +12,8 @@ from langchain_core.messages import AIMessageChunk
 from rsd_integrations.langchain import ChatRSD
 from rsd_integrations.segment import ReasoningTags
 from rsd_integrations.testing import scripted_pipeline
-from tests.langchain.modes import ANSWER, MODES, QUESTION, Recorder
+from tests.counting import ANSWER, QUESTION
+from tests.langchain.modes import MODES, Recorder
 
 pytestmark = pytest.mark.filterwarnings("ignore::langchain_core._api.beta_decorator.LangChainBetaWarning")
 

@@ -20,7 +20,7 @@ from rsd_integrations import RSDConfig
 from rsd_integrations.adapters import sources
 from rsd_integrations.errors import ConfigError, EngineClosedError, ModelError
 from rsd_integrations.langchain import ChatRSD
-from tests.langchain.modes import ANSWER, QUESTION, counting_pipeline
+from tests.counting import ANSWER, QUESTION, counting_pipeline
 
 NAMED = {"draft": "d", "target": "t", "prm": "p"}
 

@@ -19,7 +19,8 @@ from langchain_core.runnables import RunnableLambda, RunnablePassthrough
 from rsd_integrations.errors import BackendError
 from rsd_integrations.langchain import ChatRSD
 from rsd_integrations.testing import scripted_pipeline
-from tests.langchain.modes import ANSWER, NAMES, QUESTION, Recorder, counting_pipeline
+from tests.counting import ANSWER, NAMES, QUESTION, counting_pipeline
+from tests.langchain.modes import Recorder
 
 
 def breaking(times: int) -> Any:

@@ -18,7 +18,8 @@ from rsd_integrations.langchain import ChatRSD
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.protocols import Backend, WriterSession
 from rsd_integrations.testing import ScriptedScorer, ScriptedWriter, scripted_pipeline
-from tests.langchain.modes import ANSWER, MODES, QUESTION, AsyncRecorder, Recorder, counting_pipeline
+from tests.counting import ANSWER, QUESTION, counting_pipeline
+from tests.langchain.modes import MODES, AsyncRecorder, Recorder
 
 PATIENCE = 30.0
 

@@ -19,7 +19,8 @@ from rsd_integrations import __version__
 from rsd_integrations.langchain import ChatRSD
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.testing import scripted_pipeline
-from tests.langchain.modes import ANSWER, MODES, NESTED, QUESTION
+from tests.counting import ANSWER, QUESTION
+from tests.langchain.modes import MODES, NESTED
 
 pytestmark = pytest.mark.filterwarnings("ignore::langchain_core._api.beta_decorator.LangChainBetaWarning")
 
@@ -207,7 +208,8 @@ def test_trace_steps(smith: Any, llm: Any) -> None:
 SCRIPT = """
     import asyncio
     from rsd_integrations.langchain import ChatRSD
-    from tests.langchain.modes import MODES, counting_pipeline
+    from tests.counting import counting_pipeline
+    from tests.langchain.modes import MODES
     from langchain_core.tracers.langchain import wait_for_all_tracers
     with counting_pipeline() as pipe:
         llm = ChatRSD.from_pipeline(pipe, threshold=0.7)
@@ -235,7 +237,8 @@ OTEL = """
     provider.add_span_processor(SimpleSpanProcessor(spans))
     trace.set_tracer_provider(provider)
     from rsd_integrations.langchain import ChatRSD
-    from tests.langchain.modes import MODES, counting_pipeline
+    from tests.counting import counting_pipeline
+    from tests.langchain.modes import MODES
     from langchain_core.tracers.langchain import wait_for_all_tracers
     with counting_pipeline() as pipe:
         llm = ChatRSD.from_pipeline(pipe, threshold=0.7)

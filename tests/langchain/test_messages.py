@@ -19,7 +19,8 @@ from rsd_integrations.errors import PromptError
 from rsd_integrations.langchain import ChatRSD
 from rsd_integrations.langchain.messages import to_chat
 from rsd_integrations.testing import scripted_pipeline
-from tests.langchain.modes import MODES, QUESTION
+from tests.counting import QUESTION
+from tests.langchain.modes import MODES
 
 CALL = {"name": "add", "args": {"a": 1, "b": [2]}, "id": "call-1", "type": "tool_call"}
 

@@ -11,17 +11,8 @@ from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
 
 from rsd_integrations import Step
 from rsd_integrations.langchain import ChatRSD
-from tests.langchain.modes import (
-    ANSWER,
-    BARE,
-    MODES,
-    NAMES,
-    QUESTION,
-    AsyncRecorder,
-    Recorder,
-    counting_pipeline,
-    graph,
-)
+from tests.counting import ANSWER, NAMES, QUESTION, counting_pipeline
+from tests.langchain.modes import BARE, MODES, AsyncRecorder, Recorder, graph
 
 pytestmark = pytest.mark.filterwarnings("ignore::langchain_core._api.beta_decorator.LangChainBetaWarning")
 

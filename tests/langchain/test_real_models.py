@@ -12,7 +12,8 @@ from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, Tool
 
 from rsd_integrations.errors import PromptError
 from rsd_integrations.langchain import ChatRSD
-from tests.langchain.modes import MODES, QUESTION, Recorder
+from tests.counting import QUESTION
+from tests.langchain.modes import MODES, Recorder
 from tests.tiny_models import causal, token_classifier, tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore::langchain_core._api.beta_decorator.LangChainBetaWarning")

@@ -14,7 +14,7 @@ from pytest_socket import SocketConnectBlockedError
 from rsd_integrations.langchain import ChatRSD
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.testing import scripted_pipeline
-from tests.langchain.follower import follow
+from tests.follower import follow
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::langchain_core._api.beta_decorator.LangChainBetaWarning"),

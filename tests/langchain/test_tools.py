@@ -22,7 +22,7 @@ from rsd_integrations.output import Output
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.testing import scripted_pipeline
 from tests.backends.test_constraints import TOOLS, loaded
-from tests.langchain.follower import follow
+from tests.follower import follow
 
 QUESTION = "Add 2 and 3."
 

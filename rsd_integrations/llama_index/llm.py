@@ -1,0 +1,305 @@
+"""RSDLLM: RSD as a LlamaIndex LLM."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from contextlib import aclosing, closing
+from contextvars import copy_context
+from typing import Any, TypeVar, cast
+
+from llama_index.core.base.llms.generic_utils import messages_to_prompt as generic_messages_to_prompt
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    ChatResponse,
+    ChatResponseAsyncGen,
+    ChatResponseGen,
+    CompletionResponse,
+    CompletionResponseAsyncGen,
+    CompletionResponseGen,
+    LLMMetadata,
+)
+from llama_index.core.chat_engine.types import AgentChatResponse
+from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
+from llama_index.core.llms.custom import CustomLLM
+from llama_index.core.llms.function_calling import FunctionCallingLLM
+from llama_index.core.llms.llm import ToolSelection
+from llama_index.core.tools import BaseTool
+from pydantic import ConfigDict, model_validator
+
+from rsd_integrations.adapters.calls import CallSettings, call_settings
+from rsd_integrations.adapters.running import aevents, events
+from rsd_integrations.adapters.settings import LOADING, MODELS, RSDSettings
+from rsd_integrations.adapters.sources import is_plain
+from rsd_integrations.errors import ConfigError, PromptError
+from rsd_integrations.llama_index.messages import REACT_STOP, Answer, is_react, to_chat
+from rsd_integrations.llama_index.structured import StructuredPrediction
+from rsd_integrations.llama_index.tools import chat_arguments, one_call, react_arguments, selections
+from rsd_integrations.llama_index.tracing import StepSpans
+from rsd_integrations.types import Message
+
+__all__ = ["RSDLLM"]
+
+Response = TypeVar("Response", ChatResponse, CompletionResponse)
+
+
+class RSDLLM(StructuredPrediction, FunctionCallingLLM, CustomLLM, RSDSettings):
+    """Draft, PRM and target as one LLM.
+
+    Every field of ``RSDConfig`` is a field here, and can be given per call. Objects that name the same
+    models share them, and the engine's batches. A chat goes through the models' own chat templates, each
+    model's its own; a completion is one user turn.
+
+    Example::
+
+        llm = RSDLLM(draft="...", target="...", prm="...", threshold=0.7)
+        llm.complete("What is 17 * 23?", threshold=0.9).raw["rsd"]
+    """
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, validate_assignment=True)
+
+    react_stop: bool = True
+    """Stop at "Observation:" where a chat asks for LlamaIndex's ReAct format, which passes no stop words."""
+
+    steps_to_workflow: bool = False
+    """Send an ``RSDWorkflowEvent`` for each step into the event stream of the workflow or agent that calls.
+    Steps of calls in threads beside its loop (sync methods in sync tools) do not get there."""
+
+    @model_validator(mode="after")
+    def _templates_are_the_models(self) -> RSDLLM:
+        for name, given in (
+            ("messages_to_prompt", self.messages_to_prompt not in (None, generic_messages_to_prompt)),
+            ("query_wrapper_prompt", self.query_wrapper_prompt is not None),
+        ):
+            if given:
+                raise ConfigError(
+                    f"{name}={getattr(self, name)!r:.100} would not be used.",
+                    hint="Chats go through the chat templates of draft and target; give completion_to_prompt "
+                    "or system_prompt instead.",
+                )
+        return self
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Its name in serialised data."""
+        return "RSDLLM"
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        """What LlamaIndex wants to know. Before the first call it may load the tokenizers."""
+        return LLMMetadata(
+            context_window=self.window,
+            num_output=self.max_tokens or self.window // 4,
+            is_chat_model=True,
+            is_function_calling_model=self.source.takes_tools,
+            model_name=self.model or self.model_names["target"],
+        )
+
+    def to_payload(self) -> dict[str, Any]:
+        """What traces say of the model: nothing that has to be loaded, and no secrets."""
+        names = {f"{role}_model": name for role, name in self.model_names.items()}
+        return {"class_name": self.class_name(), "model_name": self.model or names["target_model"], **names}
+
+    # Completions and chats: one undecorated core under all eight.
+
+    @llm_completion_callback()
+    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        """Answer a text. Further parameters: fields of ``RSDConfig``, ``timeout``, ``on_step``, ..."""
+        return _last(self._stream(self._texts(prompt, formatted), kwargs, Answer.as_completion))
+
+    @llm_completion_callback()
+    def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
+        """Committed text, step by step."""
+        return self._stream(self._texts(prompt, formatted), kwargs, Answer.as_completion)
+
+    @llm_chat_callback()
+    def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        """Answer a chat. Further parameters as of ``complete``, and tools and forms in OpenAI's words."""
+        return _last(self._stream(messages, kwargs, Answer.as_chat))
+
+    @llm_chat_callback()
+    def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
+        """Committed text, step by step."""
+        return self._stream(messages, kwargs, Answer.as_chat)
+
+    @llm_completion_callback()
+    async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        """Answer a text; cancelling stops the models within a round."""
+        return await _alast(self._astream(self._texts(prompt, formatted), kwargs, Answer.as_completion))
+
+    @llm_completion_callback()
+    async def astream_complete(
+        self, prompt: str, formatted: bool = False, **kwargs: Any
+    ) -> CompletionResponseAsyncGen:
+        """Committed text, step by step."""
+        return self._astream(self._texts(prompt, formatted), kwargs, Answer.as_completion)
+
+    @llm_chat_callback()
+    async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        """Answer a chat; cancelling stops the models within a round."""
+        return await _alast(self._astream(messages, kwargs, Answer.as_chat))
+
+    @llm_chat_callback()
+    async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
+        """Committed text, step by step."""
+        return self._astream(messages, kwargs, Answer.as_chat)
+
+    def _stream(
+        self,
+        messages: Sequence[ChatMessage],
+        kwargs: dict[str, Any],
+        shown: Callable[[Answer], Response],
+    ) -> Generator[Response, None, None]:
+        chat, call = self._request(messages, kwargs)
+        answer, context = Answer(call.model), copy_context()
+
+        def states() -> Generator[Response, None, None]:
+            pipe = self.load()
+            spans = StepSpans(call.over(pipe), context, to_workflow=self.steps_to_workflow)
+            with closing(events(pipe, chat, spans)) as happening:
+                for event in happening:
+                    if answer.take(event):
+                        yield shown(answer)
+
+        return states()
+
+    def _astream(
+        self,
+        messages: Sequence[ChatMessage],
+        kwargs: dict[str, Any],
+        shown: Callable[[Answer], Response],
+    ) -> AsyncGenerator[Response, None]:
+        chat, call = self._request(messages, kwargs)
+        answer, context = Answer(call.model), copy_context()
+
+        async def states() -> AsyncGenerator[Response, None]:
+            pipe = await self.aload()
+            spans = StepSpans(call.over(pipe), context, to_workflow=self.steps_to_workflow)
+            async with aclosing(aevents(pipe, chat, spans)) as happening:
+                async for event in happening:
+                    if answer.take(event):
+                        yield shown(answer)
+
+        return states()
+
+    def _request(
+        self, messages: Sequence[ChatMessage], kwargs: dict[str, Any]
+    ) -> tuple[list[Message], CallSettings]:
+        """Checked at once, not when a stream is first read."""
+        chat = to_chat(messages, self.system_prompt)
+        if self.react_stop and "stop" not in kwargs and is_react(messages):
+            kwargs = {**kwargs, "stop": (*self.stop, REACT_STOP)}
+        return chat, call_settings(self, kwargs)
+
+    def _texts(self, prompt: str, formatted: bool) -> list[ChatMessage]:
+        if not isinstance(prompt, str):
+            raise PromptError(f"a prompt must be a string, not {prompt!r:.200}.", hint="Use chat(messages).")
+        if not formatted and self.completion_to_prompt is not None:
+            prompt = self.completion_to_prompt(prompt)
+        return [ChatMessage(prompt)]
+
+    # The system prompt goes in front of every chat, once: not again where LlamaIndex puts it together.
+
+    def _extend_messages(self, messages: list[ChatMessage]) -> list[ChatMessage]:
+        return messages
+
+    def _extend_prompt(self, formatted_prompt: str) -> str:
+        return formatted_prompt
+
+    # Tools.
+
+    def _prepare_chat_with_tools(  # noqa: PLR0917 (LlamaIndex's signature)
+        self,
+        tools: Sequence[BaseTool],
+        user_msg: str | ChatMessage | None = None,
+        chat_history: list[ChatMessage] | None = None,
+        verbose: bool = False,
+        allow_parallel_tool_calls: bool = False,
+        tool_required: bool = False,
+        tool_choice: Any = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        offered = chat_arguments(
+            tools,
+            user_msg,
+            chat_history,
+            parallel=allow_parallel_tool_calls,
+            required=tool_required,
+            tool_choice=tool_choice,
+        )
+        return {**offered, **kwargs}
+
+    def _validate_chat_with_tools_response(
+        self,
+        response: ChatResponse,
+        tools: Sequence[BaseTool],
+        allow_parallel_tool_calls: bool = False,
+        **kwargs: Any,
+    ) -> ChatResponse:
+        return response if allow_parallel_tool_calls else one_call(response)
+
+    def get_tool_calls_from_response(
+        self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
+    ) -> list[ToolSelection]:
+        """The calls an answer asks for.
+
+        Raises:
+            ValueError: there is none, and ``error_on_no_tool_call``.
+        """
+        return selections(response, required=error_on_no_tool_call)
+
+    def predict_and_call(self, tools: Sequence[BaseTool], *args: Any, **kwargs: Any) -> AgentChatResponse:
+        """Let the model choose a tool, and call it: by its template's tools, or by ReAct without them."""
+        return super().predict_and_call(tools, *args, **self._calling(kwargs))
+
+    async def apredict_and_call(
+        self, tools: Sequence[BaseTool], *args: Any, **kwargs: Any
+    ) -> AgentChatResponse:
+        """The same for asyncio."""
+        return await super().apredict_and_call(tools, *args, **self._calling(kwargs))
+
+    def _calling(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        return kwargs if self.source.takes_tools else react_arguments(kwargs)
+
+    # Keeping.
+
+    def to_dict(self, **kwargs: Any) -> dict[str, Any]:
+        """Plain data that ``from_dict`` makes an equal object of, over the same models. Live models and
+        pipelines are named; only this process can find them again.
+
+        Raises:
+            ConfigError: the weighting is a function.
+        """
+        if callable(self.weighting):
+            raise ConfigError(
+                f"weighting={self.weighting!r} is a function, which is no data.",
+                hint="Use one of the named weightings, or set it again behind from_dict.",
+            )
+        data = super().to_dict(**kwargs)
+        if not self.is_portable:
+            data = {name: value for name, value in data.items() if name not in (*MODELS, *LOADING)}
+            data["pipeline"] = self.source.name
+        return {name: _plain(value) for name, value in data.items()}
+
+
+def _plain(value: Any) -> Any:
+    """A path or a dtype by its name."""
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    named = value is not None and is_plain(value) and not isinstance(value, str | int | float | list | tuple)
+    return str(value).removeprefix("torch.") if named else value
+
+
+def _last(states: Generator[Response, None, None]) -> Response:
+    """The whole answer."""
+    state: Response | None = None
+    for state in states:  # noqa: B007
+        pass
+    return cast(Response, state)
+
+
+async def _alast(states: AsyncGenerator[Response, None]) -> Response:
+    state: Response | None = None
+    async with aclosing(states):
+        async for state in states:  # noqa: B007
+            pass
+    return cast(Response, state)

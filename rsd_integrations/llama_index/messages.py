@@ -1,0 +1,180 @@
+"""LlamaIndex messages to chat turns, and answers back: pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from llama_index.core.base.llms.types import (
+    CachePoint,
+    ChatMessage,
+    ChatResponse,
+    CitableBlock,
+    CitationBlock,
+    CompletionResponse,
+    ContentBlock,
+    MessageRole,
+    TextBlock,
+    ThinkingBlock,
+    ToolCallBlock,
+)
+
+from rsd_integrations.adapters.chat import check_chat, merge_turns
+from rsd_integrations.adapters.steps import summarise
+from rsd_integrations.errors import PromptError
+from rsd_integrations.types import Generation, InvalidToolCall, Message, StepEvent, ToolCall
+
+__all__ = ["REACT_STOP", "Answer", "is_react", "to_chat"]
+
+REACT_STOP = "Observation:"
+"""Where a ReAct model has to stop: what follows is the tool's to say."""
+
+_ROLES = {
+    MessageRole.SYSTEM: "system",
+    MessageRole.DEVELOPER: "system",
+    MessageRole.USER: "user",
+    MessageRole.ASSISTANT: "assistant",
+    MessageRole.CHATBOT: "assistant",
+    MessageRole.MODEL: "assistant",
+    MessageRole.TOOL: "tool",
+    MessageRole.FUNCTION: "tool",
+}
+
+
+def to_chat(messages: Sequence[ChatMessage], system_prompt: str | None = None) -> list[Message]:
+    """Chat turns as chat templates take them, the system prompt in front unless it is there.
+
+    Raises:
+        PromptError: there are no messages, one has parts that are not text, or all are empty.
+    """
+    if isinstance(messages, str) or not all(isinstance(message, ChatMessage) for message in messages):
+        raise PromptError(
+            f"a chat must be a list of ChatMessage, not {messages!r:.200}.",
+            hint="Write [ChatMessage(role='user', content='...')], or use complete(text).",
+        )
+    chat = merge_turns([_turn(message) for message in messages])
+    if not chat:
+        raise PromptError("the list of messages is empty.", hint="Give at least one message.")
+    check_chat(chat)
+    first = chat[0]
+    begun = first["role"] == "system" and str(first["content"]).startswith(system_prompt or "")
+    if system_prompt and not begun:
+        chat = merge_turns([{"role": "system", "content": system_prompt}, *chat])
+    return chat
+
+
+def is_react(messages: Sequence[ChatMessage]) -> bool:
+    """Whether the chat asks for LlamaIndex's ReAct format."""
+    asked = (str(message.content) for message in messages if message.role == MessageRole.SYSTEM)
+    return any(all(word in text for word in ("Thought:", "Action Input:", REACT_STOP)) for text in asked)
+
+
+@dataclass
+class Answer:
+    """An answer as it grows. ``complete`` and ``chat`` show its end, streams every state.
+
+    Args:
+        model: name to tell.
+    """
+
+    model: str
+    _text: str = ""
+    _thoughts: str = ""
+    _calls: list[ToolCallBlock] = field(default_factory=list)
+    _invalid: list[InvalidToolCall] = field(default_factory=list)
+    _delta: str = ""
+    _thought: str = ""
+    _generation: Generation | None = None
+
+    def take(self, event: StepEvent) -> bool:
+        """Whether the event adds something to show."""
+        invalid = [call for call in event.tool_calls if isinstance(call, InvalidToolCall)]
+        # LlamaIndex has no place for calls that are none: they show as what they are, text.
+        self._delta = event.delta + "".join(call.text for call in invalid)
+        self._thought = event.reasoning_delta
+        self._text += self._delta
+        self._thoughts += self._thought
+        self._invalid += invalid
+        self._calls += [_call_block(call) for call in event.tool_calls if isinstance(call, ToolCall)]
+        self._generation = event.generation
+        return bool(self._delta or self._thought or event.tool_calls or event.generation)
+
+    def as_chat(self) -> ChatResponse:
+        """The chat response so far."""
+        invalid = [call.model_dump() for call in self._invalid]
+        message = ChatMessage(
+            role=MessageRole.ASSISTANT,
+            blocks=list(self._blocks()),
+            additional_kwargs={"invalid_tool_calls": invalid} if invalid else {},
+        )
+        thought = {"thinking_delta": self._thought} if self._thought else {}
+        return ChatResponse(message=message, delta=self._delta, raw=self._raw(), additional_kwargs=thought)
+
+    def as_completion(self) -> CompletionResponse:
+        """The completion so far."""
+        return CompletionResponse(text=self._text, delta=self._delta, raw=self._raw())
+
+    def _blocks(self) -> Iterator[ContentBlock]:
+        if self._thoughts:
+            yield ThinkingBlock(content=self._thoughts)
+        if self._text or not self._calls:
+            yield TextBlock(text=self._text)
+        yield from self._calls
+
+    def _raw(self) -> dict[str, Any] | None:
+        """Facts of a whole answer, of JSON types only."""
+        if self._generation is None:
+            return None
+        usage = self._generation.usage
+        return {
+            "model": self.model,
+            "finish_reason": self._generation.finish_reason,
+            "usage": {
+                "prompt_tokens": usage.prompt_tokens,
+                "completion_tokens": usage.completion_tokens,
+                "total_tokens": usage.total_tokens,
+            },
+            "rsd": summarise(self._generation),
+        } | ({"reasoning": self._thoughts} if self._thoughts else {})
+
+
+def _turn(message: ChatMessage) -> Message:
+    role = _ROLES[message.role]
+    turn: Message = {"role": role, "content": "\n".join(_texts(message.blocks, message.role))}
+    if thoughts := [block.content or "" for block in message.blocks if isinstance(block, ThinkingBlock)]:
+        turn["reasoning_content"] = "".join(thoughts)
+    if calls := [_call(block) for block in message.blocks if isinstance(block, ToolCallBlock)]:
+        turn["tool_calls"] = calls
+    for name in ("tool_call_id", "name"):
+        if role == "tool" and (value := message.additional_kwargs.get(name)):
+            turn[name] = value
+    return turn
+
+
+def _texts(blocks: Sequence[Any], role: MessageRole) -> Iterator[str]:
+    for block in blocks:
+        match block:
+            case TextBlock():
+                yield block.text
+            case CitableBlock():
+                yield from _texts(block.content, role)
+            case CitationBlock():
+                yield from _texts([block.cited_content], role)
+            # Thoughts and calls are told elsewhere, cache points are for servers.
+            case ThinkingBlock() | ToolCallBlock() | CachePoint():
+                pass
+            case _:
+                raise PromptError(
+                    f"a {role.value} message has a part of type {block.block_type!r}, which is not text.",
+                    hint="RSD is for text models: remove images, audio, video and files.",
+                )
+
+
+def _call(block: ToolCallBlock) -> dict[str, Any]:
+    function = {"name": block.tool_name, "arguments": block.tool_kwargs}
+    return {"type": "function", "id": block.tool_call_id or "", "function": function}
+
+
+def _call_block(call: ToolCall) -> ToolCallBlock:
+    return ToolCallBlock(tool_call_id=call.id, tool_name=call.name, tool_kwargs=call.arguments)
