@@ -15,18 +15,6 @@ from langgraph.graph import END, START, MessagesState, StateGraph
 
 from tests.counting import QUESTION
 
-__all__ = [
-    "ANSWER",
-    "MODES",
-    "NAMES",
-    "NESTED",
-    "QUESTION",
-    "AsyncRecorder",
-    "Recorder",
-    "counting_pipeline",
-    "graph",
-]
-
 
 class Recorder(BaseCallbackHandler):
     """Told everything, keeps everything."""

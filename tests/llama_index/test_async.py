@@ -1,0 +1,140 @@
+"""Async that is real: the loop stays free, cancelling stops the engine, nothing hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from llama_index.core.llms import ChatMessage
+
+from rsd_integrations.llama_index import RSDLLM
+from rsd_integrations.pipeline import RSDPipeline
+from rsd_integrations.testing import scripted_pipeline
+from tests.counting import ANSWER, QUESTION
+
+CHAT = [ChatMessage(QUESTION)]
+
+
+@asynccontextmanager
+async def loop_gap() -> AsyncIterator[list[float]]:
+    """The longest time that the loop was busy with something else, in seconds."""
+    gaps = [0.0]
+
+    async def watch() -> None:
+        while True:
+            before = time.perf_counter()
+            await asyncio.sleep(0.002)
+            gaps[0] = max(gaps[0], time.perf_counter() - before)
+
+    task = asyncio.create_task(watch())
+    await asyncio.sleep(0.01)
+    gaps[0] = 0.0
+    yield gaps
+    task.cancel()
+
+
+def endless(delay: float = 0.001) -> RSDPipeline:
+    return scripted_pipeline(lambda *_: "again\n\n", delay=delay)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    for _ in range(3000):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it never came true")
+
+
+async def read(stream: Any) -> list[Any]:
+    return [state async for state in await stream]
+
+
+@pytest.mark.parametrize("how", ["acomplete", "achat", "astream_complete", "astream_chat"])
+async def test_the_loop_stays_free_while_models_work(how: str) -> None:
+    """Each round blocks its thread for 0.1 s; a loop that ran them would be gone for that long."""
+    with scripted_pipeline(["abcde", None], delay=0.1) as pipe:
+        llm: Any = RSDLLM.from_pipeline(pipe)
+        given = CHAT if "chat" in how else QUESTION
+        async with loop_gap() as gaps:
+            await (read(getattr(llm, how)(given)) if "stream" in how else getattr(llm, how)(given))
+    assert gaps[0] < 0.08
+
+
+@pytest.mark.parametrize("how", ["acomplete", "achat"])
+async def test_wait_for_fires_on_time_and_the_engine_stops(how: str) -> None:
+    with endless() as pipe:
+        llm = RSDLLM.from_pipeline(pipe, max_steps=10**6)
+        began = time.perf_counter()
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(getattr(llm, how)(CHAT if how == "achat" else QUESTION), 0.1)
+        assert time.perf_counter() - began < 5
+        await until(lambda: pipe.backend.draft.open_sessions == 0)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("how", ["stream_chat", "astream_chat", "stream_complete", "astream_complete"])
+@pytest.mark.parametrize("leave", ["close", "drop", "break"])
+async def test_abandoned_streams_stop(how: str, leave: str) -> None:
+    with endless() as pipe:
+        llm = RSDLLM.from_pipeline(pipe, max_steps=10**6)
+        stream = getattr(llm, how)(CHAT if "chat" in how else QUESTION)
+        if how.startswith("a"):
+            stream = await stream
+            await anext(stream)
+            await (stream.aclose() if leave == "close" else asyncio.sleep(0))
+        else:
+            next(stream)
+            if leave == "close":
+                stream.close()
+        if leave == "break" and how.startswith("a"):
+            async for _ in stream:
+                break
+        elif leave == "break":
+            for _ in stream:
+                break
+        del stream
+        await until(lambda: pipe.backend.draft.open_sessions == 0)  # type: ignore[attr-defined]
+
+
+async def test_a_cancelled_task_stops_the_engine() -> None:
+    with endless() as pipe:
+        llm = RSDLLM.from_pipeline(pipe, max_steps=10**6)
+        tasks = [asyncio.create_task(llm.achat(CHAT)), asyncio.create_task(read(llm.astream_chat(CHAT)))]
+        await until(lambda: pipe.backend.draft.open_sessions == 2)  # type: ignore[attr-defined]
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        await until(lambda: pipe.backend.draft.open_sessions == 0)  # type: ignore[attr-defined]
+
+
+async def test_async_calls_start_no_threads(llm: Any) -> None:
+    await llm.achat(CHAT)
+    before = threading.active_count()
+    answers = await asyncio.gather(*(llm.achat(CHAT) for _ in range(20)))
+    assert [answer.message.content for answer in answers] == [ANSWER] * 20
+    assert threading.active_count() == before
+
+
+async def test_concurrent_calls_share_the_engines_batches(pipe: Any, llm: Any) -> None:
+    await asyncio.gather(*(llm.acomplete(QUESTION) for _ in range(8)))
+    assert max(pipe.backend.draft.batches) == 8
+
+
+async def test_a_stream_may_be_read_in_another_task(llm: Any) -> None:
+    stream = await llm.astream_chat(CHAT)
+    states = await asyncio.create_task(read(asyncio.sleep(0, stream)))
+    assert states[-1].message.content == ANSWER
+
+
+def test_a_stream_may_be_read_in_another_thread(llm: Any) -> None:
+    stream, states = llm.stream_chat(CHAT), []
+    thread = threading.Thread(target=lambda: states.extend(stream))
+    thread.start()
+    thread.join()
+    assert states[-1].message.content == ANSWER

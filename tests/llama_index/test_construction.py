@@ -1,0 +1,227 @@
+"""Making, copying, saving and closing models."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+from llama_index.core import Settings
+from llama_index.core.llms import CustomLLM
+from llama_index.core.llms.function_calling import FunctionCallingLLM
+
+from rsd_integrations.adapters import sources
+from rsd_integrations.config import RSDConfig
+from rsd_integrations.errors import ConfigError, EngineClosedError, ModelError
+from rsd_integrations.llama_index import RSDLLM
+from rsd_integrations.pipeline import RSDPipeline
+from tests.counting import ANSWER, QUESTION, counting_pipeline
+from tests.tiny_models import causal, token_classifier, tokenizer
+
+NAMED = {"draft": "d", "target": "t", "prm": "p"}
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What was loaded; scripted models are."""
+    loaded: list[Any] = []
+
+    def load(spec: Any) -> RSDPipeline:
+        loaded.append(dict(spec))
+        return counting_pipeline()
+
+    monkeypatch.setattr(sources, "_load", load)
+    monkeypatch.setattr(sources.RSDPipeline, "check_tools", lambda **_: None)
+    return loaded
+
+
+def test_what_it_is(llm: Any) -> None:
+    assert isinstance(llm, CustomLLM)
+    assert isinstance(llm, FunctionCallingLLM)
+    assert llm.class_name() == "RSDLLM"
+
+
+def test_no_models_named_tells_both_ways() -> None:
+    with pytest.raises(ValueError, match=r"no models are named.*RSDLLM\.pocket\(\) or RSDLLM\.from_pipeline"):
+        RSDLLM()
+    with pytest.raises(ValueError, match="prm missing"):
+        RSDLLM(draft="d", target="t")
+
+
+def test_every_config_field_is_a_field() -> None:
+    assert set(RSDConfig.model_fields) <= set(RSDLLM.model_fields)
+
+
+def test_a_typo_raises(llm: Any, pipe: Any) -> None:
+    with pytest.raises(ValueError, match=r"unknown parameter 'treshold'\. Did you mean 'threshold'\?"):
+        RSDLLM.from_pipeline(pipe, treshold=0.5)
+    with pytest.raises(ValueError, match="treshold"):
+        llm.treshold = 0.5
+    with pytest.raises(ValueError, match="unknown weighting 'stepp'"):
+        RSDLLM.from_pipeline(pipe, weighting="stepp")
+    with pytest.raises(ValueError, match="greater than or equal to 0"):
+        llm.threshold = -1.0
+
+
+def test_assigned_fields_hold(llm: Any) -> None:
+    llm.threshold = 2.0
+    assert llm.complete(QUESTION).text == "ONE\n\nTWO\n\nTHREE"
+
+
+def test_loading_is_lazy_shared_and_once(loads: list[Any]) -> None:
+    first, second = RSDLLM(**NAMED), RSDLLM(**NAMED, threshold=2.0)
+    assert first.metadata.model_name == "t"
+    assert loads == []
+    assert first.complete(QUESTION).text == ANSWER
+    assert second.complete(QUESTION).text == "ONE\n\nTWO\n\nTHREE"
+    assert loads == [NAMED]
+    RSDLLM(draft="d2", target="t", prm="p", preload=True)
+    assert loads[1:] == [{**NAMED, "draft": "d2"}]
+
+
+def test_metadata(pipe: Any, loads: list[Any]) -> None:
+    metadata = RSDLLM.from_pipeline(pipe, max_tokens=50).metadata
+    assert (metadata.context_window, metadata.num_output) == (100_000, 50)
+    assert (metadata.is_chat_model, metadata.is_function_calling_model) == (True, True)
+    assert metadata.model_name == "scripted-target"
+    assert RSDLLM(**NAMED, max_length=800).metadata.context_window == 800
+    assert RSDLLM(**NAMED, max_length=800).metadata.num_output == 200
+    assert RSDLLM(**NAMED, model="mine").metadata.model_name == "mine"
+
+
+def test_payloads_have_no_secrets_and_load_nothing(loads: list[Any]) -> None:
+    payload = RSDLLM(**NAMED, api_key="secret").to_payload()
+    assert payload == {
+        "class_name": "RSDLLM",
+        "model_name": "t",
+        "draft_model": "d",
+        "target_model": "t",
+        "prm_model": "p",
+    }
+    assert loads == []
+
+
+def test_copies_share(loads: list[Any], llm: Any) -> None:
+    named = RSDLLM(**NAMED, seed=3)
+    for one in (copy.deepcopy(named), copy.copy(named), named.model_copy(update={"threshold": 0.7})):
+        assert one.source is named.source
+        assert one.complete(QUESTION).text == ANSWER
+    assert loads == [NAMED]
+    assert copy.deepcopy(llm).source is llm.source
+
+
+def test_data_and_back(loads: list[Any]) -> None:
+    llm = RSDLLM(**NAMED, threshold=0.7, stop=["x"], system_prompt="Be brief.", api_key="secret")
+    llm.complete(QUESTION)
+    data = json.loads(llm.to_json())
+    assert "secret" not in str(data)
+    again = RSDLLM.from_dict(data)
+    assert again.source is llm.source
+    assert (again.threshold, again.stop, again.system_prompt) == (0.7, ("x",), "Be brief.")
+    assert again.complete(QUESTION).text == ANSWER
+    assert loads == [NAMED]
+
+
+def test_paths_and_dtypes_are_data() -> None:
+    import torch
+
+    llm = RSDLLM(draft=Path("/d"), target="t", prm="p", dtype=torch.float32, draft_kwargs={"device": "cpu"})
+    data = json.loads(llm.to_json())
+    assert (data["draft"], data["dtype"], data["draft_kwargs"]) == ("/d", "float32", {"device": "cpu"})
+
+
+def test_live_models_are_found_again_in_this_process(pipe: Any, llm: Any) -> None:
+    data = json.loads(llm.to_json())
+    assert RSDLLM.from_dict(data).source is llm.source
+    assert RSDLLM.from_dict(data).complete(QUESTION).text == ANSWER
+    assert RSDLLM.from_dict(json.loads(RSDLLM.from_dict(data).to_json())).source is llm.source
+    with pytest.raises(ValueError, match=r"no models are named|pipeline must be"):
+        RSDLLM.from_dict({**data, "pipeline": "zzz"})
+    elsewhere = RSDLLM.from_dict({**data, "pipeline": "live:elsewhere"})
+    with pytest.raises(ConfigError, match="'live:elsewhere' is not in this process"):
+        elsewhere.complete(QUESTION)
+
+
+def test_a_function_is_no_data(pipe: Any) -> None:
+    with pytest.raises(ConfigError, match=r"weighting=.*is a function"):
+        RSDLLM.from_pipeline(pipe, weighting=lambda reward: reward).to_dict()
+
+
+def test_pickling_shares_or_is_refused(loads: list[Any], llm: Any) -> None:
+    named = RSDLLM(**NAMED, threshold=0.7)
+    again = pickle.loads(pickle.dumps(named))
+    assert again.source is named.source
+    assert again.threshold == 0.7
+    for live in (llm, RSDLLM.from_dict(llm.to_dict())):
+        with pytest.raises(ConfigError, match=r"RSDLLM over a live pipeline .* cannot be pickled"):
+            pickle.dumps(live)
+
+
+async def test_a_closed_pipeline_says_so(loads: list[Any]) -> None:
+    with RSDLLM(**NAMED) as llm:
+        llm.complete(QUESTION)
+    with pytest.raises(EngineClosedError, match="was closed"):
+        llm.complete(QUESTION)
+    with pytest.raises(EngineClosedError, match="was closed"):
+        await llm.acomplete(QUESTION)
+    async with RSDLLM(**NAMED) as later:
+        assert (await later.acomplete(QUESTION)).text == ANSWER
+    assert loads == [NAMED, NAMED]
+    RSDLLM(**NAMED).close()  # Nothing was loaded: nothing to do.
+
+
+def test_closing_gives_the_memory_back() -> None:
+    def alive() -> int:
+        gc.collect()
+        return sum(issubclass(type(item), transformers.PreTrainedModel) for item in gc.get_objects())
+
+    before = alive()
+    llm = RSDLLM.pocket(max_tokens=5)
+    llm.complete(QUESTION)
+    assert alive() == before + 3
+    llm.close()
+    assert alive() == before
+
+
+def test_function_calling_exactly_where_templates_take_tools() -> None:
+    prm = (token_classifier(0, "ascii"), tokenizer("ascii"))
+
+    def trio(draft: str, target: str) -> RSDLLM:
+        return RSDLLM(
+            draft=(causal("Qwen2", 0, draft), tokenizer(draft)),
+            target=(causal("Qwen2", 1, target), tokenizer(target)),
+            prm=prm,
+            device="cpu",
+        )
+
+    for draft, target, able in (
+        ("tools", "tools", True),
+        ("tools", "ascii", False),
+        ("ascii", "tools", False),
+    ):
+        llm = trio(draft, target)
+        assert llm.metadata.is_function_calling_model is able
+        with llm:
+            llm.load()
+            assert llm.metadata.is_function_calling_model is able
+    assert RSDLLM.pocket().metadata.is_function_calling_model is False
+
+
+async def test_a_missing_folder_has_a_clear_error(tmp_path: Any) -> None:
+    gone = str(tmp_path / "gone")
+    llm = RSDLLM(draft=gone, target=gone, prm=gone)
+    with pytest.raises(ModelError, match="gone"):
+        llm.complete(QUESTION)
+    with pytest.raises(ModelError, match="gone"):
+        await llm.acomplete(QUESTION)
+
+
+def test_as_the_default_of_llama_index(llm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Settings, "_llm", None)
+    Settings.llm = llm
+    assert Settings.llm.complete(QUESTION).text == ANSWER
