@@ -16,7 +16,6 @@ from llama_index.core.instrumentation.events.llm import (
 from llama_index.core.llms.llm import LLM
 from llama_index.core.output_parsers import PydanticOutputParser
 from llama_index.core.program import LLMTextCompletionProgram
-from llama_index.core.program.utils import FlexibleModel
 from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.types import PydanticProgramMode
 from llama_index_instrumentation import get_dispatcher
@@ -84,11 +83,8 @@ class StructuredPrediction(LLM):
         prompt: BasePromptTemplate,
         llm_kwargs: dict[str, Any] | None = None,
         **prompt_args: Any,
-    ) -> Generator[Form | FlexibleModel, None, None]:
-        """The object: a document is one step of RSD, so it comes whole."""
-        if self._by_tools():
-            yield from super().stream_structured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
-            return
+    ) -> Generator[Form, None, None]:
+        """The object: a document or a call is one step of RSD, so it comes whole."""
         whole = self.structured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
         _dispatcher.event(LLMStructuredPredictInProgressEvent(output=whole))
         yield whole
@@ -99,12 +95,10 @@ class StructuredPrediction(LLM):
         prompt: BasePromptTemplate,
         llm_kwargs: dict[str, Any] | None = None,
         **prompt_args: Any,
-    ) -> AsyncGenerator[Form | FlexibleModel, None]:
-        """The object: a document is one step of RSD, so it comes whole."""
-        if self._by_tools():
-            return await super().astream_structured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
+    ) -> AsyncGenerator[Form, None]:
+        """The object: a document or a call is one step of RSD, so it comes whole."""
 
-        async def alone() -> AsyncGenerator[Form | FlexibleModel, None]:
+        async def alone() -> AsyncGenerator[Form, None]:
             whole = await self.astructured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
             _dispatcher.event(LLMStructuredPredictInProgressEvent(output=whole))
             yield whole
