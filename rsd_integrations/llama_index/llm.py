@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import aclosing, closing
 from contextvars import copy_context
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from llama_index.core.base.llms.generic_utils import messages_to_prompt as generic_messages_to_prompt
 from llama_index.core.base.llms.types import (
@@ -32,6 +32,7 @@ from rsd_integrations.adapters.settings import LOADING, MODELS, RSDSettings
 from rsd_integrations.adapters.sources import is_plain
 from rsd_integrations.errors import ConfigError, PromptError
 from rsd_integrations.llama_index.messages import REACT_STOP, Answer, is_react, to_chat
+from rsd_integrations.llama_index.streams import alast, last, told_astream, told_stream
 from rsd_integrations.llama_index.structured import StructuredPrediction
 from rsd_integrations.llama_index.tools import chat_arguments, one_call, react_arguments, selections
 from rsd_integrations.llama_index.tracing import StepSpans
@@ -104,44 +105,56 @@ class RSDLLM(StructuredPrediction, FunctionCallingLLM, CustomLLM, RSDSettings):
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """Answer a text. Further parameters: fields of ``RSDConfig``, ``timeout``, ``on_step``, ..."""
-        return _last(self._stream(self._texts(prompt, formatted), kwargs, Answer.as_completion))
+        return last(self._stream(self._texts(prompt, formatted), kwargs, Answer.as_completion))
 
-    @llm_completion_callback()
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
-        """Committed text, step by step."""
-        return self._stream(self._texts(prompt, formatted), kwargs, Answer.as_completion)
+        """Committed text, step by step. Closing or dropping the stream stops the models."""
+
+        def start() -> CompletionResponseGen:
+            return self._stream(self._texts(prompt, formatted), kwargs, Answer.as_completion)
+
+        return told_stream(llm_completion_callback(), self, prompt, kwargs, start)
 
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answer a chat. Further parameters as of ``complete``, and tools and forms in OpenAI's words."""
-        return _last(self._stream(messages, kwargs, Answer.as_chat))
+        return last(self._stream(messages, kwargs, Answer.as_chat))
 
-    @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
-        """Committed text, step by step."""
-        return self._stream(messages, kwargs, Answer.as_chat)
+        """Committed text, step by step. Closing or dropping the stream stops the models."""
+
+        def start() -> ChatResponseGen:
+            return self._stream(messages, kwargs, Answer.as_chat)
+
+        return told_stream(llm_chat_callback(), self, messages, kwargs, start)
 
     @llm_completion_callback()
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """Answer a text; cancelling stops the models within a round."""
-        return await _alast(self._astream(self._texts(prompt, formatted), kwargs, Answer.as_completion))
+        return await alast(self._astream(self._texts(prompt, formatted), kwargs, Answer.as_completion))
 
-    @llm_completion_callback()
     async def astream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseAsyncGen:
         """Committed text, step by step."""
-        return self._astream(self._texts(prompt, formatted), kwargs, Answer.as_completion)
+
+        def start() -> CompletionResponseAsyncGen:
+            return self._astream(self._texts(prompt, formatted), kwargs, Answer.as_completion)
+
+        return await told_astream(llm_completion_callback(), self, prompt, kwargs, start)
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answer a chat; cancelling stops the models within a round."""
-        return await _alast(self._astream(messages, kwargs, Answer.as_chat))
+        return await alast(self._astream(messages, kwargs, Answer.as_chat))
 
-    @llm_chat_callback()
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
         """Committed text, step by step."""
-        return self._astream(messages, kwargs, Answer.as_chat)
+
+        def start() -> ChatResponseAsyncGen:
+            return self._astream(messages, kwargs, Answer.as_chat)
+
+        return await told_astream(llm_chat_callback(), self, messages, kwargs, start)
 
     def _stream(
         self,
@@ -287,19 +300,3 @@ def _plain(value: Any) -> Any:
         return {name: _plain(part) for name, part in value.items()}
     named = value is not None and is_plain(value) and not isinstance(value, str | int | float | list | tuple)
     return str(value).removeprefix("torch.") if named else value
-
-
-def _last(states: Generator[Response, None, None]) -> Response:
-    """The whole answer."""
-    state: Response | None = None
-    for state in states:  # noqa: B007
-        pass
-    return cast(Response, state)
-
-
-async def _alast(states: AsyncGenerator[Response, None]) -> Response:
-    state: Response | None = None
-    async with aclosing(states):
-        async for state in states:  # noqa: B007
-            pass
-    return cast(Response, state)
