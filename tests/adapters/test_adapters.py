@@ -179,3 +179,21 @@ def test_no_framework_and_no_torch_is_loaded() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("adapter", "missing", "extra"),
+    [("langchain", "langchain_core", "langchain"), ("llama_index", "llama_index.core", "llamaindex")],
+)
+def test_a_framework_that_is_missing_is_named_with_its_extra(adapter: str, missing: str, extra: str) -> None:
+    script = f"""
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("langchain_core", "llama_index"):
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Missing())
+import rsd_integrations.{adapter}
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert f"{missing!r} is not installed. Run: pip install 'rsd-integrations[{extra}]'." in done.stderr

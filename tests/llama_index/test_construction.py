@@ -19,7 +19,7 @@ from llama_index.core.llms.function_calling import FunctionCallingLLM
 from rsd_integrations.adapters import sources
 from rsd_integrations.config import RSDConfig
 from rsd_integrations.errors import ConfigError, EngineClosedError, ModelError
-from rsd_integrations.llama_index import RSDLLM
+from rsd_integrations.llama_index import RSDLLM, hub
 from rsd_integrations.pipeline import RSDPipeline
 from tests.counting import ANSWER, QUESTION, counting_pipeline
 from tests.tiny_models import causal, token_classifier, tokenizer
@@ -45,6 +45,10 @@ def test_what_it_is(llm: Any) -> None:
     assert isinstance(llm, CustomLLM)
     assert isinstance(llm, FunctionCallingLLM)
     assert llm.class_name() == "RSDLLM"
+
+
+def test_the_hubs_name_for_it() -> None:
+    assert hub.RSDLLM is RSDLLM
 
 
 def test_no_models_named_tells_both_ways() -> None:
