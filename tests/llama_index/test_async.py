@@ -16,6 +16,7 @@ from rsd_integrations.llama_index import RSDLLM
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.testing import scripted_pipeline
 from tests.counting import ANSWER, QUESTION
+from tests.gated import gated, open_when
 
 CHAT = [ChatMessage(QUESTION)]
 
@@ -121,9 +122,14 @@ async def test_async_calls_start_no_threads(llm: Any) -> None:
     assert threading.active_count() == before
 
 
-async def test_concurrent_calls_share_the_engines_batches(pipe: Any, llm: Any) -> None:
-    await asyncio.gather(*(llm.acomplete(QUESTION) for _ in range(8)))
-    assert max(pipe.backend.draft.batches) == 8
+async def test_concurrent_calls_share_the_engines_batches() -> None:
+    pipe, writer = gated()
+    watcher = open_when(pipe, writer, 16)
+    with pipe:
+        llm = RSDLLM.from_pipeline(pipe)
+        await asyncio.gather(*(llm.acomplete(f"question {number}") for number in range(16)))
+    watcher.join()
+    assert max(writer.batches) == 16
 
 
 async def test_a_stream_may_be_read_in_another_task(llm: Any) -> None:
