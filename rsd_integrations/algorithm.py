@@ -258,7 +258,8 @@ class _Teller:
             facts.probability = 0.0
             yield self._event("rejected", facts)
         start = self._clock()
-        written: Written = yield TargetStep(**self._terms("target"), rejected=facts.drafted)
+        guess = facts.drafted if self.config.speculation else None
+        written: Written = yield TargetStep(**self._terms("target"), rejected=guess)
         facts.target_ms = 1000 * (self._clock() - start)
         facts.target_tokens = len(written.token_ids)
         facts.source = "target"

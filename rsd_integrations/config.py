@@ -68,6 +68,10 @@ class RSDFields(BaseModel):
     stop: Strings = ()
     """The answer ends before the first of these; they may span tokens and steps."""
 
+    speculation: bool = True
+    """Whether the target takes the rejected step's tokens as guesses of its own, several in a forward. The
+    text is the same with and without."""
+
     @field_validator("weighting", mode="before")
     @classmethod
     def _known_weighting(cls, value: Any) -> Any:

@@ -73,7 +73,7 @@ class DraftStep:
 
 @dataclass(frozen=True, slots=True)
 class TargetStep:
-    """Ask the target for the next step. ``rejected`` is the draft's, if there was one."""
+    """Ask the target for the next step. ``rejected``: the draft's, to guess tokens from."""
 
     boundary: StepBoundary
     max_tokens: int

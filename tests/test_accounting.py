@@ -92,8 +92,10 @@ def prm_tokens(text: str, terms: Terms, prm: Party) -> int:
     return len(prm.encode(body)) + len(prm.encode(prm.separator)) if body else 0
 
 
-def told(pipe: RSDPipeline, three: Any, terms: Terms) -> tuple[Generation, Story]:
-    generation = pipe.generate(PROMPT, **fields(terms))
+def told(
+    pipe: RSDPipeline, three: Any, terms: Terms, *, speculation: bool = False
+) -> tuple[Generation, Story]:
+    generation = pipe.generate(PROMPT, **fields(terms), speculation=speculation)
     story = naive_rsd(*three, PROMPT, terms)
     if story.margin < ROUNDING:
         pytest.skip("a close call: the oracle may differ by rounding")
@@ -117,6 +119,21 @@ def test_each_model_sees_each_context_token_once(setting: Any, terms: Terms) -> 
     assert counted.draft.forwarded == len(minimum.draft.positions)
     assert counted.target.forwarded == len(minimum.target.positions)
     assert counted.prm.forwarded == len(minimum.prm.positions)
+
+
+@pytest.mark.parametrize("terms", TERMS, ids=range(len(TERMS)))
+def test_guesses_are_counted_too(setting: Any, terms: Terms) -> None:
+    """What proved wrong went through the target as well."""
+    three, pipe = setting
+    generation, story = told(pipe, three, terms, speculation=True)
+    minimum = Minimum.of(story, terms, three)
+    counted = generation.usage
+    assert counted.target.forwarded >= len(minimum.target.positions)
+    assert counted.draft.forwarded == len(minimum.draft.positions)
+    assert counted.target.flops.total > 2 * counted.target.parameters * len(minimum.target.positions) - 1
+    plain, _ = told(pipe, three, terms)
+    assert counted.flops.paper == plain.usage.flops.paper
+    assert counted.target_only_flops == plain.usage.target_only_flops
 
 
 @pytest.mark.parametrize("terms", TERMS, ids=range(len(TERMS)))

@@ -123,11 +123,11 @@ class _Short:
     def __init__(self, readout: Any, most: int) -> None:
         self.readout, self.most, self.failed = readout, most, 0
 
-    def __call__(self, inputs: dict[str, Any], read_N: list[int]) -> torch.Tensor:
+    def __call__(self, inputs: dict[str, Any], *places: list[int]) -> torch.Tensor:
         if inputs["input_ids"].numel() > self.most:
             self.failed += 1
             raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
-        result: torch.Tensor = self.readout(inputs, read_N)
+        result: torch.Tensor = self.readout(inputs, *places)
         return result
 
 
@@ -157,7 +157,7 @@ def test_any_other_failure_has_its_cause() -> None:
     with RSDPipeline.from_pretrained(**trio()) as pipe:
         runner = pipe.backend.draft.runner  # type: ignore[attr-defined]
 
-        def broken(inputs: Any, read_N: Any) -> torch.Tensor:
+        def broken(inputs: Any, *places: Any) -> torch.Tensor:
             raise ValueError("boom")
 
         runner._readout = broken
@@ -228,13 +228,13 @@ def test_a_failed_batch_does_not_hold_its_tensors_while_it_is_tried_again() -> N
         runner = pipe.backend.draft.runner  # type: ignore[attr-defined]
         readout = runner._readout
 
-        def failing(inputs: dict[str, Any], read_N: list[int]) -> torch.Tensor:
+        def failing(inputs: dict[str, Any], *places: list[int]) -> torch.Tensor:
             alive.extend(ref() is not None for ref in held)
             if not held:
                 big = torch.zeros(10)
                 held.append(weakref.ref(big))
                 raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
-            result: torch.Tensor = readout(inputs, read_N)
+            result: torch.Tensor = readout(inputs, *places)
             return result
 
         runner._readout = failing

@@ -16,7 +16,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from rsd_integrations.backends.torch.sampling import filtered_probabilities, pick
+from rsd_integrations.backends.torch.sampling import draw, filtered_probabilities
 from rsd_integrations.protocols import Sampling
 
 
@@ -24,9 +24,9 @@ def sampling(
     temperature: float = 1.0,
     top_p: float = 1.0,
     top_k: int | None = None,
-    draw: Callable[[], float] = lambda: 0.5,
+    uniform: Callable[[], float] = lambda: 0.5,
 ) -> Sampling:
-    return Sampling(temperature, top_p, top_k, draw)
+    return Sampling(temperature, top_p, top_k, uniform)
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
@@ -45,17 +45,17 @@ def test_probabilities_are_those_of_hf(temperature: float, top_k: int | None, to
         assert torch.allclose(got / got.sum(), expected, atol=1e-9)
 
 
-@pytest.mark.parametrize("draw", [0.0, 0.0999, 0.1001, 0.4999, 0.5001, 0.9999999, math.nextafter(1.0, 0.0)])
-def test_the_staircase(draw: float) -> None:
+@pytest.mark.parametrize("point", [0.0, 0.0999, 0.1001, 0.4999, 0.5001, 0.9999999, math.nextafter(1.0, 0.0)])
+def test_the_staircase(point: float) -> None:
     """Tokens 0, 2 and 5 have no mass and are never drawn; an edge belongs to the step above."""
     logits = torch.tensor([0.0, 0.1, 0.0, 0.4, 0.5, 0.0]).log()
-    token = pick(logits[None], [sampling(draw=lambda: draw)])[0]
-    assert token == (1 if draw < 0.1 else 3 if draw < 0.5 else 4)
+    token = draw(logits, sampling(uniform=lambda: point))
+    assert token == (1 if point < 0.1 else 3 if point < 0.5 else 4)
 
 
 def test_frequencies_are_the_probabilities() -> None:
-    rng, logits = random.Random(0), torch.tensor([[0.2, 0.5, 0.3]]).log()
-    counts = Counter(pick(logits, [sampling(draw=rng.random)])[0] for _ in range(8000))
+    rng, logits = random.Random(0), torch.tensor([0.2, 0.5, 0.3]).log()
+    counts = Counter(draw(logits, sampling(uniform=rng.random)) for _ in range(8000))
     assert sum(abs(counts[t] / 8000 - p) for t, p in enumerate((0.2, 0.5, 0.3))) / 2 < 0.01
 
 
@@ -64,12 +64,12 @@ def test_greedy_draws_nothing_and_rows_do_not_mix() -> None:
         raise AssertionError("greedy must not draw")
 
     logits = torch.tensor([[0.0, 2.0, 1.0], [3.0, 0.0, 0.0], [0.0, 0.0, 9.0]])
-    rows = [sampling(0.0, draw=never), sampling(1e-4, draw=lambda: 0.99), sampling(0.0, draw=never)]
-    assert pick(logits, rows) == [1, 0, 2]
+    rows = [sampling(0.0, uniform=never), sampling(1e-4, uniform=lambda: 0.99), sampling(0.0, uniform=never)]
+    assert [draw(*row) for row in zip(logits, rows, strict=True)] == [1, 0, 2]
 
 
 def test_each_token_takes_one_draw() -> None:
     taken: list[int] = []
-    row = sampling(draw=lambda: taken.append(1) or 0.3)  # type: ignore[func-returns-value]
-    pick(torch.zeros(1, 4), [row])
+    row = sampling(uniform=lambda: taken.append(1) or 0.3)  # type: ignore[func-returns-value]
+    draw(torch.zeros(4), row)
     assert taken == [1]

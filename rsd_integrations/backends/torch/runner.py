@@ -19,34 +19,34 @@ PREFILL_CHUNK = 512
 
 
 class Readout(Protocol):
-    """Calls the model and returns its outputs at one position a row, ``[N, ...]``."""
+    """Calls the model and returns its outputs at M places, ``[M, ...]``."""
 
-    def __call__(self, inputs: dict[str, Any], read_N: list[int]) -> torch.Tensor:
-        """Run the model on keyword inputs, read row n at position ``read_N[n]``."""
+    def __call__(self, inputs: dict[str, Any], row_M: list[int], column_M: list[int]) -> torch.Tensor:
+        """Run the model on keyword inputs, read row ``row_M[m]`` at position ``column_M[m]``."""
         ...
 
 
 def read_logits(model: torch.nn.Module) -> Readout:
-    """Vocabulary logits of a causal LM, ``[N, V]``; computed only where they are read."""
+    """Vocabulary logits of a causal LM, ``[M, V]``; computed only in columns where some are read."""
     keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
 
-    def call(inputs: dict[str, Any], read_N: list[int]) -> torch.Tensor:
-        columns = sorted(set(read_N))
+    def call(inputs: dict[str, Any], row_M: list[int], column_M: list[int]) -> torch.Tensor:
+        columns = sorted(set(column_M))
         if keeps:
             inputs = {**inputs, "logits_to_keep": torch.tensor(columns, device=inputs["input_ids"].device)}
         logits_NUV: torch.Tensor = model(**inputs).logits
-        places = [columns.index(read) for read in read_N] if keeps else read_N
-        return logits_NUV[torch.arange(len(read_N)), places]
+        places = [columns.index(column) for column in column_M] if keeps else column_M
+        return logits_NUV[row_M, places]
 
     return call
 
 
 def read_hidden(body: torch.nn.Module, outputs: Callable[[torch.Tensor], torch.Tensor]) -> Readout:
-    """Whatever ``outputs`` makes of the last hidden states ``[N, hidden]`` at the read positions."""
+    """Whatever ``outputs`` makes of the last hidden states ``[M, hidden]`` at the places to read."""
 
-    def call(inputs: dict[str, Any], read_N: list[int]) -> torch.Tensor:
+    def call(inputs: dict[str, Any], row_M: list[int], column_M: list[int]) -> torch.Tensor:
         hidden_NTH: torch.Tensor = body(**inputs).last_hidden_state
-        return outputs(hidden_NTH[torch.arange(len(read_N)), read_N])
+        return outputs(hidden_NTH[row_M, column_M])
 
     return call
 
@@ -101,7 +101,7 @@ class SlotRunner:
     def plain(self, tokens: Sequence[int]) -> torch.Tensor:
         """The output at the last token by the model's ordinary forward, no slots involved."""
         inputs = {"input_ids": torch.tensor([list(tokens)], device=self._device), "use_cache": False}
-        return self._readout(inputs, [len(tokens) - 1])[0].float()
+        return self._readout(inputs, [0], [len(tokens) - 1])[0].float()
 
     @property
     def free(self) -> int:
@@ -109,7 +109,10 @@ class SlotRunner:
         return len(self._free)
 
     def run(self, feeds: Sequence[SlotFeed]) -> list[torch.Tensor | Exception]:
-        """The wanted output of each feed, or what failed it. Feeds may be of any length."""
+        """The wanted outputs of each feed, ``[1 + more, ...]``, or what failed it. Feeds of any length.
+
+        Without memory for it all there are fewer: the first of them at least.
+        """
         results: dict[int, torch.Tensor | Exception] = {}
         for group in _groups(feeds):
             for index, result in zip(group, self._isolated([feeds[i] for i in group]), strict=True):
@@ -133,11 +136,12 @@ class SlotRunner:
 
     def _in_halves(self, feed: SlotFeed) -> torch.Tensor | Exception:
         """A row that ran out of memory once more, in two halves."""
-        middle = len(feed.tokens) // 2
-        read = feed.read % len(feed.tokens)
+        read = feed.reads[0]
+        tokens = feed.tokens[: len(feed.tokens) - feed.more]
+        middle = len(tokens) // 2
         parts = [
-            SlotFeed(feed.slot, feed.start, feed.tokens[:middle], min(read, middle - 1)),
-            SlotFeed(feed.slot, feed.start + middle, feed.tokens[middle:], max(read - middle, 0)),
+            SlotFeed(feed.slot, feed.start, tokens[:middle], min(read, middle - 1)),
+            SlotFeed(feed.slot, feed.start + middle, tokens[middle:], max(read - middle, 0)),
         ]
         try:
             outputs = [self._forward([part])[0] for part in parts if part.tokens]
@@ -146,7 +150,7 @@ class SlotRunner:
         return outputs[0] if read < middle else outputs[-1]
 
     @torch.inference_mode()
-    def _forward(self, feeds: Sequence[SlotFeed]) -> torch.Tensor:
+    def _forward(self, feeds: Sequence[SlotFeed]) -> Sequence[torch.Tensor]:
         plan = Plan.of(feeds, self.capacity)
         self.cache.plan = plan
         longest = plan.write_NT.shape[1]
@@ -158,7 +162,11 @@ class SlotRunner:
             "past_key_values": self.cache,
             "use_cache": True,
         }
-        return self._readout(inputs, [feed.read % len(feed.tokens) for feed in feeds]).float()
+        reads = [feed.reads for feed in feeds]
+        row_M = [row for row, columns in enumerate(reads) for _ in columns]
+        column_M = [column for columns in reads for column in columns]
+        output_M = self._readout(inputs, row_M, column_M).float()
+        return torch.split(output_M, [len(columns) for columns in reads])
 
     def _masks(self, plan: Plan) -> torch.Tensor | dict[str, torch.Tensor]:
         """One mask, or one for each kind of attention layer where a model has several."""

@@ -1,29 +1,21 @@
-"""From logits to tokens: greedy, or one uniform number a token by inverse CDF.
+"""From logits to tokens: one uniform number a token, by inverse CDF.
 
 The draws belong to the request, so what it gets does not depend on the rows beside it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from rsd_integrations.protocols import Sampling
 
-__all__ = ["filtered_probabilities", "pick"]
+__all__ = ["draw", "filtered_probabilities"]
 
 
-def pick(logits_NV: torch.Tensor, samplings: Sequence[Sampling]) -> list[int]:
-    """One token id for each row of logits, which must hold a finite number."""
-    greedy: list[int] = logits_NV.argmax(dim=-1).tolist()
-    return [
-        token if sampling.temperature == 0.0 else _draw(logits_V, sampling)
-        for token, logits_V, sampling in zip(greedy, logits_NV, samplings, strict=True)
-    ]
-
-
-def _draw(logits_V: torch.Tensor, sampling: Sampling) -> int:
+def draw(logits_V: torch.Tensor, sampling: Sampling) -> int:
+    """A token id from logits, which must hold a finite number. Greedy draws nothing."""
+    if sampling.temperature == 0.0:
+        return int(logits_V.argmax())
     cumulative_V = filtered_probabilities(logits_V, sampling).cumsum(dim=-1)
     point = sampling.draw() * float(cumulative_V[-1])
     token = int(torch.searchsorted(cumulative_V, point, right=True))

@@ -116,7 +116,7 @@ class TorchScorer:
         if feed.start + len(feed.tokens) <= session.read:
             return None
         session.scoring = False
-        return self._scored(output, session.scored_tokens)
+        return self._scored(output[0], session.scored_tokens)
 
     def _scored(self, output: torch.Tensor, tokens: int) -> Scored | Exception:
         values = [float(value) for value in output.flatten()]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rsd_integrations.backends.torch.runner import PREFILL_CHUNK, SlotRunner
 from rsd_integrations.backends.torch.slots import SlotFeed
 from rsd_integrations.protocols import Tally
@@ -28,11 +30,12 @@ class SlotSession:
         """Length of the part the model has seen."""
         self.tally = Tally()
 
-    def feed(self, *, upto: int | None = None) -> SlotFeed:
+    def feed(self, *, upto: int | None = None, guesses: Sequence[int] = ()) -> SlotFeed:
         """The next chunk of tokens the model has not seen, reading at the last one.
 
         Args:
             upto: length to stop at; all tokens by default.
+            guesses: of the tokens behind, to be read at as well if the chunk gets that far.
         """
         end = len(self.tokens) if upto is None else upto
         # With nothing new to feed, the last token is fed again: its output is wanted once more.
@@ -40,12 +43,15 @@ class SlotSession:
         if self._slot is None:
             self._slot = self._runner.claim()
         end = min(end, self.cached + PREFILL_CHUNK)
-        return SlotFeed(self._slot, self.cached, self.tokens[self.cached : end])
+        new = self.tokens[self.cached : end]
+        if end < len(self.tokens) or not guesses:
+            return SlotFeed(self._slot, self.cached, new)
+        return SlotFeed(self._slot, self.cached, [*new, *guesses], len(new) - 1, len(guesses))
 
     def fed(self, feed: SlotFeed) -> None:
-        """Count a feed that went well."""
+        """Count a feed that went well. Its guesses are not part of the text: they may prove wrong."""
         self.tally.add(feed.start, len(feed.tokens), self._window)
-        self.cached = feed.start + len(feed.tokens)
+        self.cached = feed.start + len(feed.tokens) - feed.more
 
     def replace(self, tokens: tuple[int, ...]) -> None:
         """Commit these tokens in place of the step in progress."""

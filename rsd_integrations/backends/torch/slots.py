@@ -19,12 +19,21 @@ __all__ = ["Plan", "SlotCache", "SlotFeed", "masks"]
 
 @dataclass(frozen=True, slots=True)
 class SlotFeed:
-    """Tokens for one slot, at positions from ``start`` on; the output at index ``read`` is wanted."""
+    """Tokens for one slot, at positions from ``start`` on; the outputs from index ``read`` on are wanted:
+    that one and ``more`` behind it.
+    """
 
     slot: int
     start: int
     tokens: Sequence[int]
     read: int = -1
+    more: int = 0
+
+    @property
+    def reads(self) -> range:
+        """The indices of the outputs that are wanted."""
+        first = self.read % len(self.tokens)
+        return range(first, first + 1 + self.more)
 
 
 @dataclass(slots=True)

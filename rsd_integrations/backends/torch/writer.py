@@ -9,9 +9,11 @@ import torch
 
 from rsd_integrations.backends.torch.constrain import Constraint
 from rsd_integrations.backends.torch.detokenize import Detokenizer
+from rsd_integrations.backends.torch.guesses import Guesses
 from rsd_integrations.backends.torch.runner import SlotRunner
-from rsd_integrations.backends.torch.sampling import pick
+from rsd_integrations.backends.torch.sampling import draw
 from rsd_integrations.backends.torch.slot_session import SlotSession
+from rsd_integrations.backends.torch.slots import SlotFeed
 from rsd_integrations.backends.torch.tooling import Tooling
 from rsd_integrations.calls import CallReader
 from rsd_integrations.encoding import encode_plain
@@ -54,13 +56,58 @@ class TorchWriterSession(SlotSession):
         markup = writer.tooling.markup_ids if reader else frozenset()
         self._detokenizer = Detokenizer(writer.tokenizer, writer.hidden_ids - markup)
         self._text = ""
+        self._guesses = Guesses()
         self.work: DraftStep | TargetStep | None = None
 
     def begin(self, work: DraftStep | TargetStep) -> None:
         """Take a step to write."""
         self.work = work
         self._text = ""
+        self._guesses = Guesses(self._rejected(work))
         self._detokenizer.mark()
+
+    def _rejected(self, work: DraftStep | TargetStep) -> tuple[int, ...]:
+        """The rejected step in this model's tokens, if there is one."""
+        written = work.rejected if isinstance(work, TargetStep) else None
+        return () if written is None else self._as_own_tokens(written)
+
+    def _as_own_tokens(self, written: Written) -> tuple[int, ...]:
+        return self._writer.as_own_tokens(written, markup=self.reader is not None)
+
+    def next_feed(self) -> SlotFeed:
+        """What the model has to see next, guesses included."""
+        assert self.work is not None
+        room = min(self.work.max_tokens, self._writer.info.window - self.base) - self.in_progress
+        # The token behind the last guess is drawn too.
+        return self.feed(guesses=self._guesses.next(room - 1))
+
+    def take(self, logits_RV: torch.Tensor, likeliest_R: Sequence[int], asked: int) -> Written | None:
+        """Draw tokens from the logits at the last token and at each guess, until one proves wrong.
+
+        Raises:
+            BackendError: the constraint allows no token.
+        """
+        right, written = 0, None
+        for logits_V, likeliest in zip(logits_RV, likeliest_R, strict=True):
+            token = self._draw(logits_V, likeliest)
+            written = self.push(token)
+            guessed = self._guesses.drawn(token)
+            if written is not None or not guessed or right == asked:
+                break
+            right += 1
+            self.cached += 1
+        if asked:
+            self._guesses.verified(right, asked)
+        return written
+
+    def _draw(self, logits_V: torch.Tensor, likeliest: int) -> int:
+        assert self.work is not None
+        if self.constraint is not None:
+            allowed_V = self.constraint.allowed(len(logits_V)).to(logits_V.device)
+            logits_V = logits_V.masked_fill(~allowed_V, -torch.inf)
+        elif self.work.sampling.temperature == 0.0:
+            return likeliest
+        return draw(logits_V, self.work.sampling)
 
     @property
     def in_progress(self) -> int:
@@ -102,7 +149,7 @@ class TorchWriterSession(SlotSession):
             self.keep()
         else:
             self._detokenizer.back()
-            step = self._writer.as_own_tokens(kept.written, markup=self.reader is not None)
+            step = self._as_own_tokens(kept.written)
             self.replace(step)
             self._detokenizer.push(step)
             if self.constraint is not None:
@@ -200,54 +247,45 @@ class TorchWriter:
         return results
 
     def _write(self, sessions: Sequence[TorchWriterSession]) -> list[Written | Exception | None]:
-        feeds = [session.feed() for session in sessions]
-        outputs = self.runner.run(feeds)
+        feeds = [session.next_feed() for session in sessions]
         results: list[Written | Exception | None] = [None] * len(sessions)
-        ready: list[int] = []
-        for index, (session, feed, output) in enumerate(zip(sessions, feeds, outputs, strict=True)):
+        ready: list[tuple[int, torch.Tensor]] = []
+        for index, output in enumerate(self.runner.run(feeds)):
             if isinstance(output, Exception):
                 results[index] = output
                 continue
-            session.fed(feed)
-            if session.cached == len(session.tokens):
-                ready.append(index)
+            sessions[index].fed(feeds[index])
+            if sessions[index].cached == len(sessions[index].tokens):
+                ready.append((index, output[:, : self._ids]))
         if ready:
-            self._pick(sessions, ready, outputs, results)
+            self._take(sessions, ready, results)
         return results
 
-    def _pick(
+    def _take(
         self,
         sessions: Sequence[TorchWriterSession],
-        ready: list[int],
-        outputs: Sequence[torch.Tensor | Exception],
+        ready: Sequence[tuple[int, torch.Tensor]],
         results: list[Written | Exception | None],
     ) -> None:
-        logits_NV = torch.stack([output for i in ready if isinstance(output := outputs[i], torch.Tensor)])
-        logits_NV = logits_NV[:, : self._ids]
+        """Let sessions draw their tokens; a failure is its own session's."""
+        logits_MV = torch.cat([logits_RV for _, logits_RV in ready])
+        most_M, likeliest = logits_MV.max(dim=-1)
         # NaN, +inf and nothing but -inf have no probabilities, and so no token.
-        broken = (~logits_NV.amax(dim=-1).isfinite()).tolist()
-        failed: dict[int, Exception] = {}
-        for row, index in enumerate(ready):
+        finite_M, likeliest_M = most_M.isfinite().tolist(), likeliest.tolist()
+        start = 0
+        for index, logits_RV in ready:
+            end = start + len(logits_RV)
             try:
-                _mask(logits_NV[row], sessions[index].constraint)
+                if not all(finite_M[start:end]):
+                    raise _not_finite(self.info.name)
+                results[index] = sessions[index].take(logits_RV, likeliest_M[start:end], len(logits_RV) - 1)
             except Exception as error:
-                failed[index] = error
-        samplings = [work.sampling for i in ready if (work := sessions[i].work) is not None]
-        for index, bad, token in zip(ready, broken, pick(logits_NV, samplings), strict=True):
-            if bad:
-                failed[index] = _not_finite(self.info.name)
-            results[index] = failed[index] if index in failed else sessions[index].push(token)
+                results[index] = error
+            start = end
 
     def close(self) -> None:
         """Give the memory back."""
         del self.runner, self._render, self._tags_of, self.tooling
-
-
-def _mask(logits_V: torch.Tensor, constraint: Constraint | None) -> None:
-    """Forbid what the constraint forbids, in place."""
-    if constraint is not None:
-        allowed_V = constraint.allowed(len(logits_V))
-        logits_V.masked_fill_(~allowed_V.to(logits_V.device), -torch.inf)
 
 
 def _not_finite(name: str) -> BackendError:

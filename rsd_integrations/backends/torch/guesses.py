@@ -1,0 +1,58 @@
+"""Token-level speculation inside a rewrite: the rejected step's tokens as guesses of the target's.
+
+The target takes several guesses in one forward and draws its own token at each place, with the draws it would
+make anyway. A guess that equals the token drawn saves a forward; the first that differs ends the row, and the
+token drawn stands. So the text is the one it would be without guesses, greedy or sampled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = ["Guesses"]
+
+_FIRST, _LEAST, _MOST = 8, 4, 64
+"""Guesses in a forward: to begin with, at least and at most."""
+
+_REACH = 8
+"""How far behind a wrong guess the token drawn is looked for."""
+
+_MISSES = 3
+"""Wrong first guesses in a row after which no more are made in this step."""
+
+
+class Guesses:
+    """What may come next in one step.
+
+    Args:
+        tokens: the rejected step's, in this model's ids.
+    """
+
+    def __init__(self, tokens: Sequence[int] = ()) -> None:
+        self._tokens = list(tokens)
+        self._width = _FIRST
+        self._misses = 0
+
+    def next(self, room: int) -> list[int]:
+        """Guesses of the next tokens, as many as are worth a place in a forward, at most ``room``."""
+        return self._tokens[: max(0, min(self._width, room))]
+
+    def drawn(self, token: int) -> bool:
+        """Take the next token. Whether it was the next guess."""
+        if not self._tokens:
+            return False
+        if token == self._tokens[0]:
+            del self._tokens[0]
+            self._misses = 0
+            return True
+        # Another word in its place, or some words left out: the rest may still fit.
+        near = self._tokens[1 : 1 + _REACH]
+        del self._tokens[: 2 + near.index(token) if token in near else 1]
+        return False
+
+    def verified(self, right: int, asked: int) -> None:
+        """How many of those in a forward were right: makes more or fewer of them next time."""
+        self._width = min(_MOST, 2 * self._width) if right == asked else max(_LEAST, self._width // 2)
+        self._misses = 0 if right else self._misses + 1
+        if self._misses >= _MISSES:
+            self._tokens.clear()

@@ -1,0 +1,174 @@
+"""Guesses inside the target's rewrites change nothing but the number of forwards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rsd_integrations import Generation, RSDPipeline
+from rsd_integrations.backends.torch.guesses import Guesses
+from rsd_integrations.output import Output
+from tests.tiny_models import causal, token_classifier, tokenizer
+
+PROMPT = "Ava has 12 marbles. She buys 9 more."
+PAIRS = {
+    "same tokenizer": (("Qwen2", "ascii"), ("Llama", "ascii")),
+    "other tokenizer": (("Qwen2", "ascii"), ("Llama", "ascii-b")),
+    "sliding window": (("Mistral", "ascii"), ("Mistral", "ascii")),
+    "kinds of layers": (("Gemma2", "ascii"), ("Gemma3Text", "ascii")),
+}
+FIELDS: dict[str, Any] = {
+    "weighting": "constant",
+    "acceptance_rate": 0.3,
+    "step_delimiter": ("e", "\n\n"),
+    "max_tokens": 60,
+    "max_step_tokens": 20,
+}
+
+
+def load(draft: tuple[str, str], target: tuple[str, str], *, seeds: tuple[int, int] = (0, 1)) -> RSDPipeline:
+    models = [
+        (causal(kind, seed, flavour, max_position_embeddings=512), tokenizer(flavour))
+        for (kind, flavour), seed in zip((draft, target), seeds, strict=True)
+    ]
+    return RSDPipeline.from_pretrained(
+        *models, (token_classifier(0, "ascii"), tokenizer("ascii")), device="cpu"
+    )
+
+
+@pytest.fixture(scope="module", params=PAIRS)
+def pipe(request: pytest.FixtureRequest) -> Iterator[RSDPipeline]:
+    with load(*PAIRS[request.param]) as made:
+        yield made
+
+
+def facts(generation: Generation) -> Any:
+    """All that speculation must leave as it is, but the rewards."""
+    usage = generation.usage
+    return (
+        generation.text,
+        generation.finish_reason,
+        [(step.text, step.rejected_text, step.accepted, step.target_tokens) for step in generation.steps],
+        (usage.completion_tokens, usage.target.generated, usage.draft.generated, usage.flops.paper),
+    )
+
+
+def check_equal(one: Generation, other: Generation) -> None:
+    """Texts to the letter, rewards to rounding."""
+    assert facts(one) == facts(other)
+    for step, expected in zip(one.steps, other.steps, strict=True):
+        assert step.reward == pytest.approx(expected.reward, abs=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.5])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_same_answer_with_and_without(pipe: RSDPipeline, temperature: float, seed: int) -> None:
+    """Token for token, greedy and sampled: the target draws at each place what it would draw anyway."""
+    given = {**FIELDS, "temperature": temperature, "seed": seed}
+    one, other = (pipe.generate(PROMPT, **given, speculation=on) for on in (True, False))
+    check_equal(one, other)
+    assert False in [step.accepted for step in one.steps]
+
+
+def test_with_stop_strings_limits_and_filters(pipe: RSDPipeline) -> None:
+    fields = {**FIELDS, "seed": 5}
+    text = pipe.generate(PROMPT, **fields, speculation=False).text
+    for more in (
+        {"stop": text[20:23]},
+        {"max_tokens": 7},
+        {"max_step_tokens": 1},
+        {"max_step_tokens": 3},
+        {"temperature": 1.0, "top_p": 0.5, "top_k": 9, "seed": 3},
+        {"acceptance_rate": 0.0},
+    ):
+        given = {**fields, **more}
+        one, other = (pipe.generate(PROMPT, **given, speculation=on) for on in (True, False))
+        check_equal(one, other)
+
+
+def test_in_company(pipe: RSDPipeline) -> None:
+    def ask(seed: int) -> Generation:
+        return pipe.generate(PROMPT * (1 + seed % 3), **FIELDS, seed=seed, speculation=seed % 2 == 0)
+
+    alone = [ask(seed) for seed in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(ask, range(8)))
+    for one, other in zip(alone, together, strict=True):
+        check_equal(one, other)
+
+
+def test_with_a_form() -> None:
+    form = {"type": "object", "properties": {"a": {"enum": ["x y", "z", "zz"]}, "b": {"type": "boolean"}}}
+    schema = {"schema": form | {"required": ["a", "b"]}}
+    output = Output.of(response_format={"type": "json_schema", "json_schema": schema})
+    with load(*PAIRS["same tokenizer"]) as pipe:
+        for seed in range(4):
+            given = {"weighting": "constant", "acceptance_rate": 0.2, "temperature": 1.0, "seed": seed}
+            one, other = (
+                pipe.generate(PROMPT, **given, output=output, speculation=on) for on in (True, False)
+            )
+            assert json.loads(one.text) == json.loads(other.text)
+            check_equal(one, other)
+
+
+def test_right_guesses_save_forwards() -> None:
+    """A target that agrees with the draft takes a rejected step whole."""
+    with load(("Llama", "ascii"), ("Llama", "ascii"), seeds=(1, 1)) as pipe:
+        runner = pipe.backend.target.runner  # type: ignore[attr-defined]
+        readout, forwards = runner._readout, [0]
+
+        def counting(*given: Any) -> Any:
+            forwards[0] += 1
+            return readout(*given)
+
+        runner._readout = counting
+        counts = {}
+        for on in (True, False):
+            forwards[0] = 0
+            given = {**FIELDS, "acceptance_rate": 0.0, "step_delimiter": "\0"}
+            generation = pipe.generate(PROMPT, **given, speculation=on)
+            counts[on] = forwards[0]
+            assert all(step.text == step.rejected_text for step in generation.steps)
+    assert counts[False] >= 60
+    assert counts[True] <= 12
+
+
+def test_wrong_guesses_are_given_up() -> None:
+    guesses = Guesses(range(100, 200))
+    forwards = 0
+    while asked := guesses.next(50):
+        forwards += 1
+        assert not guesses.drawn(7)
+        guesses.verified(0, len(asked))
+    assert forwards == 3
+
+
+def test_a_word_in_another_s_place_and_words_left_out() -> None:
+    guesses = Guesses([1, 2, 3, 4, 5, 6, 7, 8])
+    assert guesses.drawn(1)
+    assert not guesses.drawn(99)
+    assert guesses.next(9) == [3, 4, 5, 6, 7, 8]
+    assert not guesses.drawn(5)
+    assert guesses.next(9) == [6, 7, 8]
+    assert guesses.next(2) == [6, 7]
+    assert guesses.next(0) == guesses.next(-1) == []
+
+
+@given(st.lists(st.integers(0, 5)), st.lists(st.integers(0, 5)), st.data())
+def test_guesses_are_from_the_rejected_step_in_its_order(
+    rejected: list[int], written: list[int], data: st.DataObject
+) -> None:
+    guesses = Guesses(rejected)
+    for token in written:
+        asked = guesses.next(data.draw(st.integers(0, 70)))
+        assert asked == rejected[len(rejected) - len(guesses._tokens) :][: len(asked)]
+        before = list(guesses._tokens)
+        assert guesses.drawn(token) is (bool(before) and before[0] == token)
+        assert len(guesses._tokens) < len(before) or not before
+        guesses.verified(data.draw(st.integers(0, len(asked))), len(asked))
