@@ -23,10 +23,14 @@ class Detokenizer:
     """
 
     def __init__(self, tokenizer: Any, hidden: frozenset[int]) -> None:
+        # The tokenizer proper, where there is one: what transformers puts around it costs ten times as much.
+        self._proper = getattr(tokenizer, "backend_tokenizer", None)
         self._tokenizer = tokenizer
         self._hidden = hidden
         self._shown: tuple[int, ...] = ()
         """The last tokens that were shown, whole characters: one alone may lose its leading space."""
+        self._shown_text = ""
+        """Their text."""
         self._half: tuple[int, ...] = ()
         """Tokens of a character that is not whole yet."""
         self.mark()
@@ -37,18 +41,20 @@ class Detokenizer:
 
     def _push(self, token: int) -> str:
         tokens = (*self._half, token)
+        text = self._decode((*self._shown, *tokens))
         # Byte fallback decodes a run of bytes as a whole: half a character spoils those before it.
-        if not self._decode((*self._shown, *tokens)).endswith(_HALF):
-            return self._show(tokens, ())
+        if not text.endswith(_HALF):
+            return self._show(tokens, (), text)
         if len(tokens) < _MOST_BYTES:
             self._half = tokens
             return ""
-        return self._show(tokens[:1], tokens[1:])  # It never was a character.
+        # It never was a character.
+        return self._show(tokens[:1], tokens[1:], self._decode((*self._shown, tokens[0])))
 
-    def _show(self, tokens: tuple[int, ...], half: tuple[int, ...]) -> str:
-        text = self._decode((*self._shown, *tokens))[len(self._decode(self._shown)) :]
-        self._shown, self._half = tokens, half
-        return text
+    def _show(self, tokens: tuple[int, ...], half: tuple[int, ...], text: str) -> str:
+        new = text[len(self._shown_text) :]
+        self._shown, self._half, self._shown_text = tokens, half, self._decode(tokens)
+        return new
 
     def rest(self) -> str:
         """Half a character at the end, as it is shown when nothing follows."""
@@ -56,16 +62,20 @@ class Detokenizer:
 
     def mark(self) -> None:
         """A step begins here."""
-        self._marked = self._shown, self._half
+        self._marked = self._shown, self._half, self._shown_text
 
     def back(self) -> None:
         """Go back to where the step began."""
-        self._shown, self._half = self._marked
+        self._shown, self._half, self._shown_text = self._marked
 
     def _decode(self, tokens: Sequence[int]) -> str:
         if not tokens:
             return ""
-        text: str = self._tokenizer.decode(
-            list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
+        text: str
+        if self._proper is not None:
+            text = self._proper.decode(tokens, skip_special_tokens=False)
+        else:
+            text = self._tokenizer.decode(
+                list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False
+            )
         return text

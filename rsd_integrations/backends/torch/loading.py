@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rsd_integrations.backends.torch.describe import (
+    active_parameters,
     eos_ids,
     fingerprint,
     hidden_ids,
@@ -159,6 +160,7 @@ def _runner(model: torch.nn.Module, readout: Any, slots: int, max_length: int) -
         dtype=model.dtype,  # type: ignore[arg-type]
         slots=slots,
         capacity=min(max_length, positions(config)),
+        parameters=active_parameters(model),
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from rsd_integrations.backends.torch.slots import Plan, SlotCache, SlotFeed, masks
+from rsd_integrations.backends.torch.threads import cpu_threads
 from rsd_integrations.errors import BackendError, DeviceMemoryError
 
 __all__ = ["PREFILL_CHUNK", "Readout", "SlotRunner", "attention_kinds", "read_hidden", "read_logits"]
@@ -61,6 +62,7 @@ class SlotRunner:
         dtype: of the model's computations.
         slots: requests at once.
         capacity: positions of a slot.
+        parameters: that a token passes through; tells small forwards from large ones.
     """
 
     def __init__(
@@ -72,8 +74,10 @@ class SlotRunner:
         dtype: torch.dtype,
         slots: int,
         capacity: int,
+        parameters: int = 0,
     ) -> None:
         self._readout = readout
+        self._parameters = parameters
         self._device = device
         self._attention = attention_kinds(config)
         self._additive = getattr(config, "_attn_implementation", None) == "eager"
@@ -165,7 +169,8 @@ class SlotRunner:
         reads = [feed.reads for feed in feeds]
         row_M = [row for row, columns in enumerate(reads) for _ in columns]
         column_M = [column for columns in reads for column in columns]
-        output_M = self._readout(inputs, row_M, column_M).float()
+        with cpu_threads(self._device, self._parameters * plan.write_NT.numel()):
+            output_M = self._readout(inputs, row_M, column_M).float()
         return torch.split(output_M, [len(columns) for columns in reads])
 
     def _masks(self, plan: Plan) -> torch.Tensor | dict[str, torch.Tensor]:

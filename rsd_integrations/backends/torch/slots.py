@@ -41,7 +41,8 @@ class Plan:
     """Where one forward of N rows with at most T tokens reads and writes. L: longest row after it.
 
     ``rows_N``: slots. ``write_NT``: positions to write, the scratch column for padding.
-    ``position_NT``: positions of the tokens, 0 for padding. ``span``: L.
+    ``position_NT``: positions of the tokens, 0 for padding. ``span``: L. ``block``: the slots where they
+    are neighbours. ``line``: the positions where there is one row alone.
     """
 
     rows_N: torch.Tensor
@@ -49,6 +50,7 @@ class Plan:
     position_NT: torch.Tensor
     span: int
     block: slice | None
+    line: slice | None
     _moved: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
 
     @classmethod
@@ -68,6 +70,7 @@ class Plan:
             position_NT=write_NT.where(write_NT < capacity, 0),
             span=max(feed.start + len(feed.tokens) for feed in feeds),
             block=slice(slots[0], slots[0] + len(slots)) if consecutive else None,
+            line=slice(feeds[0].start, feeds[0].start + longest) if len(feeds) == 1 else None,
         )
 
     def on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -107,8 +110,10 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         assert self.keys is not None and self.values is not None
         plan = self._owner.plan
         rows_N, write_NT = plan.on(self.keys.device)
-        self.keys[rows_N[:, None], write_NT] = key_states.transpose(1, 2)
-        self.values[rows_N[:, None], write_NT] = value_states.transpose(1, 2)
+        # A lone row is written as a slice, which costs a fraction of scattered places.
+        where: Any = (plan.block, plan.line) if plan.line else (rows_N[:, None], write_NT)
+        self.keys[where] = key_states.transpose(1, 2)
+        self.values[where] = value_states.transpose(1, 2)
         return self._rows(self.keys, plan, rows_N), self._rows(self.values, plan, rows_N)
 
     @staticmethod
