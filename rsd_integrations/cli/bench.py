@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import datetime, timezone
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from rsd_integrations.cli.models import ModelChoice, State
+from rsd_integrations.cli.saving import check_out
+from rsd_integrations.cli.speed import speed
 from rsd_integrations.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def accuracy(
     """Accuracy and FLOPs of the pocket trio on held-out problems, over a sweep of thresholds."""
     state: State = ctx.obj
     sweep = _sweep(thresholds)
-    _check_out(out)
+    check_out(out)
     from rsd_integrations.bench.table import print_checks, print_report
     from rsd_integrations.pocket.task import held_out
 
@@ -75,6 +76,9 @@ def accuracy(
         raise typer.Exit(1)
 
 
+bench.command()(speed)
+
+
 def _sweep(thresholds: str) -> list[float]:
     """The thresholds as numbers.
 
@@ -91,22 +95,6 @@ def _sweep(thresholds: str) -> list[float]:
             hint="Separate them by commas; 0 (draft only) and above 1 (target only) are measured anyway.",
         )
     return sweep
-
-
-def _check_out(out: Path | None) -> None:
-    """Say so before the models run and not after.
-
-    Raises:
-        ConfigError: the results could not be saved.
-    """
-    if out is None:
-        return
-    if find_spec("matplotlib") is None:
-        hint = 'pip install "rsd-integrations[report]"'
-        raise ConfigError("--out needs matplotlib for the plot.", hint=hint)
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {str(out)!r} is a file.", hint="Name a folder.")
-    out.mkdir(parents=True, exist_ok=True)
 
 
 def _measure(pipe: RSDPipeline, problems: list[Problem], sweep: list[float], seed: int) -> Measurement:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,8 +81,6 @@ def open_pipeline(choice: ModelChoice) -> RSDPipeline:
     }
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if choice.is_pocket:
-        # Three bars for files of a megabyte tell nobody anything.
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         return RSDPipeline.pocket(**options)
     models = (_expand(choice.draft), _expand(choice.target), _expand(choice.prm))
     return RSDPipeline.from_pretrained(*models, **options)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-__all__ = ["PlotPoint", "accuracy_figure", "save_figure"]
+__all__ = ["Line", "PlotPoint", "accuracy_figure", "line_figure", "save_figure"]
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers; shapes differ as well.
 _LOOKS: dict[str, tuple[str, str, str]] = {
@@ -172,3 +172,49 @@ def _write(axes: Any, text: str, place: tuple[float, float], offset: tuple[int, 
     axes.annotate(
         text, place, offset, textcoords="offset points", fontsize=9, color="0.15", zorder=5, **align
     )
+
+
+@dataclass(frozen=True)
+class Line:
+    """A named line through (x, y) points. Lines of a group share a colour."""
+
+    label: str
+    group: str
+    points: Sequence[tuple[float, float]]
+    dashed: bool = False
+
+
+def line_figure(
+    lines: Sequence[Line], *, title: str, x: str, y: str, levels: Mapping[str, float] | None = None
+) -> Any:
+    """Lines over one axis, with horizontal levels to compare them with.
+
+    Returns:
+        A ``matplotlib.figure.Figure``, bound to no window and no global state.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.8), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    colours = [look[0] for look in _LOOKS.values()]
+    groups = list(dict.fromkeys(line.group for line in lines))
+    for line in lines:
+        xs, ys = zip(*line.points, strict=True) if line.points else ((), ())
+        axes.plot(
+            xs,
+            ys,
+            color=colours[groups.index(line.group) % len(colours)],
+            marker="o",
+            linestyle="--" if line.dashed else "-",
+            label=line.label,
+        )
+    for label, level in (levels or {}).items():
+        axes.axhline(level, color="#666666", linewidth=0.8)
+        axes.annotate(label, (0.005, level), xycoords=("axes fraction", "data"), va="bottom", fontsize=8)
+    axes.set(title=title, xlabel=x, ylabel=y)
+    axes.set_ylim(bottom=0)
+    axes.grid(axis="y", color="#dddddd")
+    axes.legend(frameon=False, fontsize=9, ncols=2)
+    return figure

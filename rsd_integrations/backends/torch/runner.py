@@ -126,7 +126,7 @@ class SlotRunner:
     def _isolated(self, feeds: list[SlotFeed]) -> list[torch.Tensor | Exception]:
         """Run one batch; if it fails, run its rows alone so that only the culprit fails."""
         try:
-            return list(self._forward(feeds))
+            return list(self.forward(feeds))
         except Exception as error:
             failure = _failure(error)
         # Behind the except block, so that the failed forward's tensors are gone.
@@ -148,13 +148,14 @@ class SlotRunner:
             SlotFeed(feed.slot, feed.start + middle, tokens[middle:], max(read - middle, 0)),
         ]
         try:
-            outputs = [self._forward([part])[0] for part in parts if part.tokens]
+            outputs = [self.forward([part])[0] for part in parts if part.tokens]
         except Exception as error:
             return _failure(error)
         return outputs[0] if read < middle else outputs[-1]
 
     @torch.inference_mode()
-    def _forward(self, feeds: Sequence[SlotFeed]) -> Sequence[torch.Tensor]:
+    def forward(self, feeds: Sequence[SlotFeed]) -> Sequence[torch.Tensor]:
+        """One forward: the wanted outputs of each feed, ``[1 + more, ...]``."""
         plan = Plan.of(feeds, self.capacity)
         self.cache.plan = plan
         longest = plan.write_NT.shape[1]

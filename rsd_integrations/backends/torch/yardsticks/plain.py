@@ -1,0 +1,123 @@
+"""The other ways: ``generate`` of the target alone, assisted generation, and the reference code's way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
+
+from rsd_integrations.backends.torch.yardsticks.bandwidth import model_bytes
+
+__all__ = ["PlainTrio", "Workload"]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What every contender answers.
+
+    Args:
+        prompts: one user turn each.
+        max_tokens: most tokens of an answer, and exactly so many where ``forced``.
+        step_tokens: tokens of a step, where ``forced``.
+        forced: whether lengths are forced (random weights) or the models end their answers themselves.
+    """
+
+    prompts: Sequence[str]
+    max_tokens: int
+    step_tokens: int
+    forced: bool
+
+
+class PlainTrio:
+    """Three transformers models without our engine.
+
+    Args:
+        models: (model, tokenizer) of "draft", "target" and "prm".
+    """
+
+    def __init__(self, models: dict[str, tuple[Any, Any]]) -> None:
+        self._models = {role: model for role, (model, _) in models.items()}
+        self._tokenizer = models["target"][1]
+
+    @classmethod
+    def load(cls, paths: Mapping[str, Any]) -> PlainTrio:
+        """From folders, on the CPU."""
+        kinds = {"prm": AutoModelForTokenClassification}
+        return cls(
+            {
+                role: (
+                    kinds.get(role, AutoModelForCausalLM).from_pretrained(path).eval(),
+                    AutoTokenizer.from_pretrained(path),
+                )
+                for role, path in paths.items()
+            }
+        )
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the target is on a CUDA device."""
+        return bool(self._models["target"].device.type == "cuda")
+
+    def bytes_per_token(self, role: str) -> int:
+        """Bytes that one token of a model reads."""
+        return model_bytes(self._models[role])
+
+    @torch.inference_mode()
+    def generate(self, work: Workload, *, assisted: bool = False, compiled: bool = False) -> int:
+        """The target's ``generate`` for all prompts as one batch. Returns the number of tokens written.
+
+        Args:
+            work: what to answer.
+            assisted: the draft guesses tokens (transformers' assisted generation).
+            compiled: a static cache, which transformers compiles the model for.
+        """
+        model = self._models["target"]
+        inputs = self._batch(work.prompts).to(model.device)
+        options: dict[str, Any] = {"assistant_model": self._models["draft"]} if assisted else {}
+        if compiled:
+            options["cache_implementation"] = "static"
+        least = work.max_tokens if work.forced else None
+        output = model.generate(
+            **inputs, do_sample=False, max_new_tokens=work.max_tokens, min_new_tokens=least, **options
+        )
+        new = output[:, inputs["input_ids"].shape[1] :]
+        return int((new != self._tokenizer.pad_token_id).sum())
+
+    @torch.inference_mode()
+    def reference(self, work: Workload) -> int:
+        """RSD as the reference code has it: each step sends the whole text to draft, PRM and target again.
+
+        Steps are forced to length, and four of five are kept. That its servers take text and tokenise it
+        anew is left out, in its favour. Returns the number of tokens written.
+        """
+        steps = work.max_tokens // work.step_tokens
+        for prompt in work.prompts:
+            tokens = self._batch([prompt])["input_ids"].to(self._models["draft"].device)
+            for step in range(steps):
+                drafted = self._step("draft", tokens, work.step_tokens)
+                self._models["prm"](input_ids=drafted)
+                tokens = drafted if (step + 1) % 5 else self._step("target", tokens, work.step_tokens)
+        return len(work.prompts) * steps * work.step_tokens
+
+    def _step(self, role: str, tokens: torch.Tensor, length: int) -> torch.Tensor:
+        made: torch.Tensor = self._models[role].generate(
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            do_sample=False,
+            min_new_tokens=length,
+            max_new_tokens=length,
+        )
+        return made
+
+    def _batch(self, prompts: Sequence[str]) -> Any:
+        texts = [
+            self._tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+            )
+            for prompt in prompts
+        ]
+        self._tokenizer.padding_side = "left"
+        return self._tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")

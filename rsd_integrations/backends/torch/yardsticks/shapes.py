@@ -1,0 +1,121 @@
+"""Trios of true architectures with random weights, made on the device: nothing is downloaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2ForTokenClassification,
+)
+
+from rsd_integrations.errors import ConfigError
+
+__all__ = ["SHAPES", "byte_tokenizer", "random_trio"]
+
+_CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+_MARKS = ["<|im_end|>", "<|im_start|>", "<|endoftext|>"]
+
+
+@dataclass(frozen=True)
+class _Size:
+    """The sizes of a Qwen2 model."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    inner: int
+    vocabulary: int
+    tied: bool = False
+
+
+_TINY = {
+    "draft": _Size(64, 2, 4, 4, 192, 1024),
+    "target": _Size(192, 6, 6, 6, 768, 1024),
+    "prm": _Size(96, 2, 4, 4, 288, 1024),
+}
+_HALF = _Size(896, 24, 14, 2, 4864, 151_936, tied=True)
+_SMALL = _Size(1536, 28, 12, 2, 8960, 151_936, tied=True)
+_SEVEN = _Size(3584, 28, 28, 4, 18_944, 152_064)
+_THIRTY_TWO = _Size(5120, 64, 40, 8, 27_648, 152_064)
+
+SHAPES: dict[str, dict[str, _Size]] = {
+    "tiny": _TINY,
+    "0.5b-1.5b-prm1.5b": {"draft": _HALF, "target": _SMALL, "prm": _SMALL},
+    "1.5b-7b-prm1.5b": {"draft": _SMALL, "target": _SEVEN, "prm": _SMALL},
+    "1.5b-7b-prm7b": {"draft": _SMALL, "target": _SEVEN, "prm": _SEVEN},
+    "1.5b-32b-prm7b": {"draft": _SMALL, "target": _THIRTY_TWO, "prm": _SEVEN},
+}
+"""Draft, target and PRM of each shape; the large ones are Qwen2.5's."""
+
+
+def random_trio(shape: str, *, device: str, dtype: str, window: int) -> dict[str, tuple[Any, Any]]:
+    """(model, tokenizer) of each role. The models never end an answer when greedy.
+
+    Raises:
+        ConfigError: the shape or the dtype is not known.
+    """
+    if shape not in SHAPES:
+        raise ConfigError(f"shape {shape!r} is not known.", hint=f"Use pocket, {', '.join(SHAPES)}.")
+    kind = getattr(torch, dtype, None)
+    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
+        raise ConfigError(f"dtype {dtype!r} is not known.", hint="Use float32, bfloat16 or float16.")
+    tokenizer = byte_tokenizer()
+    return {
+        role: (_model(role, size, tokenizer, device=device, dtype=kind, window=window), tokenizer)
+        for role, size in SHAPES[shape].items()
+    }
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte, with ChatML: prompts of any length can be spelled."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate([*_MARKS, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=_MARKS[0], pad_token=_MARKS[2], chat_template=_CHATML
+    )
+
+
+def _model(
+    role: str, size: _Size, tokenizer: Any, *, device: str, dtype: torch.dtype, window: int
+) -> torch.nn.Module:
+    config = Qwen2Config(
+        vocab_size=size.vocabulary,
+        hidden_size=size.hidden,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.kv_heads,
+        intermediate_size=size.inner,
+        max_position_embeddings=window,
+        tie_word_embeddings=size.tied,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        num_labels=2,
+    )
+    kind = Qwen2ForTokenClassification if role == "prm" else Qwen2ForCausalLM
+    # Made where they run: 32 billion parameters do not fit beside themselves.
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            torch.manual_seed(len(role))
+            model: torch.nn.Module = kind(config).eval()
+    finally:
+        torch.set_default_dtype(before)
+    if role != "prm":
+        with torch.no_grad():
+            # Its logit is 0, and the largest of so many random ones is above.
+            model.get_output_embeddings().weight[tokenizer.eos_token_id].zero_()  # type: ignore[operator]
+    return model

@@ -1,0 +1,320 @@
+"""Speed of RSD beside the other ways to get an answer, on one device, in one run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from rsd_integrations.bench.results import Interval
+from rsd_integrations.bench.runner import run_all
+from rsd_integrations.bench.speed_results import Breakdown, Growth, Limit, Timing
+from rsd_integrations.config import RSDConfig
+from rsd_integrations.pipeline import RSDPipeline
+from rsd_integrations.types import Role
+
+if TYPE_CHECKING:
+    from rsd_integrations.backends.torch.yardsticks.plain import PlainTrio, Workload
+
+__all__ = [
+    "GROWTH_STEPS",
+    "Setting",
+    "SpeedBench",
+    "Speeds",
+    "memory_bandwidth",
+    "open_plain_pocket",
+    "open_shape",
+]
+
+GENERATE, TARGET_ONLY, ASSISTED = "generate", "target only", "assisted generate"
+GROWTH_STEPS = (10, 20, 40, 80)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured.
+
+    Args:
+        shape: "pocket" or a shape of random weights.
+        prompts: at least as many as the largest batch.
+        acceptances: chances to keep a step, by the paper's constant weighting.
+        batches: requests at once.
+        steps: of an answer, where lengths are forced.
+        step_tokens: of a step, likewise.
+        repeats: of each measurement; the median counts.
+    """
+
+    shape: str
+    prompts: Sequence[str]
+    acceptances: Sequence[float] = (0.5, 0.7, 0.8, 0.9, 0.95)
+    batches: Sequence[int] = (1, 4, 16)
+    steps: int = 10
+    step_tokens: int = 16
+    repeats: int = 5
+
+    @property
+    def forced(self) -> bool:
+        """Whether the lengths are forced: random weights never end."""
+        return self.shape != "pocket"
+
+    def config(self, *, steps: int | None = None, **fields: Any) -> RSDConfig:
+        """Settings of an answer."""
+        if self.forced:
+            count = steps or self.steps
+            fields |= {
+                "step_delimiter": "\0",
+                "max_step_tokens": self.step_tokens,
+                "max_tokens": count * self.step_tokens,
+                "max_steps": count,
+            }
+        return RSDConfig(**{"seed": 1, "max_tokens": 512, **fields})
+
+    def work(self, batch: int, *, steps: int | None = None) -> Workload:
+        """The same for plain transformers."""
+        from rsd_integrations.backends.torch.yardsticks.plain import Workload
+
+        tokens = (steps or self.steps) * self.step_tokens if self.forced else 512
+        return Workload(self.prompts[:batch], tokens, self.step_tokens, self.forced)
+
+
+def open_shape(setting: Setting, *, device: str, dtype: str, window: int) -> tuple[RSDPipeline, PlainTrio]:
+    """A trio of random weights, in our engine and plain: the same models.
+
+    Raises:
+        ConfigError: the shape or the dtype is not known.
+    """
+    from rsd_integrations.backends.torch.yardsticks.plain import PlainTrio
+    from rsd_integrations.backends.torch.yardsticks.shapes import random_trio
+
+    models = random_trio(setting.shape, device=device, dtype=dtype, window=window)
+    pipe = RSDPipeline.from_pretrained(
+        models["draft"],
+        models["target"],
+        models["prm"],
+        prm_format="trl",
+        device=device,
+        max_batch_size=max(setting.batches),
+        max_length=window,
+    )
+    return pipe, PlainTrio(models)
+
+
+def open_plain_pocket() -> PlainTrio:
+    """The pocket trio without our engine, on the CPU."""
+    from rsd_integrations.backends.torch.yardsticks.plain import PlainTrio
+    from rsd_integrations.pocket import no_progress_bars, pocket_paths
+
+    with no_progress_bars():
+        return PlainTrio.load(vars(pocket_paths()))
+
+
+def memory_bandwidth(device: str) -> float:
+    """Bytes a second of a large copy, reads and writes."""
+    from rsd_integrations.backends.torch.yardsticks.bandwidth import copy_bandwidth
+
+    return copy_bandwidth(device)
+
+
+@dataclass
+class Speeds:
+    """What came out."""
+
+    timings: list[Timing] = field(default_factory=list)
+    growth: list[Growth] = field(default_factory=list)
+    limits: list[Limit] = field(default_factory=list)
+    breakdown: Breakdown = field(
+        default_factory=lambda: Breakdown(draft=0, score=0, target=0, wall=0, host_share=0)
+    )
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+class SpeedBench:
+    """Measures one trio.
+
+    Args:
+        pipe: our engine over the models.
+        plain: the same models without it.
+        setting: what is measured.
+    """
+
+    def __init__(self, pipe: RSDPipeline, plain: PlainTrio, setting: Setting) -> None:
+        self._pipe, self._plain, self._setting = pipe, plain, setting
+        self._on_run: Callable[[str], object] = lambda _: None
+
+    def measure(self, bandwidth: float, on_run: Callable[[str], object] = lambda _: None) -> Speeds:
+        """Everything.
+
+        Args:
+            bandwidth: of the device's memory, bytes a second.
+            on_run: told the name of each measurement before it starts.
+        """
+        self._on_run = on_run
+        speeds = Speeds()
+        for batch in self._setting.batches:
+            speeds.timings += self._side_by_side(batch, speeds)
+        if self._setting.forced:
+            speeds.growth = [self._growth(steps) for steps in GROWTH_STEPS]
+        speeds.limits, speeds.breakdown = self._limits(bandwidth), self._breakdown()
+        return speeds
+
+    def _side_by_side(self, batch: int, speeds: Speeds) -> list[Timing]:
+        contenders: dict[str, Callable[[], int]] = {}
+        for name, run in self._contenders(batch):
+            self._on_run(f"{name}, batch {batch}: warming up")
+            try:
+                run()
+            except Exception as error:
+                speeds.left_out[f"{name}, batch {batch}"] = f"{type(error).__name__}: {error!s:.120}"
+            else:
+                contenders[name] = run
+        seconds: dict[str, list[float]] = {name: [] for name in contenders}
+        tokens: dict[str, int] = {}
+        # In turns, so that whatever else the machine does is shared.
+        for _ in range(self._setting.repeats):
+            for name, run in contenders.items():
+                self._on_run(f"{name}, batch {batch}")
+                start = time.perf_counter()
+                tokens[name] = run()
+                seconds[name].append(time.perf_counter() - start)
+        rates = {name: tokens[name] / median(seconds[name]) for name in contenders}
+        return [
+            Timing(
+                name=name,
+                batch=batch,
+                seconds=_spread(seconds[name]),
+                tokens=tokens[name],
+                against_generate=rates[name] / rates[GENERATE] if GENERATE in rates else None,
+                against_target=rates[name] / rates[TARGET_ONLY] if TARGET_ONLY in rates else None,
+            )
+            for name in contenders
+        ]
+
+    def _contenders(self, batch: int) -> Iterator[tuple[str, Callable[[], int]]]:
+        setting, plain = self._setting, self._plain
+        work = setting.work(batch)
+        yield GENERATE, lambda: plain.generate(work)
+        if batch == 1:
+            yield ASSISTED, lambda: plain.generate(work, assisted=True)
+        if plain.on_gpu:
+            yield "generate, static cache, compiled", lambda: plain.generate(work, compiled=True)
+        yield TARGET_ONLY, self._ours(batch, threshold=2.0)
+        for acceptance in setting.acceptances:
+            for name, speculation in (
+                (f"RSD {acceptance:g}", True),
+                (f"RSD {acceptance:g}, no guesses", False),
+            ):
+                chance = {"weighting": "constant", "acceptance_rate": acceptance}
+                yield name, self._ours(batch, **chance, speculation=speculation)
+        if setting.forced and batch == 1:
+            yield "reference's way 0.8", lambda: plain.reference(work)
+
+    def _ours(self, batch: int, **fields: Any) -> Callable[[], int]:
+        config = self._setting.config(**fields)
+        prompts = list(self._setting.prompts[:batch])
+        return lambda: sum(
+            generation.usage.completion_tokens for generation in run_all(self._pipe, prompts, config)
+        )
+
+    def _growth(self, steps: int) -> Growth:
+        """Behind the first step, which also reads the prompt."""
+        self._on_run(f"{steps} steps")
+        ours = (self._ours_for(steps) - self._ours_for(1)) / (steps - 1)
+        if steps > 20:  # The reference's way grows with the square.
+            return Growth(steps=steps, ours=1000 * ours)
+        reference = (self._reference_for(steps) - self._reference_for(1)) / (steps - 1)
+        return Growth(steps=steps, ours=1000 * ours, reference=1000 * reference)
+
+    def _ours_for(self, steps: int) -> float:
+        def run() -> object:
+            # By chance answers of 10 and of 80 steps would not have the same share of rewrites.
+            config = self._setting.config(steps=steps, weighting=_FourOfFive())
+            return self._pipe.generate(self._setting.prompts[0], config=config)
+
+        return self._median(run)
+
+    def _reference_for(self, steps: int) -> float:
+        work = self._setting.work(1, steps=steps)
+        return self._median(lambda: self._plain.reference(work))
+
+    def _median(self, run: Callable[[], object]) -> float:
+        run()
+        seconds = []
+        for _ in range(self._setting.repeats):
+            start = time.perf_counter()
+            run()
+            seconds.append(time.perf_counter() - start)
+        return median(seconds)
+
+    def _limits(self, bandwidth: float) -> list[Limit]:
+        """Each model at its own work alone: seconds of forwards that decode one token, or score a step."""
+        found = []
+        alone: dict[Role, dict[str, Any]] = {
+            "draft": {"threshold": 0.0},
+            "target": {"threshold": 2.0},
+            "prm": {"weighting": "constant", "acceptance_rate": 1.0},
+        }
+        for role, fields in alone.items():
+            self._on_run(f"{role} against the memory")
+            with _timed_forwards(self._pipe, role) as seconds:
+                self._pipe.generate(self._setting.prompts[0], config=self._setting.config(**fields))
+            # The first reads the prompt.
+            each = median(seconds[1:] or seconds)
+            size = self._plain.bytes_per_token(role)
+            found.append(
+                Limit(
+                    role=role,
+                    bytes_per_token=size,
+                    milliseconds=1000 * each,
+                    share=size / each / bandwidth,
+                )
+            )
+        return found
+
+    def _breakdown(self) -> Breakdown:
+        self._on_run("where the time goes")
+        config = self._setting.config(weighting="constant", acceptance_rate=0.8)
+        prompt = self._setting.prompts[0]
+        with (
+            _timed_forwards(self._pipe, "draft") as draft,
+            _timed_forwards(self._pipe, "target") as target,
+            _timed_forwards(self._pipe, "prm") as prm,
+        ):
+            start = time.perf_counter()
+            generation = self._pipe.generate(prompt, config=config)
+            wall = time.perf_counter() - start
+        steps = max(1, len(generation.steps))
+        models = sum(draft) + sum(target) + sum(prm)
+        return Breakdown(
+            draft=1000 * sum(draft) / steps,
+            score=1000 * sum(prm) / steps,
+            target=1000 * sum(target) / steps,
+            wall=1000 * wall / steps,
+            host_share=1 - models / wall,
+        )
+
+
+class _FourOfFive:
+    """A weighting that keeps four steps of five, whatever their rewards."""
+
+    def __init__(self) -> None:
+        self._asked = 0
+
+    def __call__(self, reward: float) -> float:
+        self._asked += 1
+        return float(self._asked % 5 != 0)
+
+
+def _spread(seconds: Sequence[float]) -> Interval:
+    return Interval(value=median(seconds), low=min(seconds), high=max(seconds))
+
+
+@contextmanager
+def _timed_forwards(pipe: RSDPipeline, role: str) -> Iterator[list[float]]:
+    """Seconds of each forward of a model, the GPU's work included."""
+    from rsd_integrations.backends.torch.yardsticks.forwards import timed
+
+    with timed(getattr(pipe.backend, role)) as seconds:
+        yield seconds

@@ -1,0 +1,62 @@
+"""The speeds that have to be reached, on the CPU and on a large GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rsd_integrations.bench.results import Check
+from rsd_integrations.bench.speed_results import SpeedReport
+
+__all__ = ["required_speeds"]
+
+
+def required_speeds(report: SpeedReport, *, on_gpu: bool) -> tuple[Check, ...]:
+    """Every required number of this shape with what was measured."""
+    return tuple(_on_gpu(report) if on_gpu else _on_cpu(report))
+
+
+def _on_cpu(report: SpeedReport) -> Iterator[Check]:
+    if report.shape == "pocket":
+        yield _ratio(report, "RSD 0.8 against generate", "RSD 0.8", 1, 1.0, generate=True)
+    if by_steps := {growth.steps: growth for growth in report.growth}:
+        per_step = [growth.ours for growth in by_steps.values()]
+        spread = max(per_step) / min(per_step)
+        yield _check("time of a step, 10 to 80 steps", "within 20 %", f"x {spread:.2f}", spread <= 1.2)
+        at_20 = by_steps[20]
+        ratio = (at_20.reference or 0.0) / at_20.ours
+        yield _check("reference's way at 20 steps", ">= 5 x ours", f"x {ratio:.2f}", ratio >= 5.0)
+    yield from _throughput(report, "RSD 0.8")
+
+
+def _throughput(report: SpeedReport, name: str) -> Iterator[Check]:
+    one, many = report.timing(name, 1), report.timing(name, 16)
+    if one and many:
+        ratio = many.tokens_per_second / one.tokens_per_second
+        yield _check(f"{name}, 16 requests", ">= 3 x one", f"x {ratio:.2f}", ratio >= 3.0)
+
+
+def _on_gpu(report: SpeedReport) -> Iterator[Check]:
+    large = "32b" in report.shape
+    for limit in report.limits:
+        if limit.role != "prm":
+            name = f"{limit.role} decode, share of bandwidth"
+            yield _check(name, ">= 0.75", f"{limit.share:.2f}", limit.share >= 0.75)
+    required = 3.5 if large else 2.0
+    yield _ratio(report, "RSD 0.8 against target only", "RSD 0.8", 1, required)
+    yield _ratio(report, "RSD 0.8 against generate", "RSD 0.8", 1, 6.0, generate=True)
+    yield _ratio(report, "RSD 0.9, 16 requests", "RSD 0.9", 16, 1.5 if large else 1.0)
+    host = report.breakdown.host_share
+    yield _check("host's share of a step", "< 5 %", f"{100 * host:.1f} %", host < 0.05)
+
+
+def _ratio(
+    report: SpeedReport, what: str, name: str, batch: int, least: float, *, generate: bool = False
+) -> Check:
+    timing = report.timing(name, batch)
+    ratio = None if timing is None else timing.against_generate if generate else timing.against_target
+    measured = "did not run" if ratio is None else f"x {ratio:.2f}"
+    return _check(what, f">= x {least:g}", measured, ratio is not None and ratio >= least)
+
+
+def _check(name: str, required: str, measured: str, passed: bool) -> Check:
+    return Check(name=name, required=required, measured=measured, passed=passed)

@@ -1,0 +1,92 @@
+"""What the speed benchmark gives back: plain, frozen, serialisable to JSON."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from rsd_integrations.bench.results import Check, Interval
+
+__all__ = ["Breakdown", "Growth", "Limit", "SpeedReport", "Timing"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Timing(_Frozen):
+    """One contender at one batch size."""
+
+    name: str
+    batch: int
+    seconds: Interval
+    """Median of the repeats, with the fastest and the slowest."""
+    tokens: int
+    """Written by all requests of the batch together."""
+    against_generate: float | None = None
+    """Tokens a second / those of the target's ``generate`` at the same batch size."""
+    against_target: float | None = None
+    """The same against our own target-only path."""
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of the median."""
+        return self.tokens / self.seconds.value
+
+
+class Growth(_Frozen):
+    """Milliseconds a step takes in an answer of so many steps, the first one (and the prompt) aside."""
+
+    steps: int
+    ours: float
+    reference: float | None = None
+    """The reference's way: whole text again each step."""
+
+
+class Limit(_Frozen):
+    """How near a model comes to what the memory can feed it, alone and at batch 1."""
+
+    role: Literal["draft", "target", "prm"]
+    bytes_per_token: int
+    milliseconds: float
+    """Of a decoded token (draft, target) or a scored step (PRM)."""
+    share: float
+    """Bytes / milliseconds / measured copy bandwidth."""
+
+
+class Breakdown(_Frozen):
+    """Where the milliseconds of a step go, at batch 1 and acceptance 0.8."""
+
+    draft: float
+    score: float
+    target: float
+    wall: float
+    host_share: float
+    """Of the wall time, what was spent outside of the models' forwards."""
+
+
+class SpeedReport(_Frozen):
+    """The whole measurement."""
+
+    benchmark: Literal["speed"] = "speed"
+    command: str
+    date: str
+    versions: dict[str, str]
+    hardware: dict[str, str]
+    shape: str
+    settings: dict[str, int | float | str]
+    bandwidth: float
+    """Bytes a second of a large copy, reads and writes."""
+    timings: tuple[Timing, ...]
+    growth: tuple[Growth, ...] = ()
+    limits: tuple[Limit, ...]
+    breakdown: Breakdown
+    left_out: dict[str, str] = {}
+    """Contenders that did not run, and why."""
+    checks: tuple[Check, ...] = ()
+
+    def timing(self, name: str, batch: int = 1) -> Timing | None:
+        """A contender's."""
+        found = (one for one in self.timings if (one.name, one.batch) == (name, batch))
+        return next(found, None)

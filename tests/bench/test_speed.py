@@ -1,0 +1,166 @@
+"""``rsd bench speed``: what it runs, how it counts, what it saves. No time decides a test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rsd_integrations.backends.torch.yardsticks.bandwidth import copy_bandwidth, model_bytes
+from rsd_integrations.backends.torch.yardsticks.plain import PlainTrio, Workload
+from rsd_integrations.backends.torch.yardsticks.shapes import SHAPES, byte_tokenizer, random_trio
+from rsd_integrations.bench.results import Interval
+from rsd_integrations.bench.speed import Setting, SpeedBench, open_shape
+from rsd_integrations.bench.speed_checks import required_speeds
+from rsd_integrations.bench.speed_results import Breakdown, Growth, Limit, SpeedReport, Timing
+from rsd_integrations.cli import main
+from rsd_integrations.errors import ConfigError
+
+SETTING = Setting(
+    shape="tiny",
+    prompts=["What is it? " * 4, "And then? " * 4],
+    acceptances=(0.5,),
+    batches=(1, 2),
+    steps=3,
+    step_tokens=4,
+    repeats=1,
+)
+
+
+@pytest.fixture(scope="module")
+def trio() -> Any:
+    pipe, plain = open_shape(SETTING, device="cpu", dtype="float32", window=4096)
+    with pipe:
+        yield pipe, plain
+
+
+def test_every_contender_writes_what_it_must(trio: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rsd_integrations.bench.speed.GROWTH_STEPS", (2, 4))
+    said: list[str] = []
+    speeds = SpeedBench(*trio, SETTING).measure(1e9, said.append)
+    names = [(timing.name, timing.batch) for timing in speeds.timings]
+    both = ["generate", "target only", "RSD 0.5", "RSD 0.5, no guesses"]
+    alone = ["assisted generate", "reference's way 0.8"]
+    assert sorted(names) == sorted(
+        [(name, batch) for name in both for batch in (1, 2)] + [(n, 1) for n in alone]
+    )
+    assert all(timing.tokens == 12 * timing.batch for timing in speeds.timings)
+    for timing in speeds.timings:
+        assert timing.against_generate is not None
+        assert timing.seconds.low <= timing.seconds.value <= timing.seconds.high
+    assert [growth.steps for growth in speeds.growth] == [2, 4]
+    assert [limit.role for limit in speeds.limits] == ["draft", "target", "prm"]
+    assert speeds.breakdown.wall > 0
+    assert speeds.left_out == {}
+    assert said
+
+
+def test_what_does_not_run_is_told_and_spoils_nothing(trio: Any) -> None:
+    pipe, plain = trio
+
+    class Broken(PlainTrio):
+        def generate(self, work: Workload, *, assisted: bool = False, compiled: bool = False) -> int:
+            if assisted:
+                raise OSError("no such thing here")
+            return super().generate(work)
+
+    broken = Broken({role: (model, plain._tokenizer) for role, model in plain._models.items()})
+    bench = SpeedBench(pipe, broken, SETTING)
+    speeds: Any = type("Speeds", (), {"left_out": {}})()
+    names = [timing.name for timing in bench._side_by_side(1, speeds)]
+    assert "assisted generate" not in names
+    assert speeds.left_out == {"assisted generate, batch 1": "OSError: no such thing here"}
+
+
+def test_the_same_text_as_generate(trio: Any) -> None:
+    """The yardstick measures the models that the engine runs."""
+    pipe, _ = trio
+    text = pipe.generate(SETTING.prompts[0], config=SETTING.config(threshold=2.0)).text
+    again = pipe.generate(SETTING.prompts[0], config=SETTING.config(threshold=2.0)).text
+    assert text == again
+    assert len(pipe.generate(SETTING.prompts[0], config=SETTING.config(threshold=2.0)).steps) == 3
+
+
+def test_shapes_are_the_true_ones() -> None:
+    sizes = SHAPES["1.5b-7b-prm7b"]
+    assert (sizes["draft"].layers, sizes["target"].hidden, sizes["prm"].inner) == (28, 3584, 18_944)
+    with pytest.raises(ConfigError, match="shape 'zzz' is not known"):
+        random_trio("zzz", device="cpu", dtype="float32", window=64)
+    with pytest.raises(ConfigError, match="dtype 'float3' is not known"):
+        random_trio("tiny", device="cpu", dtype="float3", window=64)
+    words = byte_tokenizer()
+    assert len(words("Hello, wörld\n")["input_ids"]) == len("Hello, wörld\n".encode())
+
+
+def test_bandwidth_and_bytes() -> None:
+    assert copy_bandwidth("cpu", repeats=1) > 1e8
+    model, _ = random_trio("tiny", device="cpu", dtype="float32", window=64)["target"]
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    assert model_bytes(model) == 4 * (weights - model.get_input_embeddings().weight.numel())
+
+
+def timing(name: str, batch: int, rate: float, **ratios: float) -> Timing:
+    return Timing(
+        name=name, batch=batch, seconds=Interval(value=1, low=1, high=1), tokens=int(rate), **ratios
+    )
+
+
+def report(shape: str, **more: Any) -> SpeedReport:
+    given: dict[str, Any] = {
+        "timings": (
+            timing("RSD 0.8", 1, 100, against_generate=1.5, against_target=1.2),
+            timing("RSD 0.8", 16, 290),
+            timing("RSD 0.9", 16, 100, against_target=1.1),
+        ),
+        "limits": (Limit(role="draft", bytes_per_token=1, milliseconds=1, share=0.8),),
+        "breakdown": Breakdown(draft=1, score=1, target=1, wall=4, host_share=0.25),
+    } | more
+    return SpeedReport(
+        command="", date="", versions={}, hardware={}, shape=shape, settings={}, bandwidth=1e9, **given
+    )
+
+
+def test_required_speeds() -> None:
+    pocket = {check.name: check for check in required_speeds(report("pocket"), on_gpu=False)}
+    assert pocket["RSD 0.8 against generate"].passed
+    assert not pocket["RSD 0.8, 16 requests"].passed
+    assert pocket["RSD 0.8, 16 requests"].measured == "x 2.90"
+    grown = report("tiny", growth=(Growth(steps=10, ours=1.0), Growth(steps=20, ours=1.1, reference=6.0)))
+    tiny = {check.name: check.passed for check in required_speeds(grown, on_gpu=False)}
+    assert tiny["time of a step, 10 to 80 steps"]
+    assert tiny["reference's way at 20 steps"]
+    gpu = {check.name: check for check in required_speeds(report("1.5b-32b-prm7b"), on_gpu=True)}
+    assert gpu["RSD 0.8 against target only"].required == ">= x 3.5"
+    assert not gpu["host's share of a step"].passed
+    assert gpu["draft decode, share of bandwidth"].passed
+
+
+def test_the_command(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rsd_integrations.bench.speed.GROWTH_STEPS", (2, 20))
+    monkeypatch.setenv("COLUMNS", "120")
+    command = "bench speed --shape tiny --steps 2 --step-tokens 2 --prompt-tokens 16 --repeats 1 --batches 1"
+    assert main([*command.split(), "--acceptances", "0.5,0.8", "--out", str(tmp_path)]) == 0
+    saved = sorted(file.name for file in tmp_path.iterdir())
+    assert saved == ["speed-tiny.json", "speed-tiny.png", "speed-tiny.svg"]
+    loaded = SpeedReport.model_validate_json((tmp_path / "speed-tiny.json").read_text())
+    assert loaded.timing("RSD 0.8") is not None
+    assert {"device", "steps", "repeats"} <= set(loaded.settings)
+    shown = capsys.readouterr().out
+    for part in ("tokens/s", "reference's way", "against the memory", "outside of the models", "required"):
+        assert part in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--batches 0", "--batches '0' must be numbers above 0"),
+        ("--acceptances 1.5", "--acceptances '1.5' must be"),
+        ("--acceptances x", "--acceptances 'x' must be"),
+        ("--shape zzz", "shape 'zzz' is not known"),
+        ("--device cuda", "the pocket shape is measured on the CPU"),
+    ],
+)
+def test_nonsense_is_refused(arguments: str, message: str, capsys: Any) -> None:
+    assert main(["bench", "speed", *arguments.split()]) == 2
+    assert message in capsys.readouterr().err
