@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +11,6 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from rsd_integrations.bench.results import Interval
-from rsd_integrations.bench.runner import run_all
 from rsd_integrations.bench.speed_results import Breakdown, Growth, Limit, Timing
 from rsd_integrations.config import RSDConfig
 from rsd_integrations.pipeline import RSDPipeline
@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 GENERATE, TARGET_ONLY, ASSISTED = "generate", "target only", "assisted generate"
+COMPILED, REFERENCE = "generate, compiled", "reference's way 0.8"
 GROWTH_STEPS = (10, 20, 40, 80)
 
 
@@ -39,7 +40,7 @@ class Setting:
 
     Args:
         shape: "pocket" or a shape of random weights.
-        prompts: at least as many as the largest batch.
+        prompts: answered in every measurement, so many at a time as the batch; each with a seed of its own.
         acceptances: chances to keep a step, by the paper's constant weighting.
         batches: requests at once.
         steps: of an answer, where lengths are forced.
@@ -72,12 +73,16 @@ class Setting:
             }
         return RSDConfig(**{"seed": 1, "max_tokens": 512, **fields})
 
-    def work(self, batch: int, *, steps: int | None = None) -> Workload:
-        """The same for plain transformers."""
+    def work(self, prompts: Sequence[str], *, steps: int | None = None) -> Workload:
+        """The same for plain transformers, as one batch."""
         from rsd_integrations.backends.torch.yardsticks.plain import Workload
 
         tokens = (steps or self.steps) * self.step_tokens if self.forced else 512
-        return Workload(self.prompts[:batch], tokens, self.step_tokens, self.forced)
+        return Workload(prompts, tokens, self.step_tokens, self.forced)
+
+    def works(self, batch: int) -> list[Workload]:
+        """All prompts, a batch after the other."""
+        return [self.work(self.prompts[at : at + batch]) for at in range(0, len(self.prompts), batch)]
 
 
 def open_shape(setting: Setting, *, device: str, dtype: str, window: int) -> tuple[RSDPipeline, PlainTrio]:
@@ -194,12 +199,12 @@ class SpeedBench:
 
     def _contenders(self, batch: int) -> Iterator[tuple[str, Callable[[], int]]]:
         setting, plain = self._setting, self._plain
-        work = setting.work(batch)
-        yield GENERATE, lambda: plain.generate(work)
+        works = setting.works(batch)
+        yield GENERATE, lambda: sum(map(plain.generate, works))
         if batch == 1:
-            yield ASSISTED, lambda: plain.generate(work, assisted=True)
+            yield ASSISTED, lambda: sum(plain.generate(work, assisted=True) for work in works)
         if plain.on_gpu:
-            yield "generate, static cache, compiled", lambda: plain.generate(work, compiled=True)
+            yield COMPILED, lambda: sum(plain.generate(work, compiled=True) for work in works)
         yield TARGET_ONLY, self._ours(batch, threshold=2.0)
         for acceptance in setting.acceptances:
             for name, speculation in (
@@ -209,14 +214,22 @@ class SpeedBench:
                 chance = {"weighting": "constant", "acceptance_rate": acceptance}
                 yield name, self._ours(batch, **chance, speculation=speculation)
         if setting.forced and batch == 1:
-            yield "reference's way 0.8", lambda: plain.reference(work)
+            yield REFERENCE, lambda: sum(map(plain.reference, works))
 
     def _ours(self, batch: int, **fields: Any) -> Callable[[], int]:
         config = self._setting.config(**fields)
-        prompts = list(self._setting.prompts[:batch])
-        return lambda: sum(
-            generation.usage.completion_tokens for generation in run_all(self._pipe, prompts, config)
-        )
+        return lambda: asyncio.run(self._answer(batch, config))
+
+    async def _answer(self, batch: int, config: RSDConfig) -> int:
+        """Tokens of all answers, so many requests at a time."""
+        free = asyncio.Semaphore(batch)
+
+        async def one(seed: int, prompt: str) -> int:
+            async with free:
+                generation = await self._pipe.agenerate(prompt, config=config, seed=seed)
+            return generation.usage.completion_tokens
+
+        return sum(await asyncio.gather(*(one(*given) for given in enumerate(self._setting.prompts))))
 
     def _growth(self, steps: int) -> Growth:
         """Behind the first step, which also reads the prompt."""
@@ -236,7 +249,7 @@ class SpeedBench:
         return self._median(run)
 
     def _reference_for(self, steps: int) -> float:
-        work = self._setting.work(1, steps=steps)
+        work = self._setting.work(self._setting.prompts[:1], steps=steps)
         return self._median(lambda: self._plain.reference(work))
 
     def _median(self, run: Callable[[], object]) -> float:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rsd_integrations.bench.speed_results import SpeedReport, Timing
+from rsd_integrations.bench.speed_results import SpeedReport
 from rsd_integrations.report.plot import Line, line_figure
 
 __all__ = ["draw", "print_speed"]
@@ -61,14 +61,14 @@ def draw(report: SpeedReport) -> Any:
 
 def _contenders(report: SpeedReport) -> Table:
     table = Table(box=_BOX, title=f"{report.shape}: medians", title_justify="left", title_style="")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for heading in ("batch", "seconds", "tokens/s", "/ generate", "/ target only"):
         table.add_column(heading, justify="right", no_wrap=True)
     for timing in report.timings:
         table.add_row(
             timing.name,
             str(timing.batch),
-            _seconds(timing),
+            f"{timing.seconds.value:.3f}",
             f"{timing.tokens_per_second:.1f}",
             _times(timing.against_generate),
             _times(timing.against_target),
@@ -95,11 +95,6 @@ def _limits(report: SpeedReport) -> Table:
         size = f"{limit.bytes_per_token / 1e6:.1f}"
         table.add_row(limit.role, size, f"{limit.milliseconds:.2f}", f"{100 * limit.share:.0f} %")
     return table
-
-
-def _seconds(timing: Timing) -> str:
-    spread = timing.seconds
-    return f"{spread.value:.3f} [{spread.low:.3f}, {spread.high:.3f}]"
 
 
 def _times(ratio: float | None) -> str:

@@ -36,6 +36,7 @@ def speed(
     steps: Annotated[int, typer.Option(min=1, help="Of an answer, where lengths are forced.")] = 10,
     step_tokens: Annotated[int, typer.Option(min=1, help="Of a step, likewise.")] = 16,
     prompt_tokens: Annotated[int, typer.Option(min=8, help="Of a prompt, likewise.")] = 256,
+    prompts: Annotated[int, typer.Option(min=1, help="Answered in each measurement.")] = 16,
     repeats: Annotated[int, typer.Option(min=1, help="Of each measurement; the median counts.")] = 5,
     out: Annotated[Path | None, typer.Option(help="Folder for JSON and plot.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Exit 1 where a required number is missed.")] = False,
@@ -50,7 +51,7 @@ def speed(
 
     setting = Setting(
         shape=shape,
-        prompts=_prompts(shape, max(_numbers("--batches", batches, int)), prompt_tokens),
+        prompts=_prompts(shape, prompts, prompt_tokens),
         acceptances=_numbers("--acceptances", acceptances, float),
         batches=_numbers("--batches", batches, int),
         steps=steps,
@@ -67,6 +68,7 @@ def speed(
             "dtype": dtype if setting.forced else "float32",
             "steps": steps,
             "step_tokens": step_tokens,
+            "prompts": prompts,
             "prompt_tokens": prompt_tokens,
             "repeats": repeats,
         }

@@ -210,9 +210,12 @@ def line_figure(
             linestyle="--" if line.dashed else "-",
             label=line.label,
         )
-    for label, level in (levels or {}).items():
+    for index, (label, level) in enumerate((levels or {}).items()):
+        side: dict[str, Any] = {"ha": "right" if index % 2 else "left", "va": "bottom", "fontsize": 8}
         axes.axhline(level, color="#666666", linewidth=0.8)
-        axes.annotate(label, (0.005, level), xycoords=("axes fraction", "data"), va="bottom", fontsize=8)
+        axes.annotate(
+            label, (0.995 if index % 2 else 0.005, level), xycoords=("axes fraction", "data"), **side
+        )
     axes.set(title=title, xlabel=x, ylabel=y)
     axes.set_ylim(bottom=0)
     axes.grid(axis="y", color="#dddddd")

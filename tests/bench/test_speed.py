@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +43,8 @@ def test_every_contender_writes_what_it_must(trio: Any, monkeypatch: pytest.Monk
     names = [(timing.name, timing.batch) for timing in speeds.timings]
     both = ["generate", "target only", "RSD 0.5", "RSD 0.5, no guesses"]
     alone = ["assisted generate", "reference's way 0.8"]
-    assert sorted(names) == sorted(
-        [(name, batch) for name in both for batch in (1, 2)] + [(n, 1) for n in alone]
-    )
-    assert all(timing.tokens == 12 * timing.batch for timing in speeds.timings)
+    assert sorted(names) == sorted([*product(both, (1, 2)), *product(alone, (1,))])
+    assert {timing.tokens for timing in speeds.timings} == {2 * 12}
     for timing in speeds.timings:
         assert timing.against_generate is not None
         assert timing.seconds.low <= timing.seconds.value <= timing.seconds.high
@@ -139,8 +138,8 @@ def test_required_speeds() -> None:
 def test_the_command(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rsd_integrations.bench.speed.GROWTH_STEPS", (2, 20))
     monkeypatch.setenv("COLUMNS", "120")
-    command = "bench speed --shape tiny --steps 2 --step-tokens 2 --prompt-tokens 16 --repeats 1 --batches 1"
-    assert main([*command.split(), "--acceptances", "0.5,0.8", "--out", str(tmp_path)]) == 0
+    command = "bench speed --shape tiny --steps 2 --step-tokens 2 --prompt-tokens 16 --repeats 1 --prompts 1"
+    assert main([*command.split(), "--batches", "1", "--acceptances", "0.5,0.8", "--out", str(tmp_path)]) == 0
     saved = sorted(file.name for file in tmp_path.iterdir())
     assert saved == ["speed-tiny.json", "speed-tiny.png", "speed-tiny.svg"]
     loaded = SpeedReport.model_validate_json((tmp_path / "speed-tiny.json").read_text())
