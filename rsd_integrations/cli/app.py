@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from rsd_integrations.cli.ask import ask
 from rsd_integrations.cli.bench import bench
+from rsd_integrations.cli.doctor import doctor
 from rsd_integrations.cli.models import OpenPipeline, State
 from rsd_integrations.errors import ConfigError, PromptError, RSDError
 
@@ -36,6 +37,7 @@ def build() -> typer.Typer:
     )
     app.callback()(_root)
     app.command()(ask)
+    app.command()(doctor)
     app.add_typer(bench)
     return app
 

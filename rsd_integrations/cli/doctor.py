@@ -1,0 +1,175 @@
+"""``rsd doctor``: is everything there, and would these models fit?"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rsd_integrations.cli.models import ModelChoice
+from rsd_integrations.types import Role
+
+if TYPE_CHECKING:
+    from rsd_integrations.backends.torch.memory import ModelMemory
+
+__all__ = ["doctor"]
+
+_REQUIRED = ("torch", "transformers", "pydantic", "llguidance")
+_EXTRAS = {
+    "langchain-core": ("langchain", "ChatRSD"),
+    "llama-index-core": ("llamaindex", "RSDLLM"),
+    "matplotlib": ("report", "plots of rsd bench"),
+    "accelerate": ("gpu", "device_map, and loading straight onto a GPU"),
+}
+_ROLES: tuple[Role, ...] = ("draft", "target", "prm")
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One thing that was looked at."""
+
+    what: str
+    found: str
+    fine: bool | None
+    """None: it is missing, and only matters to who wants it."""
+
+
+def doctor(
+    *,
+    draft: Annotated[str | None, typer.Option(help="Hub id or folder; the pocket trio without.")] = None,
+    target: Annotated[str | None, typer.Option(help="Likewise.")] = None,
+    prm: Annotated[str | None, typer.Option(help="Likewise.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; a GPU if there is one.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto takes the checkpoints'.")] = "auto",
+    max_batch_size: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 8,
+    max_length: Annotated[int, typer.Option(min=2, help="Tokens of prompt and answer.")] = 4096,
+) -> None:
+    """Check the installation, and tell the memory of three models without loading them."""
+    choice = ModelChoice(draft=draft, target=target, prm=prm)
+    console = Console(highlight=False)
+    lines = list(_installation())
+    _print(lines, console)
+    if not all(line.fine is not False for line in lines):
+        raise typer.Exit(1)
+    models = _memory(choice, device, dtype, max_length)
+    if not _print_memory(models, max_batch_size, console):
+        raise typer.Exit(1)
+
+
+def _installation() -> Iterator[_Line]:
+    yield _Line("python", platform.python_version(), True)
+    for package in _REQUIRED:
+        found = _version(package)
+        yield _Line(package, found or "missing: pip install rsd-integrations", found is not None)
+    for package, (extra, use) in _EXTRAS.items():
+        found = _version(package)
+        missing = f"missing; for {use}: pip install 'rsd-integrations[{extra}]'"
+        yield _Line(package, found or missing, None if found is None else True)
+    yield from _devices()
+    yield _pocket()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _devices() -> Iterator[_Line]:
+    try:
+        from rsd_integrations.backends.torch.memory import devices
+    except ImportError as error:
+        yield _Line("devices", f"torch and transformers do not load: {error}", False)
+        return
+    for name, what in devices().items():
+        yield _Line(name, what, True)
+
+
+def _pocket() -> _Line:
+    from rsd_integrations.pocket import pocket_paths
+
+    try:
+        return _Line("pocket trio", str(pocket_paths().draft.parent), True)
+    except FileNotFoundError as error:
+        return _Line("pocket trio", str(error), False)
+
+
+def _memory(choice: ModelChoice, device: str | None, dtype: str, max_length: int) -> list[ModelMemory]:
+    from rsd_integrations.backends.torch.memory import model_memory
+    from rsd_integrations.pocket import pocket_paths
+
+    named = vars(pocket_paths()) if choice.is_pocket else vars(choice)
+    where = device or ("cpu" if choice.is_pocket else None)
+    return [
+        model_memory(role, named[role], device=where, dtype=dtype, max_length=max_length) for role in _ROLES
+    ]
+
+
+def _print(lines: list[_Line], console: Console) -> None:
+    table = Table(box=box.SIMPLE_HEAD, show_header=False)
+    for line in lines:
+        mark = {True: Text("ok", "green"), False: Text("MISSING", "bold red"), None: Text("-", "dim")}
+        table.add_row(line.what, Text(line.found), mark[line.fine])
+    console.print(table)
+
+
+def _print_memory(models: list[ModelMemory], requests: int, console: Console) -> bool:
+    """Whether all fits, as far as that is known."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("", no_wrap=True)
+    table.add_column("model", no_wrap=True, max_width=26)
+    for heading in ("device", "dtype", "params", "weights", "cache", "tokens"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for model in models:
+        sizes = (_size(model.weights), _size(model.cache(requests)))
+        table.add_row(
+            model.role,
+            Path(model.name).name,
+            model.device,
+            model.dtype,
+            _count(model.parameters),
+            *sizes,
+            str(model.window),
+        )
+    console.print(table)
+    console.print(Text(f"cache: keys and values of {requests} requests at full length", "dim"))
+    fits = [_fits(device, models, requests, console) for device in {model.device for model in models}]
+    return all(fits)
+
+
+def _fits(device: str, models: list[ModelMemory], requests: int, console: Console) -> bool:
+    from rsd_integrations.backends.torch.memory import device_memory
+
+    here = [model for model in models if model.device == device]
+    weights = sum(model.weights for model in here)
+    needed = weights + sum(model.cache(requests) for model in here)
+    free = device_memory(device)
+    if free is None:
+        console.print(f"{device}: {_size(needed)} needed")
+        return True
+    fits = needed <= free
+    verdict = "fits" if fits else "DOES NOT FIT"
+    console.print(f"{device}: {_size(needed)} needed, {_size(free)} free: {verdict}")
+    if not fits:
+        most = (free - weights) // sum(model.cache(1) for model in here)
+        smaller = "no request would: take smaller models, a smaller dtype or quantized weights"
+        console.print(f"  max_batch_size={most} would fit" if most > 0 else f"  {smaller}")
+    return fits
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
+def _count(parameters: int) -> str:
+    return f"{parameters / 1e9:.2f} B" if parameters >= 1e9 else f"{parameters / 1e6:.2f} M"
