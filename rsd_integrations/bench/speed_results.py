@@ -36,7 +36,7 @@ class Timing(_Frozen):
 
 
 class Growth(_Frozen):
-    """Milliseconds a step takes in an answer of so many steps, the first one (and the prompt) aside."""
+    """Milliseconds a step takes in an answer of so many steps, the first five (and the prompt) aside."""
 
     steps: int
     ours: float

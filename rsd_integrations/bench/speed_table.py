@@ -62,7 +62,7 @@ def draw(report: SpeedReport) -> Any:
 def _contenders(report: SpeedReport) -> Table:
     table = Table(box=_BOX, title=f"{report.shape}: medians", title_justify="left", title_style="")
     table.add_column("", no_wrap=True)
-    for heading in ("batch", "seconds", "tokens/s", "/ generate", "/ target only"):
+    for heading in ("batch", "seconds", "tokens/s", "/ gene-\nrate", "/ target\nonly"):
         table.add_column(heading, justify="right", no_wrap=True)
     for timing in report.timings:
         table.add_row(

@@ -37,7 +37,7 @@ def trio() -> Any:
 
 
 def test_every_contender_writes_what_it_must(trio: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rsd_integrations.bench.speed.GROWTH_STEPS", (2, 4))
+    monkeypatch.setattr("rsd_integrations.bench.speed.GROWTH_STEPS", (6, 7))
     said: list[str] = []
     speeds = SpeedBench(*trio, SETTING).measure(1e9, said.append)
     names = [(timing.name, timing.batch) for timing in speeds.timings]
@@ -48,7 +48,7 @@ def test_every_contender_writes_what_it_must(trio: Any, monkeypatch: pytest.Monk
     for timing in speeds.timings:
         assert timing.against_generate is not None
         assert timing.seconds.low <= timing.seconds.value <= timing.seconds.high
-    assert [growth.steps for growth in speeds.growth] == [2, 4]
+    assert [growth.steps for growth in speeds.growth] == [6, 7]
     assert [limit.role for limit in speeds.limits] == ["draft", "target", "prm"]
     assert speeds.breakdown.wall > 0
     assert speeds.left_out == {}
@@ -136,7 +136,7 @@ def test_required_speeds() -> None:
 
 
 def test_the_command(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rsd_integrations.bench.speed.GROWTH_STEPS", (2, 20))
+    monkeypatch.setattr("rsd_integrations.bench.speed.GROWTH_STEPS", (6, 20))
     monkeypatch.setenv("COLUMNS", "120")
     command = "bench speed --shape tiny --steps 2 --step-tokens 2 --prompt-tokens 16 --repeats 1 --prompts 1"
     assert main([*command.split(), "--batches", "1", "--acceptances", "0.5,0.8", "--out", str(tmp_path)]) == 0
