@@ -55,7 +55,7 @@ def draw(report: SpeedReport) -> Any:
         title=f"RSD against the target alone, {report.shape}, {report.hardware.get('gpu', 'CPU')}",
         x="share of steps kept",
         y="tokens a second / target only",
-        levels={"target only": 1.0} | ({"generate": level} if level else {}),
+        levels={"target only": 1.0} | ({"generate, batch 1": level} if level else {}),
     )
 
 
