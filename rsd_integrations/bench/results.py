@@ -8,14 +8,25 @@ from pydantic import BaseModel, ConfigDict
 
 from rsd_integrations.types import FLOPs
 
-__all__ = ["AccuracyReport", "Check", "Interval", "LengthClass", "PRMQuality", "Point"]
+__all__ = [
+    "AccuracyReport",
+    "Check",
+    "Frozen",
+    "Interval",
+    "LengthClass",
+    "PRMQuality",
+    "Point",
+    "Report",
+]
 
 
-class _Frozen(BaseModel):
+class Frozen(BaseModel):
+    """Results do not change."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Interval(_Frozen):
+class Interval(Frozen):
     """A value and its 95 % interval."""
 
     value: float
@@ -23,7 +34,7 @@ class Interval(_Frozen):
     high: float
 
 
-class LengthClass(_Frozen):
+class LengthClass(Frozen):
     """The problems with one number of events."""
 
     events: int
@@ -31,7 +42,7 @@ class LengthClass(_Frozen):
     accuracy: Interval
 
 
-class Point(_Frozen):
+class Point(Frozen):
     """One way of answering all problems."""
 
     kind: Literal["draft", "rsd", "target"]
@@ -59,7 +70,7 @@ class Point(_Frozen):
     """Wall time of the run."""
 
 
-class PRMQuality(_Frozen):
+class PRMQuality(Frozen):
     """How well the PRM tells right from wrong in the draft's own greedy steps (strict labels).
 
     The main number takes the steps of each answer up to and including its first wrong one: there the
@@ -75,7 +86,7 @@ class PRMQuality(_Frozen):
     all_wrong_steps: int
 
 
-class Check(_Frozen):
+class Check(Frozen):
     """One required number."""
 
     name: str
@@ -84,20 +95,26 @@ class Check(_Frozen):
     passed: bool
 
 
-class AccuracyReport(_Frozen):
-    """The whole measurement."""
+class Report(Frozen):
+    """What every measurement says of itself: enough to repeat it."""
 
-    benchmark: Literal["pocket-accuracy"] = "pocket-accuracy"
+    benchmark: str
     command: str
     date: str
     versions: dict[str, str]
     hardware: dict[str, str]
-    weights_sha256: dict[str, str]
     settings: dict[str, int | float | str]
+    checks: tuple[Check, ...] = ()
+
+
+class AccuracyReport(Report):
+    """The whole measurement."""
+
+    benchmark: Literal["pocket-accuracy"] = "pocket-accuracy"
+    weights_sha256: dict[str, str]
     recommended_threshold: float
     points: tuple[Point, ...]
     prm: PRMQuality
-    checks: tuple[Check, ...] = ()
 
     def of(self, kind: Literal["draft", "target"]) -> Point:
         """The lone draft or target point."""

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
-from rsd_integrations.bench.results import Check, Interval
+from rsd_integrations.bench.results import Frozen, Interval, Report
 
 __all__ = ["Breakdown", "Growth", "Limit", "SpeedReport", "Timing"]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Timing(_Frozen):
+class Timing(Frozen):
     """One contender at one batch size."""
 
     name: str
@@ -35,7 +31,7 @@ class Timing(_Frozen):
         return self.tokens / self.seconds.value
 
 
-class Growth(_Frozen):
+class Growth(Frozen):
     """Milliseconds a step takes in an answer of so many steps, the first five (and the prompt) aside."""
 
     steps: int
@@ -44,7 +40,7 @@ class Growth(_Frozen):
     """The reference's way: whole text again each step."""
 
 
-class Limit(_Frozen):
+class Limit(Frozen):
     """How near a model comes to what the memory can feed it, alone and at batch 1."""
 
     role: Literal["draft", "target", "prm"]
@@ -55,7 +51,7 @@ class Limit(_Frozen):
     """Bytes / milliseconds / measured copy bandwidth."""
 
 
-class Breakdown(_Frozen):
+class Breakdown(Frozen):
     """Where the milliseconds of a step go, at batch 1 and acceptance 0.8."""
 
     draft: float
@@ -66,25 +62,19 @@ class Breakdown(_Frozen):
     """Of the wall time, what was spent outside of the models' forwards."""
 
 
-class SpeedReport(_Frozen):
+class SpeedReport(Report):
     """The whole measurement."""
 
     benchmark: Literal["speed"] = "speed"
-    command: str
-    date: str
-    versions: dict[str, str]
-    hardware: dict[str, str]
     shape: str
-    settings: dict[str, int | float | str]
     bandwidth: float
     """Bytes a second of a large copy, reads and writes."""
     timings: tuple[Timing, ...]
     growth: tuple[Growth, ...] = ()
     limits: tuple[Limit, ...]
     breakdown: Breakdown
-    left_out: dict[str, str] = {}
+    left_out: dict[str, str] = Field(default_factory=dict)
     """Contenders that did not run, and why."""
-    checks: tuple[Check, ...] = ()
 
     def timing(self, name: str, batch: int = 1) -> Timing | None:
         """A contender's."""
