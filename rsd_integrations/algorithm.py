@@ -8,7 +8,7 @@ Whoever drives it decides where and with whom the work runs.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,20 +23,25 @@ from rsd_integrations.protocols import (
     Scored,
     ScoreStep,
     TargetStep,
+    Together,
     WindowFull,
     Work,
     Written,
 )
+from rsd_integrations.reading import Outcome, Reading
 from rsd_integrations.segment import (
-    CallSplitter,
-    HoldBack,
-    ReasoningSplitter,
     ReasoningTags,
     StepBoundary,
-    Unbroken,
     step_body,
 )
-from rsd_integrations.types import FinishReason, InvalidToolCall, Source, Step, StepEvent, ToolCall
+from rsd_integrations.types import (
+    Candidate,
+    FinishReason,
+    Source,
+    Step,
+    StepEvent,
+    ToolCall,
+)
 from rsd_integrations.weighting import acceptance_probability
 
 __all__ = ["Cancelled", "Outcome", "Story", "rsd"]
@@ -46,28 +51,6 @@ Story = Generator[Work | Kept | StepEvent, Any, "Outcome"]
 
 class Cancelled(Exception):
     """Thrown into the generator to end the answer where it stands."""
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What the story came to. ``delta``, ``reasoning_delta`` and ``late_calls`` were not yet part of an
-    event.
-    """
-
-    finish_reason: FinishReason = "stop"
-    text: str = ""
-    reasoning: str | None = None
-    delta: str = ""
-    reasoning_delta: str = ""
-    late_calls: list[ToolCall | InvalidToolCall] = field(default_factory=list)
-    calls: list[ToolCall | InvalidToolCall] = field(default_factory=list)
-    steps: list[Step] = field(default_factory=list)
-    completion_tokens: int = 0
-    draft_generated: int = 0
-    draft_discarded: int = 0
-    target_generated: int = 0
-    scored: int = 0
-    scored_discarded: int = 0
 
 
 def rsd(
@@ -94,7 +77,7 @@ def rsd(
     Raises:
         RewardError: a reward is NaN or outside [0, 1], or the weighting gave no probability.
     """
-    teller = _Teller(config, seed, max_tokens, _Reading(config, tags, output or Output(), reader), clock)
+    teller = _Teller(config, seed, max_tokens, Reading(config, tags, output or Output(), reader), clock)
     try:
         yield from teller.tell()
     except Cancelled:
@@ -102,53 +85,6 @@ def rsd(
     except WindowFull:
         teller.finish("length")
     return teller.outcome
-
-
-class _Reading:
-    """Committed text as it is read: what may be shown, what is thought, what is called."""
-
-    def __init__(
-        self, config: RSDConfig, tags: ReasoningTags | None, output: Output, reader: CallReader | None
-    ) -> None:
-        self._held = HoldBack(config.stop)
-        self._splitter = ReasoningSplitter(tags)
-        self._reader = reader if output.tools else None
-        self._calls = CallSplitter(self._reader.unbroken) if self._reader else None
-        self.single = bool(output.tools) and not output.parallel
-        self.unbroken = self._reader.unbroken if self._reader else None
-        if output.schema is not None:
-            # A document fills the answer, behind the thinking if there is any.
-            self.unbroken = Unbroken(tags.closing if tags and tags.open_in_prompt else "")
-        self.outcome = Outcome()
-
-    def push(self, written: Written) -> tuple[str, str, list[ToolCall | InvalidToolCall]]:
-        """Take a committed step, return the (answer, reasoning, calls) that became certain."""
-        held = self._held
-        text = held.push(written.text) if written.cut is None else held.finish(written.text, written.cut)
-        return self._read(text)
-
-    def finish(self) -> None:
-        """Give out what was held back."""
-        outcome = self.outcome
-        outcome.delta, outcome.reasoning_delta, outcome.late_calls = self._read(
-            self._held.finish(), final=True
-        )
-        if not self._splitter.seen_reasoning:
-            outcome.reasoning = None
-
-    def _read(self, text: str, *, final: bool = False) -> tuple[str, str, list[ToolCall | InvalidToolCall]]:
-        delta, reasoning = self._splitter.push(text, final=final)
-        found: list[ToolCall | InvalidToolCall] = []
-        if self._calls is not None and self._reader is not None:
-            delta, texts = self._calls.push(delta, final=final)
-            for call in texts:
-                read = self._reader.read(call)
-                delta += call if read is None else ""
-                found += read or ()
-        self.outcome.text += delta
-        self.outcome.reasoning = (self.outcome.reasoning or "") + reasoning
-        self.outcome.calls += found
-        return delta, reasoning, found
 
 
 class _Teller:
@@ -159,7 +95,7 @@ class _Teller:
         config: RSDConfig,
         seed: int,
         max_tokens: int,
-        reading: _Reading,
+        reading: Reading,
         clock: Callable[[], float],
     ) -> None:
         self.config = config
@@ -175,15 +111,11 @@ class _Teller:
         self._blank = True  # White space at most: there is no step to score yet.
         self._last_reward: float | None = None
         self._accept = random.Random(f"{seed}/accept").random
-        self._sampling: dict[Source, Sampling] = {
-            source: Sampling(
-                config.temperature,
-                config.top_p,
-                config.top_k,
-                random.Random(f"{seed}/{source}").random,
-            )
-            for source in ("draft", "target")
-        }
+        self._target = _sampling(config, f"{seed}/target")
+        self._draft_sampling = [
+            _sampling(config, f"{seed}/draft/{place}" if place else f"{seed}/draft")
+            for place in range(config.rows)
+        ]
 
     def tell(self) -> Generator[Work | Kept | StepEvent, Any, None]:
         """Algorithm 1: draft, score, keep or rewrite, until the end."""
@@ -196,70 +128,87 @@ class _Teller:
                 kept = yield from self._rewrite(facts)
             if kept.end == "limit" and not kept.token_ids:
                 return self.finish("length")
-            yield Kept(facts.source, kept, self._body(kept))
+            yield Kept(facts.source, kept, self._body(kept), facts.best)
             yield self._commit(kept, facts)
             if reason := self._ending(kept):
                 return self.finish(reason)
 
     def _draft(self, facts: _Facts) -> Generator[Work | Kept | StepEvent, Any, Written | None]:
-        """Algorithm 2: the draft's step if it is accepted, else None."""
+        """Algorithm 2: the draft's step (the best of several) if it is accepted, else None."""
         start = self._clock()
-        written: Written = yield DraftStep(**self._terms("draft"))
+        terms = self._terms()
+        drafts = {place: DraftStep(**terms, sampling=one) for place, one in enumerate(self._draft_sampling)}
+        facts.candidates = yield from _together(drafts, alone=len(drafts) == 1)
+        for written in facts.candidates:
+            if isinstance(written, WindowFull):
+                raise written
         facts.draft_ms = 1000 * (self._clock() - start)
+        written = facts.candidates[0]
         if written.end == "limit" and not written.token_ids:
             return written
-        facts.draft_tokens = len(written.token_ids)
+        facts.draft_tokens = sum(len(candidate.token_ids) for candidate in facts.candidates)
         self.outcome.draft_generated += facts.draft_tokens
         # Until it is committed it counts as thrown away: a cancel may come at any yield.
         self.outcome.draft_discarded += facts.draft_tokens
-        facts.drafted = written
         yield self._event("proposed", facts)
         if self.config.mode == "rsd":
-            yield from self._judge(written, facts)
+            yield from self._judge(facts)
         accepted = self._accept() < facts.probability
         yield self._event("accepted" if accepted else "rejected", facts)
-        return written if accepted else None
+        return facts.drafted if accepted else None
 
-    def _judge(self, written: Written, facts: _Facts) -> Generator[Work | StepEvent, Any, None]:
-        """Ask for the reward and weigh it. A step that the PRM has no room for is not accepted."""
+    def _judge(self, facts: _Facts) -> Generator[Work | StepEvent, Any, None]:
+        """Ask for the rewards and weigh the best. A step that the PRM has no room for is not accepted."""
         start = self._clock()
-        try:
-            scored = yield from self._score(self._body(written))
-        except WindowFull:
+        yield from self._score(facts)
+        facts.score_ms = 1000 * (self._clock() - start)
+        for written, reward in zip(facts.candidates, facts.rewards, strict=True):
+            if reward is not None and not 0.0 <= reward <= 1.0:
+                raise RewardError(
+                    f"the PRM gave reward {reward!r}, which is not in [0, 1], "
+                    f"for step {facts.index}: {written.shown!r}.",
+                    hint="Check that prm_format fits the PRM, and its dtype if the reward is nan.",
+                )
+        # The first of the best; one without a reward is worse than any.
+        order = [-1.0 if reward is None else reward for reward in facts.rewards]
+        facts.best = order.index(max(order))
+        if facts.reward is None:
             # A step too long for the PRM has no reward to be kept by.
             facts.probability = 0.0
             return
-        facts.score_ms = 1000 * (self._clock() - start)
-        if not 0.0 <= scored.reward <= 1.0:
-            raise RewardError(
-                f"the PRM gave reward {scored.reward!r}, which is not in [0, 1], "
-                f"for step {facts.index}: {written.shown!r}.",
-                hint="Check that prm_format fits the PRM, and its dtype if the reward is nan.",
-            )
-        self._last_reward = facts.reward = scored.reward
-        facts.scored_tokens = scored.tokens
-        self.outcome.scored += scored.tokens
-        self.outcome.scored_discarded += scored.tokens
-        facts.probability = acceptance_probability(self._weigh, scored.reward)
+        self._last_reward = facts.reward
+        facts.probability = acceptance_probability(self._weigh, facts.reward)
         yield self._event("scored", facts)
 
-    def _score(self, body: str) -> Generator[Work, Any, Scored]:
-        """An empty step leaves the text as it is, and so the reward of its last step."""
-        if not body and self._blank:
-            return Scored(0.0, 0)
-        if not body and self._last_reward is not None:
-            return Scored(self._last_reward, 0)
-        scored: Scored = yield ScoreStep(body)
-        return scored
+    def _score(self, facts: _Facts) -> Generator[Work, Any, None]:
+        """Have each text scored once. An empty one leaves the answer, and so its last reward, as it is."""
+        bodies = [self._body(written) for written in facts.candidates]
+        known: dict[str, float | None] = {}
+        if self._blank:
+            known[""] = 0.0
+        elif self._last_reward is not None:
+            known[""] = self._last_reward
+        asked = [body for body in dict.fromkeys(bodies) if body not in known]
+        pieces = {bodies.index(body): ScoreStep(body) for body in asked}
+        scores = yield from _together(pieces, alone=len(bodies) == 1)
+        tokens: dict[str, int] = {}
+        for body, scored in zip(asked, scores, strict=True):
+            fits = isinstance(scored, Scored)
+            known[body], tokens[body] = (scored.reward, scored.tokens) if fits else (None, 0)
+        facts.rewards = [known[body] for body in bodies]
+        facts.scored = [tokens.get(body, 0) for body in bodies]
+        facts.scored_tokens = sum(tokens.values())
+        self.outcome.scored += facts.scored_tokens
+        self.outcome.scored_discarded += facts.scored_tokens
 
     def _rewrite(self, facts: _Facts) -> Generator[Work | StepEvent, Any, Written]:
         """The target's step, neither scored nor tested again."""
-        if facts.drafted is None:
+        if not facts.candidates:
             facts.probability = 0.0
             yield self._event("rejected", facts)
         start = self._clock()
-        guess = facts.drafted if self.config.speculation else None
-        written: Written = yield TargetStep(**self._terms("target"), rejected=guess)
+        guess = facts.drafted if self.config.speculation and facts.candidates else None
+        written: Written = yield TargetStep(**self._terms(), sampling=self._target, rejected=guess)
         facts.target_ms = 1000 * (self._clock() - start)
         facts.target_tokens = len(written.token_ids)
         facts.source = "target"
@@ -271,8 +220,8 @@ class _Teller:
         outcome = self.outcome
         accepted = facts.source == "draft"
         if accepted:
-            outcome.draft_discarded -= facts.draft_tokens
-            outcome.scored_discarded -= facts.scored_tokens
+            outcome.draft_discarded -= len(facts.drafted.token_ids)
+            outcome.scored_discarded -= facts.scored[facts.best] if facts.scored else 0
         outcome.completion_tokens += len(written.token_ids)
         self._left -= len(written.token_ids)
         self._inside = self._boundary().ends_inside(written.text)
@@ -306,13 +255,12 @@ class _Teller:
         called = any(isinstance(call, ToolCall) for call in self.outcome.calls)
         self.outcome.finish_reason = "tool_calls" if reason == "stop" and called else reason
 
-    def _terms(self, source: Source) -> dict[str, Any]:
+    def _terms(self) -> dict[str, Any]:
         """What a step may take and where it ends."""
         return {
             "boundary": self._boundary(),
             "max_tokens": min(self.config.max_step_tokens, self._left),
             "closing": self._left <= self.config.max_step_tokens,
-            "sampling": self._sampling[source],
         }
 
     def _boundary(self) -> StepBoundary:
@@ -329,8 +277,9 @@ class _Teller:
         return step_body(written.shown, self.config.step_delimiter)
 
     def _event(self, kind: Any, facts: _Facts, **more: Any) -> StepEvent:
-        drafted = facts.drafted
-        text = more["step"].text if "step" in more else drafted.shown if drafted else ""
+        text = more["step"].text if "step" in more else facts.drafted.shown if facts.candidates else ""
+        if kind in ("proposed", "scored"):
+            more["candidates"] = facts.told()
         return StepEvent(
             type=kind,
             index=facts.index,
@@ -349,15 +298,37 @@ class _Facts:
 
     index: int
     source: Source = "draft"
-    drafted: Written | None = None
-    reward: float | None = None
+    candidates: list[Written] = field(default_factory=list)
+    rewards: list[float | None] = field(default_factory=list)
+    best: int = 0
     probability: float = 1.0
     draft_tokens: int = 0
     target_tokens: int = 0
     scored_tokens: int = 0
+    scored: list[int] = field(default_factory=list)
     draft_ms: float = 0.0
     score_ms: float = 0.0
     target_ms: float = 0.0
+
+    @property
+    def drafted(self) -> Written:
+        """The draft's step: the best candidate, the first until rewards are known."""
+        return self.candidates[self.best]
+
+    @property
+    def reward(self) -> float | None:
+        """The draft's step's."""
+        return self.rewards[self.best] if self.rewards else None
+
+    def told(self) -> tuple[Candidate, ...]:
+        """All candidates, where there are several."""
+        if len(self.candidates) < 2:
+            return ()
+        rewards = self.rewards or [None] * len(self.candidates)
+        return tuple(
+            Candidate(text=written.shown, reward=reward)
+            for written, reward in zip(self.candidates, rewards, strict=True)
+        )
 
     def step(self, written: Written, accepted: bool) -> Step:
         return Step(
@@ -367,7 +338,8 @@ class _Facts:
             reward=self.reward,
             acceptance_probability=self.probability,
             text=written.shown,
-            rejected_text=None if accepted or self.drafted is None else self.drafted.shown,
+            rejected_text=None if accepted or not self.candidates else self.drafted.shown,
+            candidates=self.told(),
             draft_tokens=self.draft_tokens,
             target_tokens=self.target_tokens,
             scored_tokens=self.scored_tokens,
@@ -375,3 +347,27 @@ class _Facts:
             score_ms=self.score_ms,
             target_ms=self.target_ms,
         )
+
+
+def _sampling(config: RSDConfig, stream: str) -> Sampling:
+    """Draws of their own for each model and candidate, whatever the others draw."""
+    return Sampling(config.temperature, config.top_p, config.top_k, random.Random(stream).random)
+
+
+def _together(pieces: Mapping[int, DraftStep | ScoreStep], *, alone: bool) -> Generator[Work, Any, list[Any]]:
+    """The results of work for candidates, ``WindowFull`` for one that does not fit.
+
+    Args:
+        pieces: by candidate.
+        alone: whether there is but one candidate, as in the paper.
+    """
+    if not pieces:
+        return []
+    if not alone:
+        results: list[Any] = yield Together(tuple(pieces.values()), tuple(pieces))
+        return results
+    try:
+        result = yield pieces[0]
+    except WindowFull as full:
+        return [full]
+    return [result]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from rsd_integrations import weighting as _weighting
 
@@ -72,6 +72,12 @@ class RSDFields(BaseModel):
     """Whether the target takes the rejected step's tokens as guesses of its own, several in a forward. The
     text is the same with and without."""
 
+    draft_candidates: int = Field(default=1, ge=1)
+    """Steps the draft writes at each place, as one batch; the one of the best reward is tested. Above 1
+    the answers are no longer distributed as the paper's (equation 3): the draft's part of the mixture
+    becomes that of the best of n. Needs a temperature above 0, and n rows of the pipeline's
+    ``max_batch_size``."""
+
     @field_validator("weighting", mode="before")
     @classmethod
     def _known_weighting(cls, value: Any) -> Any:
@@ -109,6 +115,15 @@ class RSDConfig(RSDFields):
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
+    @model_validator(mode="after")
+    def _candidates_that_differ(self) -> RSDConfig:
+        if self.draft_candidates > 1 and self.temperature == 0.0:
+            raise ValueError(
+                f"draft_candidates={self.draft_candidates} are all the same at temperature 0; "
+                "set a temperature above 0, or draft_candidates=1"
+            )
+        return self
+
     def override(self, **fields: Any) -> RSDConfig:
         """A copy with these fields changed, validated like any other.
 
@@ -139,4 +154,12 @@ class RSDConfig(RSDFields):
         """Who has to run: with the step weighting, thresholds 0 and above 1 decide without a PRM."""
         if self.weighting != "step" or self.threshold is None or 0.0 < self.threshold <= 1.0:
             return "rsd"
-        return "draft" if self.threshold == 0.0 else "target"
+        if self.threshold > 1.0:
+            return "target"
+        # The best of several candidates is known by its reward, even if any is accepted.
+        return "draft" if self.draft_candidates == 1 else "rsd"
+
+    @property
+    def rows(self) -> int:
+        """Rows of the models' batches that a request takes."""
+        return 1 if self.mode == "target" else self.draft_candidates

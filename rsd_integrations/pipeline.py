@@ -224,6 +224,12 @@ class RSDPipeline:
         resolved = (config or RSDConfig()).override(**fields)
         if resolved.threshold is None:
             resolved = resolved.override(threshold=self.recommended_threshold)
+        if resolved.rows > self._backend.max_batch_size:
+            raise ConfigError(
+                f"draft_candidates={resolved.draft_candidates} do not fit "
+                f"max_batch_size={self._backend.max_batch_size}, the rows of the models' batches.",
+                hint="Load the pipeline with a larger max_batch_size, or ask for fewer candidates.",
+            )
         self.check_output(output)
         request = Request(
             prompt=check_prompt(prompt),

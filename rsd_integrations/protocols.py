@@ -32,6 +32,7 @@ __all__ = [
     "ScorerSession",
     "Tally",
     "TargetStep",
+    "Together",
     "WindowFull",
     "Work",
     "Writer",
@@ -94,15 +95,31 @@ class ScoreStep:
 
 
 @dataclass(frozen=True, slots=True)
+class Together:
+    """Ask for several drafts or scores at once: of candidates for one place.
+
+    ``candidates``: whose each piece is; a role has one session for each candidate. The answer is a list,
+    in which ``WindowFull`` stands for a candidate that does not fit.
+    """
+
+    pieces: tuple[DraftStep | ScoreStep, ...]
+    candidates: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Kept:
-    """Tell all sessions which step was committed. It replaces whatever was in progress."""
+    """Tell all sessions which step was committed. It replaces whatever was in progress.
+
+    ``candidate``: whose it is, if the draft wrote several.
+    """
 
     source: Source
     written: Written
     body: str
+    candidate: int = 0
 
 
-Work = DraftStep | TargetStep | ScoreStep
+Work = DraftStep | TargetStep | ScoreStep | Together
 
 
 End = Literal["delimiter", "eos", "stop", "limit"]
@@ -193,6 +210,13 @@ class WriterSession(Protocol):
         """Put the committed step in place of the one in progress (``own``: they are the same)."""
         ...
 
+    def fork(self) -> WriterSession:
+        """Another session of the same request, for another candidate step. Called before any work.
+
+        The same steps are committed to both, so that one may take over what the other has read.
+        """
+        ...
+
     def close(self) -> None:
         """Free all it holds. Safe to call twice."""
         ...
@@ -267,6 +291,10 @@ class ScorerSession(Protocol):
         """Put the committed step in place of the scored one (``own``: they are the same)."""
         ...
 
+    def fork(self) -> ScorerSession:
+        """Another session of the same request, for another candidate step. Called before any work."""
+        ...
+
     def close(self) -> None:
         """Free all it holds. Safe to call twice."""
         ...
@@ -298,7 +326,9 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """The three models of a pipeline. ``max_batch_size``: most requests at work at once."""
+    """The three models of a pipeline. ``max_batch_size``: most requests at work at once, each of several
+    candidates counted.
+    """
 
     draft: Writer
     target: Writer

@@ -149,6 +149,9 @@ class _WriterSession:
     def _written(self, end: Any, cut: int | None = None) -> Written:
         return Written(self._text(), tuple(self.tokens), end, cut, "characters")
 
+    def fork(self) -> _WriterSession:
+        return self.writer.open(self.prompt, self.output)
+
     def commit(self, kept: Kept, *, own: bool) -> None:
         self.text += kept.written.text
         self.steps += 1
@@ -233,6 +236,9 @@ class _ScorerSession:
         self.prompt_tokens = _length(self.prompt)
         self.scorer.open_sessions += 1
         self._closed = False
+
+    def fork(self) -> _ScorerSession:
+        return self.scorer.open(self.prompt)
 
     def commit(self, kept: Kept, *, own: bool) -> None:
         if kept.body:

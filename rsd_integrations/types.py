@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
+    "Candidate",
     "FLOPs",
     "FinishReason",
     "Generation",
@@ -36,6 +37,14 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Candidate(_Frozen):
+    """One of several steps that the draft wrote for the same place (``draft_candidates``)."""
+
+    text: str
+    reward: float | None = None
+    """The PRM's; None before it is known, and where the PRM has no room for the step."""
+
+
 class Step(_Frozen):
     """One committed reasoning step and how it came about."""
 
@@ -53,12 +62,14 @@ class Step(_Frozen):
     """The committed text, its delimiter included."""
     rejected_text: str | None = None
     """The draft's step that the target's text replaced."""
+    candidates: tuple[Candidate, ...] = ()
+    """All that the draft wrote, where ``draft_candidates`` is above 1; the draft's step is the best."""
     draft_tokens: int = 0
-    """Tokens the draft wrote for this step, kept or not."""
+    """Tokens the draft wrote for this step, kept or not, of all candidates."""
     target_tokens: int = 0
     """Tokens the target wrote for this step."""
     scored_tokens: int = 0
-    """Tokens of the draft's step as the PRM read them, its separators included."""
+    """Tokens of the draft's step as the PRM read them, its separators included; of all candidates."""
     draft_ms: float = 0.0
     """Milliseconds from asking for the draft's step to having it, waiting included."""
     score_ms: float = 0.0
@@ -189,7 +200,10 @@ class StepEvent(_Frozen):
     source: Source | None = None
     """Who wrote ``text``."""
     text: str = ""
-    """proposed, scored, accepted, rejected: the draft's step; committed: the committed step."""
+    """proposed, scored, accepted, rejected: the draft's step; committed: the committed step. Of several
+    candidates it is the first in "proposed" and the best from "scored" on."""
+    candidates: tuple[Candidate, ...] = ()
+    """proposed, scored: all of them, where ``draft_candidates`` is above 1."""
     reward: float | None = None
     threshold: float | None = None
     acceptance_probability: float | None = None

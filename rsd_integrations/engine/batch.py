@@ -6,13 +6,13 @@ import contextlib
 import queue
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from rsd_integrations.algorithm import Cancelled
-from rsd_integrations.engine.job import Job, Request, Sink
+from rsd_integrations.engine.job import Job, Request, Sink, Task
 from rsd_integrations.errors import BackendError, EngineClosedError
 from rsd_integrations.protocols import Backend, DraftStep, ScoreStep, TargetStep
-from rsd_integrations.types import Role
 
 __all__ = ["GATHER_ROUNDS", "BatchEngine"]
 
@@ -71,6 +71,11 @@ class BatchEngine:
         return len(self._live)
 
     @property
+    def _rows(self) -> int:
+        """Rows of the models' batches that are taken."""
+        return sum(job.request.config.rows for job in self._live)
+
+    @property
     def closed(self) -> bool:
         """Whether it takes no more requests."""
         return self._closed
@@ -119,7 +124,8 @@ class BatchEngine:
                 self._queued.append(job)
 
     def _admit(self) -> None:
-        while self._queued and len(self._live) < self._backend.max_batch_size:
+        room = self._backend.max_batch_size
+        while self._queued and self._rows + self._queued[0].request.config.rows <= room:
             self._start(self._queued.pop(0))
 
     def _start(self, job: Job) -> None:
@@ -131,45 +137,47 @@ class BatchEngine:
             self._queued.remove(job)
             self._start(job)  # Its story tells what a cancelled answer looks like, even an empty one.
         for job in [job for job in self._live if job.cancelled]:
-            self._resume(job, Cancelled())
+            self._guard(job, partial(job.resume, Cancelled()))
 
     def _round(self) -> None:
         backend = self._backend
         if scoring := self._waiting(ScoreStep):
-            work = [job.work for job in scoring]
-            self._batch(scoring, lambda: backend.prm.score(_sessions(scoring, "prm"), work))  # type: ignore[arg-type]
+            steps = [task.piece for task in scoring]
+            self._batch(scoring, lambda: backend.prm.score(_sessions(scoring), steps))  # type: ignore[arg-type]
         if drafting := self._waiting(DraftStep):
-            self._batch(drafting, lambda: backend.draft.advance(_sessions(drafting, "draft")))
+            self._batch(drafting, lambda: backend.draft.advance(_sessions(drafting)))
         if (rewriting := self._waiting(TargetStep)) and self._due(rewriting):
-            self._batch(rewriting, lambda: backend.target.advance(_sessions(rewriting, "target")))
+            self._batch(rewriting, lambda: backend.target.advance(_sessions(rewriting)))
 
-    def _waiting(self, kind: type) -> list[Job]:
-        return [job for job in self._live if isinstance(job.work, kind)]
+    def _waiting(self, kind: type) -> list[Task]:
+        return [
+            task
+            for job in self._live
+            for task in job.tasks
+            if isinstance(task.piece, kind) and task.result is None
+        ]
 
-    def _due(self, rewriting: Sequence[Job]) -> bool:
+    def _due(self, rewriting: Sequence[Task]) -> bool:
         """Whether the target should run: a pass over its weights costs the same for one row as for many."""
-        for job in rewriting:
-            job.rounds_waited += 1
+        for task in rewriting:
+            task.job.rounds_waited += 1
         return (
             2 * len(rewriting) >= len(self._live)
-            or any(job.sessions["target"].in_progress for job in rewriting)
-            or max(job.rounds_waited for job in rewriting) > self._gather_rounds
+            or any(task.session.in_progress for task in rewriting)
+            or max(task.job.rounds_waited for task in rewriting) > self._gather_rounds
         )
 
-    def _batch(self, jobs: Sequence[Job], run: Callable[[], Sequence[Any]]) -> None:
+    def _batch(self, tasks: Sequence[Task], run: Callable[[], Sequence[Any]]) -> None:
         """Run one batch and hand each job its result; None means it is not done yet."""
         try:
             results = run()
-            if len(results) != len(jobs):
-                raise BackendError(f"a backend gave {len(results)} results for {len(jobs)} requests.")
+            if len(results) != len(tasks):
+                raise BackendError(f"a backend gave {len(results)} results for {len(tasks)} pieces of work.")
         except Exception as error:  # A backend should fail row by row; one that does not fails them all.
-            results = [error] * len(jobs)
-        for job, result in zip(jobs, results, strict=True):
+            results = [error] * len(tasks)
+        for task, result in zip(tasks, results, strict=True):
             if result is not None:
-                self._resume(job, result)
-
-    def _resume(self, job: Job, result: Any) -> None:
-        self._guard(job, lambda: job.resume(result))
+                self._guard(task.job, partial(task.job.take, task, result))
 
     def _guard(self, job: Job, act: Callable[[], None]) -> None:
         """A failure fails its own job; a job that waits for nothing more leaves."""
@@ -177,12 +185,12 @@ class BatchEngine:
             act()
         except Exception as error:
             job.fail(error)
-        if job.work is None:
+        if not job.tasks and job in self._live:
             self._live.remove(job)
 
 
-def _sessions(jobs: Sequence[Job], role: Role) -> list[Any]:
-    return [job.sessions[role] for job in jobs]
+def _sessions(tasks: Sequence[Task]) -> list[Any]:
+    return [task.session for task in tasks]
 
 
 def _closed() -> EngineClosedError:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rsd_integrations.accounting import RoleCount, usage
-from rsd_integrations.algorithm import Outcome, Story, rsd
+from rsd_integrations.algorithm import Story, rsd
 from rsd_integrations.config import RSDConfig
 from rsd_integrations.errors import PromptError
 from rsd_integrations.output import Output
@@ -22,11 +22,14 @@ from rsd_integrations.protocols import (
     ScoreStep,
     Tally,
     TargetStep,
+    Together,
+    WindowFull,
     Work,
 )
+from rsd_integrations.reading import Outcome
 from rsd_integrations.types import Generation, InvalidToolCall, Prompt, Role, StepEvent, ToolCall
 
-__all__ = ["Job", "Request", "Sink"]
+__all__ = ["Job", "Request", "Sink", "Task"]
 
 RUNNING: dict[str, tuple[Role, ...]] = {
     "rsd": ("draft", "target", "prm"),
@@ -50,6 +53,16 @@ class Request:
     output: Output = FREE
 
 
+@dataclass(slots=True, eq=False)
+class Task:
+    """A piece of work that a job waits for, and who does it."""
+
+    job: Job
+    session: Any
+    piece: DraftStep | TargetStep | ScoreStep
+    result: Any = None
+
+
 class Job:
     """A request with its sessions, its story and the work the story waits for.
 
@@ -58,11 +71,13 @@ class Job:
 
     def __init__(self, request: Request, sink: Sink) -> None:
         self.request = request
-        self.work: Work | None = None
+        self.tasks: list[Task] = []
+        """What its story waits for, done or not; nothing once it has ended."""
         self.rounds_waited = 0
         self._sink = sink
-        self.sessions: dict[Role, Any] = {}
-        """Of the roles that run, by role: ``WriterSession`` and ``ScorerSession``."""
+        self._alone = True
+        self._sessions: dict[Role, list[Any]] = {}
+        """``WriterSession`` and ``ScorerSession``, by role: of draft and PRM one for each candidate."""
         self._cancelled = False
         self._submitted = time.perf_counter()
 
@@ -88,8 +103,11 @@ class Job:
         # Usage compares with the target alone, so its prompt is rendered even if it does not run.
         for role in dict.fromkeys((*RUNNING[config.mode], "target")):
             more = () if role == "prm" else (self.request.output,)
-            self.sessions[role] = models[role].open(self.request.prompt, *more)
-        answering = self.sessions["draft" if config.mode == "draft" else "target"]
+            first = models[role].open(self.request.prompt, *more)
+            self._sessions[role] = [first]
+            if role != "target":
+                self._sessions[role] += [first.fork() for _ in range(1, config.rows)]
+        answering = self._sessions["draft" if config.mode == "draft" else "target"][0]
         self._story: Story = rsd(
             config,
             seed=self.request.seed,
@@ -105,7 +123,7 @@ class Job:
         """Tokens the answer may take: max_tokens, or all that the windows in use leave."""
         most = self.request.config.max_tokens
         rooms = [
-            _room(self._infos[role], self.sessions[role].prompt_tokens, most)
+            _room(self._infos[role], self._sessions[role][0].prompt_tokens, most)
             for role in RUNNING[self.request.config.mode]
         ]
         return min(rooms) if most is None else most
@@ -123,7 +141,7 @@ class Job:
             while True:
                 item = send(result)
                 send, result = self._story.send, None
-                self.work = None
+                self.tasks = []
                 if isinstance(item, StepEvent):
                     self.emit(item)
                 elif isinstance(item, Kept):
@@ -135,13 +153,33 @@ class Job:
             self._finish(stop.value)
 
     def _begin(self, work: Work) -> None:
-        if not isinstance(work, ScoreStep):
-            self.sessions[_writer(work)].begin(work)
-        self.work, self.rounds_waited = work, 0
+        self._alone = not isinstance(work, Together)
+        pieces = zip(work.candidates, work.pieces, strict=True) if isinstance(work, Together) else [(0, work)]
+        self.tasks = [Task(self, self._sessions[_role(piece)][place], piece) for place, piece in pieces]
+        for task in self.tasks:
+            if not isinstance(task.piece, ScoreStep):
+                task.session.begin(task.piece)
+        self.rounds_waited = 0
+
+    def take(self, task: Task, result: Any) -> None:
+        """Take the result of one of its tasks; behind the last one its story goes on.
+
+        Raises:
+            Exception: as ``resume``.
+        """
+        if task not in self.tasks:
+            return  # It failed or ended by another of them.
+        task.result = result
+        if self._alone or (isinstance(result, Exception) and not isinstance(result, WindowFull)):
+            self.resume(result)
+        elif all(task.result is not None for task in self.tasks):
+            self.resume([task.result for task in self.tasks])
 
     def _commit(self, kept: Kept) -> None:
         for role in RUNNING[self.request.config.mode]:
-            self.sessions[role].commit(kept, own=(kept.source == "target") == (role == "target"))
+            for place, session in enumerate(self._sessions[role]):
+                own = (kept.source == "target") == (role == "target")
+                session.commit(kept, own=own and place == kept.candidate)
 
     def _finish(self, outcome: Outcome) -> None:
         generation = self._generation(outcome)
@@ -162,8 +200,10 @@ class Job:
     def _generation(self, outcome: Outcome) -> Generation:
         # A cancelled step was written without ever reaching the story.
         unfinished: dict[Role, int] = {}
-        if isinstance(self.work, DraftStep | TargetStep):
-            unfinished[_writer(self.work)] = self.sessions[_writer(self.work)].in_progress
+        for task in self.tasks:
+            if not isinstance(task.piece, ScoreStep):
+                role = _role(task.piece)
+                unfinished[role] = unfinished.get(role, 0) + task.session.in_progress
         return Generation(
             text=outcome.text,
             reasoning=outcome.reasoning,
@@ -174,7 +214,7 @@ class Job:
                 self._count("draft", outcome.draft_generated, outcome.draft_discarded, unfinished),
                 self._count("target", outcome.target_generated, 0, unfinished),
                 self._count("prm", outcome.scored, outcome.scored_discarded, unfinished),
-                prompt_tokens=self.sessions["target"].prompt_tokens,
+                prompt_tokens=self._sessions["target"][0].prompt_tokens,
                 completion_tokens=outcome.completion_tokens,
             ),
             finish_reason=outcome.finish_reason,
@@ -183,7 +223,10 @@ class Job:
         )
 
     def _count(self, role: Role, generated: int, discarded: int, unfinished: dict[Role, int]) -> RoleCount:
-        tally = self.sessions[role].tally if role in self.sessions else Tally()
+        tally = Tally()
+        for session in self._sessions.get(role, ()):
+            tally.forwarded += session.tally.forwarded
+            tally.pairs += session.tally.pairs
         more = unfinished.get(role, 0)
         return RoleCount(self._infos[role], tally, generated + more, discarded + more)
 
@@ -205,20 +248,24 @@ class Job:
         Raises:
             Exception: the first failure, once all were tried (a broken device fails every one).
         """
-        self.work = None
+        self.tasks = []
         self.__dict__.pop("_story", None)
         failures: list[Exception] = []
-        while self.sessions:
+        sessions = [session for role in self._sessions.values() for session in role]
+        self._sessions.clear()
+        for session in sessions:
             try:
-                self.sessions.popitem()[1].close()
+                session.close()
             except Exception as error:
                 failures.append(error)
         if failures:
             raise failures[0]
 
 
-def _writer(work: DraftStep | TargetStep) -> Role:
-    return "draft" if isinstance(work, DraftStep) else "target"
+def _role(piece: DraftStep | TargetStep | ScoreStep) -> Role:
+    if isinstance(piece, ScoreStep):
+        return "prm"
+    return "draft" if isinstance(piece, DraftStep) else "target"
 
 
 def _room(info: ModelInfo, prompt_tokens: int, max_tokens: int | None) -> int:

@@ -52,6 +52,7 @@ def test_a_step_tells_all_about_itself(llm: Any, mode: str) -> None:
         "acceptance_probability": 0.0,
         "text": "TWO\n\n",
         "rejected_text": "two\n\n",
+        "candidates": [],
         "draft_tokens": 5,
         "target_tokens": 5,
         "scored_tokens": 3,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from rsd_integrations.backends.torch.runner import SlotRunner
-from rsd_integrations.backends.torch.slot_session import SlotSession
+from rsd_integrations.backends.torch.slot_session import SlotSession, to_feed
 from rsd_integrations.backends.torch.slots import SlotFeed
 from rsd_integrations.errors import RewardError
 from rsd_integrations.prm.base import Feed, PRMFormat
@@ -24,6 +24,8 @@ class TorchScorerSession(SlotSession):
 
     def __init__(self, scorer: TorchScorer, prompt: tuple[int, ...]) -> None:
         super().__init__(scorer.runner, prompt, scorer.info.sliding_window)
+        self._scorer = scorer
+        self._prompt = prompt
         self._format = scorer.format
         self._capacity = scorer.info.window
         self._steps = 0
@@ -34,6 +36,12 @@ class TorchScorerSession(SlotSession):
         """The position whose output is the reward's."""
         self.scored_tokens = 0
         """Tokens of the step that is scored."""
+
+    def fork(self) -> TorchScorerSession:
+        """Another session of the same request; each copies what the other has read."""
+        other = TorchScorerSession(self._scorer, self._prompt)
+        other.join(self)
+        return other
 
     def begin(self, body: str) -> None:
         """Lay out the tokens to score a step, unless its scoring goes on already.
@@ -103,6 +111,7 @@ class TorchScorer:
                 results[index] = error
             else:
                 waiting.append((index, session))
+        waiting = [waiting[place] for place in to_feed([session for _, session in waiting])]
         feeds = [session.feed(upto=session.read + 1) for _, session in waiting]
         for (index, session), feed, output in zip(waiting, feeds, self.runner.run(feeds), strict=True):
             results[index] = output if isinstance(output, Exception) else self._read(session, feed, output)

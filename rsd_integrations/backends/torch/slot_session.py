@@ -8,7 +8,7 @@ from rsd_integrations.backends.torch.runner import PREFILL_CHUNK, SlotRunner
 from rsd_integrations.backends.torch.slots import SlotFeed
 from rsd_integrations.protocols import Tally
 
-__all__ = ["SlotSession"]
+__all__ = ["SlotSession", "to_feed"]
 
 
 class SlotSession:
@@ -29,6 +29,29 @@ class SlotSession:
         self.cached = 0
         """Length of the part the model has seen."""
         self.tally = Tally()
+        self.family: list[SlotSession] = [self]
+        """Sessions that the same steps are committed to (of other candidates), itself among them."""
+
+    def join(self, other: SlotSession) -> None:
+        """Become one of another session's family."""
+        other.family.append(self)
+        self.family = other.family
+
+    def catch_up(self) -> bool:
+        """Copy what another of the family has read of the committed part. Whether that is all of it."""
+        # The last token is always fed: its output is wanted.
+        end = min(self.base, len(self.tokens) - 1)
+        most = max(self.family, key=lambda session: session.cached)
+        known = min(end, most.cached, most.base)
+        if known > self.cached and most._slot is not None:
+            self._runner.cache.copy(most._slot, self._claimed(), self.cached, known)
+            self.cached = known
+        return self.cached >= end
+
+    def _claimed(self) -> int:
+        if self._slot is None:
+            self._slot = self._runner.claim()
+        return self._slot
 
     def feed(self, *, upto: int | None = None, guesses: Sequence[int] = ()) -> SlotFeed:
         """The next chunk of tokens the model has not seen, reading at the last one.
@@ -40,13 +63,12 @@ class SlotSession:
         end = len(self.tokens) if upto is None else upto
         # With nothing new to feed, the last token is fed again: its output is wanted once more.
         self.cached = min(self.cached, end - 1)
-        if self._slot is None:
-            self._slot = self._runner.claim()
+        slot = self._claimed()
         end = min(end, self.cached + PREFILL_CHUNK)
         new = self.tokens[self.cached : end]
         if end < len(self.tokens) or not guesses:
-            return SlotFeed(self._slot, self.cached, new)
-        return SlotFeed(self._slot, self.cached, [*new, *guesses], len(new) - 1, len(guesses))
+            return SlotFeed(slot, self.cached, new)
+        return SlotFeed(slot, self.cached, [*new, *guesses], len(new) - 1, len(guesses))
 
     def fed(self, feed: SlotFeed) -> None:
         """Count a feed that went well. Its guesses are not part of the text: they may prove wrong."""
@@ -68,6 +90,21 @@ class SlotSession:
 
     def close(self) -> None:
         """Give the slot back."""
+        if self in self.family:
+            self.family.remove(self)
         if self._slot is not None:
             self._runner.release(self._slot)
         self._slot = None
+
+
+def to_feed(sessions: Sequence[SlotSession]) -> list[int]:
+    """Indices of the sessions to feed now: what a family has not read one reads, and the others copy."""
+    reading: set[int] = set()
+    chosen = []
+    for index, session in enumerate(sessions):
+        if len(session.family) > 1 and not session.catch_up():
+            if id(session.family) in reading:
+                continue
+            reading.add(id(session.family))
+        chosen.append(index)
+    return chosen

@@ -154,6 +154,14 @@ class SlotCache(Cache):  # type: ignore[misc]
                 layer.keys[slot].zero_()
                 layer.values[slot].zero_()
 
+    @torch.inference_mode()
+    def copy(self, source: int, target: int, start: int, end: int) -> None:
+        """Copy positions ``start`` to ``end - 1`` from one slot to another."""
+        for layer in self.layers:
+            if layer.is_initialized:
+                layer.keys[target, start:end] = layer.keys[source, start:end]
+                layer.values[target, start:end] = layer.values[source, start:end]
+
     @property
     def bytes(self) -> int:
         """Memory allocated by now."""

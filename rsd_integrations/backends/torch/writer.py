@@ -7,15 +7,13 @@ from typing import Any
 
 import torch
 
-from rsd_integrations.backends.torch.constrain import Constraint
 from rsd_integrations.backends.torch.detokenize import Detokenizer
 from rsd_integrations.backends.torch.guesses import Guesses
 from rsd_integrations.backends.torch.runner import SlotRunner
 from rsd_integrations.backends.torch.sampling import draw
-from rsd_integrations.backends.torch.slot_session import SlotSession
+from rsd_integrations.backends.torch.slot_session import SlotSession, to_feed
 from rsd_integrations.backends.torch.slots import SlotFeed
 from rsd_integrations.backends.torch.tooling import Tooling
-from rsd_integrations.calls import CallReader
 from rsd_integrations.encoding import encode_plain
 from rsd_integrations.errors import BackendError
 from rsd_integrations.output import Output
@@ -43,21 +41,27 @@ class TorchWriterSession(SlotSession):
     def __init__(
         self,
         writer: TorchWriter,
+        asked: tuple[Prompt, Output],
         prompt: tuple[int, ...],
         tags: ReasoningTags | None,
-        reader: CallReader | None,
-        constraint: Constraint | None,
     ) -> None:
         super().__init__(writer.runner, prompt, writer.info.sliding_window)
         self.tags = tags
-        self.reader = reader
-        self.constraint = constraint
+        self.reader = writer.tooling.reader(asked[1])
+        self.constraint = writer.tooling.constraint(asked[1], tags)
         self._writer = writer
-        markup = writer.tooling.markup_ids if reader else frozenset()
+        self._asked = asked
+        markup = writer.tooling.markup_ids if self.reader else frozenset()
         self._detokenizer = Detokenizer(writer.tokenizer, writer.hidden_ids - markup)
         self._text = ""
         self._guesses = Guesses()
         self.work: DraftStep | TargetStep | None = None
+
+    def fork(self) -> TorchWriterSession:
+        """Another session of the same request; each copies what the other has read."""
+        other = self._writer.open(*self._asked)
+        other.join(self)
+        return other
 
     def begin(self, work: DraftStep | TargetStep) -> None:
         """Take a step to write."""
@@ -203,10 +207,7 @@ class TorchWriter:
     def open(self, prompt: Prompt, output: Output = FREE) -> TorchWriterSession:
         """Render and encode a prompt; the window is checked by the engine, which knows max_tokens."""
         tokens = self._render(prompt, output)
-        tags = self._tags_of(tokens)
-        return TorchWriterSession(
-            self, tokens, tags, self.tooling.reader(output), self.tooling.constraint(output, tags)
-        )
+        return TorchWriterSession(self, (prompt, output), tokens, self._tags_of(tokens))
 
     @property
     def takes_tools(self) -> bool:
@@ -241,7 +242,8 @@ class TorchWriter:
         results: list[Written | Exception | None] = [
             session.written("limit") if session.full else None for session in own
         ]
-        rows = [index for index, result in enumerate(results) if result is None]
+        going = [index for index, result in enumerate(results) if result is None]
+        rows = [going[place] for place in to_feed([own[index] for index in going])]
         for index, result in zip(rows, self._write([own[index] for index in rows]), strict=True):
             results[index] = result
         return results

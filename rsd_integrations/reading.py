@@ -1,0 +1,83 @@
+"""Committed steps as they are read: the answer's text, its thinking, its calls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from rsd_integrations.calls import CallReader
+from rsd_integrations.config import RSDConfig
+from rsd_integrations.output import Output
+from rsd_integrations.protocols import Written
+from rsd_integrations.segment import CallSplitter, HoldBack, ReasoningSplitter, ReasoningTags, Unbroken
+from rsd_integrations.types import FinishReason, InvalidToolCall, Step, ToolCall
+
+__all__ = ["Outcome", "Reading"]
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What the story came to. ``delta``, ``reasoning_delta`` and ``late_calls`` were not yet part of an
+    event.
+    """
+
+    finish_reason: FinishReason = "stop"
+    text: str = ""
+    reasoning: str | None = None
+    delta: str = ""
+    reasoning_delta: str = ""
+    late_calls: list[ToolCall | InvalidToolCall] = field(default_factory=list)
+    calls: list[ToolCall | InvalidToolCall] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    completion_tokens: int = 0
+    draft_generated: int = 0
+    draft_discarded: int = 0
+    target_generated: int = 0
+    scored: int = 0
+    scored_discarded: int = 0
+
+
+class Reading:
+    """Committed text as it is read: what may be shown, what is thought, what is called."""
+
+    def __init__(
+        self, config: RSDConfig, tags: ReasoningTags | None, output: Output, reader: CallReader | None
+    ) -> None:
+        self._held = HoldBack(config.stop)
+        self._splitter = ReasoningSplitter(tags)
+        self._reader = reader if output.tools else None
+        self._calls = CallSplitter(self._reader.unbroken) if self._reader else None
+        self.single = bool(output.tools) and not output.parallel
+        self.unbroken = self._reader.unbroken if self._reader else None
+        if output.schema is not None:
+            # A document fills the answer, behind the thinking if there is any.
+            self.unbroken = Unbroken(tags.closing if tags and tags.open_in_prompt else "")
+        self.outcome = Outcome()
+
+    def push(self, written: Written) -> tuple[str, str, list[ToolCall | InvalidToolCall]]:
+        """Take a committed step, return the (answer, reasoning, calls) that became certain."""
+        held = self._held
+        text = held.push(written.text) if written.cut is None else held.finish(written.text, written.cut)
+        return self._read(text)
+
+    def finish(self) -> None:
+        """Give out what was held back."""
+        outcome = self.outcome
+        outcome.delta, outcome.reasoning_delta, outcome.late_calls = self._read(
+            self._held.finish(), final=True
+        )
+        if not self._splitter.seen_reasoning:
+            outcome.reasoning = None
+
+    def _read(self, text: str, *, final: bool = False) -> tuple[str, str, list[ToolCall | InvalidToolCall]]:
+        delta, reasoning = self._splitter.push(text, final=final)
+        found: list[ToolCall | InvalidToolCall] = []
+        if self._calls is not None and self._reader is not None:
+            delta, texts = self._calls.push(delta, final=final)
+            for call in texts:
+                read = self._reader.read(call)
+                delta += call if read is None else ""
+                found += read or ()
+        self.outcome.text += delta
+        self.outcome.reasoning = (self.outcome.reasoning or "") + reasoning
+        self.outcome.calls += found
+        return delta, reasoning, found
