@@ -63,6 +63,7 @@ class Terms:
     top_p: float = 1.0
     top_k: int | None = None
     seed: int = 0
+    draft_candidates: int = 1
 
     def omega(self, reward: float) -> float:
         """Table 1 of the paper."""
@@ -82,6 +83,8 @@ class StoryStep:
     ids: list[int]
     reward: float | None
     rejected: list[int] | None
+    drafted: int
+    """Tokens of all candidates."""
 
 
 @dataclass
@@ -202,23 +205,36 @@ def naive_rsd(draft: Party, target: Party, prm: Party, prompt: str, terms: Terms
     accept = random.Random(f"{terms.seed}/accept")
     choose = {
         name: _Choose(terms, random.Random(f"{terms.seed}/{name}").random, story)
-        for name in ("draft", "target")
+        for name in ("target", "draft", *(f"draft/{n}" for n in range(1, terms.draft_candidates)))
     }
     same = draft.tokenizer.get_vocab() == target.tokenizer.get_vocab()
     contexts = {"draft": draft.prompt(prompt), "target": target.prompt(prompt)}
     bodies: list[str] = []
     left = terms.max_tokens
-    draft_only = terms.weighting == "step" and terms.threshold == 0.0
+    draft_only = terms.weighting == "step" and terms.threshold == 0.0 and terms.draft_candidates == 1
     target_only = terms.weighting == "step" and terms.threshold > 1.0
     while True:
         budget = min(left, terms.max_step_tokens)
-        source, party, reward, rejected = "draft", draft, None, None
+        source, party, reward, rejected, drafted = "draft", draft, None, None, 0
         if not target_only:
-            ids, end = _write(draft, contexts["draft"], story.text, terms, budget, choose["draft"])
+            written = [
+                _write(draft, contexts["draft"], story.text, terms, budget, choice)
+                for name, choice in choose.items()
+                if name != "target"
+            ]
+            drafted = sum(len(ids) for ids, _ in written)
+            ids, end = written[0]
             probability = 1.0
             if not draft_only:
-                body = _body(_before_stop(draft.decode(ids), story.text, terms), terms)
-                reward = _reward(prm, prompt, [*bodies, body] if body else bodies)
+                steps = [
+                    _body(_before_stop(draft.decode(ids), story.text, terms), terms) for ids, _ in written
+                ]
+                rewards = {body: _reward(prm, prompt, [*bodies, body] if body else bodies) for body in steps}
+                reward = max(rewards.values())
+                ids, end = written[[rewards[body] for body in steps].index(reward)]
+                others = sorted(rewards.values())[:-1]
+                if others:
+                    story.margin = min(story.margin, reward - others[-1])
                 probability = terms.omega(reward)
                 if terms.weighting == "step":
                     story.margin = min(story.margin, abs(reward - terms.threshold))
@@ -232,7 +248,7 @@ def naive_rsd(draft: Party, target: Party, prm: Party, prompt: str, terms: Terms
             ids, end = _write(target, contexts["target"], story.text, terms, budget, choose["target"])
         text = party.decode(ids)
         shown = _before_stop(text, story.text, terms)
-        story.steps.append(StoryStep(source, shown, ids, reward, rejected))
+        story.steps.append(StoryStep(source, shown, ids, reward, rejected, drafted))
         for name, side in (("draft", draft), ("target", target)):
             contexts[name] += ids if same or name == source else side.encode(text)
         if body := _body(shown, terms):

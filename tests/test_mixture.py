@@ -13,7 +13,7 @@ import torch
 
 from rsd_integrations import RSDConfig, RSDPipeline
 from rsd_integrations.algorithm import rsd
-from rsd_integrations.protocols import DraftStep, Kept, Scored, ScoreStep, TargetStep, Written
+from rsd_integrations.protocols import DraftStep, Kept, Scored, ScoreStep, TargetStep, Together, Written
 from rsd_integrations.types import StepEvent
 from tests.tiny_models import causal, token_classifier, tokenizer
 
@@ -66,6 +66,8 @@ def steps_of(config: RSDConfig, seed: int, answer: Callable[[Any], Any]) -> Sequ
 
 
 def answer(work: Any) -> Any:
+    if isinstance(work, Together):
+        return [answer(piece) for piece in work.pieces]
     if isinstance(work, ScoreStep):
         return Scored(REWARD[work.body], 1)
     assert isinstance(work, DraftStep | TargetStep)
@@ -90,6 +92,22 @@ def test_the_algorithm_samples_the_mixture(name: str) -> None:
     # The check has teeth: neither model alone, nor the mixture of another weighting, would pass.
     assert variation(counts, DRAFT) > 0.05
     assert variation(counts, TARGET) > 0.05
+
+
+@pytest.mark.parametrize(("candidates", "threshold"), [(2, 0.5), (4, 0.5), (4, 0.0), (3, 0.9)])
+def test_the_best_of_several_drafts_takes_the_draft_s_place(candidates: int, threshold: float) -> None:
+    """P(best of n = x) = F(x)^n - F(below x)^n, with F the draft's distribution of rewards."""
+    config = RSDConfig(draft_candidates=candidates, threshold=threshold, temperature=1.0, max_steps=100)
+    counts = Counter(
+        step.text.strip() for seed in range(SAMPLES // 100) for step in steps_of(config, seed, answer)
+    )
+    best, below = {}, 0.0
+    for step in sorted(DRAFT, key=REWARD.__getitem__):
+        best[step] = (below + DRAFT[step]) ** candidates - below**candidates
+        below += DRAFT[step]
+    expected = mixture(best, TARGET, lambda step: float(REWARD[step] >= threshold))
+    assert variation(counts, expected) < 0.01
+    assert variation(counts, mixture(DRAFT, TARGET, lambda step: float(REWARD[step] >= threshold))) > 0.05
 
 
 def test_a_callable_weighting_samples_its_mixture() -> None:

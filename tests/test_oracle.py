@@ -72,8 +72,7 @@ def assert_same(generation: Generation, story: Story) -> None:
     for step, told in zip(generation.steps, story.steps, strict=True):
         assert (step.reward is None) == (told.reward is None)
         assert step.reward == pytest.approx(told.reward, abs=1e-4) or step.reward is None
-        drafted = told.ids if told.source == "draft" else told.rejected or []
-        assert step.draft_tokens == len(drafted)
+        assert step.draft_tokens == told.drafted
         assert step.target_tokens == (len(told.ids) if told.source == "target" else 0)
     assert generation.usage.completion_tokens == sum(len(step.ids) for step in story.steps)
 
@@ -132,6 +131,36 @@ def test_sampling_equals_the_oracle(pair: Any) -> None:
     three, pipe = pair
     cases = [(PROMPTS[seed % len(PROMPTS)], sampled(seed)) for seed in range(10)]
     check_all(three, pipe, cases)
+
+
+def best_of(seed: int) -> Terms:
+    """Two to four candidates in a different mixture of settings for each seed."""
+    terms = vars(sampled(seed)) | {"draft_candidates": 2 + seed % 3}
+    # Any is accepted; every other seed at most.
+    return Terms(**terms | ({"threshold": 0.0} if seed % 2 else {}))
+
+
+def test_the_best_of_several_candidates_equals_the_oracle(pair: Any) -> None:
+    three, pipe = pair
+    check_all(three, pipe, [(PROMPTS[seed % len(PROMPTS)], best_of(seed)) for seed in range(10)])
+
+
+def test_candidates_of_different_tokenizers(mixed_tokenizers: Any) -> None:
+    three, pipe = mixed_tokenizers
+    check_all(three, pipe, [(PROMPTS[seed % len(PROMPTS)], best_of(seed)) for seed in range(10)])
+
+
+def test_what_all_candidates_share_is_read_once() -> None:
+    """Prompt and committed steps go once through draft and PRM, however many candidates there are."""
+    three = parties("qwen")
+    settings = {"threshold": 0.0, "temperature": 1.0, "seed": 2, "step_delimiter": "e", "max_step_tokens": 9}
+    with load(three) as pipe:
+        usage = pipe.generate(PROMPTS[2] * 5, draft_candidates=6, max_tokens=60, **settings).usage
+        length = usage.prompt_tokens
+        assert usage.draft.generated > 6 * usage.completion_tokens / 2
+        # What a candidate wrote is fed to it alone, what was kept to the others not at all.
+        assert length < usage.draft.forwarded <= length + usage.draft.generated
+        assert usage.prm.forwarded <= length + usage.prm.generated
 
 
 def test_different_tokenizers_share_text(mixed_tokenizers: Any) -> None:

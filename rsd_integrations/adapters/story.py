@@ -73,7 +73,7 @@ class Story:
         """Something happened."""
         match event.type:
             case "proposed":
-                yield from self._end({"text": event.text})
+                yield from self._end({"text": event.text} | _others(event))
                 if self.call.config.mode == "rsd":
                     yield from self._start("score", {"text": event.text})
             case "scored":
@@ -116,8 +116,13 @@ class Story:
             yield Closed(self._open.pop(), outputs)
 
 
+def _others(event: StepEvent) -> dict[str, Any]:
+    """All candidates, where there are several."""
+    return {"candidates": [one.model_dump() for one in event.candidates]} if event.candidates else {}
+
+
 def _verdict(event: StepEvent) -> dict[str, Any]:
-    return {
+    return _others(event) | {
         "reward": event.reward,
         "threshold": event.threshold,
         "acceptance_probability": event.acceptance_probability,

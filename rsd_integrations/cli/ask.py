@@ -56,13 +56,24 @@ def ask(
     seed: Annotated[
         int | None, typer.Option(help="Repeats a sampled answer.", rich_help_panel=_DECODING)
     ] = None,
+    candidates: Annotated[
+        int | None,
+        typer.Option(
+            "--draft-candidates", help="Drafts for each step; the best is tested.", rich_help_panel=_DECODING
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, nothing else.")] = False,
     html: Annotated[Path | None, typer.Option(help="Also write the steps as an HTML page.")] = None,
 ) -> None:
     """Answer a question and show every step: kept, or rejected and rewritten by the target."""
     state: State = ctx.obj
     config = _config(
-        threshold=threshold, weighting=weighting, temperature=temperature, max_tokens=max_tokens, seed=seed
+        threshold=threshold,
+        weighting=weighting,
+        temperature=temperature,
+        max_tokens=max_tokens,
+        seed=seed,
+        draft_candidates=candidates,
     )
     choice = ModelChoice(draft, target, prm, prm_format, device, dtype)
     text = _question(question)

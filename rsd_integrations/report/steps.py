@@ -79,7 +79,9 @@ def _in_the_making(event: StepEvent) -> RenderableType:
     """What stands below the committed steps while the next one is made."""
     number = event.index + 1
     if event.type == "proposed":
-        return _Line("…", "proposed", event.text, colour="dim", body_style="dim")
+        others = len(event.candidates) - 1
+        label = f"proposed, and {others} more" if others > 0 else "proposed"
+        return _Line("…", label, event.text, colour="dim", body_style="dim")
     score = _score(event.reward, event.acceptance_probability)
     if event.type in ("scored", "accepted"):
         label = f"scored  {score}" if score else "proposed"

@@ -171,6 +171,26 @@ class WriterKit:
         for session in (straight, winding):
             session.close()
 
+    def test_a_fork_goes_on_as_its_origin_would(self, writer: Writer) -> None:
+        """Candidates: all write, one's step is committed to all of them, or another model's is."""
+        alone = writer.open(PROMPTS[1])
+        family = [writer.open(PROMPTS[1])]
+        family += [family[0].fork() for _ in range(2)]
+        other = self.one(writer, PROMPTS[0], max_tokens=5, seed=1)
+        for chosen in (1, None, 0):
+            steps = write(writer, family, [work(6, seed=20 + index) for index in range(3)])
+            (expected,) = write(writer, [alone], [work(6, seed=20 + (chosen or 0))])
+            assert told(steps[chosen or 0]) == told(expected)
+            kept = other if chosen is None else steps[chosen]
+            keep(alone, kept, own=chosen is not None)
+            for index, session in enumerate(family):
+                keep(session, kept, own=index == chosen)
+        family[0].close()
+        after = write(writer, [alone, *family[1:]], [work(6)] * 3)
+        assert len({told(written) for written in after}) == 1
+        for session in (alone, *family):
+            session.close()
+
     def test_in_progress_counts_the_step_s_tokens(self, writer: Writer) -> None:
         session = writer.open(PROMPTS[0])
         session.begin(work(3, delimiters=("\0",)))
@@ -218,6 +238,20 @@ class ScorerKit:
         assert isinstance(scored, Scored), scored
         return scored
 
+    def score_all(
+        self, scorer: Scorer, sessions: Sequence[ScorerSession], bodies: Sequence[str]
+    ) -> list[Any]:
+        """In common rounds until the last is done."""
+        done: dict[int, Any] = {}
+        for _ in range(100):
+            waiting = [index for index in range(len(bodies)) if index not in done]
+            if not waiting:
+                return [done[index] for index in range(len(bodies))]
+            work = [ScoreStep(bodies[index]) for index in waiting]
+            results = scorer.score([sessions[index] for index in waiting], work)
+            done |= {index: one for index, one in zip(waiting, results, strict=True) if one is not None}
+        raise AssertionError("a score never came")
+
     def test_opening_runs_no_model(self, scorer: Scorer) -> None:
         session = scorer.open(PROMPTS[0])
         assert session.prompt_tokens > 0
@@ -264,6 +298,26 @@ class ScorerKit:
         rewards = [self.score(scorer, session, "And so on.").reward for session in (accepted, committed)]
         assert rewards[0] == pytest.approx(rewards[1], abs=1e-5)
         for session in (accepted, committed):
+            session.close()
+
+    def test_a_fork_goes_on_as_its_origin_would(self, scorer: Scorer) -> None:
+        """Candidates are scored together, and one of them or another step is committed to all."""
+        family = [scorer.open(PROMPTS[1])]
+        family += [family[0].fork() for _ in range(2)]
+        alone = scorer.open(PROMPTS[1])
+        for chosen, bodies in enumerate((["One.", "Or two, it is.", "3"], ["4 + 4 = 8", "So.", "5"])):
+            scores = self.score_all(scorer, family, bodies)
+            expected = self.score(scorer, alone, bodies[chosen])
+            assert scores[chosen] == Scored(pytest.approx(expected.reward, abs=1e-5), expected.tokens)
+            for index, session in enumerate([*family, alone]):
+                written = Written(bodies[chosen] + "\n\n", (1,), "delimiter")
+                keep(session, written, own=index in (chosen, 3), body=bodies[chosen])
+        for session in (*family, alone):
+            keep(session, Written("Right.\n\n", (1,), "delimiter"), own=False, body="Right.")
+        family[0].close()
+        rewards = [self.score(scorer, session, "And so on.").reward for session in (alone, *family[1:])]
+        assert rewards[1:] == pytest.approx([rewards[0]] * 2, abs=1e-5)
+        for session in (alone, *family):
             session.close()
 
     def test_no_body_reads_the_last_committed_step(self, scorer: Scorer) -> None:
