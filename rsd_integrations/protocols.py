@@ -23,6 +23,7 @@ __all__ = [
     "Backend",
     "DraftStep",
     "End",
+    "GuessStep",
     "Kept",
     "ModelInfo",
     "Sampling",
@@ -81,6 +82,18 @@ class TargetStep:
     sampling: Sampling
     closing: bool = False
     rejected: Written | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GuessStep:
+    """Ask the draft how it would go on behind ``tokens``, of a step that the target is writing.
+
+    The answer's ``token_ids`` are ``count`` of its tokens at most, greedy and whatever step they would
+    end; nothing else of it counts, and nothing of it is committed.
+    """
+
+    tokens: tuple[int, ...]
+    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,8 +215,25 @@ class WriterSession(Protocol):
     reader: CallReader | None
     """Of the calls of the tools it was opened with; None without tools."""
 
-    def begin(self, work: DraftStep | TargetStep) -> None:
+    def begin(self, work: DraftStep | TargetStep | GuessStep) -> None:
         """Take a step to write; ``Writer.advance`` then writes it over some rounds."""
+        ...
+
+    @property
+    def wanted(self) -> int:
+        """How many guesses of its next tokens a rewrite would take from the draft now; 0 for none.
+
+        None unless the rejected step was of this writer's vocabulary, for the draft's tokens are then too.
+        """
+        ...
+
+    def guess(self, tokens: Sequence[int]) -> None:
+        """Take the guesses that were wanted, or none. The text does not depend on them."""
+        ...
+
+    @property
+    def so_far(self) -> tuple[int, ...]:
+        """The tokens of the step in progress."""
         ...
 
     def commit(self, kept: Kept, *, own: bool) -> None:

@@ -27,6 +27,7 @@ from rsd_integrations.protocols import (
     FREE,
     Backend,
     DraftStep,
+    GuessStep,
     Kept,
     ModelInfo,
     Scored,
@@ -117,7 +118,19 @@ class _WriterSession:
     def in_progress(self) -> int:
         return len(self.tokens)
 
-    def begin(self, work: DraftStep | TargetStep) -> None:
+    @property
+    def so_far(self) -> tuple[int, ...]:
+        return tuple(self.tokens)
+
+    @property
+    def wanted(self) -> int:
+        return 0
+
+    def guess(self, tokens: Sequence[int]) -> None:
+        """A script guesses nothing."""
+
+    def begin(self, work: DraftStep | TargetStep | GuessStep) -> None:
+        assert not isinstance(work, GuessStep), "no scripted target wants guesses"
         self.work = work
         self.tokens = []
         self._script = self.writer.script(self.prompt, self.steps, self.text, self.output)

@@ -144,10 +144,17 @@ class BatchEngine:
         if scoring := self._waiting(ScoreStep):
             steps = [task.piece for task in scoring]
             self._batch(scoring, lambda: backend.prm.score(_sessions(scoring), steps))  # type: ignore[arg-type]
-        if drafting := self._waiting(DraftStep):
+        if drafting := self._waiting(DraftStep) + self._guessing():
             self._batch(drafting, lambda: backend.draft.advance(_sessions(drafting)))
-        if (rewriting := self._waiting(TargetStep)) and self._due(rewriting):
+        # Rows that guess hold the others up for a few of the draft's rounds: then all share one pass.
+        rewriting = [] if self._guessing() else self._waiting(TargetStep)
+        if rewriting and self._due(rewriting):
             self._batch(rewriting, lambda: backend.target.advance(_sessions(rewriting)))
+            for task in self._waiting(TargetStep):
+                task.job.seek_guesses(task)
+
+    def _guessing(self) -> list[Task]:
+        return [job.guessing for job in self._live if job.guessing is not None]
 
     def _waiting(self, kind: type) -> list[Task]:
         return [

@@ -17,6 +17,7 @@ from rsd_integrations.protocols import (
     FREE,
     Backend,
     DraftStep,
+    GuessStep,
     Kept,
     ModelInfo,
     ScoreStep,
@@ -37,6 +38,9 @@ RUNNING: dict[str, tuple[Role, ...]] = {
     "target": ("target",),
 }
 """The models that a config's mode runs."""
+
+GUESSING_PAYS = 3
+"""Parameters of the target to those of the draft, from which the draft's guesses are worth its time."""
 
 Sink = Callable[[StepEvent | BaseException | None], None]
 """Takes a job's events, then its exception if it failed, then None. Called on the engine thread."""
@@ -59,7 +63,7 @@ class Task:
 
     job: Job
     session: Any
-    piece: DraftStep | TargetStep | ScoreStep
+    piece: DraftStep | TargetStep | ScoreStep | GuessStep
     result: Any = None
 
 
@@ -73,6 +77,8 @@ class Job:
         self.request = request
         self.tasks: list[Task] = []
         """What its story waits for, done or not; nothing once it has ended."""
+        self.guessing: Task | None = None
+        """What the target waits for, to write faster."""
         self.rounds_waited = 0
         self._sink = sink
         self._alone = True
@@ -141,7 +147,7 @@ class Job:
             while True:
                 item = send(result)
                 send, result = self._story.send, None
-                self.tasks = []
+                self.tasks, self.guessing = [], None
                 if isinstance(item, StepEvent):
                     self.emit(item)
                 elif isinstance(item, Kept):
@@ -167,6 +173,11 @@ class Job:
         Raises:
             Exception: as ``resume``.
         """
+        if task is self.guessing:
+            # Nothing is lost with guesses that fail.
+            self.guessing = None
+            self.tasks[0].session.guess(() if isinstance(result, Exception) else result.token_ids)
+            return
         if task not in self.tasks:
             return  # It failed or ended by another of them.
         task.result = result
@@ -174,6 +185,16 @@ class Job:
             self.resume(result)
         elif all(task.result is not None for task in self.tasks):
             self.resume([task.result for task in self.tasks])
+
+    def seek_guesses(self, rewriting: Task) -> None:
+        """Have the draft go on behind the target's own text, where that is wanted and pays."""
+        wanted = rewriting.session.wanted if "draft" in self._sessions else 0
+        sizes = {role: self._infos[role].parameters for role in ("draft", "target")}
+        if wanted > 0 and sizes["target"] >= GUESSING_PAYS * sizes["draft"]:
+            draft = self._sessions["draft"][0]
+            piece = GuessStep(rewriting.session.so_far, wanted)
+            draft.begin(piece)
+            self.guessing = Task(self, draft, piece)
 
     def _commit(self, kept: Kept) -> None:
         for role in RUNNING[self.request.config.mode]:
@@ -201,7 +222,7 @@ class Job:
         # A cancelled step was written without ever reaching the story.
         unfinished: dict[Role, int] = {}
         for task in self.tasks:
-            if not isinstance(task.piece, ScoreStep):
+            if isinstance(task.piece, DraftStep | TargetStep):
                 role = _role(task.piece)
                 unfinished[role] = unfinished.get(role, 0) + task.session.in_progress
         return Generation(
@@ -248,7 +269,7 @@ class Job:
         Raises:
             Exception: the first failure, once all were tried (a broken device fails every one).
         """
-        self.tasks = []
+        self.tasks, self.guessing = [], None
         self.__dict__.pop("_story", None)
         failures: list[Exception] = []
         sessions = [session for role in self._sessions.values() for session in role]
@@ -262,10 +283,10 @@ class Job:
             raise failures[0]
 
 
-def _role(piece: DraftStep | TargetStep | ScoreStep) -> Role:
+def _role(piece: DraftStep | TargetStep | ScoreStep | GuessStep) -> Role:
     if isinstance(piece, ScoreStep):
         return "prm"
-    return "draft" if isinstance(piece, DraftStep) else "target"
+    return "target" if isinstance(piece, TargetStep) else "draft"
 
 
 def _room(info: ModelInfo, prompt_tokens: int, max_tokens: int | None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,7 +14,9 @@ from hypothesis import strategies as st
 
 from rsd_integrations import Generation, RSDPipeline
 from rsd_integrations.backends.torch.guesses import Guesses
+from rsd_integrations.engine import job
 from rsd_integrations.output import Output
+from rsd_integrations.protocols import GuessStep
 from tests.tiny_models import causal, token_classifier, tokenizer
 
 PROMPT = "Ava has 12 marbles. She buys 9 more."
@@ -40,6 +43,14 @@ def load(draft: tuple[str, str], target: tuple[str, str], *, seeds: tuple[int, i
     return RSDPipeline.from_pretrained(
         *models, (token_classifier(0, "ascii"), tokenizer("ascii")), device="cpu"
     )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def the_draft_guesses() -> Iterator[None]:
+    """Whatever the models' sizes: the tiny ones are alike."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job, "GUESSING_PAYS", 0)
+        yield
 
 
 @pytest.fixture(scope="module", params=PAIRS)
@@ -117,17 +128,22 @@ def test_with_a_form() -> None:
             check_equal(one, other)
 
 
+def count_forwards(model: Any) -> list[int]:
+    """A number that goes up with each forward."""
+    readout, forwards = model.runner._readout, [0]
+
+    def counting(*given: Any) -> Any:
+        forwards[0] += 1
+        return readout(*given)
+
+    model.runner._readout = counting
+    return forwards
+
+
 def test_right_guesses_save_forwards() -> None:
     """A target that agrees with the draft takes a rejected step whole."""
     with load(("Llama", "ascii"), ("Llama", "ascii"), seeds=(1, 1)) as pipe:
-        runner = pipe.backend.target.runner  # type: ignore[attr-defined]
-        readout, forwards = runner._readout, [0]
-
-        def counting(*given: Any) -> Any:
-            forwards[0] += 1
-            return readout(*given)
-
-        runner._readout = counting
+        forwards = count_forwards(pipe.backend.target)
         counts = {}
         for on in (True, False):
             forwards[0] = 0
@@ -172,3 +188,70 @@ def test_guesses_are_from_the_rejected_step_in_its_order(
         assert guesses.drawn(token) is (bool(before) and before[0] == token)
         assert len(guesses._tokens) < len(before) or not before
         guesses.verified(data.draw(st.integers(0, len(asked))), len(asked))
+
+
+def test_the_draft_goes_on_guessing_from_the_target_s_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where chance led the rejected step elsewhere, the draft still knows how the target goes on."""
+    given = {"weighting": "constant", "acceptance_rate": 0.0, "step_delimiter": "\0", "max_step_tokens": 40}
+    with load(("Llama", "ascii"), ("Llama", "ascii"), seeds=(1, 1)) as pipe:
+        forwards = count_forwards(pipe.backend.target)
+        counts, answers = {}, {}
+        for pays in (0, math.inf):
+            monkeypatch.setattr(job, "GUESSING_PAYS", pays)
+            forwards[0] = 0
+            answers[pays] = [
+                pipe.generate(PROMPT, **given, max_tokens=80, temperature=0.4, seed=seed) for seed in range(6)
+            ]
+            counts[pays] = forwards[0]
+    for one, other in zip(*answers.values(), strict=True):
+        check_equal(one, other)
+    assert counts[0] < 0.8 * counts[math.inf]
+    read = [sum(answer.usage.draft.forwarded for answer in answers[pays]) for pays in (0, math.inf)]
+    # What the draft guessed right it need not read again.
+    assert read[1] < read[0]
+
+
+def test_guesses_that_fail_lose_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {**FIELDS, "temperature": 0.7, "seed": 1}
+    with load(*PAIRS["same tokenizer"]) as pipe:
+        draft: Any = pipe.backend.draft
+        expected = pipe.generate(PROMPT, **given)
+        advance, failed = draft.advance, []
+
+        def failing(sessions: Any) -> Any:
+            if any(isinstance(session.work, GuessStep) for session in sessions):
+                failed.append(len(sessions))
+                return [RuntimeError("no guesses today")] * len(sessions)
+            return advance(sessions)
+
+        monkeypatch.setattr(draft, "advance", failing)
+        check_equal(pipe.generate(PROMPT, **given), expected)
+        assert failed
+
+
+def test_wrong_guesses_of_the_draft_end_its_guessing() -> None:
+    guesses = Guesses((1,), more=True)
+    assert guesses.wanted == 0
+    assert guesses.drawn(1)
+    asked = []
+    while guesses.wanted:
+        asked.append(guesses.wanted)
+        guesses.give([9] * guesses.wanted)
+        assert not guesses.drawn(5)
+        guesses.verified(0, asked[-1])
+    assert asked == [4, 2, 2]
+
+
+def test_right_guesses_of_the_draft_make_for_more() -> None:
+    guesses = Guesses((), more=True)
+    asked = []
+    for _ in range(4):
+        asked.append(guesses.wanted)
+        guesses.give([7] * asked[-1])
+        assert guesses.next(100) == [7] * asked[-1]
+        assert all(guesses.drawn(7) for _ in range(asked[-1]))
+        guesses.verified(asked[-1], asked[-1])
+    assert asked == [4, 8, 16, 16]
+    guesses.give(())
+    assert guesses.wanted == 0
+    assert Guesses(()).wanted == 0

@@ -1,8 +1,9 @@
-"""Token-level speculation inside a rewrite: the rejected step's tokens as guesses of the target's.
+"""Token-level speculation inside a rewrite: guesses of the target's tokens, first the rejected step's.
 
 The target takes several guesses in one forward and draws its own token at each place, with the draws it would
 make anyway. A guess that equals the token drawn saves a forward; the first that differs ends the row, and the
-token drawn stands. So the text is the one it would be without guesses, greedy or sampled.
+token drawn stands. So the text is the one it would be without guesses, greedy or sampled. Once the rejected
+step is used up, the draft may go on guessing from the target's own text.
 """
 
 from __future__ import annotations
@@ -21,17 +22,38 @@ _MISSES = 3
 """Wrong first guesses in a row after which no more are made in this step."""
 
 
+_ASKED, _LEAST_ASKED, _MOST_ASKED = 4, 2, 16
+"""Guesses asked of the draft at a time: each costs a forward of its own."""
+
+
 class Guesses:
     """What may come next in one step.
 
     Args:
         tokens: the rejected step's, in this model's ids.
+        more: whether the draft can be asked for more.
     """
 
-    def __init__(self, tokens: Sequence[int] = ()) -> None:
+    def __init__(self, tokens: Sequence[int] = (), *, more: bool = False) -> None:
         self._tokens = list(tokens)
         self._width = _FIRST
         self._misses = 0
+        self._more = more
+        self._asked = _ASKED
+        self._drafted = False
+
+    @property
+    def wanted(self) -> int:
+        """How many the draft is to be asked for now."""
+        return self._asked if self._more and not self._tokens else 0
+
+    def give(self, tokens: Sequence[int]) -> None:
+        """Take guesses of the draft's; none ends its guessing in this step."""
+        if not self._drafted:
+            self._drafted, self._misses = True, 0
+        self._tokens = list(tokens)
+        self._width = max(self._width, len(self._tokens))
+        self._more = bool(tokens)
 
     def next(self, room: int) -> list[int]:
         """Guesses of the next tokens, as many as are worth a place in a forward, at most ``room``."""
@@ -45,6 +67,10 @@ class Guesses:
             del self._tokens[0]
             self._misses = 0
             return True
+        if self._drafted:
+            # From the token drawn on the draft knows better.
+            self._tokens.clear()
+            return False
         # Another word in its place, or some words left out: the rest may still fit.
         near = self._tokens[1 : 1 + _REACH]
         del self._tokens[: 2 + near.index(token) if token in near else 1]
@@ -52,7 +78,11 @@ class Guesses:
 
     def verified(self, right: int, asked: int) -> None:
         """How many of those in a forward were right: makes more or fewer of them next time."""
-        self._width = min(_MOST, 2 * self._width) if right == asked else max(_LEAST, self._width // 2)
+        if self._drafted:
+            self._asked = min(_MOST_ASKED, 2 * asked) if right == asked else max(_LEAST_ASKED, asked // 2)
+        else:
+            self._width = min(_MOST, 2 * self._width) if right == asked else max(_LEAST, self._width // 2)
         self._misses = 0 if right else self._misses + 1
         if self._misses >= _MISSES:
             self._tokens.clear()
+            self._more = self._more and not self._drafted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 
 from rsd_integrations.backends.torch.runner import PREFILL_CHUNK, SlotRunner
 from rsd_integrations.backends.torch.slots import SlotFeed
@@ -75,10 +76,16 @@ class SlotSession:
         self.tally.add(feed.start, len(feed.tokens), self._window)
         self.cached = feed.start + len(feed.tokens) - feed.more
 
-    def replace(self, tokens: tuple[int, ...]) -> None:
-        """Commit these tokens in place of the step in progress."""
+    def follow(self, tokens: Sequence[int]) -> None:
+        """Put these tokens in place of the step in progress. What both begin with stays cached."""
+        pairs = zip(self.tokens[self.base : self.cached], tokens, strict=False)
+        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         self.tokens[self.base :] = tokens
-        self.cached = min(self.cached, self.base)
+        self.cached = min(self.cached, self.base + same)
+
+    def replace(self, tokens: Sequence[int]) -> None:
+        """Commit these tokens in place of the step in progress."""
+        self.follow(tokens)
         self.base = len(self.tokens)
 
     def keep(self, length: int | None = None) -> None:

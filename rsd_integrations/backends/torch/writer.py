@@ -21,6 +21,7 @@ from rsd_integrations.protocols import (
     FREE,
     DraftStep,
     End,
+    GuessStep,
     Kept,
     ModelInfo,
     TargetStep,
@@ -55,7 +56,7 @@ class TorchWriterSession(SlotSession):
         self._detokenizer = Detokenizer(writer.tokenizer, writer.hidden_ids - markup)
         self._text = ""
         self._guesses = Guesses()
-        self.work: DraftStep | TargetStep | None = None
+        self.work: DraftStep | TargetStep | GuessStep | None = None
 
     def fork(self) -> TorchWriterSession:
         """Another session of the same request; each copies what the other has read."""
@@ -63,27 +64,44 @@ class TorchWriterSession(SlotSession):
         other.join(self)
         return other
 
-    def begin(self, work: DraftStep | TargetStep) -> None:
+    def begin(self, work: DraftStep | TargetStep | GuessStep) -> None:
         """Take a step to write."""
         self.work = work
+        if isinstance(work, GuessStep):
+            self.follow(work.tokens)
+            return
         self._text = ""
-        self._guesses = Guesses(self._rejected(work))
+        rejected = work.rejected if isinstance(work, TargetStep) else None
+        if rejected is None:
+            self._guesses = Guesses()
+        else:
+            same = rejected.vocabulary == self._writer.vocabulary
+            self._guesses = Guesses(self._as_own_tokens(rejected), more=same)
         self._detokenizer.mark()
 
-    def _rejected(self, work: DraftStep | TargetStep) -> tuple[int, ...]:
-        """The rejected step in this model's tokens, if there is one."""
-        written = work.rejected if isinstance(work, TargetStep) else None
-        return () if written is None else self._as_own_tokens(written)
+    @property
+    def wanted(self) -> int:
+        """How many of the draft's guesses it would take now."""
+        return min(self._guesses.wanted, self._room - 1) if self.in_progress else 0
+
+    def guess(self, tokens: Sequence[int]) -> None:
+        """Take guesses of the draft's."""
+        self._guesses.give(tokens)
+
+    @property
+    def so_far(self) -> tuple[int, ...]:
+        """The tokens of the step in progress."""
+        return tuple(self.tokens[self.base :])
 
     def _as_own_tokens(self, written: Written) -> tuple[int, ...]:
         return self._writer.as_own_tokens(written, markup=self.reader is not None)
 
     def next_feed(self) -> SlotFeed:
         """What the model has to see next, guesses included."""
-        assert self.work is not None
-        room = min(self.work.max_tokens, self._writer.info.window - self.base) - self.in_progress
+        if isinstance(self.work, GuessStep):
+            return self.feed()
         # The token behind the last guess is drawn too.
-        return self.feed(guesses=self._guesses.next(room - 1))
+        return self.feed(guesses=self._guesses.next(self._room - 1))
 
     def take(self, logits_RV: torch.Tensor, likeliest_R: Sequence[int], asked: int) -> Written | None:
         """Draw tokens from the logits at the last token and at each guess, until one proves wrong.
@@ -91,6 +109,8 @@ class TorchWriterSession(SlotSession):
         Raises:
             BackendError: the constraint allows no token.
         """
+        if isinstance(self.work, GuessStep):
+            return self._guess_one(likeliest_R[0])
         right, written = 0, None
         for logits_V, likeliest in zip(logits_RV, likeliest_R, strict=True):
             token = self._draw(logits_V, likeliest)
@@ -104,8 +124,12 @@ class TorchWriterSession(SlotSession):
             self._guesses.verified(right, asked)
         return written
 
+    def _guess_one(self, token: int) -> Written | None:
+        self.tokens.append(token)
+        return self.written("limit") if self.full or token in self._writer.eos_ids else None
+
     def _draw(self, logits_V: torch.Tensor, likeliest: int) -> int:
-        assert self.work is not None
+        assert isinstance(self.work, DraftStep | TargetStep)
         if self.constraint is not None:
             allowed_V = self.constraint.allowed(len(logits_V)).to(logits_V.device)
             logits_V = logits_V.masked_fill(~allowed_V, -torch.inf)
@@ -119,15 +143,23 @@ class TorchWriterSession(SlotSession):
         return len(self.tokens) - self.base
 
     @property
+    def _room(self) -> int:
+        """Tokens by which the step may grow."""
+        assert self.work is not None
+        if isinstance(self.work, GuessStep):
+            most = len(self.work.tokens) + self.work.count
+        else:
+            most = self.work.max_tokens
+        return min(most, self._writer.info.window - self.base) - self.in_progress
+
+    @property
     def full(self) -> bool:
         """Whether the step may not grow any more."""
-        assert self.work is not None
-        room = self._writer.info.window - self.base
-        return self.in_progress >= min(self.work.max_tokens, room)
+        return self._room <= 0
 
     def push(self, token: int) -> Written | None:
         """Take the next token; the step if it ends there."""
-        assert self.work is not None
+        assert isinstance(self.work, DraftStep | TargetStep)
         self.tokens.append(token)
         if self.constraint is not None:
             self.constraint.push([token])
@@ -143,6 +175,8 @@ class TorchWriterSession(SlotSession):
     def written(self, end: End, cut: int | None = None) -> Written:
         """The step in progress as it stands."""
         assert self.work is not None
+        if isinstance(self.work, GuessStep):
+            return Written("", self.so_far[len(self.work.tokens) :], end, None, self._writer.vocabulary)
         if end == "eos" or (end == "limit" and self.work.closing):
             self._text += self._detokenizer.rest()
         return Written(self._text, tuple(self.tokens[self.base :]), end, cut, self._writer.vocabulary)
