@@ -81,9 +81,10 @@ class Plan:
 
 
 class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]
-    """Keys and values of one layer, ``[slots, capacity + 1, heads, head size]``.
+    """Keys and values of one layer, ``[slots, heads, capacity + 1, head size]``.
 
-    The last column is scratch: padding writes there and nobody reads it.
+    A head's positions lie side by side, as attention reads them. The last one is scratch: padding writes
+    there and nobody reads it.
     """
 
     is_sliding = False
@@ -96,7 +97,7 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         """Allocate on the device where the model computes this layer."""
         self.dtype, self.device = key_states.dtype, key_states.device
         self.keys, self.values = (
-            states.new_zeros(self._owner.slots, self._owner.capacity + 1, states.shape[1], states.shape[3])
+            states.new_zeros(self._owner.slots, states.shape[1], self._owner.capacity + 1, states.shape[3])
             for states in (key_states, value_states)
         )
         self.is_initialized = True
@@ -110,17 +111,18 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         assert self.keys is not None and self.values is not None
         plan = self._owner.plan
         rows_N, write_NT = plan.on(self.keys.device)
-        # A lone row is written as a slice, which costs a fraction of scattered places.
-        where: Any = (plan.block, plan.line) if plan.line else (rows_N[:, None], write_NT)
-        self.keys[where] = key_states.transpose(1, 2)
-        self.values[where] = value_states.transpose(1, 2)
+        for kept, states in ((self.keys, key_states), (self.values, value_states)):
+            if plan.line:
+                # A lone row is written as a slice, which costs a fraction of scattered places.
+                kept[plan.block, :, plan.line] = states
+            else:
+                kept[rows_N[:, None], :, write_NT] = states.transpose(1, 2)
         return self._rows(self.keys, plan, rows_N), self._rows(self.values, plan, rows_N)
 
     @staticmethod
     def _rows(states: torch.Tensor, plan: Plan, rows_N: torch.Tensor) -> torch.Tensor:
         # Neighbouring slots are a view; scattered ones have to be gathered.
-        chosen = states[plan.block, : plan.span] if plan.block else states[:, : plan.span][rows_N]
-        return chosen.transpose(1, 2)
+        return states[plan.block, :, : plan.span] if plan.block else states[:, :, : plan.span][rows_N]
 
     def get_seq_length(self) -> int:
         """Positions and masks are always given, so this is never what a model goes by."""
@@ -159,8 +161,8 @@ class SlotCache(Cache):  # type: ignore[misc]
         """Copy positions ``start`` to ``end - 1`` from one slot to another."""
         for layer in self.layers:
             if layer.is_initialized:
-                layer.keys[target, start:end] = layer.keys[source, start:end]
-                layer.values[target, start:end] = layer.values[source, start:end]
+                for states in (layer.keys, layer.values):
+                    states[target, :, start:end] = states[source, :, start:end]
 
     @property
     def bytes(self) -> int:
