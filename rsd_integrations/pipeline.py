@@ -53,6 +53,8 @@ class RSDPipeline:
         dtype: Any = "auto",
         max_batch_size: int = 8,
         max_length: int = 4096,
+        compile: bool = False,
+        cuda_graphs: bool | None = None,
         draft_kwargs: Mapping[str, Any] | None = None,
         target_kwargs: Mapping[str, Any] | None = None,
         prm_kwargs: Mapping[str, Any] | None = None,
@@ -68,6 +70,9 @@ class RSDPipeline:
             dtype: for all that are loaded here; "auto" takes the checkpoints'.
             max_batch_size: most requests at work at once; the others queue.
             max_length: most tokens of prompt and answer; a smaller window of a model counts.
+            compile: have ``torch.compile`` make faster forwards, some seconds for each kind at its first
+                use; needs a C++ compiler, on a GPU Triton.
+            cuda_graphs: record forwards as CUDA graphs; None: where a model is on one CUDA device.
             draft_kwargs: options of this model alone: device, dtype, device_map, quantization_config,
                 attn_implementation, trust_remote_code, use_safetensors, revision, token, cache_dir,
                 local_files_only, subfolder, max_memory, offload_folder, tokenizer, model_kwargs.
@@ -90,6 +95,8 @@ class RSDPipeline:
                 dtype=dtype,
                 max_batch_size=max_batch_size,
                 max_length=max_length,
+                compile=compile,
+                cuda_graphs=cuda_graphs,
                 draft_kwargs=draft_kwargs,
                 target_kwargs=target_kwargs,
                 prm_kwargs=prm_kwargs,

@@ -39,6 +39,8 @@ LOADING = (
     "dtype",
     "max_batch_size",
     "max_length",
+    "compile",
+    "cuda_graphs",
     "draft_kwargs",
     "target_kwargs",
     "prm_kwargs",
@@ -65,6 +67,10 @@ class RSDSettings(RSDFields):
     """Most requests at work at once; the others queue."""
     max_length: int = Field(default=4096, ge=2)
     """Most tokens of prompt and answer."""
+    compile: bool = False
+    """Have ``torch.compile`` make faster forwards, some seconds for each kind at its first use."""
+    cuda_graphs: bool | None = None
+    """Record forwards as CUDA graphs; None: where a model is on one CUDA device."""
     draft_kwargs: dict[str, Any] | None = None
     target_kwargs: dict[str, Any] | None = None
     prm_kwargs: dict[str, Any] | None = None

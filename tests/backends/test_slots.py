@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from rsd_integrations.backends.torch.runner import PREFILL_CHUNK, SlotRunner, read_logits
+from rsd_integrations.backends.torch.plan import SlotFeed
+from rsd_integrations.backends.torch.readout import Output, read_logits
+from rsd_integrations.backends.torch.runner import PREFILL_CHUNK, SlotRunner
 from rsd_integrations.backends.torch.slot_session import SlotSession
-from rsd_integrations.backends.torch.slots import Plan, SlotFeed, masks
+from tests.recording import Recordings
 from tests.tiny_models import ARCHITECTURES, causal
 
 
-def runner_of(model: Any, slots: int = 4, capacity: int = 128) -> SlotRunner:
+def runner_of(model: Any, slots: int = 4, capacity: int = 128, launcher: Any = None) -> SlotRunner:
     return SlotRunner(
         model.config,
         read_logits(model),
@@ -22,6 +24,7 @@ def runner_of(model: Any, slots: int = 4, capacity: int = 128) -> SlotRunner:
         dtype=torch.float32,
         slots=slots,
         capacity=capacity,
+        launcher=launcher and launcher(slots, capacity),
     )
 
 
@@ -33,17 +36,24 @@ def recomputed(model: Any, tokens: list[int]) -> torch.Tensor:
 
 
 def close(model: Any, output: Any, tokens: list[int]) -> bool:
-    assert isinstance(output, torch.Tensor), output
+    assert isinstance(output, Output), output
     expected = recomputed(model, tokens)
-    return float((output - expected).abs().max() / expected.abs().max()) < 1e-4
+    assert output.fetched[-1] == int(output.kept_R[-1].argmax())
+    return float((output.kept_R[-1] - expected).abs().max() / expected.abs().max()) < 1e-4
 
 
+@pytest.mark.parametrize("way", ["called", "recorded"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_any_history_gives_what_a_full_forward_gives(architecture: str) -> None:
+def test_any_history_gives_what_a_full_forward_gives(architecture: str, way: str) -> None:
     """Rows of all lengths, appended to, rolled back, dropped and begun anew, past any window."""
-    model = causal(architecture, 3)
+    model, recordings = causal(architecture, 3), Recordings()
+    runner = runner_of(model, capacity=96, launcher=recordings.launcher if way == "recorded" else None)
+    run_a_history(model, runner, random.Random(architecture))
+    assert (recordings.replayed > recordings.recorded) == (way == "recorded")
+
+
+def run_a_history(model: Any, runner: SlotRunner, rng: random.Random) -> None:
     vocabulary = model.config.get_text_config().vocab_size
-    runner, rng = runner_of(model, capacity=96), random.Random(architecture)
     rows: dict[int, list[int]] = {slot: [] for slot in (runner.claim() for _ in range(4))}
     for _ in range(14):
         feeds, chosen = [], rng.sample(sorted(rows), rng.randint(1, 4))
@@ -84,8 +94,8 @@ def test_a_released_slot_is_clean() -> None:
     runner.run([SlotFeed(slot, 0, [1, 2, 3])])
     with torch.inference_mode():
         for layer in runner.cache.layers:
-            layer.keys[slot] = float("nan")
-            layer.values[slot] = float("nan")
+            layer.keys[slot, :, :3] = float("nan")
+            layer.values[slot, :, :3] = float("nan")
     runner.release(slot)
     assert runner.free == 2
     again, other = runner.claim(), runner.claim()
@@ -122,17 +132,3 @@ def test_a_session_that_is_never_asked_takes_no_slot() -> None:
     for session in sessions:
         session.close()
     assert runner.free == 1
-
-
-@pytest.mark.parametrize(("window", "chunk"), [(None, None), (1, None), (3, None), (None, 4)])
-def test_masks_read_literally(window: int | None, chunk: int | None) -> None:
-    plan = Plan.of([SlotFeed(0, 0, [1, 2, 3]), SlotFeed(1, 6, [4])], 20)
-    made = masks(plan, window, chunk)
-    assert made.shape == (2, 1, 3, 7)
-    for row, positions in enumerate(([0, 1, 2], [6])):
-        for place, query in enumerate(positions):
-            for key in range(7):
-                seen = key <= query
-                seen &= window is None or query - key < window
-                seen &= chunk is None or key // chunk == query // chunk
-                assert bool(made[row, 0, place, key]) == seen

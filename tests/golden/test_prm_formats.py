@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from rsd_integrations.backends.torch.heads import RewardModel, load_reward_model
-from rsd_integrations.backends.torch.runner import SlotRunner, read_hidden
+from rsd_integrations.backends.torch.readout import read_hidden
+from rsd_integrations.backends.torch.runner import SlotRunner
 from rsd_integrations.backends.torch.scorer import TorchScorer
 from rsd_integrations.prm import PRMFormat, find_prm_format
 from rsd_integrations.protocols import Kept, ModelInfo, Scored, ScoreStep, Written

@@ -86,27 +86,39 @@ class RewardModel(nn.Module):
         """The body's token embeddings."""
         return cast("nn.Module", self.model.get_input_embeddings())
 
-    def outputs(self, hidden_ND: torch.Tensor, columns: Sequence[int] | None = None) -> torch.Tensor:
+    def outputs(
+        self, hidden_ND: torch.Tensor, columns: Sequence[int] | torch.Tensor | None = None
+    ) -> torch.Tensor:
         """The head's raw outputs.
 
         Args:
             hidden_ND: last hidden states at N positions, ``[N, hidden]``.
-            columns: which outputs; for "lm" token ids. None: all.
+            columns: which outputs; for "lm" token ids. None: all. A tensor beside the weights is not copied.
 
         Returns:
             ``[N, len(columns)]``, float32.
         """
         head = self.head
         weight = getattr(head, "weight", None)
-        if columns is None or not isinstance(head, nn.Linear) or not _is_plain(weight):
+        if columns is None:
             outputs_NC = _apply(head, hidden_ND)
-            outputs_NC = outputs_NC if columns is None else outputs_NC[:, list(columns)]
-        else:
-            rows = torch.tensor(list(columns), device=head.weight.device)
-            bias = None if head.bias is None else head.bias[rows].float()
+        elif isinstance(head, nn.Linear) and _is_plain(weight):
+            column_C = torch.as_tensor(columns, device=head.weight.device)
+            bias = None if head.bias is None else head.bias[column_C].float()
             hidden_ND = hidden_ND.to(head.weight.device).float()
-            outputs_NC = nn.functional.linear(hidden_ND, head.weight[rows].float(), bias)
+            outputs_NC = nn.functional.linear(hidden_ND, head.weight[column_C].float(), bias)
+        else:
+            outputs_NC = _apply(head, hidden_ND)
+            outputs_NC = outputs_NC[:, torch.as_tensor(columns, device=outputs_NC.device)]
         return _scaled(outputs_NC, self.config) if self.kind == "lm" else outputs_NC
+
+    def reader(self, columns: Sequence[int] | None) -> Callable[[torch.Tensor], torch.Tensor]:
+        """``outputs`` of these columns, which are where the weights are from now on."""
+        if columns is None:
+            return self.outputs
+        device = next(self.head.parameters()).device
+        column_C = torch.tensor(list(columns), device=device)
+        return lambda hidden_ND: self.outputs(hidden_ND, column_C)
 
 
 def load_reward_model(kind: Head, source: Any, **options: Any) -> RewardModel:

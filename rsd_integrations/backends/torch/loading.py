@@ -20,10 +20,12 @@ from rsd_integrations.backends.torch.describe import (
     positions,
     text_config,
 )
+from rsd_integrations.backends.torch.forwards import LaunchOptions
 from rsd_integrations.backends.torch.heads import RewardModel, load_reward_model
+from rsd_integrations.backends.torch.readout import Readout, read_hidden, read_logits
 from rsd_integrations.backends.torch.reasoning import reasoning_tags
 from rsd_integrations.backends.torch.refusals import check_architecture, check_templates
-from rsd_integrations.backends.torch.runner import SlotRunner, read_hidden, read_logits
+from rsd_integrations.backends.torch.runner import SlotRunner
 from rsd_integrations.backends.torch.scorer import TorchScorer
 from rsd_integrations.backends.torch.self_check import check_slots
 from rsd_integrations.backends.torch.sources import ModelSource, Source, check_placement, first_line
@@ -50,6 +52,8 @@ def load_backend(
     dtype: Any = "auto",
     max_batch_size: int = 8,
     max_length: int = 4096,
+    compile: bool = False,
+    cuda_graphs: bool | None = None,
     draft_kwargs: Mapping[str, Any] | None = None,
     target_kwargs: Mapping[str, Any] | None = None,
     prm_kwargs: Mapping[str, Any] | None = None,
@@ -67,6 +71,7 @@ def load_backend(
             )
     device = str(device or default_device())
     check_placement(device, dtype, "")
+    launch = LaunchOptions.of(compile, cuda_graphs)
     writers = [
         Source.of("draft", draft, draft_kwargs or {}),
         Source.of("target", target, target_kwargs or {}),
@@ -76,7 +81,7 @@ def load_backend(
         check_architecture(source)
     check_templates(writers)
     prm_form = find_prm_format(prm_format, scorer.config, scorer.tokenizer)
-    sizes = {"slots": max_batch_size, "max_length": max_length}
+    sizes = {"launch": launch, "slots": max_batch_size, "max_length": max_length}
     # Draft and target continue one text, so they write calls alike: as the target's template does.
     form = call_format(writers[1].tokenizer)
     calls = {"form": form, "reader": call_reader(writers[1].tokenizer, form)}
@@ -96,16 +101,17 @@ def default_device() -> str:
 
 
 def _load_writer(
-    source: Source, device: str, dtype: Any, *, calls: dict[str, Any], slots: int, max_length: int
+    source: Source, device: str, dtype: Any, *, calls: dict[str, Any], **sizes: Any
 ) -> TorchWriter:
     model = source.model
     if model is None:
         options = source.load_options(device, dtype)
         model = _loading(source, lambda: AutoModelForCausalLM.from_pretrained(source.name, **options))
         model = source.place(model, device)
-    runner = _runner(model, read_logits(model), slots, max_length)
-    check_slots(runner, source.name)
     tokenizer = source.tokenizer
+    vocabulary = max(tokenizer.get_vocab().values()) + 1
+    runner = _runner(model, read_logits(model, vocabulary), **sizes)
+    check_slots(runner, source.name)
     ends = eos_ids(model, tokenizer)
     if not ends:
         raise ModelError(f"{source.name!r} names no end-of-sequence token.", hint="Set tokenizer.eos_token.")
@@ -122,17 +128,13 @@ def _load_writer(
     )
 
 
-def _load_scorer(
-    source: Source, form: PRMFormat, device: str, dtype: Any, *, slots: int, max_length: int
-) -> TorchScorer:
+def _load_scorer(source: Source, form: PRMFormat, device: str, dtype: Any, **sizes: Any) -> TorchScorer:
     options = source.load_options(device, dtype)
     origin = source.name if source.model is None else source.model
     model: RewardModel = _loading(source, lambda: load_reward_model(form.head, origin, **options))
     if source.model is None:
         source.place(model, device)
-    columns = form.columns
-    readout = read_hidden(model.body, lambda hidden: model.outputs(hidden, columns))
-    runner = _runner(model.body, readout, slots, max_length)
+    runner = _runner(model.body, read_hidden(model.body, model.reader(form.columns)), **sizes)
     check_slots(runner, source.name)
     info = model_info(source.name, model, runner.capacity, threshold=form.recommended_threshold)
     return TorchScorer(runner, form, info)
@@ -150,17 +152,21 @@ def _loading(source: Source, load: Any) -> Any:
         ) from error
 
 
-def _runner(model: torch.nn.Module, readout: Any, slots: int, max_length: int) -> SlotRunner:
+def _runner(
+    model: torch.nn.Module, readout: Readout, *, launch: LaunchOptions, slots: int, max_length: int
+) -> SlotRunner:
     embeddings = model.get_input_embeddings()  # type: ignore[operator]
     config = text_config(model.config)
+    capacity = min(max_length, positions(config))
     return SlotRunner(
         config,
         readout,
         device=embeddings.weight.device,
         dtype=model.dtype,  # type: ignore[arg-type]
         slots=slots,
-        capacity=min(max_length, positions(config)),
+        capacity=capacity,
         parameters=active_parameters(model),
+        launcher=launch.launcher(model, slots=slots, capacity=capacity),
     )
 
 

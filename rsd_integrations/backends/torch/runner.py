@@ -2,54 +2,28 @@
 
 from __future__ import annotations
 
-import inspect
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 
-from rsd_integrations.backends.torch.slots import Plan, SlotCache, SlotFeed, masks
+from rsd_integrations.backends.torch.attention import GroupedQueries
+from rsd_integrations.backends.torch.forwards import Compute, Launcher, NotRecordable, Pair
+from rsd_integrations.backends.torch.plan import Plan, Shape, SlotFeed, masks, pack, unpack
+from rsd_integrations.backends.torch.readout import Output, Readout
+from rsd_integrations.backends.torch.slots import SlotCache
 from rsd_integrations.backends.torch.threads import cpu_threads
-from rsd_integrations.errors import BackendError, DeviceMemoryError
+from rsd_integrations.errors import BackendError, DeviceMemoryError, RSDError
 
-__all__ = ["PREFILL_CHUNK", "Readout", "SlotRunner", "attention_kinds", "read_hidden", "read_logits"]
+__all__ = ["PREFILL_CHUNK", "SlotRunner", "attention_kinds"]
 
 PREFILL_CHUNK = 512
 """Most tokens of one request in one forward: other requests wait no longer than that."""
 
-
-class Readout(Protocol):
-    """Calls the model and returns its outputs at M places, ``[M, ...]``."""
-
-    def __call__(self, inputs: dict[str, Any], row_M: list[int], column_M: list[int]) -> torch.Tensor:
-        """Run the model on keyword inputs, read row ``row_M[m]`` at position ``column_M[m]``."""
-        ...
-
-
-def read_logits(model: torch.nn.Module) -> Readout:
-    """Vocabulary logits of a causal LM, ``[M, V]``; computed only in columns where some are read."""
-    keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
-
-    def call(inputs: dict[str, Any], row_M: list[int], column_M: list[int]) -> torch.Tensor:
-        columns = sorted(set(column_M))
-        if keeps:
-            inputs = {**inputs, "logits_to_keep": torch.tensor(columns, device=inputs["input_ids"].device)}
-        logits_NUV: torch.Tensor = model(**inputs).logits
-        places = [columns.index(column) for column in column_M] if keeps else column_M
-        return logits_NUV[row_M, places]
-
-    return call
-
-
-def read_hidden(body: torch.nn.Module, outputs: Callable[[torch.Tensor], torch.Tensor]) -> Readout:
-    """Whatever ``outputs`` makes of the last hidden states ``[M, hidden]`` at the places to read."""
-
-    def call(inputs: dict[str, Any], row_M: list[int], column_M: list[int]) -> torch.Tensor:
-        hidden_NTH: torch.Tensor = body(**inputs).last_hidden_state
-        return outputs(hidden_NTH[row_M, column_M])
-
-    return call
+MERGED = 256
+"""Tokens, filled-up ones counted, that a GPU takes in about the time of one: it waits for the weights."""
 
 
 class SlotRunner:
@@ -63,6 +37,7 @@ class SlotRunner:
         slots: requests at once.
         capacity: positions of a slot.
         parameters: that a token passes through; tells small forwards from large ones.
+        launcher: makes a launcher of the model's forward; None: it is called.
     """
 
     def __init__(
@@ -75,7 +50,9 @@ class SlotRunner:
         slots: int,
         capacity: int,
         parameters: int = 0,
+        launcher: Callable[[Compute], Launcher] | None = None,
     ) -> None:
+        self._grouped = GroupedQueries(config)
         self._readout = readout
         self._parameters = parameters
         self._device = device
@@ -83,8 +60,11 @@ class SlotRunner:
         self._additive = getattr(config, "_attn_implementation", None) == "eager"
         self._dtype = dtype
         self._free = list(range(slots))
+        self._filled = [0] * slots
+        self._key_L = torch.arange(capacity, device=device)
         self.cache = SlotCache(int(config.num_hidden_layers), slots, capacity)
         self.capacity = capacity
+        self._launcher = None if launcher is None else launcher(self._compute)
 
     def claim(self) -> int:
         """The lowest free slot: neighbours are cheaper to read."""
@@ -92,7 +72,8 @@ class SlotRunner:
 
     def release(self, slot: int) -> None:
         """Give a slot back, clean."""
-        self.cache.wipe(slot)
+        self.cache.wipe(slot, self._filled[slot])
+        self._filled[slot] = 0
         self._free.append(slot)
         self._free.sort()
 
@@ -105,25 +86,27 @@ class SlotRunner:
     def plain(self, tokens: Sequence[int]) -> torch.Tensor:
         """The output at the last token by the model's ordinary forward, no slots involved."""
         inputs = {"input_ids": torch.tensor([list(tokens)], device=self._device), "use_cache": False}
-        return self._readout(inputs, [0], [len(tokens) - 1])[0].float()
+        return self._readout(inputs, [len(tokens) - 1])[0][0, 0].float()
 
     @property
     def free(self) -> int:
         """Slots nobody holds."""
         return len(self._free)
 
-    def run(self, feeds: Sequence[SlotFeed]) -> list[torch.Tensor | Exception]:
-        """The wanted outputs of each feed, ``[1 + more, ...]``, or what failed it. Feeds of any length.
+    def run(self, feeds: Sequence[SlotFeed]) -> list[Output | Exception]:
+        """The wanted outputs of each feed, or what failed it. Feeds of any length.
 
         Without memory for it all there are fewer: the first of them at least.
         """
-        results: dict[int, torch.Tensor | Exception] = {}
-        for group in _groups(feeds):
+        results: dict[int, Output | Exception] = {}
+        merged = MERGED if self._device.type == "cuda" else 0
+        for group in _groups(feeds, merged):
             for index, result in zip(group, self._isolated([feeds[i] for i in group]), strict=True):
                 results[index] = result
         return [results[index] for index in range(len(feeds))]
 
-    def _isolated(self, feeds: list[SlotFeed]) -> list[torch.Tensor | Exception]:
+    @torch.inference_mode()
+    def _isolated(self, feeds: list[SlotFeed]) -> list[Output | Exception]:
         """Run one batch; if it fails, run its rows alone so that only the culprit fails."""
         try:
             return list(self.forward(feeds))
@@ -133,12 +116,18 @@ class SlotRunner:
         if isinstance(failure, DeviceMemoryError) and torch.cuda.is_available():
             torch.cuda.empty_cache()
         if len(feeds) > 1:
-            return [self._isolated([feed])[0] for feed in feeds]
-        if isinstance(failure, DeviceMemoryError):
-            return [self._in_halves(feeds[0])]
-        return [failure]
+            return [self._alone(feed) for feed in feeds]
+        return [self._in_halves(feeds[0]) if isinstance(failure, DeviceMemoryError) else failure]
 
-    def _in_halves(self, feed: SlotFeed) -> torch.Tensor | Exception:
+    def _alone(self, feed: SlotFeed) -> Output | Exception:
+        """A row of a batch that failed. It is called, for replays of one shape share their outputs."""
+        try:
+            return self._called([feed])[0]
+        except Exception as error:
+            failure = _failure(error)
+        return self._in_halves(feed) if isinstance(failure, DeviceMemoryError) else failure
+
+    def _in_halves(self, feed: SlotFeed) -> Output | Exception:
         """A row that ran out of memory once more, in two halves."""
         read = feed.reads[0]
         tokens = feed.tokens[: len(feed.tokens) - feed.more]
@@ -148,31 +137,76 @@ class SlotRunner:
             SlotFeed(feed.slot, feed.start + middle, tokens[middle:], max(read - middle, 0)),
         ]
         try:
-            outputs = [self.forward([part])[0] for part in parts if part.tokens]
+            outputs = [self._called([part])[0] for part in parts if part.tokens]
         except Exception as error:
             return _failure(error)
         return outputs[0] if read < middle else outputs[-1]
 
-    @torch.inference_mode()
-    def forward(self, feeds: Sequence[SlotFeed]) -> Sequence[torch.Tensor]:
-        """One forward: the wanted outputs of each feed, ``[1 + more, ...]``."""
-        plan = Plan.of(feeds, self.capacity)
+    def forward(self, feeds: Sequence[SlotFeed]) -> list[Output]:
+        """One forward of a batch."""
+        shape = self._launcher.shape(feeds) if self._launcher is not None else None
+        if shape is None:
+            return self._called(feeds)
+        numbers, rows = pack(feeds, shape)
+        try:
+            made = self._launched(shape, numbers)
+        except NotRecordable as problem:
+            problem.warn()
+            return self._called(feeds)
+        self._fill(feeds)
+        return _outputs(made, feeds, rows, None)
+
+    def _called(self, feeds: Sequence[SlotFeed]) -> list[Output]:
+        """One forward by calling the model."""
+        shape = Shape.exact(feeds)
+        numbers, rows = pack(feeds, shape)
+        columns = sorted({column for feed in feeds for column in feed.reads})
+        head_N3, ids_NT = unpack(numbers.to(self._device), shape)
+        with self._threads(shape), self._grouped:
+            made = self._compute(
+                head_N3,
+                ids_NT,
+                self._key_L[: shape.span],
+                block=shape.block,
+                line=shape.line,
+                columns=columns,
+            )
+        self._fill(feeds)
+        return _outputs(made, feeds, rows, columns)
+
+    def _launched(self, shape: Shape, numbers: torch.Tensor) -> Pair:
+        assert self._launcher is not None
+        with self._threads(shape), self._grouped:
+            return self._launcher(shape, numbers, self._key_L[: shape.span])
+
+    def _threads(self, shape: Shape) -> AbstractContextManager[None]:
+        return cpu_threads(self._device, self._parameters * shape.rows * shape.tokens)
+
+    def _fill(self, feeds: Sequence[SlotFeed]) -> None:
+        for feed in feeds:
+            self._filled[feed.slot] = max(self._filled[feed.slot], feed.start + len(feed.tokens))
+
+    def _compute(
+        self,
+        head_N3: torch.Tensor,
+        ids_NT: torch.Tensor,
+        key_L: torch.Tensor,
+        *,
+        block: int | None = None,
+        line: int | None = None,
+        columns: Sequence[int] | None = None,
+    ) -> Pair:
+        """A ``Compute``: nothing in it depends on the numbers that the tensors hold."""
+        plan = Plan.of(head_N3, ids_NT, key_L, capacity=self.capacity, block=block, line=line)
         self.cache.plan = plan
-        longest = plan.write_NT.shape[1]
-        input_ids = [[*feed.tokens, *[0] * (longest - len(feed.tokens))] for feed in feeds]
         inputs = {
-            "input_ids": torch.tensor(input_ids, device=self._device),
-            "position_ids": plan.position_NT.to(self._device),
+            "input_ids": ids_NT,
+            "position_ids": plan.position_NT,
             "attention_mask": self._masks(plan),
             "past_key_values": self.cache,
             "use_cache": True,
         }
-        reads = [feed.reads for feed in feeds]
-        row_M = [row for row, columns in enumerate(reads) for _ in columns]
-        column_M = [column for columns in reads for column in columns]
-        with cpu_threads(self._device, self._parameters * plan.write_NT.numel()):
-            output_M = self._readout(inputs, row_M, column_M).float()
-        return torch.split(output_M, [len(columns) for columns in reads])
+        return self._readout(inputs, columns)
 
     def _masks(self, plan: Plan) -> torch.Tensor | dict[str, torch.Tensor]:
         """One mask, or one for each kind of attention layer where a model has several."""
@@ -183,13 +217,25 @@ class SlotRunner:
         return made if len(made) > 1 else next(iter(made.values()))
 
     def _as_model_wants(self, mask: torch.Tensor) -> torch.Tensor:
-        mask = mask.to(self._device)
         if not self._additive:
             return mask
         # Eager attention adds its mask to the scores; a boolean one would add 1 where it may look.
         return torch.zeros(mask.shape, dtype=self._dtype, device=mask.device).masked_fill(
             ~mask, torch.finfo(self._dtype).min
         )
+
+
+def _outputs(
+    made: Pair, feeds: Sequence[SlotFeed], rows: Sequence[int], columns: Sequence[int] | None
+) -> list[Output]:
+    """What each feed wanted of a forward. Fetching waits for the device."""
+    kept_NC, fetched_NC = made[0], made[1].tolist()
+    outputs = []
+    for row, feed in zip(rows, feeds, strict=True):
+        first = feed.reads[0] if columns is None else columns.index(feed.reads[0])
+        places = slice(first, first + 1 + feed.more)
+        outputs.append(Output(kept_NC[row, places], fetched_NC[row][places]))
+    return outputs
 
 
 def attention_kinds(config: Any) -> dict[str, tuple[int | None, int | None]]:
@@ -207,12 +253,24 @@ def attention_kinds(config: Any) -> dict[str, tuple[int | None, int | None]]:
     return {kind: sizes[kind] for kind in kinds}
 
 
-def _groups(feeds: Sequence[SlotFeed]) -> list[list[int]]:
-    """Indices of feeds whose lengths round up to the same power of two: padding at most doubles."""
-    groups: dict[int, list[int]] = {}
+def _groups(feeds: Sequence[SlotFeed], merged: int) -> list[list[int]]:
+    """Indices of feeds for one forward each: of lengths that round up to one power of two, so that filling
+    up at most doubles them.
+
+    Args:
+        merged: groups that are no longer together, filled up, are one.
+    """
+    by_length: dict[int, list[int]] = {}
     for index, feed in enumerate(feeds):
-        groups.setdefault((len(feed.tokens) - 1).bit_length(), []).append(index)
-    return [sorted(group, key=lambda index: feeds[index].slot) for group in groups.values()]
+        by_length.setdefault((len(feed.tokens) - 1).bit_length(), []).append(index)
+    groups: list[list[int]] = []
+    for length in sorted(by_length):
+        group = by_length[length]
+        if groups and (len(groups[-1]) + len(group)) << length <= merged:
+            groups[-1] += group
+        else:
+            groups.append(group)
+    return [sorted(group, key=lambda index: feeds[index].slot) for group in groups]
 
 
 def _out_of_memory(error: Exception) -> bool:
@@ -220,6 +278,8 @@ def _out_of_memory(error: Exception) -> bool:
 
 
 def _failure(error: Exception) -> Exception:
+    if isinstance(error, RSDError):
+        return error
     kind, hint = BackendError, "The other requests go on; see the cause for what failed."
     if _out_of_memory(error):
         kind = DeviceMemoryError

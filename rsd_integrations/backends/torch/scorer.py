@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
-
+from rsd_integrations.backends.torch.plan import SlotFeed
+from rsd_integrations.backends.torch.readout import Output
 from rsd_integrations.backends.torch.runner import SlotRunner
 from rsd_integrations.backends.torch.slot_session import SlotSession, to_feed
-from rsd_integrations.backends.torch.slots import SlotFeed
 from rsd_integrations.errors import RewardError
 from rsd_integrations.prm.base import Feed, PRMFormat
 from rsd_integrations.prompts import as_messages
@@ -117,18 +116,15 @@ class TorchScorer:
             results[index] = output if isinstance(output, Exception) else self._read(session, feed, output)
         return results
 
-    def _read(
-        self, session: TorchScorerSession, feed: SlotFeed, output: torch.Tensor
-    ) -> Scored | Exception | None:
+    def _read(self, session: TorchScorerSession, feed: SlotFeed, output: Output) -> Scored | Exception | None:
         """The reward, if this chunk reached the position where it is read."""
         session.fed(feed)
         if feed.start + len(feed.tokens) <= session.read:
             return None
         session.scoring = False
-        return self._scored(output[0], session.scored_tokens)
+        return self._scored(output.fetched[0], session.scored_tokens)
 
-    def _scored(self, output: torch.Tensor, tokens: int) -> Scored | Exception:
-        values = [float(value) for value in output.flatten()]
+    def _scored(self, values: list[float], tokens: int) -> Scored | Exception:
         if any(math.isnan(value) for value in values):
             return Scored(math.nan, tokens)
         try:

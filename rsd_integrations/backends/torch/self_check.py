@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from rsd_integrations.backends.torch.plan import SlotFeed
+from rsd_integrations.backends.torch.readout import Output
 from rsd_integrations.backends.torch.runner import SlotRunner
-from rsd_integrations.backends.torch.slots import SlotFeed
-from rsd_integrations.errors import DeviceMemoryError, ModelError
+from rsd_integrations.errors import ConfigError, DeviceMemoryError, ModelError
 
 __all__ = ["check_slots"]
 
@@ -17,6 +18,7 @@ def check_slots(runner: SlotRunner, name: str) -> None:
     """Compare a ragged, rolled-back history with a plain forward of the same tokens.
 
     Raises:
+        ConfigError: the model cannot be compiled, which was asked for.
         DeviceMemoryError: the cache does not fit.
         ModelError: the model fails, or the two differ by more than rounding: it does not go by the
             positions and masks it is given (ALiBi, recurrent layers, ...).
@@ -26,7 +28,7 @@ def check_slots(runner: SlotRunner, name: str) -> None:
     try:
         plain = runner.plain(tokens)
         pieces = _in_pieces(runner, slots, tokens)
-    except DeviceMemoryError:
+    except (ConfigError, DeviceMemoryError):
         raise
     except Exception as error:
         raise ModelError(
@@ -46,22 +48,30 @@ def check_slots(runner: SlotRunner, name: str) -> None:
 
 
 def _in_pieces(runner: SlotRunner, slots: list[int], tokens: list[int]) -> torch.Tensor:
-    """The output at the last token after a wrong turn, a rollback, and beside another request."""
+    """The output at the last token after a wrong turn, a rollback, beside another request, and alone."""
     middle = max(1, len(tokens) // 2)
     last, *others = reversed(slots)
-    wrong = tokens[middle:][::-1] or tokens[:1]
     feeds = [SlotFeed(last, 0, tokens[:middle])]
     if len(tokens) > middle:
-        feeds += [SlotFeed(last, middle, wrong), SlotFeed(last, middle, tokens[middle:])]
-    output = None
+        feeds += [SlotFeed(last, middle, tokens[middle:][::-1]), SlotFeed(last, middle, tokens[middle:])]
     for feed in feeds:
         company = [
             SlotFeed(other, 0, [*feed.tokens, *feed.tokens[:1]][: runner.capacity]) for other in others
         ]
-        results = runner.run([feed, *company])
-        for result in results:
-            if isinstance(result, Exception):
-                raise result
-        output = results[0]
-    assert isinstance(output, torch.Tensor)
-    return output
+        output = _first(runner.run([feed, *company]))
+    # One token once more, as most forwards are.
+    return _first(runner.run([SlotFeed(last, len(tokens) - 1, tokens[-1:])])) if len(tokens) > 1 else output
+
+
+def _first(results: list[Output | Exception]) -> torch.Tensor:
+    """The first feed's output.
+
+    Raises:
+        Exception: of whichever failed.
+    """
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+    assert isinstance(results[0], Output)
+    # The next forward may overwrite it.
+    return results[0].kept_R[0].float().clone()

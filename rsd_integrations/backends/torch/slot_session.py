@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import takewhile
 
+from rsd_integrations.backends.torch.plan import SlotFeed
 from rsd_integrations.backends.torch.runner import PREFILL_CHUNK, SlotRunner
-from rsd_integrations.backends.torch.slots import SlotFeed
 from rsd_integrations.protocols import Tally
 
 __all__ = ["SlotSession", "to_feed"]

@@ -2,82 +2,19 @@
 
 A slot is one row of preallocated keys and values. A request's length is kept by its session; what
 lies behind that length in its row is stale and masked out, so rolling back costs nothing. Each
-forward names its rows and positions in a ``Plan`` which all layers read.
+forward names its rows and positions in a ``Plan`` (``plan.py``) which all layers read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-__all__ = ["Plan", "SlotCache", "SlotFeed", "masks"]
+from rsd_integrations.backends.torch.plan import Plan
 
-
-@dataclass(frozen=True, slots=True)
-class SlotFeed:
-    """Tokens for one slot, at positions from ``start`` on; the outputs from index ``read`` on are wanted:
-    that one and ``more`` behind it.
-    """
-
-    slot: int
-    start: int
-    tokens: Sequence[int]
-    read: int = -1
-    more: int = 0
-
-    @property
-    def reads(self) -> range:
-        """The indices of the outputs that are wanted."""
-        first = self.read % len(self.tokens)
-        return range(first, first + 1 + self.more)
-
-
-@dataclass(slots=True)
-class Plan:
-    """Where one forward of N rows with at most T tokens reads and writes. L: longest row after it.
-
-    ``rows_N``: slots. ``write_NT``: positions to write, the scratch column for padding.
-    ``position_NT``: positions of the tokens, 0 for padding. ``span``: L. ``block``: the slots where they
-    are neighbours. ``line``: the positions where there is one row alone.
-    """
-
-    rows_N: torch.Tensor
-    write_NT: torch.Tensor
-    position_NT: torch.Tensor
-    span: int
-    block: slice | None
-    line: slice | None
-    _moved: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, feeds: Sequence[SlotFeed], capacity: int) -> Plan:
-        """Lay out some feeds, padded on the right."""
-        longest = max(len(feed.tokens) for feed in feeds)
-        write = [
-            [*range(feed.start, feed.start + len(feed.tokens)), *[capacity] * (longest - len(feed.tokens))]
-            for feed in feeds
-        ]
-        slots = [feed.slot for feed in feeds]
-        write_NT = torch.tensor(write)
-        consecutive = slots == list(range(slots[0], slots[0] + len(slots)))
-        return cls(
-            rows_N=torch.tensor(slots),
-            write_NT=write_NT,
-            position_NT=write_NT.where(write_NT < capacity, 0),
-            span=max(feed.start + len(feed.tokens) for feed in feeds),
-            block=slice(slots[0], slots[0] + len(slots)) if consecutive else None,
-            line=slice(feeds[0].start, feeds[0].start + longest) if len(feeds) == 1 else None,
-        )
-
-    def on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """``rows_N`` and ``write_NT`` on a layer's device: a model may be spread over several."""
-        if device not in self._moved:
-            self._moved[device] = (self.rows_N.to(device), self.write_NT.to(device))
-        return self._moved[device]
+__all__ = ["SlotCache"]
 
 
 class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]
@@ -145,16 +82,17 @@ class SlotCache(Cache):  # type: ignore[misc]
     def __init__(self, layers: int, slots: int, capacity: int) -> None:
         self.slots = slots
         self.capacity = capacity
-        self.plan = Plan.of([SlotFeed(0, 0, [0])], capacity)
+        self.plan: Plan
+        """Of the forward that runs; set before each."""
         super().__init__(layers=[_SlotLayer(self) for _ in range(layers)])
 
     @torch.inference_mode()
-    def wipe(self, slot: int) -> None:
-        """Zero a slot: a NaN left behind would spread, masked or not."""
+    def wipe(self, slot: int, length: int) -> None:
+        """Zero a slot up to a length: a NaN left behind would spread, masked or not."""
         for layer in self.layers:
             if layer.is_initialized:
-                layer.keys[slot].zero_()
-                layer.values[slot].zero_()
+                layer.keys[slot, :, :length].zero_()
+                layer.values[slot, :, :length].zero_()
 
     @torch.inference_mode()
     def copy(self, source: int, target: int, start: int, end: int) -> None:
@@ -173,20 +111,3 @@ class SlotCache(Cache):  # type: ignore[misc]
             if layer.is_initialized
             for states in (layer.keys, layer.values)
         )
-
-
-def masks(plan: Plan, window: int | None, chunk: int | None = None) -> torch.Tensor:
-    """Who may see whom, ``[N, 1, T, L]``, True where a token attends.
-
-    Args:
-        window: of sliding attention: a token sees that many positions, itself included.
-        chunk: of chunked attention: a token sees its own chunk up to itself.
-    """
-    key_L = torch.arange(plan.span)
-    position_NT1 = plan.position_NT[:, :, None]
-    mask_NTL = key_L <= position_NT1
-    if window is not None:
-        mask_NTL &= key_L > position_NT1 - window
-    if chunk is not None:
-        mask_NTL &= key_L // chunk == position_NT1 // chunk
-    return mask_NTL[:, None]

@@ -9,10 +9,11 @@ import torch
 
 from rsd_integrations.backends.torch.detokenize import Detokenizer
 from rsd_integrations.backends.torch.guesses import Guesses
+from rsd_integrations.backends.torch.plan import SlotFeed
+from rsd_integrations.backends.torch.readout import Output as Read
 from rsd_integrations.backends.torch.runner import SlotRunner
 from rsd_integrations.backends.torch.sampling import draw
 from rsd_integrations.backends.torch.slot_session import SlotSession, to_feed
-from rsd_integrations.backends.torch.slots import SlotFeed
 from rsd_integrations.backends.torch.tooling import Tooling
 from rsd_integrations.encoding import encode_plain
 from rsd_integrations.errors import BackendError
@@ -103,17 +104,19 @@ class TorchWriterSession(SlotSession):
         # The token behind the last guess is drawn too.
         return self.feed(guesses=self._guesses.next(self._room - 1))
 
-    def take(self, logits_RV: torch.Tensor, likeliest_R: Sequence[int], asked: int) -> Written | None:
-        """Draw tokens from the logits at the last token and at each guess, until one proves wrong.
+    def take(self, read: Read, asked: int) -> Written | None:
+        """Draw tokens at the last token and at each guess, until one proves wrong.
 
         Raises:
-            BackendError: the constraint allows no token.
+            BackendError: the logits are not finite, or the constraint allows no token.
         """
+        if -1 in read.fetched:
+            raise _not_finite(self._writer.info.name)
         if isinstance(self.work, GuessStep):
-            return self._guess_one(likeliest_R[0])
+            return self._guess_one(read.fetched[0])
         right, written = 0, None
-        for logits_V, likeliest in zip(logits_RV, likeliest_R, strict=True):
-            token = self._draw(logits_V, likeliest)
+        for place, likeliest in enumerate(read.fetched):
+            token = self._draw(read.kept_R[place], likeliest)
             written = self.push(token)
             guessed = self._guesses.drawn(token)
             if written is not None or not guessed or right == asked:
@@ -130,11 +133,13 @@ class TorchWriterSession(SlotSession):
 
     def _draw(self, logits_V: torch.Tensor, likeliest: int) -> int:
         assert isinstance(self.work, DraftStep | TargetStep)
+        greedy = self.work.sampling.temperature == 0.0
+        if greedy and self.constraint is None:
+            return likeliest
+        logits_V = logits_V.float()
         if self.constraint is not None:
             allowed_V = self.constraint.allowed(len(logits_V)).to(logits_V.device)
             logits_V = logits_V.masked_fill(~allowed_V, -torch.inf)
-        elif self.work.sampling.temperature == 0.0:
-            return likeliest
         return draw(logits_V, self.work.sampling)
 
     @property
@@ -233,8 +238,6 @@ class TorchWriter:
         self.hidden_ids = hidden_ids
         self.vocabulary = vocabulary
         self.tooling = tooling
-        # A padded vocabulary has ids without a token, which the other model may not even have rows for.
-        self._ids = max(tokenizer.get_vocab().values()) + 1
         self._render = render
         self._tags_of = tags_of
 
@@ -285,39 +288,21 @@ class TorchWriter:
     def _write(self, sessions: Sequence[TorchWriterSession]) -> list[Written | Exception | None]:
         feeds = [session.next_feed() for session in sessions]
         results: list[Written | Exception | None] = [None] * len(sessions)
-        ready: list[tuple[int, torch.Tensor]] = []
-        for index, output in enumerate(self.runner.run(feeds)):
-            if isinstance(output, Exception):
-                results[index] = output
-                continue
-            sessions[index].fed(feeds[index])
-            if sessions[index].cached == len(sessions[index].tokens):
-                ready.append((index, output[:, : self._ids]))
-        if ready:
-            self._take(sessions, ready, results)
+        for index, read in enumerate(self.runner.run(feeds)):
+            results[index] = (
+                read if isinstance(read, Exception) else self._take(sessions[index], feeds[index], read)
+            )
         return results
 
-    def _take(
-        self,
-        sessions: Sequence[TorchWriterSession],
-        ready: Sequence[tuple[int, torch.Tensor]],
-        results: list[Written | Exception | None],
-    ) -> None:
-        """Let sessions draw their tokens; a failure is its own session's."""
-        logits_MV = torch.cat([logits_RV for _, logits_RV in ready])
-        most_M, likeliest = logits_MV.max(dim=-1)
-        # NaN, +inf and nothing but -inf have no probabilities, and so no token.
-        finite_M, likeliest_M = most_M.isfinite().tolist(), likeliest.tolist()
-        start = 0
-        for index, logits_RV in ready:
-            end = start + len(logits_RV)
-            try:
-                if not all(finite_M[start:end]):
-                    raise _not_finite(self.info.name)
-                results[index] = sessions[index].take(logits_RV, likeliest_M[start:end], len(logits_RV) - 1)
-            except Exception as error:
-                results[index] = error
-            start = end
+    def _take(self, session: TorchWriterSession, feed: SlotFeed, read: Read) -> Written | Exception | None:
+        """Let a session draw its tokens, once all it knows was fed; a failure is its own."""
+        session.fed(feed)
+        if session.cached < len(session.tokens):
+            return None
+        try:
+            return session.take(read, len(read.fetched) - 1)
+        except Exception as error:
+            return error
 
     def close(self) -> None:
         """Give the memory back."""

@@ -1,0 +1,194 @@
+"""Where one forward reads and writes: ragged feeds of several requests as a few whole numbers.
+
+The numbers go to the device in one copy, and all that a model needs (ids, positions, places to write,
+masks) is made of them there. So a forward of one shape is the same work whatever the numbers are, and
+can be recorded once and replayed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+__all__ = ["Plan", "Shape", "SlotFeed", "masks", "pack", "unpack"]
+
+_SPAN = 256
+"""Least positions that a rounded shape reads."""
+
+_MOST_TOKENS = 64
+"""Most tokens of a row, and
+"""
+
+_MOST_TOGETHER = 128
+"""most of all rows, in a rounded shape: beyond, the arithmetic takes longer than launching it."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlotFeed:
+    """Tokens for one slot, at positions from ``start`` on; the outputs from index ``read`` on are wanted:
+    that one and ``more`` behind it.
+    """
+
+    slot: int
+    start: int
+    tokens: Sequence[int]
+    read: int = -1
+    more: int = 0
+
+    @property
+    def reads(self) -> range:
+        """The indices of the outputs that are wanted."""
+        first = self.read % len(self.tokens)
+        return range(first, first + 1 + self.more)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What must be known of a forward before its numbers.
+
+    Args:
+        rows: N.
+        tokens: T, most of a row.
+        span: L, positions that are read: at least the longest row's after it.
+        block: the first slot, where the rows are neighbouring slots.
+        line: the first position, where there is one row alone.
+    """
+
+    rows: int
+    tokens: int
+    span: int
+    block: int | None = None
+    line: int | None = None
+
+    @classmethod
+    def exact(cls, feeds: Sequence[SlotFeed]) -> Shape:
+        """Of these feeds and no others."""
+        slots = [feed.slot for feed in feeds]
+        consecutive = slots == list(range(slots[0], slots[0] + len(slots)))
+        return cls(
+            rows=len(feeds),
+            tokens=max(len(feed.tokens) for feed in feeds),
+            span=max(feed.start + len(feed.tokens) for feed in feeds),
+            block=slots[0] if consecutive else None,
+            line=feeds[0].start if len(feeds) == 1 else None,
+        )
+
+    @classmethod
+    def rounded(cls, feeds: Sequence[SlotFeed], *, slots: int, capacity: int) -> Shape | None:
+        """One of few: powers of two, spans also half-way between. None for large forwards.
+
+        The rows are the first slots where that costs no more of them.
+        """
+        exact = cls.exact(feeds)
+        rows, tokens = min(_power(exact.rows), slots), _power(exact.tokens)
+        if tokens > _MOST_TOKENS or rows * tokens > max(_MOST_TOGETHER, slots):
+            return None
+        first = min(_power(max(feed.slot for feed in feeds) + 1), slots) == rows
+        return cls(rows, tokens, min(_rounded_span(exact.span), capacity), 0 if first else None)
+
+
+def _power(number: int) -> int:
+    """The least power of two that is not below."""
+    return 1 << (number - 1).bit_length()
+
+
+def _rounded_span(span: int) -> int:
+    power = max(_power(span), _SPAN)
+    return 3 * power // 4 if power > _SPAN and span <= 3 * power // 4 else power
+
+
+def pack(feeds: Sequence[SlotFeed], shape: Shape) -> tuple[torch.Tensor, list[int]]:
+    """The numbers of a forward, ``[N * (3 + T)]``, and the row of each feed.
+
+    They are slot, start and length of each row, then its tokens. Rows that only fill up are 0 long.
+    """
+    # In a block that begins with the first slot, idle slots are rows too.
+    in_block = shape.block == 0
+    rows = [feed.slot for feed in feeds] if in_block else list(range(len(feeds)))
+    spare = feeds[0].slot
+    heads = [[row if in_block else spare, 0, 0] for row in range(shape.rows)]
+    ids = [[0] * shape.tokens for _ in range(shape.rows)]
+    for row, feed in zip(rows, feeds, strict=True):
+        heads[row] = [feed.slot, feed.start, len(feed.tokens)]
+        ids[row][: len(feed.tokens)] = feed.tokens
+    return torch.tensor([number for part in (*heads, *ids) for number in part]), rows
+
+
+def unpack(numbers: torch.Tensor, shape: Shape) -> tuple[torch.Tensor, torch.Tensor]:
+    """The heads ``[N, 3]`` and the ids ``[N, T]``."""
+    end = 3 * shape.rows
+    return numbers[:end].view(shape.rows, 3), numbers[end:].view(shape.rows, shape.tokens)
+
+
+@dataclass(slots=True)
+class Plan:
+    """Where one forward of N rows with T tokens reads and writes. L: positions it reads.
+
+    ``rows_N``: slots. ``write_NT``: positions to write, the scratch column for padding.
+    ``position_NT``: positions of the tokens, 0 for padding. ``key_L``: 0 to L - 1. ``block``: the slots
+    where they are neighbours. ``line``: the positions where there is one row alone.
+    """
+
+    rows_N: torch.Tensor
+    write_NT: torch.Tensor
+    position_NT: torch.Tensor
+    key_L: torch.Tensor
+    block: slice | None
+    line: slice | None
+    _moved: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        head_N3: torch.Tensor,
+        ids_NT: torch.Tensor,
+        key_L: torch.Tensor,
+        *,
+        capacity: int,
+        block: int | None = None,
+        line: int | None = None,
+    ) -> Plan:
+        """Lay out unpacked numbers."""
+        rows, tokens = ids_NT.shape
+        column_T = torch.arange(tokens, device=ids_NT.device)
+        real_NT = column_T < head_N3[:, 2:]
+        position_NT = head_N3[:, 1:2] + column_T
+        return cls(
+            rows_N=head_N3[:, 0],
+            write_NT=position_NT.where(real_NT, capacity),
+            position_NT=position_NT.where(real_NT, 0),
+            key_L=key_L,
+            block=None if block is None else slice(block, block + rows),
+            line=None if line is None else slice(line, line + tokens),
+        )
+
+    @property
+    def span(self) -> int:
+        """L."""
+        return self.key_L.shape[0]
+
+    def on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """``rows_N`` and ``write_NT`` on a layer's device: a model may be spread over several."""
+        if device == self.rows_N.device:
+            return self.rows_N, self.write_NT
+        if device not in self._moved:
+            self._moved[device] = (self.rows_N.to(device), self.write_NT.to(device))
+        return self._moved[device]
+
+
+def masks(plan: Plan, window: int | None, chunk: int | None = None) -> torch.Tensor:
+    """Who may see whom, ``[N, 1, T, L]``, True where a token attends.
+
+    Args:
+        window: of sliding attention: a token sees that many positions, itself included.
+        chunk: of chunked attention: a token sees its own chunk up to itself.
+    """
+    key_L, position_NT1 = plan.key_L, plan.position_NT[:, :, None]
+    mask_NTL = key_L <= position_NT1
+    if window is not None:
+        mask_NTL &= key_L > position_NT1 - window
+    if chunk is not None:
+        mask_NTL &= key_L // chunk == position_NT1 // chunk
+    return mask_NTL[:, None]

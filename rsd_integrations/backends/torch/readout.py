@@ -1,0 +1,81 @@
+"""What is read of a model: logits to draw tokens from, or the outputs of a reward head."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+__all__ = ["Output", "Readout", "read_hidden", "read_logits"]
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What a feed gave, at each of the R places that were to be read.
+
+    ``kept_R``: ``[R, ...]``, on the device, valid until the model's next forward. ``fetched``: R entries, on
+    the host: of logits the likeliest token, -1 where they are not finite; of a head its outputs.
+    """
+
+    kept_R: torch.Tensor
+    fetched: list[Any]
+
+
+class Readout(Protocol):
+    """Calls the model and reads its outputs in C columns of all N rows."""
+
+    def __call__(
+        self, inputs: dict[str, Any], columns: Sequence[int] | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run the model on keyword inputs.
+
+        Args:
+            inputs: of the model's forward.
+            columns: which positions to read, in rising order; None: all.
+
+        Returns:
+            What stays on the device and what the host wants at once, each ``[N, C, ...]``.
+        """
+        ...
+
+
+def read_logits(model: torch.nn.Module, vocabulary: int | None = None) -> Readout:
+    """Vocabulary logits of a causal LM, ``[N, C, V]``, and the likeliest token, -1 for want of any.
+
+    Args:
+        model: the LM.
+        vocabulary: V. A padded vocabulary has ids without a token, which another model may not even know.
+    """
+    keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+
+    def call(inputs: dict[str, Any], columns: Sequence[int] | None) -> tuple[torch.Tensor, torch.Tensor]:
+        if columns is None:
+            logits_NCV: torch.Tensor = model(**inputs).logits
+        elif keeps:
+            column_C = torch.tensor(columns, device=inputs["input_ids"].device)
+            logits_NCV = model(**inputs, logits_to_keep=column_C).logits
+        else:
+            logits_NCV = model(**inputs).logits[:, list(columns)]
+        logits_NCV = logits_NCV[..., :vocabulary]
+        most_NC, likeliest_NC = logits_NCV.max(dim=-1)
+        # NaN, +inf and nothing but -inf have no probabilities, and so no token.
+        return logits_NCV, likeliest_NC.where(most_NC.isfinite(), -1)
+
+    return call
+
+
+def read_hidden(body: torch.nn.Module, outputs: Callable[[torch.Tensor], torch.Tensor]) -> Readout:
+    """Whatever ``outputs`` makes of the last hidden states, ``[M, hidden]`` -> ``[M, ...]``."""
+
+    def call(inputs: dict[str, Any], columns: Sequence[int] | None) -> tuple[torch.Tensor, torch.Tensor]:
+        hidden_NCH: torch.Tensor = body(**inputs).last_hidden_state
+        if columns is not None:
+            hidden_NCH = hidden_NCH[:, list(columns)]
+        made_M = outputs(hidden_NCH.flatten(0, 1)).float()
+        made_NC = made_M.view(*hidden_NCH.shape[:2], *made_M.shape[1:])
+        return made_NC, made_NC
+
+    return call

@@ -1,0 +1,93 @@
+"""Grouped queries without repeated keys: the same numbers, and a config that is left as it was."""
+
+from __future__ import annotations
+
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from rsd_integrations.backends.torch import attention
+from rsd_integrations.backends.torch.attention import GroupedQueries, grouped_attention
+from rsd_integrations.backends.torch.plan import SlotFeed
+from tests.backends.test_slots import close, runner_of
+from tests.tiny_models import causal
+
+
+@given(
+    rows=st.integers(1, 3),
+    key_heads=st.integers(1, 3),
+    groups=st.integers(1, 4),
+    tokens=st.integers(1, 5),
+    masked=st.booleans(),
+)
+def test_the_same_as_with_repeated_keys(
+    rows: int, key_heads: int, groups: int, tokens: int, masked: bool
+) -> None:
+    maker = torch.Generator().manual_seed(rows + 10 * tokens)
+    query, key, value = (
+        torch.randn(rows, heads, length, 8, generator=maker)
+        for heads, length in ((key_heads * groups, tokens), (key_heads, 9), (key_heads, 9))
+    )
+    mask = torch.rand(rows, 1, tokens, 9, generator=maker) < 0.7
+    mask[..., 0] = True
+    layer: Any = SimpleNamespace(num_key_value_groups=groups, is_causal=True)
+    given_mask = mask if masked else None
+    ours, _ = grouped_attention(layer, query, key, value, given_mask, scaling=0.3)
+    theirs, _ = sdpa_attention_forward(layer, query, key, value, given_mask, scaling=0.3)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Key heads of each call of torch's attention from ours."""
+    seen: list[int] = []
+    own = attention.scaled_dot_product_attention
+
+    def counting(query: torch.Tensor, key: torch.Tensor, *given: Any, **more: Any) -> torch.Tensor:
+        seen.append(key.shape[1])
+        return own(query, key, *given, **more)
+
+    monkeypatch.setattr(attention, "scaled_dot_product_attention", counting)
+    return seen
+
+
+@pytest.mark.parametrize(("architecture", "key_heads"), [("Qwen2", 2), ("Gemma3Text", 2), ("GPT2", None)])
+def test_models_with_groups_use_it(architecture: str, key_heads: int | None, calls: list[int]) -> None:
+    model = causal(architecture, 3)
+    before = model.config._attn_implementation
+    runner = runner_of(model)
+    feeds = [SlotFeed(runner.claim(), 0, [1, 2, 3]), SlotFeed(runner.claim(), 0, [4])]
+    for feed, output in zip(feeds, runner.run(feeds), strict=True):
+        assert close(model, output, list(feed.tokens))
+    assert set(calls) == ({key_heads} if key_heads else set())
+    assert model.config._attn_implementation == before
+
+
+def test_a_config_is_as_it_was_after_a_failure() -> None:
+    config = causal("Qwen2", 3).config
+    with pytest.raises(OSError, match="broke"), GroupedQueries(config):
+        assert config._attn_implementation != "sdpa"
+        raise OSError("it broke")
+    assert config._attn_implementation == "sdpa"
+
+
+def test_another_thread_may_run_the_model_meanwhile() -> None:
+    model = causal("Qwen2", 3)
+    tokens = torch.tensor([[5, 9, 13]])
+    texts: list[list[int]] = []
+
+    def write() -> None:
+        texts.append(model.generate(tokens, max_new_tokens=6, do_sample=False)[0].tolist())
+
+    write()
+    with GroupedQueries(model.config):
+        thread = threading.Thread(target=write)
+        thread.start()
+        thread.join()
+    assert texts[0] == texts[1]

@@ -1,0 +1,111 @@
+"""The numbers of a forward, and the few shapes that forwards are rounded to."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rsd_integrations.backends.torch.plan import Plan, Shape, SlotFeed, masks, pack, unpack
+
+SLOTS, CAPACITY = 6, 1000
+
+
+@st.composite
+def feeds(draw: st.DrawFn, longest: int = 90) -> list[SlotFeed]:
+    """Of some of the slots, in the order in which a runner sorts them."""
+    made = []
+    for slot in sorted(draw(st.sets(st.integers(0, SLOTS - 1), min_size=1))):
+        tokens = draw(st.lists(st.integers(1, 99), min_size=1, max_size=longest))
+        made.append(SlotFeed(slot, draw(st.integers(0, CAPACITY - len(tokens))), tokens))
+    return made
+
+
+def plan_of(given_feeds: list[SlotFeed], shape: Shape) -> tuple[Plan, torch.Tensor, list[int]]:
+    numbers, rows = pack(given_feeds, shape)
+    head_N3, ids_NT = unpack(numbers, shape)
+    plan = Plan.of(
+        head_N3,
+        ids_NT,
+        torch.arange(shape.span),
+        capacity=CAPACITY,
+        block=shape.block,
+        line=shape.line,
+    )
+    return plan, ids_NT, rows
+
+
+@given(feeds())
+def test_every_token_is_written_once_where_its_feed_says_and_nothing_else_is(made: list[SlotFeed]) -> None:
+    rounded = Shape.rounded(made, slots=SLOTS, capacity=CAPACITY)
+    for shape in filter(None, (Shape.exact(made), rounded)):
+        plan, ids_NT, rows = plan_of(made, shape)
+        assert ids_NT.shape == plan.write_NT.shape == (shape.rows, shape.tokens)
+        wanted = {
+            (feed.slot, feed.start + place): token for feed in made for place, token in enumerate(feed.tokens)
+        }
+        slots, places = plan.rows_N.tolist(), plan.write_NT.tolist()
+        written = {
+            (slots[row], places[row][column]): int(ids_NT[row, column])
+            for row in range(shape.rows)
+            for column in range(shape.tokens)
+            if places[row][column] != CAPACITY
+        }
+        assert written == wanted
+        for row, feed in zip(rows, made, strict=True):
+            assert slots[row] == feed.slot
+            assert plan.position_NT[row, : len(feed.tokens)].tolist() == places[row][: len(feed.tokens)]
+        assert int(plan.position_NT.max()) < shape.span <= CAPACITY
+        if plan.block is not None:
+            # Rows of a block are its slots in order, those that only fill up too.
+            named = [slots[row] for row in rows]
+            assert named == [range(SLOTS)[plan.block][row] for row in rows]
+
+
+@given(feeds(longest=12))
+def test_a_shape_is_rounded_up_by_less_than_double(made: list[SlotFeed]) -> None:
+    exact, rounded = Shape.exact(made), Shape.rounded(made, slots=SLOTS, capacity=CAPACITY)
+    assert rounded is not None
+    assert exact.rows <= rounded.rows < 2 * exact.rows
+    assert exact.tokens <= rounded.tokens < 2 * exact.tokens
+    assert exact.span <= rounded.span <= max(256, 1.5 * exact.span)
+    assert rounded.line is None
+
+
+def test_there_are_few_shapes() -> None:
+    """Each takes time to record and memory."""
+    shapes = {
+        Shape.rounded([SlotFeed(slot, start, [1])], slots=1, capacity=4096)
+        for slot in (0,)
+        for start in range(4095)
+    }
+    assert len(shapes) <= 9
+
+
+@pytest.mark.parametrize(
+    ("rows", "tokens", "fits"), [(1, 64, True), (1, 65, False), (2, 64, True), (4, 64, False)]
+)
+def test_large_forwards_are_not_rounded(rows: int, tokens: int, fits: bool) -> None:
+    made = [SlotFeed(slot, 0, [1] * tokens) for slot in range(rows)]
+    assert (Shape.rounded(made, slots=8, capacity=CAPACITY) is not None) == fits
+
+
+def test_one_token_each_is_rounded_for_any_number_of_slots() -> None:
+    made = [SlotFeed(slot, 0, [1]) for slot in range(300)]
+    shape = Shape.rounded(made, slots=300, capacity=CAPACITY)
+    assert shape == Shape(300, 1, 256, block=0)
+
+
+@pytest.mark.parametrize(("window", "chunk"), [(None, None), (1, None), (3, None), (None, 4)])
+def test_masks_read_literally(window: int | None, chunk: int | None) -> None:
+    made = [SlotFeed(0, 0, [1, 2, 3]), SlotFeed(1, 6, [4])]
+    mask = masks(plan_of(made, Shape.exact(made))[0], window, chunk)
+    assert mask.shape == (2, 1, 3, 7)
+    for row, positions in enumerate(([0, 1, 2], [6])):
+        for place, query in enumerate(positions):
+            for key in range(7):
+                seen = key <= query
+                seen &= window is None or query - key < window
+                seen &= chunk is None or key // chunk == query // chunk
+                assert bool(mask[row, 0, place, key]) == seen
