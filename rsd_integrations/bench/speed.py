@@ -47,6 +47,7 @@ class Setting:
         steps: of an answer, where lengths are forced.
         step_tokens: of a step, likewise.
         repeats: of each measurement; the median counts.
+        compile: whether our engine's forwards are compiled.
     """
 
     shape: str
@@ -56,6 +57,7 @@ class Setting:
     steps: int = 10
     step_tokens: int = 16
     repeats: int = 5
+    compile: bool = False
 
     @property
     def forced(self) -> bool:
@@ -104,6 +106,7 @@ def open_shape(setting: Setting, *, device: str, dtype: str, window: int) -> tup
         device=device,
         max_batch_size=max(setting.batches),
         max_length=window,
+        compile=setting.compile,
     )
     return pipe, PlainTrio(models)
 

@@ -28,6 +28,7 @@ class ModelChoice:
     device: str | None = None
     dtype: str | None = None
     max_batch_size: int | None = None
+    compile: bool | None = None
 
     def __post_init__(self) -> None:
         named = {"--draft": self.draft, "--target": self.target, "--prm": self.prm}
@@ -78,6 +79,7 @@ def open_pipeline(choice: ModelChoice) -> RSDPipeline:
         "device": choice.device,
         "dtype": choice.dtype,
         "max_batch_size": choice.max_batch_size,
+        "compile": choice.compile,
     }
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if choice.is_pocket:

@@ -38,6 +38,7 @@ def speed(
     prompt_tokens: Annotated[int, typer.Option(min=8, help="Of a prompt, likewise.")] = 256,
     prompts: Annotated[int, typer.Option(min=1, help="Answered in each measurement.")] = 16,
     repeats: Annotated[int, typer.Option(min=1, help="Of each measurement; the median counts.")] = 5,
+    compile: Annotated[bool, typer.Option("--compile", help="Compile our engine's forwards.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for JSON and plot.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Exit 1 where a required number is missed.")] = False,
 ) -> None:
@@ -57,6 +58,7 @@ def speed(
         steps=steps,
         step_tokens=step_tokens,
         repeats=repeats,
+        compile=compile,
     )
     console = Console(highlight=False)
     # What random weights write may be longer in the PRM: bytes that are no text become three.
@@ -71,6 +73,7 @@ def speed(
             "prompts": prompts,
             "prompt_tokens": prompt_tokens,
             "repeats": repeats,
+            "compile": compile,
         }
         report = _report(state.command_line, SpeedBench(pipe, plain, setting), setting.shape, settings)
     report = report.model_copy(update={"checks": required_speeds(report, on_gpu=device.startswith("cuda"))})
@@ -117,7 +120,9 @@ def _models(
         raise ConfigError(
             f"--device {device!r}: the pocket shape is measured on the CPU.", hint="Name another --shape."
         )
-    pipe = state.open_pipeline(ModelChoice(device=device, max_batch_size=max(setting.batches)))
+    pipe = state.open_pipeline(
+        ModelChoice(device=device, max_batch_size=max(setting.batches), compile=setting.compile)
+    )
     return pipe, open_plain_pocket()
 
 

@@ -71,9 +71,16 @@ def test_models_with_groups_use_it(architecture: str, key_heads: int | None, cal
 
 def test_a_config_is_as_it_was_after_a_failure() -> None:
     config = causal("Qwen2", 3).config
-    with pytest.raises(OSError, match="broke"), GroupedQueries(config):
-        assert config._attn_implementation != "sdpa"
-        raise OSError("it broke")
+    names: list[str] = []
+
+    def broken() -> None:
+        with GroupedQueries(config):
+            names.append(config._attn_implementation)
+            raise OSError("it broke")
+
+    with pytest.raises(OSError, match="broke"):
+        broken()
+    assert names != ["sdpa"]
     assert config._attn_implementation == "sdpa"
 
 
