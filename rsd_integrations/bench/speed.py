@@ -14,7 +14,7 @@ from rsd_integrations.bench.results import Interval
 from rsd_integrations.bench.speed_results import Breakdown, Growth, Limit, Timing
 from rsd_integrations.config import RSDConfig
 from rsd_integrations.pipeline import RSDPipeline
-from rsd_integrations.types import Role
+from rsd_integrations.types import Role, StepEvent
 
 if TYPE_CHECKING:
     from rsd_integrations.backends.torch.yardsticks.plain import PlainTrio, Workload
@@ -32,6 +32,7 @@ __all__ = [
 GENERATE, TARGET_ONLY, ASSISTED = "generate", "target only", "assisted generate"
 COMPILED, REFERENCE = "generate, compiled", "reference's way 0.8"
 GROWTH_STEPS = (10, 20, 40, 80)
+REFERENCE_STEPS = 20
 FIRST = 5
 
 
@@ -165,7 +166,7 @@ class SpeedBench:
         for batch in self._setting.batches:
             speeds.timings += self._side_by_side(batch, speeds)
         if self._setting.forced:
-            speeds.growth = [self._growth(steps) for steps in GROWTH_STEPS]
+            speeds.growth = self._growth()
         speeds.limits, speeds.breakdown = self._limits(bandwidth), self._breakdown()
         return speeds
 
@@ -235,82 +236,106 @@ class SpeedBench:
 
         return sum(await asyncio.gather(*(one(*given) for given in enumerate(self._setting.prompts))))
 
-    def _growth(self, steps: int) -> Growth:
-        """Behind the first five steps, of which one is rewritten: by then all three have read the prompt."""
-        self._on_run(f"{steps} steps")
-        ours = (self._ours_for(steps) - self._ours_for(FIRST)) / (steps - FIRST)
-        if steps > 20:  # The reference's way grows with the square.
-            return Growth(steps=steps, ours=1000 * ours)
-        reference = (self._reference_for(steps) - self._reference_for(FIRST)) / (steps - FIRST)
-        return Growth(steps=steps, ours=1000 * ours, reference=1000 * reference)
+    def _growth(self) -> list[Growth]:
+        """Behind the first five steps, of which one is rewritten: by then all three have read the prompt.
 
-    def _ours_for(self, steps: int) -> float:
-        def run() -> object:
-            # By chance answers of 10 and of 80 steps would not have the same share of rewrites.
-            config = self._setting.config(steps=steps, weighting=_FourOfFive())
-            return self._pipe.generate(self._setting.prompts[0], config=config)
+        An answer of ten steps is the beginning of one of eighty, so that one is looked at on its way.
+        """
+        longest = max(GROWTH_STEPS)
+        self._on_run(f"{longest} steps")
+        ours = [self._step_times(longest) for _ in range(1 + self._setting.repeats)][1:]
+        self._on_run(f"{REFERENCE_STEPS} steps the reference's way")
+        work = self._setting.work(self._setting.prompts[:1], steps=REFERENCE_STEPS)
+        # Its way grows with the square, so it is not followed to the end.
+        theirs = [self._plain.reference_times(work) for _ in range(1 + self._setting.repeats)][1:]
+        return [
+            Growth(
+                steps=steps,
+                ours=_each_behind_the_first(ours, steps),
+                reference=_each_behind_the_first(theirs, steps) if steps <= REFERENCE_STEPS else None,
+            )
+            for steps in GROWTH_STEPS
+        ]
 
-        return self._median(run)
+    def _step_times(self, steps: int) -> list[float]:
+        """Seconds at which each step of an answer was committed. Four of five are kept."""
+        # By chance the beginning of an answer would not have the same share of rewrites as the whole.
+        config = self._setting.config(steps=steps, weighting=_FourOfFive())
+        return [event.elapsed_ms / 1000 for event in self._committed(config)]
 
-    def _reference_for(self, steps: int) -> float:
-        work = self._setting.work(self._setting.prompts[:1], steps=steps)
-        return self._median(lambda: self._plain.reference(work))
-
-    def _median(self, run: Callable[[], object]) -> float:
-        run()
-        seconds = []
-        for _ in range(self._setting.repeats):
-            start = time.perf_counter()
-            run()
-            seconds.append(time.perf_counter() - start)
-        return median(seconds)
+    def _committed(self, config: RSDConfig) -> list[StepEvent]:
+        events = self._pipe.stream(self._setting.prompts[0], config=config)
+        return [event for event in events if event.type == "committed"]
 
     def _limits(self, bandwidth: float) -> list[Limit]:
-        """Each model at its own work alone: seconds of forwards that decode one token, or score a step."""
-        found = []
-        alone: dict[Role, dict[str, Any]] = {
-            "draft": {"threshold": 0.0},
-            "target": {"threshold": 2.0},
-            "prm": {"weighting": "constant", "acceptance_rate": 1.0},
+        """Each model at its own work alone: seconds for a token that it decodes, or a step that it scores."""
+        seconds: dict[Role, float] = {
+            "draft": self._seconds_a_token(threshold=0.0),
+            "target": self._seconds_a_token(threshold=2.0),
         }
-        for role, fields in alone.items():
-            self._on_run(f"{role} against the memory")
-            with _timed_forwards(self._pipe, role) as seconds:
-                self._pipe.generate(self._setting.prompts[0], config=self._setting.config(**fields))
-            # The first reads the prompt.
-            each = median(seconds[1:] or seconds)
-            size = self._plain.bytes_per_token(role)
-            found.append(
-                Limit(
-                    role=role,
-                    bytes_per_token=size,
-                    milliseconds=1000 * each,
-                    share=size / each / bandwidth,
-                )
+        self._on_run("prm against the memory")
+        with _timed_forwards(self._pipe, "prm") as forwards:
+            config = self._setting.config(weighting="constant", acceptance_rate=1.0)
+            self._pipe.generate(self._setting.prompts[0], config=config)
+        # The first reads the prompt.
+        seconds["prm"] = median(forwards[1:] or forwards)
+        sizes = {role: self._plain.bytes_per_token(role) for role in seconds}
+        return [
+            Limit(
+                role=role,
+                bytes_per_token=sizes[role],
+                milliseconds=1000 * each,
+                share=sizes[role] / each / bandwidth,
             )
-        return found
+            for role, each in seconds.items()
+        ]
+
+    def _seconds_a_token(self, *, threshold: float) -> float:
+        """Of one model alone, on the clock: what the host does counts where the model waits for it."""
+        self._on_run(f"threshold {threshold:g} against the memory")
+        config = self._setting.config(threshold=threshold)
+        found = []
+        for _ in range(1 + self._setting.repeats):
+            steps = self._committed(config)
+            # The first one's time is the prompt's too.
+            tokens = sum(
+                event.step.draft_tokens + event.step.target_tokens for event in steps[1:] if event.step
+            )
+            found.append((steps[-1].elapsed_ms - steps[0].elapsed_ms) / 1000 / max(1, tokens))
+        return median(found[1:])
 
     def _breakdown(self) -> Breakdown:
+        """Where a step's time goes: the models' by their forwards one by one, the rest is the host's."""
         self._on_run("where the time goes")
         config = self._setting.config(weighting="constant", acceptance_rate=0.8)
         prompt = self._setting.prompts[0]
-        with (
-            _timed_forwards(self._pipe, "draft") as draft,
-            _timed_forwards(self._pipe, "target") as target,
-            _timed_forwards(self._pipe, "prm") as prm,
-        ):
+        walls, sums = [], []
+        for _ in range(self._setting.repeats):
             start = time.perf_counter()
             generation = self._pipe.generate(prompt, config=config)
-            wall = time.perf_counter() - start
+            walls.append(time.perf_counter() - start)
+            with (
+                _timed_forwards(self._pipe, "draft") as draft,
+                _timed_forwards(self._pipe, "prm") as prm,
+                _timed_forwards(self._pipe, "target") as target,
+            ):
+                self._pipe.generate(prompt, config=config)
+            sums.append((sum(draft), sum(prm), sum(target)))
         steps = max(1, len(generation.steps))
-        models = sum(draft) + sum(target) + sum(prm)
+        wall, models = median(walls), [median(seconds) for seconds in zip(*sums, strict=True)]
+        draft_ms, score_ms, target_ms = (1000 * seconds / steps for seconds in models)
         return Breakdown(
-            draft=1000 * sum(draft) / steps,
-            score=1000 * sum(prm) / steps,
-            target=1000 * sum(target) / steps,
+            draft=draft_ms,
+            score=score_ms,
+            target=target_ms,
             wall=1000 * wall / steps,
-            host_share=1 - models / wall,
+            host_share=max(0.0, 1 - sum(models) / wall),
         )
+
+
+def _each_behind_the_first(answers: Sequence[Sequence[float]], steps: int) -> float:
+    """Milliseconds a step from the sixth to the last of so many; the median of some answers' times."""
+    return 1000 * median((times[steps - 1] - times[FIRST - 1]) / (steps - FIRST) for times in answers)
 
 
 class _FourOfFive:

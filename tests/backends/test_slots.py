@@ -112,7 +112,7 @@ def test_a_session_feeds_each_token_once_in_chunks() -> None:
     while session.cached < len(session.tokens):
         feed = session.feed()
         fed += feed.tokens
-        session.fed(feed)
+        session.fed(feed, Output(torch.empty(0), []))
     assert fed == session.tokens
     assert session.tally.forwarded == PREFILL_CHUNK + 10
     session.tokens += [1, 2, 3]

@@ -178,9 +178,18 @@ class Recorded:
         size = (shape.rows, shape.tokens)
         if size not in self._numbers:
             self._numbers[size] = torch.empty_like(numbers, device=key_L.device)
-        self._numbers[size].copy_(numbers)
         if shape not in self._replays:
+            self._numbers[size].copy_(numbers)
             self._replays[shape] = self._recorded(shape, key_L)
+        self._numbers[size].copy_(numbers)
+        self._replays[shape]()
+        return self._outputs[size]
+
+    def again(self, shape: Shape) -> Pair | None:
+        """The forward behind the last one of this shape: of each row's likeliest token. None: it is no LM."""
+        size = (shape.rows, shape.tokens)
+        if not _goes_on(shape, self._outputs[size][1]):
+            return None
         self._replays[shape]()
         return self._outputs[size]
 
@@ -201,6 +210,10 @@ class Recorded:
                 made = run()
                 kept.copy_(made[0])
                 fetched.copy_(made[1])
+                if _goes_on(shape, fetched):
+                    # Replayed once more as it is, it feeds what it found.
+                    head_N3[:, 1] += 1
+                    ids_NT.copy_(fetched.clamp_min(0))
 
             return self._record(write)
         except torch.OutOfMemoryError:
@@ -208,6 +221,11 @@ class Recorded:
         except Exception as error:
             self._broken = True
             raise NotRecordable(first_line(error)) from error
+
+
+def _goes_on(shape: Shape, fetched: torch.Tensor) -> bool:
+    """Whether what a forward fetches are tokens that a next one of its shape could feed."""
+    return shape.tokens == 1 and not fetched.is_floating_point()
 
 
 class NotRecordable(Exception):

@@ -28,7 +28,8 @@ _MOST_TOGETHER = 128
 @dataclass(frozen=True, slots=True)
 class SlotFeed:
     """Tokens for one slot, at positions from ``start`` on; the outputs from index ``read`` on are wanted:
-    that one and ``more`` behind it.
+    that one and ``more`` behind it. ``early``: the token is the likeliest one behind what the slot was fed
+    before, so that a forward that ran ahead may have fed it already.
     """
 
     slot: int
@@ -36,6 +37,7 @@ class SlotFeed:
     tokens: Sequence[int]
     read: int = -1
     more: int = 0
+    early: bool = False
 
     @property
     def reads(self) -> range:

@@ -17,11 +17,14 @@ class Output:
     """What a feed gave, at each of the R places that were to be read.
 
     ``kept_R``: ``[R, ...]``, on the device, valid until the model's next forward. ``fetched``: R entries, on
-    the host: of logits the likeliest token, -1 where they are not finite; of a head its outputs.
+    the host: of logits the likeliest token, -1 where they are not finite; of a head its outputs. ``ahead``:
+    the forward ran ahead of the host. ``followed``: another one runs ahead of this, with the likeliest token.
     """
 
     kept_R: torch.Tensor
     fetched: list[Any]
+    ahead: bool = False
+    followed: bool = False
 
 
 class Readout(Protocol):

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from rsd_integrations.backends.torch.attention import GroupedQueries
-from rsd_integrations.backends.torch.forwards import Compute, Launcher, NotRecordable, Pair
+from rsd_integrations.backends.torch.flight import Fetch, Flight
+from rsd_integrations.backends.torch.forwards import Compute, Launcher, NotRecordable, Pair, Recorded
 from rsd_integrations.backends.torch.plan import Plan, Shape, SlotFeed, masks, pack, unpack
 from rsd_integrations.backends.torch.readout import Output, Readout
 from rsd_integrations.backends.torch.slots import SlotCache
@@ -65,6 +66,9 @@ class SlotRunner:
         self.cache = SlotCache(int(config.num_hidden_layers), slots, capacity)
         self.capacity = capacity
         self._launcher = None if launcher is None else launcher(self._compute)
+        self._flight: Flight | None = None
+        self.runs_ahead = True
+        """Whether forwards may be launched before their tokens are known, where that can be."""
 
     def claim(self) -> int:
         """The lowest free slot: neighbours are cheaper to read."""
@@ -72,6 +76,7 @@ class SlotRunner:
 
     def release(self, slot: int) -> None:
         """Give a slot back, clean."""
+        self._flight = None  # Followed, it would write to the slot once more.
         self.cache.wipe(slot, self._filled[slot])
         self._filled[slot] = 0
         self._free.append(slot)
@@ -93,23 +98,37 @@ class SlotRunner:
         """Slots nobody holds."""
         return len(self._free)
 
-    def run(self, feeds: Sequence[SlotFeed]) -> list[Output | Exception]:
+    @torch.inference_mode()
+    def run(self, feeds: Sequence[SlotFeed], *, ahead: bool = False) -> list[Output | Exception]:
         """The wanted outputs of each feed, or what failed it. Feeds of any length.
 
         Without memory for it all there are fewer: the first of them at least.
+
+        Args:
+            feeds: what to run.
+            ahead: each of them will want the likeliest token fed next, if nothing ends there. A forward of
+                these is launched before the host has seen what the tokens are.
         """
+        flight, self._flight = self._flight, None
+        carried = flight.carries(feeds) if flight is not None else {}
         results: dict[int, Output | Exception] = {}
-        merged = MERGED if self._device.type == "cuda" else 0
-        for group in _groups(feeds, merged):
-            for index, result in zip(group, self._isolated([feeds[i] for i in group]), strict=True):
-                results[index] = result
+        if flight is not None and carried:
+            if ahead and self.runs_ahead and len(carried) == len(feeds):
+                self._flight = self._follow(flight)
+            outputs = flight.outputs(followed=self._flight is not None)
+            results = {index: outputs[place] for index, place in carried.items()}
+        rest = [index for index in range(len(feeds)) if index not in carried]
+        groups = _groups([feeds[index] for index in rest], MERGED if self._device.type == "cuda" else 0)
+        ahead = ahead and self.runs_ahead and not carried and len(groups) == 1
+        for group in ([rest[place] for place in group] for group in groups):
+            made = self._isolated([feeds[index] for index in group], ahead)
+            results |= dict(zip(group, made, strict=True))
         return [results[index] for index in range(len(feeds))]
 
-    @torch.inference_mode()
-    def _isolated(self, feeds: list[SlotFeed]) -> list[Output | Exception]:
+    def _isolated(self, feeds: list[SlotFeed], ahead: bool) -> list[Output | Exception]:
         """Run one batch; if it fails, run its rows alone so that only the culprit fails."""
         try:
-            return list(self.forward(feeds))
+            return list(self.forward(feeds, ahead=ahead))
         except Exception as error:
             failure = _failure(error)
         # Behind the except block, so that the failed forward's tensors are gone.
@@ -142,19 +161,39 @@ class SlotRunner:
             return _failure(error)
         return outputs[0] if read < middle else outputs[-1]
 
-    def forward(self, feeds: Sequence[SlotFeed]) -> list[Output]:
-        """One forward of a batch."""
+    def forward(self, feeds: Sequence[SlotFeed], *, ahead: bool = False) -> list[Output]:
+        """One forward of a batch, and perhaps the next one, which is not waited for."""
         shape = self._launcher.shape(feeds) if self._launcher is not None else None
         if shape is None:
             return self._called(feeds)
         numbers, rows = pack(feeds, shape)
         try:
-            made = self._launched(shape, numbers)
+            kept, fetched = self._launched(shape, numbers)
         except NotRecordable as problem:
             problem.warn()
             return self._called(feeds)
         self._fill(feeds)
-        return _outputs(made, feeds, rows, None)
+        flight = Flight(kept, Fetch(fetched), shape, feeds, rows)
+        if ahead:
+            self._flight = self._follow(flight)
+        return flight.outputs(followed=self._flight is not None)
+
+    def _launched(self, shape: Shape, numbers: torch.Tensor) -> Pair:
+        assert self._launcher is not None
+        with self._threads(shape), self._grouped:
+            return self._launcher(shape, numbers, self._key_L[: shape.span])
+
+    def _follow(self, flight: Flight) -> Flight | None:
+        """Launch the forward behind one that is on its way, where that can be."""
+        feeds = flight.next_feeds()
+        if feeds is None or not isinstance(self._launcher, Recorded):
+            return None
+        with self._threads(flight.shape):
+            made = self._launcher.again(flight.shape)
+        if made is None:
+            return None
+        self._fill(feeds)
+        return Flight(made[0], Fetch(made[1]), flight.shape, feeds, flight.rows, ahead=True)
 
     def _called(self, feeds: Sequence[SlotFeed]) -> list[Output]:
         """One forward by calling the model."""
@@ -163,7 +202,7 @@ class SlotRunner:
         columns = sorted({column for feed in feeds for column in feed.reads})
         head_N3, ids_NT = unpack(numbers.to(self._device), shape)
         with self._threads(shape), self._grouped:
-            made = self._compute(
+            kept, fetched = self._compute(
                 head_N3,
                 ids_NT,
                 self._key_L[: shape.span],
@@ -172,12 +211,7 @@ class SlotRunner:
                 columns=columns,
             )
         self._fill(feeds)
-        return _outputs(made, feeds, rows, columns)
-
-    def _launched(self, shape: Shape, numbers: torch.Tensor) -> Pair:
-        assert self._launcher is not None
-        with self._threads(shape), self._grouped:
-            return self._launcher(shape, numbers, self._key_L[: shape.span])
+        return Flight(kept, Fetch(fetched), shape, feeds, rows, columns).outputs()
 
     def _threads(self, shape: Shape) -> AbstractContextManager[None]:
         return cpu_threads(self._device, self._parameters * shape.rows * shape.tokens)
@@ -223,19 +257,6 @@ class SlotRunner:
         return torch.zeros(mask.shape, dtype=self._dtype, device=mask.device).masked_fill(
             ~mask, torch.finfo(self._dtype).min
         )
-
-
-def _outputs(
-    made: Pair, feeds: Sequence[SlotFeed], rows: Sequence[int], columns: Sequence[int] | None
-) -> list[Output]:
-    """What each feed wanted of a forward. Fetching waits for the device."""
-    kept_NC, fetched_NC = made[0], made[1].tolist()
-    outputs = []
-    for row, feed in zip(rows, feeds, strict=True):
-        first = feed.reads[0] if columns is None else columns.index(feed.reads[0])
-        places = slice(first, first + 1 + feed.more)
-        outputs.append(Output(kept_NC[row, places], fetched_NC[row][places]))
-    return outputs
 
 
 def attention_kinds(config: Any) -> dict[str, tuple[int | None, int | None]]:

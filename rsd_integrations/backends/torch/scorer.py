@@ -118,7 +118,7 @@ class TorchScorer:
 
     def _read(self, session: TorchScorerSession, feed: SlotFeed, output: Output) -> Scored | Exception | None:
         """The reward, if this chunk reached the position where it is read."""
-        session.fed(feed)
+        session.fed(feed, output)
         if feed.start + len(feed.tokens) <= session.read:
             return None
         session.scoring = False

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 
 from rsd_integrations.backends.torch.plan import SlotFeed
+from rsd_integrations.backends.torch.readout import Output
 from rsd_integrations.backends.torch.runner import PREFILL_CHUNK, SlotRunner
 from rsd_integrations.protocols import Tally
 
@@ -29,6 +30,8 @@ class SlotSession:
         """Length of the committed part."""
         self.cached = 0
         """Length of the part the model has seen."""
+        self.early = False
+        """Whether a forward runs ahead with the last token, behind just what is cached."""
         self.tally = Tally()
         self.family: list[SlotSession] = [self]
         """Sessions that the same steps are committed to (of other candidates), itself among them."""
@@ -67,14 +70,21 @@ class SlotSession:
         slot = self._claimed()
         end = min(end, self.cached + PREFILL_CHUNK)
         new = self.tokens[self.cached : end]
+        early, self.early = self.early and len(new) == 1, False
         if end < len(self.tokens) or not guesses:
-            return SlotFeed(slot, self.cached, new)
+            return SlotFeed(slot, self.cached, new, early=early)
         return SlotFeed(slot, self.cached, [*new, *guesses], len(new) - 1, len(guesses))
 
-    def fed(self, feed: SlotFeed) -> None:
+    def fed(self, feed: SlotFeed, output: Output) -> None:
         """Count a feed that went well. Its guesses are not part of the text: they may prove wrong."""
-        self.tally.add(feed.start, len(feed.tokens), self._window)
-        self.cached = feed.start + len(feed.tokens) - feed.more
+        end = feed.start + len(feed.tokens)
+        if not output.ahead:
+            self.tally.add(feed.start, len(feed.tokens), self._window)
+        if output.followed:
+            # What runs ahead is counted when it is launched: it may be in vain.
+            self.tally.add(end, 1, self._window)
+        self.early = output.followed
+        self.cached = end - feed.more
 
     def follow(self, tokens: Sequence[int]) -> None:
         """Put these tokens in place of the step in progress. What both begin with stays cached."""
@@ -82,6 +92,7 @@ class SlotSession:
         same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         self.tokens[self.base :] = tokens
         self.cached = min(self.cached, self.base + same)
+        self.early = False
 
     def replace(self, tokens: Sequence[int]) -> None:
         """Commit these tokens in place of the step in progress."""
@@ -93,6 +104,7 @@ class SlotSession:
         if length is not None:
             del self.tokens[length:]
             self.cached = min(self.cached, length)
+            self.early = False
         self.base = len(self.tokens)
 
     def close(self) -> None:

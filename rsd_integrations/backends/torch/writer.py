@@ -158,6 +158,15 @@ class TorchWriterSession(SlotSession):
         return min(most, self._writer.info.window - self.base) - self.in_progress
 
     @property
+    def steady(self) -> bool:
+        """Whether the token drawn next is the likeliest, and goes on alone if it does not end the step."""
+        if isinstance(self.work, GuessStep):
+            return self._room > 1
+        assert self.work is not None
+        greedy = self.work.sampling.temperature == 0.0 and self.constraint is None
+        return greedy and self._room > 1 and not self._guesses.next(1)
+
+    @property
     def full(self) -> bool:
         """Whether the step may not grow any more."""
         return self._room <= 0
@@ -287,8 +296,9 @@ class TorchWriter:
 
     def _write(self, sessions: Sequence[TorchWriterSession]) -> list[Written | Exception | None]:
         feeds = [session.next_feed() for session in sessions]
+        ahead = all(session.steady for session in sessions)
         results: list[Written | Exception | None] = [None] * len(sessions)
-        for index, read in enumerate(self.runner.run(feeds)):
+        for index, read in enumerate(self.runner.run(feeds, ahead=ahead)):
             results[index] = (
                 read if isinstance(read, Exception) else self._take(sessions[index], feeds[index], read)
             )
@@ -296,7 +306,7 @@ class TorchWriter:
 
     def _take(self, session: TorchWriterSession, feed: SlotFeed, read: Read) -> Written | Exception | None:
         """Let a session draw its tokens, once all it knows was fed; a failure is its own."""
-        session.fed(feed)
+        session.fed(feed, read)
         if session.cached < len(session.tokens):
             return None
         try:

@@ -14,20 +14,21 @@ __all__ = ["timed"]
 
 @contextmanager
 def timed(model: Any) -> Iterator[list[float]]:
-    """Seconds of each forward of a writer or scorer. On a GPU each is waited for, which slows the whole."""
+    """Seconds of each forward of a writer or scorer. Each is waited for, which slows the whole."""
     runner, seconds = model.runner, []
-    forward = runner.forward
+    forward, ahead = runner.forward, runner.runs_ahead
 
-    def watched(feeds: Any) -> Any:
+    def watched(feeds: Any, **more: Any) -> Any:
         start = time.perf_counter()
-        outputs = forward(feeds)
+        outputs = forward(feeds, **more)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
         return outputs
 
-    runner.forward = watched
+    runner.forward, runner.runs_ahead = watched, False
     try:
         yield seconds
     finally:
         del runner.forward
+        runner.runs_ahead = ahead

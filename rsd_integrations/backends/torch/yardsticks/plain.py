@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -86,21 +87,30 @@ class PlainTrio:
         new = output[:, inputs["input_ids"].shape[1] :]
         return int((new != self._tokenizer.pad_token_id).sum())
 
-    @torch.inference_mode()
     def reference(self, work: Workload) -> int:
         """RSD as the reference code has it: each step sends the whole text to draft, PRM and target again.
 
         Steps are forced to length, and four of five are kept. That its servers take text and tokenise it
         anew is left out, in its favour. Returns the number of tokens written.
         """
-        steps = work.max_tokens // work.step_tokens
-        for prompt in work.prompts:
-            tokens = self._batch([prompt])["input_ids"].to(self._models["draft"].device)
-            for step in range(steps):
-                drafted = self._step("draft", tokens, work.step_tokens)
-                self._models["prm"](input_ids=drafted)
-                tokens = drafted if (step + 1) % 5 else self._step("target", tokens, work.step_tokens)
-        return len(work.prompts) * steps * work.step_tokens
+        steps = [
+            time for prompt in work.prompts for time in self.reference_times(replace(work, prompts=[prompt]))
+        ]
+        return len(steps) * work.step_tokens
+
+    @torch.inference_mode()
+    def reference_times(self, work: Workload) -> list[float]:
+        """The same for one prompt: seconds at which each step was done."""
+        (prompt,) = work.prompts
+        start, times = perf_counter(), []
+        tokens = self._batch([prompt])["input_ids"].to(self._models["draft"].device)
+        for step in range(work.max_tokens // work.step_tokens):
+            drafted = self._step("draft", tokens, work.step_tokens)
+            # The host reads the reward.
+            self._models["prm"](input_ids=drafted).logits[0, -1].tolist()
+            tokens = drafted if (step + 1) % 5 else self._step("target", tokens, work.step_tokens)
+            times.append(perf_counter() - start)
+        return times
 
     def _step(self, role: str, tokens: torch.Tensor, length: int) -> torch.Tensor:
         made: torch.Tensor = self._models[role].generate(
