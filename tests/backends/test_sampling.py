@@ -6,9 +6,12 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import (
     LogitsProcessorList,
     TemperatureLogitsWarper,
@@ -16,7 +19,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from rsd_integrations.backends.torch.sampling import draw, filtered_probabilities
+from rsd_integrations.backends.torch.sampling import Draws, Row, draw, draw_rows, filtered_probabilities
 from rsd_integrations.protocols import Sampling
 
 
@@ -73,3 +76,33 @@ def test_each_token_takes_one_draw() -> None:
     row = sampling(uniform=lambda: taken.append(1) or 0.3)  # type: ignore[func-returns-value]
     draw(torch.zeros(4), row)
     assert taken == [1]
+
+
+@given(st.data())
+def test_rows_drawn_together_get_what_they_get_alone(data: st.DataObject) -> None:
+    """Whatever their filters and numbers of places."""
+    maker = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
+    rows = []
+    for _ in range(data.draw(st.integers(1, 6))):
+        filters = data.draw(
+            st.sampled_from([(1.0, 1.0, None), (0.7, 0.8, None), (1.0, 0.9, 5), (2.0, 1.0, 3)])
+        )
+        points = data.draw(st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=4))
+        logits = torch.randn(len(points), 30, generator=maker)
+        rows.append(Row(logits, sampling(*filters), points))
+    for row, tokens in zip(rows, draw_rows(rows), strict=True):
+        alone = [
+            draw(logits, replace(row.sampling, draw=lambda point=point: point))  # type: ignore[misc]
+            for logits, point in zip(row.logits_RV, row.points, strict=True)
+        ]
+        assert tokens == alone
+
+
+def test_draws_looked_at_are_not_lost() -> None:
+    numbers = iter(range(100))
+    draws = Draws(lambda: float(next(numbers)))
+    assert draws.look(3) == [0, 1, 2]
+    assert draws.take() == 0
+    assert draws.look(1) == [1]
+    assert draws.look(4) == [1, 2, 3, 4]
+    assert [draws.take() for _ in range(6)] == [1, 2, 3, 4, 5, 6]

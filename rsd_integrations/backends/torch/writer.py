@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from rsd_integrations.backends.torch.guesses import Guesses
 from rsd_integrations.backends.torch.plan import SlotFeed
 from rsd_integrations.backends.torch.readout import Output as Read
 from rsd_integrations.backends.torch.runner import SlotRunner
-from rsd_integrations.backends.torch.sampling import draw
+from rsd_integrations.backends.torch.sampling import Draws, Row, draw, draw_rows
 from rsd_integrations.backends.torch.slot_session import SlotSession, to_feed
 from rsd_integrations.backends.torch.tooling import Tooling
 from rsd_integrations.encoding import encode_plain
@@ -57,6 +58,7 @@ class TorchWriterSession(SlotSession):
         self._detokenizer = Detokenizer(writer.tokenizer, writer.hidden_ids - markup)
         self._text = ""
         self._guesses = Guesses()
+        self._draws = Draws(_nobody)
         self.work: DraftStep | TargetStep | GuessStep | None = None
 
     def fork(self) -> TorchWriterSession:
@@ -71,6 +73,8 @@ class TorchWriterSession(SlotSession):
         if isinstance(work, GuessStep):
             self.follow(work.tokens)
             return
+        if self._draws.source is not work.sampling.draw:
+            self._draws = Draws(work.sampling.draw)
         self._text = ""
         rejected = work.rejected if isinstance(work, TargetStep) else None
         if rejected is None:
@@ -104,19 +108,34 @@ class TorchWriterSession(SlotSession):
         # The token behind the last guess is drawn too.
         return self.feed(guesses=self._guesses.next(self._room - 1))
 
-    def take(self, read: Read, asked: int) -> Written | None:
-        """Draw tokens at the last token and at each guess, until one proves wrong.
+    @property
+    def samples(self) -> bool:
+        """Whether its tokens are drawn by chance, with nothing forbidden."""
+        return self._temperature > 0.0 and self.constraint is None
+
+    def row(self, read: Read) -> Row:
+        """What to draw its tokens from."""
+        assert isinstance(self.work, DraftStep | TargetStep)
+        return Row(read.kept_R, self.work.sampling, self._draws.look(len(read.fetched)))
+
+    def take(self, read: Read, tokens: Sequence[int], asked: int) -> Written | None:
+        """Take the tokens drawn at the last token and at each guess, until one proves wrong.
+
+        Args:
+            read: what was read there.
+            tokens: those drawn; where some are forbidden they are drawn here, one knowing the others.
+            asked: number of guesses.
 
         Raises:
-            BackendError: the logits are not finite, or the constraint allows no token.
+            BackendError: the constraint allows no token.
         """
-        if -1 in read.fetched:
-            raise _not_finite(self._writer.info.name)
         if isinstance(self.work, GuessStep):
-            return self._guess_one(read.fetched[0])
+            return self._guess_one(tokens[0])
         right, written = 0, None
-        for place, likeliest in enumerate(read.fetched):
-            token = self._draw(read.kept_R[place], likeliest)
+        for place, drawn in enumerate(tokens):
+            token = drawn if self.constraint is None else self._constrained(read.kept_R[place])
+            if self.samples:
+                self._draws.take()
             written = self.push(token)
             guessed = self._guesses.drawn(token)
             if written is not None or not guessed or right == asked:
@@ -131,16 +150,16 @@ class TorchWriterSession(SlotSession):
         self.tokens.append(token)
         return self.written("limit") if self.full or token in self._writer.eos_ids else None
 
-    def _draw(self, logits_V: torch.Tensor, likeliest: int) -> int:
-        assert isinstance(self.work, DraftStep | TargetStep)
-        greedy = self.work.sampling.temperature == 0.0
-        if greedy and self.constraint is None:
-            return likeliest
-        logits_V = logits_V.float()
-        if self.constraint is not None:
-            allowed_V = self.constraint.allowed(len(logits_V)).to(logits_V.device)
-            logits_V = logits_V.masked_fill(~allowed_V, -torch.inf)
-        return draw(logits_V, self.work.sampling)
+    def _constrained(self, logits_V: torch.Tensor) -> int:
+        assert isinstance(self.work, DraftStep | TargetStep) and self.constraint is not None
+        allowed_V = self.constraint.allowed(len(logits_V)).to(logits_V.device)
+        sampling = replace(self.work.sampling, draw=self._draws.take)
+        return draw(logits_V.float().masked_fill(~allowed_V, -torch.inf), sampling)
+
+    @property
+    def _temperature(self) -> float:
+        """Guesses are greedy."""
+        return self.work.sampling.temperature if isinstance(self.work, DraftStep | TargetStep) else 0.0
 
     @property
     def in_progress(self) -> int:
@@ -160,10 +179,7 @@ class TorchWriterSession(SlotSession):
     @property
     def steady(self) -> bool:
         """Whether the token drawn next is the likeliest, and goes on alone if it does not end the step."""
-        if isinstance(self.work, GuessStep):
-            return self._room > 1
-        assert self.work is not None
-        greedy = self.work.sampling.temperature == 0.0 and self.constraint is None
+        greedy = self._temperature == 0.0 and (self.constraint is None or isinstance(self.work, GuessStep))
         return greedy and self._room > 1 and not self._guesses.next(1)
 
     @property
@@ -298,28 +314,41 @@ class TorchWriter:
         feeds = [session.next_feed() for session in sessions]
         ahead = all(session.steady for session in sessions)
         results: list[Written | Exception | None] = [None] * len(sessions)
+        ready: dict[int, Read] = {}
         for index, read in enumerate(self.runner.run(feeds, ahead=ahead)):
-            results[index] = (
-                read if isinstance(read, Exception) else self._take(sessions[index], feeds[index], read)
-            )
+            if isinstance(read, Exception):
+                results[index] = read
+                continue
+            sessions[index].fed(feeds[index], read)
+            if -1 in read.fetched:
+                results[index] = _not_finite(self.info.name)
+            elif sessions[index].cached == len(sessions[index].tokens):
+                ready[index] = read
+        tokens = _tokens({index: (sessions[index], read) for index, read in ready.items()})
+        for index, read in ready.items():
+            try:
+                results[index] = sessions[index].take(read, tokens[index], feeds[index].more)
+            except Exception as error:  # It is this session's own.
+                results[index] = error
         return results
-
-    def _take(self, session: TorchWriterSession, feed: SlotFeed, read: Read) -> Written | Exception | None:
-        """Let a session draw its tokens, once all it knows was fed; a failure is its own."""
-        session.fed(feed, read)
-        if session.cached < len(session.tokens):
-            return None
-        try:
-            return session.take(read, len(read.fetched) - 1)
-        except Exception as error:
-            return error
 
     def close(self) -> None:
         """Give the memory back."""
         del self.runner, self._render, self._tags_of, self.tooling
 
 
+def _tokens(ready: Mapping[int, tuple[TorchWriterSession, Read]]) -> dict[int, list[int]]:
+    """The token at each place of each: the likeliest, or drawn by chance, for all sessions at once."""
+    rows = {index: session.row(read) for index, (session, read) in ready.items() if session.samples}
+    drawn = draw_rows(list(rows.values())) if rows else []
+    return {index: read.fetched for index, (_, read) in ready.items()} | dict(zip(rows, drawn, strict=True))
+
+
 def _not_finite(name: str) -> BackendError:
     return BackendError(
         f"{name!r} gave NaN or infinite logits.", hint="Try another dtype (float16 overflows in some models)."
     )
+
+
+def _nobody() -> float:
+    raise AssertionError("no step was begun")
