@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -75,6 +77,7 @@ def _installation() -> Iterator[_Line]:
         missing = f"missing; for {use}: pip install 'rsd-integrations[{extra}]'"
         yield _Line(package, found or missing, None if found is None else True)
     yield from _devices()
+    yield _compiler()
     yield _pocket()
 
 
@@ -93,6 +96,15 @@ def _devices() -> Iterator[_Line]:
         return
     for name, what in devices().items():
         yield _Line(name, what, True)
+
+
+def _compiler() -> _Line:
+    """What ``torch.compile`` needs beside torch."""
+    names = filter(None, (os.environ.get("CXX"), "g++", "clang++", "cl"))
+    found = next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        return _Line("C++ compiler", "missing; for compile=True: install g++ or clang++", None)
+    return _Line("C++ compiler", f"{found}, for compile=True", True)
 
 
 def _pocket() -> _Line:

@@ -7,7 +7,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsd_integrations.backends.torch.plan import Plan, Shape, SlotFeed, masks, pack, unpack
+from rsd_integrations.backends.torch.plan import (
+    MOST_TOGETHER,
+    Plan,
+    Shape,
+    SlotFeed,
+    grouped,
+    masks,
+    pack,
+    unpack,
+)
 
 SLOTS, CAPACITY = 6, 1000
 
@@ -84,11 +93,25 @@ def test_there_are_few_shapes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "tokens", "fits"), [(1, 64, True), (1, 65, False), (2, 64, True), (4, 64, False)]
+    ("rows", "tokens", "fits"), [(1, 64, True), (1, 65, False), (4, 64, True), (5, 64, False)]
 )
 def test_large_forwards_are_not_rounded(rows: int, tokens: int, fits: bool) -> None:
     made = [SlotFeed(slot, 0, [1] * tokens) for slot in range(rows)]
     assert (Shape.rounded(made, slots=8, capacity=CAPACITY) is not None) == fits
+
+
+@given(feeds(), st.sampled_from([0, MOST_TOGETHER]))
+def test_groups_are_all_feeds_and_small_ones_are_merged(made: list[SlotFeed], merged: int) -> None:
+    groups = grouped(made, merged)
+    assert sorted(index for group in groups for index in group) == list(range(len(made)))
+    for group in groups:
+        lengths = [len(made[index].tokens) for index in group]
+        assert [made[index].slot for index in group] == sorted(made[index].slot for index in group)
+        shape = Shape.rounded([made[index] for index in group], slots=SLOTS, capacity=CAPACITY)
+        # What was merged can still be recorded, unless it is long anyway.
+        assert max(lengths) < 2 * min(lengths) or (merged and (shape is not None or max(lengths) > 64))
+    if all(len(feed.tokens) <= 32 for feed in made):
+        assert len(groups) == 1 or not merged
 
 
 def test_one_token_each_is_rounded_for_any_number_of_slots() -> None:

@@ -54,6 +54,14 @@ def test_a_missing_extra_alone_is_no_failure(monkeypatch: pytest.MonkeyPatch, ca
     assert "rsd-integrations[report]" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("found", [None, "/usr/bin/clang++"])
+def test_a_compiler_is_looked_for(found: str | None, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: found if name == "clang++" else None)
+    assert main(["doctor"]) == 0
+    said = "/usr/bin/clang++, for compile=True" if found else "for compile=True: install g++ or clang++"
+    assert said in capsys.readouterr().out
+
+
 def test_missing_weights(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     def gone() -> None:
         raise FileNotFoundError("the pocket weights are missing")

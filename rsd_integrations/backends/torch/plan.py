@@ -12,17 +12,18 @@ from dataclasses import dataclass, field
 
 import torch
 
-__all__ = ["Plan", "Shape", "SlotFeed", "masks", "pack", "unpack"]
+__all__ = ["MOST_TOGETHER", "Plan", "Shape", "SlotFeed", "grouped", "masks", "pack", "unpack"]
 
 _SPAN = 256
 """Least positions that a rounded shape reads."""
 
 _MOST_TOKENS = 64
-"""Most tokens of a row, and
-"""
+"""Most tokens of a row in a rounded shape."""
 
-_MOST_TOGETHER = 128
-"""most of all rows, in a rounded shape: beyond, the arithmetic takes longer than launching it."""
+MOST_TOGETHER = 256
+"""Most tokens of a rounded shape. A GPU takes so many in about the time of one, as it waits for the weights;
+beyond, the arithmetic takes longer than launching it.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,7 @@ class Shape:
         """
         exact = cls.exact(feeds)
         rows, tokens = min(_power(exact.rows), slots), _power(exact.tokens)
-        if tokens > _MOST_TOKENS or rows * tokens > max(_MOST_TOGETHER, slots):
+        if tokens > _MOST_TOKENS or rows * tokens > max(MOST_TOGETHER, slots):
             return None
         first = min(_power(max(feed.slot for feed in feeds) + 1), slots) == rows
         return cls(rows, tokens, min(_rounded_span(exact.span), capacity), 0 if first else None)
@@ -99,6 +100,26 @@ def _power(number: int) -> int:
 def _rounded_span(span: int) -> int:
     power = max(_power(span), _SPAN)
     return 3 * power // 4 if power > _SPAN and span <= 3 * power // 4 else power
+
+
+def grouped(feeds: Sequence[SlotFeed], merged: int) -> list[list[int]]:
+    """Indices of feeds for one forward each: of lengths that round up to one power of two, so that filling
+    up at most doubles them.
+
+    Args:
+        feeds: of any lengths.
+        merged: groups that, filled up, have no more tokens together are one.
+    """
+    by_length: dict[int, list[int]] = {}
+    for index, feed in enumerate(feeds):
+        by_length.setdefault(_power(len(feed.tokens)), []).append(index)
+    groups: list[list[int]] = []
+    for length, group in sorted(by_length.items()):
+        if groups and _power(len(groups[-1]) + len(group)) * length <= merged:
+            groups[-1] += group
+        else:
+            groups.append(group)
+    return [sorted(group, key=lambda index: feeds[index].slot) for group in groups]
 
 
 def pack(feeds: Sequence[SlotFeed], shape: Shape) -> tuple[torch.Tensor, list[int]]:

@@ -12,7 +12,16 @@ import torch
 from rsd_integrations.backends.torch.attention import GroupedQueries
 from rsd_integrations.backends.torch.flight import Fetch, Flight
 from rsd_integrations.backends.torch.forwards import Compute, Launcher, NotRecordable, Pair, Recorded
-from rsd_integrations.backends.torch.plan import Plan, Shape, SlotFeed, masks, pack, unpack
+from rsd_integrations.backends.torch.plan import (
+    MOST_TOGETHER,
+    Plan,
+    Shape,
+    SlotFeed,
+    grouped,
+    masks,
+    pack,
+    unpack,
+)
 from rsd_integrations.backends.torch.readout import Output, Readout
 from rsd_integrations.backends.torch.slots import SlotCache
 from rsd_integrations.backends.torch.threads import cpu_threads
@@ -22,9 +31,6 @@ __all__ = ["PREFILL_CHUNK", "SlotRunner", "attention_kinds"]
 
 PREFILL_CHUNK = 512
 """Most tokens of one request in one forward: other requests wait no longer than that."""
-
-MERGED = 256
-"""Tokens, filled-up ones counted, that a GPU takes in about the time of one: it waits for the weights."""
 
 
 class SlotRunner:
@@ -118,7 +124,9 @@ class SlotRunner:
             outputs = flight.outputs(followed=self._flight is not None)
             results = {index: outputs[place] for index, place in carried.items()}
         rest = [index for index in range(len(feeds)) if index not in carried]
-        groups = _groups([feeds[index] for index in rest], MERGED if self._device.type == "cuda" else 0)
+        groups = grouped(
+            [feeds[index] for index in rest], MOST_TOGETHER if self._device.type == "cuda" else 0
+        )
         ahead = ahead and self.runs_ahead and not carried and len(groups) == 1
         for group in ([rest[place] for place in group] for group in groups):
             made = self._isolated([feeds[index] for index in group], ahead)
@@ -272,26 +280,6 @@ def attention_kinds(config: Any) -> dict[str, tuple[int | None, int | None]]:
         "chunked_attention": (None, chunk),
     }
     return {kind: sizes[kind] for kind in kinds}
-
-
-def _groups(feeds: Sequence[SlotFeed], merged: int) -> list[list[int]]:
-    """Indices of feeds for one forward each: of lengths that round up to one power of two, so that filling
-    up at most doubles them.
-
-    Args:
-        merged: groups that are no longer together, filled up, are one.
-    """
-    by_length: dict[int, list[int]] = {}
-    for index, feed in enumerate(feeds):
-        by_length.setdefault((len(feed.tokens) - 1).bit_length(), []).append(index)
-    groups: list[list[int]] = []
-    for length in sorted(by_length):
-        group = by_length[length]
-        if groups and (len(groups[-1]) + len(group)) << length <= merged:
-            groups[-1] += group
-        else:
-            groups.append(group)
-    return [sorted(group, key=lambda index: feeds[index].slot) for group in groups]
 
 
 def _out_of_memory(error: Exception) -> bool:
