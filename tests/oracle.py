@@ -275,7 +275,7 @@ def _before_stop(text: str, committed: str, terms: Terms) -> str:
 
 def plain_generate(party: Party, prompt: str, max_tokens: int) -> tuple[list[int], str]:
     """One ordinary greedy ``generate``, HF's own cache included."""
-    ids = torch.tensor([party.prompt(prompt)])
+    ids = torch.tensor([party.prompt(prompt)], device=party.model.device)
     output = party.model.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_tokens, do_sample=False
     )

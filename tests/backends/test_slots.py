@@ -31,7 +31,7 @@ def runner_of(model: Any, slots: int = 4, capacity: int = 128, launcher: Any = N
 @torch.no_grad()
 def recomputed(model: Any, tokens: list[int]) -> torch.Tensor:
     """The last logits by an ordinary forward over all tokens."""
-    logits: torch.Tensor = model(torch.tensor([tokens]), use_cache=False).logits[0, -1]
+    logits: torch.Tensor = model(torch.tensor([tokens], device=model.device), use_cache=False).logits[0, -1]
     return logits
 
 

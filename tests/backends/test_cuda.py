@@ -1,0 +1,136 @@
+"""The same equalities on a GPU: nothing here runs where there is none. First thing to run where there is."""
+
+from __future__ import annotations
+
+import copy
+import random
+import threading
+from typing import Any
+
+import pytest
+import torch
+
+from rsd_integrations import Generation, RSDPipeline
+from rsd_integrations.backends.torch.forwards import Compiled, LaunchOptions, Recorded, recorder_for
+from rsd_integrations.backends.torch.plan import SlotFeed
+from rsd_integrations.backends.torch.readout import Output, read_logits
+from rsd_integrations.backends.torch.runner import SlotRunner
+from tests.backends.test_slots import run_a_history
+from tests.backends.test_speculation import FIELDS, PAIRS, check_equal
+from tests.oracle import Party, plain_generate
+from tests.tiny_models import ARCHITECTURES, causal, token_classifier, tokenizer
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+
+CUDA = torch.device("cuda:0")
+PROMPT = "Ava has 12 marbles. She buys 9 more."
+WAYS = ("called", "recorded", "compiled", "recorded and compiled")
+
+
+def runner_on_gpu(model: Any, way: str, dtype: torch.dtype = torch.float32, slots: int = 4) -> SlotRunner:
+    options = LaunchOptions(compile="compiled" in way, cuda_graphs="recorded" in way)
+    return SlotRunner(
+        model.config,
+        read_logits(model),
+        device=CUDA,
+        dtype=dtype,
+        slots=slots,
+        capacity=96,
+        launcher=options.launcher(model, slots=slots, capacity=96),
+    )
+
+
+def test_the_launcher_is_what_was_asked_for() -> None:
+    model = copy.deepcopy(causal("Qwen2", 3)).to(CUDA)
+    made = [runner_on_gpu(model, way)._launcher for way in WAYS]
+    assert [type(one) for one in made] == [type(None), Recorded, Compiled, Recorded]
+    assert recorder_for(CUDA) is not None
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_any_history_gives_what_a_full_forward_gives(architecture: str, way: str) -> None:
+    if "compiled" in way and architecture not in ("Qwen2", "Gemma3Text"):
+        pytest.skip("two stand for all: compiling takes long")
+    model = copy.deepcopy(causal(architecture, 3)).to(CUDA)
+    run_a_history(model, runner_on_gpu(model, way), random.Random(architecture))
+
+
+@pytest.mark.parametrize("way", WAYS[:2])
+def test_half_precision_differs_by_rounding(way: str) -> None:
+    exact = causal("Qwen2", 3)
+    model = copy.deepcopy(exact).to(CUDA, torch.bfloat16)
+    runner = runner_on_gpu(model, way, torch.bfloat16)
+    slot, tokens = runner.claim(), [5, 9, 13, 21, 34]
+    for length in range(1, 6):
+        (output,) = runner.run([SlotFeed(slot, length - 1, tokens[length - 1 : length])])
+        assert isinstance(output, Output)
+        with torch.no_grad():
+            expected = exact(torch.tensor([tokens[:length]])).logits[0, -1]
+        got = output.kept_R[-1].float().cpu()
+        assert float((got - expected).abs().max() / expected.abs().max()) < 0.1
+
+
+def load(pair: str, **options: Any) -> RSDPipeline:
+    draft, target = PAIRS[pair]
+    models = [
+        (copy.deepcopy(causal(kind, seed, flavour, max_position_embeddings=512)).to(CUDA), tokenizer(flavour))
+        for (kind, flavour), seed in zip((draft, target), (0, 1), strict=True)
+    ]
+    prm = (copy.deepcopy(token_classifier(0, "ascii")).to(CUDA), tokenizer("ascii"))
+    return RSDPipeline.from_pretrained(*models, prm, device="cuda", **options)
+
+
+def answers(pipe: RSDPipeline) -> list[Generation]:
+    """Of all kinds, alone and then together."""
+    asked: list[dict[str, Any]] = [
+        {"seed": 0},
+        {"seed": 1, "temperature": 0.8, "top_p": 0.9},
+        {"seed": 2, "speculation": False},
+        {"seed": 3, "temperature": 0.8, "draft_candidates": 3},
+        {"seed": 4, "acceptance_rate": 0.0},
+    ]
+    alone = [pipe.generate(PROMPT, **{**FIELDS, **given}) for given in asked]
+    streams = [pipe.stream(PROMPT, **{**FIELDS, **given}) for given in asked]
+    return alone + [stream.result() for stream in streams]
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_answers_are_the_same_recorded_and_called(pair: str) -> None:
+    with load(pair) as recorded, load(pair, cuda_graphs=False) as called:
+        for one, other in zip(answers(recorded), answers(called), strict=True):
+            check_equal(one, other)
+
+
+def test_target_and_draft_alone_are_plain_generate() -> None:
+    with load("same tokenizer") as pipe:
+        for threshold, kind, seed in ((0.0, "Qwen2", 0), (2.0, "Llama", 1)):
+            model = copy.deepcopy(causal(kind, seed, "ascii", max_position_embeddings=512)).to(CUDA)
+            _, text = plain_generate(Party(model, tokenizer("ascii")), PROMPT, 40)
+            got = pipe.generate(
+                PROMPT, threshold=threshold, max_tokens=40, max_step_tokens=9, step_delimiter="e"
+            )
+            assert got.text == text
+
+
+def test_others_use_the_gpu_while_forwards_are_recorded() -> None:
+    """An embedding model of a RAG pipeline, say, on another thread."""
+    going, failed = threading.Event(), []
+
+    def compute() -> None:
+        try:
+            while not going.is_set():
+                big = torch.randn(256, 256, device=CUDA)
+                float((big @ big).sum())
+        except Exception as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=compute)
+    thread.start()
+    try:
+        with load("same tokenizer") as pipe:
+            assert pipe.generate(PROMPT, **FIELDS, seed=0).steps
+    finally:
+        going.set()
+        thread.join()
+    assert not failed
