@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rsd_integrations import Generation, RSDPipeline
-from rsd_integrations.backends.torch import forwards
+from rsd_integrations.backends.torch import launch
 from rsd_integrations.backends.torch.plan import SlotFeed
 from rsd_integrations.backends.torch.readout import Output
 from rsd_integrations.backends.torch.runner import SlotRunner
@@ -25,7 +25,7 @@ PROMPTS = ("Ava has 12 marbles. She buys 9 more.", "Hi.", "What is left of 7 app
 @pytest.fixture
 def recordings(monkeypatch: pytest.MonkeyPatch) -> Recordings:
     made = Recordings()
-    monkeypatch.setattr(forwards, "recorder_for", lambda device: made)
+    monkeypatch.setattr(launch, "recorder_for", lambda device: made)
     return made
 
 
@@ -138,7 +138,7 @@ def test_a_storm_of_requests(pair: str, recordings: Recordings) -> None:
         together = [one.result() for one in running]
         ahead = sum(one.usage.draft.forwarded + one.usage.target.forwarded for one in together)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(forwards, "recorder_for", lambda device: None)
+        patch.setattr(launch, "recorder_for", lambda device: None)
         with load(*PAIRS[pair]) as pipe:
             alone = [ask(pipe, number) for number in range(24)]
     for one, other in zip(together, alone, strict=True):

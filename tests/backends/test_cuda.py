@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from rsd_integrations import Generation, RSDPipeline
-from rsd_integrations.backends.torch.forwards import Compiled, LaunchOptions, Recorded, recorder_for
+from rsd_integrations.backends.torch.forwards import Compiled
+from rsd_integrations.backends.torch.launch import LaunchOptions
 from rsd_integrations.backends.torch.plan import SlotFeed
 from rsd_integrations.backends.torch.readout import Output, read_logits
+from rsd_integrations.backends.torch.recording import Recorded, recorder_for
 from rsd_integrations.backends.torch.runner import SlotRunner
 from tests.backends.test_slots import run_a_history
 from tests.backends.test_speculation import FIELDS, PAIRS, check_equal

@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from rsd_integrations import Generation, RSDPipeline
-from rsd_integrations.backends.torch import forwards
-from rsd_integrations.backends.torch.forwards import Compiled, LaunchOptions
+from rsd_integrations.backends.torch import launch
+from rsd_integrations.backends.torch.forwards import Compiled
 from rsd_integrations.backends.torch.heads import RewardModel
+from rsd_integrations.backends.torch.launch import LaunchOptions
 from rsd_integrations.backends.torch.plan import SlotFeed
 from rsd_integrations.backends.torch.readout import Output, read_hidden, read_logits
+from rsd_integrations.backends.torch.recording import NotRecordable, Recorded, Watch
 from rsd_integrations.backends.torch.runner import SlotRunner
 from rsd_integrations.errors import ConfigError
 from tests.backends.test_slots import close, run_a_history, runner_of
@@ -34,7 +34,7 @@ PROMPT = "Ava has 12 marbles. She buys 9 more."
 def recordings(monkeypatch: pytest.MonkeyPatch) -> Recordings:
     """The CPU records as a GPU does."""
     made = Recordings()
-    monkeypatch.setattr(forwards, "recorder_for", lambda device: made)
+    monkeypatch.setattr(launch, "recorder_for", lambda device: made)
     return made
 
 
@@ -103,27 +103,91 @@ def test_a_model_that_cannot_be_recorded_runs_without_and_says_so_once(recording
         check_equal(one, pipe.generate(PROMPT, **FIELDS, seed=0))
 
 
-def test_a_lack_of_memory_is_no_reason_to_give_recording_up(recordings: Recordings) -> None:
+def recorded_with(recorder: Any) -> Any:
+    return lambda slots, capacity: lambda compute: Recorded(compute, recorder, slots=slots, capacity=capacity)
+
+
+def check_tokens_one_by_one(runner: SlotRunner, model: Any) -> None:
+    slot, tokens = runner.claim(), [5, 9, 13, 21]
+    for length in range(1, 5):
+        feed = SlotFeed(slot, length - 1, tokens[length - 1 : length])
+        assert close(model, runner.run([feed])[0], tokens[:length])
+
+
+def test_without_memory_for_a_recording_there_are_no_more_of_them(recordings: Recordings) -> None:
+    tried = [0]
+
+    def short(work: Callable[[], None]) -> Callable[[], None]:
+        tried[0] += 1
+        raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
+
     model = causal("Qwen2", 3)
-    short = [True]
+    check_tokens_one_by_one(runner_of(model, launcher=recorded_with(short)), model)
+    assert tried == [1]
 
-    def recorder(work: Callable[[], None]) -> Callable[[], None]:
-        if short:
-            short.clear()
-            raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
-        return recordings(work)
 
-    runner = runner_of(
-        model,
-        launcher=lambda slots, capacity: (
-            lambda compute: forwards.Recorded(compute, recorder, slots=slots, capacity=capacity)
-        ),
-    )
-    feeds = [SlotFeed(runner.claim(), 0, [1, 2, 3]), SlotFeed(runner.claim(), 0, [4, 5, 6])]
-    for _ in range(2):
-        for feed, output in zip(feeds, runner.run(feeds), strict=True):
-            assert close(model, output, list(feed.tokens))
-    assert recordings.recorded == 1
+def test_a_shape_of_several_tokens_is_recorded_when_it_is_met_again(recordings: Recordings) -> None:
+    model = causal("Qwen2", 3)
+    runner = runner_of(model, launcher=recordings.launcher)
+    feed = SlotFeed(runner.claim(), 0, [5, 9, 13])
+    counts = []
+    for _ in range(4):
+        assert close(model, runner.run([feed])[0], [5, 9, 13])
+        counts.append(recordings.recorded)
+    assert counts == [0, 0, 1, 1]
+
+
+def test_replays_that_compute_something_else_are_found_when_loading(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forgetful(work: Callable[[], None]) -> Callable[[], None]:
+        work()
+        return lambda: None  # As kernels that were launched past the recording.
+
+    monkeypatch.setattr(launch, "recorder_for", lambda device: forgetful)
+    with (
+        pytest.warns(RuntimeWarning, match="computes something else when .* compiled or recorded") as told,
+        RSDPipeline.from_pretrained(*_sources("same tokenizer"), device="cpu") as pipe,
+    ):
+        one = pipe.generate(PROMPT, **FIELDS, seed=0)
+    assert len(told) == 3
+    monkeypatch.setattr(launch, "recorder_for", lambda device: None)
+    with load(*PAIRS["same tokenizer"]) as pipe:
+        check_equal(one, pipe.generate(PROMPT, **FIELDS, seed=0))
+
+
+def test_a_failure_ahead_of_the_host_does_not_fail_what_it_follows(recordings: Recordings) -> None:
+    model = causal("Qwen2", 3)
+    runner = runner_of(model, launcher=recordings.launcher)
+    runner._launcher.again = lambda shape: 1 / 0  # type: ignore[union-attr]
+    slot = runner.claim()
+    (output,) = runner.run([SlotFeed(slot, 0, [5])], ahead=True)
+    assert isinstance(output, Output)
+    assert not output.followed
+    assert close(model, output, [5])
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda x: x.sum().item(),
+        lambda x: x[x > 0],
+        lambda x: x.nonzero(),
+        lambda x: x.masked_select(x > 0),
+        lambda x: x.unique(),
+        lambda x: x.to("meta"),
+        lambda x: x if x.sum() else None,
+    ],
+)
+def test_what_a_recording_cannot_hold_is_named_before_it_is_tried(work: Callable[[Any], Any]) -> None:
+    with pytest.raises(NotRecordable, match=r"aten\."), Watch(torch.device("cpu")):
+        work(torch.ones(3))
+
+
+def test_what_it_can_hold_is_let_through() -> None:
+    place = torch.tensor([0, 1])
+    with Watch(torch.device("cpu")):
+        made = torch.ones(3)[place].where(torch.tensor(True), 0) + torch.arange(2)
+        made[place] = 4.0
+    assert made.tolist() == [4.0, 4.0]
 
 
 def test_a_failed_row_leaves_the_others_their_own_outputs(recordings: Recordings) -> None:
@@ -135,20 +199,6 @@ def test_a_failed_row_leaves_the_others_their_own_outputs(recordings: Recordings
     assert isinstance(outputs[1], Exception)
     for index in (0, 2, 3):
         assert close(model, outputs[index], list(feeds[index].tokens))
-
-
-class _OffDevice(TorchDispatchMode):
-    """Notes what is not on the device, which a recording could not hold."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        tensors = [one for one in tree_leaves((args, kwargs, made)) if isinstance(one, torch.Tensor)]
-        self.found += [f"{func}: {one.device}" for one in tensors if one.device.type != "meta"]
-        return made
 
 
 @pytest.mark.parametrize("name", [*ARCHITECTURES, "reward head"])
@@ -164,9 +214,8 @@ def test_nothing_of_a_forward_is_made_on_the_host(name: str) -> None:
     runner = SlotRunner(model.config, readout, device=device, dtype=torch.float32, slots=4, capacity=96)
     for rows, tokens, block in ((1, 1, 0), (2, 8, None)):
         head_N3, ids_NT = (torch.zeros(rows, size, dtype=torch.long, device=device) for size in (3, tokens))
-        with torch.inference_mode(), _OffDevice() as watch:
+        with torch.inference_mode(), Watch(device):
             kept, fetched = runner._compute(head_N3, ids_NT, runner._key_L[:64], block=block)
-        assert not watch.found
         assert kept.shape[:2] == fetched.shape[:2] == (rows, tokens)
 
 
@@ -183,7 +232,8 @@ def test_what_cannot_be_is_refused(options: dict[str, Any], message: str) -> Non
         RSDPipeline.from_pretrained(*_sources("same tokenizer"), device="cpu", **options)
 
 
-def test_a_compiler_that_fails_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_compiler_that_fails_is_told_of(recorded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_compiler(function: Any, **options: Any) -> Any:
         def fails(*given: Any, **more: Any) -> Any:
             raise RuntimeError("no C++ compiler found\nand so on")
@@ -191,6 +241,7 @@ def test_a_compiler_that_fails_is_told_of(monkeypatch: pytest.MonkeyPatch) -> No
         return fails
 
     monkeypatch.setattr(torch, "compile", no_compiler)
+    monkeypatch.setattr(launch, "recorder_for", lambda device: Recordings() if recorded else None)
     with pytest.raises(
         ConfigError, match=r"torch.compile failed: RuntimeError: .*no C\+\+ compiler found.* It needs"
     ):

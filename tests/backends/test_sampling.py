@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -19,8 +20,11 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from rsd_integrations import RSDPipeline
+from rsd_integrations.backends.torch import writer
 from rsd_integrations.backends.torch.sampling import Draws, Row, draw, draw_rows, filtered_probabilities
 from rsd_integrations.protocols import Sampling
+from tests.tiny_models import causal, token_classifier, tokenizer
 
 
 def sampling(
@@ -106,3 +110,26 @@ def test_draws_looked_at_are_not_lost() -> None:
     assert draws.look(1) == [1]
     assert draws.look(4) == [1, 2, 3, 4]
     assert [draws.take() for _ in range(6)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_row_that_cannot_be_drawn_is_its_own_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are drawn together; what fails one of them must not fail the others."""
+    own = writer.draw_rows
+
+    def short(rows: Sequence[Row]) -> list[list[int]]:
+        if any(row.sampling.temperature == 0.5 for row in rows):
+            raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
+        return own(rows)
+
+    tok = tokenizer("ascii")
+    models = [(causal(kind, seed, "ascii"), tok) for seed, kind in enumerate(("Qwen2", "Llama"))]
+    with RSDPipeline.from_pretrained(*models, (token_classifier(0, "ascii"), tok), device="cpu") as pipe:
+        fields: dict[str, Any] = {"threshold": 0.5, "max_tokens": 30, "step_delimiter": "e"}
+        temperatures = (0.9, 0.5, 0.0, 0.9)
+        asked = [{**fields, "temperature": one, "seed": seed} for seed, one in enumerate(temperatures)]
+        alone = [pipe.generate("Hi.", **given).text for given in asked]
+        monkeypatch.setattr(writer, "draw_rows", short)
+        streams = [pipe.stream("Hi.", **given) for given in asked]
+        with pytest.raises(torch.OutOfMemoryError, match="pretended"):
+            streams[1].result()
+        assert [streams[place].result().text for place in (0, 2, 3)] == [alone[place] for place in (0, 2, 3)]

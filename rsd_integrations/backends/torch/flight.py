@@ -24,7 +24,7 @@ class Fetch:
     def __init__(self, source: torch.Tensor) -> None:
         self._event: torch.cuda.Event | None = None
         if source.is_cuda:
-            self._copy = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
+            self._copy = torch.empty(source.shape, dtype=source.dtype, device="cpu", pin_memory=True)
             self._copy.copy_(source, non_blocking=True)
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record(torch.cuda.current_stream(source.device))

@@ -20,8 +20,8 @@ from rsd_integrations.backends.torch.describe import (
     positions,
     text_config,
 )
-from rsd_integrations.backends.torch.forwards import LaunchOptions
 from rsd_integrations.backends.torch.heads import RewardModel, load_reward_model
+from rsd_integrations.backends.torch.launch import LaunchOptions
 from rsd_integrations.backends.torch.readout import Readout, read_hidden, read_logits
 from rsd_integrations.backends.torch.reasoning import reasoning_tags
 from rsd_integrations.backends.torch.refusals import check_architecture, check_templates

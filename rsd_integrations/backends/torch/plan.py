@@ -136,7 +136,8 @@ def pack(feeds: Sequence[SlotFeed], shape: Shape) -> tuple[torch.Tensor, list[in
     for row, feed in zip(rows, feeds, strict=True):
         heads[row] = [feed.slot, feed.start, len(feed.tokens)]
         ids[row][: len(feed.tokens)] = feed.tokens
-    return torch.tensor([number for part in (*heads, *ids) for number in part]), rows
+    numbers = [number for part in (*heads, *ids) for number in part]
+    return torch.tensor(numbers, device="cpu"), rows
 
 
 def unpack(numbers: torch.Tensor, shape: Shape) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,7 +11,7 @@ import torch
 
 from rsd_integrations.backends.torch.attention import GroupedQueries
 from rsd_integrations.backends.torch.flight import Fetch, Flight
-from rsd_integrations.backends.torch.forwards import Compute, Launcher, NotRecordable, Pair, Recorded
+from rsd_integrations.backends.torch.forwards import Compute, Launcher, Pair
 from rsd_integrations.backends.torch.plan import (
     MOST_TOGETHER,
     Plan,
@@ -23,6 +23,7 @@ from rsd_integrations.backends.torch.plan import (
     unpack,
 )
 from rsd_integrations.backends.torch.readout import Output, Readout
+from rsd_integrations.backends.torch.recording import LOCK, NotRecordable, Recorded
 from rsd_integrations.backends.torch.slots import SlotCache
 from rsd_integrations.backends.torch.threads import cpu_threads
 from rsd_integrations.errors import BackendError, DeviceMemoryError, RSDError
@@ -76,6 +77,15 @@ class SlotRunner:
         self.runs_ahead = True
         """Whether forwards may be launched before their tokens are known, where that can be."""
 
+    @property
+    def launches(self) -> bool:
+        """Whether some forwards are compiled or recorded."""
+        return self._launcher is not None
+
+    def call_only(self) -> None:
+        """From now on call the model for every forward."""
+        self._launcher, self._flight = None, None
+
     def claim(self) -> int:
         """The lowest free slot: neighbours are cheaper to read."""
         return self._free.pop(0)
@@ -115,6 +125,8 @@ class SlotRunner:
             ahead: each of them will want the likeliest token fed next, if nothing ends there. A forward of
                 these is launched before the host has seen what the tokens are.
         """
+        if not feeds:
+            return []
         flight, self._flight = self._flight, None
         carried = flight.carries(feeds) if flight is not None else {}
         results: dict[int, Output | Exception] = {}
@@ -141,7 +153,8 @@ class SlotRunner:
             failure = _failure(error)
         # Behind the except block, so that the failed forward's tensors are gone.
         if isinstance(failure, DeviceMemoryError) and torch.cuda.is_available():
-            torch.cuda.empty_cache()
+            with LOCK:
+                torch.cuda.empty_cache()
         if len(feeds) > 1:
             return [self._alone(feed) for feed in feeds]
         return [self._in_halves(feeds[0]) if isinstance(failure, DeviceMemoryError) else failure]
@@ -179,6 +192,7 @@ class SlotRunner:
             kept, fetched = self._launched(shape, numbers)
         except NotRecordable as problem:
             problem.warn()
+            self.call_only()
             return self._called(feeds)
         self._fill(feeds)
         flight = Flight(kept, Fetch(fetched), shape, feeds, rows)
@@ -196,12 +210,17 @@ class SlotRunner:
         feeds = flight.next_feeds()
         if feeds is None or not isinstance(self._launcher, Recorded):
             return None
-        with self._threads(flight.shape):
-            made = self._launcher.again(flight.shape)
-        if made is None:
+        try:
+            with self._threads(flight.shape):
+                made = self._launcher.again(flight.shape)
+            fetch = None if made is None else Fetch(made[1])
+        except Exception:
+            # The forward that it follows is not to fail with it.
+            return None
+        if made is None or fetch is None:
             return None
         self._fill(feeds)
-        return Flight(made[0], Fetch(made[1]), flight.shape, feeds, flight.rows, ahead=True)
+        return Flight(made[0], fetch, flight.shape, feeds, flight.rows, ahead=True)
 
     def _called(self, feeds: Sequence[SlotFeed]) -> list[Output]:
         """One forward by calling the model."""

@@ -73,10 +73,12 @@ def draw_rows(rows: Sequence[Row]) -> list[list[int]]:
 def _draw_alike(rows: Sequence[Row]) -> torch.Tensor:
     """Token ids ``[M]`` at the places of rows with the same filters, one behind the other."""
     logits_MV = torch.cat([row.logits_RV for row in rows])
+    # Before anything is computed: such a copy waits for what was launched.
+    point_M = torch.tensor([point for row in rows for point in row.points], dtype=torch.float64, device="cpu")
+    point_M = point_M if logits_MV.device.type == "mps" else point_M.to(logits_MV.device)
     cumulative_MV = filtered_probabilities(logits_MV, rows[0].sampling).cumsum(dim=-1)
-    points = [point for row in rows for point in row.points]
     total_M1 = cumulative_MV[:, -1:]
-    point_M1 = torch.tensor(points, dtype=total_M1.dtype, device=total_M1.device)[:, None] * total_M1
+    point_M1 = point_M[:, None] * total_M1
     token_M1 = torch.searchsorted(cumulative_MV, point_M1, right=True)
     # Rounding may put the point on the last step of the staircase: the last token with any mass.
     return token_M1.minimum(torch.searchsorted(cumulative_MV, total_M1.contiguous()))[:, 0]

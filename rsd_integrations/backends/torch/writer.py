@@ -324,10 +324,14 @@ class TorchWriter:
                 results[index] = _not_finite(self.info.name)
             elif sessions[index].cached == len(sessions[index].tokens):
                 ready[index] = read
-        tokens = _tokens({index: (sessions[index], read) for index, read in ready.items()})
+        try:
+            tokens = _tokens({index: (sessions[index], read) for index, read in ready.items()})
+        except Exception:  # Whose it is shows when they are drawn one by one.
+            tokens = {}
         for index, read in ready.items():
             try:
-                results[index] = sessions[index].take(read, tokens[index], feeds[index].more)
+                drawn = tokens[index] if index in tokens else _tokens({index: (sessions[index], read)})[index]
+                results[index] = sessions[index].take(read, drawn, feeds[index].more)
             except Exception as error:  # It is this session's own.
                 results[index] = error
         return results

@@ -1,0 +1,214 @@
+"""Forwards recorded once for each of few shapes and replayed: CUDA graphs."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from rsd_integrations.backends.torch.forwards import Compute, Pair
+from rsd_integrations.backends.torch.plan import Shape, SlotFeed, unpack
+from rsd_integrations.backends.torch.sources import first_line
+
+__all__ = ["LOCK", "NotRecordable", "Recorded", "Recorder", "Watch", "recorder_for"]
+
+Recorder = Callable[[Callable[[], None]], Callable[[], None]]
+"""Runs work on fixed tensors and records it; what it returns does the same work again."""
+
+LOCK = threading.Lock()
+"""One recording at a time in a process, and nothing that waits for the whole device meanwhile."""
+
+_PAYS = 3
+"""Recording a shape of several tokens a row begins when it is met so often: it costs several forwards."""
+
+
+class NotRecordable(Exception):
+    """A forward does something that a recording cannot hold; from now on none is recorded."""
+
+    def warn(self) -> None:
+        """Tell the user once: it is right, only slower."""
+        warnings.warn(
+            f"forwards of this model cannot be recorded as CUDA graphs, so it runs slower: {self}. "
+            "Pass cuda_graphs=False to run so without this warning.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+class Recorded:
+    """A launcher that replays.
+
+    Args:
+        compute: the forward; it must not look at the numbers.
+        recorder: how to record.
+        launched: the same forward as it is to be recorded (compiled, say); ``compute`` by default.
+        slots: of the cache.
+        capacity: positions of a slot.
+    """
+
+    def __init__(
+        self,
+        compute: Compute,
+        recorder: Recorder,
+        *,
+        slots: int,
+        capacity: int,
+        launched: Compute | None = None,
+    ) -> None:
+        self._compute = compute
+        self._launched = launched or compute
+        self._record = recorder
+        self._slots, self._capacity = slots, capacity
+        self._met: Counter[Shape] = Counter()
+        self._replays: dict[Shape, Callable[[], None]] = {}
+        self._numbers: dict[tuple[int, int], torch.Tensor] = {}
+        self._outputs: dict[tuple[int, int], Pair] = {}
+        self._full = False
+
+    def shape(self, feeds: Sequence[SlotFeed]) -> Shape | None:
+        """Rounded, as each one takes time and memory; None until it pays."""
+        shape = Shape.rounded(feeds, slots=self._slots, capacity=self._capacity)
+        if shape is None or shape in self._replays:
+            return shape
+        self._met[shape] += 1
+        pays = shape.tokens == 1 or self._met[shape] >= _PAYS
+        return shape if pays and not self._full else None
+
+    def __call__(self, shape: Shape, numbers: torch.Tensor, key_L: torch.Tensor) -> Pair:
+        """Replay, or record what is new. The outputs are overwritten by the next forward.
+
+        Raises:
+            NotRecordable: it cannot be recorded.
+        """
+        size = (shape.rows, shape.tokens)
+        if size not in self._numbers:
+            self._numbers[size] = torch.empty_like(numbers, device=key_L.device)
+        if shape not in self._replays:
+            self._numbers[size].copy_(numbers)
+            self._replays[shape] = self._recorded(shape, key_L)
+        self._numbers[size].copy_(numbers)
+        self._replays[shape]()
+        return self._outputs[size]
+
+    def again(self, shape: Shape) -> Pair | None:
+        """The forward behind the last one of this shape: of each row's likeliest token. None: it is no LM."""
+        size = (shape.rows, shape.tokens)
+        if not _goes_on(shape, self._outputs[size][1]):
+            return None
+        self._replays[shape]()
+        return self._outputs[size]
+
+    def _recorded(self, shape: Shape, key_L: torch.Tensor) -> Callable[[], None]:
+        size = (shape.rows, shape.tokens)
+        head_N3, ids_NT = unpack(self._numbers[size], shape)
+        # What fails here is an ordinary failure; and a recording that fails on a GPU leaves it in disorder.
+        with Watch(key_L.device):
+            self._compute(head_N3, ids_NT, key_L, block=shape.block)
+        # The first time it allocates, and compiles what is to be compiled.
+        first = self._launched(head_N3, ids_NT, key_L, block=shape.block)
+        # All spans write to the same place, which therefore lies outside of any record.
+        kept, fetched = self._outputs.setdefault(size, (first[0].clone(), first[1].clone()))
+        del first
+
+        def work() -> None:
+            made = self._launched(head_N3, ids_NT, key_L, block=shape.block)
+            kept.copy_(made[0])
+            fetched.copy_(made[1])
+            if _goes_on(shape, fetched):
+                # Replayed once more as it is, it feeds what it found.
+                head_N3[:, 1] += 1
+                ids_NT.copy_(fetched.clamp_min(0))
+
+        try:
+            replay = self._record(work)
+        except torch.OutOfMemoryError:
+            self._full = True
+            raise
+        except Exception as error:
+            raise NotRecordable(first_line(error)) from error
+        # What recording left behind must not hide that replaying leaves nothing.
+        kept.zero_()
+        fetched.zero_()
+        return replay
+
+
+def _goes_on(shape: Shape, fetched: torch.Tensor) -> bool:
+    """Whether what a forward fetches are tokens that a next one of its shape could feed."""
+    return shape.tokens == 1 and not fetched.is_floating_point()
+
+
+class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Raises where work reads a number on the host, makes a shape of numbers, or copies across devices.
+
+    Args:
+        device: where the work is to be.
+
+    Raises:
+        NotRecordable: with the operation's name, before it runs.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._device = device
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tensors = [one for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)]
+        reads = torch.Tag.data_dependent_output in func.tags
+        shapes = torch.Tag.dynamic_output_shape in func.tags and func is not torch.ops.aten.index.Tensor
+        indexing = func in (torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default)
+        shapes |= indexing and any(one.dtype == torch.bool for one in tree_leaves(args[1]) if one is not None)
+        if reads or shapes:
+            raise NotRecordable(f"{func} depends on numbers on the device")
+        made = func(*args, **(kwargs or {}))
+        results = [one for one in tree_leaves(made) if isinstance(one, torch.Tensor)]
+        # A lone number may be the host's: it goes along with the launch.
+        if any(one.device != self._device and one.dim() for one in (*tensors, *results)):
+            raise NotRecordable(f"{func} works on {', '.join(sorted({str(one.device) for one in tensors}))}")
+        return made
+
+
+def recorder_for(device: torch.device) -> Recorder | None:
+    """What records on a device: CUDA graphs on a GPU that has them."""
+    return _cuda_graphs(device) if device.type == "cuda" else None
+
+
+def _cuda_graphs(device: torch.device) -> Recorder:
+    """A recorder of CUDA graphs, which share their memory, as they are recorded on one stream."""
+    pool = torch.cuda.graph_pool_handle()
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def record(work: Callable[[], None]) -> Callable[[], None]:
+        with LOCK, torch.cuda.device(device):
+            current = torch.cuda.current_stream(device)
+            graph = torch.cuda.CUDAGraph()
+            stream.wait_stream(current)
+            try:
+                with torch.cuda.stream(stream):
+                    work()  # Libraries allocate what they need for this stream.
+                stream.synchronize()
+                # Other threads may use the GPU meanwhile: only this one's calls must be recordable. What
+                # torch keeps for all graphs of the process must not become inference tensors.
+                with (
+                    torch.inference_mode(False),
+                    torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
+                    torch.inference_mode(),
+                ):
+                    work()
+            finally:
+                # A recording that fails leaves its own stream current.
+                torch.cuda.set_stream(current)
+            current.wait_stream(stream)
+
+        def replay() -> None:
+            with LOCK:
+                graph.replay()
+
+        return replay
+
+    return record
