@@ -66,6 +66,7 @@ class Recorded:
         self._record = recorder
         self._slots, self._capacity = slots, capacity
         self._met: Counter[Shape] = Counter()
+        self._watched: set[int] = set()
         self._replays: dict[Shape, Callable[[], None]] = {}
         self._numbers: dict[tuple[int, int], torch.Tensor] = {}
         self._outputs: dict[tuple[int, int], Pair] = {}
@@ -108,8 +109,10 @@ class Recorded:
         size = (shape.rows, shape.tokens)
         head_N3, ids_NT = unpack(self._numbers[size], shape)
         # What fails here is an ordinary failure; and a recording that fails on a GPU leaves it in disorder.
-        with Watch(key_L.device):
-            self._compute(head_N3, ids_NT, key_L, block=shape.block)
+        if shape.tokens not in self._watched:
+            with Watch(key_L.device):
+                self._compute(head_N3, ids_NT, key_L, block=shape.block)
+            self._watched.add(shape.tokens)
         # The first time it allocates, and compiles what is to be compiled.
         first = self._launched(head_N3, ids_NT, key_L, block=shape.block)
         # All spans write to the same place, which therefore lies outside of any record.
