@@ -144,7 +144,9 @@ def test_replays_that_compute_something_else_are_found_when_loading(monkeypatch:
 
     monkeypatch.setattr(launch, "recorder_for", lambda device: forgetful)
     with (
-        pytest.warns(RuntimeWarning, match="computes something else when .* compiled or recorded") as told,
+        pytest.warns(
+            RuntimeWarning, match="computes something else .* neither compiled nor recorded"
+        ) as told,
         RSDPipeline.from_pretrained(*_sources("same tokenizer"), device="cpu") as pipe,
     ):
         one = pipe.generate(PROMPT, **FIELDS, seed=0)
@@ -152,6 +154,24 @@ def test_replays_that_compute_something_else_are_found_when_loading(monkeypatch:
     monkeypatch.setattr(launch, "recorder_for", lambda device: None)
     with load(*PAIRS["same tokenizer"]) as pipe:
         check_equal(one, pipe.generate(PROMPT, **FIELDS, seed=0))
+
+
+def test_a_model_that_only_runs_when_it_is_called_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights of some quantizers do not go through a dispatch mode, say."""
+
+    def fails(self: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise TypeError("no dispatch mode, please")
+
+    monkeypatch.setattr(launch, "recorder_for", lambda device: Recordings())
+    monkeypatch.setattr(Watch, "__torch_dispatch__", fails)
+    with (
+        pytest.warns(
+            RuntimeWarning, match="no dispatch mode, please.* neither compiled nor recorded"
+        ) as told,
+        RSDPipeline.from_pretrained(*_sources("same tokenizer"), device="cpu") as pipe,
+    ):
+        assert pipe.generate(PROMPT, **FIELDS, seed=0).steps
+    assert len(told) == 3
 
 
 def test_a_failure_ahead_of_the_host_does_not_fail_what_it_follows(recordings: Recordings) -> None:

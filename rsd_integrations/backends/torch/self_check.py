@@ -27,23 +27,34 @@ def check_slots(runner: SlotRunner, name: str) -> None:
         ModelError: the model fails, or the two differ by more than rounding: it does not go by the
             positions and masks it is given (ALiBi, recurrent layers, ...).
     """
-    difference = _difference(runner, name)
-    if runner.launches and not difference <= _most(runner):
+    if runner.launches and (problem := _problem(runner, name)):
         warnings.warn(
-            f"{name!r} computes something else when its forwards are compiled or recorded "
-            f"(relative difference {difference:.2g}), so they are called, which is slower. "
+            f"{problem} So its forwards are neither compiled nor recorded, which is slower. "
             "Pass compile=False and cuda_graphs=False to run so without this warning.",
             RuntimeWarning,
             stacklevel=2,
         )
         runner.call_only()
-        difference = _difference(runner, name)
+    if runner.launches:
+        return
+    difference = _difference(runner, name)
     if not difference <= _most(runner):
         raise ModelError(
             f"{name!r} cannot continue from a cache with per-row positions "
             f"(relative difference {difference:.2g}).",
             hint="Use a model with plain causal attention and rotary or learnt positions.",
         )
+
+
+def _problem(runner: SlotRunner, name: str) -> str | None:
+    """What is wrong with forwards that are compiled or recorded."""
+    try:
+        difference = _difference(runner, name)
+    except ModelError as error:
+        return str(error)
+    if difference <= _most(runner):
+        return None
+    return f"{name!r} computes something else then (relative difference {difference:.2g})."
 
 
 def _most(runner: SlotRunner) -> float:
