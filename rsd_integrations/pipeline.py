@@ -70,7 +70,7 @@ class RSDPipeline:
             dtype: for all that are loaded here; "auto" takes the checkpoints'.
             max_batch_size: most requests at work at once; the others queue.
             max_length: most tokens of prompt and answer; a smaller window of a model counts.
-            compile: have ``torch.compile`` make faster forwards, some seconds for each kind of each model when
+            compile: have ``torch.compile`` make faster forwards, some seconds for each kind of a model's when
                 it is first met; needs a C++ compiler, on a GPU Triton.
             cuda_graphs: record forwards as CUDA graphs; None: where a model is on one CUDA device.
             draft_kwargs: options of this model alone: device, dtype, device_map, quantization_config,
