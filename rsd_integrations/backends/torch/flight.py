@@ -74,7 +74,7 @@ class Flight:
         """The feeds of a flight behind this one, of tokens yet unknown; None where they do not fit."""
         if self.shape.tokens > 1 or any(feed.start + 2 > self.shape.span for feed in self.feeds):
             return None
-        return [SlotFeed(feed.slot, feed.start + 1, [0], early=True) for feed in self.feeds]
+        return [SlotFeed(feed.slot, feed.start + 1, [0]) for feed in self.feeds]
 
     def carries(self, feeds: Sequence[SlotFeed]) -> dict[int, int]:
         """Which of these feeds (those that may take what ran ahead) it carries: their place in its own."""

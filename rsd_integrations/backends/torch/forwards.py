@@ -25,24 +25,17 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 class Compute(Protocol):
-    """One forward of a model over its slots, as tensors to tensors."""
+    """One forward of a model over its slots, read in all columns, as tensors to tensors."""
 
     def __call__(
-        self,
-        head_N3: torch.Tensor,
-        ids_NT: torch.Tensor,
-        key_L: torch.Tensor,
-        *,
-        block: int | None = None,
-        line: int | None = None,
-        columns: Sequence[int] | None = None,
+        self, head_N3: torch.Tensor, ids_NT: torch.Tensor, key_L: torch.Tensor, *, block: int | None
     ) -> Pair:
-        """Arguments as of ``Plan.of``; the columns to read, None: all."""
+        """Arguments as of ``Plan.of``."""
         ...
 
 
 class Launcher(Protocol):
-    """A way to run forwards of all columns."""
+    """A way to run forwards other than to call them."""
 
     def shape(self, feeds: Sequence[SlotFeed]) -> Shape | None:
         """The shape in which it would run these feeds, None if it would not."""
@@ -91,14 +84,7 @@ class Compiled:
         return self.compute(head_N3, ids_NT, key_L, block=shape.block)
 
     def compute(
-        self,
-        head_N3: torch.Tensor,
-        ids_NT: torch.Tensor,
-        key_L: torch.Tensor,
-        *,
-        block: int | None = None,
-        line: int | None = None,
-        columns: Sequence[int] | None = None,
+        self, head_N3: torch.Tensor, ids_NT: torch.Tensor, key_L: torch.Tensor, *, block: int | None
     ) -> Pair:
         """The ``Compute`` itself, compiled where its kind is."""
         rows, tokens = ids_NT.shape
@@ -110,6 +96,8 @@ class Compiled:
         compiled = torch.compile(_copy(self._compute), fullgraph=True, dynamic=True)
         try:
             made = compiled(head_N3, ids_NT, key_L, block=block)
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:
             raise ConfigError(
                 f"compile=True: torch.compile failed: {first_line(error)}.",

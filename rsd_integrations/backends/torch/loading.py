@@ -81,15 +81,15 @@ def load_backend(
         check_architecture(source)
     check_templates(writers)
     prm_form = find_prm_format(prm_format, scorer.config, scorer.tokenizer)
-    sizes = {"launch": launch, "slots": max_batch_size, "max_length": max_length}
+    running = {"launch": launch, "slots": max_batch_size, "max_length": max_length}
     # Draft and target continue one text, so they write calls alike: as the target's template does.
     form = call_format(writers[1].tokenizer)
     calls = {"form": form, "reader": call_reader(writers[1].tokenizer, form)}
     draft_writer, target_writer = (
-        _load_writer(source, device, dtype, calls=calls, **sizes) for source in writers
+        _load_writer(source, device, dtype, calls=calls, **running) for source in writers
     )
     return Backend(
-        draft_writer, target_writer, _load_scorer(scorer, prm_form, device, dtype, **sizes), max_batch_size
+        draft_writer, target_writer, _load_scorer(scorer, prm_form, device, dtype, **running), max_batch_size
     )
 
 
@@ -101,7 +101,7 @@ def default_device() -> str:
 
 
 def _load_writer(
-    source: Source, device: str, dtype: Any, *, calls: dict[str, Any], **sizes: Any
+    source: Source, device: str, dtype: Any, *, calls: dict[str, Any], **running: Any
 ) -> TorchWriter:
     model = source.model
     if model is None:
@@ -110,7 +110,7 @@ def _load_writer(
         model = source.place(model, device)
     tokenizer = source.tokenizer
     vocabulary = max(tokenizer.get_vocab().values()) + 1
-    runner = _runner(model, read_logits(model, vocabulary), **sizes)
+    runner = _runner(model, read_logits(model, vocabulary), **running)
     check_slots(runner, source.name)
     ends = eos_ids(model, tokenizer)
     if not ends:
@@ -128,13 +128,13 @@ def _load_writer(
     )
 
 
-def _load_scorer(source: Source, form: PRMFormat, device: str, dtype: Any, **sizes: Any) -> TorchScorer:
+def _load_scorer(source: Source, form: PRMFormat, device: str, dtype: Any, **running: Any) -> TorchScorer:
     options = source.load_options(device, dtype)
     origin = source.name if source.model is None else source.model
     model: RewardModel = _loading(source, lambda: load_reward_model(form.head, origin, **options))
     if source.model is None:
         source.place(model, device)
-    runner = _runner(model.body, read_hidden(model.body, model.reader(form.columns)), **sizes)
+    runner = _runner(model.body, read_hidden(model.body, model.reader(form.columns)), **running)
     check_slots(runner, source.name)
     info = model_info(source.name, model, runner.capacity, threshold=form.recommended_threshold)
     return TorchScorer(runner, form, info)

@@ -257,7 +257,12 @@ class SlotRunner:
         line: int | None = None,
         columns: Sequence[int] | None = None,
     ) -> Pair:
-        """A ``Compute``: nothing in it depends on the numbers that the tensors hold."""
+        """A ``Compute``: nothing in it depends on the numbers that the tensors hold.
+
+        Args:
+            head_N3: and all that follow, as of ``Plan.of``.
+            columns: which to read; None: all.
+        """
         plan = Plan.of(head_N3, ids_NT, key_L, capacity=self.capacity, block=block, line=line)
         self.cache.plan = plan
         inputs = {
