@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import ceil, log2
+
 import pytest
 import torch
 from hypothesis import given
@@ -107,11 +109,17 @@ def test_groups_are_all_feeds_and_small_ones_are_merged(made: list[SlotFeed], me
     for group in groups:
         lengths = [len(made[index].tokens) for index in group]
         assert [made[index].slot for index in group] == sorted(made[index].slot for index in group)
-        shape = Shape.rounded([made[index] for index in group], slots=SLOTS, capacity=CAPACITY)
-        # What was merged can still be recorded, unless it is long anyway.
-        assert max(lengths) < 2 * min(lengths) or (merged and (shape is not None or max(lengths) > 64))
+        filled_up = 2 ** ceil(log2(len(group))) * 2 ** ceil(log2(max(lengths)))
+        assert max(lengths) < 2 * min(lengths) or filled_up <= merged
     if all(len(feed.tokens) <= 32 for feed in made):
         assert len(groups) == 1 or not merged
+
+
+def test_long_feeds_are_not_merged() -> None:
+    made = [SlotFeed(0, 0, [1]), *[SlotFeed(slot, 0, [1] * 60) for slot in range(1, 5)]]
+    assert grouped(made, MOST_TOGETHER) == [[0], [1, 2, 3, 4]]
+    assert grouped(made[:4], MOST_TOGETHER) == [[0, 1, 2, 3]]
+    assert grouped(made[:4], 0) == [[0], [1, 2, 3]]
 
 
 def test_one_token_each_is_rounded_for_any_number_of_slots() -> None:

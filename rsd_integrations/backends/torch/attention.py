@@ -1,8 +1,8 @@
 """Attention of few key heads to many query heads without repeating the keys.
 
-transformers repeats keys and values for masked grouped-query attention, once a layer and forward (5.23 not for
-single tokens, unless compiled), which at long contexts is much memory traffic. Here the query heads of a group
-become rows of their key head instead, which is the same sum.
+transformers repeats keys and values for masked grouped-query attention, once a layer and forward (5.23 not
+for single tokens, unless compiled), which at long contexts is much memory traffic. Here the query heads of
+a group become rows of their key head instead, which is the same sum.
 """
 
 from __future__ import annotations
