@@ -86,14 +86,17 @@ class TargetStep:
 
 @dataclass(frozen=True, slots=True)
 class GuessStep:
-    """Ask the draft how it would go on behind ``tokens``, of a step that the target is writing.
+    """Ask the draft how it would go on behind ``tokens``, of a step that the target is writing, or of its
+    own that waits for a reward.
 
-    The answer's ``token_ids`` are ``count`` of its tokens at most, greedy and whatever step they would
-    end; nothing else of it counts, and nothing of it is committed.
+    The answer's ``token_ids`` are ``count`` of its tokens at most, whatever step they would end; nothing else
+    of it counts, and nothing of it is committed. Behind its own step it draws them by ``sampling`` as it
+    would the next step's, so that it has them already if the step is kept; else it is greedy.
     """
 
     tokens: tuple[int, ...]
     count: int
+    sampling: Sampling | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +232,13 @@ class WriterSession(Protocol):
 
     def guess(self, tokens: Sequence[int]) -> None:
         """Take the guesses that were wanted, or none. The text does not depend on them."""
+        ...
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it can guess behind the step it has finished, before that is committed, and would keep
+        the guesses: the text does not depend on them.
+        """
         ...
 
     @property

@@ -126,6 +126,10 @@ class _WriterSession:
     def wanted(self) -> int:
         return 0
 
+    @property
+    def goes_on(self) -> bool:
+        return False
+
     def guess(self, tokens: Sequence[int]) -> None:
         """A script guesses nothing."""
 

@@ -250,4 +250,6 @@ def test_company_changes_no_candidates(pocket: RSDPipeline) -> None:
     for first, stream in zip(alone, streams, strict=True):
         second = stream.result()
         assert [s.text for s in second.steps] == [s.text for s in first.steps]
-        assert second.usage.draft.forwarded == first.usage.draft.forwarded
+        # A lone candidate may have been written on in vain.
+        in_vain = second.usage.draft.forwarded - first.usage.draft.forwarded
+        assert in_vain == 0 or (len(first.steps[0].candidates) == 0 and in_vain > 0)

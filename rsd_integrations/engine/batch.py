@@ -19,6 +19,12 @@ __all__ = ["GATHER_ROUNDS", "BatchEngine"]
 GATHER_ROUNDS = 16
 """Most rounds a rejected step waits for others, so that the target rewrites them together."""
 
+SCORE_SHARE = 2
+"""The PRM runs once one of so many live requests waits for a reward."""
+
+SCORE_ROUNDS = 4
+"""Most rounds a step waits for others, so that the PRM scores them together. The draft writes on then."""
+
 
 class BatchEngine:
     """Owns the models' thread. Any thread may submit; results come through the job's sink.
@@ -28,9 +34,12 @@ class BatchEngine:
     round, and what one gets does not depend on the others.
     """
 
-    def __init__(self, backend: Backend, *, gather_rounds: int = GATHER_ROUNDS) -> None:
+    def __init__(
+        self, backend: Backend, *, gather_rounds: int = GATHER_ROUNDS, score_rounds: int = SCORE_ROUNDS
+    ) -> None:
         self._backend = backend
         self._gather_rounds = gather_rounds
+        self._score_rounds = score_rounds
         self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._queued: list[Job] = []
         self._live: list[Job] = []
@@ -141,10 +150,11 @@ class BatchEngine:
 
     def _round(self) -> None:
         backend = self._backend
-        if scoring := self._waiting(ScoreStep):
+        scoring = self._waiting(ScoreStep)
+        if scoring and self._scores_due(scoring):
             steps = [task.piece for task in scoring]
             self._batch(scoring, lambda: backend.prm.score(_sessions(scoring), steps))  # type: ignore[arg-type]
-        if drafting := self._waiting(DraftStep) + self._guessing():
+        if drafting := self._waiting(DraftStep) + self._guessing() + self._going_on():
             self._batch(drafting, lambda: backend.draft.advance(_sessions(drafting)))
         # Rows that guess hold the others up for a few of the draft's rounds: then all share one pass.
         rewriting = [] if self._guessing() else self._waiting(TargetStep)
@@ -155,6 +165,26 @@ class BatchEngine:
 
     def _guessing(self) -> list[Task]:
         return [job.guessing for job in self._live if job.guessing is not None]
+
+    def _going_on(self) -> list[Task]:
+        tasks = [job.going_on for job in self._live if job.going_on is not None]
+        return [task for task in tasks if task.result is None]
+
+    def _scores_due(self, scoring: Sequence[Task]) -> bool:
+        """Whether the PRM should run. It waits for a part of the rows where that costs them nothing."""
+        if (
+            SCORE_SHARE * len(scoring) >= len(self._live)
+            or max(task.job.rounds_waited for task in scoring) >= self._score_rounds
+            or not self._waiting(DraftStep)
+            or not all(task.job.can_wait for task in scoring)
+        ):
+            for task in scoring:
+                task.job.rounds_waited = self._score_rounds  # A long text takes several rounds.
+            return True
+        for task in scoring:
+            task.job.rounds_waited += 1
+            task.job.go_on(self._score_rounds)
+        return False
 
     def _waiting(self, kind: type) -> list[Task]:
         return [

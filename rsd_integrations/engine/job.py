@@ -26,6 +26,7 @@ from rsd_integrations.protocols import (
     Together,
     WindowFull,
     Work,
+    Written,
 )
 from rsd_integrations.reading import Outcome
 from rsd_integrations.types import Generation, InvalidToolCall, Prompt, Role, StepEvent, ToolCall
@@ -79,9 +80,12 @@ class Job:
         """What its story waits for, done or not; nothing once it has ended."""
         self.guessing: Task | None = None
         """What the target waits for, to write faster."""
+        self.going_on: Task | None = None
+        """What the draft writes while a step waits for its reward."""
         self.rounds_waited = 0
         self._sink = sink
         self._alone = True
+        self._drafted_last = False
         self._sessions: dict[Role, list[Any]] = {}
         """``WriterSession`` and ``ScorerSession``, by role: of draft and PRM one for each candidate."""
         self._cancelled = False
@@ -147,7 +151,7 @@ class Job:
             while True:
                 item = send(result)
                 send, result = self._story.send, None
-                self.tasks, self.guessing = [], None
+                self.tasks, self.guessing, self.going_on = [], None, None
                 if isinstance(item, StepEvent):
                     self.emit(item)
                 elif isinstance(item, Kept):
@@ -165,6 +169,8 @@ class Job:
         for task in self.tasks:
             if not isinstance(task.piece, ScoreStep):
                 task.session.begin(task.piece)
+            if isinstance(task.piece, DraftStep):
+                self._sampling = task.piece.sampling
         self.rounds_waited = 0
 
     def take(self, task: Task, result: Any) -> None:
@@ -173,6 +179,10 @@ class Job:
         Raises:
             Exception: as ``resume``.
         """
+        if task is self.going_on:
+            # Should it fail, so will the next step, if there is one.
+            task.result = result
+            return
         if task is self.guessing:
             # Nothing is lost with guesses that fail.
             self.guessing = None
@@ -181,6 +191,8 @@ class Job:
         if task not in self.tasks:
             return  # It failed or ended by another of them.
         task.result = result
+        if isinstance(result, Written):
+            self._drafted_last = result.end in ("eos", "stop")
         if self._alone or (isinstance(result, Exception) and not isinstance(result, WindowFull)):
             self.resume(result)
         elif all(task.result is not None for task in self.tasks):
@@ -195,6 +207,25 @@ class Job:
             piece = GuessStep(rewriting.session.so_far, wanted)
             draft.begin(piece)
             self.guessing = Task(self, draft, piece)
+
+    @property
+    def can_wait(self) -> bool:
+        """Whether its step can wait for its reward at no loss: the draft can write on behind it, or nothing
+        may follow. Of several candidates one is kept at most.
+        """
+        going_on = self.going_on is not None or self._sessions["draft"][0].goes_on
+        return self._alone and (going_on or self._drafted_last)
+
+    def go_on(self, count: int) -> None:
+        """Have the draft write on, where it can, behind its step that waits: at most so many tokens.
+
+        If the step is kept they are the next one's first.
+        """
+        draft = self._sessions["draft"][0]
+        if self.going_on is None and draft.goes_on:
+            piece = GuessStep(draft.so_far, count, self._sampling)
+            draft.begin(piece)
+            self.going_on = Task(self, draft, piece)
 
     def _commit(self, kept: Kept) -> None:
         for role in RUNNING[self.request.config.mode]:
@@ -269,7 +300,7 @@ class Job:
         Raises:
             Exception: the first failure, once all were tried (a broken device fails every one).
         """
-        self.tasks, self.guessing = [], None
+        self.tasks, self.guessing, self.going_on = [], None, None
         self.__dict__.pop("_story", None)
         failures: list[Exception] = []
         sessions = [session for role in self._sessions.values() for session in role]

@@ -11,10 +11,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.models.qwen2 import modeling_qwen2
 
 from rsd_integrations.backends.torch import attention
-from rsd_integrations.backends.torch.attention import GroupedQueries, grouped_attention
+from rsd_integrations.backends.torch.attention import SlotAttention, slot_attention
 from rsd_integrations.backends.torch.plan import SlotFeed
+from rsd_integrations.backends.torch.self_check import check_slots
 from tests.backends.test_slots import close, runner_of
 from tests.tiny_models import causal
 
@@ -38,7 +40,7 @@ def test_the_same_as_with_repeated_keys(
     mask[..., 0] = True
     layer: Any = SimpleNamespace(num_key_value_groups=groups, is_causal=True)
     given_mask = mask if masked else None
-    ours, _ = grouped_attention(layer, query, key, value, given_mask, scaling=0.3)
+    ours, _ = slot_attention(layer, query, key, value, given_mask, scaling=0.3)
     theirs, _ = sdpa_attention_forward(layer, query, key, value, given_mask, scaling=0.3)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
@@ -69,12 +71,41 @@ def test_models_with_groups_use_it(architecture: str, key_heads: int | None, cal
     assert model.config._attn_implementation == before
 
 
+def test_slots_here_and_there_are_attended_to_where_they_lie(calls: list[int]) -> None:
+    """In as many pieces as there are runs of neighbours, and their keys are not copied."""
+    model = causal("Qwen2", 3)
+    runner = runner_of(model, slots=8)
+    layers = model.config.num_hidden_layers
+    for slots, pieces in (([0, 1, 2], 1), ([0, 2, 3, 6], 3)):
+        feeds = [SlotFeed(slot, 0, [5, 9 + slot]) for slot in slots]
+        for gathers, expected in ((False, pieces), (True, 1)):
+            runner.gathers = gathers
+            calls.clear()
+            for feed, output in zip(feeds, runner.run(feeds), strict=True):
+                assert close(model, output, list(feed.tokens))
+            assert len(calls) == expected * layers
+
+
+def test_a_model_with_attention_of_its_own_has_its_keys_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever its config names. That is found when it is loaded."""
+    own = SimpleNamespace(get_interface=lambda *given: sdpa_attention_forward)
+    monkeypatch.setattr(modeling_qwen2, "ALL_ATTENTION_FUNCTIONS", own)
+    model = causal("Qwen2", 3)
+    runner = runner_of(model)
+    assert not runner.gathers
+    check_slots(runner, "a model")
+    assert runner.gathers
+    feeds = [SlotFeed(slot, 0, [5, 9 + slot]) for slot in (0, 2)]
+    for feed, output in zip(feeds, runner.run(feeds), strict=True):
+        assert close(model, output, list(feed.tokens))
+
+
 def test_a_config_is_as_it_was_after_a_failure() -> None:
     config = causal("Qwen2", 3).config
     names: list[str] = []
 
     def broken() -> None:
-        with GroupedQueries(config):
+        with SlotAttention(config).over():
             names.append(config._attn_implementation)
             raise OSError("it broke")
 
@@ -93,7 +124,7 @@ def test_another_thread_may_run_the_model_meanwhile() -> None:
         texts.append(model.generate(tokens, max_new_tokens=6, do_sample=False)[0].tolist())
 
     write()
-    with GroupedQueries(model.config):
+    with SlotAttention(model.config).over():
         thread = threading.Thread(target=write)
         thread.start()
         thread.join()

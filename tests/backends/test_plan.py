@@ -50,7 +50,8 @@ def plan_of(given_feeds: list[SlotFeed], shape: Shape) -> tuple[Plan, torch.Tens
 @given(feeds())
 def test_every_token_is_written_once_where_its_feed_says_and_nothing_else_is(made: list[SlotFeed]) -> None:
     rounded = Shape.rounded(made, slots=SLOTS, capacity=CAPACITY)
-    for shape in filter(None, (Shape.exact(made), rounded)):
+    with_idle = [Shape.exact(made, idle=idle) for idle in (0.5, 9.0)]
+    for shape in filter(None, (Shape.exact(made), *with_idle, rounded)):
         plan, ids_NT, rows = plan_of(made, shape)
         assert ids_NT.shape == plan.write_NT.shape == (shape.rows, shape.tokens)
         wanted = {
@@ -82,6 +83,19 @@ def test_a_shape_is_rounded_up_by_less_than_double(made: list[SlotFeed]) -> None
     assert exact.tokens <= rounded.tokens < 2 * exact.tokens
     assert exact.span <= rounded.span <= max(256, 1.5 * exact.span)
     assert rounded.line is None
+
+
+@given(feeds(longest=2), st.sampled_from([0.0, 0.5, 2.0]))
+def test_idle_rows_make_a_block_where_they_are_few(made: list[SlotFeed], idle: float) -> None:
+    shape, plain = Shape.exact(made, idle=idle), Shape.exact(made)
+    assert plain.rows == len(made) <= shape.rows <= (1 + idle) * len(made)
+    assert [slot for first, count in shape.runs for slot in range(first, first + count)] == [
+        feed.slot for feed in made
+    ]
+    if shape != plain:
+        assert (shape.block, shape.tokens, plain.block) == (0, 1, None)
+    elif plain.block is None and plain.tokens == 1:
+        assert made[-1].slot + 1 > (1 + idle) * len(made)
 
 
 def test_there_are_few_shapes() -> None:

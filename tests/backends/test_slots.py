@@ -42,12 +42,13 @@ def close(model: Any, output: Any, tokens: list[int]) -> bool:
     return float((output.kept_R[-1] - expected).abs().max() / expected.abs().max()) < 1e-4
 
 
-@pytest.mark.parametrize("way", ["called", "recorded"])
+@pytest.mark.parametrize("way", ["called", "keys gathered", "recorded"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_any_history_gives_what_a_full_forward_gives(architecture: str, way: str) -> None:
     """Rows of all lengths, appended to, rolled back, dropped and begun anew, past any window."""
     model, recordings = causal(architecture, 3), Recordings()
     runner = runner_of(model, capacity=96, launcher=recordings.launcher if way == "recorded" else None)
+    runner.gathers |= way == "keys gathered"
     run_a_history(model, runner, random.Random(architecture))
     assert (recordings.replayed > recordings.recorded) == (way == "recorded")
 
@@ -67,6 +68,22 @@ def run_a_history(model: Any, runner: SlotRunner, rng: random.Random) -> None:
             feeds.append(SlotFeed(slot, len(kept), new))
         for slot, output in zip(chosen, runner.run(feeds), strict=True):
             assert close(model, output, rows[slot])
+
+
+@pytest.mark.parametrize("architecture", ["Qwen2", "GPT2", "Gemma3Text"])
+def test_one_token_each_in_slots_here_and_there(architecture: str) -> None:
+    """With few idle ones between they are a block; with many, runs."""
+    model = causal(architecture, 3)
+    runner = runner_of(model, slots=9)
+    for slots in ([1], [0, 2], [0, 2, 3], [0, 8], [1, 2, 5, 6, 8], [0, 1, 3, 4, 5, 6, 8]):
+        texts = [[7 + slot, 3, 5 + slot] for slot in slots]
+        for length in range(3):
+            feeds = [
+                SlotFeed(slot, length, text[length : length + 1])
+                for slot, text in zip(slots, texts, strict=True)
+            ]
+            for text, output in zip(texts, runner.run(feeds), strict=True):
+                assert close(model, output, text[: length + 1])
 
 
 def test_the_place_to_read_may_lie_within_a_feed() -> None:

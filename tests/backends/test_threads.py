@@ -1,14 +1,19 @@
-"""Small forwards run on one CPU thread, and nobody else's number changes."""
+"""Small forwards run on one CPU thread, nobody else's number changes, and loading leaves no threads."""
 
 from __future__ import annotations
 
+import contextvars
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
 import pytest
 import torch
 
-from rsd_integrations.backends.torch.threads import SMALL_FORWARD, cpu_threads
+from rsd_integrations import RSDPipeline
+from rsd_integrations.backends.torch import loading
+from rsd_integrations.backends.torch.threads import SMALL_FORWARD, apart, cpu_threads
 
 CPU = torch.device("cpu")
 
@@ -45,3 +50,59 @@ def test_it_is_set_back_after_a_failure_and_other_threads_keep_theirs() -> None:
     thread.join()
     assert seen == [3]
     assert torch.get_num_threads() == 3
+
+
+def test_work_apart_leaves_no_helpers_behind() -> None:
+    """OpenMP keeps helpers for each thread that ever computed in parallel: those of the main thread would
+    make the engine's sleep between any two pieces of work."""
+    code = """
+import os, time, torch
+from rsd_integrations.backends.torch.threads import apart
+torch.set_num_threads(2)
+count = lambda: len(os.listdir("/proc/self/task"))
+work = lambda: float(torch.ones(10**7).sqrt_().sum())
+before, deadline = count(), time.monotonic() + 30
+assert apart("cpu", work) == 10**7
+while count() > before and time.monotonic() < deadline:
+    time.sleep(0.01)  # They are told to end, and do so when they next run.
+apart_left = count() - before
+work()
+print(apart_left, count() - before)
+"""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("counts threads the Linux way")
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    left, left_by_main = map(int, run.stdout.split())
+    assert left == 0
+    assert left_by_main > 0, "this test would not see helpers"
+
+
+def test_models_are_loaded_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    check = loading.check_slots
+    monkeypatch.setattr(
+        loading,
+        "check_slots",
+        lambda *given: (seen.append(threading.current_thread().name), check(*given)),
+    )
+    with RSDPipeline.pocket():
+        assert seen == ["rsd-apart"] * 3
+
+
+def test_what_is_raised_apart_is_raised() -> None:
+    def broken() -> None:
+        raise OSError("it broke")
+
+    with pytest.raises(OSError, match="broke"):
+        apart("cpu", broken)
+
+
+def test_on_another_device_it_is_just_done() -> None:
+    assert apart("meta", threading.current_thread) is threading.current_thread()
+    assert apart("cpu", threading.current_thread) is not threading.current_thread()
+
+
+def test_the_caller_s_context_is_there() -> None:
+    where: contextvars.ContextVar[str] = contextvars.ContextVar("where", default="nowhere")
+    where.set("here")
+    assert apart("cpu", where.get) == "here"

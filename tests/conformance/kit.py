@@ -23,6 +23,7 @@ import pytest
 from rsd_integrations.output import Output
 from rsd_integrations.protocols import (
     DraftStep,
+    GuessStep,
     Kept,
     Sampling,
     Scored,
@@ -168,6 +169,34 @@ class WriterKit:
             keep(session, other, own=False)
         after = write(writer, [straight, winding], [work(6), work(6)])
         assert told(after[0]) == told(after[1])
+        for session in (straight, winding):
+            session.close()
+
+    @pytest.mark.parametrize("seed", [None, 7])
+    @pytest.mark.parametrize("count", [1, 3, 40])
+    @pytest.mark.parametrize("rounds", [1, 2, 50])
+    def test_going_on_behind_a_step_changes_nothing(
+        self, writer: Writer, seed: int | None, count: int, rounds: int
+    ) -> None:
+        """However far it went, whether the step is kept or not, and for steps to come."""
+        other = self.one(writer, PROMPTS[1], max_tokens=5, seed=1)
+        straight, winding = writer.open(PROMPTS[0]), writer.open(PROMPTS[0])
+        # The draws of a request's steps are one stream.
+        steps = [work(9, seed=seed) for _ in (straight, winding)]
+        for turn in range(6):
+            first, second = write(writer, [straight, winding], steps)
+            assert told(first) == told(second)
+            if winding.goes_on:
+                winding.begin(GuessStep(winding.so_far, count, steps[1].sampling))
+                for _ in range(rounds):
+                    (result,) = writer.advance([winding])
+                    assert not isinstance(result, Exception), result
+                    if result is not None:
+                        assert 1 <= len(result.token_ids) <= count
+                        break
+            kept, own = (first, True) if turn % 3 < 2 else (other, False)
+            for session in (straight, winding):
+                keep(session, kept, own=own)
         for session in (straight, winding):
             session.close()
 

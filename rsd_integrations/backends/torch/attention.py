@@ -1,12 +1,19 @@
-"""Attention of few key heads to many query heads without repeating the keys.
+"""Attention over slots without copies of their keys.
 
-transformers repeats keys and values for masked grouped-query attention, once a layer and forward (5.23 not
-for single tokens, unless compiled), which at long contexts is much memory traffic. Here the query heads of
-a group become rows of their key head instead, which is the same sum.
+Of few key heads to many query heads: transformers repeats keys and values for masked grouped-query
+attention, once a layer and forward (5.23 not for single tokens, unless compiled), which at long contexts is
+much memory traffic. Here the query heads of a group become rows of their key head instead, which is the same
+sum.
+
+Of rows in slots here and there: gathering their keys costs a CPU more than attending to them, so each run of
+neighbouring slots is attended to where it lies.
 """
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,13 +22,22 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-__all__ = ["GroupedQueries", "grouped_attention"]
+__all__ = ["SlotAttention", "slot_attention"]
 
-_NAME = "rsd_grouped_sdpa"
+_NAME = "rsd_slot_sdpa"
 _FIELD = "_attn_implementation_internal"
 
 
-def grouped_attention(
+class _Now(threading.local):
+    """Of the forward that this thread runs."""
+
+    runs: Sequence[tuple[int, int]] = ()
+
+
+_now = _Now()
+
+
+def slot_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -29,12 +45,13 @@ def grouped_attention(
     attention_mask: torch.Tensor | None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """An attention function of transformers: as "sdpa", which it leaves all but the grouped, masked case to.
+    """An attention function of transformers: as "sdpa", for slots too.
 
     Args:
         module: the attention layer.
         query: ``[N, heads, T, size]``.
-        key: ``[N, key heads, L, size]``.
+        key: ``[N, key heads, L, size]``; of all slots from the first row's to the last one's where they are
+            attended to in runs.
         value: likewise.
         attention_mask: ``[N, 1, T, L]``, True where a token attends.
         options: dropout, scaling, ...
@@ -42,6 +59,26 @@ def grouped_attention(
     Returns:
         ``[N, T, heads, size]``, and no weights.
     """
+    if key.shape[0] == query.shape[0]:
+        return _grouped(module, query, key, value, attention_mask, **options)
+    done, first, made = 0, _now.runs[0][0], []
+    for slot, count in _now.runs:
+        rows, slots = slice(done, done + count), slice(slot - first, slot - first + count)
+        mask = None if attention_mask is None else attention_mask[rows]
+        made.append(_grouped(module, query[rows], key[slots], value[slots], mask, **options)[0])
+        done += count
+    return torch.cat(made), None
+
+
+def _grouped(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """Leaves all but the grouped, masked case to transformers."""
     rows, heads, tokens, size = query.shape
     groups = heads // key.shape[1]
     more = any(options.get(name) is not None for name in ("position_bias", "softcap"))
@@ -57,15 +94,15 @@ def grouped_attention(
     return output.reshape(rows, heads, tokens, value.shape[-1]).transpose(1, 2).contiguous(), None
 
 
-ALL_ATTENTION_FUNCTIONS.register(_NAME, grouped_attention)
+ALL_ATTENTION_FUNCTIONS.register(_NAME, slot_attention)
 # Another thread may run the same model while its config names this: it gets the masks of "sdpa".
 ALL_MASK_ATTENTION_FUNCTIONS.register(_NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
 
 
-class GroupedQueries:
-    """Lets a model with sdpa attention use it, for as long as a ``with`` block lasts.
+class SlotAttention:
+    """Lets a model with sdpa attention use it for a forward.
 
-    Its config may be somebody else's too, so it is as it was behind the block.
+    Its config may be somebody else's too, so it is as it was behind the forward.
 
     Args:
         config: the model's (text) config.
@@ -73,15 +110,28 @@ class GroupedQueries:
 
     def __init__(self, config: Any) -> None:
         heads = getattr(config, "num_attention_heads", 1)
-        grouped = (getattr(config, "num_key_value_heads", None) or heads) != heads
+        self._groups = (getattr(config, "num_key_value_heads", None) or heads) != heads
         # Where the config's property keeps it: setting the property costs more than a small model's layer.
         fields = vars(config)
-        self._fields = fields if grouped and fields.get(_FIELD) == "sdpa" else None
+        self._fields = fields if fields.get(_FIELD) == "sdpa" else None
 
-    def __enter__(self) -> None:
-        if self._fields is not None:
-            self._fields[_FIELD] = _NAME
+    @property
+    def takes_runs(self) -> bool:
+        """Whether the model's attention can be this one."""
+        return self._fields is not None
 
-    def __exit__(self, *exc: object) -> None:
-        if self._fields is not None:
-            self._fields[_FIELD] = "sdpa"
+    @contextmanager
+    def over(self, runs: Sequence[tuple[int, int]] = ()) -> Iterator[None]:
+        """For as long as the block lasts.
+
+        Args:
+            runs: (first slot, number) of each run of neighbouring slots; none where keys come row by row.
+        """
+        if self._fields is None or not (runs or self._groups):
+            yield
+            return
+        self._fields[_FIELD], _now.runs = _NAME, runs
+        try:
+            yield
+        finally:
+            self._fields[_FIELD], _now.runs = "sdpa", ()

@@ -29,6 +29,7 @@ from rsd_integrations.backends.torch.runner import SlotRunner
 from rsd_integrations.backends.torch.scorer import TorchScorer
 from rsd_integrations.backends.torch.self_check import check_slots
 from rsd_integrations.backends.torch.sources import ModelSource, Source, check_placement, first_line
+from rsd_integrations.backends.torch.threads import apart
 from rsd_integrations.backends.torch.tooling import Tooling, call_format, call_reader
 from rsd_integrations.backends.torch.writer import TorchWriter
 from rsd_integrations.encoding import chat_template_text, encode_plain, render_chat
@@ -85,12 +86,15 @@ def load_backend(
     # Draft and target continue one text, so they write calls alike: as the target's template does.
     form = call_format(writers[1].tokenizer)
     calls = {"form": form, "reader": call_reader(writers[1].tokenizer, form)}
-    draft_writer, target_writer = (
-        _load_writer(source, device, dtype, calls=calls, **running) for source in writers
-    )
-    return Backend(
-        draft_writer, target_writer, _load_scorer(scorer, prm_form, device, dtype, **running), max_batch_size
-    )
+
+    def load() -> Backend:
+        draft_writer, target_writer = (
+            _load_writer(source, device, dtype, calls=calls, **running) for source in writers
+        )
+        prm_scorer = _load_scorer(scorer, prm_form, device, dtype, **running)
+        return Backend(draft_writer, target_writer, prm_scorer, max_batch_size)
+
+    return apart(device, load)
 
 
 def default_device() -> str:

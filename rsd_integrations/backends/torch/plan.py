@@ -57,6 +57,7 @@ class Shape:
         span: L, positions that are read: at least the longest row's after it.
         block: the first slot, where the rows are neighbouring slots.
         line: the first position, where there is one row alone.
+        runs: (first slot, number) of each run of neighbouring slots, in the rows' order.
     """
 
     rows: int
@@ -64,17 +65,27 @@ class Shape:
     span: int
     block: int | None = None
     line: int | None = None
+    runs: tuple[tuple[int, int], ...] = ()
 
     @classmethod
-    def exact(cls, feeds: Sequence[SlotFeed]) -> Shape:
-        """Of these feeds and no others."""
-        slots = [feed.slot for feed in feeds]
-        consecutive = slots == list(range(slots[0], slots[0] + len(slots)))
+    def exact(cls, feeds: Sequence[SlotFeed], *, idle: float = 0.0) -> Shape:
+        """Of these feeds and no others.
+
+        Args:
+            feeds: in the order of their slots.
+            idle: to each row of one token, so many idle ones may be added to make a block of the first slots.
+        """
+        runs = _runs([feed.slot for feed in feeds])
+        rows, block = len(feeds), runs[0][0] if len(runs) == 1 else None
+        tokens = max(len(feed.tokens) for feed in feeds)
+        if block is None and tokens == 1 and sum(runs[-1]) <= (1 + idle) * rows:
+            rows, block = sum(runs[-1]), 0
         return cls(
-            rows=len(feeds),
-            tokens=max(len(feed.tokens) for feed in feeds),
+            rows=rows,
+            tokens=tokens,
             span=max(feed.start + len(feed.tokens) for feed in feeds),
-            block=slots[0] if consecutive else None,
+            runs=runs,
+            block=block,
             line=feeds[0].start if len(feeds) == 1 else None,
         )
 
@@ -90,6 +101,17 @@ class Shape:
             return None
         first = min(_power(max(feed.slot for feed in feeds) + 1), slots) == rows
         return cls(rows, tokens, min(_rounded_span(exact.span), capacity), 0 if first else None)
+
+
+def _runs(slots: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """(first, number) of each run of neighbours."""
+    made: list[list[int]] = []
+    for slot in slots:
+        if made and slot == sum(made[-1]):
+            made[-1][1] += 1
+        else:
+            made.append([slot, 1])
+    return tuple((first, count) for first, count in made)
 
 
 def _power(number: int) -> int:
@@ -151,8 +173,9 @@ class Plan:
     """Where one forward of N rows with T tokens reads and writes. L: positions it reads.
 
     ``rows_N``: slots. ``write_NT``: positions to write, the scratch column for padding.
-    ``position_NT``: positions of the tokens, 0 for padding. ``key_L``: 0 to L - 1. ``block``: the slots
-    where they are neighbours. ``line``: the positions where there is one row alone.
+    ``position_NT``: positions of the tokens, 0 for padding. ``key_L``: 0 to L - 1. ``block``: neighbouring
+    slots that hold all rows, others in between included, where keys are not gathered. ``line``: the positions
+    where there is one row alone.
     """
 
     rows_N: torch.Tensor
@@ -173,8 +196,19 @@ class Plan:
         capacity: int,
         block: int | None = None,
         line: int | None = None,
+        breadth: int | None = None,
     ) -> Plan:
-        """Lay out unpacked numbers."""
+        """Lay out unpacked numbers.
+
+        Args:
+            head_N3: of ``unpack``.
+            ids_NT: likewise.
+            key_L: 0 to L - 1, on the device.
+            capacity: positions of a slot.
+            block: the first slot, where keys are not gathered.
+            line: the first position, where there is one row alone.
+            breadth: slots of the block; the rows', if they are neighbours.
+        """
         rows, tokens = ids_NT.shape
         column_T = torch.arange(tokens, device=ids_NT.device)
         real_NT = column_T < head_N3[:, 2:]
@@ -184,7 +218,7 @@ class Plan:
             write_NT=position_NT.where(real_NT, capacity),
             position_NT=position_NT.where(real_NT, 0),
             key_L=key_L,
-            block=None if block is None else slice(block, block + rows),
+            block=None if block is None else slice(block, block + (breadth or rows)),
             line=None if line is None else slice(line, line + tokens),
         )
 

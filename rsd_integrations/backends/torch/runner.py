@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from rsd_integrations.backends.torch.attention import GroupedQueries
+from rsd_integrations.backends.torch.attention import SlotAttention
 from rsd_integrations.backends.torch.flight import Fetch, Flight
 from rsd_integrations.backends.torch.forwards import Compute, Launcher, Pair
 from rsd_integrations.backends.torch.plan import (
@@ -28,10 +28,14 @@ from rsd_integrations.backends.torch.slots import SlotCache
 from rsd_integrations.backends.torch.threads import cpu_threads
 from rsd_integrations.errors import BackendError, DeviceMemoryError, RSDError
 
-__all__ = ["PREFILL_CHUNK", "SlotRunner", "attention_kinds"]
+__all__ = ["PREFILL_CHUNK", "SlotRunner", "attention_kinds", "failure"]
 
 PREFILL_CHUNK = 512
 """Most tokens of one request in one forward: other requests wait no longer than that."""
+
+
+_IDLE = 0.5
+"""Idle rows to each row that a CPU computes rather than gather keys or attend to them in many runs."""
 
 
 class SlotRunner:
@@ -60,7 +64,7 @@ class SlotRunner:
         parameters: int = 0,
         launcher: Callable[[Compute], Launcher] | None = None,
     ) -> None:
-        self._grouped = GroupedQueries(config)
+        self._attend = SlotAttention(config)
         self._readout = readout
         self._parameters = parameters
         self._device = device
@@ -74,6 +78,9 @@ class SlotRunner:
         self.capacity = capacity
         self._launcher = None if launcher is None else launcher(self._compute)
         self._flight: Flight | None = None
+        self.gathers = device.type != "cpu" or not self._attend.takes_runs
+        """Whether the keys of rows in slots here and there are brought together, or attended to in runs. A
+        GPU waits longer for many small launches than for the copies."""
         self.runs_ahead = True
         """Whether forwards may be launched before their tokens are known, where that can be."""
 
@@ -150,22 +157,22 @@ class SlotRunner:
         try:
             return list(self.forward(feeds, ahead=ahead))
         except Exception as error:
-            failure = _failure(error)
+            failed = failure(error)
         # Behind the except block, so that the failed forward's tensors are gone.
-        if isinstance(failure, DeviceMemoryError) and torch.cuda.is_available():
+        if isinstance(failed, DeviceMemoryError) and torch.cuda.is_available():
             with LOCK:
                 torch.cuda.empty_cache()
         if len(feeds) > 1:
             return [self._alone(feed) for feed in feeds]
-        return [self._in_halves(feeds[0]) if isinstance(failure, DeviceMemoryError) else failure]
+        return [self._in_halves(feeds[0]) if isinstance(failed, DeviceMemoryError) else failed]
 
     def _alone(self, feed: SlotFeed) -> Output | Exception:
         """A row of a batch that failed. It is called, for replays of one shape share their outputs."""
         try:
             return self._called([feed])[0]
         except Exception as error:
-            failure = _failure(error)
-        return self._in_halves(feed) if isinstance(failure, DeviceMemoryError) else failure
+            failed = failure(error)
+        return self._in_halves(feed) if isinstance(failed, DeviceMemoryError) else failed
 
     def _in_halves(self, feed: SlotFeed) -> Output | Exception:
         """A row that ran out of memory once more, in two halves."""
@@ -179,7 +186,7 @@ class SlotRunner:
         try:
             outputs = [self._called([part])[0] for part in parts if part.tokens]
         except Exception as error:
-            return _failure(error)
+            return failure(error)
         return outputs[0] if read < middle else outputs[-1]
 
     def forward(self, feeds: Sequence[SlotFeed], *, ahead: bool = False) -> list[Output]:
@@ -202,7 +209,7 @@ class SlotRunner:
 
     def _launched(self, shape: Shape, numbers: torch.Tensor) -> Pair:
         assert self._launcher is not None
-        with self._threads(shape), self._grouped:
+        with self._threads(shape), self._attend.over():
             return self._launcher(shape, numbers, self._key_L[: shape.span])
 
     def _follow(self, flight: Flight) -> Flight | None:
@@ -224,17 +231,19 @@ class SlotRunner:
 
     def _called(self, feeds: Sequence[SlotFeed]) -> list[Output]:
         """One forward by calling the model."""
-        shape = Shape.exact(feeds)
+        shape = Shape.exact(feeds, idle=_IDLE if self._device.type == "cpu" else 0.0)
         numbers, rows = pack(feeds, shape)
         columns = sorted({column for feed in feeds for column in feed.reads})
         head_N3, ids_NT = unpack(numbers.to(self._device), shape)
-        with self._threads(shape), self._grouped:
+        runs = () if self.gathers or shape.block is not None else shape.runs
+        with self._threads(shape), self._attend.over(runs):
             kept, fetched = self._compute(
                 head_N3,
                 ids_NT,
                 self._key_L[: shape.span],
-                block=shape.block,
+                block=runs[0][0] if runs else shape.block,
                 line=shape.line,
+                breadth=sum(runs[-1]) - runs[0][0] if runs else None,
                 columns=columns,
             )
         self._fill(feeds)
@@ -255,6 +264,7 @@ class SlotRunner:
         *,
         block: int | None = None,
         line: int | None = None,
+        breadth: int | None = None,
         columns: Sequence[int] | None = None,
     ) -> Pair:
         """A ``Compute``: nothing in it depends on the numbers that the tensors hold.
@@ -263,7 +273,9 @@ class SlotRunner:
             head_N3: and all that follow, as of ``Plan.of``.
             columns: which to read; None: all.
         """
-        plan = Plan.of(head_N3, ids_NT, key_L, capacity=self.capacity, block=block, line=line)
+        plan = Plan.of(
+            head_N3, ids_NT, key_L, capacity=self.capacity, block=block, line=line, breadth=breadth
+        )
         self.cache.plan = plan
         inputs = {
             "input_ids": ids_NT,
@@ -310,7 +322,8 @@ def _out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _failure(error: Exception) -> Exception:
+def failure(error: Exception) -> Exception:
+    """What a user is told of an error in a model."""
     if isinstance(error, RSDError):
         return error
     kind, hint = BackendError, "The other requests go on; see the cause for what failed."
@@ -319,6 +332,6 @@ def _failure(error: Exception) -> Exception:
         hint = "Lower max_batch_size, max_length or max_tokens, or use a smaller dtype."
     # Its frames hold the tensors of the failed forward as long as somebody keeps the error.
     traceback.clear_frames(error.__traceback__)
-    failure = kind(f"the model failed: {type(error).__name__}: {error}.", hint=hint)
-    failure.__cause__ = error
-    return failure
+    told = kind(f"the model failed: {type(error).__name__}: {error}.", hint=hint)
+    told.__cause__ = error
+    return told

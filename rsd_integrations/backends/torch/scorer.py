@@ -29,6 +29,7 @@ class TorchScorerSession(SlotSession):
         self._capacity = scorer.info.window
         self._steps = 0
         self._last: tuple[int, Feed] | None = None
+        self._laid: tuple[str, Feed] | None = None
         self.scoring = False
         """Whether a step was laid out whose reward was not read yet."""
         self.read = 0
@@ -51,7 +52,7 @@ class TorchScorerSession(SlotSession):
         if self.scoring:
             return
         if body:
-            start, feed = self.base, self._format.step(body, self._steps)
+            start, feed = self.base, self._lay_out(body)
         else:
             # The last step's reward: it was written by the target, so nobody has asked for it yet.
             assert self._last is not None
@@ -70,13 +71,20 @@ class TorchScorerSession(SlotSession):
         if not kept.body:
             self.keep(self.base)
             return
-        feed = self._format.step(kept.body, self._steps)
+        feed = self._lay_out(kept.body)
         self._last = (self.base, feed)
         if own and len(self.tokens) > self.base:
             self.keep(self.base + len(feed.ids) - feed.probe)
         else:
             self.replace(feed.ids[: len(feed.ids) - feed.probe])
         self._steps += 1
+        self._laid = None
+
+    def _lay_out(self, body: str) -> Feed:
+        """The tokens of a body as the next step: encoded once, though they are scored and then committed."""
+        if self._laid is None or self._laid[0] != body:
+            self._laid = body, self._format.step(body, self._steps)
+        return self._laid[1]
 
 
 class TorchScorer:

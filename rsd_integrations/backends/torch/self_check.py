@@ -10,7 +10,7 @@ import torch
 
 from rsd_integrations.backends.torch.plan import SlotFeed
 from rsd_integrations.backends.torch.readout import Output
-from rsd_integrations.backends.torch.runner import SlotRunner
+from rsd_integrations.backends.torch.runner import SlotRunner, failure
 from rsd_integrations.errors import ConfigError, DeviceMemoryError, ModelError
 
 __all__ = ["check_slots"]
@@ -27,34 +27,37 @@ def check_slots(runner: SlotRunner, name: str) -> None:
         ModelError: the model fails, or the two differ by more than rounding: it does not go by the
             positions and masks it is given (ALiBi, recurrent layers, ...).
     """
-    if runner.launches and (problem := _problem(runner, name)):
+    problem = _problem(runner, name)
+    if problem and not runner.gathers:
+        # Its attention may not be the one that its config names.
+        runner.gathers = True
+        problem = _problem(runner, name)
+    if problem and runner.launches:
         warnings.warn(
-            f"{problem} So its forwards are neither compiled nor recorded, which is slower. "
+            f"{problem.message} So its forwards are neither compiled nor recorded, which is slower. "
             "Pass compile=False and cuda_graphs=False to run so without this warning.",
             RuntimeWarning,
             stacklevel=2,
         )
         runner.call_only()
-    if runner.launches:
-        return
-    difference = _difference(runner, name)
-    if not difference <= _most(runner):
-        raise ModelError(
-            f"{name!r} cannot continue from a cache with per-row positions "
-            f"(relative difference {difference:.2g}).",
-            hint="Use a model with plain causal attention and rotary or learnt positions.",
-        )
+        problem = _problem(runner, name)
+    if problem:
+        raise problem
 
 
-def _problem(runner: SlotRunner, name: str) -> str | None:
-    """What is wrong with forwards that are compiled or recorded."""
+def _problem(runner: SlotRunner, name: str) -> ModelError | None:
+    """What is wrong with forwards over slots, as they are run now."""
     try:
         difference = _difference(runner, name)
     except ModelError as error:
-        return str(error)
+        return error
     if difference <= _most(runner):
         return None
-    return f"{name!r} computes something else then (relative difference {difference:.2g})."
+    wrong = "computes something else then" if runner.launches else "cannot continue from per-row positions"
+    return ModelError(
+        f"{name!r} {wrong} (relative difference {difference:.2g}).",
+        hint="Use a model with plain causal attention and rotary or learnt positions.",
+    )
 
 
 def _most(runner: SlotRunner) -> float:
@@ -65,12 +68,15 @@ def _most(runner: SlotRunner) -> float:
 def _difference(runner: SlotRunner, name: str) -> float:
     """Of all outputs in pieces from those of plain forwards, the largest, relative to these."""
     tokens = _TOKENS[: runner.capacity]
-    slots = [runner.claim() for _ in range(min(2, runner.free))]
+    # Where there are three, the one in the middle stays idle: rows need not be neighbours.
+    slots = [runner.claim() for _ in range(min(3, runner.free))]
+    used = [slots[0], slots[-1]] if len(slots) > 1 else slots
     try:
-        pairs = [(runner.plain(seen), output) for seen, output in _in_pieces(runner, slots, tokens)]
-    except (ConfigError, DeviceMemoryError):
-        raise
+        pairs = [(runner.plain(seen), output) for seen, output in _in_pieces(runner, used, tokens)]
     except Exception as error:
+        failed = failure(error)
+        if isinstance(failed, (ConfigError, DeviceMemoryError)):
+            raise failed from error
         raise ModelError(
             f"{name!r} does not run over slots: {type(error).__name__}: {error}",
             hint="Use a decoder-only model with plain causal attention.",
@@ -98,7 +104,9 @@ def _in_pieces(
         company = [
             SlotFeed(other, 0, [*feed.tokens, *feed.tokens[:1]][: runner.capacity]) for other in others
         ]
-        output = _first(runner.run([feed, *company]))
+        # In one forward: run alone, as rows of a failed batch are, the row would not show what is wrong.
+        with torch.inference_mode():
+            output = runner.forward([*company, feed])[-1]
     yield tokens, _kept(output)
     if len(tokens) == 1:
         return

@@ -99,6 +99,13 @@ class SlotSession:
         self.follow(tokens)
         self.base = len(self.tokens)
 
+    def settle(self, length: int) -> list[int]:
+        """Commit the step in progress up to a total length. What was behind is returned, and stays cached."""
+        behind = self.tokens[length:]
+        del self.tokens[length:]
+        self.base = length
+        return behind
+
     def keep(self, length: int | None = None) -> None:
         """Commit the step in progress, up to a total length."""
         if length is not None:

@@ -58,6 +58,9 @@ class TorchWriterSession(SlotSession):
         self._detokenizer = Detokenizer(writer.tokenizer, writer.hidden_ids - markup)
         self._text = ""
         self._guesses = Guesses()
+        self._known: list[int] = []
+        """The next tokens of the step to write, drawn and cached before it was begun."""
+        self._end: End | None = None
         self._draws = Draws(_nobody)
         self.work: DraftStep | TargetStep | GuessStep | None = None
 
@@ -71,7 +74,12 @@ class TorchWriterSession(SlotSession):
         """Take a step to write."""
         self.work = work
         if isinstance(work, GuessStep):
-            self.follow(work.tokens)
+            if work.sampling is None:
+                self.follow(work.tokens)
+            else:
+                # Of its own step, and what is known behind it is behind it still.
+                self.tokens += self._known
+            self._known = []
             return
         if self._draws.source is not work.sampling.draw:
             self._draws = Draws(work.sampling.draw)
@@ -115,8 +123,10 @@ class TorchWriterSession(SlotSession):
 
     def row(self, read: Read) -> Row:
         """What to draw its tokens from."""
-        assert isinstance(self.work, DraftStep | TargetStep)
-        return Row(read.kept_R, self.work.sampling, self._draws.look(len(read.fetched)))
+        assert self.work is not None and self.work.sampling is not None
+        # What it draws behind its own step is taken with the next one only, if ever.
+        before = self.in_progress - len(self.work.tokens) if isinstance(self.work, GuessStep) else 0
+        return Row(read.kept_R, self.work.sampling, self._draws.look(before + len(read.fetched))[before:])
 
     def take(self, read: Read, tokens: Sequence[int], asked: int) -> Written | None:
         """Take the tokens drawn at the last token and at each guess, until one proves wrong.
@@ -146,6 +156,21 @@ class TorchWriterSession(SlotSession):
             self._guesses.verified(right, asked)
         return written
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether it can write on behind the step it has finished. A constraint would have to go back."""
+        return isinstance(self.work, DraftStep) and self.constraint is None and self._end == "delimiter"
+
+    def recall(self) -> Written | None:
+        """Take the tokens that are known already; the step if it ends there."""
+        while self._known:
+            if self.samples:
+                self._draws.take()
+            written = self.push(self._known.pop(0))
+            if written is not None:
+                return written
+        return None
+
     def _guess_one(self, token: int) -> Written | None:
         self.tokens.append(token)
         return self.written("limit") if self.full or token in self._writer.eos_ids else None
@@ -158,8 +183,8 @@ class TorchWriterSession(SlotSession):
 
     @property
     def _temperature(self) -> float:
-        """Guesses are greedy."""
-        return self.work.sampling.temperature if isinstance(self.work, DraftStep | TargetStep) else 0.0
+        """Guesses of the target's tokens are greedy."""
+        return self.work.sampling.temperature if self.work is not None and self.work.sampling else 0.0
 
     @property
     def in_progress(self) -> int:
@@ -205,6 +230,7 @@ class TorchWriterSession(SlotSession):
     def written(self, end: End, cut: int | None = None) -> Written:
         """The step in progress as it stands."""
         assert self.work is not None
+        self._end = end
         if isinstance(self.work, GuessStep):
             return Written("", self.so_far[len(self.work.tokens) :], end, None, self._writer.vocabulary)
         if end == "eos" or (end == "limit" and self.work.closing):
@@ -213,9 +239,12 @@ class TorchWriterSession(SlotSession):
 
     def commit(self, kept: Kept, *, own: bool) -> None:
         """Put the committed step in place of the one in progress."""
-        if own:
+        if own and isinstance(self.work, GuessStep):
+            self._known = self.settle(self.base + len(self.work.tokens))
+        elif own:
             self.keep()
         else:
+            self._known = []
             self._detokenizer.back()
             step = self._as_own_tokens(kept.written)
             self.replace(step)
@@ -302,7 +331,7 @@ class TorchWriter:
         """One forward and at most one new token for each session."""
         own = [session for session in sessions if isinstance(session, TorchWriterSession)]
         results: list[Written | Exception | None] = [
-            session.written("limit") if session.full else None for session in own
+            session.written("limit") if session.full else session.recall() for session in own
         ]
         going = [index for index, result in enumerate(results) if result is None]
         rows = [going[place] for place in to_feed([own[index] for index in going])]

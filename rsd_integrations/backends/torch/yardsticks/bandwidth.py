@@ -8,11 +8,17 @@ from typing import Any
 
 import torch
 
+from rsd_integrations.backends.torch.threads import apart
+
 __all__ = ["copy_bandwidth", "model_bytes"]
 
 
 def copy_bandwidth(device: str, *, repeats: int = 7) -> float:
     """Bytes a second of a large copy, its reads and writes added up."""
+    return apart(device, lambda: _copy_bandwidth(device, repeats))
+
+
+def _copy_bandwidth(device: str, repeats: int) -> float:
     on_gpu = device.startswith("cuda")
     size = (4 << 30) if on_gpu else (256 << 20)
     source = torch.ones(size // 4, dtype=torch.float32, device=device)

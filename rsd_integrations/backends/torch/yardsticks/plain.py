@@ -1,4 +1,7 @@
-"""The other ways: ``generate`` of the target alone, assisted generation, and the reference code's way."""
+"""The other ways: ``generate`` of the target alone, assisted generation, and the reference code's way.
+
+On the CPU they run apart, for what they leave of threads would slow our engine down.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
 
+from rsd_integrations.backends.torch.threads import apart
 from rsd_integrations.backends.torch.yardsticks.bandwidth import model_bytes
 
 __all__ = ["PlainTrio", "Workload"]
@@ -47,26 +51,22 @@ class PlainTrio:
     def load(cls, paths: Mapping[str, Any]) -> PlainTrio:
         """From folders, on the CPU."""
         kinds = {"prm": AutoModelForTokenClassification}
-        return cls(
-            {
-                role: (
-                    kinds.get(role, AutoModelForCausalLM).from_pretrained(path).eval(),
-                    AutoTokenizer.from_pretrained(path),
-                )
-                for role, path in paths.items()
-            }
-        )
+
+        def load(role: str, path: Any) -> tuple[Any, Any]:
+            model = kinds.get(role, AutoModelForCausalLM).from_pretrained(path).eval()
+            return model, AutoTokenizer.from_pretrained(path)
+
+        return cls(apart("cpu", lambda: {role: load(role, path) for role, path in paths.items()}))
 
     @property
     def on_gpu(self) -> bool:
         """Whether the target is on a CUDA device."""
-        return bool(self._models["target"].device.type == "cuda")
+        return self._device.type == "cuda"
 
     def bytes_per_token(self, role: str) -> int:
         """Bytes that one token of a model reads."""
         return model_bytes(self._models[role])
 
-    @torch.inference_mode()
     def generate(self, work: Workload, *, assisted: bool = False, compiled: bool = False) -> int:
         """The target's ``generate`` for all prompts as one batch. Returns the number of tokens written.
 
@@ -75,6 +75,15 @@ class PlainTrio:
             assisted: the draft guesses tokens (transformers' assisted generation).
             compiled: a static cache, which transformers compiles the model for.
         """
+        return apart(self._device, lambda: self._generate(work, assisted, compiled))
+
+    @property
+    def _device(self) -> torch.device:
+        device: torch.device = self._models["target"].device
+        return device
+
+    @torch.inference_mode()
+    def _generate(self, work: Workload, assisted: bool, compiled: bool) -> int:
         model = self._models["target"]
         inputs = self._batch(work.prompts).to(model.device)
         options: dict[str, Any] = {"assistant_model": self._models["draft"]} if assisted else {}
@@ -98,9 +107,12 @@ class PlainTrio:
         ]
         return len(steps) * work.step_tokens
 
-    @torch.inference_mode()
     def reference_times(self, work: Workload) -> list[float]:
         """The same for one prompt: seconds at which each step was done."""
+        return apart(self._device, lambda: self._reference_times(work))
+
+    @torch.inference_mode()
+    def _reference_times(self, work: Workload) -> list[float]:
         (prompt,) = work.prompts
         start, times = perf_counter(), []
         tokens = self._batch([prompt])["input_ids"].to(self._models["draft"].device)

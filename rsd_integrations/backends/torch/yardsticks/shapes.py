@@ -14,6 +14,7 @@ from transformers import (
     Qwen2ForTokenClassification,
 )
 
+from rsd_integrations.backends.torch.threads import apart
 from rsd_integrations.errors import ConfigError
 
 __all__ = ["SHAPES", "byte_tokenizer", "random_trio"]
@@ -70,10 +71,14 @@ def random_trio(shape: str, *, device: str, dtype: str, window: int) -> dict[str
     if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
         raise ConfigError(f"dtype {dtype!r} is not known.", hint="Use float32, bfloat16 or float16.")
     tokenizer = byte_tokenizer()
-    return {
-        role: (_model(role, size, tokenizer, device=device, dtype=kind, window=window), tokenizer)
-        for role, size in SHAPES[shape].items()
-    }
+
+    def make() -> dict[str, tuple[Any, Any]]:
+        return {
+            role: (_model(role, size, tokenizer, device=device, dtype=kind, window=window), tokenizer)
+            for role, size in SHAPES[shape].items()
+        }
+
+    return apart(device, make)
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

@@ -1,0 +1,126 @@
+"""The draft writes on while its step waits for a reward, so that the PRM scores several at once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from rsd_integrations import Generation, RSDPipeline
+from rsd_integrations.backends.torch.writer import TorchWriterSession
+from rsd_integrations.protocols import GuessStep
+from tests.backends.test_speculation import FIELDS, PAIRS, check_equal, count_forwards, load
+
+PROMPTS = ("Ava has 12 marbles. She buys 9 more.", "Hi.", "What is left of 7 apples? " * 3)
+
+
+@pytest.fixture(params=PAIRS)
+def pipe(request: pytest.FixtureRequest) -> Iterator[RSDPipeline]:
+    with load(*PAIRS[request.param]) as made:
+        yield made
+
+
+@pytest.fixture
+def recalled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens were known already, each time that some were."""
+    counts: list[int] = []
+    recall = TorchWriterSession.recall
+
+    def counting(session: TorchWriterSession) -> Any:
+        before = len(session._known)
+        written = recall(session)
+        if before:
+            counts.append(before - len(session._known))
+        return written
+
+    monkeypatch.setattr(TorchWriterSession, "recall", counting)
+    return counts
+
+
+def begin(pipe: RSDPipeline, seed: int, **fields: Any) -> Any:
+    prompt = fields.pop("prompt", PROMPTS[seed % 3])
+    return pipe.stream(prompt, **{**FIELDS, "acceptance_rate": 0.6, **fields}, seed=seed)
+
+
+def ask(pipe: RSDPipeline, seed: int, **fields: Any) -> Generation:
+    return begin(pipe, seed, **fields).result()
+
+
+def together(pipe: RSDPipeline, count: int = 8, **fields: Any) -> list[Generation]:
+    """So many at once: none begins before all are there."""
+    there, draft = threading.Event(), pipe.backend.draft
+    advance: Any = draft.advance
+
+    def waiting(sessions: Any) -> Any:
+        assert there.wait(30)
+        return advance(sessions)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(draft, "advance", waiting)
+        streams = [begin(pipe, seed, **fields) for seed in range(count)]
+        there.set()
+        return [stream.result() for stream in streams]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_the_same_answers_and_fewer_forwards_of_the_prm(
+    pipe: RSDPipeline, temperature: float, recalled: list[int]
+) -> None:
+    alone = [ask(pipe, seed, temperature=temperature) for seed in range(8)]
+    assert not recalled, "nobody waits for himself"
+    forwards = count_forwards(pipe.backend.prm)
+    found = together(pipe, temperature=temperature)
+    for one, other in zip(found, alone, strict=True):
+        check_equal(one, other)
+    assert sum(recalled) > 8
+    scored = sum(step.reward is not None for one in alone for step in one.steps)
+    assert forwards[0] < 0.9 * scored
+
+
+def test_short_steps_long_waits_limits_and_stop_strings(pipe: RSDPipeline, recalled: list[int]) -> None:
+    pipe._engine._score_rounds = 30
+    for more in (
+        {"max_step_tokens": 2},
+        {"step_delimiter": ("e", " ", "a", "t")},
+        {"max_tokens": 9},
+        {"stop": "e"},
+        {"max_steps": 3},
+        {"temperature": 1.2, "top_k": 5},
+    ):
+        alone = [ask(pipe, seed, **more) for seed in range(8)]
+        for one, other in zip(together(pipe, **more), alone, strict=True):
+            check_equal(one, other)
+    assert recalled
+
+
+def test_what_fails_there_fails_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the model is broken the next step says so; if it is not, nothing was lost."""
+    with load(*PAIRS["same tokenizer"]) as pipe:
+        draft: Any = pipe.backend.draft
+        alone = [ask(pipe, seed) for seed in range(8)]
+        advance, failed = draft.advance, []
+
+        def failing(sessions: Any) -> Any:
+            on = [isinstance(one.work, GuessStep) and one.work.sampling is not None for one in sessions]
+            results = iter(advance([one for one, its in zip(sessions, on, strict=True) if not its]))
+            failed.extend(its for its in on if its)
+            return [RuntimeError("not now") if its else next(results) for its in on]
+
+        monkeypatch.setattr(draft, "advance", failing)
+        for one, other in zip(together(pipe), alone, strict=True):
+            check_equal(one, other)
+        assert failed
+
+
+def test_the_window_s_end(recalled: list[int]) -> None:
+    """It goes on no further than the window, and the answer ends where it would."""
+    with load(*PAIRS["same tokenizer"]) as pipe:
+        room = 512 - pipe.backend.draft.count("")
+        fields = {"prompt": "a" * (room - 20), "max_tokens": None, "acceptance_rate": 1.0, "temperature": 1.0}
+        alone = [ask(pipe, seed, **fields) for seed in range(4)]
+        for one, other in zip(together(pipe, 4, **fields), alone, strict=True):
+            check_equal(one, other)
+        assert "length" in {one.finish_reason for one in alone}
+        assert recalled
