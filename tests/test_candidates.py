@@ -240,7 +240,9 @@ def test_pocket_candidates_with_a_form(pocket: RSDPipeline) -> None:
         assert len(generation.steps) > 1
 
 
-def test_company_changes_no_candidates(pocket: RSDPipeline) -> None:
+def test_company_changes_no_candidates(pocket: RSDPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Where lone candidates wait for each other's scores, their draft writes on, perhaps in vain.
+    monkeypatch.setattr(pocket._engine, "_score_rounds", 0)
     questions = [f"Ava has {n} marbles. She buys {n + 3} more. How many has she now?" for n in range(5)]
     options = [
         {"draft_candidates": 1 + n % 4, "temperature": 0.9, "seed": n, "threshold": 0.9} for n in range(5)
@@ -250,6 +252,4 @@ def test_company_changes_no_candidates(pocket: RSDPipeline) -> None:
     for first, stream in zip(alone, streams, strict=True):
         second = stream.result()
         assert [s.text for s in second.steps] == [s.text for s in first.steps]
-        # A lone candidate may have been written on in vain.
-        in_vain = second.usage.draft.forwarded - first.usage.draft.forwarded
-        assert in_vain == 0 or (len(first.steps[0].candidates) == 0 and in_vain > 0)
+        assert second.usage.draft.forwarded == first.usage.draft.forwarded

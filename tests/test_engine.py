@@ -168,6 +168,23 @@ def test_what_a_request_gets_does_not_depend_on_the_others() -> None:
             assert (alone.text, alone.usage) == (generation.text, generation.usage)
 
 
+@pytest.mark.parametrize(("end", "together"), [("", True), ("\n\n", False)])
+def test_last_steps_wait_for_each_other_s_scores(end: str, together: bool) -> None:
+    """Of several lengths. A step that others follow is not held up where its draft cannot write on."""
+    draft = Gated(lambda prompt, index, text: prompt + end if index == 0 else None)
+    scorer = ScriptedScorer([1.0])
+    with RSDPipeline(Backend(draft, ScriptedWriter([]), scorer, 8)) as pipe:
+        streams = [pipe.stream("x" * length) for length in range(1, 9)]
+        # All are there before the first round is let go.
+        assert draft.entered.acquire(timeout=PATIENCE)
+        wait_for(lambda: pipe._engine.live + pipe._engine._inbox.qsize() == 8)
+        draft.let_go()
+        for length, stream in enumerate(streams, 1):
+            assert stream.result().text == "x" * length + end
+    assert sum(scorer.batches) == 8
+    assert len(scorer.batches) <= 4 if together else scorer.batches == [1] * 8
+
+
 @pytest.mark.parametrize("queued", [False, True])
 def test_closing_the_pipeline_fails_all_callers(queued: bool) -> None:
     draft = Gated(endless)

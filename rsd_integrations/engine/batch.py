@@ -14,13 +14,13 @@ from rsd_integrations.engine.job import Job, Request, Sink, Task
 from rsd_integrations.errors import BackendError, EngineClosedError
 from rsd_integrations.protocols import Backend, DraftStep, ScoreStep, TargetStep
 
-__all__ = ["GATHER_ROUNDS", "BatchEngine"]
+__all__ = ["GATHER_ROUNDS", "SCORE_ROUNDS", "BatchEngine"]
 
 GATHER_ROUNDS = 16
 """Most rounds a rejected step waits for others, so that the target rewrites them together."""
 
 SCORE_SHARE = 2
-"""The PRM runs once one of so many live requests waits for a reward."""
+"""The PRM runs once one in so many of the live requests waits for a reward."""
 
 SCORE_ROUNDS = 4
 """Most rounds a step waits for others, so that the PRM scores them together. The draft writes on then."""
@@ -29,8 +29,9 @@ SCORE_ROUNDS = 4
 class BatchEngine:
     """Owns the models' thread. Any thread may submit; results come through the job's sink.
 
-    A round lets each model do one batch: the PRM scores all steps that wait, the draft and the
-    target each write one token for every request that is with them. Requests join and leave at any
+    A round lets each model do one batch at most: the PRM scores all steps that wait, the draft and the
+    target each write one token for every request that is with them. PRM and target let requests gather
+    before they run. Requests join and leave at any
     round, and what one gets does not depend on the others.
     """
 

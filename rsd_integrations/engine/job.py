@@ -169,8 +169,6 @@ class Job:
         for task in self.tasks:
             if not isinstance(task.piece, ScoreStep):
                 task.session.begin(task.piece)
-            if isinstance(task.piece, DraftStep):
-                self._sampling = task.piece.sampling
         self.rounds_waited = 0
 
     def take(self, task: Task, result: Any) -> None:
@@ -191,8 +189,8 @@ class Job:
         if task not in self.tasks:
             return  # It failed or ended by another of them.
         task.result = result
-        if isinstance(result, Written):
-            self._drafted_last = result.end in ("eos", "stop")
+        if isinstance(task.piece, DraftStep) and isinstance(result, Written):
+            self._sampling, self._drafted_last = task.piece.sampling, result.end in ("eos", "stop")
         if self._alone or (isinstance(result, Exception) and not isinstance(result, WindowFull)):
             self.resume(result)
         elif all(task.result is not None for task in self.tasks):

@@ -45,7 +45,8 @@ def slot_attention(
     attention_mask: torch.Tensor | None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """An attention function of transformers: as "sdpa", for slots too.
+    """An attention function of transformers: as "sdpa", which it leaves all but the grouped, masked case to,
+    for slots here and there too.
 
     Args:
         module: the attention layer.
@@ -59,26 +60,14 @@ def slot_attention(
     Returns:
         ``[N, T, heads, size]``, and no weights.
     """
-    if key.shape[0] == query.shape[0]:
-        return _grouped(module, query, key, value, attention_mask, **options)
-    done, first, made = 0, _now.runs[0][0], []
-    for slot, count in _now.runs:
-        rows, slots = slice(done, done + count), slice(slot - first, slot - first + count)
-        mask = None if attention_mask is None else attention_mask[rows]
-        made.append(_grouped(module, query[rows], key[slots], value[slots], mask, **options)[0])
-        done += count
-    return torch.cat(made), None
-
-
-def _grouped(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    **options: Any,
-) -> tuple[torch.Tensor, None]:
-    """Leaves all but the grouped, masked case to transformers."""
+    if key.shape[0] != query.shape[0]:
+        done, first, made = 0, _now.runs[0][0], []
+        for slot, count in _now.runs:
+            row_N, slot_N = slice(done, done + count), slice(slot - first, slot - first + count)
+            mask = None if attention_mask is None else attention_mask[row_N]
+            made.append(slot_attention(module, query[row_N], key[slot_N], value[slot_N], mask, **options)[0])
+            done += count
+        return torch.cat(made), None
     rows, heads, tokens, size = query.shape
     groups = heads // key.shape[1]
     more = any(options.get(name) is not None for name in ("position_bias", "softcap"))
