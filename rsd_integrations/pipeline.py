@@ -55,6 +55,7 @@ class RSDPipeline:
         max_length: int = 4096,
         compile: bool = False,
         cuda_graphs: bool | None = None,
+        prefix_caching: bool = True,
         draft_kwargs: Mapping[str, Any] | None = None,
         target_kwargs: Mapping[str, Any] | None = None,
         prm_kwargs: Mapping[str, Any] | None = None,
@@ -73,6 +74,8 @@ class RSDPipeline:
             compile: have ``torch.compile`` make faster forwards, some seconds for each kind of a model's when
                 it is first met; needs a C++ compiler, on a GPU Triton.
             cuda_graphs: record forwards as CUDA graphs; None: where a model is on one CUDA device.
+            prefix_caching: requests that begin like an earlier one (the next turn of a chat, the same
+                documents) start behind what is still known of it.
             draft_kwargs: options of this model alone: device, dtype, device_map, quantization_config,
                 attn_implementation, trust_remote_code, use_safetensors, revision, token, cache_dir,
                 local_files_only, subfolder, max_memory, offload_folder, tokenizer, model_kwargs.
@@ -97,6 +100,7 @@ class RSDPipeline:
                 max_length=max_length,
                 compile=compile,
                 cuda_graphs=cuda_graphs,
+                prefix_caching=prefix_caching,
                 draft_kwargs=draft_kwargs,
                 target_kwargs=target_kwargs,
                 prm_kwargs=prm_kwargs,

@@ -536,7 +536,7 @@ def test_an_error_in_one_row_fails_that_request_alone(kind: str, role: str) -> N
         finally:
             poison.remove()
         backend: Any = pipe.backend
-        assert backend.draft.runner.free == backend.target.runner.free == backend.prm.runner.free == 8
+        assert [model.runner.pool.free for model in (backend.draft, backend.target, backend.prm)] == [8, 8, 8]
         # What was poisoned left nothing behind in the slots.
         for prompt in [p for p in prompts if "@" not in p]:
             assert pipe.generate(prompt, threshold=threshold, max_tokens=12).text == healthy[prompt]
@@ -580,7 +580,7 @@ def test_torch_slots_are_free_after_cancels() -> None:
         done = pipe.generate("last", step_delimiter=" ", max_tokens=20, weighting="constant")
         assert done.usage.completion_tokens
         wait_for(lambda: pipe._engine.live == 0)
-        assert [m.runner.free for m in (backend.draft, backend.target, backend.prm)] == [3, 3, 3]
+        assert [m.runner.pool.free for m in (backend.draft, backend.target, backend.prm)] == [3, 3, 3]
 
 
 class Unclosable(ScriptedWriter):

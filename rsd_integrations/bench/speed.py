@@ -108,6 +108,8 @@ def open_shape(setting: Setting, *, device: str, dtype: str, window: int) -> tup
         max_batch_size=max(setting.batches),
         max_length=window,
         compile=setting.compile,
+        # The same prompts are answered again and again, and the other ways read them each time.
+        prefix_caching=False,
     )
     return pipe, PlainTrio(models)
 

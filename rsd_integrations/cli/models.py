@@ -29,6 +29,7 @@ class ModelChoice:
     dtype: str | None = None
     max_batch_size: int | None = None
     compile: bool | None = None
+    prefix_caching: bool | None = None
 
     def __post_init__(self) -> None:
         named = {"--draft": self.draft, "--target": self.target, "--prm": self.prm}
@@ -78,6 +79,7 @@ def open_pipeline(choice: ModelChoice) -> RSDPipeline:
         "prm_format": choice.prm_format,
         "device": choice.device,
         "dtype": choice.dtype,
+        "prefix_caching": choice.prefix_caching,
         "max_batch_size": choice.max_batch_size,
         "compile": choice.compile,
     }

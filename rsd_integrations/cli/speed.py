@@ -121,7 +121,12 @@ def _models(
             f"--device {device!r}: the pocket shape is measured on the CPU.", hint="Name another --shape."
         )
     pipe = state.open_pipeline(
-        ModelChoice(device=device, max_batch_size=max(setting.batches), compile=setting.compile)
+        ModelChoice(
+            device=device,
+            max_batch_size=max(setting.batches),
+            compile=setting.compile,
+            prefix_caching=False,  # The same prompts again and again, and the others read them each time.
+        )
     )
     return pipe, open_plain_pocket()
 

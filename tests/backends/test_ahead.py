@@ -42,7 +42,7 @@ def run(runner: SlotRunner, *feeds: SlotFeed, ahead: bool = True) -> list[Output
 
 def test_what_ran_ahead_is_what_would_have_run() -> None:
     runner, model = runner_and_model()
-    slots, texts = [runner.claim(), runner.claim()], [[5], [9]]
+    slots, texts = [runner.pool.claim()[0], runner.pool.claim()[0]], [[5], [9]]
     early = False
     for length in range(1, 12):
         feeds = [
@@ -60,7 +60,7 @@ def test_what_ran_ahead_is_what_would_have_run() -> None:
 def test_it_ends_where_the_shape_ends() -> None:
     """A recording reads so many positions and no more: the next one starts afresh."""
     runner = runner_of(causal("Qwen2", 3), capacity=512, launcher=Recordings().launcher)
-    slot = runner.claim()
+    slot = runner.pool.claim()[0]
     run(runner, SlotFeed(slot, 0, [3] * 254))
     assert run(runner, SlotFeed(slot, 254, [4]))[0].followed
     assert not run(runner, SlotFeed(slot, 255, [4], early=True))[0].followed
@@ -70,7 +70,7 @@ def test_it_ends_where_the_shape_ends() -> None:
 def test_it_is_not_taken_for_what_it_is_not() -> None:
     """A slot whose past has changed does not say so by its place and token: its feed is not early."""
     runner, model = runner_and_model()
-    slot = runner.claim()
+    slot = runner.pool.claim()[0]
     token = run(runner, SlotFeed(slot, 0, [5]))[0].fetched[0]
     output = run(runner, SlotFeed(slot, 1, [token]))[0]
     assert not output.ahead
@@ -79,7 +79,7 @@ def test_it_is_not_taken_for_what_it_is_not() -> None:
 
 def test_company_that_joins_or_leaves() -> None:
     runner, model = runner_and_model()
-    one, two = runner.claim(), runner.claim()
+    one, two = runner.pool.claim()[0], runner.pool.claim()[0]
     first = run(runner, SlotFeed(one, 0, [5]), SlotFeed(two, 0, [9]))
     # One leaves: the other takes what ran ahead.
     alone = run(runner, SlotFeed(two, 1, first[1].fetched, early=True))[0]
@@ -95,7 +95,7 @@ def test_company_that_joins_or_leaves() -> None:
 
 def test_it_does_not_write_to_a_slot_that_was_given_back() -> None:
     runner, _ = runner_and_model()
-    one, two = runner.claim(), runner.claim()
+    one, two = runner.pool.claim()[0], runner.pool.claim()[0]
     first = run(runner, SlotFeed(one, 0, [5]), SlotFeed(two, 0, [9]))
     runner.release(one)
     run(runner, SlotFeed(two, 1, first[1].fetched, early=True))
@@ -106,7 +106,7 @@ def test_it_does_not_write_to_a_slot_that_was_given_back() -> None:
 def test_numbers_that_are_no_tokens_are_not_fed() -> None:
     """The device goes on before the host has seen that the logits are not finite."""
     runner, _ = runner_and_model()
-    slot = runner.claim()
+    slot = runner.pool.claim()[0]
     run(runner, SlotFeed(slot, 0, [5]), ahead=False)
     with torch.inference_mode():
         runner.cache.layers[0].values[slot, :, 0] = float("nan")

@@ -64,7 +64,7 @@ def test_models_with_groups_use_it(architecture: str, key_heads: int | None, cal
     model = causal(architecture, 3)
     before = model.config._attn_implementation
     runner = runner_of(model)
-    feeds = [SlotFeed(runner.claim(), 0, [1, 2, 3]), SlotFeed(runner.claim(), 0, [4])]
+    feeds = [SlotFeed(runner.pool.claim()[0], 0, [1, 2, 3]), SlotFeed(runner.pool.claim()[0], 0, [4])]
     for feed, output in zip(feeds, runner.run(feeds), strict=True):
         assert close(model, output, list(feed.tokens))
     assert set(calls) == ({key_heads} if key_heads else set())

@@ -63,7 +63,7 @@ def test_half_precision_differs_by_rounding(way: str) -> None:
     exact = causal("Qwen2", 3)
     model = copy.deepcopy(exact).to(CUDA, torch.bfloat16)
     runner = runner_on_gpu(model, way, torch.bfloat16)
-    slot, tokens = runner.claim(), [5, 9, 13, 21, 34]
+    slot, tokens = runner.pool.claim()[0], [5, 9, 13, 21, 34]
     for length in range(1, 6):
         (output,) = runner.run([SlotFeed(slot, length - 1, tokens[length - 1 : length])])
         assert isinstance(output, Output)

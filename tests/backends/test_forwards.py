@@ -108,7 +108,7 @@ def recorded_with(recorder: Any) -> Any:
 
 
 def check_tokens_one_by_one(runner: SlotRunner, model: Any) -> None:
-    slot, tokens = runner.claim(), [5, 9, 13, 21]
+    slot, tokens = runner.pool.claim()[0], [5, 9, 13, 21]
     for length in range(1, 5):
         feed = SlotFeed(slot, length - 1, tokens[length - 1 : length])
         assert close(model, runner.run([feed])[0], tokens[:length])
@@ -129,7 +129,7 @@ def test_without_memory_for_a_recording_there_are_no_more_of_them(recordings: Re
 def test_a_shape_of_several_tokens_is_recorded_when_it_is_met_again(recordings: Recordings) -> None:
     model = causal("Qwen2", 3)
     runner = runner_of(model, launcher=recordings.launcher)
-    feed = SlotFeed(runner.claim(), 0, [5, 9, 13])
+    feed = SlotFeed(runner.pool.claim()[0], 0, [5, 9, 13])
     counts = []
     for _ in range(4):
         assert close(model, runner.run([feed])[0], [5, 9, 13])
@@ -178,7 +178,7 @@ def test_a_failure_ahead_of_the_host_does_not_fail_what_it_follows(recordings: R
     model = causal("Qwen2", 3)
     runner = runner_of(model, launcher=recordings.launcher)
     runner._launcher.again = lambda shape: 1 / 0  # type: ignore[union-attr]
-    slot = runner.claim()
+    slot = runner.pool.claim()[0]
     (output,) = runner.run([SlotFeed(slot, 0, [5])], ahead=True)
     assert isinstance(output, Output)
     assert not output.followed
@@ -214,7 +214,7 @@ def test_a_failed_row_leaves_the_others_their_own_outputs(recordings: Recordings
     """Rows that are run again alone have one shape, and replays of one shape share their outputs."""
     model = causal("Qwen2", 3)
     runner = runner_of(model, launcher=recordings.launcher)
-    feeds = [SlotFeed(runner.claim(), 0, tokens) for tokens in ([1, 2], [10**6, 2], [3, 4], [5, 6])]
+    feeds = [SlotFeed(runner.pool.claim()[0], 0, tokens) for tokens in ([1, 2], [10**6, 2], [3, 4], [5, 6])]
     outputs = runner.run(feeds)
     assert isinstance(outputs[1], Exception)
     for index in (0, 2, 3):
@@ -277,7 +277,7 @@ def test_a_compiled_token_is_the_same() -> None:
     """What most forwards are: one token behind a prompt, which is called."""
     model = causal("Qwen2", 3)
     runner = runner_of(model, launcher=lambda slots, capacity: Compiled)
-    slot, tokens = runner.claim(), list(range(1, 103))
+    slot, tokens = runner.pool.claim()[0], list(range(1, 103))
     runner.run([SlotFeed(slot, 0, tokens[:100])])
     for length in (101, 102):
         output = runner.run([SlotFeed(slot, length - 1, tokens[length - 1 : length])])[0]

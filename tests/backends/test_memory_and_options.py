@@ -132,7 +132,7 @@ class _Short:
 
 
 def test_out_of_memory_halves_a_prefill_once_and_changes_nothing() -> None:
-    with RSDPipeline.from_pretrained(**trio()) as pipe:
+    with RSDPipeline.from_pretrained(**trio(), prefix_caching=False) as pipe:
         want = pipe.generate(PROMPT, **FIELDS).text
         runner = pipe.backend.draft.runner  # type: ignore[attr-defined]
         prompt = pipe.backend.draft.open(PROMPT).prompt_tokens
@@ -150,7 +150,7 @@ def test_out_of_memory_fails_that_request_alone() -> None:
         with pytest.raises(DeviceMemoryError, match="max_batch_size"):
             streams[1].result()
         assert [streams[0].result().text, streams[2].result().text] == [want, want]
-        assert runner.free == pipe.backend.max_batch_size
+        assert runner.pool.free == pipe.backend.max_batch_size
 
 
 def test_any_other_failure_has_its_cause() -> None:

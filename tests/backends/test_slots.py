@@ -55,7 +55,7 @@ def test_any_history_gives_what_a_full_forward_gives(architecture: str, way: str
 
 def run_a_history(model: Any, runner: SlotRunner, rng: random.Random) -> None:
     vocabulary = model.config.get_text_config().vocab_size
-    rows: dict[int, list[int]] = {slot: [] for slot in (runner.claim() for _ in range(4))}
+    rows: dict[int, list[int]] = {slot: [] for slot in (runner.pool.claim()[0] for _ in range(4))}
     for _ in range(14):
         feeds, chosen = [], rng.sample(sorted(rows), rng.randint(1, 4))
         for slot in chosen:
@@ -107,15 +107,15 @@ def test_one_bad_row_fails_alone() -> None:
 def test_a_released_slot_is_clean() -> None:
     model = causal("Qwen2", 3)
     runner = runner_of(model, slots=2)
-    slot = runner.claim()
+    slot = runner.pool.claim()[0]
     runner.run([SlotFeed(slot, 0, [1, 2, 3])])
     with torch.inference_mode():
         for layer in runner.cache.layers:
             layer.keys[slot, :, :3] = float("nan")
             layer.values[slot, :, :3] = float("nan")
     runner.release(slot)
-    assert runner.free == 2
-    again, other = runner.claim(), runner.claim()
+    assert runner.pool.free == 2
+    again, other = runner.pool.claim()[0], runner.pool.claim()[0]
     assert again == slot
     # Beside a longer row the stale positions are within reach, masked or not.
     outputs = runner.run([SlotFeed(again, 0, [4, 5, 6]), SlotFeed(other, 0, [1, 2, 3, 4])])
@@ -137,15 +137,15 @@ def test_a_session_feeds_each_token_once_in_chunks() -> None:
     assert session.feed().tokens == [7, 8]
     session.close()
     session.close()
-    assert runner.free == 4
+    assert runner.pool.free == 4
 
 
 def test_a_session_that_is_never_asked_takes_no_slot() -> None:
     runner = runner_of(causal("Qwen2", 3), slots=1)
     sessions = [SlotSession(runner, (1, 2, 3), None) for _ in range(5)]
-    assert runner.free == 1
+    assert runner.pool.free == 1
     sessions[3].feed()
-    assert runner.free == 0
+    assert runner.pool.free == 0
     for session in sessions:
         session.close()
-    assert runner.free == 1
+    assert runner.pool.free == 1

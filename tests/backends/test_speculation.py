@@ -165,6 +165,29 @@ def test_wrong_guesses_are_given_up() -> None:
     assert forwards == 3
 
 
+def test_where_none_was_right_the_next_step_tries_once() -> None:
+    guesses = Guesses(range(100, 200), more=True)
+    assert guesses.trusted
+    while asked := guesses.next(50):
+        assert not guesses.drawn(7)
+        guesses.verified(0, len(asked))
+    assert not guesses.trusted
+    again = Guesses([1, 2, 3, 4], more=True, trusted=guesses.trusted)
+    assert not again.trusted
+    assert not again.drawn(7)
+    again.verified(0, 4)
+    assert not again.next(50)
+    assert not again.wanted
+    # One right guess, and there is patience again.
+    again = Guesses(range(1, 100), trusted=False)
+    assert again.drawn(1)
+    again.verified(1, 8)
+    assert again.trusted
+    assert not again.drawn(7)
+    again.verified(0, 4)
+    assert again.next(50)
+
+
 def test_a_word_in_another_s_place_and_words_left_out() -> None:
     guesses = Guesses([1, 2, 3, 4, 5, 6, 7, 8])
     assert guesses.drawn(1)
@@ -212,8 +235,9 @@ def test_the_draft_goes_on_guessing_from_the_target_s_text(monkeypatch: pytest.M
 
 
 def test_guesses_that_fail_lose_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = {**FIELDS, "temperature": 0.7, "seed": 1}
-    with load(*PAIRS["same tokenizer"]) as pipe:
+    given = {**FIELDS, "acceptance_rate": 0.0, "step_delimiter": "\0", "max_step_tokens": 40}
+    given |= {"temperature": 0.4, "max_tokens": 80, "seed": 1}
+    with load(("Llama", "ascii"), ("Llama", "ascii"), seeds=(1, 1)) as pipe:
         draft: Any = pipe.backend.draft
         expected = pipe.generate(PROMPT, **given)
         advance, failed = draft.advance, []

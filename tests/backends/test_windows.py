@@ -75,7 +75,7 @@ def test_a_full_window_ends_an_answer(small: str, flavours: tuple[str, str, str]
             check(generation)
         assert {generation.finish_reason for generation in generations} <= {"length", "stop"}
         assert "length" in {generation.finish_reason for generation in generations}
-        assert [model.runner.free for model in models.values()] == [3, 3, 3]
+        assert [model.runner.pool.free for model in models.values()] == [3, 3, 3]
 
 
 @pytest.mark.parametrize("small", ["draft", "target", "prm"])

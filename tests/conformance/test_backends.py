@@ -51,14 +51,14 @@ class TestTorchWriter(WriterKit):
     @pytest.fixture
     def writer(self, torch_backend: Any) -> Iterator[Writer]:
         yield torch_backend.draft
-        assert torch_backend.draft.runner.free == 8
+        assert torch_backend.draft.runner.pool.free == 8
 
 
 class TestTorchScorer(ScorerKit):
     @pytest.fixture
     def scorer(self, torch_backend: Any) -> Iterator[Scorer]:
         yield torch_backend.prm
-        assert torch_backend.prm.runner.free == 8
+        assert torch_backend.prm.runner.pool.free == 8
 
 
 @pytest.fixture(scope="module", params=["Qwen2", "Gemma3Text"])
@@ -73,4 +73,4 @@ class TestTorchConstraints(ConstraintKit):
     @pytest.fixture
     def writer(self, tool_backend: Any) -> Iterator[Writer]:
         yield tool_backend.target
-        assert tool_backend.target.runner.free == 8
+        assert tool_backend.target.runner.pool.free == 8

@@ -19,8 +19,8 @@ _REACH = 8
 """How far behind a wrong guess the token drawn is looked for."""
 
 _MISSES = 3
-"""Wrong first guesses in a row after which no more are made in this step."""
-
+"""Wrong first guesses in a row after which no more are made in this step; one, where none was right in the
+last step."""
 
 _ASKED, _LEAST_ASKED, _MOST_ASKED = 4, 2, 16
 """Guesses asked of the draft at a time: each costs a forward of its own."""
@@ -32,15 +32,23 @@ class Guesses:
     Args:
         tokens: the rejected step's, in this model's ids.
         more: whether the draft can be asked for more.
+        trusted: whether guesses in the last step were right, as far as is known.
     """
 
-    def __init__(self, tokens: Sequence[int] = (), *, more: bool = False) -> None:
+    def __init__(self, tokens: Sequence[int] = (), *, more: bool = False, trusted: bool = True) -> None:
         self._tokens = list(tokens)
         self._width = _FIRST
         self._misses = 0
-        self._more = more
+        self._more = more and trusted
         self._asked = _ASKED
         self._drafted = False
+        self._patience = _MISSES if trusted else 1
+        self._right: bool | None = None
+
+    @property
+    def trusted(self) -> bool:
+        """Whether any was right, of the last that were tried; True where none was yet."""
+        return self._patience == _MISSES if self._right is None else self._right
 
     @property
     def wanted(self) -> int:
@@ -83,6 +91,9 @@ class Guesses:
         else:
             self._width = min(_MOST, 2 * self._width) if right == asked else max(_LEAST, self._width // 2)
         self._misses = 0 if right else self._misses + 1
-        if self._misses >= _MISSES:
+        self._right = bool(self._right or right)
+        if right:
+            self._patience = _MISSES
+        if self._misses >= self._patience:
             self._tokens.clear()
             self._more = self._more and not self._drafted

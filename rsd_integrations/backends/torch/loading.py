@@ -55,6 +55,7 @@ def load_backend(
     max_length: int = 4096,
     compile: bool = False,
     cuda_graphs: bool | None = None,
+    prefix_caching: bool = True,
     draft_kwargs: Mapping[str, Any] | None = None,
     target_kwargs: Mapping[str, Any] | None = None,
     prm_kwargs: Mapping[str, Any] | None = None,
@@ -73,6 +74,8 @@ def load_backend(
     device = str(device or default_device())
     check_placement(device, dtype, "")
     launch = LaunchOptions.of(compile, cuda_graphs)
+    if not isinstance(prefix_caching, bool):
+        raise ConfigError(f"prefix_caching={prefix_caching!r} is no choice.", hint="Use True or False.")
     writers = [
         Source.of("draft", draft, draft_kwargs or {}),
         Source.of("target", target, target_kwargs or {}),
@@ -82,7 +85,12 @@ def load_backend(
         check_architecture(source)
     check_templates(writers)
     prm_form = find_prm_format(prm_format, scorer.config, scorer.tokenizer)
-    running = {"launch": launch, "slots": max_batch_size, "max_length": max_length}
+    running = {
+        "launch": launch,
+        "slots": max_batch_size,
+        "max_length": max_length,
+        "prefix_caching": prefix_caching,
+    }
     # Draft and target continue one text, so they write calls alike: as the target's template does.
     form = call_format(writers[1].tokenizer)
     calls = {"form": form, "reader": call_reader(writers[1].tokenizer, form)}
@@ -157,7 +165,13 @@ def _loading(source: Source, load: Any) -> Any:
 
 
 def _runner(
-    model: torch.nn.Module, readout: Readout, *, launch: LaunchOptions, slots: int, max_length: int
+    model: torch.nn.Module,
+    readout: Readout,
+    *,
+    launch: LaunchOptions,
+    slots: int,
+    max_length: int,
+    prefix_caching: bool,
 ) -> SlotRunner:
     embeddings = model.get_input_embeddings()  # type: ignore[operator]
     config = text_config(model.config)
@@ -171,6 +185,7 @@ def _runner(
         capacity=capacity,
         parameters=active_parameters(model),
         launcher=launch.launcher(model, slots=slots, capacity=capacity),
+        prefix_caching=prefix_caching,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -26,6 +27,11 @@ class Output:
     ahead: bool = False
     followed: bool = False
 
+    @property
+    def sound(self) -> bool:
+        """Whether all that was fetched is finite."""
+        return all(map(_finite, self.fetched))
+
 
 class Readout(Protocol):
     """Calls the model and reads its outputs in C columns of all N rows."""
@@ -43,6 +49,12 @@ class Readout(Protocol):
             What stays on the device and what the host wants at once, each ``[N, C, ...]``.
         """
         ...
+
+
+def _finite(fetched: Any) -> bool:
+    if isinstance(fetched, list):
+        return all(map(_finite, fetched))
+    return math.isfinite(fetched) if isinstance(fetched, float) else fetched != -1
 
 
 def read_logits(model: torch.nn.Module, vocabulary: int | None = None) -> Readout:

@@ -22,6 +22,7 @@ from rsd_integrations.backends.torch.plan import (
     pack,
     unpack,
 )
+from rsd_integrations.backends.torch.pool import SlotPool
 from rsd_integrations.backends.torch.readout import Output, Readout
 from rsd_integrations.backends.torch.recording import LOCK, NotRecordable, Recorded
 from rsd_integrations.backends.torch.slots import SlotCache
@@ -50,6 +51,7 @@ class SlotRunner:
         capacity: positions of a slot.
         parameters: that a token passes through; tells small forwards from large ones.
         launcher: makes a launcher of the model's forward; None: it is called.
+        prefix_caching: whether requests that begin like an earlier one start behind what is known of it.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class SlotRunner:
         capacity: int,
         parameters: int = 0,
         launcher: Callable[[Compute], Launcher] | None = None,
+        prefix_caching: bool = False,
     ) -> None:
         self._attend = SlotAttention(config)
         self._readout = readout
@@ -71,10 +74,9 @@ class SlotRunner:
         self._attention = attention_kinds(config)
         self._additive = getattr(config, "_attn_implementation", None) == "eager"
         self._dtype = dtype
-        self._free = list(range(slots))
-        self._filled = [0] * slots
         self._key_L = torch.arange(capacity, device=device)
         self.cache = SlotCache(int(config.num_hidden_layers), slots, capacity)
+        self.pool = SlotPool(self.cache, keeps=prefix_caching)
         self.capacity = capacity
         self._launcher = None if launcher is None else launcher(self._compute)
         self._flight: Flight | None = None
@@ -93,17 +95,15 @@ class SlotRunner:
         """From now on call the model for every forward."""
         self._launcher, self._flight = None, None
 
-    def claim(self) -> int:
-        """The lowest free slot: neighbours are cheaper to read."""
-        return self._free.pop(0)
+    def release(self, slot: int, seen: Sequence[int] = ()) -> None:
+        """Give a slot back to the pool.
 
-    def release(self, slot: int) -> None:
-        """Give a slot back, clean."""
+        Args:
+            slot: one that was claimed of it.
+            seen: tokens that were read there.
+        """
         self._flight = None  # Followed, it would write to the slot once more.
-        self.cache.wipe(slot, self._filled[slot])
-        self._filled[slot] = 0
-        self._free.append(slot)
-        self._free.sort()
+        self.pool.release(slot, seen)
 
     @property
     def exact(self) -> bool:
@@ -115,11 +115,6 @@ class SlotRunner:
         """The output at the last token by the model's ordinary forward, no slots involved."""
         inputs = {"input_ids": torch.tensor([list(tokens)], device=self._device), "use_cache": False}
         return self._readout(inputs, [len(tokens) - 1])[0][0, 0].float()
-
-    @property
-    def free(self) -> int:
-        """Slots nobody holds."""
-        return len(self._free)
 
     @torch.inference_mode()
     def run(self, feeds: Sequence[SlotFeed], *, ahead: bool = False) -> list[Output | Exception]:
@@ -150,6 +145,9 @@ class SlotRunner:
         for group in ([rest[place] for place in group] for group in groups):
             made = self._isolated([feeds[index] for index in group], ahead)
             results |= dict(zip(group, made, strict=True))
+        for index, result in results.items():
+            if isinstance(result, Exception) or not result.sound:
+                self.pool.spoil(feeds[index].slot)
         return [results[index] for index in range(len(feeds))]
 
     def _isolated(self, feeds: list[SlotFeed], ahead: bool) -> list[Output | Exception]:
@@ -254,7 +252,7 @@ class SlotRunner:
 
     def _fill(self, feeds: Sequence[SlotFeed]) -> None:
         for feed in feeds:
-            self._filled[feed.slot] = max(self._filled[feed.slot], feed.start + len(feed.tokens))
+            self.pool.fill(feed.slot, feed.start + len(feed.tokens))
 
     def _compute(
         self,

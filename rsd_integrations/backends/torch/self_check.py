@@ -69,7 +69,7 @@ def _difference(runner: SlotRunner, name: str) -> float:
     """Of all outputs in pieces from those of plain forwards, the largest, relative to these."""
     tokens = _TOKENS[: runner.capacity]
     # Where there are three, the one in the middle stays idle: rows need not be neighbours.
-    slots = [runner.claim() for _ in range(min(3, runner.free))]
+    slots = [runner.pool.claim()[0] for _ in range(min(3, runner.pool.free))]
     used = [slots[0], slots[-1]] if len(slots) > 1 else slots
     try:
         pairs = [(runner.plain(seen), output) for seen, output in _in_pieces(runner, used, tokens)]

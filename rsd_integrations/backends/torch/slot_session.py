@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import takewhile
+from collections.abc import Iterable, Sequence
 
 from rsd_integrations.backends.torch.plan import SlotFeed
+from rsd_integrations.backends.torch.pool import shared
 from rsd_integrations.backends.torch.readout import Output
 from rsd_integrations.backends.torch.runner import PREFILL_CHUNK, SlotRunner
 from rsd_integrations.protocols import Tally
 
 __all__ = ["SlotSession", "to_feed"]
+
+_LEAST_WAITED = 64
+"""Tokens from which it is worth a round to have them read by another request."""
 
 
 class SlotSession:
@@ -33,6 +36,7 @@ class SlotSession:
         self.early = False
         """Whether a forward runs ahead with the last token, behind just what is cached."""
         self.tally = Tally()
+        """What was known from other requests counts as read: what one costs is its own affair."""
         self.family: list[SlotSession] = [self]
         """Sessions that the same steps are committed to (of other candidates), itself among them."""
 
@@ -48,13 +52,30 @@ class SlotSession:
         most = max(self.family, key=lambda session: session.cached)
         known = min(end, most.cached, most.base)
         if known > self.cached and most._slot is not None:
-            self._runner.cache.copy(most._slot, self._claimed(), self.cached, known)
+            if self._slot is None:
+                self._slot, _ = self._runner.pool.claim(seen=self._seen)
+            self._runner.cache.copy(most._slot, self._slot, self.cached, known)
             self.cached = known
         return self.cached >= end
 
-    def _claimed(self) -> int:
+    def waits(self, others: Iterable[SlotSession]) -> bool:
+        """Whether one of the others is just reading what this one begins with too, and has not read yet."""
+        if self._slot is not None or not self._runner.pool.keeps:
+            return False
+        known = self._runner.pool.known(self.tokens[:-1])
+        return any(
+            shared(self.tokens[:-1], other.tokens) >= max(known, other.cached) + _LEAST_WAITED
+            for other in others
+        )
+
+    def _seen(self) -> list[int]:
+        return self.tokens[: self.cached]
+
+    def _claimed(self, end: int) -> int:
+        """The slot; a new one knows some of the tokens before ``end`` perhaps."""
         if self._slot is None:
-            self._slot = self._runner.claim()
+            self._slot, self.cached = self._runner.pool.claim(self.tokens[:end], self._seen)
+            self.tally.add(0, self.cached, self._window)
         return self._slot
 
     def feed(self, *, upto: int | None = None, guesses: Sequence[int] = ()) -> SlotFeed:
@@ -65,9 +86,9 @@ class SlotSession:
             guesses: of the tokens behind, to be read at as well if the chunk gets that far.
         """
         end = len(self.tokens) if upto is None else upto
+        slot = self._claimed(end - 1)
         # With nothing new to feed, the last token is fed again: its output is wanted once more.
         self.cached = min(self.cached, end - 1)
-        slot = self._claimed()
         end = min(end, self.cached + PREFILL_CHUNK)
         new = self.tokens[self.cached : end]
         early, self.early = self.early and len(new) == 1, False
@@ -88,8 +109,7 @@ class SlotSession:
 
     def follow(self, tokens: Sequence[int]) -> None:
         """Put these tokens in place of the step in progress. What both begin with stays cached."""
-        pairs = zip(self.tokens[self.base : self.cached], tokens, strict=False)
-        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        same = shared(self.tokens[self.base : self.cached], list(tokens))
         self.tokens[self.base :] = tokens
         self.cached = min(self.cached, self.base + same)
         self.early = False
@@ -119,18 +139,20 @@ class SlotSession:
         if self in self.family:
             self.family.remove(self)
         if self._slot is not None:
-            self._runner.release(self._slot)
+            self._runner.release(self._slot, self._seen())
         self._slot = None
 
 
 def to_feed(sessions: Sequence[SlotSession]) -> list[int]:
-    """Indices of the sessions to feed now: what a family has not read one reads, and the others copy."""
+    """Indices of the sessions to feed now: what several begin with one reads, and the others copy."""
     reading: set[int] = set()
-    chosen = []
+    chosen: list[int] = []
     for index, session in enumerate(sessions):
         if len(session.family) > 1 and not session.catch_up():
             if id(session.family) in reading:
                 continue
             reading.add(id(session.family))
+        elif session.waits(sessions[earlier] for earlier in chosen):
+            continue
         chosen.append(index)
     return chosen

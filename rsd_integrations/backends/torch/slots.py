@@ -87,12 +87,12 @@ class SlotCache(Cache):  # type: ignore[misc]
         super().__init__(layers=[_SlotLayer(self) for _ in range(layers)])
 
     @torch.inference_mode()
-    def wipe(self, slot: int, length: int) -> None:
-        """Zero a slot up to a length: a NaN left behind would spread, masked or not."""
+    def wipe(self, slot: int, start: int, end: int) -> None:
+        """Zero positions ``start`` to ``end - 1`` of a slot."""
         for layer in self.layers:
-            if layer.is_initialized:
-                layer.keys[slot, :, :length].zero_()
-                layer.values[slot, :, :length].zero_()
+            if start < end and layer.is_initialized:
+                layer.keys[slot, :, start:end].zero_()
+                layer.values[slot, :, start:end].zero_()
 
     @torch.inference_mode()
     def copy(self, source: int, target: int, start: int, end: int) -> None:

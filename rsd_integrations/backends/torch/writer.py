@@ -89,7 +89,8 @@ class TorchWriterSession(SlotSession):
             self._guesses = Guesses()
         else:
             same = rejected.vocabulary == self._writer.vocabulary
-            self._guesses = Guesses(self._as_own_tokens(rejected), more=same)
+            own = self._as_own_tokens(rejected)
+            self._guesses = Guesses(own, more=same, trusted=self._guesses.trusted)
         self._detokenizer.mark()
 
     @property

@@ -1,0 +1,158 @@
+"""Who holds which slot, and what the free ones still know.
+
+A request's slot keeps, when it is given back, the keys and values of what the model has read. The next
+request that begins alike (the next turn of a chat, another question on the same documents, another sample)
+starts behind that. Keys and values of a prefix depend on nothing behind it, so they are those it would
+compute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rsd_integrations.backends.torch.slots import SlotCache
+
+__all__ = ["LEAST_SHARED", "SlotPool", "shared"]
+
+LEAST_SHARED = 16
+"""Tokens from which a common beginning is worth a copy."""
+
+Seen = Callable[[], Sequence[int]]
+
+
+@dataclass(slots=True)
+class _Slot:
+    """One of them.
+
+    ``seen``: of a slot somebody holds, what the model has read there by now; None of a free one.
+    ``kept``: of a free slot, what it still knows. ``filled``: positions that may be other than zero.
+    ``spoilt``: something went wrong with it. ``used``: when it was given back, 0: long ago.
+    """
+
+    seen: Seen | None = None
+    kept: Sequence[int] = ()
+    filled: int = 0
+    spoilt: bool = False
+    used: int = 0
+
+    @property
+    def known(self) -> Sequence[int]:
+        """Tokens whose keys and values are here and sound."""
+        if self.spoilt:
+            return ()
+        return self.kept if self.seen is None else self.seen()
+
+
+class SlotPool:
+    """The slots of one cache.
+
+    Args:
+        cache: whose rows they are.
+        keeps: whether free slots keep what was read.
+    """
+
+    def __init__(self, cache: SlotCache, *, keeps: bool = True) -> None:
+        self._cache = cache
+        self.keeps = keeps
+        self._slots = [_Slot() for _ in range(cache.slots)]
+        self._clock = 0
+
+    @property
+    def free(self) -> int:
+        """Slots nobody holds."""
+        return len(self._free())
+
+    def claim(self, tokens: Sequence[int] = (), seen: Seen | None = None) -> tuple[int, int]:
+        """The lowest free slot, for neighbours are cheaper to read, and how many of the tokens it knows.
+
+        Args:
+            tokens: that the model has to read there.
+            seen: what it has read there by now, whenever somebody asks; others may start with a copy.
+        """
+        index = self._free()[0]
+        source, length = self._longest(tokens)
+        if source != index or not self._most_of(index, length):
+            self._move_out(index, source)
+        if source is not None and source != index:
+            self._cache.copy(source, index, 0, length)
+            self._outdate(source, length)
+        slot = self._slots[index]
+        self._cache.wipe(index, length, slot.filled)
+        slot.filled, slot.kept, slot.seen = length, (), seen or tuple
+        return index, length
+
+    def known(self, tokens: Sequence[int]) -> int:
+        """How many of the tokens a slot claimed now would know."""
+        return self._longest(tokens)[1]
+
+    def release(self, index: int, seen: Sequence[int] = ()) -> None:
+        """Give a slot back, clean but for what the model has read.
+
+        Args:
+            index: the slot.
+            seen: what was read there; nothing else is left in it.
+        """
+        slot = self._slots[index]
+        slot.kept = list(seen) if self.keeps and not slot.spoilt else ()
+        # A NaN left behind would spread, masked or not.
+        self._cache.wipe(index, len(slot.kept), slot.filled)
+        self._clock += 1
+        slot.filled, slot.seen, slot.spoilt, slot.used = len(slot.kept), None, False, self._clock
+
+    def fill(self, index: int, length: int) -> None:
+        """Note that a slot was written up to a length."""
+        self._slots[index].filled = max(self._slots[index].filled, length)
+
+    def spoil(self, index: int) -> None:
+        """Note that what is in a slot may not be sound: nobody else is to read it."""
+        self._slots[index].spoilt = True
+
+    def _free(self) -> list[int]:
+        return [index for index, slot in enumerate(self._slots) if slot.seen is None]
+
+    def _longest(self, tokens: Sequence[int]) -> tuple[int | None, int]:
+        """The slot that knows most of the tokens' beginning, and how much; (None, 0) if too little."""
+        if not self.keeps or len(tokens) < LEAST_SHARED:
+            return None, 0
+        wanted = list(tokens)
+        lengths = [(shared(slot.known, wanted), -index) for index, slot in enumerate(self._slots)]
+        length, place = max(lengths)
+        return (-place, length) if length >= LEAST_SHARED else (None, 0)
+
+    def _move_out(self, index: int, source: int | None) -> None:
+        """Move what a free slot knows to the free one that nobody has asked for longest, if that is older."""
+        slot = self._slots[index]
+        others = [other for other in self._free() if other not in (index, source)]
+        if not slot.kept or not others:
+            return
+        oldest = min(others, key=lambda other: self._slots[other].used)
+        taken = self._slots[oldest]
+        if taken.kept and taken.used > slot.used:
+            return
+        length = len(slot.kept)
+        self._cache.copy(index, oldest, 0, length)
+        self._cache.wipe(oldest, length, taken.filled)
+        taken.kept, taken.filled, taken.used = slot.kept, length, slot.used
+
+    def _outdate(self, source: int, length: int) -> None:
+        """What goes on elsewhere is the first to be forgotten where it was."""
+        slot = self._slots[source]
+        if slot.seen is None and self._most_of(source, length):
+            slot.used = 0
+
+    def _most_of(self, index: int, length: int) -> bool:
+        """Whether so many tokens are most of what a free slot knows: the same chat, a turn later."""
+        return 4 * length >= 3 * len(self._slots[index].kept)
+
+
+def shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """Length of the common beginning of two lists. Compared in halves, which lists do fast."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
