@@ -120,6 +120,18 @@ def test_two_chats_in_turns_both_stay_known() -> None:
     assert fed == [54, 22, 2, 2, 2, 2]
 
 
+def test_nothing_is_moved_onto_what_is_wanted() -> None:
+    """Of two slots one knows the text and is the older: what lies in the other has to go."""
+    model = causal("Qwen2", 3)
+    runner = runner_of(model, slots=2)
+    for text, fed in ((HEAD * 2, 32), ([60] * 30, 30), (HEAD * 2, 1)):
+        session = SlotSession(runner, tuple(text), None)
+        output, read = read_all(runner, session)
+        assert read == fed
+        assert close(model, output, text)
+        session.close()
+
+
 def test_what_is_read_just_now_is_waited_for_and_copied() -> None:
     model = causal("Qwen2", 3)
     runner = runner_of(model)
