@@ -13,11 +13,11 @@ import torch
 from rsd_integrations import RSDPipeline
 from rsd_integrations.backends.torch.plan import SlotFeed
 from rsd_integrations.backends.torch.pool import LEAST_SHARED, shared
-from rsd_integrations.backends.torch.readout import read_logits
 from rsd_integrations.backends.torch.runner import SlotRunner
 from rsd_integrations.backends.torch.slot_session import SlotSession, to_feed
 from rsd_integrations.errors import ConfigError
 from tests.backends.test_slots import close
+from tests.backends.test_slots import runner_of as slot_runner
 from tests.tiny_models import ARCHITECTURES, causal, token_classifier, tokenizer
 
 HEAD = [5 + index % 40 for index in range(LEAST_SHARED)]
@@ -32,15 +32,7 @@ CONTEXT = "The sky is blue, and the grass is green, and nobody ever said that it
 
 
 def runner_of(model: Any, *, slots: int = 4, keeps: bool = True) -> SlotRunner:
-    return SlotRunner(
-        model.config,
-        read_logits(model),
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-        slots=slots,
-        capacity=200,
-        prefix_caching=keeps,
-    )
+    return slot_runner(model, slots, 200, keeps=keeps)
 
 
 def read_all(runner: SlotRunner, session: SlotSession) -> tuple[Any, int]:

@@ -16,7 +16,9 @@ from tests.recording import Recordings
 from tests.tiny_models import ARCHITECTURES, causal
 
 
-def runner_of(model: Any, slots: int = 4, capacity: int = 128, launcher: Any = None) -> SlotRunner:
+def runner_of(
+    model: Any, slots: int = 4, capacity: int = 128, launcher: Any = None, *, keeps: bool = False
+) -> SlotRunner:
     return SlotRunner(
         model.config,
         read_logits(model),
@@ -25,6 +27,7 @@ def runner_of(model: Any, slots: int = 4, capacity: int = 128, launcher: Any = N
         slots=slots,
         capacity=capacity,
         launcher=launcher and launcher(slots, capacity),
+        prefix_caching=keeps,
     )
 
 

@@ -188,6 +188,15 @@ def test_where_none_was_right_the_next_step_tries_once() -> None:
     assert again.next(50)
 
 
+def test_a_request_whose_guesses_are_wrong_makes_fewer() -> None:
+    """Of two models that never agree; a wrong guess goes through the target in vain."""
+    given = {**FIELDS, "acceptance_rate": 0.0, "step_delimiter": "\0", "max_step_tokens": 12}
+    with load(*PAIRS["same tokenizer"]) as pipe:
+        read = [pipe.generate(PROMPT, **given, speculation=on).usage.target.forwarded for on in (True, False)]
+    # Five rewrites of eight guesses each, and more of them in the first one only.
+    assert 0 < read[0] - read[1] <= 5 * 8 + 3 * 8
+
+
 def test_a_word_in_another_s_place_and_words_left_out() -> None:
     guesses = Guesses([1, 2, 3, 4, 5, 6, 7, 8])
     assert guesses.drawn(1)

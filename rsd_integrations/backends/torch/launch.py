@@ -12,7 +12,7 @@ from rsd_integrations.backends.torch.forwards import Compiled, Compute, Launcher
 from rsd_integrations.backends.torch.recording import Recorded, recorder_for
 from rsd_integrations.errors import ConfigError
 
-__all__ = ["LaunchOptions"]
+__all__ = ["LaunchOptions", "check_choice"]
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,8 @@ class LaunchOptions:
         Raises:
             ConfigError: one is no boolean.
         """
-        for name, value, known in (
-            ("compile", compile, (True, False)),
-            ("cuda_graphs", cuda_graphs, (True, False, None)),
-        ):
-            if not any(value is one for one in known):
-                choices = " or ".join(map(repr, known))
-                raise ConfigError(f"{name}={value!r} is no choice.", hint=f"Use {choices}.")
+        check_choice("compile", compile, True, False)
+        check_choice("cuda_graphs", cuda_graphs, True, False, None)
         return cls(compile, cuda_graphs)
 
     def launcher(
@@ -70,3 +65,14 @@ class LaunchOptions:
                 launched=Compiled(compute).compute if self.compile else None,
             )
         return Compiled if self.compile else None
+
+
+def check_choice(name: str, value: Any, *known: Any) -> None:
+    """Refuse an option that is none of the known.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if not any(value is one for one in known):
+        choices = " or ".join(map(repr, known))
+        raise ConfigError(f"{name}={value!r} is no choice.", hint=f"Use {choices}.")

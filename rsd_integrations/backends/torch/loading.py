@@ -21,7 +21,7 @@ from rsd_integrations.backends.torch.describe import (
     text_config,
 )
 from rsd_integrations.backends.torch.heads import RewardModel, load_reward_model
-from rsd_integrations.backends.torch.launch import LaunchOptions
+from rsd_integrations.backends.torch.launch import LaunchOptions, check_choice
 from rsd_integrations.backends.torch.readout import Readout, read_hidden, read_logits
 from rsd_integrations.backends.torch.reasoning import reasoning_tags
 from rsd_integrations.backends.torch.refusals import check_architecture, check_templates
@@ -74,8 +74,7 @@ def load_backend(
     device = str(device or default_device())
     check_placement(device, dtype, "")
     launch = LaunchOptions.of(compile, cuda_graphs)
-    if not isinstance(prefix_caching, bool):
-        raise ConfigError(f"prefix_caching={prefix_caching!r} is no choice.", hint="Use True or False.")
+    check_choice("prefix_caching", prefix_caching, True, False)
     writers = [
         Source.of("draft", draft, draft_kwargs or {}),
         Source.of("target", target, target_kwargs or {}),

@@ -62,10 +62,10 @@ class SlotSession:
         """Whether one of the others is just reading what this one begins with too, and has not read yet."""
         if self._slot is not None or not self._runner.pool.keeps:
             return False
-        known = self._runner.pool.known(self.tokens[:-1])
+        wanted = self.tokens[:-1]
+        known = self._runner.pool.known(wanted)
         return any(
-            shared(self.tokens[:-1], other.tokens) >= max(known, other.cached) + _LEAST_WAITED
-            for other in others
+            shared(wanted, other.tokens) >= max(known, other.cached) + _LEAST_WAITED for other in others
         )
 
     def _seen(self) -> list[int]:
