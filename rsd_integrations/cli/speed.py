@@ -61,8 +61,8 @@ def speed(
         compile=compile,
     )
     console = Console(highlight=False)
-    # What random weights write may be longer in the PRM: bytes that are no text become three.
-    window = 2 * prompt_tokens + 64 + 4 * max(steps, *GROWTH_STEPS) * step_tokens
+    # Chat marks around the prompt; a separator behind each step in the PRM.
+    window = prompt_tokens + 64 + max(steps, *GROWTH_STEPS) * (step_tokens + 1)
     pipe, plain = _models(setting, state, device=device, dtype=dtype, window=window)
     with pipe:
         settings: dict[str, int | float | str] = {

@@ -81,6 +81,17 @@ def test_the_same_text_as_generate(trio: Any) -> None:
     assert len(pipe.generate(SETTING.prompts[0], config=SETTING.config(threshold=2.0)).steps) == 3
 
 
+def test_the_prm_reads_a_step_of_as_many_tokens_as_were_written(trio: Any) -> None:
+    """Whatever the vocabulary holds beside: bytes that are no text would be three for it."""
+    pipe, _ = trio
+    answer = pipe.generate(SETTING.prompts[0], config=SETTING.config(steps=8, threshold=0.0))
+    assert answer.text.isascii() and answer.text.isprintable()
+    assert len(answer.text) == answer.usage.completion_tokens == 32
+    model, tokenizer = random_trio("tiny", device="cpu", dtype="float32", window=64)["draft"]
+    written = model.get_output_embeddings().weight.abs().sum(dim=1).nonzero().flatten().tolist()
+    assert tokenizer.convert_ids_to_tokens(written) == sorted(tokenizer.decode(written))
+
+
 def test_shapes_are_the_true_ones() -> None:
     sizes = SHAPES["1.5b-7b-prm7b"]
     assert (sizes["draft"].layers, sizes["target"].hidden, sizes["prm"].inner) == (28, 3584, 18_944)

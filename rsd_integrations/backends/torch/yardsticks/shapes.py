@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +61,7 @@ SHAPES: dict[str, dict[str, _Size]] = {
 
 
 def random_trio(shape: str, *, device: str, dtype: str, window: int) -> dict[str, tuple[Any, Any]]:
-    """(model, tokenizer) of each role. The models never end an answer when greedy.
+    """(model, tokenizer) of each role. Greedy, the models write printable characters and never end an answer.
 
     Raises:
         ConfigError: the shape or the dtype is not known.
@@ -120,7 +121,21 @@ def _model(
     finally:
         torch.set_default_dtype(before)
     if role != "prm":
-        with torch.no_grad():
-            # Its logit is 0, and the largest of so many random ones is above.
-            model.get_output_embeddings().weight[tokenizer.eos_token_id].zero_()  # type: ignore[operator]
+        _write_text_only(model, tokenizer)
     return model
+
+
+@torch.no_grad()
+def _write_text_only(model: Any, tokenizer: Any) -> None:
+    """All other tokens get a logit of 0, and the largest of so many random ones is above.
+
+    Most ids of a large vocabulary are no text here, and bytes that are none become three: the PRM would read
+    other steps than were written.
+    """
+    head = model.get_output_embeddings().weight
+    printable = tokenizer.convert_tokens_to_ids(
+        list(string.ascii_letters + string.digits + string.punctuation)
+    )
+    kept = head[printable].clone()
+    head.zero_()
+    head[printable] = kept
