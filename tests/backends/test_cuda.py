@@ -22,7 +22,11 @@ from tests.backends.test_speculation import FIELDS, PAIRS, check_equal
 from tests.oracle import Party, plain_generate
 from tests.tiny_models import ARCHITECTURES, causal, token_classifier, tokenizer
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here"),
+    # What torch advises about GPUs (TensorFloat32, small ones). Ours are RuntimeWarnings, and fail a test.
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
 
 CUDA = torch.device("cuda:0")
 PROMPT = "Ava has 12 marbles. She buys 9 more."

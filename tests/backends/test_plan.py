@@ -16,6 +16,7 @@ from rsd_integrations.backends.torch.plan import (
     SlotFeed,
     grouped,
     masks,
+    most_padding,
     pack,
     unpack,
 )
@@ -116,24 +117,35 @@ def test_large_forwards_are_not_rounded(rows: int, tokens: int, fits: bool) -> N
     assert (Shape.rounded(made, slots=8, capacity=CAPACITY) is not None) == fits
 
 
-@given(feeds(), st.sampled_from([0, MOST_TOGETHER]))
-def test_groups_are_all_feeds_and_small_ones_are_merged(made: list[SlotFeed], merged: int) -> None:
-    groups = grouped(made, merged)
+@given(feeds(), st.sampled_from([0, MOST_TOGETHER]), st.integers(0, 64))
+def test_groups_are_all_feeds_and_small_ones_are_merged(
+    made: list[SlotFeed], merged: int, padding: int
+) -> None:
+    groups = grouped(made, merged=merged, padding=padding)
     assert sorted(index for group in groups for index in group) == list(range(len(made)))
     for group in groups:
         lengths = [len(made[index].tokens) for index in group]
         assert [made[index].slot for index in group] == sorted(made[index].slot for index in group)
         filled_up = 2 ** ceil(log2(len(group))) * 2 ** ceil(log2(max(lengths)))
-        assert max(lengths) < 2 * min(lengths) or filled_up <= merged
+        filling = len(group) * max(lengths) - sum(lengths)
+        assert max(lengths) < 2 * min(lengths) or filled_up <= merged or filling <= padding
     if all(len(feed.tokens) <= 32 for feed in made):
         assert len(groups) == 1 or not merged
 
 
 def test_long_feeds_are_not_merged() -> None:
     made = [SlotFeed(0, 0, [1]), *[SlotFeed(slot, 0, [1] * 60) for slot in range(1, 5)]]
-    assert grouped(made, MOST_TOGETHER) == [[0], [1, 2, 3, 4]]
-    assert grouped(made[:4], MOST_TOGETHER) == [[0, 1, 2, 3]]
-    assert grouped(made[:4], 0) == [[0], [1, 2, 3]]
+    assert grouped(made, merged=MOST_TOGETHER) == [[0], [1, 2, 3, 4]]
+    assert grouped(made[:4], merged=MOST_TOGETHER) == [[0, 1, 2, 3]]
+    assert grouped(made[:4]) == [[0], [1, 2, 3]]
+
+
+def test_a_cpu_fills_up_little_rather_than_run_once_more() -> None:
+    """One row of nine tokens and two of one are 16 tokens of padding together."""
+    made = [SlotFeed(0, 0, [1] * 9), SlotFeed(1, 0, [1]), SlotFeed(2, 0, [1])]
+    assert grouped(made, padding=16) == [[0, 1, 2]]
+    assert grouped(made, padding=15) == [[1, 2], [0]]
+    assert [most_padding(size) for size in (0, 1_000, 4_000_000, 10**9)] == [64, 64, 37, 6]
 
 
 def test_one_token_each_is_rounded_for_any_number_of_slots() -> None:

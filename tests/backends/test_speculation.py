@@ -167,13 +167,13 @@ def test_wrong_guesses_are_given_up() -> None:
 
 def test_where_none_was_right_the_next_step_tries_once() -> None:
     guesses = Guesses(range(100, 200), more=True)
-    assert guesses.trusted
+    assert guesses.trusted is None
     while asked := guesses.next(50):
         assert not guesses.drawn(7)
         guesses.verified(0, len(asked))
-    assert not guesses.trusted
+    assert guesses.trusted is False
     again = Guesses([1, 2, 3, 4], more=True, trusted=guesses.trusted)
-    assert not again.trusted
+    assert again.trusted is False
     assert not again.drawn(7)
     again.verified(0, 4)
     assert not again.next(50)
@@ -186,6 +186,26 @@ def test_where_none_was_right_the_next_step_tries_once() -> None:
     assert not again.drawn(7)
     again.verified(0, 4)
     assert again.next(50)
+
+
+@pytest.mark.parametrize(
+    ("trusted", "right", "tries"), [(None, False, 1), (None, True, 3), (True, False, 3), (False, False, 0)]
+)
+def test_the_draft_s_guesses_are_tried_once_where_none_was_right_before(
+    trusted: bool | None, right: bool, tries: int
+) -> None:
+    """Asking it holds other requests up."""
+    guesses = Guesses([7], more=True, trusted=trusted)
+    assert guesses.drawn(7 if right else 8) is right
+    guesses.verified(int(right), 1)
+    tried = 0
+    while wanted := guesses.wanted:
+        guesses.give([9] * wanted)
+        assert not guesses.drawn(5)
+        guesses.verified(0, wanted)
+        tried += 1
+    assert tried == tries
+    assert guesses.trusted is right
 
 
 def test_a_request_whose_guesses_are_wrong_makes_fewer() -> None:
@@ -266,6 +286,7 @@ def test_wrong_guesses_of_the_draft_end_its_guessing() -> None:
     guesses = Guesses((1,), more=True)
     assert guesses.wanted == 0
     assert guesses.drawn(1)
+    guesses.verified(1, 1)
     asked = []
     while guesses.wanted:
         asked.append(guesses.wanted)

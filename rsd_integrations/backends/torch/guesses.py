@@ -20,7 +20,7 @@ _REACH = 8
 
 _MISSES = 3
 """Wrong first guesses in a row after which no more are made in this step; one, where none was right in the
-last step."""
+last step, and one of the draft's where none was right before them: asking it holds other requests up."""
 
 _ASKED, _LEAST_ASKED, _MOST_ASKED = 4, 2, 16
 """Guesses asked of the draft at a time: each costs a forward of its own."""
@@ -32,23 +32,26 @@ class Guesses:
     Args:
         tokens: the rejected step's, in this model's ids.
         more: whether the draft can be asked for more.
-        trusted: whether guesses in the last step were right, as far as is known.
+        trusted: whether guesses in the last step were right; None: none was tried yet.
     """
 
-    def __init__(self, tokens: Sequence[int] = (), *, more: bool = False, trusted: bool = True) -> None:
+    def __init__(
+        self, tokens: Sequence[int] = (), *, more: bool = False, trusted: bool | None = None
+    ) -> None:
         self._tokens = list(tokens)
         self._width = _FIRST
         self._misses = 0
-        self._more = more and trusted
+        self._more = more and trusted is not False
         self._asked = _ASKED
         self._drafted = False
-        self._patience = _MISSES if trusted else 1
+        self._patience = 1 if trusted is False else _MISSES
+        self._before = trusted
         self._right: bool | None = None
 
     @property
-    def trusted(self) -> bool:
-        """Whether any was right, of the last that were tried; True where none was yet."""
-        return self._patience == _MISSES if self._right is None else self._right
+    def trusted(self) -> bool | None:
+        """Whether any was right, of the last that were tried; None where none was yet."""
+        return self._before if self._right is None else self._right
 
     @property
     def wanted(self) -> int:
@@ -59,6 +62,7 @@ class Guesses:
         """Take guesses of the draft's; none ends its guessing in this step."""
         if not self._drafted:
             self._drafted, self._misses = True, 0
+            self._patience = _MISSES if self._right or self._before else 1
         self._tokens = list(tokens)
         self._width = max(self._width, len(self._tokens))
         self._more = bool(tokens)

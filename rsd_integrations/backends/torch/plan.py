@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-__all__ = ["MOST_TOGETHER", "Plan", "Shape", "SlotFeed", "grouped", "masks", "pack", "unpack"]
+__all__ = ["MOST_TOGETHER", "Plan", "Shape", "SlotFeed", "grouped", "masks", "most_padding", "pack", "unpack"]
 
 _SPAN = 256
 """Least positions that a rounded shape reads."""
@@ -24,6 +24,13 @@ MOST_TOGETHER = 256
 """Most tokens of a rounded shape. A GPU takes so many in about the time of one, as it waits for the weights;
 beyond, the arithmetic takes longer than launching it.
 """
+
+_PADDING = 150_000_000
+"""Parameters x tokens of padding that take a CPU about as long as launching one more forward."""
+
+_LEAST_PADDING, _MOST_PADDING = 6, 64
+"""Tokens of padding: a CPU takes so many in the time that it needs to read the weights; beyond, attention
+counts too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,21 +131,30 @@ def _rounded_span(span: int) -> int:
     return 3 * power // 4 if power > _SPAN and span <= 3 * power // 4 else power
 
 
-def grouped(feeds: Sequence[SlotFeed], merged: int) -> list[list[int]]:
+def most_padding(parameters: int) -> int:
+    """Tokens of padding for which a CPU would rather not launch one more forward."""
+    return min(_MOST_PADDING, max(_LEAST_PADDING, _PADDING // max(1, parameters)))
+
+
+def grouped(feeds: Sequence[SlotFeed], *, merged: int = 0, padding: int = 0) -> list[list[int]]:
     """Indices of feeds for one forward each: of lengths that round up to one power of two, so that filling
-    up at most doubles them.
+    up at most doubles them, and more where a forward costs more than filling up.
 
     Args:
         feeds: of any lengths.
-        merged: groups that, filled up, have no more tokens together are one.
+        merged: groups that, rounded to powers of two, have no more tokens together are one.
+        padding: likewise those that filling up gives no more tokens.
     """
     by_length: dict[int, list[int]] = {}
     for index, feed in enumerate(feeds):
         by_length.setdefault(_power(len(feed.tokens)), []).append(index)
     groups: list[list[int]] = []
     for length, group in sorted(by_length.items()):
-        if groups and _power(len(groups[-1]) + len(group)) * length <= merged:
-            groups[-1] += group
+        both = groups[-1] + group if groups else group
+        lengths = [len(feeds[index].tokens) for index in both]
+        fits = _power(len(both)) * length <= merged or len(both) * max(lengths) - sum(lengths) <= padding
+        if groups and fits:
+            groups[-1] = both
         else:
             groups.append(group)
     return [sorted(group, key=lambda index: feeds[index].slot) for group in groups]

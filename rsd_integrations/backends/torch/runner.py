@@ -19,6 +19,7 @@ from rsd_integrations.backends.torch.plan import (
     SlotFeed,
     grouped,
     masks,
+    most_padding,
     pack,
     unpack,
 )
@@ -83,6 +84,13 @@ class SlotRunner:
         self.gathers = device.type != "cpu" or not self._attend.takes_runs
         """Whether the keys of rows in slots here and there are brought together, or attended to in runs. A
         GPU waits longer for many small launches than for the copies."""
+        self._together: dict[str, int] = {}
+        """What may share a forward, as of ``grouped``."""
+        if device.type == "cuda":
+            self._together["merged"] = MOST_TOGETHER
+        elif device.type == "cpu" and launcher is None:
+            # Of compiled forwards those of one token are the fast ones.
+            self._together["padding"] = most_padding(parameters)
         self.runs_ahead = True
         """Whether forwards may be launched before their tokens are known, where that can be."""
 
@@ -138,9 +146,7 @@ class SlotRunner:
             outputs = flight.outputs(followed=self._flight is not None)
             results = {index: outputs[place] for index, place in carried.items()}
         rest = [index for index in range(len(feeds)) if index not in carried]
-        groups = grouped(
-            [feeds[index] for index in rest], MOST_TOGETHER if self._device.type == "cuda" else 0
-        )
+        groups = grouped([feeds[index] for index in rest], **self._together)
         ahead = ahead and self.runs_ahead and not carried and len(groups) == 1
         for group in ([rest[place] for place in group] for group in groups):
             made = self._isolated([feeds[index] for index in group], ahead)

@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# What dev/speed.md lists as open, on a machine with a GPU, where nothing can be fetched.
+#
+#   dev/gpu.sh wheels            here, once: what such a machine lacks, into .whl/ (which git ignores)
+#   dev/gpu.sh STAGE [FOLDER]    there: install them, run, write results to FOLDER ($OUT by default)
+#
+# Stages, each of less than ten minutes: tests, one, one-compiled, one-tuned, many, large, large-compiled.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+stage=${1:?name a stage: see above} out=${2:-${OUT:-/tmp/rsd-gpu}}
+bench() { python3 -m rsd_integrations bench speed --device cuda --dtype bfloat16 --step-tokens 60 --repeats 3 "$@" || true; }
+# Two prompts of 600 tokens are half a minute of eager generate with 7B.
+one=(--shape 1.5b-7b-prm1.5b --prompts 2 --batches 1 --acceptances 0.8,0.9 --check)
+
+if [ "$stage" = wheels ]; then
+  rm -rf .whl
+  platforms=$(for tag in 2_28 2_27 2_17 2014; do echo "--platform manylinux${tag/#2_/_2_}_x86_64"; done)
+  # shellcheck disable=SC2086
+  exec python3 -m pip download -q --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
+    $platforms -c constraints.txt -d .whl pydantic pydantic-core annotated-types typing-inspection \
+    llguidance pytest-asyncio pytest-socket pytest-timeout
+fi
+
+site=/tmp/rsd-site
+[ -d "$site" ] || python3 -m pip install -q --no-index --no-deps --no-compile --target "$site" .whl/*.whl
+export PYTHONPATH="$site:$PWD" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
+mkdir -p "$out"
+python3 -c 'import torch, transformers; print(torch.__version__, transformers.__version__, torch.cuda.get_device_name())'
+
+case $stage in
+  tests) python3 -m pytest -p no:cacheprovider -x --durations 5 tests/backends/test_cuda.py ;;
+  one) bench "${one[@]}" --out "$out" ;;
+  one-compiled) bench "${one[@]}" --compile --out "$out" ;;
+  # Matrix products of one row become kernels of their own, which fuse with what is around them.
+  one-tuned) TORCHINDUCTOR_COORDINATE_DESCENT_TUNING=1 bench "${one[@]}" --compile --out "$out" ;;
+  many) bench --shape 1.5b-7b-prm1.5b --prompts 16 --batches 1,16 --acceptances 0.9 --steps 4 --out "$out" ;;
+  large | large-compiled)
+    [ "$stage" = large ] && compile=() || compile=(--compile)
+    bench --shape 1.5b-32b-prm7b --prompts 1 --batches 1 --acceptances 0.8 --steps 5 --check \
+      "${compile[@]}" --out "$out" ;;
+  *) echo "stage '$stage' is none of those above" >&2; exit 2 ;;
+esac
