@@ -14,7 +14,7 @@ one=(--shape 1.5b-7b-prm1.5b --prompts 2 --batches 1 --acceptances 0.8,0.9 --che
 
 if [ "$stage" = wheels ]; then
   rm -rf .whl
-  platforms=$(for tag in 2_28 2_27 2_17 2014; do echo "--platform manylinux${tag/#2_/_2_}_x86_64"; done)
+  platforms=$(for tag in _2_31 _2_28 _2_17 2014; do echo "--platform manylinux${tag}_x86_64"; done)
   # shellcheck disable=SC2086
   exec python3 -m pip download -q --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
     $platforms -c constraints.txt -d .whl pydantic pydantic-core annotated-types typing-inspection \

@@ -72,7 +72,7 @@ class RSDPipeline:
             max_batch_size: most requests at work at once; the others queue.
             max_length: most tokens of prompt and answer; a smaller window of a model counts.
             compile: have ``torch.compile`` make faster forwards, some seconds for each kind of a model's when
-                it is first met; needs a C++ compiler, on a GPU Triton.
+                it is first met; needs torch 2.7 or newer, a C++ compiler, on a GPU Triton.
             cuda_graphs: record forwards as CUDA graphs; None: where a model is on one CUDA device.
             prefix_caching: requests that begin like an earlier one (the next turn of a chat, the same
                 documents) start behind what is still known of it.

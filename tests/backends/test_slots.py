@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from rsd_integrations.backends.torch.forwards import Compiled
 from rsd_integrations.backends.torch.plan import SlotFeed
 from rsd_integrations.backends.torch.readout import Output, read_logits
 from rsd_integrations.backends.torch.runner import PREFILL_CHUNK, SlotRunner
@@ -17,7 +18,13 @@ from tests.tiny_models import ARCHITECTURES, causal
 
 
 def runner_of(
-    model: Any, slots: int = 4, capacity: int = 128, launcher: Any = None, *, keeps: bool = False
+    model: Any,
+    slots: int = 4,
+    capacity: int = 128,
+    launcher: Any = None,
+    *,
+    keeps: bool = False,
+    parameters: int = 0,
 ) -> SlotRunner:
     return SlotRunner(
         model.config,
@@ -26,6 +33,7 @@ def runner_of(
         dtype=torch.float32,
         slots=slots,
         capacity=capacity,
+        parameters=parameters,
         launcher=launcher and launcher(slots, capacity),
         prefix_caching=keeps,
     )
@@ -87,6 +95,24 @@ def test_one_token_each_in_slots_here_and_there(architecture: str) -> None:
             ]
             for text, output in zip(texts, runner.run(feeds), strict=True):
                 assert close(model, output, text[: length + 1])
+
+
+@pytest.mark.parametrize(
+    ("parameters", "launcher", "forwards"),
+    [(10**6, None, 1), (10**9, None, 2), (10**6, lambda slots, capacity: Compiled, 2)],
+)
+def test_lengths_share_a_forward_where_it_costs_less(parameters: int, launcher: Any, forwards: int) -> None:
+    """Guesses beside single tokens. Compiled, single tokens are the fast ones, and stay alone."""
+    model, tokens, ran = causal("Qwen2", 3), list(range(5, 24)), []
+    runner = runner_of(model, launcher=launcher, parameters=parameters)
+    runner.run([SlotFeed(slot, 0, tokens[:9]) for slot in range(4)])
+    forward = runner.forward
+    runner.forward = lambda feeds, **more: ran.append(feeds) or forward(feeds, **more)  # type: ignore
+    feeds = [SlotFeed(slot, 9, tokens[9 : 18 if slot == 1 else 10]) for slot in range(4)]
+    runner._launcher = None  # Compiling takes long.
+    for feed, output in zip(feeds, runner.run(feeds), strict=True):
+        assert close(model, output, tokens[: 9 + len(feed.tokens)])
+    assert len(ran) == forwards
 
 
 def test_the_place_to_read_may_lie_within_a_feed() -> None:

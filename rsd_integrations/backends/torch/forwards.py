@@ -101,8 +101,8 @@ class Compiled:
         except Exception as error:
             raise ConfigError(
                 f"compile=True: torch.compile failed: {first_line(error)}.",
-                hint="It needs a C++ compiler, on a GPU Triton too, and a model without data-dependent "
-                "branches. Without compile=True all works, slower.",
+                hint="It needs torch 2.7 or newer, a C++ compiler, on a GPU Triton too, and a model without "
+                "data-dependent branches. Without compile=True all works, slower.",
             ) from error
         self._made[kind] = compiled
         return made
