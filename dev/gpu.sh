@@ -2,15 +2,13 @@
 # What dev/speed.md lists as open, on a machine with a GPU, where nothing can be fetched.
 #
 #   dev/gpu.sh wheels            here, once: what such a machine lacks, into .whl/ (which git ignores)
-#   dev/gpu.sh STAGE [FOLDER]    there: install them, run, write results to FOLDER ($OUT by default)
+#   dev/gpu.sh STAGE [FOLDER]    there: install them, run, write results to FOLDER/STAGE ($OUT by default)
 #
-# Stages, each of less than ten minutes: tests, one, one-compiled, one-tuned, many, large, large-compiled.
+# Stages: tests, one, one-compiled, one-tuned, many; large, large-compiled (77 GiB of weights: an H200). Each should
+# take four to eight minutes, by estimate: 12 ms a token of eager generate with 7B. Results come at the end only.
 set -euo pipefail
+stage=${1:?name a stage: see above} out=$(realpath -m "${2:-${OUT:-/tmp/rsd-gpu}}")/$1
 cd "$(dirname "$0")/.."
-stage=${1:?name a stage: see above} out=${2:-${OUT:-/tmp/rsd-gpu}}
-bench() { python3 -m rsd_integrations bench speed --device cuda --dtype bfloat16 --step-tokens 60 --repeats 3 "$@" || true; }
-# Two prompts of 600 tokens are half a minute of eager generate with 7B.
-one=(--shape 1.5b-7b-prm1.5b --prompts 2 --batches 1 --acceptances 0.8,0.9 --check)
 
 if [ "$stage" = wheels ]; then
   rm -rf .whl
@@ -22,21 +20,24 @@ if [ "$stage" = wheels ]; then
 fi
 
 site=/tmp/rsd-site
-[ -d "$site" ] || python3 -m pip install -q --no-index --no-deps --no-compile --target "$site" .whl/*.whl
+python3 -m pip install -q --no-index --no-deps --no-compile --upgrade --target "$site" .whl/*.whl
 export PYTHONPATH="$site:$PWD" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
 mkdir -p "$out"
 python3 -c 'import torch, transformers; print(torch.__version__, transformers.__version__, torch.cuda.get_device_name())'
 
+bench() {
+  python3 -m rsd_integrations bench speed --device cuda --dtype bfloat16 --step-tokens 60 --no-growth --out "$out" "$@"
+}
+one=(--shape 1.5b-7b-prm1.5b --prompts 1 --batches 1 --repeats 1 --acceptances 0.8)
+large=(--shape 1.5b-32b-prm7b --prompts 1 --batches 1 --repeats 1 --acceptances 0.8 --steps 10)
 case $stage in
-  tests) python3 -m pytest -p no:cacheprovider -x --durations 5 tests/backends/test_cuda.py ;;
-  one) bench "${one[@]}" --out "$out" ;;
-  one-compiled) bench "${one[@]}" --compile --out "$out" ;;
+  tests) python3 -m pytest -p no:cacheprovider --maxfail 5 --durations 5 tests/backends/test_cuda.py ;;
+  one) bench "${one[@]}" --steps 20 ;;
+  one-compiled) bench "${one[@]}" --steps 10 --compile ;;
   # Matrix products of one row become kernels of their own, which fuse with what is around them.
-  one-tuned) TORCHINDUCTOR_COORDINATE_DESCENT_TUNING=1 bench "${one[@]}" --compile --out "$out" ;;
-  many) bench --shape 1.5b-7b-prm1.5b --prompts 16 --batches 1,16 --acceptances 0.9 --steps 4 --out "$out" ;;
-  large | large-compiled)
-    [ "$stage" = large ] && compile=() || compile=(--compile)
-    bench --shape 1.5b-32b-prm7b --prompts 1 --batches 1 --acceptances 0.8 --steps 5 --check \
-      "${compile[@]}" --out "$out" ;;
+  one-tuned) TORCHINDUCTOR_COORDINATE_DESCENT_TUNING=1 bench "${one[@]}" --steps 10 --compile ;;
+  many) bench --shape 1.5b-7b-prm1.5b --prompts 16 --batches 16 --repeats 3 --acceptances 0.9 ;;
+  large) bench "${large[@]}" ;;
+  large-compiled) bench "${large[@]}" --compile ;;
   *) echo "stage '$stage' is none of those above" >&2; exit 2 ;;
 esac

@@ -49,6 +49,7 @@ class Setting:
         step_tokens: of a step, likewise.
         repeats: of each measurement; the median counts.
         compile: whether our engine's forwards are compiled.
+        growth: whether the time of a step is followed over 80 steps, where lengths are forced.
     """
 
     shape: str
@@ -59,6 +60,7 @@ class Setting:
     step_tokens: int = 16
     repeats: int = 5
     compile: bool = False
+    growth: bool = True
 
     @property
     def forced(self) -> bool:
@@ -167,7 +169,7 @@ class SpeedBench:
         speeds = Speeds()
         for batch in self._setting.batches:
             speeds.timings += self._side_by_side(batch, speeds)
-        if self._setting.forced:
+        if self._setting.forced and self._setting.growth:
             speeds.growth = self._growth()
         speeds.limits, speeds.breakdown = self._limits(bandwidth), self._breakdown()
         return speeds

@@ -39,6 +39,7 @@ def speed(
     prompts: Annotated[int, typer.Option(min=1, help="Answered in each measurement.")] = 16,
     repeats: Annotated[int, typer.Option(min=1, help="Of each measurement; the median counts.")] = 5,
     compile: Annotated[bool, typer.Option("--compile", help="Compile our engine's forwards.")] = False,
+    growth: Annotated[bool, typer.Option(help="Follow a step's time over 80 steps, likewise.")] = True,
     out: Annotated[Path | None, typer.Option(help="Folder for JSON and plot.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Exit 1 where a required number is missed.")] = False,
 ) -> None:
@@ -59,10 +60,11 @@ def speed(
         step_tokens=step_tokens,
         repeats=repeats,
         compile=compile,
+        growth=growth,
     )
     console = Console(highlight=False)
     # Chat marks around the prompt; a separator behind each step in the PRM.
-    window = prompt_tokens + 64 + max(steps, *GROWTH_STEPS) * (step_tokens + 1)
+    window = prompt_tokens + 64 + max([steps, *(GROWTH_STEPS if growth else ())]) * (step_tokens + 1)
     pipe, plain = _models(setting, state, device=device, dtype=dtype, window=window)
     with pipe:
         settings: dict[str, int | float | str] = {
@@ -74,11 +76,13 @@ def speed(
             "prompt_tokens": prompt_tokens,
             "repeats": repeats,
             "compile": compile,
+            "growth": growth,
         }
         report = _report(state.command_line, SpeedBench(pipe, plain, setting), setting.shape, settings)
     report = report.model_copy(update={"checks": required_speeds(report, on_gpu=device.startswith("cuda"))})
     print_speed(report, console)
-    print_checks(report.checks, console)
+    if report.checks:
+        print_checks(report.checks, console)
     if out is not None:
         _save(report, out, console)
     if check and not all(one.passed for one in report.checks):

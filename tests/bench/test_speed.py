@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,16 @@ def test_the_prm_reads_a_step_of_as_many_tokens_as_were_written(trio: Any) -> No
     answer = pipe.generate(SETTING.prompts[0], config=SETTING.config(steps=8, threshold=0.0))
     assert answer.text.isascii() and answer.text.isprintable()
     assert len(answer.text) == answer.usage.completion_tokens == 32
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_random_models_write_printable_characters(tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {role: replace(size, tied=tied) for role, size in SHAPES["tiny"].items()}
+    monkeypatch.setitem(SHAPES, "tiny", sizes)
     model, tokenizer = random_trio("tiny", device="cpu", dtype="float32", window=64)["draft"]
+    inputs = tokenizer("What is it? ", return_tensors="pt")
+    output = model.generate(**inputs, max_new_tokens=9)[0, inputs["input_ids"].shape[1] :]
+    assert len(output) == 9 and tokenizer.decode(output).isprintable()
     written = model.get_output_embeddings().weight.abs().sum(dim=1).nonzero().flatten().tolist()
     assert tokenizer.convert_ids_to_tokens(written) == sorted(tokenizer.decode(written))
 
@@ -159,6 +169,15 @@ def test_the_command(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatc
     shown = capsys.readouterr().out
     for part in ("tokens/s", "reference's way", "against the memory", "outside of the models", "required"):
         assert part in shown
+
+
+def test_without_growth(capsys: Any) -> None:
+    command = "bench speed --shape tiny --steps 2 --step-tokens 2 --prompt-tokens 16 --repeats 1 --prompts 1"
+    assert main([*command.split(), "--batches", "1", "--acceptances", "0.5", "--no-growth"]) == 0
+    shown = capsys.readouterr().out
+    assert "against the memory" in shown
+    assert "ms a step" not in shown
+    assert "required" not in shown, "nothing is required of a single batch without growth"
 
 
 @pytest.mark.parametrize(

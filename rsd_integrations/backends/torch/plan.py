@@ -142,7 +142,7 @@ def grouped(feeds: Sequence[SlotFeed], *, merged: int = 0, padding: int = 0) -> 
 
     Args:
         feeds: of any lengths.
-        merged: groups that, rounded to powers of two, have no more tokens together are one.
+        merged: a power of two; groups that, rounded up to those, have no more tokens together are one.
         padding: likewise those that filling up gives no more tokens.
     """
     by_length: dict[int, list[int]] = {}
@@ -152,7 +152,7 @@ def grouped(feeds: Sequence[SlotFeed], *, merged: int = 0, padding: int = 0) -> 
     for length, group in sorted(by_length.items()):
         both = groups[-1] + group if groups else group
         lengths = [len(feeds[index].tokens) for index in both]
-        fits = _power(len(both)) * length <= merged or len(both) * max(lengths) - sum(lengths) <= padding
+        fits = len(both) * length <= merged or len(both) * max(lengths) - sum(lengths) <= padding
         if groups and fits:
             groups[-1] = both
         else:

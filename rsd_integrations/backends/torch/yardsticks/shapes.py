@@ -130,7 +130,7 @@ def _write_text_only(model: Any, tokenizer: Any) -> None:
     """All other tokens get a logit of 0, and the largest of so many random ones is above.
 
     Most ids of a large vocabulary are no text here, and bytes that are none become three: the PRM would read
-    other steps than were written.
+    other steps than were written. Where input and output share their embeddings, others are read as zeros.
     """
     head = model.get_output_embeddings().weight
     printable = tokenizer.convert_tokens_to_ids(
