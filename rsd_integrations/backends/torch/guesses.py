@@ -44,7 +44,6 @@ class Guesses:
         self._more = more and trusted is not False
         self._asked = _ASKED
         self._drafted = False
-        self._patience = 1 if trusted is False else _MISSES
         self._before = trusted
         self._right: bool | None = None
 
@@ -52,6 +51,12 @@ class Guesses:
     def trusted(self) -> bool | None:
         """Whether any was right, of the last that were tried; None where none was yet."""
         return self._before if self._right is None else self._right
+
+    @property
+    def _patience(self) -> int:
+        """Wrong first guesses in a row that are borne."""
+        unknown = self._before is None and not self._drafted
+        return _MISSES if self._right or self._before or unknown else 1
 
     @property
     def wanted(self) -> int:
@@ -62,7 +67,6 @@ class Guesses:
         """Take guesses of the draft's; none ends its guessing in this step."""
         if not self._drafted:
             self._drafted, self._misses = True, 0
-            self._patience = _MISSES if self._right or self._before else 1
         self._tokens = list(tokens)
         self._width = max(self._width, len(self._tokens))
         self._more = bool(tokens)
@@ -96,8 +100,6 @@ class Guesses:
             self._width = min(_MOST, 2 * self._width) if right == asked else max(_LEAST, self._width // 2)
         self._misses = 0 if right else self._misses + 1
         self._right = bool(self._right or right)
-        if right:
-            self._patience = _MISSES
         if self._misses >= self._patience:
             self._tokens.clear()
             self._more = self._more and not self._drafted
