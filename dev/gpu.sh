@@ -26,7 +26,7 @@ mkdir -p "$out"
 python3 -c 'import torch, transformers; print(torch.__version__, transformers.__version__, torch.cuda.get_device_name())'
 
 bench() {
-  python3 -m rsd_integrations bench speed --device cuda --dtype bfloat16 --step-tokens 60 --no-growth --out "$out" "$@"
+  python3 -m rsd_integrations bench speed --device cuda --dtype bfloat16 --step-tokens 60 --growth none --out "$out" "$@"
 }
 one=(--shape 1.5b-7b-prm1.5b --prompts 1 --batches 1 --repeats 1 --acceptances 0.8)
 large=(--shape 1.5b-32b-prm7b --prompts 1 --batches 1 --repeats 1 --acceptances 0.8 --steps 10)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median
@@ -49,7 +49,8 @@ class Setting:
         step_tokens: of a step, likewise.
         repeats: of each measurement; the median counts.
         compile: whether our engine's forwards are compiled.
-        growth: whether the time of a step is followed over 80 steps, where lengths are forced.
+        growth: prompts behind which the time of a step is followed over 80 steps, by their lengths in tokens,
+            where lengths are forced.
     """
 
     shape: str
@@ -60,7 +61,7 @@ class Setting:
     step_tokens: int = 16
     repeats: int = 5
     compile: bool = False
-    growth: bool = True
+    growth: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def forced(self) -> bool:
@@ -169,8 +170,9 @@ class SpeedBench:
         speeds = Speeds()
         for batch in self._setting.batches:
             speeds.timings += self._side_by_side(batch, speeds)
-        if self._setting.forced and self._setting.growth:
-            speeds.growth = self._growth()
+        if self._setting.forced:
+            for length, prompt in self._setting.growth.items():
+                speeds.growth += self._growth(length, prompt)
         speeds.limits, speeds.breakdown = self._limits(bandwidth), self._breakdown()
         return speeds
 
@@ -240,20 +242,21 @@ class SpeedBench:
 
         return sum(await asyncio.gather(*(one(*given) for given in enumerate(self._setting.prompts))))
 
-    def _growth(self) -> list[Growth]:
+    def _growth(self, length: int, prompt: str) -> list[Growth]:
         """Behind the first five steps, of which one is rewritten: by then all three have read the prompt.
 
         An answer of ten steps is the beginning of one of eighty, so that one is looked at on its way.
         """
         longest = max(GROWTH_STEPS)
-        self._on_run(f"{longest} steps")
-        ours = [self._step_times(longest) for _ in range(1 + self._setting.repeats)][1:]
-        self._on_run(f"{REFERENCE_STEPS} steps the reference's way")
-        work = self._setting.work(self._setting.prompts[:1], steps=REFERENCE_STEPS)
+        self._on_run(f"{longest} steps, prompt of {length}")
+        ours = [self._step_times(longest, prompt) for _ in range(1 + self._setting.repeats)][1:]
+        self._on_run(f"{REFERENCE_STEPS} steps the reference's way, prompt of {length}")
+        work = self._setting.work([prompt], steps=REFERENCE_STEPS)
         # Its way grows with the square, so it is not followed to the end.
         theirs = [self._plain.reference_times(work) for _ in range(1 + self._setting.repeats)][1:]
         return [
             Growth(
+                prompt_tokens=length,
                 steps=steps,
                 ours=_each_behind_the_first(ours, steps),
                 reference=_each_behind_the_first(theirs, steps) if steps <= REFERENCE_STEPS else None,
@@ -261,14 +264,14 @@ class SpeedBench:
             for steps in GROWTH_STEPS
         ]
 
-    def _step_times(self, steps: int) -> list[float]:
+    def _step_times(self, steps: int, prompt: str) -> list[float]:
         """Seconds at which each step of an answer was committed. Four of five are kept."""
         # By chance the beginning of an answer would not have the same share of rewrites as the whole.
         config = self._setting.config(steps=steps, weighting=_FourOfFive())
-        return [event.elapsed_ms / 1000 for event in self._committed(config)]
+        return [event.elapsed_ms / 1000 for event in self._committed(config, prompt)]
 
-    def _committed(self, config: RSDConfig) -> list[StepEvent]:
-        events = self._pipe.stream(self._setting.prompts[0], config=config)
+    def _committed(self, config: RSDConfig, prompt: str) -> list[StepEvent]:
+        events = self._pipe.stream(prompt, config=config)
         return [event for event in events if event.type == "committed"]
 
     def _limits(self, bandwidth: float) -> list[Limit]:
@@ -300,7 +303,7 @@ class SpeedBench:
         config = self._setting.config(threshold=threshold)
         found = []
         for _ in range(1 + self._setting.repeats):
-            steps = self._committed(config)
+            steps = self._committed(config, self._setting.prompts[0])
             # The first one's time is the prompt's too.
             tokens = sum(
                 event.step.draft_tokens + event.step.target_tokens for event in steps[1:] if event.step

@@ -34,10 +34,16 @@ class Timing(Frozen):
 class Growth(Frozen):
     """Milliseconds a step takes in an answer of so many steps, the first five (and the prompt) aside."""
 
+    prompt_tokens: int
     steps: int
     ours: float
     reference: float | None = None
     """The reference's way: whole text again each step."""
+
+    @property
+    def ratio(self) -> float | None:
+        """The reference's way / ours."""
+        return None if self.reference is None else self.reference / self.ours
 
 
 class Limit(Frozen):

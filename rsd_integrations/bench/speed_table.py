@@ -77,12 +77,18 @@ def _contenders(report: SpeedReport) -> Table:
 
 
 def _growth(report: SpeedReport) -> Table:
-    table = Table("steps", box=_BOX, title="ms a step", title_justify="left", title_style="")
-    table.add_column("ours", justify="right")
-    table.add_column("reference's way", justify="right")
+    table = Table(box=_BOX, title="ms a step, as an answer grows", title_justify="left", title_style="")
+    for heading in ("prompt", "steps", "ours", "reference's way", "/ ours"):
+        table.add_column(heading, justify="right")
     for growth in report.growth:
         reference = "-" if growth.reference is None else f"{growth.reference:.1f}"
-        table.add_row(str(growth.steps), f"{growth.ours:.1f}", reference)
+        table.add_row(
+            str(growth.prompt_tokens),
+            str(growth.steps),
+            f"{growth.ours:.1f}",
+            reference,
+            _times(growth.ratio),
+        )
     return table
 
 

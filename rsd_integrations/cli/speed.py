@@ -39,7 +39,10 @@ def speed(
     prompts: Annotated[int, typer.Option(min=1, help="Answered in each measurement.")] = 16,
     repeats: Annotated[int, typer.Option(min=1, help="Of each measurement; the median counts.")] = 5,
     compile: Annotated[bool, typer.Option("--compile", help="Compile our engine's forwards.")] = False,
-    growth: Annotated[bool, typer.Option(help="Follow a step's time over 80 steps, likewise.")] = True,
+    growth: Annotated[
+        str,
+        typer.Option(help="Tokens of prompts behind which steps are followed up to 80, likewise; or none."),
+    ] = "256,1024,4096",
     out: Annotated[Path | None, typer.Option(help="Folder for JSON and plot.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Exit 1 where a required number is missed.")] = False,
 ) -> None:
@@ -51,20 +54,22 @@ def speed(
     from rsd_integrations.bench.speed_table import print_speed
     from rsd_integrations.bench.table import print_checks
 
+    lengths = [] if growth == "none" else sorted(_numbers("--growth", growth, int))
     setting = Setting(
         shape=shape,
         prompts=_prompts(shape, prompts, prompt_tokens),
+        growth={length: _spelled(0, length) for length in lengths},
         acceptances=_numbers("--acceptances", acceptances, float),
         batches=_numbers("--batches", batches, int),
         steps=steps,
         step_tokens=step_tokens,
         repeats=repeats,
         compile=compile,
-        growth=growth,
     )
     console = Console(highlight=False)
     # Chat marks around the prompt; a separator behind each step in the PRM.
-    window = prompt_tokens + 64 + max([steps, *(GROWTH_STEPS if growth else ())]) * (step_tokens + 1)
+    answers = [(prompt_tokens, steps), *((length, max(GROWTH_STEPS)) for length in lengths)]
+    window = 64 + max(length + count * (step_tokens + 1) for length, count in answers)
     pipe, plain = _models(setting, state, device=device, dtype=dtype, window=window)
     with pipe:
         settings: dict[str, int | float | str] = {
@@ -109,8 +114,12 @@ def _prompts(shape: str, count: int, tokens: int) -> list[str]:
         from rsd_integrations.pocket.task import held_out
 
         return [problem.question for problem in held_out(count)]
-    # One token a byte.
-    return [(f"Question {number}. " + "What is it? " * tokens)[:tokens] for number in range(count)]
+    return [_spelled(number, tokens) for number in range(count)]
+
+
+def _spelled(number: int, tokens: int) -> str:
+    """A prompt of the byte tokenizer's: one token a byte."""
+    return (f"Question {number}. " + "What is it? " * tokens)[:tokens]
 
 
 def _models(

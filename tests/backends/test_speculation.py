@@ -189,22 +189,23 @@ def test_where_none_was_right_the_next_step_tries_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("trusted", "right", "tries"), [(None, False, 1), (None, True, 3), (True, False, 3), (False, False, 0)]
+    ("trusted", "right", "asked"),
+    [(None, False, [1, 1, 1]), (None, True, [4, 2, 1]), (True, False, [1, 1, 1]), (False, False, [])],
 )
-def test_the_draft_s_guesses_are_tried_once_where_none_was_right_before(
-    trusted: bool | None, right: bool, tries: int
+def test_the_draft_is_asked_for_one_guess_where_the_last_were_wrong(
+    trusted: bool | None, right: bool, asked: list[int]
 ) -> None:
-    """Asking it holds other requests up."""
+    """Other requests wait for all of its guesses but the first."""
     guesses = Guesses([7], more=True, trusted=trusted)
     assert guesses.drawn(7 if right else 8) is right
     guesses.verified(int(right), 1)
-    tried = 0
+    tried = []
     while wanted := guesses.wanted:
         guesses.give([9] * wanted)
         assert not guesses.drawn(5)
         guesses.verified(0, wanted)
-        tried += 1
-    assert tried == tries
+        tried.append(wanted)
+    assert tried == asked
     assert guesses.trusted is right
 
 
@@ -282,30 +283,16 @@ def test_guesses_that_fail_lose_nothing(monkeypatch: pytest.MonkeyPatch) -> None
         assert failed
 
 
-def test_wrong_guesses_of_the_draft_end_its_guessing() -> None:
-    guesses = Guesses((1,), more=True)
-    assert guesses.wanted == 0
-    assert guesses.drawn(1)
-    guesses.verified(1, 1)
-    asked = []
-    while guesses.wanted:
-        asked.append(guesses.wanted)
-        guesses.give([9] * guesses.wanted)
-        assert not guesses.drawn(5)
-        guesses.verified(0, asked[-1])
-    assert asked == [4, 2, 2]
-
-
 def test_right_guesses_of_the_draft_make_for_more() -> None:
     guesses = Guesses((), more=True)
     asked = []
-    for _ in range(4):
+    for _ in range(6):
         asked.append(guesses.wanted)
         guesses.give([7] * asked[-1])
         assert guesses.next(100) == [7] * asked[-1]
         assert all(guesses.drawn(7) for _ in range(asked[-1]))
         guesses.verified(asked[-1], asked[-1])
-    assert asked == [4, 8, 16, 16]
+    assert asked == [1, 2, 4, 8, 16, 16]
     guesses.give(())
     assert guesses.wanted == 0
     assert Guesses(()).wanted == 0

@@ -27,6 +27,7 @@ SETTING = Setting(
     steps=3,
     step_tokens=4,
     repeats=1,
+    growth={8: "And now?", 40: "And then? " * 4},
 )
 
 
@@ -49,7 +50,8 @@ def test_every_contender_writes_what_it_must(trio: Any, monkeypatch: pytest.Monk
     for timing in speeds.timings:
         assert timing.against_generate is not None
         assert timing.seconds.low <= timing.seconds.value <= timing.seconds.high
-    assert [growth.steps for growth in speeds.growth] == [6, 7]
+    followed = [(growth.prompt_tokens, growth.steps) for growth in speeds.growth]
+    assert followed == [(8, 6), (8, 7), (40, 6), (40, 7)]
     assert [limit.role for limit in speeds.limits] == ["draft", "target", "prm"]
     assert speeds.breakdown.wall > 0
     assert speeds.left_out == {}
@@ -146,10 +148,17 @@ def test_required_speeds() -> None:
     assert pocket["RSD 0.8 against generate"].passed
     assert not pocket["RSD 0.8, 16 requests"].passed
     assert pocket["RSD 0.8, 16 requests"].measured == "x 2.90"
-    grown = report("tiny", growth=(Growth(steps=10, ours=1.0), Growth(steps=20, ours=1.1, reference=6.0)))
-    tiny = {check.name: check.passed for check in required_speeds(grown, on_gpu=False)}
-    assert tiny["time of a step, 10 to 80 steps"]
-    assert tiny["reference's way at 20 steps"]
+    short, long = (
+        (
+            Growth(prompt_tokens=length, steps=10, ours=1.0),
+            Growth(prompt_tokens=length, steps=20, ours=last, reference=reference),
+        )
+        for length, last, reference in ((256, 1.3, 2.6), (4096, 1.1, 6.6))
+    )
+    for growth, even in ((long, True), (short + long, False)):
+        tiny = {check.name: check for check in required_speeds(report("tiny", growth=growth), on_gpu=False)}
+        assert tiny["time of a step, 10 to 80 steps"].passed is even, "each length for itself, and the worst"
+        assert tiny["reference's way at 20 steps, prompt of 4096"].measured == "x 6.00", "of the longest"
     gpu = {check.name: check for check in required_speeds(report("1.5b-32b-prm7b"), on_gpu=True)}
     assert gpu["RSD 0.8 against target only"].required == ">= x 3.5"
     assert not gpu["host's share of a step"].passed
@@ -160,6 +169,7 @@ def test_the_command(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("rsd_integrations.bench.speed.GROWTH_STEPS", (6, 20))
     monkeypatch.setenv("COLUMNS", "120")
     command = "bench speed --shape tiny --steps 2 --step-tokens 2 --prompt-tokens 16 --repeats 1 --prompts 1"
+    command += " --growth 40,8"
     assert main([*command.split(), "--batches", "1", "--acceptances", "0.5,0.8", "--out", str(tmp_path)]) == 0
     saved = sorted(file.name for file in tmp_path.iterdir())
     assert saved == ["speed-tiny.json", "speed-tiny.png", "speed-tiny.svg"]
@@ -173,10 +183,10 @@ def test_the_command(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatc
 
 def test_without_growth(capsys: Any) -> None:
     command = "bench speed --shape tiny --steps 2 --step-tokens 2 --prompt-tokens 16 --repeats 1 --prompts 1"
-    assert main([*command.split(), "--batches", "1", "--acceptances", "0.5", "--no-growth"]) == 0
+    assert main([*command.split(), "--batches", "1", "--acceptances", "0.5", "--growth", "none"]) == 0
     shown = capsys.readouterr().out
     assert "against the memory" in shown
-    assert "ms a step" not in shown
+    assert "as an answer grows" not in shown
     assert "required" not in shown, "nothing is required of a single batch without growth"
 
 
@@ -185,6 +195,7 @@ def test_without_growth(capsys: Any) -> None:
     [
         ("--batches 0", "--batches '0' must be numbers above 0"),
         ("--acceptances 1.5", "--acceptances '1.5' must be"),
+        ("--growth 1,x", "--growth '1,x' must be numbers above 0"),
         ("--acceptances x", "--acceptances 'x' must be"),
         ("--shape zzz", "shape 'zzz' is not known"),
         ("--device cuda", "the pocket shape is measured on the CPU"),

@@ -20,10 +20,11 @@ _REACH = 8
 
 _MISSES = 3
 """Wrong first guesses in a row after which no more are made in this step; one, where none was right in the
-last step, and one of the draft's where none was right before them: asking it holds other requests up."""
+last step."""
 
-_ASKED, _LEAST_ASKED, _MOST_ASKED = 4, 2, 16
-"""Guesses asked of the draft at a time: each costs a forward of its own."""
+_ASKED, _MOST_ASKED = 4, 16
+"""Guesses asked of the draft at a time: to begin with, and at most. Others that rewrite wait for all of them
+but the first, so one is asked for to begin with where none of the last was right."""
 
 
 class Guesses:
@@ -42,7 +43,7 @@ class Guesses:
         self._width = _FIRST
         self._misses = 0
         self._more = more and trusted is not False
-        self._asked = _ASKED
+        self._asked = 0
         self._drafted = False
         self._before = trusted
         self._right: bool | None = None
@@ -55,13 +56,14 @@ class Guesses:
     @property
     def _patience(self) -> int:
         """Wrong first guesses in a row that are borne."""
-        unknown = self._before is None and not self._drafted
-        return _MISSES if self._right or self._before or unknown else 1
+        return _MISSES if self._right or self._before is not False else 1
 
     @property
     def wanted(self) -> int:
         """How many the draft is to be asked for now."""
-        return self._asked if self._more and not self._tokens else 0
+        if self._tokens or not self._more:
+            return 0
+        return self._asked or (_ASKED if self.trusted else 1)
 
     def give(self, tokens: Sequence[int]) -> None:
         """Take guesses of the draft's; none ends its guessing in this step."""
@@ -95,7 +97,7 @@ class Guesses:
     def verified(self, right: int, asked: int) -> None:
         """How many of those in a forward were right: makes more or fewer of them next time."""
         if self._drafted:
-            self._asked = min(_MOST_ASKED, 2 * asked) if right == asked else max(_LEAST_ASKED, asked // 2)
+            self._asked = min(_MOST_ASKED, 2 * asked) if right == asked else max(1, asked // 2)
         else:
             self._width = min(_MOST, 2 * self._width) if right == asked else max(_LEAST, self._width // 2)
         self._misses = 0 if right else self._misses + 1
