@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers.utils import logging
 
 from rsd_integrations.backends.torch.yardsticks.bandwidth import copy_bandwidth, model_bytes
 from rsd_integrations.backends.torch.yardsticks.plain import PlainTrio, Workload
@@ -56,6 +57,14 @@ def test_every_contender_writes_what_it_must(trio: Any, monkeypatch: pytest.Monk
     assert speeds.breakdown.wall > 0
     assert speeds.left_out == {}
     assert said
+
+
+def test_assisted_generation_s_own_warnings_are_not_shown(trio: Any, caplog: Any, capfd: Any) -> None:
+    _, plain = trio
+    with caplog.at_level("WARNING"):
+        assert plain.generate(SETTING.work(SETTING.prompts[:1]), assisted=True) == 12
+    assert not caplog.records and not capfd.readouterr().err
+    assert logging.get_verbosity() == logging.WARNING
 
 
 def test_what_does_not_run_is_told_and_spoils_nothing(trio: Any) -> None:

@@ -5,13 +5,15 @@ On the CPU they run apart, for what they leave of threads would slow our engine 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
+from transformers.utils import logging
 
 from rsd_integrations.backends.torch.threads import apart
 from rsd_integrations.backends.torch.yardsticks.bandwidth import model_bytes
@@ -90,9 +92,10 @@ class PlainTrio:
         if compiled:
             options["cache_implementation"] = "static"
         least = work.max_tokens if work.forced else None
-        output = model.generate(
-            **inputs, do_sample=False, max_new_tokens=work.max_tokens, min_new_tokens=least, **options
-        )
+        with _quiet():
+            output = model.generate(
+                **inputs, do_sample=False, max_new_tokens=work.max_tokens, min_new_tokens=least, **options
+            )
         new = output[:, inputs["input_ids"].shape[1] :]
         return int((new != self._tokenizer.pad_token_id).sum())
 
@@ -143,3 +146,14 @@ class PlainTrio:
         ]
         self._tokenizer.padding_side = "left"
         return self._tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Assisted generation warns of what it passes to itself."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
