@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -262,6 +263,30 @@ def test_the_draft_goes_on_guessing_from_the_target_s_text(monkeypatch: pytest.M
     read = [sum(answer.usage.draft.forwarded for answer in answers[pays]) for pays in (0, math.inf)]
     # What the draft guessed right it need not read again.
     assert read[1] < read[0]
+
+
+def test_nobody_waits_for_guesses_that_are_never_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One guess is written in the round that asks for it, and the target runs in the same."""
+    given = {**FIELDS, "acceptance_rate": 0.0, "step_delimiter": "\0", "max_step_tokens": 12}
+    with load(*PAIRS["same tokenizer"]) as pipe:
+        ran: list[str] = []
+
+        def watch(model: Any, name: str) -> None:
+            advance = model.advance
+
+            def watched(sessions: Any) -> Any:
+                guessing = any(isinstance(session.work, GuessStep) for session in sessions)
+                ran.append("guess" if guessing else name)
+                return advance(sessions)
+
+            monkeypatch.setattr(model, "advance", watched)
+
+        monkeypatch.setattr(job, "GUESSING_PAYS", 0)
+        watch(pipe.backend.draft, "draft")
+        watch(pipe.backend.target, "target")
+        pipe.generate(PROMPT, **given)
+    behind = [after for name, after in pairwise(ran) if name == "guess"]
+    assert behind == ["target"] * len(behind) != []
 
 
 def test_guesses_that_fail_lose_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
