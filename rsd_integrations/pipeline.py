@@ -55,6 +55,7 @@ class RSDPipeline:
         max_length: int = 4096,
         compile: bool = False,
         cuda_graphs: bool | None = None,
+        cpu_traces: bool = True,
         prefix_caching: bool = True,
         draft_kwargs: Mapping[str, Any] | None = None,
         target_kwargs: Mapping[str, Any] | None = None,
@@ -74,6 +75,8 @@ class RSDPipeline:
             compile: have ``torch.compile`` make faster forwards, some seconds for each kind of a model's when
                 it is first met; needs torch 2.7 or newer, a C++ compiler, on a GPU Triton.
             cuda_graphs: record forwards as CUDA graphs; None: where a model is on one CUDA device.
+            cpu_traces: trace forwards that a CPU often runs (TorchScript), which takes Python from between
+                the operations. Hooks and adapters that a model gets later are not seen by what is traced.
             prefix_caching: requests that begin like an earlier one (the next turn of a chat, the same
                 documents) start behind what is still known of it.
             draft_kwargs: options of this model alone: device, dtype, device_map, quantization_config,
@@ -100,6 +103,7 @@ class RSDPipeline:
                 max_length=max_length,
                 compile=compile,
                 cuda_graphs=cuda_graphs,
+                cpu_traces=cpu_traces,
                 prefix_caching=prefix_caching,
                 draft_kwargs=draft_kwargs,
                 target_kwargs=target_kwargs,

@@ -41,6 +41,7 @@ LOADING = (
     "max_length",
     "compile",
     "cuda_graphs",
+    "cpu_traces",
     "prefix_caching",
     "draft_kwargs",
     "target_kwargs",
@@ -72,6 +73,8 @@ class RSDSettings(RSDFields):
     """Have ``torch.compile`` make faster forwards, some seconds for each kind at its first use."""
     cuda_graphs: bool | None = None
     """Record forwards as CUDA graphs; None: where a model is on one CUDA device."""
+    cpu_traces: bool = True
+    """Trace forwards that a CPU often runs, which takes Python from between the operations."""
     prefix_caching: bool = True
     """Requests that begin like an earlier one (the next turn of a chat) start behind what is known of it."""
     draft_kwargs: dict[str, Any] | None = None

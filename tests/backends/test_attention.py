@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from types import SimpleNamespace
 from typing import Any
@@ -78,8 +79,8 @@ def test_slots_here_and_there_are_attended_to_where_they_lie(calls: list[int]) -
     layers = model.config.num_hidden_layers
     for slots, pieces in (([0, 1, 2], 1), ([1, 3, 4, 7], 3)):
         feeds = [SlotFeed(slot, 0, [5, 9 + slot]) for slot in slots]
-        for gathers, expected in ((False, pieces), (True, 1)):
-            runner.gathers = gathers
+        for gathered, expected in ((0, pieces), (math.inf, 1)):
+            runner.most_gathered = gathered
             calls.clear()
             for feed, output in zip(feeds, runner.run(feeds), strict=True):
                 assert close(model, output, list(feed.tokens))
@@ -92,9 +93,9 @@ def test_a_model_with_attention_of_its_own_has_its_keys_gathered(monkeypatch: py
     monkeypatch.setattr(modeling_qwen2, "ALL_ATTENTION_FUNCTIONS", own)
     model = causal("Qwen2", 3)
     runner = runner_of(model)
-    assert not runner.gathers
+    assert runner.most_gathered < math.inf
     check_slots(runner, "a model")
-    assert runner.gathers
+    assert runner.most_gathered == math.inf
     feeds = [SlotFeed(slot, 0, [5, 9 + slot]) for slot in (0, 2)]
     for feed, output in zip(feeds, runner.run(feeds), strict=True):
         assert close(model, output, list(feed.tokens))

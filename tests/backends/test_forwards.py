@@ -243,6 +243,7 @@ def test_nothing_of_a_forward_is_made_on_the_host(name: str) -> None:
     ("options", "message"),
     [
         ({"compile": "yes"}, r"compile='yes' is no choice\. Use True or False"),
+        ({"cpu_traces": None}, r"cpu_traces=None is no choice\. Use True or False"),
         ({"cuda_graphs": 1}, r"cuda_graphs=1 is no choice\. Use True or False or None"),
         ({"cuda_graphs": True}, r"cuda_graphs=True, but the model is on cpu\. Put it on one CUDA device"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from typing import Any
 
@@ -25,6 +26,7 @@ def runner_of(
     *,
     keeps: bool = False,
     parameters: int = 0,
+    traces: bool = False,
 ) -> SlotRunner:
     return SlotRunner(
         model.config,
@@ -35,6 +37,7 @@ def runner_of(
         capacity=capacity,
         parameters=parameters,
         launcher=launcher and launcher(slots, capacity),
+        traces=model if traces else None,
         prefix_caching=keeps,
     )
 
@@ -59,7 +62,7 @@ def test_any_history_gives_what_a_full_forward_gives(architecture: str, way: str
     """Rows of all lengths, appended to, rolled back, dropped and begun anew, past any window."""
     model, recordings = causal(architecture, 3), Recordings()
     runner = runner_of(model, capacity=96, launcher=recordings.launcher if way == "recorded" else None)
-    runner.gathers |= way == "keys gathered"
+    runner.most_gathered = math.inf if way == "keys gathered" else 0
     run_a_history(model, runner, random.Random(architecture))
     assert (recordings.replayed > recordings.recorded) == (way == "recorded")
 

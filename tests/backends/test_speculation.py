@@ -36,13 +36,15 @@ FIELDS: dict[str, Any] = {
 }
 
 
-def load(draft: tuple[str, str], target: tuple[str, str], *, seeds: tuple[int, int] = (0, 1)) -> RSDPipeline:
+def load(
+    draft: tuple[str, str], target: tuple[str, str], *, seeds: tuple[int, int] = (0, 1), **options: Any
+) -> RSDPipeline:
     models = [
         (causal(kind, seed, flavour, max_position_embeddings=512), tokenizer(flavour))
         for (kind, flavour), seed in zip((draft, target), seeds, strict=True)
     ]
     return RSDPipeline.from_pretrained(
-        *models, (token_classifier(0, "ascii"), tokenizer("ascii")), device="cpu"
+        *models, (token_classifier(0, "ascii"), tokenizer("ascii")), device="cpu", **options
     )
 
 

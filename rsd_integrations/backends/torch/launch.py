@@ -22,13 +22,15 @@ class LaunchOptions:
     Args:
         compile: by ``torch.compile``.
         cuda_graphs: recorded; None: where a model is on one CUDA device.
+        cpu_traces: traced, those that a CPU often runs.
     """
 
     compile: bool = False
     cuda_graphs: bool | None = None
+    cpu_traces: bool = True
 
     @classmethod
-    def of(cls, compile: Any, cuda_graphs: Any) -> LaunchOptions:
+    def of(cls, compile: Any, cuda_graphs: Any, cpu_traces: Any) -> LaunchOptions:
         """Options as given.
 
         Raises:
@@ -36,7 +38,8 @@ class LaunchOptions:
         """
         check_choice("compile", compile, True, False)
         check_choice("cuda_graphs", cuda_graphs, True, False, None)
-        return cls(compile, cuda_graphs)
+        check_choice("cpu_traces", cpu_traces, True, False)
+        return cls(compile, cuda_graphs, cpu_traces)
 
     def launcher(
         self, model: torch.nn.Module, *, slots: int, capacity: int

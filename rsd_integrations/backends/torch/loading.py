@@ -55,6 +55,7 @@ def load_backend(
     max_length: int = 4096,
     compile: bool = False,
     cuda_graphs: bool | None = None,
+    cpu_traces: bool = True,
     prefix_caching: bool = True,
     draft_kwargs: Mapping[str, Any] | None = None,
     target_kwargs: Mapping[str, Any] | None = None,
@@ -73,7 +74,7 @@ def load_backend(
             )
     device = str(device or default_device())
     check_placement(device, dtype, "")
-    launch = LaunchOptions.of(compile, cuda_graphs)
+    launch = LaunchOptions.of(compile, cuda_graphs, cpu_traces)
     check_choice("prefix_caching", prefix_caching, True, False)
     writers = [
         Source.of("draft", draft, draft_kwargs or {}),
@@ -145,7 +146,7 @@ def _load_scorer(source: Source, form: PRMFormat, device: str, dtype: Any, **run
     model: RewardModel = _loading(source, lambda: load_reward_model(form.head, origin, **options))
     if source.model is None:
         source.place(model, device)
-    runner = _runner(model.body, read_hidden(model.body, model.reader(form.columns)), **running)
+    runner = _runner(model, read_hidden(model.body, model.reader(form.columns)), **running)
     check_slots(runner, source.name)
     info = model_info(source.name, model, runner.capacity, threshold=form.recommended_threshold)
     return TorchScorer(runner, form, info)
@@ -184,6 +185,7 @@ def _runner(
         capacity=capacity,
         parameters=active_parameters(model),
         launcher=launch.launcher(model, slots=slots, capacity=capacity),
+        traces=model if launch.cpu_traces else None,
         prefix_caching=prefix_caching,
     )
 

@@ -12,7 +12,21 @@ from dataclasses import dataclass, field
 
 import torch
 
-__all__ = ["MOST_TOGETHER", "Plan", "Shape", "SlotFeed", "grouped", "masks", "most_padding", "pack", "unpack"]
+__all__ = [
+    "MOST_TOGETHER",
+    "Place",
+    "Plan",
+    "Shape",
+    "SlotFeed",
+    "grouped",
+    "masks",
+    "most_padding",
+    "pack",
+    "unpack",
+]
+
+Place = int | torch.Tensor
+"""A slot or a position. As a tensor it is a variable of what is traced."""
 
 _SPAN = 256
 """Least positions that a rounded shape reads."""
@@ -210,8 +224,8 @@ class Plan:
         key_L: torch.Tensor,
         *,
         capacity: int,
-        block: int | None = None,
-        line: int | None = None,
+        block: Place | None = None,
+        line: Place | None = None,
         breadth: int | None = None,
     ) -> Plan:
         """Lay out unpacked numbers.

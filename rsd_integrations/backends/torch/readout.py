@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -37,13 +37,13 @@ class Readout(Protocol):
     """Calls the model and reads its outputs in C columns of all N rows."""
 
     def __call__(
-        self, inputs: dict[str, Any], columns: Sequence[int] | None
+        self, inputs: dict[str, Any], columns: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Run the model on keyword inputs.
 
         Args:
             inputs: of the model's forward.
-            columns: which positions to read, in rising order; None: all.
+            columns: which positions to read, in rising order, ``[C]``; None: all.
 
         Returns:
             What stays on the device and what the host wants at once, each ``[N, C, ...]``.
@@ -66,14 +66,13 @@ def read_logits(model: torch.nn.Module, vocabulary: int | None = None) -> Readou
     """
     keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
 
-    def call(inputs: dict[str, Any], columns: Sequence[int] | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def call(inputs: dict[str, Any], columns: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         if columns is None:
             logits_NCV: torch.Tensor = model(**inputs).logits
         elif keeps:
-            column_C = torch.tensor(columns, device=inputs["input_ids"].device)
-            logits_NCV = model(**inputs, logits_to_keep=column_C).logits
+            logits_NCV = model(**inputs, logits_to_keep=columns).logits
         else:
-            logits_NCV = model(**inputs).logits[:, list(columns)]
+            logits_NCV = model(**inputs).logits[:, columns]
         logits_NCV = logits_NCV[..., :vocabulary]
         most_NC, likeliest_NC = logits_NCV.max(dim=-1)
         # NaN, +inf and nothing but -inf have no probabilities, and so no token.
@@ -85,10 +84,10 @@ def read_logits(model: torch.nn.Module, vocabulary: int | None = None) -> Readou
 def read_hidden(body: torch.nn.Module, outputs: Callable[[torch.Tensor], torch.Tensor]) -> Readout:
     """Whatever ``outputs`` makes of the last hidden states, ``[M, hidden]`` -> ``[M, ...]``."""
 
-    def call(inputs: dict[str, Any], columns: Sequence[int] | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def call(inputs: dict[str, Any], columns: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         hidden_NCH: torch.Tensor = body(**inputs).last_hidden_state
         if columns is not None:
-            hidden_NCH = hidden_NCH[:, list(columns)]
+            hidden_NCH = hidden_NCH[:, columns]
         made_M = outputs(hidden_NCH.flatten(0, 1)).float()
         made_NC = made_M.view(*hidden_NCH.shape[:2], *made_M.shape[1:])
         return made_NC, made_NC

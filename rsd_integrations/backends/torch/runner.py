@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -14,6 +15,7 @@ from rsd_integrations.backends.torch.flight import Fetch, Flight
 from rsd_integrations.backends.torch.forwards import Compute, Launcher, Pair
 from rsd_integrations.backends.torch.plan import (
     MOST_TOGETHER,
+    Place,
     Plan,
     Shape,
     SlotFeed,
@@ -28,6 +30,7 @@ from rsd_integrations.backends.torch.readout import Output, Readout
 from rsd_integrations.backends.torch.recording import LOCK, NotRecordable, Recorded
 from rsd_integrations.backends.torch.slots import SlotCache
 from rsd_integrations.backends.torch.threads import cpu_threads
+from rsd_integrations.backends.torch.traced import Call, Traced
 from rsd_integrations.errors import BackendError, DeviceMemoryError, RSDError
 
 __all__ = ["PREFILL_CHUNK", "SlotRunner", "attention_kinds", "failure"]
@@ -38,6 +41,9 @@ PREFILL_CHUNK = 512
 
 _IDLE = 0.5
 """Idle rows to each row that a CPU computes rather than gather keys or attend to them in many runs."""
+
+_GATHERED = 1 << 20
+"""Bytes of a layer's keys and values that a CPU gathers as fast as it attends to them in runs."""
 
 
 class SlotRunner:
@@ -52,6 +58,7 @@ class SlotRunner:
         capacity: positions of a slot.
         parameters: that a token passes through; tells small forwards from large ones.
         launcher: makes a launcher of the model's forward; None: it is called.
+        traces: the model, if what is called often may be traced.
         prefix_caching: whether requests that begin like an earlier one start behind what is known of it.
     """
 
@@ -66,6 +73,7 @@ class SlotRunner:
         capacity: int,
         parameters: int = 0,
         launcher: Callable[[Compute], Launcher] | None = None,
+        traces: torch.nn.Module | None = None,
         prefix_caching: bool = False,
     ) -> None:
         self._attend = SlotAttention(config)
@@ -80,10 +88,13 @@ class SlotRunner:
         self.pool = SlotPool(self.cache, keeps=prefix_caching)
         self.capacity = capacity
         self._launcher = None if launcher is None else launcher(self._compute)
+        self._call: Call = self._compute
+        if traces is not None and device.type == "cpu":
+            self._call = Traced(self._compute, traces, self.cache, self._key_L)
         self._flight: Flight | None = None
-        self.gathers = device.type != "cpu" or not self._attend.takes_runs
-        """Whether the keys of rows in slots here and there are brought together, or attended to in runs. A
-        GPU waits longer for many small launches than for the copies."""
+        self.most_gathered = _GATHERED if device.type == "cpu" and self._attend.takes_runs else math.inf
+        """Bytes of a layer up to which the keys of rows in slots here and there are brought together; beyond,
+        they are attended to in runs. A GPU waits longer for many small launches than for the copies."""
         self._together: dict[str, int] = {}
         """What may share a forward, as of ``grouped``."""
         if device.type == "cuda":
@@ -122,7 +133,7 @@ class SlotRunner:
     def plain(self, tokens: Sequence[int]) -> torch.Tensor:
         """The output at the last token by the model's ordinary forward, no slots involved."""
         inputs = {"input_ids": torch.tensor([list(tokens)], device=self._device), "use_cache": False}
-        return self._readout(inputs, [len(tokens) - 1])[0][0, 0].float()
+        return self._readout(inputs, torch.tensor([len(tokens) - 1], device=self._device))[0][0, 0].float()
 
     @torch.inference_mode()
     def run(self, feeds: Sequence[SlotFeed], *, ahead: bool = False) -> list[Output | Exception]:
@@ -237,18 +248,21 @@ class SlotRunner:
         """One forward by calling the model."""
         shape = Shape.exact(feeds, idle=_IDLE if self._device.type == "cpu" else 0.0)
         numbers, rows = pack(feeds, shape)
-        columns = sorted({column for feed in feeds for column in feed.reads})
+        columns = None
+        if shape.tokens > 1:
+            columns = sorted({column for feed in feeds for column in feed.reads})
         head_N3, ids_NT = unpack(numbers.to(self._device), shape)
-        runs = () if self.gathers or shape.block is not None else shape.runs
+        apart = shape.block is None and self.cache.bytes_read(shape) > self.most_gathered
+        runs = shape.runs if apart else ()
         with self._threads(shape), self._attend.over(runs):
-            kept, fetched = self._compute(
+            kept, fetched = self._call(
                 head_N3,
                 ids_NT,
                 self._key_L[: shape.span],
                 block=runs[0][0] if runs else shape.block,
                 line=shape.line,
                 breadth=sum(runs[-1]) - runs[0][0] if runs else None,
-                columns=columns,
+                columns=None if columns is None else torch.tensor(columns, device=self._device),
             )
         self._fill(feeds)
         return Flight(kept, Fetch(fetched), shape, feeds, rows, columns).outputs()
@@ -266,16 +280,15 @@ class SlotRunner:
         ids_NT: torch.Tensor,
         key_L: torch.Tensor,
         *,
-        block: int | None = None,
-        line: int | None = None,
+        block: Place | None = None,
+        line: Place | None = None,
         breadth: int | None = None,
-        columns: Sequence[int] | None = None,
+        columns: torch.Tensor | None = None,
     ) -> Pair:
-        """A ``Compute``: nothing in it depends on the numbers that the tensors hold.
+        """A ``Compute`` and a ``Call``: nothing in it depends on the numbers that the tensors hold.
 
         Args:
-            head_N3: and all that follow, as of ``Plan.of``.
-            columns: which to read; None: all.
+            head_N3: and all that follow, as of a ``Call``.
         """
         plan = Plan.of(
             head_N3, ids_NT, key_L, capacity=self.capacity, block=block, line=line, breadth=breadth

@@ -27,11 +27,12 @@ def check_slots(runner: SlotRunner, name: str) -> None:
         ModelError: the model fails, or the two differ by more than rounding: it does not go by the
             positions and masks it is given (ALiBi, recurrent layers, ...).
     """
+    gathered = runner.most_gathered
+    if gathered < math.inf:
+        # In runs, as long rows are: its attention may not be the one that its config names.
+        runner.most_gathered = 0
+        runner.most_gathered = math.inf if _problem(runner, name) else gathered
     problem = _problem(runner, name)
-    if problem and not runner.gathers:
-        # Its attention may not be the one that its config names.
-        runner.gathers = True
-        problem = _problem(runner, name)
     if problem and runner.launches:
         warnings.warn(
             f"{problem.message} So its forwards are neither compiled nor recorded, which is slower. "

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from rsd_integrations.backends.torch.plan import Plan
+from rsd_integrations.backends.torch.plan import Plan, Shape
 
 __all__ = ["SlotCache"]
 
@@ -102,12 +102,18 @@ class SlotCache(Cache):  # type: ignore[misc]
                 for states in (layer.keys, layer.values):
                     states[target, :, start:end] = states[source, :, start:end]
 
+    def states(self) -> list[torch.Tensor]:
+        """Keys and values of the layers that have some by now, as of ``_SlotLayer``."""
+        return [
+            states for layer in self.layers if layer.is_initialized for states in (layer.keys, layer.values)
+        ]
+
     @property
     def bytes(self) -> int:
         """Memory allocated by now."""
-        return sum(
-            states.numel() * states.element_size()
-            for layer in self.layers
-            if layer.is_initialized
-            for states in (layer.keys, layer.values)
-        )
+        return sum(states.numel() * states.element_size() for states in self.states())
+
+    def bytes_read(self, shape: Shape) -> int:
+        """What a layer reads in a forward, on average."""
+        positions = len(self.layers) * self.slots * (self.capacity + 1)
+        return shape.rows * shape.span * self.bytes // positions

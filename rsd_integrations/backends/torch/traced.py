@@ -1,0 +1,191 @@
+"""Forwards on a CPU without Python between the operations: traced once, run by torch's own interpreter.
+
+A small model waits for Python longer than for arithmetic or memory: two layers of the tiny draft take 0.8 ms
+called and 0.3 traced (dev/speed.md). A trace is the same operations on the same tensors, of any number of
+rows, tokens and positions; it needs no compiler and is made in a tenth of a second.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from rsd_integrations.backends.torch.forwards import Pair
+from rsd_integrations.backends.torch.plan import Place
+from rsd_integrations.backends.torch.recording import Watch
+from rsd_integrations.backends.torch.slots import SlotCache
+
+__all__ = ["PAYS", "Call", "Traced"]
+
+PAYS = 200
+"""Forwards of a kind that are called before it is traced: a trace takes about what these could save."""
+
+_PROOFS = 3
+"""Sizes at which a trace must agree with a call before it is relied on."""
+
+_ROUNDING = 1e-3
+"""Relative difference that is borne; nearly always there is none."""
+
+_LOCK = threading.Lock()
+"""One tracing at a time: torch keeps some of its state for the whole process."""
+
+
+class Call(Protocol):
+    """One forward of a model over its slots, however its rows lie."""
+
+    def __call__(
+        self,
+        head_N3: torch.Tensor,
+        ids_NT: torch.Tensor,
+        key_L: torch.Tensor,
+        *,
+        block: Place | None = None,
+        line: Place | None = None,
+        breadth: int | None = None,
+        columns: torch.Tensor | None = None,
+    ) -> Pair:
+        """Arguments as of ``Plan.of``; columns: which to read, in rising order, ``[C]``; None: all."""
+        ...
+
+
+@dataclass(slots=True)
+class _Kind:
+    """Forwards that one trace could run. ``proven``: (rows, tokens, positions) at which it agreed."""
+
+    called: int = 0
+    trace: Any = None
+    refused: bool = False
+    proven: set[tuple[int, int, int]] = field(default_factory=set)
+
+
+class Traced:
+    """A ``Call`` that traces what it often calls, and calls what cannot be traced.
+
+    Decisions by numbers that a tensor holds are refused before (``Watch``); those by how many rows, tokens or
+    positions there are show when a trace is compared with calls. Hooks that a model gets later are not seen.
+
+    Args:
+        compute: a forward by calling the model.
+        model: whose weights it computes with; shared with the traces, not copied.
+        cache: whose keys and values it writes.
+        positions: 0 to the cache's capacity - 1.
+    """
+
+    def __init__(
+        self, compute: Call, model: torch.nn.Module, cache: SlotCache, positions: torch.Tensor
+    ) -> None:
+        self._compute = compute
+        self._model = model
+        self._cache = cache
+        self._positions = positions
+        self._kinds: dict[tuple[bool, ...], _Kind] = {}
+
+    def __call__(
+        self,
+        head_N3: torch.Tensor,
+        ids_NT: torch.Tensor,
+        key_L: torch.Tensor,
+        *,
+        block: Place | None = None,
+        line: Place | None = None,
+        breadth: int | None = None,
+        columns: torch.Tensor | None = None,
+    ) -> Pair:
+        """The forward."""
+
+        def call(key_L: torch.Tensor = key_L) -> Pair:
+            return self._compute(
+                head_N3, ids_NT, key_L, block=block, line=line, breadth=breadth, columns=columns
+            )
+
+        if breadth is not None:  # In runs: as many operations as there happen to be runs.
+            return call()
+        rows, tokens = ids_NT.shape
+        apart, lone = block is None, line is not None
+        kind = self._kinds.setdefault((rows == 1, tokens == 1, apart, lone, columns is None), _Kind())
+        kind.called += 1
+        if kind.refused or kind.called <= PAYS:
+            return call()
+        inputs = [head_N3, ids_NT, key_L, *([] if columns is None else [columns])]
+        try:
+            if kind.trace is None:
+                kind.trace = self._made(inputs, call, apart=apart, lone=lone)
+            made: Pair = kind.trace(*inputs)
+        except Exception:
+            made = call()  # Raises if it is the feeds that are at fault.
+            kind.refused, kind.trace = True, None
+            return made
+        size = (rows, tokens, key_L.shape[0])
+        if len(kind.proven) == _PROOFS or size in kind.proven:
+            return made
+        called = call()
+        kind.proven.add(size)
+        kind.refused = not _alike(made, called)
+        return called
+
+    def _made(
+        self, inputs: list[torch.Tensor], call: Callable[[torch.Tensor], Pair], *, apart: bool, lone: bool
+    ) -> Any:
+        """A trace.
+
+        Raises:
+            Exception: there is none that computes the same.
+        """
+        if any(module._forward_hooks or module._forward_pre_hooks for module in self._model.modules()):
+            raise RuntimeError("its hooks would not be called")
+        head_N3, ids_NT, key_L, *columns = inputs
+        with Watch(key_L.device):
+            call(key_L)
+
+        def work(
+            head_N3: torch.Tensor,
+            ids_NT: torch.Tensor,
+            key_L: torch.Tensor,
+            columns: torch.Tensor | None = None,
+        ) -> Pair:
+            # Where rows lie is read of the tensor, so that it is no part of the trace.
+            block, line = None if apart else head_N3[0, 0], head_N3[0, 1] if lone else None
+            return self._compute(head_N3, ids_NT, key_L, block=block, line=line, columns=columns)
+
+        tensors = [*self._model.parameters(), *self._model.buffers(), *self._cache.states()]
+        with _LOCK:
+            # For good, as filters set for a while are the whole process's meanwhile.
+            warnings.filterwarnings("ignore", r"`torch\.jit\.", DeprecationWarning)
+            warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]
+            bare = _Bare(tensors, work).eval()
+            trace = torch.jit.trace(bare, tuple(inputs), check_trace=False)  # type: ignore[no-untyped-call]
+        # More positions are only masked; so this is the other end of what there may be.
+        if not _alike(trace(head_N3, ids_NT, self._positions, *columns), call(self._positions)):
+            raise RuntimeError("it depends on the number of positions")
+        return trace
+
+
+class _Bare(torch.nn.Module):
+    """Work on tensors that are attributes: as constants of a trace they would be folded into new ones.
+
+    Not the model itself, of which tracing would read every property there is.
+    """
+
+    def __init__(self, tensors: Iterable[torch.Tensor], work: Callable[..., Pair]) -> None:
+        super().__init__()
+        for index, tensor in enumerate({id(one): one for one in tensors}.values()):
+            self.register_buffer(f"tensor_{index}", tensor)
+        self._work = [work]
+
+    def forward(self, *inputs: torch.Tensor) -> Pair:
+        """The work."""
+        return self._work[0](*inputs)
+
+
+def _alike(made: Pair, called: Pair) -> bool:
+    """Equal to rounding, whatever is not finite included."""
+    one, other = made[0], called[0]
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    bound = _ROUNDING * float(other.nan_to_num(0.0, 0.0, 0.0).abs().max())
+    return torch.allclose(one, other, rtol=0.0, atol=bound, equal_nan=True)
