@@ -257,10 +257,11 @@ class _Teller:
 
     def _terms(self) -> dict[str, Any]:
         """What a step may take and where it ends."""
+        last = len(self.outcome.steps) + 1 >= self.config.max_steps
         return {
             "boundary": self._boundary(),
             "max_tokens": min(self.config.max_step_tokens, self._left),
-            "closing": self._left <= self.config.max_step_tokens,
+            "closing": self._left <= self.config.max_step_tokens or last,
         }
 
     def _boundary(self) -> StepBoundary:

@@ -284,7 +284,7 @@ class Writer(Protocol):
         on behind the committed one, as the caches do.
 
         Raises:
-            PromptError: the prompt cannot be rendered, or is as long as the window.
+            PromptError: the prompt cannot be rendered. The window is the engine's to check.
         """
         ...
 

@@ -251,3 +251,12 @@ def test_acceptance_draws_once_a_step_and_strictly() -> None:
             driver = Driver(RSDConfig(weighting="constant", acceptance_rate=probability), seed=seed)
             results = [step("a", "eos"), Scored(0.5, 1)] + ([step("A", "eos")] if probability == 0.0 else [])
             assert driver.run(results).steps[0].source == source
+
+
+def test_the_last_step_of_max_steps_closes_the_answer() -> None:
+    """What is held back of it (half a character) is given out then."""
+    driver = Driver(RSDConfig(threshold=0.0, max_steps=2, max_step_tokens=5), max_tokens=100)
+    driver.send()
+    assert not driver.asked[-1].closing
+    driver.send(step("xxxxx", "limit"))
+    assert driver.asked[-1].closing

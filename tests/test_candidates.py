@@ -13,7 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 from rsd_integrations import RSDConfig, RSDPipeline
-from rsd_integrations.errors import ConfigError, RewardError, RSDError
+from rsd_integrations.errors import ConfigError, PromptError, RewardError, RSDError
 from rsd_integrations.output import Output
 from rsd_integrations.protocols import Backend, DraftStep, Scored, ScoreStep, Together, WindowFull
 from rsd_integrations.testing import ScriptedScorer, ScriptedWriter, scripted_pipeline
@@ -253,3 +253,25 @@ def test_company_changes_no_candidates(pocket: RSDPipeline, monkeypatch: pytest.
         second = stream.result()
         assert [s.text for s in second.steps] == [s.text for s in first.steps]
         assert second.usage.draft.forwarded == first.usage.draft.forwarded
+
+
+def test_a_prompt_is_encoded_once_for_all_candidates(
+    pocket: RSDPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And no further if it is too long already: encoding holds up the requests at work."""
+    encoded: list[str] = []
+    for role in ("draft", "target"):
+        writer: Any = getattr(pocket.backend, role)
+        render = writer._render
+
+        def counting(prompt: Any, output: Any, role: str = role, render: Any = render) -> Any:
+            encoded.append(role)
+            return render(prompt, output)
+
+        monkeypatch.setattr(writer, "_render", counting)
+    pocket.generate("What is 2 + 2?", draft_candidates=3, temperature=1.0, seed=0, max_tokens=8)
+    assert encoded == ["draft", "target"]
+    encoded.clear()
+    with pytest.raises(PromptError, match="do not fit the window"):
+        pocket.generate("word " * 2000, draft_candidates=3, temperature=1.0)
+    assert encoded == ["draft"]

@@ -31,7 +31,8 @@ class BatchEngine:
 
     A round lets each model do one batch at most: the PRM scores all steps that wait, the draft and the
     target each write one token for every request that is with them. PRM and target let requests gather
-    before they run. Requests join and leave at any round, and what one gets does not depend on the others.
+    before they run, the target also while the draft guesses for one of them. Requests join and leave at any
+    round, and what one gets does not depend on the others.
     """
 
     def __init__(

@@ -115,6 +115,9 @@ class Job:
             more = () if role == "prm" else (self.request.output,)
             first = models[role].open(self.request.prompt, *more)
             self._sessions[role] = [first]
+            if role in RUNNING[config.mode]:
+                # At once: a prompt that is far too long takes long to encode, too.
+                _room(self._infos[role], first.prompt_tokens, config.max_tokens)
             if role != "target":
                 self._sessions[role] += [first.fork() for _ in range(1, config.rows)]
         answering = self._sessions["draft" if config.mode == "draft" else "target"][0]
@@ -178,7 +181,7 @@ class Job:
             Exception: as ``resume``.
         """
         if task is self.going_on:
-            # Should it fail, so will the next step, if there is one.
+            # Should it fail, the next step, if there is one, is tried all the same.
             task.result = result
             return
         if task is self.guessing:

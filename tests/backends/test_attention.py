@@ -130,3 +130,15 @@ def test_another_thread_may_run_the_model_meanwhile() -> None:
         thread.start()
         thread.join()
     assert texts[0] == texts[1]
+
+
+def test_pipelines_that_share_a_model_do_not_end_each_other_s_use() -> None:
+    config = causal("Qwen2", 3).config
+    one, other = SlotAttention(config).over(), SlotAttention(config).over([(0, 1), (2, 1)])
+    with other:
+        with one:
+            name = config._attn_implementation
+            late = SlotAttention(config)
+        assert config._attn_implementation == name != "sdpa"
+    assert late.takes_runs
+    assert config._attn_implementation == "sdpa"

@@ -235,3 +235,17 @@ def test_whole_answers_are_the_same_and_read_less(expected: list[Any]) -> None:
 def test_it_is_a_choice_of_two() -> None:
     with pytest.raises(ConfigError, match="prefix_caching='yes'"):
         trio(prefix_caching="yes")
+
+
+def test_what_is_copied_from_the_family_is_wiped_with_its_slot() -> None:
+    """Even if the request ends before the slot is fed."""
+    runner = runner_of(causal("Qwen2", 3))
+    one, other = (SlotSession(runner, tuple(HEAD), None) for _ in range(2))
+    other.join(one)
+    read_all(runner, one)
+    assert other.catch_up()
+    slot = other._slot
+    assert any(layer.values[slot].any() for layer in runner.cache.layers)
+    other._seen = lambda: []  # type: ignore[method-assign]
+    other.close()
+    assert not any(layer.values[slot].any() for layer in runner.cache.layers)

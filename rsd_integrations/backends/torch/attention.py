@@ -12,6 +12,7 @@ neighbouring slots is attended to where it lies.
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -35,6 +36,11 @@ class _Now(threading.local):
 
 
 _now = _Now()
+
+_users: Counter[int] = Counter()
+"""Forwards at work with each config, by its fields' id: pipelines may share models."""
+
+_users_lock = threading.Lock()
 
 
 def slot_attention(
@@ -102,7 +108,7 @@ class SlotAttention:
         self._groups = (getattr(config, "num_key_value_heads", None) or heads) != heads
         # Where the config's property keeps it: setting the property costs more than a small model's layer.
         fields = vars(config)
-        self._fields = fields if fields.get(_FIELD) == "sdpa" else None
+        self._fields = fields if fields.get(_FIELD) in ("sdpa", _NAME) else None
 
     @property
     def takes_runs(self) -> bool:
@@ -119,8 +125,15 @@ class SlotAttention:
         if self._fields is None or not (runs or self._groups):
             yield
             return
-        self._fields[_FIELD], _now.runs = _NAME, runs
+        with _users_lock:
+            _users[id(self._fields)] += 1
+            self._fields[_FIELD], _now.runs = _NAME, runs
         try:
             yield
         finally:
-            self._fields[_FIELD], _now.runs = "sdpa", ()
+            with _users_lock:
+                _now.runs = ()
+                _users[id(self._fields)] -= 1
+                if not _users[id(self._fields)]:
+                    del _users[id(self._fields)]
+                    self._fields[_FIELD] = "sdpa"

@@ -24,7 +24,6 @@ class TorchScorerSession(SlotSession):
     def __init__(self, scorer: TorchScorer, prompt: tuple[int, ...]) -> None:
         super().__init__(scorer.runner, prompt, scorer.info.sliding_window)
         self._scorer = scorer
-        self._prompt = prompt
         self._format = scorer.format
         self._capacity = scorer.info.window
         self._steps = 0
@@ -39,7 +38,7 @@ class TorchScorerSession(SlotSession):
 
     def fork(self) -> TorchScorerSession:
         """Another session of the same request; each copies what the other has read."""
-        other = TorchScorerSession(self._scorer, self._prompt)
+        other = TorchScorerSession(self._scorer, tuple(self.tokens[: self.prompt_tokens]))
         other.join(self)
         return other
 

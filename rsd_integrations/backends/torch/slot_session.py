@@ -36,7 +36,8 @@ class SlotSession:
         self.early = False
         """Whether a forward runs ahead with the last token, behind just what is cached."""
         self.tally = Tally()
-        """What was known from other requests counts as read: what one costs is its own affair."""
+        """What was known from other requests counts as read, so that what one costs does not depend on
+        them. Two things still do: what is written on behind a step that waits, and what runs ahead."""
         self.family: list[SlotSession] = [self]
         """Sessions that the same steps are committed to (of other candidates), itself among them."""
 
@@ -55,6 +56,7 @@ class SlotSession:
             if self._slot is None:
                 self._slot, _ = self._runner.pool.claim(seen=self._seen)
             self._runner.cache.copy(most._slot, self._slot, self.cached, known)
+            self._runner.pool.fill(self._slot, known)
             self.cached = known
         return self.cached >= end
 
@@ -106,6 +108,13 @@ class SlotSession:
             self.tally.add(end, 1, self._window)
         self.early = output.followed
         self.cached = end - feed.more
+
+    def unread(self, feed: SlotFeed) -> None:
+        """Take back a feed whose outputs are not finite: what it left would spread, masked or not."""
+        # A forward ahead of it has written one more.
+        end = feed.start + len(feed.tokens) + self.early
+        self._runner.cache.wipe(feed.slot, feed.start, min(end, self._runner.capacity))
+        self.cached, self.early = feed.start, False
 
     def follow(self, tokens: Sequence[int]) -> None:
         """Put these tokens in place of the step in progress. What both begin with stays cached."""

@@ -44,16 +44,16 @@ class TorchWriterSession(SlotSession):
     def __init__(
         self,
         writer: TorchWriter,
-        asked: tuple[Prompt, Output],
         prompt: tuple[int, ...],
+        output: Output,
         tags: ReasoningTags | None,
     ) -> None:
         super().__init__(writer.runner, prompt, writer.info.sliding_window)
         self.tags = tags
-        self.reader = writer.tooling.reader(asked[1])
-        self.constraint = writer.tooling.constraint(asked[1], tags)
+        self.reader = writer.tooling.reader(output)
+        self.constraint = writer.tooling.constraint(output, tags)
         self._writer = writer
-        self._asked = asked
+        self._output = output
         markup = writer.tooling.markup_ids if self.reader else frozenset()
         self._detokenizer = Detokenizer(writer.tokenizer, writer.hidden_ids - markup)
         self._text = ""
@@ -66,7 +66,8 @@ class TorchWriterSession(SlotSession):
 
     def fork(self) -> TorchWriterSession:
         """Another session of the same request; each copies what the other has read."""
-        other = self._writer.open(*self._asked)
+        prompt = tuple(self.tokens[: self.prompt_tokens])
+        other = TorchWriterSession(self._writer, prompt, self._output, self.tags)
         other.join(self)
         return other
 
@@ -101,6 +102,12 @@ class TorchWriterSession(SlotSession):
     def guess(self, tokens: Sequence[int]) -> None:
         """Take guesses of the draft's."""
         self._guesses.give(tokens)
+
+    def drop_guesses(self) -> bool:
+        """Make no more guesses in this step. Whether there were any."""
+        any_left = bool(self._guesses.next(self._room - 1))
+        self._guesses = Guesses(trusted=self._guesses.trusted)
+        return any_left
 
     @property
     def so_far(self) -> tuple[int, ...]:
@@ -299,7 +306,7 @@ class TorchWriter:
     def open(self, prompt: Prompt, output: Output = FREE) -> TorchWriterSession:
         """Render and encode a prompt; the window is checked by the engine, which knows max_tokens."""
         tokens = self._render(prompt, output)
-        return TorchWriterSession(self, (prompt, output), tokens, self._tags_of(tokens))
+        return TorchWriterSession(self, tokens, output, self._tags_of(tokens))
 
     @property
     def takes_tools(self) -> bool:
@@ -351,7 +358,10 @@ class TorchWriter:
                 continue
             sessions[index].fed(feeds[index], read)
             if -1 in read.fetched:
-                results[index] = _not_finite(self.info.name)
+                sessions[index].unread(feeds[index])
+                # Behind a wrong guess nothing need be finite: once more without.
+                if not sessions[index].drop_guesses():
+                    results[index] = _not_finite(self.info.name)
             elif sessions[index].cached == len(sessions[index].tokens):
                 ready[index] = read
         try:
