@@ -15,6 +15,7 @@ import transformers
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
+from rsd_integrations.backends.torch.checkpoint import load_complete
 from rsd_integrations.errors import ModelError
 from rsd_integrations.prm.base import Head
 
@@ -136,20 +137,15 @@ def load_reward_model(kind: Head, source: Any, **options: Any) -> RewardModel:
         return RewardModel(source, kind)
     name = str(source)
     if kind in _AUTO_CLASSES:
-        auto = getattr(transformers, _AUTO_CLASSES[kind])
-        model, info = auto.from_pretrained(name, output_loading_info=True, **options)
+        model_class = getattr(transformers, _AUTO_CLASSES[kind])
     else:
         hub = {key: options[key] for key in _CONFIG_OPTIONS if key in options}
         config = AutoConfig.from_pretrained(name, trust_remote_code=False, **hub)
-        model, info = headed_class(kind, config).from_pretrained(
-            name,
-            config=config,
-            output_loading_info=True,
-            # As TRL's wrapper names the model it wraps.
-            key_mapping={r"^pretrained_model\.": ""},
-            **options,
-        )
-    _check_complete(name, kind, info)
+        model_class = headed_class(kind, config)
+        # As TRL's wrapper names the model it wraps.
+        options = {"config": config, "key_mapping": {r"^pretrained_model\.": ""}, **options}
+    hint = "It is no reward model of this kind: choose the prm_format that fits it."
+    model = load_complete(model_class, name, meant=f"a model with head {kind!r}", hint=hint, **options)
     return RewardModel(model.eval(), kind)
 
 
@@ -216,19 +212,6 @@ def _head_name(model: Any, kind: Head) -> str:
         f"{type(model).__name__} has no {wanted}, which its prm_format reads (head {kind!r}).",
         hint="Choose the prm_format that fits the model.",
     )
-
-
-def _check_complete(name: str, kind: Head, info: Any) -> None:
-    """Refuse weights that transformers filled in at random."""
-    missing = sorted(map(str, info["missing_keys"]))
-    mismatched = sorted(str(entry[0]) for entry in info.get("mismatched_keys") or ())
-    if missing or mismatched:
-        lacking = [*missing, *mismatched]
-        raise ModelError(
-            f"the checkpoint {name!r} lacks {len(lacking)} weights of a model with head {kind!r}: "
-            f"{', '.join(lacking[:4])}{', ...' if len(lacking) > 4 else ''}.",
-            hint="It is no reward model of this kind: choose the prm_format that fits it.",
-        )
 
 
 @torch.inference_mode()

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from rsd_integrations.backends.torch.checkpoint import check_language_model, load_complete
 from rsd_integrations.backends.torch.describe import (
     active_parameters,
     eos_ids,
@@ -115,11 +116,7 @@ def default_device() -> str:
 def _load_writer(
     source: Source, device: str, dtype: Any, *, calls: dict[str, Any], **running: Any
 ) -> TorchWriter:
-    model = source.model
-    if model is None:
-        options = source.load_options(device, dtype)
-        model = _loading(source, lambda: AutoModelForCausalLM.from_pretrained(source.name, **options))
-        model = source.place(model, device)
+    model = _writing_model(source, device, dtype)
     tokenizer = source.tokenizer
     vocabulary = max(tokenizer.get_vocab().values()) + 1
     runner = _runner(model, read_logits(model, vocabulary), **running)
@@ -138,6 +135,16 @@ def _load_writer(
         vocabulary=fingerprint(tokenizer),
         tooling=Tooling(tokenizer, source.name, ends, **calls),
     )
+
+
+def _writing_model(source: Source, device: str, dtype: Any) -> Any:
+    hint = f"The {source.role} must be a causal language model, and all of it: no reward model, no bare body."
+    if source.model is not None:
+        check_language_model(source.model, source.name, hint)
+        return source.model
+    options = {"meant": "a language model", "hint": hint, **source.load_options(device, dtype)}
+    model = _loading(source, lambda: load_complete(AutoModelForCausalLM, source.name, **options))
+    return source.place(model, device)
 
 
 def _load_scorer(source: Source, form: PRMFormat, device: str, dtype: Any, **running: Any) -> TorchScorer:

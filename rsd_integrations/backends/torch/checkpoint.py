@@ -1,0 +1,52 @@
+"""Checkpoints that hold all the weights of what is made of them.
+
+transformers fills in at random what a checkpoint lacks, with no more than a warning.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from rsd_integrations.errors import ModelError
+
+__all__ = ["check_language_model", "load_complete"]
+
+
+def load_complete(model_class: Any, name: str, *, meant: str, hint: str, **options: Any) -> PreTrainedModel:
+    """Load a model none of whose weights is made up.
+
+    Args:
+        model_class: what has ``from_pretrained``: a model class or one of the auto classes.
+        name: a hub id or a folder.
+        meant: what the checkpoint is taken for, for the message.
+        hint: what to do if it is something else.
+        options: for ``from_pretrained`` (dtype, device_map, quantization_config, ...).
+
+    Raises:
+        ModelError: the checkpoint lacks weights, or has them in other shapes.
+    """
+    model: PreTrainedModel
+    model, info = model_class.from_pretrained(name, **{**options, "output_loading_info": True})
+    # Tied weights are not among these: transformers has tied them by now.
+    missing = sorted(map(str, info["missing_keys"]))
+    if getattr(model, "hf_quantizer", None) is not None:
+        # Scales, zero points and the like may be made while loading; embeddings, norms and heads may not.
+        missing = [name for name in missing if name.endswith(".weight")]
+    lacking = missing + sorted(str(entry[0]) for entry in info.get("mismatched_keys") or ())
+    if lacking:
+        count = f"{len(lacking)} weight{'s' if len(lacking) > 1 else ''}"
+        listed = f"{', '.join(lacking[:4])}{', ...' if len(lacking) > 4 else ''}"
+        raise ModelError(f"the checkpoint {name!r} lacks {count} of {meant}: {listed}.", hint=hint)
+    return model
+
+
+def check_language_model(model: Any, name: str, hint: str) -> None:
+    """Refuse a loaded model that has no head over the vocabulary; a classifier has logits too.
+
+    Raises:
+        ModelError: it has none.
+    """
+    if getattr(model, "get_output_embeddings", lambda: None)() is None:
+        raise ModelError(f"{name!r} ({type(model).__name__}) has no language-model head.", hint=hint)
