@@ -10,6 +10,7 @@
     ├── TimedOutError          a call took longer than it was given      (also TimeoutError)
     ├── BackendError           a model, a device or a server failed in mid-request
     │   └── DeviceMemoryError  the device ran out of memory
+    ├── StreamError            a stream is read where or when it cannot be   (also RuntimeError)
     └── EngineClosedError      the pipeline was closed                       (also RuntimeError)
 
 Each carries ``hint``, one sentence that says what to do; ``str(error)`` shows both.
@@ -26,6 +27,7 @@ __all__ = [
     "PromptError",
     "RSDError",
     "RewardError",
+    "StreamError",
     "TimedOutError",
 ]
 
@@ -81,6 +83,10 @@ class BackendError(RSDError):
 
 class DeviceMemoryError(BackendError):
     """The device ran out of memory while it worked on a request."""
+
+
+class StreamError(RSDError, RuntimeError):
+    """A stream is read where its events cannot arrive, or asked for a result that it does not have."""
 
 
 class EngineClosedError(RSDError, RuntimeError):

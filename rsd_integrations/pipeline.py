@@ -220,7 +220,11 @@ class RSDPipeline:
         output: Output = FREE,
         **fields: Any,
     ) -> AsyncEventStream:
-        """``stream`` for asyncio. Must be called on a running event loop."""
+        """``stream`` for asyncio, to be read on the event loop that runs now.
+
+        Raises:
+            StreamError: none does.
+        """
         return AsyncEventStream(self._submit(prompt, config, timeout, output, fields), owner=self)
 
     def _submit(

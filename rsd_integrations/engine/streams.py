@@ -7,14 +7,37 @@ import contextlib
 import queue
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
 
 from rsd_integrations.engine.job import Job, Sink
+from rsd_integrations.errors import StreamError
 from rsd_integrations.types import Generation, StepEvent
 
 __all__ = ["AsyncEventStream", "EventStream", "Submit"]
 
 Submit = Callable[[Sink], Job]
-Item = StepEvent | BaseException | None
+
+
+@dataclass(slots=True)
+class _End:
+    """How a request ended. Known before its stream is told of the end, to whoever waits for it."""
+
+    generation: Generation | None = None
+    error: BaseException | None = None
+
+
+def _sink(put: Callable[[StepEvent | None], object], end: _End) -> Sink:
+    """Puts events into a queue, and None behind the last one. Must not hold the stream: it may be dropped."""
+
+    def take(item: StepEvent | BaseException | None) -> None:
+        if isinstance(item, BaseException):
+            end.error = item
+            return
+        if item is not None and item.generation is not None:
+            end.generation = item.generation
+        put(item)
+
+    return take
 
 
 class _Stream:
@@ -23,11 +46,13 @@ class _Stream:
     ``owner`` is kept alive as long as the stream is.
     """
 
-    def __init__(self, job: Job, owner: object) -> None:
+    def __init__(self, job: Job, end: _End, owner: object) -> None:
         self._job = job
         self._owner = owner
+        self._end = end
         self._ended = False
-        self._generation: Generation | None = None
+        self._told: _End | None = None
+        """The end, once a reader has come to it."""
         self._release = weakref.finalize(self, job.cancel)
         self._release.atexit = False
 
@@ -35,44 +60,58 @@ class _Stream:
         """Ask for the end: the stream closes with "finished" and finish_reason "cancelled"."""
         self._job.cancel()
 
+    def _close(self) -> None:
+        self._ended = True
+        self._job.cancel()
+
     def _result(self) -> Generation:
         """The whole answer, once the stream has ended."""
-        if self._generation is None:
-            raise RuntimeError("the stream was closed before its end; it has no result")
-        return self._generation
+        if self._told is not None and self._told.error is not None:
+            raise self._told.error
+        if self._told is None or self._told.generation is None:
+            raise StreamError(
+                "the stream was closed before its end; it has no result.",
+                hint="Read it to its end, or call cancel() and then result() for what is there by then.",
+            )
+        return self._told.generation
 
-    def _take(self, item: Item) -> StepEvent | None:
+    def _take(self, event: StepEvent | None, put_back: Callable[[None], object]) -> StepEvent | None:
         """An event, None at the end.
 
         Raises:
             Exception: what failed the request.
         """
-        if isinstance(item, StepEvent):
-            self._generation = item.generation
-            return item
-        self._ended = True
-        if item is None:
-            return None
-        raise item
+        if event is not None:
+            if event.generation is not None:
+                self._told = self._end
+            return event
+        put_back(None)  # Another thread or task may wait for it too.
+        self._ended, self._told = True, self._end
+        if self._end.error is not None:
+            raise self._end.error
+        return None
 
 
 class EventStream(_Stream, Iterator[StepEvent]):
-    """Events of one generation, as they come. Closing it, or dropping it, cancels the generation."""
+    """Events of one generation, as they come. Closing it, or dropping it, cancels the generation.
+
+    Each event goes to one reader; the end, or what failed, comes to all that wait for it.
+    """
 
     def __init__(self, submit: Submit, owner: object = None) -> None:
-        self._items: queue.SimpleQueue[Item] = queue.SimpleQueue()
-        super().__init__(submit(self._items.put), owner)
+        self._items: queue.SimpleQueue[StepEvent | None] = queue.SimpleQueue()
+        end = _End()
+        super().__init__(submit(_sink(self._items.put, end)), end, owner)
 
     def __next__(self) -> StepEvent:
-        event = None if self._ended else self._take(self._items.get())
+        event = None if self._ended else self._take(self._items.get(), self._items.put)
         if event is None:
             raise StopIteration
         return event
 
     def close(self) -> None:
         """Cancel; nothing more is given out."""
-        self._ended = True
-        self._job.cancel()
+        self._close()
 
     def __enter__(self) -> EventStream:
         return self
@@ -81,7 +120,12 @@ class EventStream(_Stream, Iterator[StepEvent]):
         self.close()
 
     def result(self) -> Generation:
-        """Wait for the end and return the whole answer."""
+        """Wait for the end and return the whole answer.
+
+        Raises:
+            StreamError: the stream was closed before its end.
+            Exception: what failed the request, each time it is asked for.
+        """
         try:
             for _ in self:
                 pass
@@ -92,37 +136,46 @@ class EventStream(_Stream, Iterator[StepEvent]):
 
 
 class AsyncEventStream(_Stream, AsyncIterator[StepEvent]):
-    """The same for asyncio; events arrive on the loop that made the stream."""
+    """The same for asyncio; events arrive on the loop that made the stream.
+
+    Raises:
+        StreamError: no event loop is running here.
+    """
 
     def __init__(self, submit: Submit, owner: object = None) -> None:
-        loop = asyncio.get_running_loop()
-        items: asyncio.Queue[Item] = asyncio.Queue()
+        self._loop = loop = _running_loop()
+        items: asyncio.Queue[StepEvent | None] = asyncio.Queue()
         self._items = items
 
-        def sink(item: Item) -> None:
+        def put(item: StepEvent | None) -> None:
             # A closed loop has no listener left; the stream's finalizer cancels the job.
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(items.put_nowait, item)
 
-        super().__init__(submit(sink), owner)
+        end = _End()
+        super().__init__(submit(_sink(put, end)), end, owner)
 
     async def __anext__(self) -> StepEvent:
         if self._ended:
             raise StopAsyncIteration
+        if asyncio.get_running_loop() is not self._loop:
+            raise StreamError(
+                "the stream was made on another event loop, where its events arrive.",
+                hint="Make it where it is read, or use stream(), which any thread can read.",
+            )
         try:
             item = await self._items.get()
         except asyncio.CancelledError:
             await self.aclose()
             raise
-        event = self._take(item)
+        event = self._take(item, self._items.put_nowait)
         if event is None:
             raise StopAsyncIteration
         return event
 
     async def aclose(self) -> None:
         """Cancel; nothing more is given out."""
-        self._ended = True
-        self._job.cancel()
+        self._close()
 
     async def __aenter__(self) -> AsyncEventStream:
         return self
@@ -131,7 +184,22 @@ class AsyncEventStream(_Stream, AsyncIterator[StepEvent]):
         await self.aclose()
 
     async def result(self) -> Generation:
-        """Wait for the end and return the whole answer."""
+        """Wait for the end and return the whole answer.
+
+        Raises:
+            StreamError: the stream was closed before its end, or was made on another event loop.
+            Exception: what failed the request, each time it is asked for.
+        """
         async for _ in self:
             pass
         return self._result()
+
+
+def _running_loop() -> asyncio.AbstractEventLoop:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError as error:
+        raise StreamError(
+            "no event loop is running here, and an async stream needs one.",
+            hint="Call astream inside of a coroutine, or use stream().",
+        ) from error

@@ -1,0 +1,160 @@
+"""Waiting on a stream ends, wherever one waits and however many do."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from rsd_integrations import Generation, RSDPipeline
+from rsd_integrations.errors import BackendError, StreamError
+from rsd_integrations.testing import scripted_pipeline
+
+PATIENCE = 30.0
+"""Seconds until a test calls it a deadlock."""
+
+STEPS = ["one\n\n", "two"]
+
+
+class Held:
+    """A script whose first step waits until it is let go, so that all readers wait by then."""
+
+    def __init__(self, step: str | Exception) -> None:
+        self._step = step
+        self._gate = threading.Event()
+        self.let_go = self._gate.set
+
+    def __call__(self, prompt: Any, index: int, text: str) -> str | Exception | None:
+        assert self._gate.wait(PATIENCE)
+        return self._step if index == 0 else None
+
+
+def failing(prompt: Any, index: int, text: str) -> str | Exception:
+    return "one\n\n" if index == 0 else BackendError("it broke.")
+
+
+def in_time(main: Callable[[], Any]) -> Any:
+    async def limited() -> Any:
+        return await asyncio.wait_for(main(), PATIENCE)
+
+    return asyncio.run(limited())
+
+
+def outcome(call: Callable[[], Generation]) -> str:
+    try:
+        return call().text
+    except BackendError as error:
+        return str(error)
+
+
+CASES = [("only", "only"), (BackendError("it broke."), "it broke.")]
+
+
+@pytest.mark.parametrize(("step", "expected"), CASES)
+def test_all_threads_that_wait_for_a_stream_come_back(step: str | Exception, expected: str) -> None:
+    script = Held(step)
+    with scripted_pipeline(script) as pipe, ThreadPoolExecutor(4) as pool:
+        stream = pipe.stream("x")
+        waiting = [pool.submit(outcome, stream.result) for _ in range(4)]
+        script.let_go()
+        assert [one.result(PATIENCE) for one in waiting] == [expected] * 4
+
+
+@pytest.mark.parametrize(("step", "expected"), CASES)
+def test_all_tasks_that_wait_for_a_stream_come_back(step: str | Exception, expected: str) -> None:
+    script = Held(step)
+
+    async def main() -> list[Any]:
+        stream = pipe.astream("x")
+        waiting = [asyncio.create_task(stream.result()) for _ in range(4)]
+        await asyncio.sleep(0)
+        script.let_go()
+        return await asyncio.gather(*waiting, return_exceptions=True)
+
+    with scripted_pipeline(script) as pipe:
+        found = in_time(main)
+    assert [getattr(one, "text", None) or str(one) for one in found] == [expected] * 4
+
+
+def test_each_event_goes_to_one_reader() -> None:
+    with scripted_pipeline(STEPS) as pipe, ThreadPoolExecutor(4) as pool:
+        stream = pipe.stream("x")
+        readers = [pool.submit(list, stream) for _ in range(4)]
+        types = sorted(event.type for reader in readers for event in reader.result(PATIENCE))
+        assert types == sorted(event.type for event in pipe.stream("x"))
+
+
+def test_a_stream_of_another_loop_is_refused() -> None:
+    async def make() -> Any:
+        return pipe.astream("x")
+
+    with scripted_pipeline(STEPS) as pipe:
+        stream = asyncio.run(make())
+        for read in (stream.result, stream.__anext__):
+            with pytest.raises(StreamError, match=r"another event loop.*stream\(\)"):
+                in_time(read)
+
+
+def test_without_a_loop_an_async_stream_says_what_to_do() -> None:
+    with scripted_pipeline(STEPS) as pipe:
+        with pytest.raises(StreamError, match=r"no event loop is running.*coroutine, or use stream\(\)"):
+            pipe.astream("x")
+        assert pipe.backend.draft.batches == []  # type: ignore[attr-defined]
+
+
+def test_a_failure_is_told_as_often_as_it_is_asked_for() -> None:
+    with scripted_pipeline(failing) as pipe:
+        stream = pipe.stream("x")
+        for _ in range(3):
+            with pytest.raises(BackendError, match="it broke"):
+                stream.result()
+        assert list(stream) == []
+
+
+def test_a_failure_of_an_async_stream_is_told_as_often_as_it_is_asked_for() -> None:
+    async def main() -> None:
+        stream = pipe.astream("x")
+        for _ in range(3):
+            with pytest.raises(BackendError, match="it broke"):
+                await stream.result()
+
+    with scripted_pipeline(failing) as pipe:
+        in_time(main)
+
+
+def _closed(pipe: RSDPipeline) -> Callable[[], Generation]:
+    with pipe.stream("x") as stream:
+        next(stream)
+    return stream.result
+
+
+def _aclosed(pipe: RSDPipeline) -> Callable[[], Generation]:
+    async def main() -> Any:
+        async with pipe.astream("x") as stream:
+            await anext(stream)
+        return stream
+
+    stream = in_time(main)
+    return lambda: in_time(stream.result)
+
+
+@pytest.mark.parametrize("make", [_closed, _aclosed])
+def test_a_closed_stream_has_no_result(make: Callable[[RSDPipeline], Callable[[], Generation]]) -> None:
+    with scripted_pipeline(STEPS) as pipe:
+        result = make(pipe)
+        for _ in range(2):
+            with pytest.raises(StreamError, match="closed before its end"):
+                result()
+
+
+def test_a_result_is_there_as_soon_as_it_was_shown() -> None:
+    with scripted_pipeline(STEPS) as pipe, pipe.stream("x") as stream:
+        while next(stream).type != "finished":
+            pass
+        stream.close()
+        assert stream.result().text == "one\n\ntwo"
+        assert stream.result().text == "one\n\ntwo"
