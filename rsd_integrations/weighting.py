@@ -67,7 +67,8 @@ def acceptance_probability(weighting: Weighting, reward: float) -> float:
     """
     try:
         probability = float(weighting(reward))
-    except Exception as error:
+    # Whatever it raises, SystemExit too: it runs on the thread that serves all requests.
+    except BaseException as error:
         raise RewardError(
             f"the weighting failed for reward {reward!r}: {type(error).__name__}: {error}.",
             hint="A weighting must map every reward in [0, 1] to a number in [0, 1].",

@@ -376,6 +376,40 @@ def test_a_weighting_that_is_no_probability_is_refused() -> None:
         assert pipe.generate("x", weighting=lambda reward: 1.0).text == "".join(STEPS)
 
 
+@pytest.mark.parametrize("error", [SystemExit("bye"), KeyboardInterrupt(), pytest.fail.Exception("no")])
+def test_a_weighting_that_would_end_the_thread_fails_its_request_alone(error: BaseException) -> None:
+    def weighting(reward: float) -> float:
+        raise error
+
+    with scripted_pipeline(STEPS, rewards=[0.5]) as pipe:
+        other = pipe.stream("y")
+        with pytest.raises(RewardError, match=rf"reward 0\.5: {type(error).__name__}") as caught:
+            pipe.generate("x", weighting=weighting)
+        assert caught.value.__cause__ is error
+        assert other.result().text == "".join(STEPS)
+        assert not pipe.closed
+
+
+@pytest.mark.parametrize("call", ["generate", "stream", "agenerate"])
+def test_a_weighting_that_calls_its_own_pipeline_does_not_wait_for_itself(call: str) -> None:
+    with scripted_pipeline(STEPS, rewards=[0.5]) as pipe:
+
+        def weighting(reward: float) -> float:
+            called = getattr(pipe, call)("a question about the reward")
+            return len((asyncio.run(called) if call == "agenerate" else called).text)
+
+        with pytest.raises(RewardError, match="its own thread") as caught:
+            pipe.stream("x", weighting=weighting).result()
+        assert isinstance(caught.value.__cause__, ConfigError)
+        assert pipe.generate("x").text == "".join(STEPS)
+
+
+def test_a_weighting_may_ask_another_pipeline() -> None:
+    with scripted_pipeline(["yes"]) as other, scripted_pipeline(STEPS, rewards=[0.5]) as pipe:
+        weighting = lambda reward: float(other.generate("x").text == "yes")  # noqa: E731
+        assert pipe.generate("x", weighting=weighting).text == "".join(STEPS)
+
+
 def test_a_backend_that_raises_fails_its_batch_and_lives_on() -> None:
     class Breaking(ScriptedWriter):
         broken = True

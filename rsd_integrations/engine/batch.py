@@ -11,7 +11,7 @@ from typing import Any
 
 from rsd_integrations.algorithm import Cancelled
 from rsd_integrations.engine.job import Job, Request, Sink, Task
-from rsd_integrations.errors import BackendError, EngineClosedError
+from rsd_integrations.errors import BackendError, ConfigError, EngineClosedError
 from rsd_integrations.protocols import Backend, DraftStep, ScoreStep, TargetStep
 
 __all__ = ["GATHER_ROUNDS", "SCORE_ROUNDS", "BatchEngine"]
@@ -54,7 +54,14 @@ class BatchEngine:
 
         Raises:
             EngineClosedError: the engine was closed.
+            ConfigError: it is called from the engine's own thread, as by a weighting function.
         """
+        if threading.current_thread() is self._thread:
+            raise ConfigError(
+                "the pipeline is called from its own thread, by a weighting or a PRM format: it would wait "
+                "for itself.",
+                hint="Compute the probability without this pipeline, or with another one.",
+            )
         job = Job(request, sink)
         with self._lock:
             self.check_open()
