@@ -15,7 +15,7 @@ from rsd_integrations.engine.job import Request
 from rsd_integrations.engine.streams import AsyncEventStream, EventStream, Submit
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.output import Output
-from rsd_integrations.prompts import check_prompt
+from rsd_integrations.prompts import check_prompt, check_text
 from rsd_integrations.protocols import FREE, Backend
 from rsd_integrations.types import Generation, Message
 
@@ -33,9 +33,17 @@ class RSDPipeline:
 
     Args:
         backend: the three models.
+
+    Raises:
+        ConfigError: it is no ``Backend``.
     """
 
     def __init__(self, backend: Backend) -> None:
+        if not isinstance(backend, Backend):
+            raise ConfigError(
+                f"{backend!r:.200} is no Backend of three models.",
+                hint="Use RSDPipeline.from_pretrained(draft, target, prm) or RSDPipeline.pocket().",
+            )
         self._backend = backend
         self._engine = BatchEngine(backend)
         # The engine's thread keeps the engine alive, not the pipeline: a dropped pipeline closes.
@@ -139,14 +147,14 @@ class RSDPipeline:
             draft: as for ``from_pretrained``, and so the others.
 
         Raises:
-            ConfigError: a chat template takes no tools.
+            ConfigError: a chat template takes no tools, or an option is unknown.
             ModelError: a tokenizer cannot be loaded.
         """
         from rsd_integrations.backends.torch.sources import Source
         from rsd_integrations.backends.torch.tooling import check_template
 
-        check_template(Source.of("draft", draft, draft_kwargs or {}))
-        check_template(Source.of("target", target, target_kwargs or {}))
+        check_template(Source.of("draft", draft, draft_kwargs))
+        check_template(Source.of("target", target, target_kwargs))
 
     @property
     def recommended_threshold(self) -> float:
@@ -276,9 +284,11 @@ class RSDPipeline:
         """A text in the target's tokens, special ones never among them.
 
         Raises:
+            PromptError: it is no text that can be encoded.
             EngineClosedError: the pipeline was closed.
         """
         self._engine.check_open()
+        check_text(text, "the text")
         return list(self._backend.target.encode(text))
 
     def count_tokens(self, prompt: str | list[Message], output: Output = FREE) -> int:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rsd_integrations.errors import PromptError
 from rsd_integrations.types import Message, Prompt
 
-__all__ = ["as_messages", "check_prompt"]
+__all__ = ["as_messages", "check_prompt", "check_text"]
 
 
 def check_prompt(prompt: Any) -> Prompt:
     """A prompt as the backends take it: text, or a list of plain message dicts.
 
     Raises:
-        PromptError: it is empty or no such thing.
+        PromptError: it is empty, no such thing, or holds text that cannot be encoded.
     """
     if isinstance(prompt, str):
+        check_text(prompt, "the prompt")
         if not prompt.strip():
             raise PromptError(f"the prompt is empty: {prompt!r}.", hint="Give a question or a chat.")
         return prompt
@@ -37,18 +38,53 @@ def _check_message(message: Any, index: int) -> Message:
             f"message {index} must be a dict with a role, not {message!r}.",
             hint='Write {"role": "user", "content": "text"}.',
         )
-    if "content" not in message and "tool_calls" not in message:
+    content = message.get("content")
+    if content is None and not message.get("tool_calls"):
         raise PromptError(
             f"message {index} has neither content nor tool_calls: {message!r}.",
             hint='Add "content": "text".',
         )
-    content = message.get("content")
     if content is not None and not isinstance(content, str | list):
         raise PromptError(
             f"the content of message {index} must be a string or a list of text parts, not {content!r}.",
             hint="Convert it to text first.",
         )
+    for text in _texts(message):
+        check_text(text, f"message {index}")
     return dict(message)
+
+
+def check_text(text: Any, name: str) -> None:
+    """Refuse what no tokenizer takes.
+
+    Raises:
+        PromptError: it is no string, or has half a surrogate pair in it.
+    """
+    if not isinstance(text, str):
+        raise PromptError(f"{name} is no string but {text!r:.200}.", hint="Convert it to text first.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        place = error.start
+        raise PromptError(
+            f"{name} has half a character at position {place}, the lone surrogate {text[place]!r}: "
+            f"{text[max(0, place - 20) : place + 20]!r}.",
+            hint='Join the halves, or replace what has none: text.encode("utf-16", "surrogatepass")'
+            '.decode("utf-16", "replace").',
+        ) from error
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All strings in a message, those of its parts and calls too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _texts(key)
+            yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
 
 
 def as_messages(prompt: Prompt) -> list[Message]:

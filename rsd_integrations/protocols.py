@@ -207,6 +207,8 @@ class ModelInfo:
     sliding_window: int | None = None
     threshold: float | None = None
     """PRM only: the threshold its card or its format recommends."""
+    longest: int | None = None
+    """The longest window it could be given (``max_length``); None where that is not known."""
 
 
 class WriterSession(Protocol):

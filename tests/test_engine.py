@@ -450,6 +450,12 @@ def test_a_bug_in_the_engine_reaches_the_callers() -> None:
         ([{"content": "x"}], "role"),
         ([{"role": "user"}], "neither content"),
         ([{"role": "user", "content": 3}], "content of message 0"),
+        ([{"role": "user", "content": "x"}, {"role": "user", "content": None}], "message 1 has neither"),
+        ([{"role": "assistant", "content": None, "tool_calls": []}], "message 0 has neither"),
+        ("a\ud800b", r"the prompt has half a character at position 1, the lone surrogate '\\ud800'.*utf-16"),
+        ([{"role": "user", "content": "\ud83d"}], "message 0 has half a character at position 0"),
+        ([{"role": "user", "content": ["x", {"type": "text", "text": "\udc00"}]}], "message 0 has half"),
+        ([{"role": "assistant", "tool_calls": [{"function": {"name": "\ud800"}}]}], "message 0 has half"),
     ],
 )
 def test_bad_prompts_are_refused_before_anything_runs(prompt: Any, message: str) -> None:
@@ -457,6 +463,47 @@ def test_bad_prompts_are_refused_before_anything_runs(prompt: Any, message: str)
         with pytest.raises(PromptError, match=message):
             pipe.stream(prompt)
         assert pipe.backend.draft.batches == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [(None, "no string but None"), (b"x", "no string but b'x'"), ("\ud800", "half a character")],
+)
+def test_only_text_has_tokens(text: Any, message: str) -> None:
+    with scripted_pipeline(STEPS) as pipe:
+        with pytest.raises(PromptError, match=message):
+            pipe.token_ids(text)
+        assert pipe.token_ids("") == []
+
+
+def test_whole_surrogate_pairs_are_text() -> None:
+    joined = "\ud83d\ude00".encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    with scripted_pipeline(STEPS) as pipe:
+        assert pipe.token_ids(joined) == [0x1F600]
+
+
+@pytest.mark.parametrize("backend", [None, "models", (1, 2, 3)])
+def test_a_pipeline_of_no_models_is_refused(backend: Any) -> None:
+    threads = threading.active_count()
+    with pytest.raises(ConfigError, match=r"is no Backend.*from_pretrained") as caught:
+        RSDPipeline(backend)
+    assert repr(backend) in str(caught.value)
+    assert threading.active_count() == threads
+
+
+@pytest.mark.parametrize(
+    ("longest", "hint"),
+    [
+        (None, "or raise max_length if the model allows it."),
+        (64, "or raise max_length, here to 64 at most."),
+        (20, "lower max_tokens: the model was made for no more."),
+    ],
+)
+def test_the_hint_names_what_limits_the_window(longest: int | None, hint: str) -> None:
+    with scripted_pipeline(STEPS, window=20, longest=longest) as pipe:
+        with pytest.raises(PromptError) as caught:
+            pipe.generate("12345", max_tokens=16)
+        assert caught.value.hint.endswith(hint)
 
 
 def test_the_window_is_refused_with_its_numbers() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from rsd_integrations.errors import PromptError
+from rsd_integrations.prompts import check_text
 
 __all__ = [
     "added_tokens",
@@ -171,6 +172,8 @@ def _adds_prefix(tokenizer: Any) -> bool:
 
 
 def _encode(tokenizer: Any, text: str) -> list[int]:
+    # Prompts were checked when they came; tools, schemas and the like come here first.
+    check_text(text, "a text for the models")
     return list(tokenizer.encode(text, add_special_tokens=False, verbose=False)) if text else []
 
 

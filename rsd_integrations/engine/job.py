@@ -333,6 +333,14 @@ def _room(info: ModelInfo, prompt_tokens: int, max_tokens: int | None) -> int:
         raise PromptError(
             f"{prompt_tokens} prompt tokens{asked} do not fit the window of {info.window} tokens "
             f"of {info.name!r}.",
-            hint="Shorten the prompt, lower max_tokens, or raise max_length if the model allows it.",
+            hint=_more_room(info),
         )
     return room
+
+
+def _more_room(info: ModelInfo) -> str:
+    if info.longest is None:
+        return "Shorten the prompt, lower max_tokens, or raise max_length if the model allows it."
+    if info.longest > info.window:
+        return f"Shorten the prompt, lower max_tokens, or raise max_length, here to {info.longest} at most."
+    return "Shorten the prompt or lower max_tokens: the model was made for no more."

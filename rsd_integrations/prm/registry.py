@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from inspect import isabstract
+from inspect import isabstract, signature
 from typing import Any, TypeVar
 
 from rsd_integrations.errors import ConfigError, ModelError
@@ -25,11 +25,7 @@ def register_prm_format(cls: FormatClass) -> FormatClass:
     Raises:
         ConfigError: it is no concrete ``PRMFormat`` with a name, or the name is taken.
     """
-    if not (isinstance(cls, type) and issubclass(cls, PRMFormat)) or isabstract(cls):
-        raise ConfigError(
-            f"{cls!r} is not a concrete subclass of PRMFormat.",
-            hint="Subclass rsd_integrations.prm.PRMFormat and define detect, prompt, step and reward.",
-        )
+    _concrete(cls)
     name = getattr(cls, "name", None)
     if not isinstance(name, str) or not name or name == "auto":
         raise ConfigError(f"the PRM format {cls!r} has the name {name!r}.", hint='Set name = "my_format".')
@@ -71,11 +67,21 @@ def find_prm_format(choice: Any, config: Any, tokenizer: Any) -> PRMFormat:
     if isinstance(choice, str):
         cls = _named(choice)
         return cls(tokenizer, options) if _meant(cls, options) else cls.for_model(config, tokenizer)
-    if isinstance(choice, type) and issubclass(choice, PRMFormat):
-        return choice(tokenizer, options) if _meant(choice, options) else choice.for_model(config, tokenizer)
+    if isinstance(choice, type):
+        cls = _concrete(choice)
+        return cls(tokenizer, options) if _meant(cls, options) else cls.for_model(config, tokenizer)
     if callable(choice):
         return _made(choice, tokenizer, options)
     raise ConfigError(f"prm_format is {choice!r}.", hint=_choices())
+
+
+def _concrete(cls: Any) -> type[PRMFormat]:
+    if not (isinstance(cls, type) and issubclass(cls, PRMFormat)) or isabstract(cls):
+        raise ConfigError(
+            f"{cls!r} is not a concrete subclass of PRMFormat.",
+            hint="Subclass rsd_integrations.prm.PRMFormat and define detect, prompt, step and reward.",
+        )
+    return cls
 
 
 def _named(name: str) -> type[PRMFormat]:
@@ -91,6 +97,15 @@ def _meant(cls: type[PRMFormat], options: Mapping[str, Any]) -> bool:
 
 
 def _made(maker: FormatMaker, tokenizer: Any, options: Mapping[str, Any]) -> PRMFormat:
+    try:
+        signature(maker).bind(tokenizer, options)
+    except TypeError as error:
+        raise ConfigError(
+            f"prm_format {maker!r} does not take what it is called with: {error}.",
+            hint="It is given two arguments: the PRM's tokenizer and the options of rsd_prm, a mapping.",
+        ) from error
+    except ValueError:
+        pass  # Of some builtins nobody knows what they take.
     made = maker(tokenizer, options)
     if not isinstance(made, PRMFormat):
         raise ConfigError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,7 +31,9 @@ def without_template() -> Any:
     return tok
 
 
-@pytest.mark.parametrize("options", [{"max_batch_size": 0}, {"max_length": 1}])
+@pytest.mark.parametrize(
+    "options", [{"max_batch_size": 0}, {"max_length": 1}, {"max_batch_size": True}, {"max_length": True}]
+)
 def test_no_room(options: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match="no room"):
         load(**options)
@@ -116,6 +119,38 @@ def test_an_unknown_format_name() -> None:
 
 def test_the_window_is_the_smallest_of_positions_and_max_length() -> None:
     with load(max_length=100) as pipe:
-        assert pipe.backend.draft.info.window == 100
+        assert (pipe.backend.draft.info.window, pipe.backend.draft.info.longest) == (100, 512)
     with load(max_length=10_000) as pipe:
-        assert pipe.backend.draft.info.window == 512
+        assert (pipe.backend.draft.info.window, pipe.backend.draft.info.longest) == (512, 512)
+
+
+@pytest.mark.parametrize("role", ["draft", "target", "prm"])
+@pytest.mark.parametrize("value", [5, "device", [("device", "cpu")], 0])
+def test_options_of_a_role_are_a_mapping(role: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"{role}_kwargs=.*is no mapping"):
+        load(**{f"{role}_kwargs": value})
+    with pytest.raises(ConfigError, match=rf"{role}_kwargs: model_kwargs=.*is no mapping"):
+        load(**{role: "some/model", f"{role}_kwargs": {"model_kwargs": value}})
+
+
+@pytest.mark.parametrize(
+    "options", [{"device_map": "auto"}, {"device_map": {"": 0}}, {"model_kwargs": {"device_map": "auto"}}]
+)
+def test_a_device_map_needs_accelerate(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rsd_integrations.backends.torch.sources.is_accelerate_available", lambda: False)
+    with pytest.raises(
+        ConfigError, match=r"target_kwargs: device_map=.*pip install 'rsd-integrations\[gpu\]'"
+    ):
+        load(target="some/model", target_kwargs=options)
+
+
+def test_only_a_missing_safetensors_file_points_to_pickles(tmp_path: Path) -> None:
+    causal("Llama", 1, "ascii").save_pretrained(tmp_path)
+    tokenizer("ascii").save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="no_such_option") as caught:
+        load(target=tmp_path, target_kwargs={"model_kwargs": {"no_such_option": 1}})
+    assert ".bin" not in caught.value.hint
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(ModelError) as caught:
+        load(target=tmp_path)
+    assert "use_safetensors=False" in caught.value.hint

@@ -179,6 +179,9 @@ def test_registration_refuses(bad: Any, message: str) -> None:
     [
         ("qwenn", None, "no PRM format 'qwenn'"),
         (3, None, "prm_format is 3"),
+        (PRMFormat, None, "PRMFormat'> is not a concrete subclass"),
+        (dict, None, "<class 'dict'> is not a concrete subclass"),
+        (lambda tokenizer: None, None, "does not take what it is called with: too many positional"),
         ("auto", {"format": "nope"}, "no PRM format 'nope'"),
         ("auto", {"threshold": 0.5}, "rsd_prm in the PRM's config"),
         ("auto", ["trl"], "rsd_prm in the PRM's config"),

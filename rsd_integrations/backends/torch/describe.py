@@ -23,6 +23,10 @@ __all__ = [
 ]
 
 
+_UNKNOWN = 1 << 30
+"""Positions of a model whose config names no number."""
+
+
 def model_info(name: str, model: torch.nn.Module, window: int, threshold: float | None = None) -> ModelInfo:
     """A model's numbers for accounting and messages."""
     config = text_config(model.config)
@@ -37,6 +41,7 @@ def model_info(name: str, model: torch.nn.Module, window: int, threshold: float 
         window=window,
         sliding_window=kinds["sliding_attention"][0] if only_sliding else None,
         threshold=threshold,
+        longest=longest if (longest := positions(config)) < _UNKNOWN else None,
     )
 
 
@@ -67,7 +72,7 @@ def positions(config: Any) -> int:
     Some rotary embeddings change with the longest row of a batch; within their original length they
     do not, and a request's result must not depend on its company.
     """
-    positions = int(getattr(config, "max_position_embeddings", None) or 1 << 30)
+    positions = int(getattr(config, "max_position_embeddings", None) or _UNKNOWN)
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type") in ("dynamic", "longrope"):
         original = rope.get("original_max_position_embeddings") or getattr(

@@ -69,7 +69,7 @@ def load_backend(
         ModelError: a model or tokenizer cannot play its role.
     """
     for name, value, least in (("max_batch_size", max_batch_size, 1), ("max_length", max_length, 2)):
-        if not isinstance(value, int) or value < least:
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ConfigError(
                 f"{name}={value!r} leaves no room.", hint=f"Give a whole number from {least} on."
             )
@@ -78,10 +78,10 @@ def load_backend(
     launch = LaunchOptions.of(compile, cuda_graphs, cpu_traces)
     check_choice("prefix_caching", prefix_caching, True, False)
     writers = [
-        Source.of("draft", draft, draft_kwargs or {}),
-        Source.of("target", target, target_kwargs or {}),
+        Source.of("draft", draft, draft_kwargs),
+        Source.of("target", target, target_kwargs),
     ]
-    scorer = Source.of("prm", prm, prm_kwargs or {})
+    scorer = Source.of("prm", prm, prm_kwargs)
     for source in [*writers, scorer]:
         check_architecture(source)
     check_templates(writers)
@@ -165,9 +165,10 @@ def _loading(source: Source, load: Any) -> Any:
     except ModelError:
         raise
     except Exception as error:
+        pickled = " For a .bin checkpoint pass use_safetensors=False there."
         raise ModelError(
             f"cannot load {source.role}={source.name!r}: {first_line(error)}",
-            hint=f"Check {source.role}_kwargs; pass use_safetensors=False there for a .bin checkpoint.",
+            hint=f"Check {source.role}_kwargs.{pickled if 'safetensors' in str(error) else ''}",
         ) from error
 
 

@@ -54,7 +54,7 @@ def model_memory(
     Raises:
         ModelError: its config cannot be read, or no model can be made of it.
     """
-    source = Source.of(role, model, options or {})
+    source = Source.of(role, model, options)
     config = text_config(source.config)
     chosen = source.options.get("dtype", dtype)
     kind = _dtype(source.config if chosen == "auto" else None, chosen)

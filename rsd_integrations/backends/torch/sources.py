@@ -46,13 +46,15 @@ class Source:
     hub: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, role: Role, source: ModelSource, options: Mapping[str, Any]) -> Source:
+    def of(cls, role: Role, source: ModelSource, options: Mapping[str, Any] | None) -> Source:
         """Read config and tokenizer.
 
         Raises:
-            ConfigError: an option is unknown.
+            ConfigError: an option is unknown or cannot be used here.
             ModelError: the source cannot be read.
         """
+        options = _mapping(f"{role}_kwargs", options)
+        more = _mapping(f"{role}_kwargs: model_kwargs", options.get("model_kwargs"))
         known = (*_HUB_OPTIONS, *_MODEL_OPTIONS, *_OTHER_OPTIONS)
         if unknown := sorted(set(options) - set(known)):
             raise ConfigError(
@@ -66,6 +68,7 @@ class Source:
                 f"{role}_kwargs {late!r} are for loading, but {role} is a loaded model.",
                 hint="Load it with these options, or give its id or folder.",
             )
+        _check_device_map(role, {**options, **more})
         check_placement(options.get("device") or "cpu", options.get("dtype", "auto"), f"{role}_kwargs: ")
         made = cls(role, source, dict(options))
         made.hub = {key: options[key] for key in _HUB_OPTIONS if key in options}
@@ -107,13 +110,29 @@ class Source:
         options = {"dtype": dtype, "use_safetensors": True, **self.hub, **given}
         if "device_map" not in options and is_accelerate_available():
             options["device_map"] = {"": self.options.get("device") or device}
-        return {**options, **self.options.get("model_kwargs", {})}
+        return {**options, **(self.options.get("model_kwargs") or {})}
 
     def place(self, model: torch.nn.Module, device: str | None) -> torch.nn.Module:
         """Move a model that ``from_pretrained`` could not place."""
         if "device_map" not in self.options and not is_accelerate_available():
             model = model.to(self.options.get("device") or device)
         return model.eval()
+
+
+def _mapping(name: str, value: Any) -> Mapping[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{name}={value!r} is no mapping.", hint='Write {"dtype": "bfloat16"}, or None.')
+    return value
+
+
+def _check_device_map(role: Role, options: Mapping[str, Any]) -> None:
+    if options.get("device_map") is not None and not is_accelerate_available():
+        raise ConfigError(
+            f"{role}_kwargs: device_map={options['device_map']!r} needs accelerate, which is not installed.",
+            hint="Run: pip install 'rsd-integrations[gpu]', or give one device=.",
+        )
 
 
 def _is_loaded(source: ModelSource) -> bool:
