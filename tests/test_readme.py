@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hatchling.builders.sdist import SdistBuilder
 
 from rsd_integrations import RSDPipeline
 from tests.tiny_models import causal, token_classifier, tokenizer
@@ -60,6 +61,14 @@ def test_the_tree_names_every_folder() -> None:
 def test_files_the_readme_shows_are_there() -> None:
     for name in re.findall(r"\]\(((?!http)[^)]+)\)", README):
         assert (ROOT / name).exists(), name
+
+
+def test_what_the_readme_and_its_tests_need_is_in_the_source_distribution() -> None:
+    packed = {file.distribution_path for file in SdistBuilder(str(ROOT)).recurse_included_files()}
+    linked = re.findall(r"\]\(((?!http)[^)]+)\)", README)
+    for name in [*linked, "constraints.txt", ".ci/run", "tests/test_readme.py", "dev/gpu.sh"]:
+        assert name in packed, name
+    assert {str(path.relative_to(ROOT)) for path in SOURCES} <= packed
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
