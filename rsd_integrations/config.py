@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from rsd_integrations import weighting as _weighting
+from rsd_integrations.documented import documented
 
 __all__ = ["RSDConfig", "RSDFields"]
 
@@ -26,6 +27,8 @@ Strings = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 
 class RSDFields(BaseModel):
     """The fields of RSDConfig alone, for classes that are configured by the same words (adapters)."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
     threshold: float | None = Field(default=None, ge=0.0, allow_inf_nan=False)
     """Reward from which a draft step is kept (delta in the paper). None takes the pipeline's
@@ -106,6 +109,7 @@ class RSDFields(BaseModel):
         return value
 
 
+@documented
 class RSDConfig(RSDFields):
     """How one generation drafts, accepts, samples and ends.
 

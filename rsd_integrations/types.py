@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from rsd_integrations.documented import documented
+
 __all__ = [
     "Candidate",
     "FLOPs",
@@ -34,9 +36,10 @@ Prompt = str | list[Message]
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
+@documented
 class Candidate(_Frozen):
     """One of several steps that the draft wrote for the same place (``draft_candidates``)."""
 
@@ -45,6 +48,7 @@ class Candidate(_Frozen):
     """The PRM's; None before it is known, and where the PRM has no room for the step."""
 
 
+@documented
 class Step(_Frozen):
     """One committed reasoning step and how it came about."""
 
@@ -78,6 +82,7 @@ class Step(_Frozen):
     """The same for the target."""
 
 
+@documented
 class ToolCall(_Frozen):
     """A call of a tool that the model asks for."""
 
@@ -87,6 +92,7 @@ class ToolCall(_Frozen):
     arguments: dict[str, Any]
 
 
+@documented
 class InvalidToolCall(_Frozen):
     """Text in the markup of a call that is none."""
 
@@ -101,6 +107,7 @@ class InvalidToolCall(_Frozen):
     """What is wrong with it."""
 
 
+@documented
 class FLOPs(_Frozen):
     """Floating-point operations in two accountings.
 
@@ -125,6 +132,7 @@ class FLOPs(_Frozen):
         return FLOPs(paper=self.paper / whole.paper, total=self.total / whole.total)
 
 
+@documented
 class RoleUsage(_Frozen):
     """What one model did for one generation."""
 
@@ -139,6 +147,7 @@ class RoleUsage(_Frozen):
     flops: FLOPs = FLOPs()
 
 
+@documented
 class Usage(_Frozen):
     """Tokens and FLOPs of one generation, and of the target alone on the same text."""
 
@@ -162,6 +171,7 @@ class Usage(_Frozen):
         return self.prompt_tokens + self.completion_tokens
 
 
+@documented
 class Generation(_Frozen):
     """The whole of one answer."""
 
@@ -189,6 +199,7 @@ class Generation(_Frozen):
         return sum(step.accepted for step in self.steps) / len(self.steps) if self.steps else None
 
 
+@documented
 class StepEvent(_Frozen):
     """Something that happened to a step. ``generate`` is a fold over these."""
 

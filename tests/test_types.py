@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from rsd_integrations import FLOPs, Generation, StepEvent, Usage
+from rsd_integrations import FLOPs, Generation, RSDConfig, Step, StepEvent, Usage
 from rsd_integrations import errors as errors_module
 from rsd_integrations.errors import ConfigError, DeviceMemoryError, RSDError
 from rsd_integrations.testing import scripted_pipeline
@@ -66,3 +67,33 @@ def test_errors_are_also_what_callers_expect() -> None:
     assert issubclass(ConfigError, ValueError)
     assert issubclass(DeviceMemoryError, errors_module.BackendError)
     assert issubclass(errors_module.EngineClosedError, RuntimeError)
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (RSDConfig, ["    top_k: Only the k likeliest tokens; None for all.", "(``pipe.generate(prompt"]),
+        (Usage, ["    flops: All three models together."]),
+        (Step, ["    accepted: Whether the draft's step was kept."]),
+        (
+            StepEvent,
+            [
+                "    delta: committed, finished: answer text",
+                '\n        happen is left out: no PRM, no "scored"',
+            ],
+        ),
+        (Generation, ["    threshold: The threshold that was in force."]),
+    ],
+)
+def test_help_tells_what_the_fields_mean(model: type[BaseModel], words: list[str]) -> None:
+    told = inspect.getdoc(model) or ""
+    assert told.count("\nAttributes:\n") == 1
+    for word in words:
+        assert f"\n{word.lstrip(chr(10))}" in told
+    summary = told.partition("\n")[0]
+    assert summary.endswith(".")
+    assert not summary.startswith(" ")
+
+
+def test_every_field_of_the_config_has_a_meaning() -> None:
+    assert [name for name, field in RSDConfig.model_fields.items() if not field.description] == []
