@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from typing_extensions import Self
 
 from rsd_integrations import weighting as _weighting
 from rsd_integrations.documented import documented
@@ -108,6 +109,15 @@ class RSDFields(BaseModel):
             raise ValueError(f"stop strings must not be empty, got {value!r}; leave the empty one out")
         return value
 
+    @model_validator(mode="after")
+    def _candidates_that_differ(self) -> Self:
+        if self.draft_candidates > 1 and self.temperature == 0.0:
+            raise ValueError(
+                f"draft_candidates={self.draft_candidates} are all the same at temperature 0; "
+                "set a temperature above 0, or draft_candidates=1"
+            )
+        return self
+
 
 @documented
 class RSDConfig(RSDFields):
@@ -118,15 +128,6 @@ class RSDConfig(RSDFields):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
-
-    @model_validator(mode="after")
-    def _candidates_that_differ(self) -> RSDConfig:
-        if self.draft_candidates > 1 and self.temperature == 0.0:
-            raise ValueError(
-                f"draft_candidates={self.draft_candidates} are all the same at temperature 0; "
-                "set a temperature above 0, or draft_candidates=1"
-            )
-        return self
 
     def override(self, **fields: Any) -> RSDConfig:
         """A copy with these fields changed, validated like any other.

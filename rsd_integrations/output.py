@@ -7,7 +7,7 @@ chat templates and both frameworks speak.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -65,7 +65,7 @@ class Output:
         Raises:
             ConfigError: something is malformed, or names a tool that is not there.
         """
-        checked = [_check_tool(tool) for tool in tools or ()]
+        checked = _check_tools(tools)
         choice, checked, single = _chosen(tool_choice, checked)
         schema, strict = _format(response_format)
         return cls(
@@ -125,6 +125,15 @@ def _closed_part(name: str, part: Any) -> Any:
 def _function(tool: Tool) -> Mapping[str, Any]:
     function: Mapping[str, Any] = tool["function"]
     return function
+
+
+def _check_tools(tools: Any) -> list[dict[str, Any]]:
+    if isinstance(tools, str | Mapping) or not isinstance(tools, Collection | None):
+        raise ConfigError(
+            f"tools={tools!r:.200} is no list of tools.",
+            hint='Write [{"type": "function", "function": {"name": ..., "parameters": {...}}}, ...].',
+        )
+    return [_check_tool(tool) for tool in tools or ()]
 
 
 def _check_tool(tool: Any) -> dict[str, Any]:

@@ -19,10 +19,35 @@ from rsd_integrations.prompts import check_prompt, check_text
 from rsd_integrations.protocols import FREE, Backend
 from rsd_integrations.types import Generation, Message
 
-__all__ = ["DEFAULT_THRESHOLD", "RSDPipeline"]
+__all__ = ["DEFAULT_THRESHOLD", "RSDPipeline", "check_rows", "check_timeout"]
 
 DEFAULT_THRESHOLD = 0.7
 """The paper's, where neither the PRM's card nor its format recommends another."""
+
+
+def check_timeout(timeout: Any) -> None:
+    """Refuse what is no time.
+
+    Raises:
+        ConfigError: it is neither None nor a number of seconds above 0.
+    """
+    number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
+    if timeout is not None and not (number and timeout > 0):
+        raise ConfigError(f"timeout={timeout!r} is no time.", hint="Give seconds above 0, or None.")
+
+
+def check_rows(config: RSDConfig, max_batch_size: int) -> None:
+    """Refuse more candidates than the models' batches have rows.
+
+    Raises:
+        ConfigError: there are.
+    """
+    if config.rows > max_batch_size:
+        raise ConfigError(
+            f"draft_candidates={config.draft_candidates} do not fit "
+            f"max_batch_size={max_batch_size}, the rows of the models' batches.",
+            hint="Load the pipeline with a larger max_batch_size, or ask for fewer candidates.",
+        )
 
 
 class RSDPipeline:
@@ -162,6 +187,12 @@ class RSDPipeline:
         recommended = self._backend.prm.info.threshold
         return DEFAULT_THRESHOLD if recommended is None else recommended
 
+    def resolved(self, config: RSDConfig) -> RSDConfig:
+        """The config with the recommended threshold where it names none."""
+        return (
+            config if config.threshold is not None else config.override(threshold=self.recommended_threshold)
+        )
+
     @property
     def backend(self) -> Backend:
         """The three models."""
@@ -244,19 +275,11 @@ class RSDPipeline:
         fields: dict[str, Any],
     ) -> Submit:
         """Everything that can be checked in the caller's thread, then the way into the engine."""
-        if timeout is not None and not timeout > 0:
-            raise ConfigError(f"timeout={timeout!r} is no time.", hint="Give seconds above 0, or None.")
+        check_timeout(timeout)
         if not isinstance(config, RSDConfig | None):
             raise ConfigError(f"config={config!r} is no RSDConfig.", hint="Write config=RSDConfig(...).")
-        resolved = (config or RSDConfig()).override(**fields)
-        if resolved.threshold is None:
-            resolved = resolved.override(threshold=self.recommended_threshold)
-        if resolved.rows > self._backend.max_batch_size:
-            raise ConfigError(
-                f"draft_candidates={resolved.draft_candidates} do not fit "
-                f"max_batch_size={self._backend.max_batch_size}, the rows of the models' batches.",
-                hint="Load the pipeline with a larger max_batch_size, or ask for fewer candidates.",
-            )
+        resolved = self.resolved((config or RSDConfig()).override(**fields))
+        check_rows(resolved, self._backend.max_batch_size)
         self.check_output(output)
         request = Request(
             prompt=check_prompt(prompt),

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rsd_integrations.adapters.settings import OnStep, RSDSettings, TraceSteps, check_known, check_on_step
+from rsd_integrations.adapters.checks import check_known, check_on_step
+from rsd_integrations.adapters.settings import OnStep, RSDSettings, TraceSteps
 from rsd_integrations.config import RSDConfig
 from rsd_integrations.errors import ConfigError, TimedOutError
 from rsd_integrations.output import Output
-from rsd_integrations.pipeline import RSDPipeline
+from rsd_integrations.pipeline import RSDPipeline, check_timeout
 from rsd_integrations.types import StepEvent
 
 __all__ = ["PER_CALL", "CallSettings", "call_settings", "check_end"]
@@ -34,9 +35,7 @@ class CallSettings:
 
     def over(self, pipe: RSDPipeline) -> CallSettings:
         """With the threshold that this pipeline recommends, if none was chosen."""
-        if self.config.threshold is not None:
-            return self
-        return replace(self, config=self.config.override(threshold=pipe.recommended_threshold))
+        return replace(self, config=pipe.resolved(self.config))
 
 
 def call_settings(settings: RSDSettings, given: Mapping[str, Any]) -> CallSettings:
@@ -50,6 +49,7 @@ def call_settings(settings: RSDSettings, given: Mapping[str, Any]) -> CallSettin
     more = {name: given.get(name, getattr(settings, name)) for name in _MORE}
     if more["trace_steps"] not in ("full", "steps", "off"):
         raise ConfigError(f"trace_steps={more['trace_steps']!r}.", hint="Use 'full', 'steps' or 'off'.")
+    check_timeout(more["timeout"])
     return CallSettings(
         config=settings.config.override(
             **{name: given[name] for name in given if name not in (*_MORE, *_OUTPUT)}

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
-import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, PrivateAttr, SecretStr, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 from typing_extensions import Self
 
+from rsd_integrations.adapters.checks import check_dtype, check_known, check_on_step, check_prm_format
+from rsd_integrations.adapters.secrets import hidden, without_secrets
 from rsd_integrations.adapters.sources import (
     LIVE,
     POCKET,
@@ -22,10 +30,10 @@ from rsd_integrations.adapters.sources import (
 )
 from rsd_integrations.config import RSDConfig, RSDFields
 from rsd_integrations.errors import ConfigError
-from rsd_integrations.pipeline import RSDPipeline
+from rsd_integrations.pipeline import RSDPipeline, check_rows
 from rsd_integrations.types import Step
 
-__all__ = ["LOADING", "MODELS", "OnStep", "RSDSettings", "TraceSteps", "check_known", "check_on_step"]
+__all__ = ["LOADING", "MODELS", "OPTIONS", "OnStep", "RSDSettings", "TraceSteps"]
 
 OnStep = Callable[[Step], None]
 """Told of each committed step, on the thread (or loop) of whoever waits for the answer."""
@@ -33,6 +41,7 @@ OnStep = Callable[[Step], None]
 TraceSteps = Literal["full", "steps", "off"]
 
 MODELS = ("draft", "target", "prm")
+OPTIONS = ("draft_kwargs", "target_kwargs", "prm_kwargs")
 LOADING = (
     "prm_format",
     "device",
@@ -43,9 +52,7 @@ LOADING = (
     "cuda_graphs",
     "cpu_traces",
     "prefix_caching",
-    "draft_kwargs",
-    "target_kwargs",
-    "prm_kwargs",
+    *OPTIONS,
 )
 """Further arguments of ``RSDPipeline.from_pretrained``."""
 
@@ -99,6 +106,10 @@ class RSDSettings(RSDFields):
 
     _held: tuple[Spec, PipelineSource] | None = PrivateAttr(default=None)
 
+    def __init__(self, **fields: Any) -> None:
+        # Before pydantic sees them: its errors show what was given.
+        super().__init__(**{name: _hidden_field(name, value) for name, value in fields.items()})
+
     @classmethod
     def pocket(cls, **fields: Any) -> Self:
         """Over the embedded trio: no network needed."""
@@ -116,6 +127,20 @@ class RSDSettings(RSDFields):
             check_known(data, cls.model_fields)
         return data
 
+    @field_validator(*OPTIONS, mode="before")
+    @classmethod
+    def _hide_secrets(cls, value: Any) -> Any:
+        return hidden(value)
+
+    @field_serializer(*OPTIONS)
+    def _save_no_secrets(self, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        saved: dict[str, Any] | None = without_secrets(value)
+        return saved
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        # A copy may have been given options unchecked.
+        return [(name, _hidden_field(name, value)) for name, value in super().__repr_args__()]
+
     @field_validator("on_step")
     @classmethod
     def _plain_function(cls, value: OnStep | None) -> OnStep | None:
@@ -124,6 +149,7 @@ class RSDSettings(RSDFields):
     @model_validator(mode="after")
     def _names_its_models(self) -> RSDSettings:
         _check_models(self)
+        _check_loading(self)
         if self.preload:
             self.load()
         return self
@@ -167,11 +193,12 @@ class RSDSettings(RSDFields):
 
     @property
     def window(self) -> int:
-        """Most tokens of prompt and answer, as far as it is known without loading."""
-        pipe = self.source.loaded
-        return (
-            min(pipe.backend.draft.info.window, pipe.backend.target.info.window) if pipe else self.max_length
-        )
+        """Most tokens of prompt and answer. Loads nothing: ``max_length`` alone, where not even the models'
+        configs are on this machine.
+        """
+        known = self.source.window
+        # A live pipeline was made with a length of its own.
+        return known if known and self.source.loaded else min(known or self.max_length, self.max_length)
 
     def close(self) -> None:
         """Give the models' memory back: this object and all that share its models are closed.
@@ -225,38 +252,8 @@ class RSDSettings(RSDFields):
         return super().__getstate__()
 
 
-def check_known(given: Iterable[str], known: Iterable[str], *, fixed: Iterable[str] = ()) -> None:
-    """Refuse what nobody would read.
-
-    Raises:
-        ConfigError: a name is not among the known ones.
-    """
-    known = tuple(known)
-    for name in given:
-        if name in known:
-            continue
-        if name in fixed:
-            raise ConfigError(
-                f"{name!r} is fixed for the object and cannot be given per call.",
-                hint="Make another object; those that name the same models share them.",
-            )
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"Did you mean {near[0]!r}?" if near else f"Known are: {', '.join(known)}."
-        raise ConfigError(f"unknown parameter {name!r}.", hint=hint)
-
-
-def check_on_step(value: OnStep | None) -> OnStep | None:
-    """Refuse coroutine functions, which nobody would await.
-
-    Raises:
-        ConfigError: it is one.
-    """
-    if value is not None and (not callable(value) or inspect.iscoroutinefunction(value)):
-        raise ConfigError(
-            f"on_step must be a plain function that takes a Step, not {value!r}.",
-            hint="Schedule a task in it if it has to await something.",
-        )
-    return value
+def _hidden_field(name: str | None, value: Any) -> Any:
+    return hidden(value, secret=name == "api_key") if name in ("api_key", *OPTIONS) else value
 
 
 def _was_changed(settings: BaseModel, name: str) -> bool:
@@ -288,3 +285,30 @@ def _check_models(settings: RSDSettings) -> None:
     surplus = given + [option for option in LOADING if live and _was_changed(settings, option)]
     if surplus:
         raise ConfigError(f"a pipeline and {', '.join(surplus)} are given: one or the other.", hint=hint)
+
+
+def _check_loading(settings: RSDSettings) -> None:
+    """Refuse at once what loading would refuse, as far as that is known without torch.
+
+    Some of LlamaIndex's engines answer "Empty Response" to errors at a call's time.
+    """
+    check_prm_format(settings.prm_format)
+    check_dtype(settings.dtype, "")
+    for name in OPTIONS:
+        check_dtype((getattr(settings, name) or {}).get("dtype", "auto"), f"{name}: ")
+    _check_room(settings)
+
+
+def _check_room(settings: RSDSettings) -> None:
+    """Refuse what never fits."""
+    live = settings.pipeline
+    if isinstance(live, str) and live.startswith(LIVE):
+        return  # It may be another process's.
+    rows = live.backend.max_batch_size if isinstance(live, RSDPipeline) else settings.max_batch_size
+    check_rows(settings.config, rows)
+    if settings.max_tokens is not None and settings.max_tokens >= settings.window:
+        raise ConfigError(
+            f"max_tokens={settings.max_tokens!r} leave no room for a prompt in a window of "
+            f"{settings.window} tokens.",
+            hint="Lower it, leave it out (the prompt's rest), or raise max_length if the models allow.",
+        )

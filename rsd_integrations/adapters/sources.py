@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import uuid
 import weakref
 from collections.abc import Hashable, Mapping
 from typing import Any
 
+from rsd_integrations.adapters.secrets import has_secrets, hidden, revealed, without_secrets
+from rsd_integrations.adapters.windows import known_window
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.output import Output
 from rsd_integrations.pipeline import RSDPipeline
@@ -33,14 +36,19 @@ class PipelineSource:
     """
 
     def __init__(self, spec: Spec) -> None:
-        self.spec = dict(spec)
+        self.spec = hidden(spec)
         given = self.spec.get("pipeline")
         self._pipeline: RSDPipeline | None = given if isinstance(given, RSDPipeline) else None
-        self._lock = threading.Lock()
+        self.unlock()
         # Nothing tells one live pipeline from another but itself.
-        self.name = repr(sorted(self.spec.items())) if is_portable(spec) else f"{LIVE}{uuid.uuid4()}"
+        self.name = repr(_named(self.spec)) if is_portable(spec) else f"{LIVE}{uuid.uuid4()}"
         """For caches, and to find what is live: equal for what loads the same."""
         self._takes_tools: bool | None = None
+        self._window: int | None = None
+
+    def unlock(self) -> None:
+        """Forget who was loading: in a forked process, nobody."""
+        self._lock = threading.Lock()
 
     @property
     def loaded(self) -> RSDPipeline | None:
@@ -55,12 +63,26 @@ class PipelineSource:
         """
         with self._lock:
             if self._pipeline is None:
-                self._pipeline = _load(self.spec)
+                self._pipeline = _load(revealed(self.spec))
             return self._pipeline
 
     async def aget(self) -> RSDPipeline:
         """The same without blocking the loop: loading takes seconds, and a thread of its own."""
         return await asyncio.to_thread(self.get) if self._pipeline is None else self._pipeline
+
+    @property
+    def window(self) -> int | None:
+        """Most tokens of prompt and answer that draft and target take, ``max_length`` aside; None where
+        not even their configs are here yet.
+        """
+        if self._pipeline is not None:
+            backend = self._pipeline.backend
+            return min(backend.draft.info.window, backend.target.info.window)
+        if self._window is None:
+            named = _named_models(self.spec)
+            found = [known_window(named[role], named.get(f"{role}_kwargs")) for role in ("draft", "target")]
+            self._window = min((window for window in found if window), default=None)
+        return self._window
 
     @property
     def takes_tools(self) -> bool:
@@ -74,7 +96,7 @@ class PipelineSource:
             return backend.draft.takes_tools and backend.target.takes_tools
         if self._takes_tools is None:
             try:
-                RSDPipeline.check_tools(**_tokenizers(self.spec))
+                RSDPipeline.check_tools(**_named_models(revealed(self.spec)))
                 self._takes_tools = True
             except ConfigError:
                 self._takes_tools = False
@@ -91,7 +113,7 @@ class PipelineSource:
         if self._pipeline is not None:
             self._pipeline.check_output(output)
         elif output.tools:
-            RSDPipeline.check_tools(**_tokenizers(self.spec))
+            RSDPipeline.check_tools(**_named_models(revealed(self.spec)))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PipelineSource:
         return self
@@ -105,12 +127,29 @@ class PipelineSource:
         return find_source, (self.spec,)
 
 
-_sources: weakref.WeakValueDictionary[Hashable, PipelineSource] = weakref.WeakValueDictionary()
-_sources_lock = threading.Lock()
+class _Registry:
+    """The sources that somebody holds, and a lock on them."""
+
+    def __init__(self) -> None:
+        self.sources: weakref.WeakValueDictionary[Hashable, PipelineSource] = weakref.WeakValueDictionary()
+        self.unlock()
+
+    def unlock(self) -> None:
+        """For a forked process, in which the threads that held locks are not."""
+        self.lock = threading.Lock()
+        for source in list(self.sources.values()):
+            source.unlock()
+
+
+_registry = _Registry()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_registry.unlock)
 
 
 def find_source(spec: Spec) -> PipelineSource:
     """The source for these models: the same one as long as anybody holds it and it is not closed.
+
+    With whichever token the models were loaded: who asks later shares them.
 
     Raises:
         ConfigError: it names a live pipeline that this process does not have (any more).
@@ -118,17 +157,19 @@ def find_source(spec: Spec) -> PipelineSource:
     named = spec.get("pipeline")
     if isinstance(named, str) and named.startswith(LIVE):
         return _live_source(named)
-    key = _identity(spec)
-    with _sources_lock:
-        source = _sources.get(key)
+    key = _identity(dict(_named(spec)))
+    with _registry.lock:
+        source = _registry.sources.get(key)
         if source is None or (source.loaded is not None and source.loaded.closed):
-            source = _sources[key] = PipelineSource(spec)
+            source = _registry.sources[key] = PipelineSource(spec)
+        elif source.loaded is None and has_secrets(spec):
+            source.spec = hidden(spec)  # A token that was mended since.
         return source
 
 
 def _live_source(name: str) -> PipelineSource:
-    with _sources_lock:
-        for source in _sources.values():
+    with _registry.lock:
+        for source in _registry.sources.values():
             if source.name == name:
                 return source
     raise ConfigError(
@@ -142,7 +183,7 @@ def is_portable(spec: Spec) -> bool:
     named = spec.get("pipeline")
     if isinstance(named, str) and named.startswith(LIVE):
         return False
-    return all(is_plain(value) for value in spec.values())
+    return all(is_plain(value) for _, value in _named(spec))
 
 
 def label(model: Any) -> str:
@@ -152,13 +193,18 @@ def label(model: Any) -> str:
     return str(model) if is_plain(model) else str(getattr(model, "name_or_path", "") or type(model).__name__)
 
 
+def _named(spec: Spec) -> list[tuple[str, Any]]:
+    """What tells these models from others: secrets do not."""
+    return sorted((without_secrets(spec) or {}).items())
+
+
 def _load(spec: dict[str, Any]) -> RSDPipeline:
     options = {name: value for name, value in spec.items() if name != "pipeline"}
     return RSDPipeline.pocket(**options) if "pipeline" in spec else RSDPipeline.from_pretrained(**options)
 
 
-def _tokenizers(spec: Spec) -> dict[str, Any]:
-    """What draft's and target's tokenizers come from."""
+def _named_models(spec: Spec) -> dict[str, Any]:
+    """Where draft's and target's configs and tokenizers come from."""
     if "pipeline" in spec:
         from rsd_integrations.pocket import pocket_paths
 

@@ -136,6 +136,11 @@ def _part_text(part: Any) -> str:
         return part
     if isinstance(part, Mapping) and isinstance(part.get("text"), str):
         return str(part["text"])
+    if isinstance(part, Mapping) and part.get("type") == "text":
+        raise PromptError(
+            f"a message has a text part whose text is {part.get('text')!r:.200}.",
+            hint="Give a string there, or leave the part out.",
+        )
     kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
     raise PromptError(
         f"a message has a part of type {kind!r}, which is not text.",

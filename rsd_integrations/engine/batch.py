@@ -94,8 +94,8 @@ class BatchEngine:
 
     @property
     def closed(self) -> bool:
-        """Whether it takes no more requests."""
-        return self._closed
+        """Whether it takes no more requests: after a fork the child has no thread that would do them."""
+        return self._closed or not self._thread.is_alive()
 
     def close(self) -> None:
         """Fail what is queued or running, end the thread, give the models' memory back."""

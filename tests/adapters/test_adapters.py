@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import os
 import pickle
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,13 @@ import torch
 from rsd_integrations.adapters import sources
 from rsd_integrations.adapters.calls import PER_CALL, call_settings
 from rsd_integrations.adapters.chat import check_chat, merge_turns
-from rsd_integrations.adapters.settings import RSDSettings, check_known
+from rsd_integrations.adapters.checks import check_known, check_on_step
+from rsd_integrations.adapters.settings import RSDSettings
 from rsd_integrations.adapters.sources import PipelineSource, find_source, label
 from rsd_integrations.adapters.steps import notify, step_event, summarise
 from rsd_integrations.config import RSDConfig
 from rsd_integrations.errors import ConfigError, PromptError
+from rsd_integrations.output import Output
 from rsd_integrations.testing import scripted_pipeline
 from rsd_integrations.types import Step
 
@@ -197,3 +201,120 @@ import rsd_integrations.{adapter}
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert f"{missing!r} is not installed. Run: pip install 'rsd-integrations[{extra}]'." in done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.parametrize("held", ["nothing", "the source's lock", "the registry's lock"])
+def test_after_a_fork_new_objects_work(held: str) -> None:
+    """The parent's pipeline has no thread in the child, and locks may have been held by threads."""
+    script = f"""
+import os
+from rsd_integrations.adapters import sources
+from rsd_integrations.errors import EngineClosedError
+from rsd_integrations.testing import scripted_pipeline
+
+sources._load = lambda spec: scripted_pipeline(["fine"])
+spec = {{"draft": "d", "target": "t", "prm": "p"}}
+source = sources.find_source(spec)
+assert source.get().generate("x").text == "fine"
+unloaded = sources.find_source({{**spec, "draft": "other"}})
+{{"nothing": lambda: None, "the source's lock": unloaded._lock.acquire,
+  "the registry's lock": sources._registry.lock.acquire}}[{held!r}]()
+if child := os.fork():
+    os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+try:
+    assert source.get().closed
+    try:
+        source.get().generate("x")
+    except EngineClosedError as error:
+        assert "forked" in str(error), error
+    assert sources.find_source(spec) is not source
+    assert sources.find_source(spec).get().generate("x").text == "fine"
+    assert unloaded.get().generate("x").text == "fine"
+    os._exit(0)
+finally:
+    os._exit(1)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+class Awaited:
+    async def __call__(self, step: Step) -> None:
+        """Never reached."""
+
+    async def method(self, step: Step) -> None:
+        """Nor this."""
+
+    def plain(self, step: Step) -> None:
+        """This is."""
+
+
+@pytest.mark.parametrize(
+    "wrong", [Awaited(), Awaited().method, partial(Awaited().method), partial(Awaited())]
+)
+def test_on_step_is_nothing_to_await(wrong: Any) -> None:
+    with pytest.raises(ConfigError, match="on_step must be a plain function"):
+        check_on_step(wrong)
+    with pytest.raises(ValueError, match="on_step must be a plain function"):
+        RSDSettings(pipeline="pocket", on_step=wrong)
+    assert check_on_step(Awaited().plain)
+
+
+@pytest.mark.parametrize("wrong", ["5", (3, 5), True, 0, -1, float("nan"), [1]])
+def test_a_timeout_that_is_none(wrong: Any) -> None:
+    with scripted_pipeline(["x"]) as pipe:
+        with pytest.raises(ConfigError, match=r"timeout=.* is no time"):
+            pipe.generate("x", timeout=wrong)
+        with pytest.raises(ConfigError, match=r"timeout=.* is no time"):
+            call_settings(RSDSettings(pipeline=pipe), {"timeout": wrong})
+        assert pipe.generate("x", timeout=60).text == "x"
+
+
+@pytest.mark.parametrize("wrong", [5, "tools", {"type": "function"}])
+def test_tools_that_are_no_list(wrong: Any) -> None:
+    with pytest.raises(ConfigError, match=r"tools=.* is no list of tools"):
+        Output.of(tools=wrong)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"draft_candidates": 4}, "draft_candidates=4 are all the same at temperature 0"),
+        ({"draft_candidates": 9, "temperature": 1.0}, "do not fit max_batch_size=8"),
+        ({"prm_format": "nope"}, "there is no PRM format 'nope'. Use 'auto', one of 'judge'"),
+        ({"prm_format": 3}, "there is no PRM format 3"),
+        ({"dtype": "float17"}, "dtype='float17' is no dtype"),
+        ({"dtype": 16}, "dtype=16 is no dtype"),
+        ({"target_kwargs": {"dtype": "half-ish"}}, "target_kwargs: dtype='half-ish' is no dtype"),
+    ],
+)
+def test_what_cannot_work_is_refused_at_construction(fields: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RSDSettings(draft="d", target="t", prm="p", **fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"draft_candidates": 4, "temperature": 1.0},
+        {"draft_candidates": 9, "temperature": 1.0, "max_batch_size": 9},
+        {"draft_candidates": 9, "temperature": 1.0, "threshold": 2.0},
+        {"prm_format": "trl"},
+        {"prm_format": lambda tokenizer, options: None},
+        {"dtype": torch.bfloat16},
+        {"dtype": "bfloat16", "draft_kwargs": {"dtype": "float8_e4m3fn"}},
+    ],
+)
+def test_what_may_work_is_not_refused(fields: Any) -> None:
+    assert RSDSettings(draft="d", target="t", prm="p", **fields).draft == "d"
+
+
+def test_a_live_pipelines_rows_are_known() -> None:
+    with (
+        scripted_pipeline(["x"], max_batch_size=2) as pipe,
+        pytest.raises(ValueError, match="do not fit max_batch_size=2"),
+    ):
+        RSDSettings(pipeline=pipe, draft_candidates=3, temperature=1.0)

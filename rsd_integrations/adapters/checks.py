@@ -1,0 +1,88 @@
+"""What is refused by name, before anything is loaded or asked."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+from rsd_integrations.errors import ConfigError
+from rsd_integrations.prm import PRMFormat, prm_format_names
+
+__all__ = ["check_dtype", "check_known", "check_on_step", "check_prm_format"]
+
+_DTYPES = ("auto", "float16", "bfloat16", "float32", "float64", "half", "float", "double")
+
+
+def check_known(given: Iterable[str], known: Iterable[str], *, fixed: Iterable[str] = ()) -> None:
+    """Refuse what nobody would read.
+
+    Raises:
+        ConfigError: a name is not among the known ones.
+    """
+    known = tuple(known)
+    for name in given:
+        if name in known:
+            continue
+        if name in fixed:
+            raise ConfigError(
+                f"{name!r} is fixed for the object and cannot be given per call.",
+                hint="Make another object; those that name the same models share them.",
+            )
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"Did you mean {near[0]!r}?" if near else f"Known are: {', '.join(known)}."
+        raise ConfigError(f"unknown parameter {name!r}.", hint=hint)
+
+
+def check_on_step(value: Callable[..., Any] | None) -> Callable[..., Any] | None:
+    """Refuse what would have to be awaited: nobody does.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    if value is not None and (not callable(value) or _is_async(value)):
+        raise ConfigError(
+            f"on_step must be a plain function that takes a Step, not {value!r}.",
+            hint="Schedule a task in it if it has to await something.",
+        )
+    return value
+
+
+def check_dtype(dtype: Any, where: str) -> None:
+    """Refuse what no model has its weights in, without torch.
+
+    Args:
+        where: whose it is, for the message.
+
+    Raises:
+        ConfigError: it is neither "auto" nor a floating-point dtype of torch or its name.
+    """
+    named = isinstance(dtype, str) and (dtype in _DTYPES or dtype.startswith("float8_"))
+    if not named and (type(dtype).__module__, type(dtype).__name__) != ("torch", "dtype"):
+        raise ConfigError(
+            f"{where}dtype={dtype!r} is no dtype.", hint='Use "auto", "float32", "bfloat16" or "float16".'
+        )
+
+
+def check_prm_format(form: Any) -> None:
+    """Refuse a format that is not registered. Of a callable nothing is known before it is called.
+
+    Raises:
+        ConfigError: there is no such format.
+    """
+    known = prm_format_names()
+    if form in ("auto", *known) if isinstance(form, str) else isinstance(form, PRMFormat) or callable(form):
+        return
+    raise ConfigError(
+        f"there is no PRM format {form!r}.",
+        hint=f"Use 'auto', one of {', '.join(map(repr, known))}, or a PRMFormat; register your own first.",
+    )
+
+
+def _is_async(function: Any) -> bool:
+    """Whether calling it gives a coroutine; objects whose class says so count too."""
+    while isinstance(function, partial):
+        function = function.func
+    return any(map(inspect.iscoroutinefunction, (function, type(function).__call__)))

@@ -1,0 +1,42 @@
+"""Lengths of chats and of parts of chats, which no template may be willing to render."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from rsd_integrations.errors import PromptError
+from rsd_integrations.output import Output
+from rsd_integrations.pipeline import RSDPipeline
+from rsd_integrations.protocols import FREE
+from rsd_integrations.types import Message
+
+__all__ = ["count_tokens"]
+
+_ASKED: Message = {"role": "user", "content": "x"}
+_SAID: Message = {"role": "assistant", "content": "x"}
+
+
+def count_tokens(pipe: RSDPipeline, turns: Sequence[Message], output: Output = FREE) -> int:
+    """Length of a chat in the target's tokens, its chat template and tools included; 0 of none.
+
+    A part of a chat that the template refuses (an answer first, tools without a call) is counted as its texts
+    and the frame that the template puts around turns it takes.
+
+    Raises:
+        EngineClosedError: the pipeline was closed.
+    """
+    if not turns:
+        return 0
+    try:
+        return pipe.count_tokens(list(turns), output)
+    except PromptError:
+        one, three = pipe.count_tokens([_ASKED], output), pipe.count_tokens([_ASKED, _SAID, _ASKED], output)
+        text = len(pipe.token_ids("x"))
+        frame = (three - one) // 2 - text
+        return one - text - frame + sum(frame + len(pipe.token_ids(_text(turn))) for turn in turns)
+
+
+def _text(turn: Message) -> str:
+    calls = turn.get("tool_calls")
+    return str(turn.get("content") or "") + (json.dumps(calls, default=str) if calls else "")
