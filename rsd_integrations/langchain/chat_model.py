@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from contextlib import aclosing
 from typing import Any, cast
 from uuid import UUID
 
@@ -21,15 +20,16 @@ from langchain_core.language_models.model_profile import ModelProfile
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult, LLMResult
 from langchain_core.runnables import Runnable, RunnableConfig
-from langchain_core.runnables.config import ContextThreadPoolExecutor
+from langchain_core.runnables.config import get_executor_for_config
 from pydantic import ConfigDict, PrivateAttr, model_validator
 
 from rsd_integrations.adapters.calls import CallSettings
+from rsd_integrations.adapters.counting import count_tokens
 from rsd_integrations.adapters.running import aevents, events
-from rsd_integrations.adapters.settings import RSDSettings
-from rsd_integrations.langchain.messages import to_chat, to_chunk, to_result
+from rsd_integrations.adapters.secrets import without_secrets
+from rsd_integrations.adapters.settings import OPTIONS, RSDSettings
+from rsd_integrations.langchain.messages import to_chat, to_chunk, to_result, to_turns
 from rsd_integrations.langchain.params import (
-    BATCH_THREADS,
     cache_key,
     call_of,
     identifying_params,
@@ -71,7 +71,8 @@ class ChatRSD(BaseChatModel, RSDSettings):
         self._add_version("rsd-integrations", __version__)
         return self
 
-    # The two hooks of every chat model, and their async twins: folds over the engine's events.
+    # The two hooks of every chat model, and their async twins: folds over the engine's events. None closes
+    # what it reads: a loop that ends closes all generators at once, and complains of one closing another.
 
     def _generate(
         self,
@@ -95,9 +96,8 @@ class ChatRSD(BaseChatModel, RSDSettings):
     ) -> ChatResult:
         call = call_of(self, stop, kwargs)
         generation = None
-        async with aclosing(await self._aevents(messages, call, run_manager)) as happening:
-            async for event in happening:
-                generation = event.generation
+        async for event in await self._aevents(messages, call, run_manager):
+            generation = event.generation
         return to_result(cast(Generation, generation), call.model)
 
     def _stream(
@@ -120,10 +120,9 @@ class ChatRSD(BaseChatModel, RSDSettings):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         call = call_of(self, stop, kwargs)
-        async with aclosing(await self._aevents(messages, call, run_manager)) as happening:
-            async for event in happening:
-                if chunk := to_chunk(event, call.model):
-                    yield chunk
+        async for event in await self._aevents(messages, call, run_manager):
+            if chunk := to_chunk(event, call.model):
+                yield chunk
 
     def _events(
         self, messages: list[BaseMessage], call: CallSettings, run: BaseRunManager | None
@@ -188,16 +187,13 @@ class ChatRSD(BaseChatModel, RSDSettings):
     ) -> AsyncIterator[AIMessageChunk]:
         """Committed text, step by step."""
         config, run = announced(self, config, AsyncCallbackManager)
-        chunks = cast(
-            AsyncGenerator[AIMessageChunk, None], super().astream(input, config, stop=stop, **kwargs)
-        )
-        async with aclosing(chunks):
-            with running(run):
-                first = await anext(chunks, None)
-            if first is not None:
-                yield first
-            async for chunk in chunks:
-                yield chunk
+        chunks = super().astream(input, config, stop=stop, **kwargs)
+        with running(run):
+            first = await anext(chunks, None)
+        if first is not None:
+            yield first
+        async for chunk in chunks:
+            yield chunk
 
     def generate(
         self,
@@ -216,7 +212,7 @@ class ChatRSD(BaseChatModel, RSDSettings):
         def ask(chat: list[BaseMessage], run_id: UUID | None) -> LLMResult:
             return one([chat], stop=stop, callbacks=callbacks, run_id=run_id, **kwargs)
 
-        with ContextThreadPoolExecutor(min(len(messages), BATCH_THREADS)) as pool:
+        with get_executor_for_config(with_threads(None, len(messages))) as pool:
             results = list(pool.map(ask, messages, ids))
         return LLMResult(
             generations=[result.generations[0] for result in results],
@@ -312,9 +308,12 @@ class ChatRSD(BaseChatModel, RSDSettings):
     def get_num_tokens_from_messages(
         self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
     ) -> int:
-        """Length of a chat in the target's tokens, its chat template and tools included."""
-        output = Output.of(**binding(tools or []))
-        return self.load().count_tokens(to_chat(messages), output)
+        """Length of a chat in the target's tokens, its chat template and tools included.
+
+        Parts of a chat, as ``trim_messages`` asks for, are counted too: what no template would render, by
+        the frame that it puts around turns.
+        """
+        return count_tokens(self.load(), to_turns(messages), Output.of(**binding(tools or [])))
 
     # What LangChain wants to know of a model.
 
@@ -337,12 +336,17 @@ class ChatRSD(BaseChatModel, RSDSettings):
         return self._guessed
 
     def _loaded(self) -> None:
-        # Now the window is known; a profile of the user's own stays.
+        # Now all of it is known; a profile of the user's own stays.
         if self._guessed is not None and self.profile == self._guessed:
             self.profile = profile_of(self)
         self._guessed = None
 
     @classmethod
     def is_lc_serializable(cls) -> bool:
-        """Yes: ``load(dumpd(llm), allowed_objects=[ChatRSD], ...)``."""
+        """Yes: ``load(dumpd(llm), allowed_objects=[ChatRSD], ...)``; secrets have to be given anew."""
         return True
+
+    @property
+    def lc_attributes(self) -> dict[str, Any]:
+        """What is saved (and traced) otherwise than it is kept."""
+        return {name: without_secrets(getattr(self, name)) for name in OPTIONS if getattr(self, name)}

@@ -12,6 +12,7 @@ from langchain_core.messages import (
     ChatMessage,
     FunctionMessage,
     HumanMessage,
+    InvalidToolCall,
     SystemMessage,
     ToolMessage,
 )
@@ -24,7 +25,7 @@ from rsd_integrations.errors import PromptError
 from rsd_integrations.langchain.tools import as_chunks, as_messages
 from rsd_integrations.types import Generation, Message, StepEvent
 
-__all__ = ["to_chat", "to_chunk", "to_result"]
+__all__ = ["to_chat", "to_chunk", "to_result", "to_turns"]
 
 _UNSPOKEN = frozenset(
     {
@@ -51,10 +52,19 @@ def to_chat(messages: Sequence[BaseMessage]) -> list[Message]:
     Raises:
         PromptError: a message is of an unknown kind, has parts that are not text, or all are empty.
     """
-    chat = merge_turns([_turn(message) for message in messages])
+    chat = to_turns(messages)
     if chat:
         check_chat(chat)
     return chat
+
+
+def to_turns(messages: Sequence[BaseMessage]) -> list[Message]:
+    """The same of any part of a chat, empty ones too.
+
+    Raises:
+        PromptError: a message is of an unknown kind, or has parts that are not text.
+    """
+    return merge_turns([_turn(message) for message in messages])
 
 
 def to_result(generation: Generation, model: str) -> ChatResult:
@@ -141,7 +151,9 @@ def _function(message: FunctionMessage) -> Message:
 
 
 def _assistant(message: AIMessage) -> Message:
-    turn: Message = {"role": "assistant", "content": _text(message, unspoken=_UNSPOKEN)}
+    # Calls that were none were written as text: the model sees what it is asked to mend.
+    words = [_text(message, unspoken=_UNSPOKEN), *map(_written, message.invalid_tool_calls)]
+    turn: Message = {"role": "assistant", "content": "\n".join(filter(None, words))}
     if thought := message.additional_kwargs.get("reasoning_content") or _thoughts(message):
         turn["reasoning_content"] = thought
     if message.tool_calls:
@@ -155,6 +167,12 @@ def _assistant(message: AIMessage) -> Message:
             for call in message.tool_calls
         ]
     return turn
+
+
+def _written(call: InvalidToolCall) -> str:
+    """A call that could not be read. Its markup may be gone: what is left is told as most models write it."""
+    name, arguments = call.get("name"), call.get("args") or ""
+    return f'{{"name": "{name}", "arguments": {arguments}}}' if name and name not in arguments else arguments
 
 
 def _thoughts(message: AIMessage) -> str:
@@ -173,13 +191,22 @@ def _part(part: Any, message: BaseMessage, unspoken: frozenset[str]) -> str:
     if isinstance(part, str):
         return part
     kind = part.get("type")
-    if kind in ("text", "text-plain") and isinstance(part.get("text"), str):
-        return str(part["text"])
+    if kind in ("text", "text-plain"):
+        return _string(part.get("text"), message)
     if kind in unspoken:
         return ""
     raise PromptError(
         f"a {message.type} message has a part of type {kind!r}, which is not text.",
         hint="RSD is for text models: remove images, audio and files.",
+    )
+
+
+def _string(text: Any, message: BaseMessage) -> str:
+    if isinstance(text, str):
+        return text
+    raise PromptError(
+        f"a {message.type} message has a text part whose text is {text!r:.200}.",
+        hint="Give a string there, or leave the part out.",
     )
 
 

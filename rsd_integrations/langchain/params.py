@@ -14,7 +14,6 @@ from rsd_integrations.adapters.settings import RSDSettings
 from rsd_integrations.config import RSDConfig
 
 __all__ = [
-    "BATCH_THREADS",
     "cache_key",
     "call_of",
     "identifying_params",
@@ -73,8 +72,9 @@ def langsmith_params(
     )
     if max_tokens := kwargs.get("max_tokens", settings.max_tokens):
         params["ls_max_tokens"] = max_tokens
-    if stops := list(settings.stop if stop is None else stop):
-        params["ls_stop"] = stops
+    # As the call will read it: a lone string is one entry.
+    if stops := settings.stop if stop is None else RSDConfig.model_validate({"stop": stop}).stop:
+        params["ls_stop"] = list(stops)
     return params
 
 
@@ -91,7 +91,7 @@ def profile_of(settings: RSDSettings) -> ModelProfile:
     tools = pipe is None or settings.source.takes_tools
     return ModelProfile(
         max_input_tokens=settings.window - 1,
-        max_output_tokens=settings.max_tokens or settings.window - 1,
+        max_output_tokens=min(settings.max_tokens or settings.window, settings.window - 1),
         text_inputs=True,
         text_outputs=True,
         image_inputs=False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -29,6 +29,9 @@ from rsd_integrations.types import InvalidToolCall, ToolCall
 
 __all__ = ["METHODS", "as_chunks", "as_messages", "binding", "structured"]
 
+_UNTITLED = "answer"
+"""What a schema without a title is called."""
+
 METHODS = ("json_schema", "function_calling", "json_mode")
 
 
@@ -48,6 +51,9 @@ def binding(
     Raises:
         ConfigError: one of them is no tool.
     """
+    # A tool of LangChain's can be iterated over too, but to no use.
+    if isinstance(tools, str | Mapping) or not isinstance(tools, Collection):
+        raise ConfigError(f"tools={tools!r:.200} is no list of tools.", hint="Write bind_tools([tool, ...]).")
     try:
         converted = [convert_to_openai_tool(tool, strict=strict) for tool in tools]
     except Exception as error:  # Of many kinds: what is not a tool fails anywhere in the conversion.
@@ -83,7 +89,8 @@ def structured(
         raise ConfigError(f"method={method!r} needs a schema.", hint='Give one, or use method="json_mode".')
     if schema is not None and method == "json_mode" and strict:
         raise ConfigError("json_mode cannot be strict: it holds no schema.", hint='Use method="json_schema".')
-    tool = None if schema is None else binding([schema], strict=strict)["tools"][0]
+    schema = _titled(schema, method)
+    tool = None if schema is None else _as_tool(schema, strict)
     told = {"kwargs": {"method": method, "strict": strict}, "schema": tool or {}}
     parser: Runnable[Any, Any]
     if method == "function_calling":
@@ -100,7 +107,7 @@ def structured(
     else:
         bound = model.bind(response_format=_format(schema, method, strict), ls_structured_output_format=told)
         parser = PydanticOutputParser(pydantic_object=schema) if _is_pydantic(schema) else JsonOutputParser()
-    parser = RunnableLambda(_whole) | parser
+    parser = RunnableLambda(_called if method == "function_calling" else _whole) | parser
     if not include_raw:
         return bound | parser
     parsed = RunnablePassthrough.assign(
@@ -140,8 +147,27 @@ def _format(schema: Any, method: str, strict: bool | None) -> dict[str, Any]:
     if method == "json_mode":
         return {"type": "json_object"}
     plain = convert_to_json_schema(schema)
-    named = {"name": plain.get("title", "answer"), "schema": plain, "strict": bool(strict)}
+    named = {"name": plain.get("title", _UNTITLED), "schema": plain, "strict": bool(strict)}
     return {"type": "json_schema", "json_schema": named}
+
+
+def _titled(schema: Any, method: str) -> Any:
+    """A JSON schema with a title, which LangChain asks of one even where it names no tool."""
+    named = not isinstance(schema, Mapping) or schema.keys() & {"title", "name", "function"}
+    return schema if named or method == "function_calling" else {"title": _UNTITLED, **schema}
+
+
+def _as_tool(schema: Any, strict: bool | None) -> dict[str, Any]:
+    try:
+        return convert_to_openai_tool(schema, strict=strict)
+    except Exception as error:  # Of many kinds, as of tools.
+        unnamed = isinstance(schema, Mapping) and not schema.keys() & {"title", "name", "function"}
+        raise ConfigError(
+            f"schema={schema!r:.200} cannot be made into a schema: {error}",
+            hint='Add a "title", which names the tool, or use method="json_schema".'
+            if unnamed
+            else "Give a Pydantic model, a TypedDict, or a JSON schema with a title.",
+        ) from error
 
 
 def _tool_parser(schema: Any, name: str) -> Runnable[Any, Any]:
@@ -155,11 +181,36 @@ def _is_pydantic(schema: Any) -> bool:
 
 
 def _whole(message: AIMessage) -> AIMessage:
-    """The message, unless it is cut off: LangChain's parsers would mend it silently."""
+    """The message, unless its document is cut off: LangChain's parsers would mend it silently."""
+    _check_length(message)
+    try:
+        json.loads(message.text)
+    except ValueError as error:
+        raise OutputParserException(
+            f"the answer is no whole JSON document ({error}): {message.text[-200:]!r}. "
+            "Where a stop string ended it, leave that out.",
+            llm_output=message.text,
+        ) from error
+    return message
+
+
+def _called(message: AIMessage) -> AIMessage:
+    """The message, unless its call is cut off: LangChain's parsers would give None."""
+    _check_length(message)
+    if not message.tool_calls:
+        written = "".join(call["args"] or "" for call in message.invalid_tool_calls) or message.text
+        raise OutputParserException(
+            f"the answer holds no whole call: {written[-200:]!r}. "
+            "Where a stop string ended it, leave that out.",
+            llm_output=written,
+        )
+    return message
+
+
+def _check_length(message: AIMessage) -> None:
     if message.response_metadata.get("finish_reason") == "length":
         raise OutputParserException(
             f"the answer was cut off at a limit of tokens or steps: {message.text[-200:]!r}. "
             "Raise max_tokens or max_steps, or bound the lengths in the schema.",
             llm_output=message.text,
         )
-    return message

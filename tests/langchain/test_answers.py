@@ -7,7 +7,9 @@ from operator import add
 from typing import Any
 
 import pytest
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessageChunk
+from pydantic import ValidationError
 
 from rsd_integrations.langchain import ChatRSD
 from rsd_integrations.segment import ReasoningTags
@@ -152,3 +154,20 @@ def test_model_names_what_traces_show(llm: Any) -> None:
         "ls_max_tokens": 3,
         "ls_stop": ["x"],
     }
+
+
+def test_a_lone_stop_string_is_one_everywhere(llm: Any) -> None:
+    started: list[Any] = []
+
+    class Handler(BaseCallbackHandler):
+        def on_chat_model_start(self, *args: Any, metadata: Any = None, **kwargs: Any) -> None:
+            started.append(metadata)
+
+    answer = llm.invoke(QUESTION, {"callbacks": [Handler()]}, stop="TWO")
+    assert answer.content == "one\n\n"
+    assert started[0]["ls_stop"] == ["TWO"]
+    for wrong in (5, [None], [""]):
+        with pytest.raises(ValidationError, match="stop"):
+            llm.invoke(QUESTION, stop=wrong)
+        with pytest.raises(ValidationError, match="stop"):
+            list(llm.stream(QUESTION, stop=wrong))

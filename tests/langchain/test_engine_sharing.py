@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -133,6 +135,44 @@ async def test_leaving_a_stream_frees_the_engine() -> None:
             if event["event"] == "on_chat_model_stream":
                 break
         await asyncio.to_thread(wait_for, lambda: idle(pipe))
+
+
+@pytest.mark.parametrize("chain", ["llm", "llm | StrOutputParser()", "node | llm | StrOutputParser()"])
+@pytest.mark.parametrize("leave", ["break", "return", "held.append(stream); return"])
+def test_leaving_a_stream_as_the_loop_ends_is_silent(chain: str, leave: str) -> None:
+    """The loop then closes all generators at once: those of LangChain, and those of ours."""
+    script = f"""
+import asyncio, time
+from langchain_core.callbacks import AsyncCallbackHandler
+from langchain_core.output_parsers import StrOutputParser
+from langchain_core.runnables import RunnableLambda
+from rsd_integrations.langchain import ChatRSD
+from rsd_integrations.testing import scripted_pipeline
+
+class Slow(AsyncCallbackHandler):
+    async def on_llm_error(self, *args, **kwargs):
+        await asyncio.sleep(0.01)
+    async def on_chain_error(self, *args, **kwargs):
+        await asyncio.sleep(0.01)
+
+pipe = scripted_pipeline(lambda *_: "again\\n\\n", delay=0.002)
+llm, node, held = ChatRSD.from_pipeline(pipe, max_steps=10**6), RunnableLambda(lambda text: text), []
+
+async def main():
+    stream = ({chain}).astream("x", {{"callbacks": [Slow()]}})
+    async for chunk in stream:
+        {leave}
+
+asyncio.run(main())
+end = time.monotonic() + {PATIENCE}
+while pipe.backend.draft.open_sessions and time.monotonic() < end:
+    time.sleep(0.005)
+print(pipe.backend.draft.open_sessions)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.stderr, done.stdout.strip()) == ("", "0")
 
 
 async def test_async_calls_start_no_threads(llm: Any) -> None:

@@ -102,6 +102,31 @@ CALL = {"name": "add", "args": {"a": 1, "b": [2]}, "id": "call-1", "type": "tool
             [{"role": "assistant", "content": "ok", "reasoning_content": "hm"}],
         ),
         (
+            [
+                AIMessage(
+                    "Let me see.",
+                    invalid_tool_calls=[
+                        {"name": "f", "args": "{bad", "id": "1", "error": "e", "type": "invalid_tool_call"},
+                        {
+                            "name": "f",
+                            "args": '<tool_call>{"name": "f"',
+                            "id": "2",
+                            "error": "e",
+                            "type": "invalid_tool_call",
+                        },
+                    ],
+                ),
+                ToolMessage("Error: mend the arguments.", tool_call_id="1"),
+            ],
+            [
+                {
+                    "role": "assistant",
+                    "content": 'Let me see.\n{"name": "f", "arguments": {bad}\n<tool_call>{"name": "f"',
+                },
+                {"role": "tool", "content": "Error: mend the arguments.", "tool_call_id": "1"},
+            ],
+        ),
+        (
             [AIMessage([{"type": "reasoning", "reasoning": "hm"}, {"type": "text", "text": "ok"}])],
             [{"role": "assistant", "content": "ok", "reasoning_content": "hm"}],
         ),
@@ -175,3 +200,34 @@ def test_the_prompt_is_not_echoed(mode: str) -> None:
     with scripted_pipeline(script) as pipe:
         assert MODES[mode](ChatRSD.from_pipeline(pipe), []) == "answer"
     assert seen[0][-1] == {"role": "user", "content": QUESTION}
+
+
+@pytest.mark.parametrize("kind", [HumanMessage, AIMessage])
+def test_a_text_part_without_text_is_called_that(kind: Any) -> None:
+    with pytest.raises(PromptError, match=r"text part whose text is None\. Give a string"):
+        to_chat([kind([{"type": "text", "text": None}])])
+
+
+def test_a_models_own_invalid_calls_come_back_to_it() -> None:
+    """In streams and whole answers alike, whatever else is lost of their markup."""
+    seen: list[Any] = []
+
+    def script(prompt: Any, index: int, text: str) -> str | None:
+        if index == 0:
+            seen.append(prompt)
+        return '<tool_call>\n{"name": "add", "arguments": {oops}\n</tool_call>' if index == 0 else None
+
+    def add(a: int) -> int:
+        """Add."""
+        return a
+
+    with scripted_pipeline(script) as pipe:
+        llm = ChatRSD.from_pipeline(pipe).bind_tools([add])
+        whole = llm.invoke("x")
+        chunks = list(llm.stream("x"))
+        streamed = chunks[0]
+        for chunk in chunks[1:]:
+            streamed += chunk
+        for answer in (whole, streamed):
+            llm.invoke([HumanMessage("x"), answer, HumanMessage("Again.")])
+            assert "oops" in seen[-1][1]["content"] and "add" in seen[-1][1]["content"]

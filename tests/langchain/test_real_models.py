@@ -72,7 +72,7 @@ def test_every_mode_gives_the_pipelines_answer(tiny: Any, mode: str) -> None:
 def test_folders_are_loaded_when_needed(folders: Any) -> None:
     llm = ChatRSD(**folders, device="cpu", **LIMITS)
     assert llm.profile is not None
-    assert llm.profile["max_input_tokens"] == 4095
+    assert llm.profile["max_input_tokens"] == 511
     message = llm.invoke(QUESTION)
     assert message.response_metadata["model_name"] == folders["target"]
     assert llm.profile["max_input_tokens"] == 511

@@ -193,3 +193,40 @@ def test_the_run_is_told_of_the_schema(pocket: ChatRSD) -> None:
     told = events[0]["options"]["ls_structured_output_format"]
     assert told["kwargs"]["method"] == "json_schema"
     assert told["schema"]["title"] == "answer"
+
+
+@pytest.mark.parametrize("include_raw", [False, True])
+@METHODS
+def test_what_a_stop_string_cuts_is_an_error_not_half_an_answer(
+    method: str, include_raw: bool, pocket: ChatRSD, tiny: RSDPipeline
+) -> None:
+    model = model_for(method, pocket, tiny).with_structured_output(
+        SCHEMA, method=method, include_raw=include_raw
+    )
+    if include_raw:
+        cut = model.invoke(QUESTION, stop=[":"], seed=1)
+        assert cut["parsed"] is None and "stop string" in str(cut["parsing_error"])
+        return
+    with pytest.raises(OutputParserException, match=r"no whole .*stop string"):
+        model.invoke(QUESTION, stop=[":"], seed=1)
+    assert model.invoke(QUESTION, stop=["never written"], seed=1).keys() == {"unit", "sure"}
+
+
+def test_a_forced_call_that_is_not_made_is_an_error() -> None:
+    with scripted_pipeline(["I would rather not."]) as pipe:
+        model = ChatRSD.from_pipeline(pipe).with_structured_output(SCHEMA, method="function_calling")
+        with pytest.raises(OutputParserException, match="no whole call: 'I would rather not"):
+            model.invoke(QUESTION)
+
+
+def test_a_json_schema_needs_no_title(pocket: ChatRSD) -> None:
+    untitled = {name: part for name, part in SCHEMA.items() if name not in ("title", "description")}
+    assert pocket.with_structured_output(untitled).invoke(QUESTION, seed=1).keys() == {"unit", "sure"}
+    with pytest.raises(ConfigError, match=r'^schema=.*cannot be made into a schema.*(?s:.)*Add a "title"'):
+        pocket.with_structured_output(untitled, method="function_calling")
+
+
+@pytest.mark.parametrize("wrong", [int, 3, "text", list[bool]])
+def test_what_is_no_schema_is_called_that(wrong: Any, pocket: ChatRSD) -> None:
+    with pytest.raises(ConfigError, match=r"^schema=.*(?s:.)*Give a Pydantic model, a TypedDict"):
+        pocket.with_structured_output(wrong)

@@ -282,3 +282,22 @@ async def test_a_react_loop_in_langgraph(llm: ChatRSD) -> None:
     tools = [message for message in done["messages"] if isinstance(message, ToolMessage)]
     assert {message.content for message in tools} == {"5", "found gold"}
     assert done["messages"][-1].content.startswith("The tool says")
+
+
+@pytest.mark.parametrize("wrong", [None, 5, "add", {"name": "f"}, len])
+def test_tools_that_are_no_list(llm: Any, wrong: Any) -> None:
+    with pytest.raises(ConfigError, match=r"tools=.* is no list of tools"):
+        llm.bind_tools(wrong)
+    if wrong is not None:
+        with pytest.raises(ConfigError, match=r"tools=.* is no list of tools"):
+            llm.invoke("x", tools=wrong)
+
+
+def test_a_tool_alone_is_no_list(llm: Any) -> None:
+    @tool
+    def alone(x: int) -> int:
+        """Alone."""
+        return x
+
+    with pytest.raises(ConfigError, match=r"is no list of tools\. Write bind_tools\(\[tool, ...\]\)"):
+        llm.bind_tools(alone)

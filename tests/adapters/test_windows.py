@@ -1,0 +1,103 @@
+"""Windows are known from configs, before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from rsd_integrations.adapters.windows import known_window
+from rsd_integrations.backends.torch.describe import positions, text_config
+from rsd_integrations.langchain import ChatRSD
+from rsd_integrations.llama_index import RSDLLM
+from rsd_integrations.testing import scripted_pipeline
+from tests.tiny_models import causal, token_classifier, tokenizer
+
+LONGROPE = {"rope_type": "longrope", "original_max_position_embeddings": 64}
+
+
+def folder(path: Any, **config: Any) -> str:
+    """A model's folder with nothing but a config."""
+    (path / "config.json").write_text(json.dumps({"model_type": "llama", **config}))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("config", "window"),
+    [
+        ({"max_position_embeddings": 300}, 300),
+        ({"text_config": {"max_position_embeddings": 200}}, 200),
+        ({"max_position_embeddings": 300, "rope_parameters": LONGROPE}, 64),
+        ({"max_position_embeddings": 300, "rope_scaling": {"type": "yarn", "factor": 4}}, 300),
+        (
+            {
+                "max_position_embeddings": 300,
+                "original_max_position_embeddings": 50,
+                "rope_scaling": {"type": "dynamic"},
+            },
+            50,
+        ),
+        ({}, None),
+    ],
+)
+def test_windows_of_folders(tmp_path: Any, config: Any, window: int | None) -> None:
+    assert known_window(folder(tmp_path, **config), None) == window
+    assert known_window(tmp_path.parent, {"subfolder": tmp_path.name}) == window
+
+
+def test_what_is_not_here_is_not_known(tmp_path: Any) -> None:
+    assert known_window("no/such-model", {"cache_dir": str(tmp_path)}) is None
+    assert known_window("not a hub id, nor a folder", None) is None
+    assert known_window(tmp_path, None) is None
+    assert known_window(object(), None) is None
+    (tmp_path / "config.json").write_text("{")
+    assert known_window(tmp_path, None) is None
+
+
+def test_the_hubs_cache_is_looked_into(tmp_path: Any) -> None:
+    commit = "0" * 40
+    cached = tmp_path / "models--org--name"
+    (cached / "snapshots" / commit).mkdir(parents=True)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
+    folder(cached / "snapshots" / commit, max_position_embeddings=77)
+    assert known_window("org/name", {"cache_dir": str(tmp_path)}) == 77
+
+
+@pytest.mark.parametrize("kind", ["Llama", "Qwen2"])
+def test_what_is_read_is_what_the_engine_takes(kind: str, tmp_path: Any) -> None:
+    model = causal(kind, 0, "ascii")
+    model.save_pretrained(tmp_path)
+    taken = positions(text_config(model.config))
+    assert known_window(tmp_path, None) == known_window((model, tokenizer("ascii")), None) == taken
+
+
+def test_adapters_know_it_before_and_after_loading() -> None:
+    models = {
+        "draft": (causal("Llama", 0, "ascii"), tokenizer("ascii")),
+        "target": (causal("Llama", 1, "ascii"), tokenizer("ascii")),
+        "prm": (token_classifier(0, "ascii"), tokenizer("ascii")),
+        "device": "cpu",
+    }
+    chat, llm = ChatRSD(**models), RSDLLM(**models)
+    assert chat.profile is not None
+    before = chat.profile["max_input_tokens"], llm.metadata.context_window
+    with chat:
+        chat.load()
+        assert (chat.profile["max_input_tokens"], llm.metadata.context_window) == before
+        assert before == (511, 512)
+    short = ChatRSD(**models, max_length=100).profile
+    assert short is not None and short["max_input_tokens"] == 99
+
+
+@pytest.mark.parametrize("kind", [ChatRSD, RSDLLM])
+def test_more_tokens_than_the_window_holds_are_refused(kind: Any) -> None:
+    with pytest.raises(ValueError, match=r"max_tokens=1024 leave no room for a prompt in a window of 1024"):
+        kind.pocket(max_tokens=1024)
+    with pytest.raises(ValueError, match="window of 300"):
+        kind.pocket(max_tokens=500, max_length=300)
+    with scripted_pipeline(["x"], window=50) as pipe:
+        with pytest.raises(ValueError, match="window of 50"):
+            kind.from_pipeline(pipe, max_tokens=50)
+        assert kind.from_pipeline(pipe, max_tokens=49).max_tokens == 49
