@@ -11,7 +11,8 @@
     ├── BackendError           a model, a device or a server failed in mid-request
     │   └── DeviceMemoryError  the device ran out of memory
     ├── StreamError            a stream is read where or when it cannot be   (also RuntimeError)
-    └── EngineClosedError      the pipeline was closed                       (also RuntimeError)
+    ├── EngineClosedError      the pipeline was closed                       (also RuntimeError)
+    └── AskedError             a framework's own call failed; ``__cause__`` is one of these
 
 Each carries ``hint``, one sentence that says what to do; ``str(error)`` shows both.
 """
@@ -19,6 +20,7 @@ Each carries ``hint``, one sentence that says what to do; ``str(error)`` shows b
 from __future__ import annotations
 
 __all__ = [
+    "AskedError",
     "BackendError",
     "ConfigError",
     "DeviceMemoryError",
@@ -91,3 +93,10 @@ class StreamError(RSDError, RuntimeError):
 
 class EngineClosedError(RSDError, RuntimeError):
     """The pipeline was closed before or while the request ran."""
+
+
+class AskedError(RSDError):
+    """A call failed that a framework made by itself (a query engine, say): ``__cause__`` says how.
+
+    It is no ValueError on purpose: LlamaIndex takes those for bad answers of a model, and drops them.
+    """

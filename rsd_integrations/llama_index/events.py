@@ -30,6 +30,7 @@ class RSDStepEvent(BaseEvent):
     acceptance_probability: float
     text: str
     rejected_text: str | None
+    candidates: list[dict[str, Any]]
     draft_tokens: int
     target_tokens: int
     scored_tokens: int

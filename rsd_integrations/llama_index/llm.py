@@ -31,6 +31,7 @@ from rsd_integrations.adapters.running import aevents, events
 from rsd_integrations.adapters.settings import LOADING, MODELS, RSDSettings
 from rsd_integrations.adapters.sources import is_plain
 from rsd_integrations.errors import ConfigError, PromptError
+from rsd_integrations.llama_index.asked import AskedByEngines, is_asking, seen
 from rsd_integrations.llama_index.messages import REACT_STOP, Answer, is_react, to_chat
 from rsd_integrations.llama_index.streams import alast, last, told_astream, told_stream
 from rsd_integrations.llama_index.structured import StructuredPrediction
@@ -43,7 +44,7 @@ __all__ = ["RSDLLM"]
 Response = TypeVar("Response", ChatResponse, CompletionResponse)
 
 
-class RSDLLM(StructuredPrediction, FunctionCallingLLM, CustomLLM, RSDSettings):
+class RSDLLM(StructuredPrediction, AskedByEngines, FunctionCallingLLM, CustomLLM, RSDSettings):
     """Draft, PRM and target as one LLM.
 
     Every field of ``RSDConfig`` is a field here, and can be given per call. Objects that name the same
@@ -87,11 +88,13 @@ class RSDLLM(StructuredPrediction, FunctionCallingLLM, CustomLLM, RSDSettings):
     @property
     def metadata(self) -> LLMMetadata:
         """What LlamaIndex wants to know. Before the first call it may load the tokenizers."""
+        # First of all: it brings configs of the hub here, which the window is read from.
+        takes_tools, window = self.source.takes_tools, self.window
         return LLMMetadata(
-            context_window=self.window,
-            num_output=self.max_tokens or self.window // 4,
+            context_window=window,
+            num_output=min(self.max_tokens or window // 4, window - 1),
             is_chat_model=True,
-            is_function_calling_model=self.source.takes_tools,
+            is_function_calling_model=takes_tools,
             model_name=self.model or self.model_names["target"],
         )
 
@@ -162,16 +165,19 @@ class RSDLLM(StructuredPrediction, FunctionCallingLLM, CustomLLM, RSDSettings):
         kwargs: dict[str, Any],
         shown: Callable[[Answer], Response],
     ) -> Generator[Response, None, None]:
-        chat, call = self._request(messages, kwargs)
+        asked = is_asking()
+        with seen(asked):
+            chat, call = self._request(messages, kwargs)
         answer, context = Answer(call.model), copy_context()
 
         def states() -> Generator[Response, None, None]:
-            pipe = self.load()
-            spans = StepSpans(call.over(pipe), context, to_workflow=self.steps_to_workflow)
-            with closing(events(pipe, chat, spans)) as happening:
-                for event in happening:
-                    if answer.take(event):
-                        yield shown(answer)
+            with seen(asked):
+                pipe = self.load()
+                spans = StepSpans(call.over(pipe), context, to_workflow=self.steps_to_workflow)
+                with closing(events(pipe, chat, spans)) as happening:
+                    for event in happening:
+                        if answer.take(event):
+                            yield shown(answer)
 
         return states()
 
@@ -181,16 +187,19 @@ class RSDLLM(StructuredPrediction, FunctionCallingLLM, CustomLLM, RSDSettings):
         kwargs: dict[str, Any],
         shown: Callable[[Answer], Response],
     ) -> AsyncGenerator[Response, None]:
-        chat, call = self._request(messages, kwargs)
+        asked = is_asking()
+        with seen(asked):
+            chat, call = self._request(messages, kwargs)
         answer, context = Answer(call.model), copy_context()
 
         async def states() -> AsyncGenerator[Response, None]:
-            pipe = await self.aload()
-            spans = StepSpans(call.over(pipe), context, to_workflow=self.steps_to_workflow)
-            async with aclosing(aevents(pipe, chat, spans)) as happening:
-                async for event in happening:
-                    if answer.take(event):
-                        yield shown(answer)
+            with seen(asked):
+                pipe = await self.aload()
+                spans = StepSpans(call.over(pipe), context, to_workflow=self.steps_to_workflow)
+                async with aclosing(aevents(pipe, chat, spans)) as happening:
+                    async for event in happening:
+                        if answer.take(event):
+                            yield shown(answer)
 
         return states()
 
@@ -256,9 +265,11 @@ class RSDLLM(StructuredPrediction, FunctionCallingLLM, CustomLLM, RSDSettings):
         """The calls an answer asks for.
 
         Raises:
+            BackendError: there is none whole, because it was cut off, and ``error_on_no_tool_call``.
             ValueError: there is none, and ``error_on_no_tool_call``.
         """
-        return selections(response, required=error_on_no_tool_call)
+        # Where LlamaIndex asks by itself, it is for an object, and forces the call.
+        return selections(response, required=error_on_no_tool_call, forced=is_asking())
 
     def predict_and_call(self, tools: Sequence[BaseTool], *args: Any, **kwargs: Any) -> AgentChatResponse:
         """Let the model choose a tool, and call it: by its template's tools, or by ReAct without them."""

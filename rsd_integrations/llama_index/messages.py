@@ -23,6 +23,7 @@ from llama_index.core.base.llms.types import (
 from rsd_integrations.adapters.chat import check_chat, merge_turns
 from rsd_integrations.adapters.steps import summarise
 from rsd_integrations.errors import PromptError
+from rsd_integrations.llama_index.tools import read_arguments
 from rsd_integrations.types import Generation, InvalidToolCall, Message, StepEvent, ToolCall
 
 __all__ = ["REACT_STOP", "Answer", "is_react", "to_chat"]
@@ -48,20 +49,18 @@ def to_chat(messages: Sequence[ChatMessage], system_prompt: str | None = None) -
     Raises:
         PromptError: there are no messages, one has parts that are not text, or all are empty.
     """
-    if isinstance(messages, str) or not all(isinstance(message, ChatMessage) for message in messages):
+    listed = isinstance(messages, Sequence) and not isinstance(messages, str)
+    if not listed or not all(isinstance(message, ChatMessage) for message in messages):
         raise PromptError(
             f"a chat must be a list of ChatMessage, not {messages!r:.200}.",
             hint="Write [ChatMessage(role='user', content='...')], or use complete(text).",
         )
-    chat = merge_turns([_turn(message) for message in messages])
-    if not chat:
+    turns = [_turn(message) for message in messages]
+    if not turns:
         raise PromptError("the list of messages is empty.", hint="Give at least one message.")
-    check_chat(chat)
-    first = chat[0]
-    begun = first["role"] == "system" and str(first["content"]).startswith(system_prompt or "")
-    if system_prompt and not begun:
-        chat = merge_turns([{"role": "system", "content": system_prompt}, *chat])
-    return chat
+    check_chat(turns)
+    first: Message = {"role": "system", "content": system_prompt}
+    return merge_turns([first, *turns] if system_prompt and turns[0] != first else turns)
 
 
 def is_react(messages: Sequence[ChatMessage]) -> bool:
@@ -141,10 +140,11 @@ class Answer:
 
 def _turn(message: ChatMessage) -> Message:
     role = _ROLES[message.role]
-    turn: Message = {"role": role, "content": "\n".join(_texts(message.blocks, message.role))}
+    calls, unread = _calls(message)
+    turn: Message = {"role": role, "content": "\n".join([*_texts(message.blocks, message.role), *unread])}
     if thoughts := [block.content or "" for block in message.blocks if isinstance(block, ThinkingBlock)]:
         turn["reasoning_content"] = "".join(thoughts)
-    if calls := [_call(block) for block in message.blocks if isinstance(block, ToolCallBlock)]:
+    if calls:
         turn["tool_calls"] = calls
     for name in ("tool_call_id", "name"):
         if role == "tool" and (value := message.additional_kwargs.get(name)):
@@ -171,9 +171,32 @@ def _texts(blocks: Sequence[Any], role: MessageRole) -> Iterator[str]:
                 )
 
 
-def _call(block: ToolCallBlock) -> dict[str, Any]:
-    function = {"name": block.tool_name, "arguments": block.tool_kwargs}
-    return {"type": "function", "id": block.tool_call_id or "", "function": function}
+def _calls(message: ChatMessage) -> tuple[list[dict[str, Any]], list[str]]:
+    """The calls of a message, and as text those whose arguments cannot be read."""
+    found = [
+        (block.tool_call_id, block.tool_name, block.tool_kwargs)
+        for block in message.blocks
+        if isinstance(block, ToolCallBlock)
+    ]
+    # Where LLMs of older versions keep theirs; newer ones have them in both places.
+    old = message.additional_kwargs.get("tool_calls") or () if not found else ()
+    calls, unread = [], []
+    for key, name, given in [*found, *map(_old_call, old)]:
+        if (arguments := read_arguments(given)) is None:
+            unread.append(f'{{"name": "{name}", "arguments": {given}}}')
+        else:
+            function = {"name": name, "arguments": arguments}
+            calls.append({"type": "function", "id": key or "", "function": function})
+    return calls, unread
+
+
+def _old_call(call: Any) -> tuple[str | None, str, Any]:
+    """Id, name and arguments in OpenAI's words or Anthropic's."""
+    plain = call.model_dump() if hasattr(call, "model_dump") else call
+    if not isinstance(plain, dict):
+        raise PromptError(f"a message has the call {call!r:.200}.", hint="Write it as OpenAI's API has it.")
+    function = plain.get("function") or plain
+    return plain.get("id"), str(function.get("name")), function.get("arguments", function.get("input"))
 
 
 def _call_block(call: ToolCall) -> ToolCallBlock:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import AsyncGenerator, Generator, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from typing import Any, TypeVar
 
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse
@@ -15,13 +14,14 @@ from llama_index.core.instrumentation.events.llm import (
 )
 from llama_index.core.llms.llm import LLM
 from llama_index.core.output_parsers import PydanticOutputParser
-from llama_index.core.program import LLMTextCompletionProgram
 from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.types import PydanticProgramMode
 from llama_index_instrumentation import get_dispatcher
 from pydantic import BaseModel, ValidationError
 
-from rsd_integrations.errors import BackendError
+from rsd_integrations.errors import BackendError, ConfigError
+from rsd_integrations.llama_index.asked import asking, seen
+from rsd_integrations.llama_index.tools import check_length
 
 __all__ = ["LastJSONParser", "StructuredPrediction", "parsed", "response_format"]
 
@@ -46,16 +46,13 @@ class StructuredPrediction(LLM):
         **prompt_args: Any,
     ) -> Form:
         """An object of the form."""
-        if self._by_tools():
-            made: Form = super().structured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
-            return made
-        _begin(output_cls, prompt, prompt_args)
-        if self.pydantic_program_mode == PydanticProgramMode.LLM:
-            program = _in_words(self, output_cls, prompt)
-            return _end(output_cls, program(llm_kwargs=llm_kwargs, **prompt_args))
-        messages = self._asking(output_cls, prompt, prompt_args)
-        response = self.chat(messages, response_format=response_format(output_cls), **(llm_kwargs or {}))
-        return _end(output_cls, parsed(output_cls, response))
+        with asking():
+            given = _own_form(llm_kwargs)
+            if self._by_tools():
+                made: Form = super().structured_predict(output_cls, prompt, given, **prompt_args)
+                return made
+            messages, given, read = self._written(output_cls, prompt, given, prompt_args)
+            return _end(read(output_cls, self.chat(messages, **given)))
 
     async def astructured_predict(
         self,
@@ -65,17 +62,13 @@ class StructuredPrediction(LLM):
         **prompt_args: Any,
     ) -> Form:
         """An object of the form."""
-        if self._by_tools():
-            made: Form = await super().astructured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
-            return made
-        _begin(output_cls, prompt, prompt_args)
-        if self.pydantic_program_mode == PydanticProgramMode.LLM:
-            program = _in_words(self, output_cls, prompt)
-            return _end(output_cls, await program.acall(llm_kwargs=llm_kwargs, **prompt_args))
-        messages = self._asking(output_cls, prompt, prompt_args)
-        form = response_format(output_cls)
-        response = await self.achat(messages, response_format=form, **(llm_kwargs or {}))
-        return _end(output_cls, parsed(output_cls, response))
+        with asking():
+            given = _own_form(llm_kwargs)
+            if self._by_tools():
+                made: Form = await super().astructured_predict(output_cls, prompt, given, **prompt_args)
+                return made
+            messages, given, read = self._written(output_cls, prompt, given, prompt_args)
+            return _end(read(output_cls, await self.achat(messages, **given)))
 
     def stream_structured_predict(
         self,
@@ -112,12 +105,24 @@ class StructuredPrediction(LLM):
             return self.metadata.is_function_calling_model
         return mode != PydanticProgramMode.LLM
 
-    def _asking(
-        self, output_cls: type[BaseModel], prompt: BasePromptTemplate, prompt_args: dict[str, Any]
-    ) -> list[ChatMessage]:
-        """The prompt with the form in it: what is enforced is better known."""
-        messages = self._get_messages(prompt, **prompt_args)
-        return LastJSONParser(output_cls).format_messages(messages)
+    def _written(
+        self,
+        output_cls: type[Form],
+        prompt: BasePromptTemplate,
+        llm_kwargs: dict[str, Any],
+        prompt_args: dict[str, Any],
+    ) -> tuple[list[ChatMessage], dict[str, Any], Callable[[type[Form], ChatResponse], Form]]:
+        """What to ask and how, and how to read the answer. The form is in the prompt: what is enforced is
+        better known.
+        """
+        event = LLMStructuredPredictStartEvent(
+            output_cls=output_cls, template=prompt, template_args=prompt_args
+        )
+        _dispatcher.event(event)
+        messages = LastJSONParser(output_cls).format_messages(self._get_messages(prompt, **prompt_args))
+        if self.pydantic_program_mode == PydanticProgramMode.LLM:
+            return messages, llm_kwargs, in_words
+        return messages, {**llm_kwargs, "response_format": response_format(output_cls)}, parsed
 
 
 def response_format(form: type[BaseModel]) -> dict[str, Any]:
@@ -130,16 +135,28 @@ def parsed(form: type[Form], response: ChatResponse) -> Form:
     """The object that an answer is.
 
     Raises:
-        BackendError: the answer was cut off at a limit.
+        BackendError: the answer was cut off, at a limit or by a stop string.
         pydantic.ValidationError: it does not fit the form (what a schema cannot say, no grammar enforces).
     """
+    check_length(response, "answer")
     text = response.message.content or ""
-    if response.raw and response.raw["finish_reason"] == "length":
+    try:
+        json.loads(text)
+    except ValueError as error:
         raise BackendError(
-            f"the answer was cut off at a limit of tokens or steps: {text[-200:]!r}.",
-            hint="Raise max_tokens or max_steps, or bound the lengths in the form.",
-        )
+            f"the answer is no whole JSON document ({error}): {text[-200:]!r}.",
+            hint="Where a stop string ended it, leave that out.",
+        ) from error
     return form.model_validate_json(text)
+
+
+def in_words(form: type[Form], response: ChatResponse) -> Form:
+    """The last object in an answer that fits.
+
+    Raises:
+        ValueError: none does.
+    """
+    return LastJSONParser(form).parse(response.message.content or "")
 
 
 class LastJSONParser(PydanticOutputParser[Form]):
@@ -178,20 +195,23 @@ def _objects(text: str) -> Iterator[dict[str, Any]]:
             start = text.find("{", end)
 
 
-def _in_words(
-    llm: LLM, form: type[BaseModel], prompt: BasePromptTemplate
-) -> LLMTextCompletionProgram[BaseModel]:
-    # The program writes its parser into the prompt it is given.
-    parser = LastJSONParser(form)
-    return LLMTextCompletionProgram.from_defaults(output_parser=parser, llm=llm, prompt=copy.copy(prompt))
+def _own_form(llm_kwargs: dict[str, Any] | None) -> dict[str, Any]:
+    """Parameters of the call, a copy: LlamaIndex's programs take some out.
+
+    Raises:
+        AskedError: they ask for another form.
+    """
+    given = dict(llm_kwargs or {})
+    for name in ("response_format", "tools"):
+        if name in given:
+            with seen(by_llama_index=True):
+                raise ConfigError(
+                    f"llm_kwargs={given!r:.200} ask for another form than output_cls.",
+                    hint=f"Leave {name} out, or use chat(messages, {name}=...).",
+                )
+    return given
 
 
-def _begin(form: type[BaseModel], prompt: BasePromptTemplate, prompt_args: dict[str, Any]) -> None:
-    event = LLMStructuredPredictStartEvent(output_cls=form, template=prompt, template_args=prompt_args)
-    _dispatcher.event(event)
-
-
-def _end(form: type[Form], found: Any) -> Form:
-    assert isinstance(found, form)
+def _end(found: Form) -> Form:
     _dispatcher.event(LLMStructuredPredictEndEvent(output=found))
     return found

@@ -20,6 +20,7 @@ from llama_index.core.base.llms.types import (
     VideoBlock,
 )
 from llama_index.core.prompts import PromptTemplate
+from pydantic import BaseModel
 
 from rsd_integrations.errors import ConfigError, PromptError
 from rsd_integrations.llama_index import RSDLLM
@@ -158,3 +159,65 @@ def test_react_is_known_by_its_words() -> None:
     assert is_react([ChatMessage(header, role="system"), ChatMessage("x")])
     assert not is_react([ChatMessage(header), ChatMessage("x")])
     assert not is_react([ChatMessage("Thought: and Action:", role="system")])
+
+
+def calling(**fields: Any) -> list[ChatMessage]:
+    return [ChatMessage("Add"), ChatMessage(role="assistant", **fields)]
+
+
+class OldCall(BaseModel):
+    """As OpenAI's client has them."""
+
+    id: str
+    type: str
+    function: dict[str, str]
+
+
+OLD: dict[str, Any] = {"id": "1", "type": "function", "function": {"name": "add", "arguments": '{"x": 1}'}}
+NEW = {"type": "function", "id": "1", "function": {"name": "add", "arguments": {"x": 1}}}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"blocks": [ToolCallBlock(tool_call_id="1", tool_name="add", tool_kwargs='{"x": 1}')]},
+        {"additional_kwargs": {"tool_calls": [OLD]}},
+        {"additional_kwargs": {"tool_calls": [OldCall(**OLD)]}},
+        {"additional_kwargs": {"tool_calls": [{"id": "1", "name": "add", "input": {"x": 1}}]}},
+        {
+            "blocks": [ToolCallBlock(tool_call_id="1", tool_name="add", tool_kwargs={"x": 1})],
+            "additional_kwargs": {"tool_calls": [OLD]},
+        },
+    ],
+)
+def test_calls_of_other_llms(message: Any) -> None:
+    """Their arguments are JSON text or data, in blocks or (older ones) beside them: told once, as data."""
+    turn = to_chat(calling(**message))[1]
+    assert turn["tool_calls"] == [NEW]
+    assert turn["content"] == ""
+
+
+@pytest.mark.parametrize(("given", "arguments"), [("", {}), ("{}", {}), (" ", {}), ({}, {})])
+def test_calls_without_arguments(given: Any, arguments: Any) -> None:
+    turn: Any = to_chat(calling(blocks=[ToolCallBlock(tool_name="now", tool_kwargs=given)]))[1]
+    assert turn["tool_calls"][0]["function"] == {"name": "now", "arguments": arguments}
+
+
+@pytest.mark.parametrize("given", ['{"x": ', "[1]", "1"])
+def test_calls_that_cannot_be_read_are_seen_as_text(given: str) -> None:
+    turn = to_chat(calling(blocks=[ToolCallBlock(tool_name="add", tool_kwargs=given)]))[1]
+    assert "tool_calls" not in turn
+    assert turn["content"] == f'{{"name": "add", "arguments": {given}}}'
+
+
+def test_a_system_message_that_only_begins_like_the_system_prompt() -> None:
+    chat = [ChatMessage("Be briefly kind.", role="system"), ChatMessage("Hi")]
+    assert to_chat(chat, "Be brief")[0] == {"role": "system", "content": "Be brief\n\nBe briefly kind."}
+    assert to_chat(chat, "Be briefly kind.")[0] == {"role": "system", "content": "Be briefly kind."}
+
+
+def test_a_generator_is_no_chat(llm: Any) -> None:
+    with pytest.raises(PromptError, match=r"a chat must be a list of ChatMessage, not <generator"):
+        llm.chat(message for message in [ChatMessage("Hi")])
+    with pytest.raises(PromptError, match="a chat must be a list of ChatMessage, not 5"):
+        to_chat(5)  # type: ignore[arg-type]

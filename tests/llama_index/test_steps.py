@@ -9,11 +9,12 @@ import pytest
 from llama_index.core import Document, VectorStoreIndex
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.embeddings import MockEmbedding
+from llama_index_instrumentation.base import BaseEvent
 
 from rsd_integrations import Step
 from rsd_integrations.llama_index import RSDLLM, RSDStepAcceptedEvent, RSDStepEvent, RSDStepRejectedEvent
 from rsd_integrations.testing import scripted_pipeline
-from tests.counting import ANSWER, QUESTION
+from tests.counting import ANSWER, QUESTION, counting_pipeline
 from tests.llama_index.entries import ENTRIES, STREAMS, text_of
 from tests.llama_index.spans import KEPT, STEPS, recording
 
@@ -162,3 +163,17 @@ async def test_below_the_model_in_rag(llm: Any, streaming: bool) -> None:
             assert "".join([text async for text in aresponse.async_response_gen()]) == ANSWER
     assert record.steps_below("RSDLLM.astream_chat" if streaming else "RSDLLM.achat") == STEPS
     assert len(record.roots) == (2 if streaming else 1)
+
+
+def test_an_event_tells_all_of_its_step() -> None:
+    # Which of the two kinds it is says whether the step was accepted.
+    own = set(RSDStepEvent.model_fields) - set(BaseEvent.model_fields)
+    assert own == set(Step.model_fields) - {"accepted"} | {"threshold"}
+
+
+def test_candidates_are_told() -> None:
+    with counting_pipeline() as pipe, recording() as record:
+        RSDLLM.from_pipeline(pipe, draft_candidates=2, temperature=1.0).complete(QUESTION)
+    steps = [event for event in record.events if isinstance(event, RSDStepEvent)]
+    assert [len(step.candidates) for step in steps] == [2] * 3
+    assert steps[0].candidates[0] == {"text": "one\n\n", "reward": 0.9}

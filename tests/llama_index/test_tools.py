@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from llama_index.core.base.llms.types import ChatMessage, TextBlock, ToolCallBlock
+from llama_index.core.base.llms.types import ChatMessage, ChatResponse, TextBlock, ToolCallBlock
+from llama_index.core.prompts import PromptTemplate
 from llama_index.core.tools import FunctionTool
+from pydantic import BaseModel
 
-from rsd_integrations.errors import ConfigError
+from rsd_integrations.errors import BackendError, ConfigError
 from rsd_integrations.llama_index import RSDLLM
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.testing import scripted_pipeline
@@ -23,6 +25,12 @@ QUESTION = "Add 2 and 3."
 def add(a: int, b: int) -> int:
     """Add two numbers."""
     return a + b
+
+
+class Sum(BaseModel):
+    """A sum."""
+
+    number: int
 
 
 def find(what: str = "something") -> str:
@@ -202,3 +210,27 @@ async def test_real_models_call_what_they_must(tiny: RSDPipeline, seed: int) -> 
     ):
         assert answer.response in ("so True", "so False")
         assert answer.sources[0].tool_name == "choose"
+
+
+async def test_a_call_that_a_limit_cuts_says_so(tiny: RSDPipeline) -> None:
+    llm = RSDLLM.from_pipeline(tiny, max_tokens=5)
+    with pytest.raises(BackendError, match="the call was cut off at a limit of tokens or steps"):
+        llm.predict_and_call(TOOLS, QUESTION, tool_required=True)
+    with pytest.raises(BackendError, match="Raise max_tokens"):
+        await llm.apredict_and_call(TOOLS, QUESTION, tool_required=True)
+    with pytest.raises(BackendError, match="the call was cut off"):
+        llm.structured_predict(Sum, PromptTemplate(QUESTION))
+
+
+def answer_with(arguments: Any) -> ChatResponse:
+    """Of another LLM."""
+    block = ToolCallBlock(tool_call_id="1", tool_name="add", tool_kwargs=arguments)
+    return ChatResponse(message=ChatMessage(role="assistant", blocks=[block]))
+
+
+def test_arguments_of_other_llms_are_json_text(llm: RSDLLM) -> None:
+    (call,) = llm.get_tool_calls_from_response(answer_with('{"a": 1, "b": 2}'))
+    assert (call.tool_name, call.tool_kwargs) == ("add", {"a": 1, "b": 2})
+    assert llm.get_tool_calls_from_response(answer_with(""))[0].tool_kwargs == {}
+    with pytest.raises(ValueError, match=r"The arguments of 'add' are no JSON object: '\{oops'"):
+        llm.get_tool_calls_from_response(answer_with("{oops"))

@@ -1,0 +1,97 @@
+"""Failures of calls that LlamaIndex makes by itself, so that its users see them.
+
+Its response synthesizers take ValueError and TypeError for a model's bad answer: they log a warning and
+give "Empty Response". Settings and prompts that are refused are such errors, as Python has it. Where
+LlamaIndex asks (``predict``, ``structured_predict`` and their like) they go out as ``AskedError`` instead;
+whoever calls ``chat`` or ``complete`` gets them as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+from llama_index.core.llms.llm import LLM
+from llama_index.core.prompts import BasePromptTemplate
+from llama_index.core.types import TokenAsyncGen, TokenGen
+from llama_index_instrumentation.dispatcher import DISPATCHER_SPAN_DECORATED_ATTR
+
+from rsd_integrations.errors import AskedError, RSDError
+
+__all__ = ["AskedByEngines", "asking", "is_asking", "seen"]
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+_asking: ContextVar[bool] = ContextVar("rsd_asking", default=False)
+
+
+@contextmanager
+def asking() -> Iterator[None]:
+    """Here LlamaIndex asks."""
+    token = _asking.set(True)
+    try:
+        yield
+    finally:
+        _asking.reset(token)
+
+
+def is_asking() -> bool:
+    """Whether LlamaIndex asks. Streams are read elsewhere: they keep what held when they were made."""
+    return _asking.get()
+
+
+@contextmanager
+def seen(by_llama_index: bool) -> Iterator[None]:
+    """Failures go out so that whoever asks sees them.
+
+    Raises:
+        AskedError: LlamaIndex asks, and would drop what was raised.
+    """
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        if not by_llama_index:
+            raise
+        hint = error.hint if isinstance(error, RSDError) else ""
+        message = error.message if isinstance(error, RSDError) else f"{type(error).__name__}: {error}"
+        raise AskedError(message, hint=hint) from error
+
+
+def _spanned_by_base(method: Method) -> Method:
+    """Overriding methods get a span of their own otherwise, inside of or around the one of ``super()``."""
+    setattr(method, DISPATCHER_SPAN_DECORATED_ATTR, True)
+    return method
+
+
+class AskedByEngines(LLM):
+    """The methods that LlamaIndex's own parts call."""
+
+    @_spanned_by_base
+    def predict(self, prompt: BasePromptTemplate, **prompt_args: Any) -> str:
+        """Answer a prompt template.
+
+        Raises:
+            AskedError: the call was refused.
+        """
+        with asking():
+            return super().predict(prompt, **prompt_args)
+
+    @_spanned_by_base
+    def stream(self, prompt: BasePromptTemplate, **prompt_args: Any) -> TokenGen:
+        """The same, step by step."""
+        with asking():
+            return super().stream(prompt, **prompt_args)
+
+    @_spanned_by_base
+    async def apredict(self, prompt: BasePromptTemplate, **prompt_args: Any) -> str:
+        """``predict`` for asyncio."""
+        with asking():
+            return await super().apredict(prompt, **prompt_args)
+
+    @_spanned_by_base
+    async def astream(self, prompt: BasePromptTemplate, **prompt_args: Any) -> TokenAsyncGen:
+        """``stream`` for asyncio."""
+        with asking():
+            return await super().astream(prompt, **prompt_args)
