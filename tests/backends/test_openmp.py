@@ -1,0 +1,40 @@
+"""Threads that wait for each other do not take the time of other processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+SHOWN = {"OMP_DISPLAY_ENV": "verbose"}
+"""Has libgomp tell its settings when it is loaded."""
+
+
+def spins(code: str, **more: str) -> str:
+    """What libgomp was told when torch was loaded; what it would be by itself is some 300,000."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OMP", "GOMP"))}
+    code += "; import os; assert 'GOMP_SPINCOUNT' in os.environ or print('not in the environment') is None"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=clean | SHOWN | more, capture_output=True, text=True, check=True
+    )
+    told = [line for line in done.stderr.splitlines() if "GOMP_SPINCOUNT" in line]
+    if not told:
+        pytest.skip("torch's OpenMP is not libgomp here")
+    assert ("not in the environment" in done.stdout) == ("GOMP_SPINCOUNT" not in more)
+    return told[0].split("'")[1]
+
+
+def test_they_soon_fall_asleep() -> None:
+    assert spins("from rsd_integrations import RSDPipeline; RSDPipeline.pocket().close()") == "1000"
+
+
+def test_what_a_user_has_set_stands() -> None:
+    code = "from rsd_integrations.backends.torch import threads"
+    assert spins(code, GOMP_SPINCOUNT="77") == "77"
+    assert spins(code, OMP_WAIT_POLICY="passive") == "0"
+
+
+def test_torch_may_be_there_already() -> None:
+    assert spins("import torch; from rsd_integrations.backends.torch import threads") != "1000"
