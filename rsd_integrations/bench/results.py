@@ -103,7 +103,7 @@ class Report(Frozen):
     date: str
     versions: dict[str, str]
     hardware: dict[str, str]
-    settings: dict[str, int | float | str]
+    settings: dict[str, bool | int | float | str]
     checks: tuple[Check, ...] = ()
 
 

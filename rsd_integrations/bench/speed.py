@@ -4,146 +4,67 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from rsd_integrations.bench.results import Interval
-from rsd_integrations.bench.speed_results import Breakdown, Growth, Limit, Timing
+from rsd_integrations.bench.share import ExactShare
+from rsd_integrations.bench.speed_alone import measure_breakdown, measure_limits
+from rsd_integrations.bench.speed_results import Breakdown, Growth, Limit, Spread, Timing
+from rsd_integrations.bench.speed_setting import Setting
 from rsd_integrations.config import RSDConfig
 from rsd_integrations.pipeline import RSDPipeline
-from rsd_integrations.types import Role, StepEvent
+from rsd_integrations.types import Generation
 
 if TYPE_CHECKING:
-    from rsd_integrations.backends.torch.yardsticks.plain import PlainTrio, Workload
+    from rsd_integrations.backends.torch.yardsticks.plain import PlainTrio
 
-__all__ = [
-    "GROWTH_STEPS",
-    "Setting",
-    "SpeedBench",
-    "Speeds",
-    "memory_bandwidth",
-    "open_plain_pocket",
-    "open_shape",
-]
+__all__ = ["GROWTH_STEPS", "SpeedBench", "Speeds"]
 
 GENERATE, TARGET_ONLY, ASSISTED = "generate", "target only", "assisted generate"
 COMPILED, REFERENCE = "generate, compiled", "reference's way 0.8"
+REFERENCE_SHARE = 0.8
 GROWTH_STEPS = (10, 20, 40, 80)
 REFERENCE_STEPS = 20
 FIRST = 5
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What is measured.
-
-    Args:
-        shape: "pocket" or a shape of random weights.
-        prompts: answered in every measurement, so many at a time as the batch; each with a seed of its own.
-        acceptances: chances to keep a step, by the paper's constant weighting.
-        batches: requests at once.
-        steps: of an answer, where lengths are forced.
-        step_tokens: of a step, likewise.
-        repeats: of each measurement; the median counts.
-        compile: whether our engine's forwards are compiled.
-        growth: prompts behind which the time of a step is followed over 80 steps, by their lengths in tokens,
-            where lengths are forced.
-    """
-
-    shape: str
-    prompts: Sequence[str]
-    acceptances: Sequence[float] = (0.5, 0.7, 0.8, 0.9, 0.95)
-    batches: Sequence[int] = (1, 4, 16)
-    steps: int = 10
-    step_tokens: int = 16
-    repeats: int = 5
-    compile: bool = False
-    growth: Mapping[int, str] = field(default_factory=dict)
-
-    @property
-    def forced(self) -> bool:
-        """Whether the lengths are forced: random weights never end."""
-        return self.shape != "pocket"
-
-    def config(self, *, steps: int | None = None, **fields: Any) -> RSDConfig:
-        """Settings of an answer."""
-        if self.forced:
-            count = steps or self.steps
-            fields |= {
-                "step_delimiter": "\0",
-                "max_step_tokens": self.step_tokens,
-                "max_tokens": count * self.step_tokens,
-                "max_steps": count,
-            }
-        return RSDConfig(**{"seed": 1, "max_tokens": 512, **fields})
-
-    def work(self, prompts: Sequence[str], *, steps: int | None = None) -> Workload:
-        """The same for plain transformers, as one batch."""
-        from rsd_integrations.backends.torch.yardsticks.plain import Workload
-
-        tokens = (steps or self.steps) * self.step_tokens if self.forced else 512
-        return Workload(prompts, tokens, self.step_tokens, self.forced)
-
-    def works(self, batch: int) -> list[Workload]:
-        """All prompts, a batch after the other."""
-        return [self.work(self.prompts[at : at + batch]) for at in range(0, len(self.prompts), batch)]
-
-
-def open_shape(setting: Setting, *, device: str, dtype: str, window: int) -> tuple[RSDPipeline, PlainTrio]:
-    """A trio of random weights, in our engine and plain: the same models.
-
-    Raises:
-        ConfigError: the shape or the dtype is not known.
-    """
-    from rsd_integrations.backends.torch.yardsticks.plain import PlainTrio
-    from rsd_integrations.backends.torch.yardsticks.shapes import random_trio
-
-    models = random_trio(setting.shape, device=device, dtype=dtype, window=window)
-    pipe = RSDPipeline.from_pretrained(
-        models["draft"],
-        models["target"],
-        models["prm"],
-        prm_format="trl",
-        device=device,
-        max_batch_size=max(setting.batches),
-        max_length=window,
-        compile=setting.compile,
-        # The same prompts are answered again and again, and the other ways read them each time.
-        prefix_caching=False,
-    )
-    return pipe, PlainTrio(models)
-
-
-def open_plain_pocket() -> PlainTrio:
-    """The pocket trio without our engine, on the CPU."""
-    from rsd_integrations.backends.torch.yardsticks.plain import PlainTrio
-    from rsd_integrations.pocket import no_progress_bars, pocket_paths
-
-    with no_progress_bars():
-        return PlainTrio.load(vars(pocket_paths()))
-
-
-def memory_bandwidth(device: str) -> float:
-    """Bytes a second of a large copy, reads and writes."""
-    from rsd_integrations.backends.torch.yardsticks.bandwidth import copy_bandwidth
-
-    return copy_bandwidth(device)
-
-
-@dataclass
 class Speeds:
     """What came out."""
 
-    timings: list[Timing] = field(default_factory=list)
-    growth: list[Growth] = field(default_factory=list)
-    limits: list[Limit] = field(default_factory=list)
-    breakdown: Breakdown = field(
-        default_factory=lambda: Breakdown(draft=0, score=0, target=0, wall=0, host_share=0)
-    )
-    left_out: dict[str, str] = field(default_factory=dict)
+    timings: Sequence[Timing]
+    growth: Sequence[Growth]
+    limits: Sequence[Limit]
+    breakdown: Breakdown
+    left_out: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _Ran:
+    """What a run came to: tokens written, and the share of steps kept where any were drafted."""
+
+    tokens: int
+    kept: float | None = None
+
+
+@dataclass
+class _Contender:
+    """A way to answer all prompts, and what its runs came to."""
+
+    name: str
+    run: Callable[[], _Ran]
+    ours: bool = True
+    acceptance: float | None = None
+    guesses: bool | None = None
+    seconds: list[float] = field(default_factory=list)
+    ran: _Ran = _Ran(0)
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second, of the median."""
+        return self.ran.tokens / median(self.seconds)
 
 
 class SpeedBench:
@@ -153,94 +74,139 @@ class SpeedBench:
         pipe: our engine over the models.
         plain: the same models without it.
         setting: what is measured.
+        clock: seconds.
     """
 
-    def __init__(self, pipe: RSDPipeline, plain: PlainTrio, setting: Setting) -> None:
-        self._pipe, self._plain, self._setting = pipe, plain, setting
+    def __init__(
+        self,
+        pipe: RSDPipeline,
+        plain: PlainTrio,
+        setting: Setting,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._pipe, self._plain, self._setting, self._clock = pipe, plain, setting, clock
         self._on_run: Callable[[str], object] = lambda _: None
+        self._left_out: dict[str, str] = {}
 
     def measure(self, bandwidth: float, on_run: Callable[[str], object] = lambda _: None) -> Speeds:
-        """Everything.
+        """Everything. A yardstick that fails is left out; where our engine fails, so does the measurement.
 
         Args:
             bandwidth: of the device's memory, bytes a second.
             on_run: told the name of each measurement before it starts.
-        """
-        self._on_run = on_run
-        speeds = Speeds()
-        for batch in self._setting.batches:
-            speeds.timings += self._side_by_side(batch, speeds)
-        if self._setting.forced:
-            for length, prompt in self._setting.growth.items():
-                speeds.growth += self._growth(length, prompt)
-        speeds.limits, speeds.breakdown = self._limits(bandwidth), self._breakdown()
-        return speeds
 
-    def _side_by_side(self, batch: int, speeds: Speeds) -> list[Timing]:
-        contenders: dict[str, Callable[[], int]] = {}
-        for name, run in self._contenders(batch):
-            self._on_run(f"{name}, batch {batch}: warming up")
-            try:
-                run()
-            except Exception as error:
-                speeds.left_out[f"{name}, batch {batch}"] = f"{type(error).__name__}: {error!s:.120}"
-            else:
-                contenders[name] = run
-        seconds: dict[str, list[float]] = {name: [] for name in contenders}
-        tokens: dict[str, int] = {}
+        Raises:
+            Exception: whatever our engine raises.
+        """
+        self._on_run, self._left_out = on_run, {}
+        timings = [timing for batch in self._setting.batches for timing in self._side_by_side(batch)]
+        followed = self._setting.growth.items() if self._setting.forced else ()
+        growth = [one for length, prompt in followed for one in self._growth(length, prompt)]
+        on_run("each model against the memory")
+        limits = measure_limits(self._pipe, self._plain, self._setting, bandwidth, self._clock)
+        on_run("where the time goes")
+        breakdown = measure_breakdown(self._pipe, self._setting, self._clock)
+        return Speeds(timings, growth, limits, breakdown, self._left_out)
+
+    def _side_by_side(self, batch: int) -> list[Timing]:
+        contenders = [
+            one for one in self._contenders(batch) if self._timed(one, batch, ": warming up") is not None
+        ]
         # In turns, so that whatever else the machine does is shared.
         for _ in range(self._setting.repeats):
-            for name, run in contenders.items():
-                self._on_run(f"{name}, batch {batch}")
-                start = time.perf_counter()
-                tokens[name] = run()
-                seconds[name].append(time.perf_counter() - start)
-        rates = {name: tokens[name] / median(seconds[name]) for name in contenders}
+            for one in list(contenders):
+                seconds = self._timed(one, batch)
+                if seconds is None:
+                    contenders.remove(one)
+                else:
+                    one.seconds.append(seconds)
+        rates = {one.name: one.rate for one in contenders}
         return [
             Timing(
-                name=name,
+                name=one.name,
                 batch=batch,
-                seconds=_spread(seconds[name]),
-                tokens=tokens[name],
-                against_generate=rates[name] / rates[GENERATE] if GENERATE in rates else None,
-                against_target=rates[name] / rates[TARGET_ONLY] if TARGET_ONLY in rates else None,
+                acceptance=one.acceptance,
+                guesses=one.guesses,
+                kept=one.ran.kept,
+                seconds=_spread(one.seconds),
+                tokens=one.ran.tokens,
+                against_generate=one.rate / rates[GENERATE] if GENERATE in rates else None,
+                against_target=one.rate / rates[TARGET_ONLY] if TARGET_ONLY in rates else None,
             )
-            for name in contenders
+            for one in contenders
         ]
 
-    def _contenders(self, batch: int) -> Iterator[tuple[str, Callable[[], int]]]:
+    def _timed(self, one: _Contender, batch: int, doing: str = "") -> float | None:
+        """Seconds of a run; None for a yardstick that failed."""
+        label = f"{one.name}, batch {batch}"
+        self._on_run(label + doing)
+        start = self._clock()
+        try:
+            one.ran = one.run()
+        except Exception as error:
+            if one.ours:
+                raise
+            self._leave_out(label, error)
+            return None
+        return self._clock() - start
+
+    def _leave_out(self, label: str, error: Exception) -> None:
+        self._left_out[label] = f"{type(error).__name__}: {error!s:.120}"
+
+    def _contenders(self, batch: int) -> Iterator[_Contender]:
         setting, plain = self._setting, self._plain
         works = setting.works(batch)
-        yield GENERATE, lambda: sum(map(plain.generate, works))
+
+        def generate(**how: bool) -> Callable[[], _Ran]:
+            return lambda: _Ran(sum(plain.generate(work, **how) for work in works))
+
+        yield _Contender(GENERATE, generate(), ours=False)
         if batch == 1:
-            yield ASSISTED, lambda: sum(plain.generate(work, assisted=True) for work in works)
+            yield _Contender(ASSISTED, generate(assisted=True), ours=False)
         if plain.on_gpu:
-            yield COMPILED, lambda: sum(plain.generate(work, compiled=True) for work in works)
-        yield TARGET_ONLY, self._ours(batch, threshold=2.0)
+            yield _Contender(COMPILED, generate(compiled=True), ours=False)
+        yield _Contender(TARGET_ONLY, self._target_only(batch))
         for acceptance in setting.acceptances:
-            for name, speculation in (
-                (f"RSD {acceptance:g}", True),
-                (f"RSD {acceptance:g}, no guesses", False),
-            ):
-                chance = {"weighting": "constant", "acceptance_rate": acceptance}
-                yield name, self._ours(batch, **chance, speculation=speculation)
+            for name, guesses in ((f"RSD {acceptance:g}", True), (f"RSD {acceptance:g}, no guesses", False)):
+                run = self._rsd(batch, acceptance, guesses)
+                yield _Contender(name, run, acceptance=acceptance, guesses=guesses)
         if setting.forced and batch == 1:
-            yield REFERENCE, lambda: sum(map(plain.reference, works))
+            yield _Contender(REFERENCE, self._reference, ours=False, acceptance=REFERENCE_SHARE)
 
-    def _ours(self, batch: int, **fields: Any) -> Callable[[], int]:
-        config = self._setting.config(**fields)
-        return lambda: asyncio.run(self._answer(batch, config))
+    def _target_only(self, batch: int) -> Callable[[], _Ran]:
+        config = self._setting.config(threshold=2.0)
+        return lambda: _Ran(_tokens(self._answers(batch, config, [{}] * len(self._setting.prompts))))
 
-    async def _answer(self, batch: int, config: RSDConfig) -> int:
-        """Tokens of all answers, so many requests at a time."""
+    def _rsd(self, batch: int, acceptance: float, guesses: bool) -> Callable[[], _Ran]:
+        config = self._setting.config(speculation=guesses)
+
+        def run() -> _Ran:
+            fields = [{"weighting": share} for share in self._setting.shares(acceptance)]
+            answers = self._answers(batch, config, fields)
+            steps = [step for answer in answers for step in answer.steps]
+            return _Ran(_tokens(answers), sum(step.accepted for step in steps) / len(steps))
+
+        return run
+
+    def _answers(self, batch: int, config: RSDConfig, fields: Sequence[dict[str, Any]]) -> list[Generation]:
+        return asyncio.run(self._answer(batch, config, fields))
+
+    async def _answer(
+        self, batch: int, config: RSDConfig, fields: Sequence[dict[str, Any]]
+    ) -> list[Generation]:
+        """The answers to all prompts, so many requests at a time."""
         free = asyncio.Semaphore(batch)
 
-        async def one(seed: int, prompt: str) -> int:
+        async def one(prompt: str, own: dict[str, Any]) -> Generation:
             async with free:
-                generation = await self._pipe.agenerate(prompt, config=config, seed=seed)
-            return generation.usage.completion_tokens
+                return await self._pipe.agenerate(prompt, config=config, **own)
 
-        return sum(await asyncio.gather(*(one(*given) for given in enumerate(self._setting.prompts))))
+        return await asyncio.gather(*map(one, self._setting.prompts, fields))
+
+    def _reference(self) -> _Ran:
+        shares, works = self._setting.shares(REFERENCE_SHARE), self._setting.works(1)
+        tokens = sum(map(self._plain.reference, works, shares))
+        return _Ran(tokens, sum(share.kept for share in shares) / sum(share.asked for share in shares))
 
     def _growth(self, length: int, prompt: str) -> list[Growth]:
         """Behind the first five steps, of which one is rewritten: by then all three have read the prompt.
@@ -250,94 +216,43 @@ class SpeedBench:
         longest = max(GROWTH_STEPS)
         self._on_run(f"{longest} steps, prompt of {length}")
         ours = [self._step_times(longest, prompt) for _ in range(1 + self._setting.repeats)][1:]
-        self._on_run(f"{REFERENCE_STEPS} steps the reference's way, prompt of {length}")
-        work = self._setting.work([prompt], steps=REFERENCE_STEPS)
-        # Its way grows with the square, so it is not followed to the end.
-        theirs = [self._plain.reference_times(work) for _ in range(1 + self._setting.repeats)][1:]
+        theirs = self._reference_times(length, prompt)
         return [
             Growth(
                 prompt_tokens=length,
                 steps=steps,
                 ours=_each_behind_the_first(ours, steps),
-                reference=_each_behind_the_first(theirs, steps) if steps <= REFERENCE_STEPS else None,
+                reference=_each_behind_the_first(theirs, steps)
+                if theirs and steps <= REFERENCE_STEPS
+                else None,
             )
             for steps in GROWTH_STEPS
         ]
 
+    def _reference_times(self, length: int, prompt: str) -> list[list[float]]:
+        """Of each repeat behind the one that warms up; nothing where it failed."""
+        label = f"reference's way, prompt of {length}"
+        self._on_run(f"{label}: {REFERENCE_STEPS} steps")
+        # Its way grows with the square, so it is not followed to the end.
+        work = self._setting.work([prompt], steps=REFERENCE_STEPS)
+        try:
+            return [
+                self._plain.reference_times(work, ExactShare(REFERENCE_SHARE))
+                for _ in range(1 + self._setting.repeats)
+            ][1:]
+        except Exception as error:
+            self._leave_out(label, error)
+            return []
+
     def _step_times(self, steps: int, prompt: str) -> list[float]:
         """Seconds at which each step of an answer was committed. Four of five are kept."""
-        # By chance the beginning of an answer would not have the same share of rewrites as the whole.
-        config = self._setting.config(steps=steps, weighting=_FourOfFive())
-        return [event.elapsed_ms / 1000 for event in self._committed(config, prompt)]
-
-    def _committed(self, config: RSDConfig, prompt: str) -> list[StepEvent]:
+        config = self._setting.config(steps=steps, weighting=ExactShare(REFERENCE_SHARE))
         events = self._pipe.stream(prompt, config=config)
-        return [event for event in events if event.type == "committed"]
+        return [event.elapsed_ms / 1000 for event in events if event.type == "committed"]
 
-    def _limits(self, bandwidth: float) -> list[Limit]:
-        """Each model at its own work alone: seconds for a token that it decodes, or a step that it scores."""
-        seconds: dict[Role, float] = {
-            "draft": self._seconds_a_token(threshold=0.0),
-            "target": self._seconds_a_token(threshold=2.0),
-        }
-        self._on_run("prm against the memory")
-        with _timed_forwards(self._pipe, "prm") as forwards:
-            config = self._setting.config(weighting="constant", acceptance_rate=1.0)
-            self._pipe.generate(self._setting.prompts[0], config=config)
-        # The first reads the prompt.
-        seconds["prm"] = median(forwards[1:] or forwards)
-        sizes = {role: self._plain.bytes_per_token(role) for role in seconds}
-        return [
-            Limit(
-                role=role,
-                bytes_per_token=sizes[role],
-                milliseconds=1000 * each,
-                share=sizes[role] / each / bandwidth,
-            )
-            for role, each in seconds.items()
-        ]
 
-    def _seconds_a_token(self, *, threshold: float) -> float:
-        """Of one model alone, on the clock: what the host does counts where the model waits for it."""
-        self._on_run(f"threshold {threshold:g} against the memory")
-        config = self._setting.config(threshold=threshold)
-        found = []
-        for _ in range(1 + self._setting.repeats):
-            steps = self._committed(config, self._setting.prompts[0])
-            # The first one's time is the prompt's too.
-            tokens = sum(
-                event.step.draft_tokens + event.step.target_tokens for event in steps[1:] if event.step
-            )
-            found.append((steps[-1].elapsed_ms - steps[0].elapsed_ms) / 1000 / max(1, tokens))
-        return median(found[1:])
-
-    def _breakdown(self) -> Breakdown:
-        """Where a step's time goes: the models' by their forwards one by one, the rest is the host's."""
-        self._on_run("where the time goes")
-        config = self._setting.config(weighting="constant", acceptance_rate=0.8)
-        prompt = self._setting.prompts[0]
-        walls, sums = [], []
-        for _ in range(self._setting.repeats):
-            start = time.perf_counter()
-            generation = self._pipe.generate(prompt, config=config)
-            walls.append(time.perf_counter() - start)
-            with (
-                _timed_forwards(self._pipe, "draft") as draft,
-                _timed_forwards(self._pipe, "prm") as prm,
-                _timed_forwards(self._pipe, "target") as target,
-            ):
-                self._pipe.generate(prompt, config=config)
-            sums.append((sum(draft), sum(prm), sum(target)))
-        steps = max(1, len(generation.steps))
-        wall, models = median(walls), [median(seconds) for seconds in zip(*sums, strict=True)]
-        draft_ms, score_ms, target_ms = (1000 * seconds / steps for seconds in models)
-        return Breakdown(
-            draft=draft_ms,
-            score=score_ms,
-            target=target_ms,
-            wall=1000 * wall / steps,
-            host_share=max(0.0, 1 - sum(models) / wall),
-        )
+def _tokens(answers: Sequence[Generation]) -> int:
+    return sum(answer.usage.completion_tokens for answer in answers)
 
 
 def _each_behind_the_first(answers: Sequence[Sequence[float]], steps: int) -> float:
@@ -345,25 +260,5 @@ def _each_behind_the_first(answers: Sequence[Sequence[float]], steps: int) -> fl
     return 1000 * median((times[steps - 1] - times[FIRST - 1]) / (steps - FIRST) for times in answers)
 
 
-class _FourOfFive:
-    """A weighting that keeps four steps of five, whatever their rewards."""
-
-    def __init__(self) -> None:
-        self._asked = 0
-
-    def __call__(self, reward: float) -> float:
-        self._asked += 1
-        return float(self._asked % 5 != 0)
-
-
-def _spread(seconds: Sequence[float]) -> Interval:
-    return Interval(value=median(seconds), low=min(seconds), high=max(seconds))
-
-
-@contextmanager
-def _timed_forwards(pipe: RSDPipeline, role: str) -> Iterator[list[float]]:
-    """Seconds of each forward of a model, the GPU's work included."""
-    from rsd_integrations.backends.torch.yardsticks.forwards import timed
-
-    with timed(getattr(pipe.backend, role)) as seconds:
-        yield seconds
+def _spread(seconds: Sequence[float]) -> Spread:
+    return Spread(median=median(seconds), fastest=min(seconds), slowest=max(seconds))

@@ -6,9 +6,17 @@ from typing import Literal
 
 from pydantic import Field
 
-from rsd_integrations.bench.results import Frozen, Interval, Report
+from rsd_integrations.bench.results import Frozen, Report
 
-__all__ = ["Breakdown", "Growth", "Limit", "SpeedReport", "Timing"]
+__all__ = ["Breakdown", "Growth", "Limit", "SpeedReport", "Spread", "Timing"]
+
+
+class Spread(Frozen):
+    """Seconds of the repeats of a measurement."""
+
+    median: float
+    fastest: float
+    slowest: float
 
 
 class Timing(Frozen):
@@ -16,10 +24,16 @@ class Timing(Frozen):
 
     name: str
     batch: int
-    seconds: Interval
-    """Median of the repeats, with the fastest and the slowest."""
+    acceptance: float | None = None
+    """The share of steps to keep; None where nothing is drafted."""
+    guesses: bool | None = None
+    """Whether the target takes rejected steps as guesses; None where it is not ours to say."""
+    kept: float | None = None
+    """The share of steps that was kept in fact."""
+    seconds: Spread
+    """Of a run, which answers all prompts."""
     tokens: int
-    """Written by all requests of the batch together."""
+    """Written in a run, by the answers to all prompts together."""
     against_generate: float | None = None
     """Tokens a second / those of the target's ``generate`` at the same batch size."""
     against_target: float | None = None
@@ -28,7 +42,7 @@ class Timing(Frozen):
     @property
     def tokens_per_second(self) -> float:
         """Of the median."""
-        return self.tokens / self.seconds.value
+        return self.tokens / self.seconds.median
 
 
 class Growth(Frozen):
@@ -58,14 +72,26 @@ class Limit(Frozen):
 
 
 class Breakdown(Frozen):
-    """Where the milliseconds of a step go, at batch 1 and acceptance 0.8."""
+    """Where the milliseconds of a step go, at batch 1 and acceptance 0.8. The parts add up to ``wall``.
 
+    All are of the same answers, each forward of which was waited for. On a GPU that takes away what the host
+    usually does beside a forward, so its share is an upper bound there.
+    """
+
+    kept: float
+    """The share of steps that was kept."""
     draft: float
     score: float
-    target: float
+    target: float | None
+    """None where it rewrote nothing."""
+    host: float
+    """Outside of the models' forwards."""
     wall: float
-    host_share: float
-    """Of the wall time, what was spent outside of the models' forwards."""
+
+    @property
+    def host_share(self) -> float:
+        """Of the wall time."""
+        return self.host / self.wall
 
 
 class SpeedReport(Report):

@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rsd_integrations.bench.speed_results import SpeedReport
+from rsd_integrations.bench.speed_results import Breakdown, SpeedReport
 from rsd_integrations.report.plot import Line, line_figure
+from rsd_integrations.report.whole import print_whole
 
 __all__ = ["draw", "print_speed"]
 
@@ -19,35 +20,35 @@ _BOX = box.SIMPLE_HEAD
 
 def print_speed(report: SpeedReport, console: Console) -> None:
     """Contenders, growth with the number of steps, and how near the memory's limit it is."""
-    console.print(_contenders(report))
+    print_whole(_contenders(report), console)
     if report.growth:
-        console.print(_growth(report))
-    console.print(_limits(report))
-    where = report.breakdown
-    console.print(
-        Text(
-            f"A step at acceptance 0.8: draft {where.draft:.1f} ms, score {where.score:.1f} ms, target "
-            f"{where.target:.1f} ms, {where.wall:.1f} ms in all; {100 * where.host_share:.0f} % outside of "
-            "the models."
-        )
-    )
+        print_whole(_growth(report), console)
+    print_whole(_limits(report), console)
+    console.print(Text(_step(report.breakdown)))
     for name, why in report.left_out.items():
         console.print(Text(f"left out: {name} ({why})", style="dim"))
 
 
+def _step(step: Breakdown) -> str:
+    parts = {"draft": step.draft, "score": step.score, "target": step.target}
+    told = ", ".join(f"{name} {_number(part)} ms" for name, part in parts.items())
+    outside = f"{step.host:.1f} ms ({100 * step.host_share:.0f} %) outside of the models"
+    return f"A step, {_percent(step.kept)} kept: {told}, {outside}; {step.wall:.1f} ms in all."
+
+
 def draw(report: SpeedReport) -> Any:
-    """Speed against our own target-only path, by acceptance (a matplotlib figure)."""
+    """Speed against our own target-only path, by the share kept in fact (a matplotlib figure)."""
     lines = []
     for batch in sorted({timing.batch for timing in report.timings}):
-        for suffix, name in (("", "guesses"), (", no guesses", "no guesses")):
+        for guesses, name in ((True, "guesses"), (False, "no guesses")):
             points = [
-                (float(timing.name.split()[1].rstrip(",")), timing.against_target)
+                (timing.kept, timing.against_target)
                 for timing in report.timings
-                if timing.batch == batch and timing.name.startswith("RSD") and timing.against_target
-                if timing.name.endswith("guesses") == bool(suffix)
+                if (timing.batch, timing.guesses) == (batch, guesses)
+                if timing.kept is not None and timing.against_target is not None
             ]
             group = f"batch {batch}"
-            lines.append(Line(f"{group}, {name}", group, points, dashed=bool(suffix)))
+            lines.append(Line(f"{group}, {name}", group, points, dashed=not guesses))
     generate = report.timing("generate")
     level = generate.against_target if generate else None
     return line_figure(
@@ -60,15 +61,17 @@ def draw(report: SpeedReport) -> Any:
 
 
 def _contenders(report: SpeedReport) -> Table:
-    table = Table(box=_BOX, title=f"{report.shape}: medians", title_justify="left", title_style="")
+    title = f"{report.shape}: medians"
+    table = Table(box=_BOX, pad_edge=False, title=title, title_justify="left", title_style="")
     table.add_column("", no_wrap=True)
-    for heading in ("batch", "seconds", "tokens/s", "/ gene-\nrate", "/ target\nonly"):
+    for heading in ("batch", "kept", "seconds", "tokens/s", "/ gene-\nrate", "/ target\nonly"):
         table.add_column(heading, justify="right", no_wrap=True)
     for timing in report.timings:
         table.add_row(
             timing.name,
             str(timing.batch),
-            f"{timing.seconds.value:.3f}",
+            "-" if timing.kept is None else _percent(timing.kept),
+            f"{timing.seconds.median:.3f}",
             f"{timing.tokens_per_second:.1f}",
             _times(timing.against_generate),
             _times(timing.against_target),
@@ -81,19 +84,18 @@ def _growth(report: SpeedReport) -> Table:
     for heading in ("prompt", "steps", "ours", "reference's way", "/ ours"):
         table.add_column(heading, justify="right")
     for growth in report.growth:
-        reference = "-" if growth.reference is None else f"{growth.reference:.1f}"
         table.add_row(
             str(growth.prompt_tokens),
             str(growth.steps),
             f"{growth.ours:.1f}",
-            reference,
+            _number(growth.reference),
             _times(growth.ratio),
         )
     return table
 
 
 def _limits(report: SpeedReport) -> Table:
-    title = f"against the memory, which copies {report.bandwidth / 1e9:.1f} GB/s"
+    title = f"against the memory, {report.bandwidth / 1e9:.1f} GB/s"
     table = Table("", box=_BOX, title=title, title_justify="left", title_style="")
     for heading in ("MB a token", "ms", "share"):
         table.add_column(heading, justify="right")
@@ -101,6 +103,14 @@ def _limits(report: SpeedReport) -> Table:
         size = f"{limit.bytes_per_token / 1e6:.1f}"
         table.add_row(limit.role, size, f"{limit.milliseconds:.2f}", f"{100 * limit.share:.0f} %")
     return table
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"
+
+
+def _number(milliseconds: float | None) -> str:
+    return "-" if milliseconds is None else f"{milliseconds:.1f}"
 
 
 def _times(ratio: float | None) -> str:

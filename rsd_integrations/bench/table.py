@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rsd_integrations.bench.results import AccuracyReport, Check, Interval, Point
+from rsd_integrations.report.whole import print_whole
 
 __all__ = ["print_checks", "print_report"]
 
@@ -19,8 +20,8 @@ _HEADINGS = ("accuracy %", "kept", "re-\nwritten", "target\nidle", "FLOPs\npaper
 
 def print_report(report: AccuracyReport, console: Console) -> None:
     """Both tables and the PRM's quality."""
-    console.print(_points(report.points))
-    console.print(_lengths(report.points))
+    print_whole(_points(report.points), console)
+    print_whole(_lengths(report.points), console)
     console.print(Text(_prm(report)))
     console.print(
         Text(
@@ -38,7 +39,7 @@ def print_checks(checks: Sequence[Check], console: Console) -> None:
     for check in checks:
         verdict = Text("ok", "green") if check.passed else Text("MISSED", "bold red")
         table.add_row(check.name, check.required, check.measured, verdict)
-    console.print(table)
+    print_whole(table, console)
 
 
 def name_of(point: Point) -> str:

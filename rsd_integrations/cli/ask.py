@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.text import Text
 
 from rsd_integrations.cli.models import ModelChoice, State
+from rsd_integrations.cli.saving import check_file
 from rsd_integrations.config import RSDConfig
-from rsd_integrations.errors import ConfigError, PromptError
+from rsd_integrations.errors import PromptError
 from rsd_integrations.types import Generation
 
 __all__ = ["ask"]
@@ -77,7 +78,7 @@ def ask(
     )
     choice = ModelChoice(draft, target, prm, prm_format, device, dtype)
     text = _question(question)
-    _check_writable(html)
+    check_file("--html", html)
     generation = _answer(state, choice, text, config, as_json=as_json)
     if html is not None:
         from rsd_integrations.report.html import to_page
@@ -105,14 +106,6 @@ def _question(question: str) -> str:
     if not question.strip():
         raise PromptError("the question is empty.", hint='Give one (rsd ask "..."), or pipe it in.')
     return question.strip()
-
-
-def _check_writable(html: Path | None) -> None:
-    """Say so before the models run and not after."""
-    if html is not None and (html.is_dir() or not html.absolute().parent.is_dir()):
-        raise ConfigError(
-            f"--html {str(html)!r} cannot be written.", hint="Name a file in an existing folder."
-        )
 
 
 def _answer(state: State, choice: ModelChoice, text: str, config: RSDConfig, *, as_json: bool) -> Generation:

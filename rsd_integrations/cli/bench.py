@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from rsd_integrations.cli.models import ModelChoice, State
-from rsd_integrations.cli.saving import check_out
+from rsd_integrations.cli.saving import check_out, conclude
 from rsd_integrations.cli.speed import speed
 from rsd_integrations.errors import ConfigError
 
@@ -53,14 +53,15 @@ def accuracy(
     state: State = ctx.obj
     sweep = _sweep(thresholds)
     check_out(out)
-    from rsd_integrations.bench.table import print_checks, print_report
+    from rsd_integrations.bench.figure import draw
+    from rsd_integrations.bench.table import print_report
     from rsd_integrations.pocket.task import held_out
 
     console = Console(highlight=False)
     with state.open_pipeline(ModelChoice(device=device, max_batch_size=batch_size)) as pipe:
         questions = held_out(problems, seed=seed)
         measured = _measure(pipe, questions, sweep, seed)
-        settings: dict[str, int | float | str] = {
+        settings: dict[str, bool | int | float | str] = {
             "problems": problems,
             "seed": seed,
             "batch_size": batch_size,
@@ -69,11 +70,7 @@ def accuracy(
         }
         report = _report(state.command_line, pipe, measured, settings)
     print_report(report, console)
-    print_checks(report.checks, console)
-    if out is not None:
-        _save(report, out, console)
-    if check and not all(one.passed for one in report.checks):
-        raise typer.Exit(1)
+    conclude(report, console, out=out, name="accuracy", draw=draw, check=check)
 
 
 bench.command()(speed)
@@ -116,7 +113,7 @@ def _measure(pipe: RSDPipeline, problems: list[Problem], sweep: list[float], see
 
 
 def _report(
-    command: str, pipe: RSDPipeline, measured: Measurement, settings: dict[str, int | float | str]
+    command: str, pipe: RSDPipeline, measured: Measurement, settings: dict[str, bool | int | float | str]
 ) -> AccuracyReport:
     from rsd_integrations.bench.accuracy import MAX_TOKENS
     from rsd_integrations.bench.checks import required_numbers
@@ -135,13 +132,3 @@ def _report(
         prm=measured.prm,
         checks=required_numbers(measured.points, measured.prm),
     )
-
-
-def _save(report: AccuracyReport, out: Path, console: Console) -> None:
-    from rsd_integrations.bench.figure import draw
-    from rsd_integrations.report.plot import save_figure
-
-    result = out / "accuracy.json"
-    result.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    for file in [result, *save_figure(draw(report), out, "accuracy")]:
-        console.print(f"wrote {file}", style="dim", markup=False)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime, timezone
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,16 +12,25 @@ import typer
 from rich.console import Console
 
 from rsd_integrations.cli.models import ModelChoice, State
-from rsd_integrations.cli.saving import check_out
+from rsd_integrations.cli.saving import check_out, conclude
 from rsd_integrations.errors import ConfigError
 
 if TYPE_CHECKING:
     from rsd_integrations.backends.torch.yardsticks.plain import PlainTrio
-    from rsd_integrations.bench.speed import Setting, SpeedBench
     from rsd_integrations.bench.speed_results import SpeedReport
+    from rsd_integrations.bench.speed_setting import Setting
     from rsd_integrations.pipeline import RSDPipeline
 
 __all__ = ["speed"]
+
+_Given = dict[str, Any]
+"""Options that say what is measured, by their names."""
+
+_FORCED = ("dtype", "steps", "step_tokens", "prompt_tokens", "growth")
+"""Options of shapes whose lengths are forced."""
+
+_RANDOM = ("tiny", "0.5b-1.5b-prm1.5b", "1.5b-7b-prm1.5b", "1.5b-7b-prm7b", "1.5b-32b-prm7b")
+"""Shapes of random weights: those of ``yardsticks.shapes``, which loads torch."""
 
 
 def speed(
@@ -27,16 +38,18 @@ def speed(
     *,
     shape: Annotated[
         str,
-        typer.Option(help="pocket, tiny, 0.5b-1.5b-prm1.5b, 1.5b-7b-prm1.5b, 1.5b-7b-prm7b, 1.5b-32b-prm7b."),
+        typer.Option(help=f"pocket, {', '.join(_RANDOM)}."),
     ] = "pocket",
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     dtype: Annotated[str, typer.Option(help="Of random weights: float32, bfloat16, ...")] = "float32",
-    acceptances: Annotated[str, typer.Option(help="Chances to keep a step.")] = "0.5,0.7,0.8,0.9,0.95",
+    acceptances: Annotated[str, typer.Option(help="Shares of steps to keep.")] = "0.5,0.7,0.8,0.9,0.95",
     batches: Annotated[str, typer.Option(help="Requests at once.")] = "1,4,16",
-    steps: Annotated[int, typer.Option(min=1, help="Of an answer, where lengths are forced.")] = 10,
+    steps: Annotated[int, typer.Option(min=2, help="Of an answer, where lengths are forced.")] = 10,
     step_tokens: Annotated[int, typer.Option(min=1, help="Of a step, likewise.")] = 16,
     prompt_tokens: Annotated[int, typer.Option(min=8, help="Of a prompt, likewise.")] = 256,
-    prompts: Annotated[int, typer.Option(min=1, help="Answered in each measurement.")] = 16,
+    prompts: Annotated[
+        int, typer.Option(min=1, help="Answered in each measurement; the largest batch at least.")
+    ] = 16,
     repeats: Annotated[int, typer.Option(min=1, help="Of each measurement; the median counts.")] = 5,
     compile: Annotated[bool, typer.Option("--compile", help="Compile our engine's forwards.")] = False,
     growth: Annotated[
@@ -47,74 +60,113 @@ def speed(
     check: Annotated[bool, typer.Option("--check", help="Exit 1 where a required number is missed.")] = False,
 ) -> None:
     """Tokens a second of generate, assisted generation, the target alone and RSD, and the memory's limit."""
-    state: State = ctx.obj
+    given: _Given = {
+        "device": device,
+        "dtype": dtype,
+        "acceptances": acceptances,
+        "batches": batches,
+        "steps": steps,
+        "step_tokens": step_tokens,
+        "prompt_tokens": prompt_tokens,
+        "prompts": prompts,
+        "repeats": repeats,
+        "compile": compile,
+        "growth": growth,
+    }
+    if shape == "pocket":
+        if device != "cpu":
+            raise ConfigError(
+                f"--device {device!r}: the pocket shape is measured on the CPU.", hint="Name another --shape."
+            )
+        given = _without_forced(ctx, given)
+    setting, on_gpu = _setting(shape, given), device.startswith("cuda")
+    if check:
+        _check_something(setting, on_gpu)
     check_out(out)
-    from rsd_integrations.bench.speed import GROWTH_STEPS, Setting, SpeedBench
+    report = _measure(ctx.obj, setting, given)
     from rsd_integrations.bench.speed_checks import required_speeds
-    from rsd_integrations.bench.speed_table import print_speed
-    from rsd_integrations.bench.table import print_checks
+    from rsd_integrations.bench.speed_table import draw, print_speed
 
-    lengths = [] if growth == "none" else sorted(_numbers("--growth", growth, int))
-    setting = Setting(
-        shape=shape,
-        prompts=_prompts(shape, prompts, prompt_tokens),
-        growth={length: _spelled(0, length) for length in lengths},
-        acceptances=_numbers("--acceptances", acceptances, float),
-        batches=_numbers("--batches", batches, int),
-        steps=steps,
-        step_tokens=step_tokens,
-        repeats=repeats,
-        compile=compile,
-    )
+    checks = required_speeds(report, setting.batches, on_gpu=on_gpu)
+    report = report.model_copy(update={"checks": checks})
     console = Console(highlight=False)
-    # Chat marks around the prompt; a separator behind each step in the PRM.
-    answers = [(prompt_tokens, steps), *((length, max(GROWTH_STEPS)) for length in lengths)]
-    window = 64 + max(length + count * (step_tokens + 1) for length, count in answers)
-    pipe, plain = _models(setting, state, device=device, dtype=dtype, window=window)
-    with pipe:
-        settings: dict[str, int | float | str] = {
-            "device": device,
-            "dtype": dtype if setting.forced else "float32",
-            "steps": steps,
-            "step_tokens": step_tokens,
-            "prompts": prompts,
-            "prompt_tokens": prompt_tokens,
-            "repeats": repeats,
-            "compile": compile,
-            "growth": growth,
-        }
-        report = _report(state.command_line, SpeedBench(pipe, plain, setting), setting.shape, settings)
-    report = report.model_copy(update={"checks": required_speeds(report, on_gpu=device.startswith("cuda"))})
     print_speed(report, console)
-    if report.checks:
-        print_checks(report.checks, console)
-    if out is not None:
-        _save(report, out, console)
-    if check and not all(one.passed for one in report.checks):
-        raise typer.Exit(1)
+    conclude(report, console, out=out, name=f"speed-{shape}", draw=draw, check=check)
+
+
+def _without_forced(ctx: typer.Context, given: _Given) -> _Given:
+    """The options less those that would play no part.
+
+    Raises:
+        ConfigError: one of these was given.
+    """
+    for name in _FORCED:
+        source = ctx.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = "--" + name.replace("_", "-")
+            raise ConfigError(
+                f"{option} {given[name]!r} plays no part in --shape pocket, which ends its answers itself.",
+                hint=f"Leave it out, or name another --shape: {', '.join(_RANDOM)}.",
+            )
+    return {name: value for name, value in given.items() if name not in _FORCED}
+
+
+def _check_something(setting: Setting, on_gpu: bool) -> None:
+    """Refuse ``--check`` where no number is required.
+
+    Raises:
+        ConfigError: there is nothing to check.
+    """
+    from rsd_integrations.bench.speed_checks import anything_required
+
+    if not anything_required(setting, on_gpu=on_gpu):
+        raise ConfigError(
+            f"--check has nothing to check in --shape {setting.shape} with one batch and no growth.",
+            hint="Measure --growth or --batches 1,16 too, or leave --check out.",
+        )
+
+
+def _setting(shape: str, given: Mapping[str, Any]) -> Setting:
+    from rsd_integrations.bench.speed_setting import Setting
+
+    options = {
+        "shape": shape,
+        "acceptances": _numbers("--acceptances", given["acceptances"], float),
+        "batches": _numbers("--batches", given["batches"], int),
+        "repeats": given["repeats"],
+        "compile": given["compile"],
+    }
+    if shape == "pocket":
+        from rsd_integrations.pocket.task import held_out
+
+        problems = held_out(given["prompts"])
+        usual_steps = [len(problem.steps) for problem in problems]
+        return Setting(prompts=[problem.question for problem in problems], usual_steps=usual_steps, **options)
+    growth = given["growth"]
+    lengths = [] if growth == "none" else sorted(_numbers("--growth", growth, int))
+    return Setting(
+        prompts=[_spelled(number, given["prompt_tokens"]) for number in range(given["prompts"])],
+        steps=given["steps"],
+        step_tokens=given["step_tokens"],
+        growth={length: _spelled(0, length) for length in lengths},
+        **options,
+    )
 
 
 def _numbers(option: str, given: str, kind: Any) -> list[Any]:
-    """Numbers above 0.
+    """Numbers above 0, each once; shares (floats) up to 1.
 
     Raises:
         ConfigError: one is none.
     """
+    most, what = (1.0, "numbers above 0 and up to 1") if kind is float else (inf, "whole numbers above 0")
     try:
-        numbers = [kind(part) for part in given.split(",") if part.strip()]
+        numbers = list(dict.fromkeys(kind(part) for part in given.split(",") if part.strip()))
     except ValueError:
         numbers = []
-    if not numbers or min(numbers) <= 0 or (kind is float and max(numbers) > 1):
-        raise ConfigError(f"{option} {given!r} must be numbers above 0.", hint="Separate them by commas.")
+    if not numbers or not all(0 < number <= most for number in numbers):
+        raise ConfigError(f"{option} {given!r} must be {what}.", hint="Separate them by commas.")
     return numbers
-
-
-def _prompts(shape: str, count: int, tokens: int) -> list[str]:
-    if shape == "pocket":
-        from rsd_integrations.pocket.task import held_out
-
-        return [problem.question for problem in held_out(count)]
-    return [_spelled(number, tokens) for number in range(count)]
 
 
 def _spelled(number: int, tokens: int) -> str:
@@ -122,17 +174,39 @@ def _spelled(number: int, tokens: int) -> str:
     return (f"Question {number}. " + "What is it? " * tokens)[:tokens]
 
 
-def _models(
-    setting: Setting, state: State, *, device: str, dtype: str, window: int
-) -> tuple[RSDPipeline, PlainTrio]:
-    from rsd_integrations.bench.speed import open_plain_pocket, open_shape
+def _measure(state: State, setting: Setting, given: _Given) -> SpeedReport:
+    from rsd_integrations.bench.environment import hardware, versions
+    from rsd_integrations.bench.speed import SpeedBench
+    from rsd_integrations.bench.speed_results import SpeedReport
+    from rsd_integrations.bench.speed_setting import memory_bandwidth
 
+    pipe, plain = _models(setting, state, given)
+    with pipe, Console(stderr=True).status("") as line:
+        bandwidth = memory_bandwidth(str(given["device"]))
+        speeds = SpeedBench(pipe, plain, setting).measure(bandwidth, on_run=line.update)
+    return SpeedReport(
+        command=state.command_line,
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        versions=versions(),
+        hardware=hardware(),
+        shape=setting.shape,
+        settings=given,
+        bandwidth=bandwidth,
+        timings=tuple(speeds.timings),
+        growth=tuple(speeds.growth),
+        limits=tuple(speeds.limits),
+        breakdown=speeds.breakdown,
+        left_out=speeds.left_out,
+    )
+
+
+def _models(setting: Setting, state: State, given: _Given) -> tuple[RSDPipeline, PlainTrio]:
+    from rsd_integrations.bench.speed_setting import open_plain_pocket, open_shape
+
+    device = str(given["device"])
     if setting.forced:
-        return open_shape(setting, device=device, dtype=dtype, window=window)
-    if device != "cpu":
-        raise ConfigError(
-            f"--device {device!r}: the pocket shape is measured on the CPU.", hint="Name another --shape."
-        )
+        window = _window(setting, given["prompt_tokens"])
+        return open_shape(setting, device=device, dtype=str(given["dtype"]), window=window)
     pipe = state.open_pipeline(
         ModelChoice(
             device=device,
@@ -144,38 +218,10 @@ def _models(
     return pipe, open_plain_pocket()
 
 
-def _report(
-    command: str, bench: SpeedBench, shape: str, settings: dict[str, int | float | str]
-) -> SpeedReport:
-    from rsd_integrations.bench.environment import hardware, versions
-    from rsd_integrations.bench.speed import memory_bandwidth
-    from rsd_integrations.bench.speed_results import SpeedReport
+def _window(setting: Setting, prompt_tokens: int) -> int:
+    """Tokens of the longest answer with its prompt."""
+    from rsd_integrations.bench.speed import GROWTH_STEPS
 
-    with Console(stderr=True).status("") as line:
-        bandwidth = memory_bandwidth(str(settings["device"]))
-        speeds = bench.measure(bandwidth, on_run=line.update)
-    return SpeedReport(
-        command=command,
-        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        versions=versions(),
-        hardware=hardware(),
-        shape=shape,
-        settings=settings,
-        bandwidth=bandwidth,
-        timings=tuple(speeds.timings),
-        growth=tuple(speeds.growth),
-        limits=tuple(speeds.limits),
-        breakdown=speeds.breakdown,
-        left_out=speeds.left_out,
-    )
-
-
-def _save(report: SpeedReport, out: Path, console: Console) -> None:
-    from rsd_integrations.bench.speed_table import draw
-    from rsd_integrations.report.plot import save_figure
-
-    name = f"speed-{report.shape}"
-    result = out / f"{name}.json"
-    result.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    for file in [result, *save_figure(draw(report), out, name)]:
-        console.print(f"wrote {file}", style="dim", markup=False)
+    # Chat marks around the prompt; a separator behind each step in the PRM.
+    answers = [(prompt_tokens, setting.steps), *((length, max(GROWTH_STEPS)) for length in setting.growth)]
+    return 64 + max(length + count * (setting.step_tokens + 1) for length, count in answers)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
@@ -17,6 +17,7 @@ from transformers.utils import logging
 
 from rsd_integrations.backends.torch.threads import apart
 from rsd_integrations.backends.torch.yardsticks.bandwidth import model_bytes
+from rsd_integrations.weighting import Weighting
 
 __all__ = ["PlainTrio", "Workload"]
 
@@ -27,15 +28,13 @@ class Workload:
 
     Args:
         prompts: one user turn each.
-        max_tokens: most tokens of an answer, and exactly so many where ``forced``.
-        step_tokens: tokens of a step, where ``forced``.
-        forced: whether lengths are forced (random weights) or the models end their answers themselves.
+        max_tokens: most tokens of an answer. Random weights never end one, so they write exactly so many.
+        step_tokens: tokens of a step, where lengths are forced.
     """
 
     prompts: Sequence[str]
     max_tokens: int
     step_tokens: int
-    forced: bool
 
 
 class PlainTrio:
@@ -91,50 +90,46 @@ class PlainTrio:
         options: dict[str, Any] = {"assistant_model": self._models["draft"]} if assisted else {}
         if compiled:
             options["cache_implementation"] = "static"
-        least = work.max_tokens if work.forced else None
         with _quiet():
-            output = model.generate(
-                **inputs, do_sample=False, max_new_tokens=work.max_tokens, min_new_tokens=least, **options
-            )
+            output = model.generate(**inputs, do_sample=False, max_new_tokens=work.max_tokens, **options)
         new = output[:, inputs["input_ids"].shape[1] :]
         return int((new != self._tokenizer.pad_token_id).sum())
 
-    def reference(self, work: Workload) -> int:
+    def reference(self, work: Workload, weighting: Weighting) -> int:
         """RSD as the reference code has it: each step sends the whole text to draft, PRM and target again.
 
-        Steps are forced to length, and four of five are kept. That its servers take text and tokenise it
-        anew is left out, in its favour. Returns the number of tokens written.
-        """
-        steps = [
-            time for prompt in work.prompts for time in self.reference_times(replace(work, prompts=[prompt]))
-        ]
-        return len(steps) * work.step_tokens
+        Steps are forced to length. That its servers take text and tokenise it anew is left out, in its
+        favour. Returns the number of tokens written.
 
-    def reference_times(self, work: Workload) -> list[float]:
-        """The same for one prompt: seconds at which each step was done."""
-        return apart(self._device, lambda: self._reference_times(work))
+        Args:
+            work: one prompt.
+            weighting: what the PRM said of a step -> 1.0 if it is kept, 0.0 if the target rewrites it.
+        """
+        return len(self.reference_times(work, weighting)) * work.step_tokens
+
+    def reference_times(self, work: Workload, weighting: Weighting) -> list[float]:
+        """The same: seconds at which each step was done."""
+        return apart(self._device, lambda: self._reference_times(work, weighting))
 
     @torch.inference_mode()
-    def _reference_times(self, work: Workload) -> list[float]:
+    def _reference_times(self, work: Workload, weighting: Weighting) -> list[float]:
         (prompt,) = work.prompts
         start, times = perf_counter(), []
         tokens = self._batch([prompt])["input_ids"].to(self._models["draft"].device)
-        for step in range(work.max_tokens // work.step_tokens):
+        for _ in range(work.max_tokens // work.step_tokens):
             drafted = self._step("draft", tokens, work.step_tokens)
             # The host reads the reward.
-            self._models["prm"](input_ids=drafted).logits[0, -1].tolist()
-            tokens = drafted if (step + 1) % 5 else self._step("target", tokens, work.step_tokens)
+            *_, good = self._models["prm"](input_ids=drafted).logits[0, -1].tolist()
+            tokens = drafted if weighting(good) else self._step("target", tokens, work.step_tokens)
             times.append(perf_counter() - start)
         return times
 
     def _step(self, role: str, tokens: torch.Tensor, length: int) -> torch.Tensor:
         made: torch.Tensor = self._models[role].generate(
-            tokens,
-            attention_mask=torch.ones_like(tokens),
-            do_sample=False,
-            min_new_tokens=length,
-            max_new_tokens=length,
+            tokens, attention_mask=torch.ones_like(tokens), do_sample=False, max_new_tokens=length
         )
+        if made.shape[1] != tokens.shape[1] + length:
+            raise RuntimeError(f"the {role} ended a step that was to have {length} tokens")
         return made
 
     def _batch(self, prompts: Sequence[str]) -> Any:

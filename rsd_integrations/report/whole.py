@@ -1,0 +1,20 @@
+"""Tables whose numbers stay whole, however narrow the terminal (rich)."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.measure import Measurement
+from rich.segment import Segments
+from rich.table import Table
+
+__all__ = ["print_whole"]
+
+_ANY = 10_000
+"""Columns that no table needs."""
+
+
+def print_whole(table: Table, console: Console) -> None:
+    """Print a table as wide as it is: rich would cut or fold cells to the terminal's width."""
+    needed = Measurement.get(console, console.options.update(max_width=_ANY), table).maximum
+    options = console.options.update(max_width=_ANY, width=min(needed, _ANY))
+    console.print(Segments(console.render(table, options)), crop=False, soft_wrap=True, end="")
