@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import signal
 import subprocess
 import sys
 import threading
@@ -106,3 +107,45 @@ def test_the_caller_s_context_is_there() -> None:
     where: contextvars.ContextVar[str] = contextvars.ContextVar("where", default="nowhere")
     where.set("here")
     assert apart("cpu", where.get) == "here"
+
+
+INTERRUPTED = """
+import sys, threading, torch
+from rsd_integrations.backends.torch.threads import apart
+ended, swallowed = [], [None] * SWALLOWED
+def multiply():
+    try:
+        torch.ones(200, 200) @ torch.ones(200, 200)
+    except SystemExit:
+        if not swallowed:
+            raise
+        swallowed.pop()
+def work():
+    print("ready", flush=True)
+    try:
+        while True:
+            multiply()
+    finally:
+        ended.append("cleaned up")
+try:
+    apart("cpu", work)
+except KeyboardInterrupt:
+    print(*ended, threading.active_count(), flush=True)
+    sys.exit(130)
+"""
+
+
+@pytest.mark.parametrize("swallowed", [0, 1])
+def test_an_interrupt_ends_the_work(swallowed: int) -> None:
+    """A daemon thread that is in torch when the interpreter ends would abort it."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED.replace("SWALLOWED", str(swallowed))],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, "cleaned up 1\n", "")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -298,3 +301,27 @@ def test_the_shapes_named_are_those_there_are() -> None:
     from rsd_integrations.backends.torch.yardsticks.shapes import SHAPES
 
     assert tuple(SHAPES) == speed._RANDOM
+
+
+INTERRUPTED = """
+import sys
+from rsd_integrations.backends.torch.yardsticks.plain import PlainTrio
+from rsd_integrations.cli import main
+generate = PlainTrio._generate
+def watched(self, *given):
+    print("ready", flush=True)
+    return generate(self, *given)
+PlainTrio._generate = watched
+sys.exit(main("bench speed --shape tiny --steps 500 --prompts 1 --batches 1 --growth none".split()))
+"""
+
+
+def test_an_interrupt_in_mid_measurement_is_quiet() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, "", "")

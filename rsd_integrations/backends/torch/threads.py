@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import ctypes
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -50,24 +51,46 @@ def apart(device: torch.device | str, work: Callable[[], Made]) -> Made:
         work: what to do.
 
     Raises:
-        BaseException: whatever the work raises.
+        BaseException: whatever the work raises. A KeyboardInterrupt here ends the work too.
     """
     if torch.device(device).type != "cpu":
         return work()
     made: list[Made] = []
     raised: list[BaseException] = []
+    done = threading.Event()
 
     def run() -> None:
         try:
             made.append(work())
         except BaseException as error:
             raised.append(error)
+        finally:
+            done.set()
 
     thread = threading.Thread(
         target=contextvars.copy_context().run, args=(run,), name="rsd-apart", daemon=True
     )
-    thread.start()
+    try:
+        thread.start()
+        # Not by joining: before Python 3.13 a join that is interrupted takes the thread for ended.
+        done.wait()
+    except BaseException:
+        _end(thread)
+        raise
     thread.join()
     if raised:
         raise raised[0]
     return made[0]
+
+
+def _end(thread: threading.Thread) -> None:
+    """Have a thread stop at its next Python instruction, and wait for it.
+
+    A daemon that is inside of torch when the interpreter ends aborts the process (SIGABRT).
+    """
+    while thread.is_alive():
+        # SystemExit ends a thread without a word. Again each second: whoever runs may have swallowed it.
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(
+            ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit)
+        )
+        thread.join(1.0)
