@@ -165,6 +165,11 @@ class RSDConfig(RSDFields):
         return "draft" if self.draft_candidates == 1 else "rsd"
 
     @property
+    def threshold_in_force(self) -> float | None:
+        """The threshold, where the weighting looks at one."""
+        return self.threshold if self.weighting in ("step", "logistic") else None
+
+    @property
     def rows(self) -> int:
         """Rows of the models' batches that a request takes."""
         return 1 if self.mode == "target" else self.draft_candidates

@@ -191,7 +191,7 @@ class Generation(_Frozen):
     seed: int
     """The seed that reproduces this generation."""
     threshold: float | None
-    """The threshold that was in force."""
+    """The threshold that was in force; None where the weighting knows none."""
 
     @property
     def acceptance_rate(self) -> float | None:

@@ -110,8 +110,10 @@ def _from_typer(error: Any) -> tuple[str, int]:
 
 def _validation(error: Any) -> str:
     first = error.errors()[0]
-    option = "--" + "-".join(str(part) for part in first["loc"]).replace("_", "-")
     message = first["msg"].removeprefix("Value error, ")
+    if not first["loc"]:  # Fields that do not go together: the message names them.
+        return _one_line(message)
+    option = "--" + "-".join(str(part) for part in first["loc"]).replace("_", "-")
     return _one_line(f"{option} {first['input']!r}: {message}")
 
 

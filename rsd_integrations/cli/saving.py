@@ -30,9 +30,9 @@ def check_out(out: Path | None) -> None:
     if find_spec("matplotlib") is None:
         hint = 'pip install "rsd-integrations[report]"'
         raise ConfigError("--out needs matplotlib for the plot.", hint=hint)
-    if out.is_file():
-        raise ConfigError(f"--out {str(out)!r} is a file.", hint="Name a folder.")
     try:
+        if out.is_file():
+            raise ConfigError(f"--out {str(out)!r} is a file.", hint="Name a folder.")
         out.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=out):
             pass

@@ -272,7 +272,7 @@ class Job:
             ),
             finish_reason=outcome.finish_reason,
             seed=self.request.seed,
-            threshold=self.request.config.threshold,
+            threshold=self.request.config.threshold_in_force,
         )
 
     def _count(self, role: Role, generated: int, discarded: int, unfinished: dict[Role, int]) -> RoleCount:

@@ -30,7 +30,8 @@ def _acceptance(generation: Generation) -> str:
     kept = sum(step.accepted for step in generation.steps)
     if all(step.accepted and step.reward is None for step in generation.steps):
         return f"draft only, {kept} steps"
-    return f"{kept} of {len(generation.steps)} steps ({rate:.0%}), threshold {generation.threshold:g}"
+    at = "" if generation.threshold is None else f", threshold {generation.threshold:g}"
+    return f"{kept} of {len(generation.steps)} steps ({rate:.0%}){at}"
 
 
 def _flops(generation: Generation) -> str:

@@ -32,9 +32,10 @@ def run(*arguments: str, problems: int = 30, seed: int = 0, **script: Any) -> tu
 
 def test_results_are_saved_with_all_that_repeats_them(tmp_path: Path) -> None:
     out = tmp_path / "new" / "folder"
-    code, choices = run("--thresholds", "0.5,0.9", "--out", str(out), "--batch-size", "4", seed=5)
+    options = ["--thresholds", "0.5,0.9", "--out", str(out), "--batch-size", "4", "--device", "cpu"]
+    code, choices = run(*options, seed=5)
     assert code == 0
-    assert choices == [ModelChoice(max_batch_size=4)]
+    assert choices == [ModelChoice(max_batch_size=4, device="cpu")]
     assert sorted(file.name for file in out.iterdir()) == ["accuracy.json", "accuracy.png", "accuracy.svg"]
     report = AccuracyReport.model_validate_json((out / "accuracy.json").read_text())
     assert [point.threshold for point in report.points] == [0.0, 0.5, 0.7, 0.9, 1.1]

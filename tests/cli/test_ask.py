@@ -79,6 +79,39 @@ def test_options_reach_the_models(rsd: Rsd, options: list[str], sources: list[st
         assert [step.source for step in made.steps] == sources
 
 
+@pytest.mark.parametrize(
+    ("weighting", "threshold"), [("step", 0.7), ("logistic", 0.7), ("constant", None), ("clip", None)]
+)
+def test_a_threshold_is_told_where_it_plays_a_part(rsd: Rsd, weighting: str, threshold: float | None) -> None:
+    options = ["ask", "How many?", "--weighting", weighting, "--seed", "1"]
+    (line,) = [line for line in rsd(*options).out.splitlines() if line.startswith("accepted ")]
+    assert line.endswith("threshold 0.7" if threshold else "%)")
+    assert json.loads(rsd(*options, "--json").out)["threshold"] == threshold
+
+
+def test_several_candidates_are_asked_for(rsd: Rsd) -> None:
+    rsd.scripted(["One.\n\n", "Two."], max_batch_size=4)
+    made = rsd("ask", "?", "--draft-candidates", "3", "--temperature", "1", "--json")
+    assert [len(step.candidates) for step in Generation.model_validate_json(made.out).steps] == [3, 3]
+
+
+def test_a_page_that_was_there_stays_until_there_is_another(rsd: Rsd, tmp_path: Path) -> None:
+    page = tmp_path / "steps.html"
+
+    def fail() -> None:
+        assert page.exists() == (page.name in before)
+        raise OSError("no models")
+
+    rsd.open = fail  # type: ignore[assignment]
+    before: set[str] = set()
+    assert rsd("ask", "?", "--html", str(page)).code == 1
+    assert not page.exists()
+    page.write_text("an earlier page")
+    before.add(page.name)
+    assert rsd("ask", "?", "--html", str(page)).code == 1
+    assert page.read_text() == "an earlier page"
+
+
 def test_a_length_limit_is_told(rsd: Rsd) -> None:
     result = rsd("ask", "How many?", "--max-tokens", "9")
     assert result.code == 0

@@ -30,6 +30,10 @@ THREE = ["--draft", "org/d", "--target", "org/t", "--prm", "org/p"]
         (["ask", "?", "--max-tokens", "0"], "--max-tokens 0"),
         (["ask", "?", "--seed", "-3"], "--seed -3"),
         (
+            ["ask", "?", "--draft-candidates", "3"],
+            "error: draft_candidates=3 are all the same at temperature 0; set a temperature above 0",
+        ),
+        (
             ["ask", "?", "--draft", "org/d", "--prm", "org/p"],
             "--target missing. Give --draft, --target and --prm",
         ),
@@ -39,6 +43,15 @@ THREE = ["--draft", "org/d", "--target", "org/t", "--prm", "org/p"]
         (["ask", ""], "the question is empty"),
         (["ask", "  \n"], "the question is empty"),
         (["ask", "?", "--html", "/no/where/steps.html"], "--html '/no/where/steps.html' cannot be written"),
+        (["ask", "?", "--html", "/"], "--html '/' cannot be written: Is a directory"),
+        (["ask", "?", "--html", "/dev/null/steps.html"], "cannot be written: Not a directory"),
+        (["ask", "?", "--html", 300 * "x"], "cannot be written: File name too long"),
+        (
+            ["bench", "accuracy", "--out", "/dev/null/out"],
+            "--out '/dev/null/out' cannot be written to: Not a",
+        ),
+        (["bench", "speed", "--out", "/dev/null/out"], "--out '/dev/null/out' cannot be written to: Not a"),
+        (["bench", "speed", "--out", 300 * "x"], "cannot be written to: File name too long"),
         (["ask", "?", "--bogus"], "--bogus"),
         (["ask", "one", "two"], "two"),
         (["bogus"], "bogus"),
