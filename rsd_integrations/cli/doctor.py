@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rsd_integrations.cli.models import ModelChoice
+from rsd_integrations.report.whole import print_whole
 from rsd_integrations.types import Role
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def doctor(
     draft: Annotated[str | None, typer.Option(help="Hub id or folder; the pocket trio without.")] = None,
     target: Annotated[str | None, typer.Option(help="Likewise.")] = None,
     prm: Annotated[str | None, typer.Option(help="Likewise.")] = None,
+    prm_format: Annotated[str, typer.Option(help="How the PRM reads steps; auto finds out.")] = "auto",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; a GPU if there is one.")] = None,
     dtype: Annotated[str, typer.Option(help="auto takes the checkpoints'.")] = "auto",
     max_batch_size: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 8,
@@ -62,7 +64,7 @@ def doctor(
     _print(lines, console)
     if not all(line.fine is not False for line in lines):
         raise typer.Exit(1)
-    models = _memory(choice, device, dtype, max_length)
+    models = _memory(choice, device=device, dtype=dtype, max_length=max_length, prm_format=prm_format)
     if not _print_memory(models, max_batch_size, console):
         raise typer.Exit(1)
 
@@ -90,7 +92,7 @@ def _version(package: str) -> str | None:
 
 def _devices() -> Iterator[_Line]:
     try:
-        from rsd_integrations.backends.torch.memory import devices
+        from rsd_integrations.backends.torch.free_memory import devices
     except ImportError as error:
         yield _Line("devices", f"torch and transformers do not load: {error}", False)
         return
@@ -116,15 +118,13 @@ def _pocket() -> _Line:
         return _Line("pocket trio", str(error), False)
 
 
-def _memory(choice: ModelChoice, device: str | None, dtype: str, max_length: int) -> list[ModelMemory]:
-    from rsd_integrations.backends.torch.memory import model_memory
+def _memory(choice: ModelChoice, *, device: str | None, **options: Any) -> list[ModelMemory]:
+    from rsd_integrations.backends.torch.memory import trio_memory
     from rsd_integrations.pocket import pocket_paths
 
     named = vars(pocket_paths()) if choice.is_pocket else vars(choice)
     where = device or ("cpu" if choice.is_pocket else None)
-    return [
-        model_memory(role, named[role], device=where, dtype=dtype, max_length=max_length) for role in _ROLES
-    ]
+    return trio_memory({role: named[role] for role in _ROLES}, device=where, **options)
 
 
 def _print(lines: list[_Line], console: Console) -> None:
@@ -143,35 +143,42 @@ def _print_memory(models: list[ModelMemory], requests: int, console: Console) ->
     for heading in ("device", "dtype", "params", "weights", "cache", "tokens"):
         table.add_column(heading, justify="right", no_wrap=True)
     for model in models:
-        sizes = (_size(model.weights), _size(model.cache(requests)))
         table.add_row(
             model.role,
             Path(model.name).name,
             model.device,
-            model.dtype,
+            f"{model.dtype}, {model.quantization}" if model.quantization else model.dtype,
             _count(model.parameters),
-            *sizes,
+            "not counted" if model.weights is None else _size(model.weights),
+            _size(model.cache(requests)),
             str(model.window),
         )
-    console.print(table)
+    print_whole(table, console)
     console.print(Text(f"cache: keys and values of {requests} requests at full length", "dim"))
-    fits = [_fits(device, models, requests, console) for device in {model.device for model in models}]
+    where = dict.fromkeys(model.device for model in models)
+    fits = [_fits(device, models, requests, console) for device in where]
     return all(fits)
 
 
 def _fits(device: str, models: list[ModelMemory], requests: int, console: Console) -> bool:
-    from rsd_integrations.backends.torch.memory import device_memory
+    """Whether what is to be on a device fits there, as far as that is known."""
+    from rsd_integrations.backends.torch.free_memory import device_memory
 
     here = [model for model in models if model.device == device]
-    weights = sum(model.weights for model in here)
+    sizes = [model.weights for model in here if model.weights is not None]
+    if len(sizes) < len(here):
+        kinds = ", ".join(dict.fromkeys(model.quantization or "" for model in here if model.weights is None))
+        console.print(f"{device}: no verdict, for quantized weights ({kinds}) are not counted here")
+        return True
+    weights = sum(sizes)
     needed = weights + sum(model.cache(requests) for model in here)
     free = device_memory(device)
     if free is None:
-        console.print(f"{device}: {_size(needed)} needed")
+        console.print(f"{device}: {_size(needed)} needed before activations")
         return True
     fits = needed <= free
     verdict = "fits" if fits else "DOES NOT FIT"
-    console.print(f"{device}: {_size(needed)} needed, {_size(free)} free: {verdict}")
+    console.print(f"{device}: {_size(needed)} needed before activations, {_size(free)} free: {verdict}")
     if not fits:
         most = (free - weights) // sum(model.cache(1) for model in here)
         smaller = "no request would: take smaller models, a smaller dtype or quantized weights"

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
+from transformers import MambaConfig, Qwen3NextConfig
 
 from rsd_integrations import RSDPipeline
-from rsd_integrations.backends.torch import memory
+from rsd_integrations.backends.torch import free_memory, memory
+from rsd_integrations.backends.torch.free_memory import device_memory
 from rsd_integrations.backends.torch.memory import model_memory
+from rsd_integrations.backends.torch.refusals import check_weights
+from rsd_integrations.backends.torch.sources import Source
 from rsd_integrations.cli import doctor, main
 from rsd_integrations.pocket import pocket_paths
 from tests.tiny_models import causal, token_classifier, tokenizer
@@ -100,30 +107,179 @@ def test_other_models(architecture: str, dtype: torch.dtype, tmp_path: Path) -> 
     model.to(torch.float32)
 
 
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Three models that load."""
+    found = {}
+    models = {"draft": causal("Llama", 0), "target": causal("Llama", 1), "prm": token_classifier(0)}
+    for role, model in models.items():
+        found[role] = str(tmp_path_factory.mktemp(role))
+        model.save_pretrained(found[role])
+        tokenizer().save_pretrained(found[role])
+    return found
+
+
+def doctor_of(folders: dict[str, str], *options: str) -> int:
+    return main(["doctor", *[part for role in folders for part in (f"--{role}", folders[role])], *options])
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_what_does_not_fit_says_what_would(
-    monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path
+    device: str, folders: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    folders = {}
-    for role, model in (
-        ("draft", causal("Llama", 0)),
-        ("target", causal("Llama", 1)),
-        ("prm", token_classifier(0)),
-    ):
-        folders[role] = str(tmp_path / role)
-        model.save_pretrained(folders[role])
-        tokenizer().save_pretrained(folders[role])
-    needs = [model_memory(role, folder, max_length=64) for role, folder in folders.items()]
-    weights, each = sum(need.weights for need in needs), sum(need.cache(1) for need in needs)
-    arguments = [part for role, folder in folders.items() for part in (f"--{role}", folder)]
-    command = ["doctor", *arguments, "--max-length", "64", "--max-batch-size", "8"]
+    needs = [model_memory(role, folder, max_length=64) for role, folder in folders.items()]  # type: ignore[arg-type]
+    weights, each = sum(need.weights or 0 for need in needs), sum(need.cache(1) for need in needs)
+    monkeypatch.setattr(memory, "check_placement", lambda *given: None)  # As where there is a GPU.
     for free, code, message in (
-        (weights + 8 * each, 0, "fits"),
+        (weights + 8 * each, 0, "free: fits"),
         (weights + 8 * each - 1, 1, "max_batch_size=7 would fit"),
         (weights - 1, 1, "no request would"),
     ):
-        monkeypatch.setattr(memory, "device_memory", lambda device, free=free: free)
-        assert main(command) == code
-        assert message in capsys.readouterr().out
+        monkeypatch.setattr(free_memory, "device_memory", lambda name, free=free: free)
+        assert doctor_of(folders, "--device", device, "--max-length", "64", "--max-batch-size", "8") == code
+        shown = capsys.readouterr().out
+        assert message in shown
+        assert f"{device}: " in shown and "needed before activations" in shown
+
+
+def test_each_device_has_to_hold_its_own(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """One that does not spoils all, wherever it stands."""
+    free = {"cuda:0": 1 << 30, "cuda:1": 1 << 20}
+    monkeypatch.setattr(free_memory, "device_memory", free.get)
+    where = {"draft": "cuda:0", "target": "cuda:1", "prm": "cuda:0"}
+    models = [
+        replace(model_memory(role, folder, device="cpu"), device=where[role], weights=1 << 22)  # type: ignore[arg-type]
+        for role, folder in vars(pocket_paths()).items()
+    ]
+    assert doctor._print_memory(models, 1, Console()) is False
+    assert doctor._print_memory(models[::-1], 1, Console()) is False
+    shown = capsys.readouterr().out
+    assert shown.count("free: fits") == shown.count("free: DOES NOT FIT") == 2
+    free["cuda:1"] = 1 << 30
+    assert doctor._print_memory(models, 1, Console()) is True
+
+
+def test_memory_is_told_for_the_place_and_dtype_asked_for(folders: dict[str, str], capsys: Any) -> None:
+    assert doctor_of(folders, "--device", "meta", "--dtype", "bfloat16") == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    told = [(row[0], *row[2:4]) for row in rows if row and row[0] in folders]
+    assert told == [(role, "meta", "bfloat16") for role in folders]
+    assert ["meta:"] in [row[:1] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--dtype", "nonsense"], "dtype='nonsense' is no dtype"),
+        (["--device", "banana"], "device='banana' is no device"),
+        (["--device", "cuda:99"], "device='cuda:99' is not available here"),
+        (["--prm-format", "nonsense"], "there is no PRM format 'nonsense'"),
+    ],
+)
+def test_what_loading_would_refuse(options: list[str], message: str, capsys: Any) -> None:
+    assert main(["doctor", *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def _config(folder: Path, config: Any) -> str:
+    """A folder as of a model with such a config."""
+    config.save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    (folder / "model.safetensors").write_bytes(b"")
+    return str(folder)
+
+
+@pytest.mark.parametrize("config", [MambaConfig(num_hidden_layers=2), Qwen3NextConfig()])
+def test_a_model_that_cannot_be_rolled_back(
+    config: Any, folders: dict[str, str], tmp_path: Path, capsys: Any
+) -> None:
+    assert doctor_of({**folders, "target": _config(tmp_path, config)}) == 1
+    assert "its cache cannot be rolled back when a step is rejected" in capsys.readouterr().err
+
+
+def test_a_folder_without_weights(folders: dict[str, str], tmp_path: Path, capsys: Any) -> None:
+    empty = _config(tmp_path, causal("Llama", 0).config)
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    assert doctor_of({**folders, "draft": empty}) == 1
+    said = capsys.readouterr().err
+    assert f"the folder draft={empty!r} has no weights (*.safetensors)" in said
+    assert "use_safetensors=False in draft_kwargs" in said
+    told = model_memory("draft", empty, {"use_safetensors": False})
+    check_weights(Source.of("draft", empty, {"use_safetensors": False}))
+    assert told.weights
+
+
+def test_two_writers_of_two_kinds(folders: dict[str, str], tmp_path: Path, capsys: Any) -> None:
+    causal("Llama", 0).save_pretrained(tmp_path)
+    plain = copy.deepcopy(tokenizer())
+    plain.chat_template = None if plain.chat_template else "{{ messages }}"
+    plain.save_pretrained(tmp_path)
+    assert doctor_of({**folders, "draft": str(tmp_path)}) == 1
+    assert "has no chat template" in capsys.readouterr().err
+
+
+BNB = {"quant_method": "bitsandbytes"}
+
+
+@pytest.mark.parametrize(
+    ("told", "bits"),
+    [
+        (BNB | {"load_in_4bit": True}, 4.5),
+        (BNB | {"load_in_4bit": True, "bnb_4bit_use_double_quant": True}, 4 + 8 / 64 + 32 / 64 / 256),
+        (BNB | {"load_in_8bit": True}, 8),
+        ({"quant_method": "gptq", "bits": 4, "group_size": 128}, 4 + 20 / 128),
+        ({"quant_method": "gptq", "bits": 3, "group_size": -1}, 3),
+        ({"quant_method": "awq", "bits": 4, "group_size": 64}, 4 + 20 / 64),
+        ({"quant_method": "fp8"}, 8),
+    ],
+)
+def test_quantized_weights_are_counted_as_such(told: dict[str, Any], bits: float, tmp_path: Path) -> None:
+    model = causal("Llama", 0)
+    config = copy.deepcopy(model.config)
+    config.dtype = "bfloat16"
+    config.quantization_config = told
+    counted = model_memory("target", _config(tmp_path, config))
+    linear = sum(
+        layer.weight.numel()
+        for name, layer in model.named_modules()
+        if isinstance(layer, torch.nn.Linear) and name != "lm_head"
+    )
+    rest = sum(parameter.numel() for parameter in model.parameters()) - linear
+    assert counted.quantization == told["quant_method"]
+    assert counted.weights == round(linear * bits / 8) + 2 * rest
+    config.quantization_config = told | {"modules_to_not_convert": ["mlp"]}
+    skipped = sum(
+        layer.weight.numel()
+        for name, layer in model.named_modules()
+        if isinstance(layer, torch.nn.Linear) and "mlp" in name
+    )
+    counted = model_memory("target", _config(tmp_path, config))
+    assert counted.weights == round((linear - skipped) * bits / 8) + 2 * (rest + skipped)
+
+
+def test_unknown_quantization_gets_no_verdict(folders: dict[str, str], tmp_path: Path, capsys: Any) -> None:
+    config = copy.deepcopy(causal("Llama", 0).config)
+    config.quantization_config = {"quant_method": "new-and-small", "bits": 2}
+    assert doctor_of({**folders, "target": _config(tmp_path, config)}) == 0
+    shown = capsys.readouterr().out
+    assert "not counted" in shown
+    assert "no verdict, for quantized weights (new-and-small) are not counted here" in shown
+    assert "fits" not in shown
+
+
+def test_free_memory_of_a_machine_and_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    meminfo, cgroup = tmp_path / "meminfo", tmp_path / "cgroup"
+    monkeypatch.setattr(free_memory, "_MEMINFO", meminfo)
+    monkeypatch.setattr(free_memory, "_CGROUP", cgroup)
+    meminfo.write_text("MemTotal: 99 kB\nMemAvailable:      50 kB\n")
+    assert device_memory("cpu") == 50 * 1024
+    cgroup.mkdir()
+    for name, text in (("max", "40000"), ("current", "30000"), ("stat", "anon 1\ninactive_file 5000\n")):
+        (cgroup / f"memory.{name}").write_text(text)
+    assert device_memory("cpu") == 15000
+    (cgroup / "memory.max").write_text("max\n")
+    assert device_memory("cpu") == 50 * 1024
+    assert device_memory("meta") is None
 
 
 def test_a_folder_that_is_not_there(capsys: Any) -> None:

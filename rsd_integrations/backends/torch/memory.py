@@ -11,11 +11,14 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from rsd_integrations.backends.torch.describe import positions, text_config
 from rsd_integrations.backends.torch.loading import default_device
-from rsd_integrations.backends.torch.sources import Source
+from rsd_integrations.backends.torch.quantized import Quantization
+from rsd_integrations.backends.torch.refusals import check_architecture, check_templates, check_weights
+from rsd_integrations.backends.torch.sources import Source, check_placement
 from rsd_integrations.errors import ModelError
+from rsd_integrations.prm import find_prm_format
 from rsd_integrations.types import Role
 
-__all__ = ["ModelMemory", "device_memory", "devices", "model_memory"]
+__all__ = ["ModelMemory", "model_memory", "trio_memory"]
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,10 @@ class ModelMemory:
     dtype: str
     parameters: int
     """Those of a PRM without its head, which is some thousands."""
-    weights: int
-    """Bytes of its weights."""
+    quantization: str | None
+    """How its weights are quantized; None if they are not."""
+    weights: int | None
+    """Bytes of its weights; None where they are quantized in a way that is not known here."""
     cache_per_token: int
     """Bytes of keys and values of one position of one request."""
     window: int
@@ -38,6 +43,38 @@ class ModelMemory:
     def cache(self, requests: int) -> int:
         """Bytes of keys and values of so many requests at their full length."""
         return self.cache_per_token * requests * (self.window + 1)
+
+
+def trio_memory(
+    models: Mapping[Role, Any],
+    *,
+    device: str | None = None,
+    dtype: Any = "auto",
+    max_length: int = 4096,
+    prm_format: Any = "auto",
+) -> list[ModelMemory]:
+    """Of three models, named as for ``RSDPipeline.from_pretrained``. What that would refuse is refused.
+
+    Args:
+        models: of draft, target and prm.
+        device: for all; None takes the GPU if there is one.
+        dtype: for all; "auto" takes the checkpoints'.
+        max_length: most tokens of prompt and answer.
+        prm_format: how the PRM reads steps.
+
+    Raises:
+        ConfigError: the device, the dtype or the PRM format is not known here.
+        ModelError: a model cannot be read or cannot play its role.
+    """
+    device = str(device or default_device())
+    check_placement(device, dtype, "")
+    sources = {role: Source.of(role, model, {}) for role, model in models.items()}
+    for source in sources.values():
+        check_architecture(source)
+        check_weights(source)
+    check_templates([sources["draft"], sources["target"]])
+    find_prm_format(prm_format, sources["prm"].config, sources["prm"].tokenizer)
+    return [_memory(source, device, dtype, max_length) for source in sources.values()]
 
 
 def model_memory(
@@ -54,44 +91,30 @@ def model_memory(
     Raises:
         ModelError: its config cannot be read, or no model can be made of it.
     """
-    source = Source.of(role, model, options)
+    return _memory(Source.of(role, model, options), str(device or default_device()), dtype, max_length)
+
+
+def _memory(source: Source, device: str, dtype: Any, max_length: int) -> ModelMemory:
     config = text_config(source.config)
     chosen = source.options.get("dtype", dtype)
     kind = _dtype(source.config if chosen == "auto" else None, chosen)
     heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
     size = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-    parameters = _parameters(source)
+    made = source.model if source.model is not None else _empty(source)
+    quantization = Quantization.of(source)
+    parameters = sum(parameter.numel() for parameter in made.parameters())
+    unquantized = parameters * kind.itemsize
     return ModelMemory(
-        role=role,
+        role=source.role,
         name=source.name,
-        device=str(source.options.get("device") or device or default_device()),
+        device=str(source.options.get("device") or device),
         dtype=str(kind).removeprefix("torch."),
         parameters=parameters,
-        weights=parameters * kind.itemsize,
+        quantization=quantization.method if quantization else None,
+        weights=quantization.weights(made, kind) if quantization else unquantized,
         cache_per_token=2 * int(config.num_hidden_layers) * heads * size * kind.itemsize,
         window=min(max_length, positions(config)),
     )
-
-
-def devices() -> dict[str, str]:
-    """What models could run on."""
-    if torch.cuda.is_available():
-        return {f"cuda:{index}": _gpu(index) for index in range(torch.cuda.device_count())}
-    if torch.backends.mps.is_available():
-        return {"mps": "Apple GPU"}
-    return {"cpu": f"no GPU, {torch.get_num_threads()} threads"}
-
-
-def _gpu(index: int) -> str:
-    free, total = (f"{amount / 2**30:.0f}" for amount in torch.cuda.mem_get_info(index))
-    return f"{torch.cuda.get_device_name(index)}, {free} of {total} GiB free"
-
-
-def device_memory(device: str) -> int | None:
-    """Bytes free on a CUDA device; None elsewhere."""
-    if not device.startswith("cuda") or not torch.cuda.is_available():
-        return None
-    return int(torch.cuda.mem_get_info(torch.device(device))[0])
 
 
 def _dtype(config: Any, given: Any) -> torch.dtype:
@@ -100,19 +123,18 @@ def _dtype(config: Any, given: Any) -> torch.dtype:
     return found if isinstance(found, torch.dtype) else torch.float32
 
 
-def _parameters(source: Source) -> int:
-    if source.model is not None:
-        return sum(parameter.numel() for parameter in source.model.parameters())
+def _empty(source: Source) -> torch.nn.Module:
+    """The model without its weights."""
     kind = AutoModel if source.role == "prm" else AutoModelForCausalLM
     try:
         with torch.device("meta"):
-            made = kind.from_config(source.config, **_trust(source))
+            made: torch.nn.Module = kind.from_config(source.config, **_trust(source))
     except Exception as error:
         raise ModelError(
             f"no model can be made of the config of {source.role}={source.name!r}: {error!s:.200}",
             hint="Check that it is a language model that this version of transformers knows.",
         ) from error
-    return sum(parameter.numel() for parameter in made.parameters())
+    return made
 
 
 def _trust(source: Source) -> dict[str, Any]:

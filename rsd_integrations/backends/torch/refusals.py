@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoModelForCausalLM
@@ -12,7 +13,7 @@ from rsd_integrations.backends.torch.sources import Source
 from rsd_integrations.encoding import chat_template_text
 from rsd_integrations.errors import ModelError
 
-__all__ = ["check_architecture", "check_templates"]
+__all__ = ["check_architecture", "check_templates", "check_weights"]
 
 
 def check_architecture(source: Source) -> None:
@@ -55,3 +56,17 @@ def check_templates(writers: Sequence[Source]) -> None:
             f"the tokenizer of {lacking.role}={lacking.name!r} has no chat template, the other model's has.",
             hint="Use two chat models, or set tokenizer.chat_template and pass (model, tokenizer).",
         )
+
+
+def check_weights(source: Source) -> None:
+    """Refuse a folder without the weights that would be loaded. A hub id is not asked about."""
+    folder = Path(source.name, source.options.get("subfolder", ""))
+    if source.model is not None or not folder.is_dir():
+        return
+    if source.options.get("use_safetensors") is False:
+        ending, hint = "bin", "Save or download the model there with its weights."
+    else:
+        ending, hint = "safetensors", "Save it with save_pretrained, or pass use_safetensors=False in "
+        hint += f"{source.role}_kwargs for a .bin checkpoint."
+    if not any(folder.glob(f"*.{ending}")):
+        raise ModelError(f"the folder {source.role}={source.name!r} has no weights (*.{ending}).", hint=hint)
