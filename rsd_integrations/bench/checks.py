@@ -26,7 +26,7 @@ def required_numbers(points: Sequence[Point], prm: PRMQuality) -> tuple[Check, .
         _check("PRM AUC", ">= 0.97", f"{auc:.4f}", auc >= 0.97),
         _check("RSD against target", ">= -1 point", _points(behind), behind >= -0.01 - _EPSILON),
         _check(
-            "RSD against target at any length",
+            "RSD at its worst length",
             ">= -5 points",
             f"{_points(gap)} at {worst} events",
             gap >= -0.05 - _EPSILON,
