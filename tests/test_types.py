@@ -82,7 +82,7 @@ def test_errors_are_also_what_callers_expect() -> None:
                 '\n        happen is left out: no PRM, no "scored"',
             ],
         ),
-        (Generation, ["    threshold: The threshold that was in force."]),
+        (Generation, ["    threshold: The threshold that was in force; None"]),
     ],
 )
 def test_help_tells_what_the_fields_mean(model: type[BaseModel], words: list[str]) -> None:

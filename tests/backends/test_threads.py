@@ -121,8 +121,8 @@ def multiply():
             raise
         swallowed.pop()
 def work():
-    print("ready", flush=True)
     try:
+        print("ready", flush=True)  # From here on it may be interrupted.
         while True:
             multiply()
     finally:
