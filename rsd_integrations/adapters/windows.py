@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rsd_integrations.positions import positions
+
 __all__ = ["known_window"]
 
 
@@ -45,12 +47,4 @@ def _config_file(model: str | Path, options: Mapping[str, Any]) -> Path | None:
 
 
 def _positions(config: Mapping[str, Any]) -> int | None:
-    text = config.get("text_config") or config
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    found = [text.get("max_position_embeddings")]
-    # These change with a batch's longest row, so the engine stays within their original length.
-    if rope.get("rope_type", rope.get("type")) in ("dynamic", "longrope"):
-        found.append(
-            rope.get("original_max_position_embeddings") or text.get("original_max_position_embeddings")
-        )
-    return min((int(count) for count in found if count), default=None)
+    return positions((config.get("text_config") or config).get)

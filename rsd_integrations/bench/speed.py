@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rsd_integrations.bench.share import ExactShare
 from rsd_integrations.bench.speed_alone import measure_breakdown, measure_limits
 from rsd_integrations.bench.speed_results import Breakdown, Growth, Limit, Spread, Timing
-from rsd_integrations.bench.speed_setting import Setting
+from rsd_integrations.bench.speed_setting import USUAL_SHARE, Setting
 from rsd_integrations.config import RSDConfig
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.types import Generation
@@ -24,7 +24,6 @@ __all__ = ["GROWTH_STEPS", "SpeedBench", "Speeds"]
 
 GENERATE, TARGET_ONLY, ASSISTED = "generate", "target only", "assisted generate"
 COMPILED, REFERENCE = "generate, compiled", "reference's way 0.8"
-REFERENCE_SHARE = 0.8
 GROWTH_STEPS = (10, 20, 40, 80)
 REFERENCE_STEPS = 20
 FIRST = 5
@@ -171,7 +170,7 @@ class SpeedBench:
                 run = self._rsd(batch, acceptance, guesses)
                 yield _Contender(name, run, acceptance=acceptance, guesses=guesses)
         if setting.forced and batch == 1:
-            yield _Contender(REFERENCE, self._reference, ours=False, acceptance=REFERENCE_SHARE)
+            yield _Contender(REFERENCE, self._reference, ours=False, acceptance=USUAL_SHARE)
 
     def _target_only(self, batch: int) -> Callable[[], _Ran]:
         config = self._setting.config(threshold=2.0)
@@ -204,7 +203,7 @@ class SpeedBench:
         return await asyncio.gather(*map(one, self._setting.prompts, fields))
 
     def _reference(self) -> _Ran:
-        shares, works = self._setting.shares(REFERENCE_SHARE), self._setting.works(1)
+        shares, works = self._setting.shares(USUAL_SHARE), self._setting.works(1)
         tokens = sum(map(self._plain.reference, works, shares))
         return _Ran(tokens, sum(share.kept for share in shares) / sum(share.asked for share in shares))
 
@@ -237,7 +236,7 @@ class SpeedBench:
         work = self._setting.work([prompt], steps=REFERENCE_STEPS)
         try:
             return [
-                self._plain.reference_times(work, ExactShare(REFERENCE_SHARE))
+                self._plain.reference_times(work, ExactShare(USUAL_SHARE))
                 for _ in range(1 + self._setting.repeats)
             ][1:]
         except Exception as error:
@@ -246,7 +245,7 @@ class SpeedBench:
 
     def _step_times(self, steps: int, prompt: str) -> list[float]:
         """Seconds at which each step of an answer was committed. Four of five are kept."""
-        config = self._setting.config(steps=steps, weighting=ExactShare(REFERENCE_SHARE))
+        config = self._setting.config(steps=steps, weighting=ExactShare(USUAL_SHARE))
         events = self._pipe.stream(prompt, config=config)
         return [event.elapsed_ms / 1000 for event in events if event.type == "committed"]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rsd_integrations.bench.share import exact_shares
 from rsd_integrations.bench.speed_results import Breakdown, Limit
-from rsd_integrations.bench.speed_setting import Setting
+from rsd_integrations.bench.speed_setting import USUAL_SHARE, Setting
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.types import Role, Step
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["measure_breakdown", "measure_limits"]
 
 _ROLES: tuple[Role, ...] = ("draft", "prm", "target")
-_SHARE = 0.8
 
 Clock = Callable[[], float]
 
@@ -92,7 +91,7 @@ def _pass(pipe: RSDPipeline, setting: Setting, clock: Clock) -> Breakdown:
     # Forced answers are alike. Others differ in length, and one alone may be too short for the share.
     prompts = setting.prompts[:1] if setting.forced else setting.prompts
     lengths = [setting.steps] if setting.forced else setting.usual_steps
-    shares = exact_shares(_SHARE, lengths)
+    shares = exact_shares(USUAL_SHARE, lengths)
     wall = 0.0
     steps: list[Step] = []
     with _forwards(pipe, _ROLES, clock) as seconds:

@@ -14,7 +14,10 @@ from rsd_integrations.pipeline import RSDPipeline
 if TYPE_CHECKING:
     from rsd_integrations.backends.torch.yardsticks.plain import PlainTrio, Workload
 
-__all__ = ["Setting", "memory_bandwidth", "open_plain_pocket", "open_shape"]
+__all__ = ["USUAL_SHARE", "Setting", "memory_bandwidth", "open_plain_pocket", "open_shape"]
+
+USUAL_SHARE = 0.8
+"""Of steps kept, where one share stands for all."""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from langchain_core.runnables import Runnable, RunnableLambda, RunnableMap, Runn
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from langchain_core.utils.pydantic import is_basemodel_subclass
 
+from rsd_integrations.adapters.whole import Flaw, cut_off, no_document, no_whole_call
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.types import InvalidToolCall, ToolCall
 
@@ -182,35 +183,23 @@ def _is_pydantic(schema: Any) -> bool:
 
 def _whole(message: AIMessage) -> AIMessage:
     """The message, unless its document is cut off: LangChain's parsers would mend it silently."""
-    _check_length(message)
-    try:
-        json.loads(message.text)
-    except ValueError as error:
-        raise OutputParserException(
-            f"the answer is no whole JSON document ({error}): {message.text[-200:]!r}. "
-            "Where a stop string ended it, leave that out.",
-            llm_output=message.text,
-        ) from error
+    _refuse(_cut(message) or no_document(message.text), message.text)
     return message
 
 
 def _called(message: AIMessage) -> AIMessage:
     """The message, unless its call is cut off: LangChain's parsers would give None."""
-    _check_length(message)
+    _refuse(_cut(message), message.text)
     if not message.tool_calls:
         written = "".join(call["args"] or "" for call in message.invalid_tool_calls) or message.text
-        raise OutputParserException(
-            f"the answer holds no whole call: {written[-200:]!r}. "
-            "Where a stop string ended it, leave that out.",
-            llm_output=written,
-        )
+        _refuse(no_whole_call(written), written)
     return message
 
 
-def _check_length(message: AIMessage) -> None:
-    if message.response_metadata.get("finish_reason") == "length":
-        raise OutputParserException(
-            f"the answer was cut off at a limit of tokens or steps: {message.text[-200:]!r}. "
-            "Raise max_tokens or max_steps, or bound the lengths in the schema.",
-            llm_output=message.text,
-        )
+def _cut(message: AIMessage) -> Flaw | None:
+    return cut_off(message.text, message.response_metadata.get("finish_reason"))
+
+
+def _refuse(flaw: Flaw | None, written: str) -> None:
+    if flaw is not None:
+        raise OutputParserException(str(flaw), llm_output=written)

@@ -19,9 +19,10 @@ from llama_index.core.types import PydanticProgramMode
 from llama_index_instrumentation import get_dispatcher
 from pydantic import BaseModel, ValidationError
 
-from rsd_integrations.errors import BackendError, ConfigError
+from rsd_integrations.adapters.whole import no_document
+from rsd_integrations.errors import ConfigError
 from rsd_integrations.llama_index.asked import asking, seen
-from rsd_integrations.llama_index.tools import check_length
+from rsd_integrations.llama_index.tools import cut, refuse
 
 __all__ = ["LastJSONParser", "StructuredPrediction", "parsed", "response_format"]
 
@@ -138,15 +139,8 @@ def parsed(form: type[Form], response: ChatResponse) -> Form:
         BackendError: the answer was cut off, at a limit or by a stop string.
         pydantic.ValidationError: it does not fit the form (what a schema cannot say, no grammar enforces).
     """
-    check_length(response, "answer")
     text = response.message.content or ""
-    try:
-        json.loads(text)
-    except ValueError as error:
-        raise BackendError(
-            f"the answer is no whole JSON document ({error}): {text[-200:]!r}.",
-            hint="Where a stop string ended it, leave that out.",
-        ) from error
+    refuse(cut(response, "answer") or no_document(text))
     return form.model_validate_json(text)
 
 

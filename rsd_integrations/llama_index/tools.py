@@ -12,9 +12,10 @@ from llama_index.core.base.llms.types import ChatMessage, ChatResponse, ToolCall
 from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.tools import BaseTool
 
+from rsd_integrations.adapters.whole import Flaw, cut_off, no_whole_call
 from rsd_integrations.errors import BackendError, ConfigError
 
-__all__ = ["chat_arguments", "check_length", "one_call", "react_arguments", "read_arguments", "selections"]
+__all__ = ["chat_arguments", "cut", "one_call", "react_arguments", "read_arguments", "refuse", "selections"]
 
 
 def chat_arguments(
@@ -59,12 +60,9 @@ def selections(response: ChatResponse, *, required: bool, forced: bool) -> list[
     """
     calls = [block for block in response.message.blocks if isinstance(block, ToolCallBlock)]
     if required and not calls:
-        check_length(response, "call")
+        refuse(cut(response, "call"))
         if forced:
-            raise BackendError(
-                f"the answer holds no whole call: {response.message.content!r:.300}.",
-                hint="Where a stop string ended it, leave that out.",
-            )
+            refuse(no_whole_call(response.message.content or ""))
         raise ValueError(f"Expected at least one tool call, but got {response.message.content!r:.300}.")
     return [
         ToolSelection(
@@ -84,21 +82,20 @@ def read_arguments(given: Any) -> dict[str, Any] | None:
     return {} if given is None else given if isinstance(given, dict) else None
 
 
-def check_length(response: ChatResponse, what: str) -> None:
-    """Refuse an answer that is no whole one.
+def cut(response: ChatResponse, what: str) -> Flaw | None:
+    """What is wrong with an answer that a limit ended. ``what``: it was to be."""
+    reason = response.raw.get("finish_reason") if response.raw else None
+    return cut_off(response.message.content or "", reason, what)
 
-    Args:
-        what: it was to be, for the message.
+
+def refuse(flaw: Flaw | None) -> None:
+    """Raise what is wrong, if anything is.
 
     Raises:
-        BackendError: it was cut off at a limit.
+        BackendError: it is.
     """
-    if response.raw and response.raw.get("finish_reason") == "length":
-        text = response.message.content or ""
-        raise BackendError(
-            f"the {what} was cut off at a limit of tokens or steps: {text[-200:]!r}.",
-            hint="Raise max_tokens or max_steps, or bound the lengths in the form.",
-        )
+    if flaw is not None:
+        raise BackendError(flaw.message, hint=flaw.hint)
 
 
 def _arguments_of(call: ToolCallBlock) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from rsd_integrations import Generation, RSDPipeline
+from rsd_integrations import RSDPipeline
 from rsd_integrations.backends.torch import launch
 from rsd_integrations.backends.torch.forwards import Compiled
 from rsd_integrations.backends.torch.heads import RewardModel
@@ -23,7 +23,7 @@ from rsd_integrations.backends.torch.recording import NotRecordable, Recorded, W
 from rsd_integrations.backends.torch.runner import SlotRunner
 from rsd_integrations.errors import ConfigError
 from tests.backends.test_slots import close, run_a_history, runner_of
-from tests.backends.test_speculation import FIELDS, PAIRS, check_equal, load
+from tests.backends.test_speculation import ASKED, FIELDS, PAIRS, ask, check_equal, load
 from tests.recording import Recordings
 from tests.tiny_models import ARCHITECTURES, causal, token_classifier, tokenizer
 
@@ -41,25 +41,14 @@ def recordings(monkeypatch: pytest.MonkeyPatch) -> Recordings:
 @pytest.mark.parametrize("pair", PAIRS)
 def test_answers_are_the_same_recorded_and_called(pair: str, recordings: Recordings) -> None:
     """Token for token, alone and in company, with guesses, with candidates, past rejected steps."""
-    asked: list[dict[str, Any]] = [
-        {"seed": 0},
-        {"seed": 1, "temperature": 0.8},
-        {"seed": 2, "speculation": False},
-        {"seed": 3, "temperature": 0.8, "draft_candidates": 3},
-        {"seed": 4, "acceptance_rate": 0.0},
-    ]
-
-    def ask(pipe: RSDPipeline, given: dict[str, Any]) -> Generation:
-        return pipe.generate(PROMPT, **{**FIELDS, **given})
-
     with load(*PAIRS[pair]) as pipe:
-        recorded = [ask(pipe, given) for given in asked]
-        with ThreadPoolExecutor(len(asked)) as pool:
-            together = list(pool.map(lambda given: ask(pipe, given), asked))
+        recorded = [ask(pipe, given) for given in ASKED]
+        with ThreadPoolExecutor(len(ASKED)) as pool:
+            together = list(pool.map(lambda given: ask(pipe, given), ASKED))
         assert recordings.replayed > 2 * recordings.recorded > 0
     with RSDPipeline.from_pretrained(*_sources(pair), cuda_graphs=False, device="cpu") as pipe:
         count = recordings.recorded
-        for one, company, given in zip(recorded, together, asked, strict=True):
+        for one, company, given in zip(recorded, together, ASKED, strict=True):
             expected = ask(pipe, given)
             check_equal(one, expected)
             check_equal(company, expected)

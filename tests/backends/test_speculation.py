@@ -36,6 +36,21 @@ FIELDS: dict[str, Any] = {
 }
 
 
+ASKED: list[dict[str, Any]] = [
+    {"seed": 0},
+    {"seed": 1, "temperature": 0.8},
+    {"seed": 2, "speculation": False},
+    {"seed": 3, "temperature": 0.8, "draft_candidates": 3},
+    {"seed": 4, "acceptance_rate": 0.0},
+]
+"""Of all kinds: greedy and sampled, without guesses, with candidates, all steps rejected."""
+
+
+def ask(pipe: RSDPipeline, given: dict[str, Any]) -> Generation:
+    """An answer to the prompt with these fields besides ``FIELDS``."""
+    return pipe.generate(PROMPT, **{**FIELDS, **given})
+
+
 def load(
     draft: tuple[str, str], target: tuple[str, str], *, seeds: tuple[int, int] = (0, 1), **options: Any
 ) -> RSDPipeline:

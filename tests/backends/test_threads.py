@@ -135,13 +135,9 @@ except KeyboardInterrupt:
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("swallowed", [0, 1])
 def test_an_interrupt_ends_the_work(swallowed: int) -> None:
-    """A daemon thread that is in torch when the interpreter ends would abort it.
-
-    Marked slow: in a whole run of CI it failed once in each of two runs, and why is not known yet.
-    """
+    """A daemon thread that is in torch when the interpreter ends would abort it."""
     process = subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED.replace("SWALLOWED", str(swallowed))],
         stdout=subprocess.PIPE,

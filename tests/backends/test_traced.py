@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import torch
 
-from rsd_integrations import Generation, RSDPipeline
+from rsd_integrations import RSDPipeline
 from rsd_integrations.backends.torch import traced
 from rsd_integrations.backends.torch.plan import SlotFeed
 from rsd_integrations.backends.torch.runner import SlotRunner
 from rsd_integrations.backends.torch.traced import Traced
 from tests.backends.test_slots import close, run_a_history, runner_of
-from tests.backends.test_speculation import FIELDS, PAIRS, check_equal, load
+from tests.backends.test_speculation import ASKED, PAIRS, ask, check_equal, load
 from tests.tiny_models import ARCHITECTURES, causal
 
 PROMPT = "Ava has 12 marbles. She buys 9 more."
@@ -67,25 +67,14 @@ def test_any_history_gives_what_a_full_forward_gives(architecture: str) -> None:
 @pytest.mark.parametrize("pair", PAIRS)
 def test_answers_are_the_same_traced_and_called(pair: str) -> None:
     """Token for token, alone and in company, with guesses, with candidates, past rejected steps."""
-    asked: list[dict[str, Any]] = [
-        {"seed": 0},
-        {"seed": 1, "temperature": 0.8},
-        {"seed": 2, "speculation": False},
-        {"seed": 3, "temperature": 0.8, "draft_candidates": 3},
-        {"seed": 4, "acceptance_rate": 0.0},
-    ]
-
-    def ask(pipe: RSDPipeline, given: dict[str, Any]) -> Generation:
-        return pipe.generate(PROMPT, **{**FIELDS, **given})
-
-    with load(*PAIRS[pair]) as pipe, ThreadPoolExecutor(len(asked)) as pool:
-        alone = [ask(pipe, given) for given in asked]
-        together = list(pool.map(lambda given: ask(pipe, given), asked))
+    with load(*PAIRS[pair]) as pipe, ThreadPoolExecutor(len(ASKED)) as pool:
+        alone = [ask(pipe, given) for given in ASKED]
+        together = list(pool.map(lambda given: ask(pipe, given), ASKED))
         for runner in runners(pipe):
             assert any(kind.trace is not None for kind in kinds(runner))
             assert not any(kind.refused for kind in kinds(runner))
     with load(*PAIRS[pair], cpu_traces=False) as pipe:
-        for one, company, given in zip(alone, together, asked, strict=True):
+        for one, company, given in zip(alone, together, ASKED, strict=True):
             expected = ask(pipe, given)
             check_equal(one, expected)
             check_equal(company, expected)

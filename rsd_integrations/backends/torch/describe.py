@@ -10,6 +10,7 @@ import torch
 from rsd_integrations.backends.torch.reasoning import reasoning_tags
 from rsd_integrations.backends.torch.runner import attention_kinds
 from rsd_integrations.encoding import token_id
+from rsd_integrations.positions import positions as positions_by
 from rsd_integrations.protocols import ModelInfo
 
 __all__ = [
@@ -21,10 +22,6 @@ __all__ = [
     "positions",
     "text_config",
 ]
-
-
-_UNKNOWN = 1 << 30
-"""Positions of a model whose config names no number."""
 
 
 def model_info(name: str, model: torch.nn.Module, window: int, threshold: float | None = None) -> ModelInfo:
@@ -41,7 +38,7 @@ def model_info(name: str, model: torch.nn.Module, window: int, threshold: float 
         window=window,
         sliding_window=kinds["sliding_attention"][0] if only_sliding else None,
         threshold=threshold,
-        longest=longest if (longest := positions(config)) < _UNKNOWN else None,
+        longest=positions(config),
     )
 
 
@@ -66,20 +63,9 @@ def _numbers(parameter: torch.nn.Parameter) -> int:
     return parameter.numel() * packed
 
 
-def positions(config: Any) -> int:
-    """Positions the model was made for.
-
-    Some rotary embeddings change with the longest row of a batch; within their original length they
-    do not, and a request's result must not depend on its company.
-    """
-    positions = int(getattr(config, "max_position_embeddings", None) or _UNKNOWN)
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") in ("dynamic", "longrope"):
-        original = rope.get("original_max_position_embeddings") or getattr(
-            config, "original_max_position_embeddings", None
-        )
-        positions = min(positions, int(original or positions))
-    return positions
+def positions(config: Any) -> int | None:
+    """Positions the model was made for; None where its (text) config names no number."""
+    return positions_by(lambda name: getattr(config, name, None))
 
 
 def eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -183,7 +183,7 @@ def _runner(
 ) -> SlotRunner:
     embeddings = model.get_input_embeddings()  # type: ignore[operator]
     config = text_config(model.config)
-    capacity = min(max_length, positions(config))
+    capacity = min(max_length, positions(config) or max_length)
     return SlotRunner(
         config,
         readout,

@@ -113,7 +113,7 @@ def _memory(source: Source, device: str, dtype: Any, max_length: int) -> ModelMe
         quantization=quantization.method if quantization else None,
         weights=quantization.weights(made, kind) if quantization else unquantized,
         cache_per_token=2 * int(config.num_hidden_layers) * heads * size * kind.itemsize,
-        window=min(max_length, positions(config)),
+        window=min(max_length, positions(config) or max_length),
     )
 
 

@@ -15,6 +15,9 @@ __all__ = ["SMALL_FORWARD", "apart", "cpu_threads"]
 
 Made = TypeVar("Made")
 
+_SIGNALS = 0.1
+"""Seconds within which an interrupt is noticed."""
+
 SMALL_FORWARD = 20_000_000
 """Parameters x tokens below which waking the other threads costs more than they save (dev/speed.md)."""
 
@@ -72,8 +75,10 @@ def apart(device: torch.device | str, work: Callable[[], Made]) -> Made:
     )
     try:
         thread.start()
-        # Not by joining: before Python 3.13 a join that is interrupted takes the thread for ended.
-        done.wait()
+        # Not by joining: before Python 3.13 a join that is interrupted takes the thread for ended. And not
+        # for good: a signal that another thread receives, or that comes just before, wakes nobody.
+        while not done.wait(_SIGNALS):
+            pass
     except BaseException:
         _end(thread)
         raise

@@ -43,6 +43,7 @@ class Call(Protocol):
         head_N3: torch.Tensor,
         ids_NT: torch.Tensor,
         key_L: torch.Tensor,
+        /,
         *,
         block: Place | None = None,
         line: Place | None = None,
@@ -90,23 +91,20 @@ class Traced:
         head_N3: torch.Tensor,
         ids_NT: torch.Tensor,
         key_L: torch.Tensor,
+        /,
         *,
-        block: Place | None = None,
-        line: Place | None = None,
-        breadth: int | None = None,
         columns: torch.Tensor | None = None,
+        **where: Any,
     ) -> Pair:
-        """The forward."""
+        """The forward. ``where`` its rows lie: block, line and breadth."""
 
         def call(key_L: torch.Tensor = key_L) -> Pair:
-            return self._compute(
-                head_N3, ids_NT, key_L, block=block, line=line, breadth=breadth, columns=columns
-            )
+            return self._compute(head_N3, ids_NT, key_L, columns=columns, **where)
 
-        if breadth is not None:  # In runs: as many operations as there happen to be runs.
+        if where.get("breadth") is not None:  # In runs: as many operations as there happen to be runs.
             return call()
         rows, tokens = ids_NT.shape
-        apart, lone = block is None, line is not None
+        apart, lone = where.get("block") is None, where.get("line") is not None
         kind = self._kinds.setdefault((rows == 1, tokens == 1, apart, lone, columns is None), _Kind())
         kind.called += 1
         if kind.refused or kind.called <= PAYS:

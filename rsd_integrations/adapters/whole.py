@@ -1,0 +1,53 @@
+"""Answers of a form, and calls, that are not whole: what is wrong with them, in one wording.
+
+Frameworks' own parsers mend them silently, or give nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import NamedTuple
+
+__all__ = ["Flaw", "cut_off", "no_document", "no_whole_call"]
+
+_STOPPED = "Where a stop string ended it, leave that out."
+
+
+class Flaw(NamedTuple):
+    """What is wrong, and what to do."""
+
+    message: str
+    hint: str
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}"
+
+
+def cut_off(text: str, finish_reason: str | None, what: str = "answer") -> Flaw | None:
+    """Of an answer that a limit ended.
+
+    Args:
+        text: of the answer.
+        finish_reason: of the generation.
+        what: it was to be.
+    """
+    if finish_reason != "length":
+        return None
+    return Flaw(
+        f"the {what} was cut off at a limit of tokens or steps: {text[-200:]!r}.",
+        "Raise max_tokens or max_steps, or bound the lengths in the schema.",
+    )
+
+
+def no_document(text: str) -> Flaw | None:
+    """Of a text that is no JSON document."""
+    try:
+        json.loads(text)
+    except ValueError as error:
+        return Flaw(f"the answer is no whole JSON document ({error}): {text[-200:]!r}.", _STOPPED)
+    return None
+
+
+def no_whole_call(text: str) -> Flaw:
+    """Of an answer that was forced to be a call, and holds none."""
+    return Flaw(f"the answer holds no whole call: {text[-200:]!r}.", _STOPPED)

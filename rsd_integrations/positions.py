@@ -1,0 +1,25 @@
+"""How many positions a model was made for, by its config."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["positions"]
+
+
+def positions(get: Callable[[str], Any]) -> int | None:
+    """Positions the model was made for; None where its config names no number.
+
+    Some rotary embeddings change with the longest row of a batch; within their original length they
+    do not, and a request's result must not depend on its company.
+
+    Args:
+        get: a field of the (text) config by name, None where it has none.
+    """
+    found = [get("max_position_embeddings")]
+    rope = get("rope_parameters") or get("rope_scaling") or {}
+    if rope.get("rope_type", rope.get("type")) in ("dynamic", "longrope"):
+        original = "original_max_position_embeddings"
+        found.append(rope.get(original) or get(original))
+    return min((int(count) for count in found if count), default=None)
