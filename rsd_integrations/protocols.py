@@ -310,8 +310,15 @@ class Writer(Protocol):
         """
         ...
 
-    def advance(self, sessions: Sequence[WriterSession]) -> Sequence[Written | Exception | None]:
+    def advance(
+        self, sessions: Sequence[WriterSession], *, most: int = 1
+    ) -> Sequence[Written | Exception | None]:
         """One round for these sessions, which all have begun a step.
+
+        Args:
+            sessions: each at most once.
+            most: tokens that each may get in this round where that is faster than one a round; more than one
+                where no other request waits for another model meanwhile.
 
         Returns:
             For each session the finished step, None while it goes on, or what failed.

@@ -82,6 +82,12 @@ class StepBoundary:
     inside: bool = False
     blank: bool = False
 
+    @property
+    def last(self) -> frozenset[str]:
+        """The characters of which one completes whatever ends a step."""
+        closing = () if self.unbroken is None else (self.unbroken.closing,)
+        return frozenset(string[-1] for string in (*self.delimiters, *self.stop, *closing) if string)
+
     def find(self, text: str, checked: int = 0) -> Cut | None:
         """The first cut in ``text``, the step so far.
 

@@ -203,7 +203,10 @@ class Job:
         """Have the draft go on behind the target's own text, where that is wanted and pays."""
         wanted = rewriting.session.wanted if "draft" in self._sessions else 0
         sizes = {role: self._infos[role].parameters for role in ("draft", "target")}
-        if wanted > 0 and sizes["target"] >= GUESSING_PAYS * sizes["draft"]:
+        pays = sizes["target"] >= GUESSING_PAYS * sizes["draft"]
+        if wanted > 0 and not pays:
+            rewriting.session.guess(())
+        elif wanted > 0:
             draft = self._sessions["draft"][0]
             piece = GuessStep(rewriting.session.so_far, wanted)
             draft.begin(piece)

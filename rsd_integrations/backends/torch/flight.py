@@ -53,6 +53,8 @@ class Flight:
     feeds: Sequence[SlotFeed]
     rows: Sequence[int]
     columns: Sequence[int] | None = None
+    own: int = 0
+    """Tokens of each feed behind the first that were fed as they were drawn (``Burst``)."""
     ahead: bool = False
     """Whether it runs ahead of the host: it feeds the tokens that its forerunner found likeliest."""
 
@@ -66,8 +68,9 @@ class Flight:
         made = []
         for row, feed in zip(self.rows, self.feeds, strict=True):
             first = feed.reads[0] if self.columns is None else self.columns.index(feed.reads[0])
-            places = slice(first, first + 1 + feed.more)
-            made.append(Output(self.kept[row, places], fetched_NC[row][places], self.ahead, followed))
+            places = slice(first, first + 1 + feed.more + self.own)
+            fetched = fetched_NC[row][places]
+            made.append(Output(self.kept[row, places], fetched, self.own, self.ahead, followed))
         return made
 
     def next_feeds(self) -> list[SlotFeed] | None:

@@ -18,10 +18,14 @@ from rsd_integrations.backends.torch.plan import Shape, SlotFeed, unpack
 from rsd_integrations.backends.torch.sources import first_line
 from rsd_integrations.errors import ConfigError
 
-__all__ = ["Compiled", "Compute", "Launcher", "Pair"]
+__all__ = ["Compiled", "Compute", "Launcher", "Pair", "alike"]
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 """What stays on the device and what the host wants, each ``[N, C, ...]``."""
+
+
+_ROUNDING = 1e-3
+"""Relative difference that is borne; nearly always there is none."""
 
 
 class Compute(Protocol):
@@ -124,3 +128,12 @@ def _copy(compute: Any) -> Compute:
     copy.__kwdefaults__ = function.__kwdefaults__
     made: Compute = MethodType(copy, compute.__self__)
     return made
+
+
+def alike(made: Pair, called: Pair) -> bool:
+    """Equal to rounding, whatever is not finite included."""
+    one, other = made[0], called[0]
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    bound = _ROUNDING * float(other.nan_to_num(0.0, 0.0, 0.0).abs().max())
+    return torch.allclose(one, other, rtol=0.0, atol=bound, equal_nan=True)

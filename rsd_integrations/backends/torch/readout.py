@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -18,12 +18,15 @@ class Output:
     """What a feed gave, at each of the R places that were to be read.
 
     ``kept_R``: ``[R, ...]``, on the device, valid until the model's next forward. ``fetched``: R entries, on
-    the host: of logits the likeliest token, -1 where they are not finite; of a head its outputs. ``ahead``:
-    the forward ran ahead of the host. ``followed``: another one runs ahead of this, with the likeliest token.
+    the host: of logits the likeliest token, -1 where they are not finite; of a head its outputs. ``own``: so
+    many more, each the likeliest behind the one before, were drawn and fed in the same launch (R is 1): of
+    these ``fetched`` has all and ``kept_R`` the last. ``ahead``: the forward ran ahead of the host.
+    ``followed``: another one runs ahead of this, with the likeliest token.
     """
 
     kept_R: torch.Tensor
     fetched: list[Any]
+    own: int = 0
     ahead: bool = False
     followed: bool = False
 
@@ -31,6 +34,10 @@ class Output:
     def sound(self) -> bool:
         """Whether all that was fetched is finite."""
         return all(map(_finite, self.fetched))
+
+    def without_last(self) -> Output:
+        """Of several that were drawn in one launch all but the last."""
+        return replace(self, fetched=self.fetched[:-1], own=self.own - 1)
 
 
 class Readout(Protocol):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from rsd_integrations.backends.torch.attention import SlotAttention
+from rsd_integrations.backends.torch.bursts import Burst
 from rsd_integrations.backends.torch.flight import Fetch, Flight
 from rsd_integrations.backends.torch.forwards import Compute, Launcher, Pair
 from rsd_integrations.backends.torch.plan import (
@@ -29,7 +30,7 @@ from rsd_integrations.backends.torch.pool import SlotPool
 from rsd_integrations.backends.torch.readout import Output, Readout
 from rsd_integrations.backends.torch.recording import LOCK, NotRecordable, Recorded
 from rsd_integrations.backends.torch.slots import SlotCache
-from rsd_integrations.backends.torch.threads import cpu_threads
+from rsd_integrations.backends.torch.threads import SMALL_FORWARD, cpu_threads
 from rsd_integrations.backends.torch.traced import Call, Traced
 from rsd_integrations.errors import BackendError, DeviceMemoryError, RSDError
 
@@ -136,7 +137,9 @@ class SlotRunner:
         return self._readout(inputs, torch.tensor([len(tokens) - 1], device=self._device))[0][0, 0].float()
 
     @torch.inference_mode()
-    def run(self, feeds: Sequence[SlotFeed], *, ahead: bool = False) -> list[Output | Exception]:
+    def run(
+        self, feeds: Sequence[SlotFeed], *, ahead: bool = False, burst: Burst | None = None
+    ) -> list[Output | Exception]:
         """The wanted outputs of each feed, or what failed it. Feeds of any length.
 
         Without memory for it all there are fewer: the first of them at least.
@@ -145,6 +148,7 @@ class SlotRunner:
             feeds: what to run.
             ahead: each of them will want the likeliest token fed next, if nothing ends there. A forward of
                 these is launched before the host has seen what the tokens are.
+            burst: likewise, for so many tokens; on a CPU a launch of a small model writes them all.
         """
         if not feeds:
             return []
@@ -160,17 +164,17 @@ class SlotRunner:
         groups = grouped([feeds[index] for index in rest], **self._together)
         ahead = ahead and self.runs_ahead and not carried and len(groups) == 1
         for group in ([rest[place] for place in group] for group in groups):
-            made = self._isolated([feeds[index] for index in group], ahead)
+            made = self._isolated([feeds[index] for index in group], ahead, burst)
             results |= dict(zip(group, made, strict=True))
         for index, result in results.items():
             if isinstance(result, Exception) or not result.sound:
                 self.pool.spoil(feeds[index].slot)
         return [results[index] for index in range(len(feeds))]
 
-    def _isolated(self, feeds: list[SlotFeed], ahead: bool) -> list[Output | Exception]:
+    def _isolated(self, feeds: list[SlotFeed], ahead: bool, burst: Burst | None) -> list[Output | Exception]:
         """Run one batch; if it fails, run its rows alone so that only the culprit fails."""
         try:
-            return list(self.forward(feeds, ahead=ahead))
+            return list(self.forward(feeds, ahead=ahead, burst=burst))
         except Exception as error:
             failed = failure(error)
         # Behind the except block, so that the failed forward's tensors are gone.
@@ -204,11 +208,13 @@ class SlotRunner:
             return failure(error)
         return outputs[0] if read < middle else outputs[-1]
 
-    def forward(self, feeds: Sequence[SlotFeed], *, ahead: bool = False) -> list[Output]:
-        """One forward of a batch, and perhaps the next one, which is not waited for."""
+    def forward(
+        self, feeds: Sequence[SlotFeed], *, ahead: bool = False, burst: Burst | None = None
+    ) -> list[Output]:
+        """One forward of a batch or a burst of them, and perhaps the next one, which is not waited for."""
         shape = self._launcher.shape(feeds) if self._launcher is not None else None
         if shape is None:
-            return self._called(feeds)
+            return self._called(feeds, burst)
         numbers, rows = pack(feeds, shape)
         try:
             kept, fetched = self._launched(shape, numbers)
@@ -244,8 +250,8 @@ class SlotRunner:
         self._fill(feeds)
         return Flight(made[0], fetch, flight.shape, feeds, flight.rows, ahead=True)
 
-    def _called(self, feeds: Sequence[SlotFeed]) -> list[Output]:
-        """One forward by calling the model."""
+    def _called(self, feeds: Sequence[SlotFeed], burst: Burst | None = None) -> list[Output]:
+        """One forward by calling the model, or a burst where it may be and can be."""
         shape = Shape.exact(feeds, idle=_IDLE if self._device.type == "cpu" else 0.0)
         numbers, rows = pack(feeds, shape)
         columns = None
@@ -254,25 +260,45 @@ class SlotRunner:
         head_N3, ids_NT = unpack(numbers.to(self._device), shape)
         apart = shape.block is None and self.cache.bytes_read(shape) > self.most_gathered
         runs = shape.runs if apart else ()
+        where: dict[str, Any] = {"block": runs[0][0] if runs else shape.block, "line": shape.line}
         with self._threads(shape), self._attend.over(runs):
-            kept, fetched = self._call(
-                head_N3,
-                ids_NT,
-                self._key_L[: shape.span],
-                block=runs[0][0] if runs else shape.block,
-                line=shape.line,
-                breadth=sum(runs[-1]) - runs[0][0] if runs else None,
-                columns=None if columns is None else torch.tensor(columns, device=self._device),
-            )
-        self._fill(feeds)
-        return Flight(kept, Fetch(fetched), shape, feeds, rows, columns).outputs()
+            made = None if apart else self._burst(shape, head_N3, ids_NT, burst, where)
+            if made is None:
+                made = self._call(
+                    head_N3,
+                    ids_NT,
+                    self._key_L[: shape.span],
+                    breadth=sum(runs[-1]) - runs[0][0] if runs else None,
+                    columns=None if columns is None else torch.tensor(columns, device=self._device),
+                    **where,
+                )
+        kept, fetched = made
+        own = fetched.shape[1] - 1 if columns is None else 0
+        self._fill(feeds, own)
+        return Flight(kept, Fetch(fetched), shape, feeds, rows, columns, own).outputs()
+
+    def _burst(
+        self,
+        shape: Shape,
+        head_N3: torch.Tensor,
+        ids_NT: torch.Tensor,
+        burst: Burst | None,
+        where: dict[str, Any],
+    ) -> Pair | None:
+        """Tokens of each row until one may end, if the feeds are of one token and the model is small: a large one
+        takes much longer than the host, and whoever comes meanwhile waits.
+        """
+        small = self._parameters * shape.rows < SMALL_FORWARD
+        if burst is None or shape.tokens > 1 or not small or not isinstance(self._call, Traced):
+            return None
+        return self._call.burst(head_N3, ids_NT, shape.span, burst, **where)
 
     def _threads(self, shape: Shape) -> AbstractContextManager[None]:
         return cpu_threads(self._device, self._parameters * shape.rows * shape.tokens)
 
-    def _fill(self, feeds: Sequence[SlotFeed]) -> None:
+    def _fill(self, feeds: Sequence[SlotFeed], own: int = 0) -> None:
         for feed in feeds:
-            self.pool.fill(feed.slot, feed.start + len(feed.tokens))
+            self.pool.fill(feed.slot, feed.start + len(feed.tokens) + own)
 
     def _compute(
         self,

@@ -99,22 +99,27 @@ class SlotSession:
         return SlotFeed(slot, self.cached, [*new, *guesses], len(new) - 1, len(guesses))
 
     def fed(self, feed: SlotFeed, output: Output) -> None:
-        """Count a feed that went well. Its guesses are not part of the text: they may prove wrong."""
+        """Count a feed that went well. Its guesses are not part of the text, for they may prove wrong; nor is
+        what it was fed in one launch, until it is taken.
+        """
         end = feed.start + len(feed.tokens)
         if not output.ahead:
-            self.tally.add(feed.start, len(feed.tokens), self._window)
+            self.tally.add(feed.start, len(feed.tokens) + output.own, self._window)
         if output.followed:
             # What runs ahead is counted when it is launched: it may be in vain.
             self.tally.add(end, 1, self._window)
         self.early = output.followed
         self.cached = end - feed.more
 
-    def unread(self, feed: SlotFeed) -> None:
-        """Take back a feed whose outputs are not finite: what it left would spread, masked or not."""
+    def unread(self, feed: SlotFeed, output: Output) -> None:
+        """Take back a feed whose outputs are not finite: what it left would spread, masked or not. Of several
+        that were fed in one launch only the last can be of that kind.
+        """
+        start = feed.start + output.own
         # A forward ahead of it has written one more.
-        end = feed.start + len(feed.tokens) + self.early
-        self._runner.cache.wipe(feed.slot, feed.start, min(end, self._runner.capacity))
-        self.cached, self.early = feed.start, False
+        end = start + len(feed.tokens) + self.early
+        self._runner.cache.wipe(feed.slot, start, min(end, self._runner.capacity))
+        self.cached, self.early = min(self.cached, start), False
 
     def follow(self, tokens: Sequence[int]) -> None:
         """Put these tokens in place of the step in progress. What both begin with stays cached."""

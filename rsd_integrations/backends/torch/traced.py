@@ -15,7 +15,8 @@ from typing import Any, Protocol
 
 import torch
 
-from rsd_integrations.backends.torch.forwards import Pair
+from rsd_integrations.backends.torch.bursts import Burst, Looped
+from rsd_integrations.backends.torch.forwards import Pair, alike
 from rsd_integrations.backends.torch.plan import Place
 from rsd_integrations.backends.torch.recording import Watch
 from rsd_integrations.backends.torch.slots import SlotCache
@@ -27,9 +28,6 @@ PAYS = 200
 
 _PROOFS = 3
 """Sizes at which a trace must agree with a call before it is relied on."""
-
-_ROUNDING = 1e-3
-"""Relative difference that is borne; nearly always there is none."""
 
 _LOCK = threading.Lock()
 """One tracing at a time: torch keeps some of its state for the whole process."""
@@ -56,10 +54,13 @@ class Call(Protocol):
 
 @dataclass(slots=True)
 class _Kind:
-    """Forwards that one trace could run. ``proven``: (rows, tokens, positions) at which it agreed."""
+    """Forwards that one trace could run. ``proven``: (rows, tokens, positions) at which it agreed. ``loop``:
+    of the trace, from the first burst on.
+    """
 
     called: int = 0
     trace: Any = None
+    loop: Looped | None = None
     refused: bool = False
     proven: set[tuple[int, int, int]] = field(default_factory=set)
 
@@ -105,7 +106,7 @@ class Traced:
             return call()
         rows, tokens = ids_NT.shape
         apart, lone = where.get("block") is None, where.get("line") is not None
-        kind = self._kinds.setdefault((rows == 1, tokens == 1, apart, lone, columns is None), _Kind())
+        kind = self._kind(rows, tokens, apart=apart, lone=lone, whole=columns is None)
         kind.called += 1
         if kind.refused or kind.called <= PAYS:
             return call()
@@ -123,8 +124,36 @@ class Traced:
             return made
         called = call()
         kind.proven.add(size)
-        kind.refused = not _alike(made, called)
+        kind.refused = not alike(made, called)
         return called
+
+    def _kind(self, rows: int, tokens: int, *, apart: bool, lone: bool, whole: bool) -> _Kind:
+        return self._kinds.setdefault((rows == 1, tokens == 1, apart, lone, whole), _Kind())
+
+    def burst(
+        self, head_N3: torch.Tensor, ids_N1: torch.Tensor, span: int, burst: Burst, **where: Any
+    ) -> Pair | None:
+        """Several forwards of one token a row, each of the likeliest token behind the last.
+
+        Args:
+            head_N3: of the first, as of a ``Call``.
+            ids_N1: likewise.
+            span: positions that the first reads.
+            burst: how far it goes.
+            where: as of a ``Call``.
+
+        Returns:
+            As of ``Looped``; None where there is no trace yet to rely on, or it cannot be used.
+        """
+        if where.get("breadth") is not None:
+            return None
+        apart, lone = where.get("block") is None, where.get("line") is not None
+        kind = self._kind(ids_N1.shape[0], 1, apart=apart, lone=lone, whole=True)
+        if kind.refused or len(kind.proven) < _PROOFS:
+            return None
+        if kind.loop is None:
+            kind.loop = Looped(kind.trace, self._compute, self._positions)
+        return kind.loop(head_N3, ids_N1, span, burst, **where)
 
     def _made(
         self, inputs: list[torch.Tensor], call: Callable[[torch.Tensor], Pair], *, apart: bool, lone: bool
@@ -158,7 +187,7 @@ class Traced:
             bare = _Bare(tensors, work).eval()
             trace = torch.jit.trace(bare, tuple(inputs), check_trace=False)  # type: ignore[no-untyped-call]
         # More positions are only masked; so this is the other end of what there may be.
-        if not _alike(trace(head_N3, ids_NT, self._positions, *columns), call(self._positions)):
+        if not alike(trace(head_N3, ids_NT, self._positions, *columns), call(self._positions)):
             raise RuntimeError("it depends on the number of positions")
         return trace
 
@@ -178,12 +207,3 @@ class _Bare(torch.nn.Module):
     def forward(self, *inputs: torch.Tensor) -> Pair:
         """The work."""
         return self._work[0](*inputs)
-
-
-def _alike(made: Pair, called: Pair) -> bool:
-    """Equal to rounding, whatever is not finite included."""
-    one, other = made[0], called[0]
-    if one.shape != other.shape or one.dtype != other.dtype:
-        return False
-    bound = _ROUNDING * float(other.nan_to_num(0.0, 0.0, 0.0).abs().max())
-    return torch.allclose(one, other, rtol=0.0, atol=bound, equal_nan=True)
