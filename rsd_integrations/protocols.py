@@ -310,15 +310,9 @@ class Writer(Protocol):
         """
         ...
 
-    def advance(
-        self, sessions: Sequence[WriterSession], *, most: int = 1
-    ) -> Sequence[Written | Exception | None]:
-        """One round for these sessions, which all have begun a step.
-
-        Args:
-            sessions: each at most once.
-            most: tokens that each may get in this round where that is faster than one a round; more than one
-                where no other request waits for another model meanwhile.
+    def advance(self, sessions: Sequence[WriterSession]) -> Sequence[Written | Exception | None]:
+        """One round for these sessions, which all have begun a step: a token each, or a few where many rounds
+        would be much slower.
 
         Returns:
             For each session the finished step, None while it goes on, or what failed.

@@ -228,9 +228,7 @@ class ScriptedWriter:
         """The number of its characters."""
         return _length(prompt)
 
-    def advance(
-        self, sessions: Sequence[WriterSession], *, most: int = 1
-    ) -> list[Written | Exception | None]:
+    def advance(self, sessions: Sequence[WriterSession]) -> list[Written | Exception | None]:
         """One character for each session."""
         self.batches.append(len(sessions))
         if self._delay:

@@ -22,10 +22,10 @@ class Gated(ScriptedWriter):
         self.entered = threading.Event()
         self.gate = threading.Event()
 
-    def advance(self, sessions: Sequence[WriterSession], **more: Any) -> Any:
+    def advance(self, sessions: Sequence[WriterSession]) -> Any:
         self.entered.set()
         assert self.gate.wait(PATIENCE)
-        return super().advance(sessions, **more)
+        return super().advance(sessions)
 
 
 def gated(slots: int = 16) -> tuple[RSDPipeline, Gated]:

@@ -55,10 +55,10 @@ class Gated(ScriptedWriter):
         """No more gate."""
         self._permits.release(10**6)
 
-    def advance(self, sessions: Sequence[WriterSession], **more: Any) -> Any:
+    def advance(self, sessions: Sequence[WriterSession]) -> Any:
         self.entered.release()
         assert self._permits.acquire(timeout=PATIENCE)
-        return super().advance(sessions, **more)
+        return super().advance(sessions)
 
 
 def over(draft: ScriptedWriter, *, target: Any = None, rewards: Any = (1.0,), **options: Any) -> RSDPipeline:
@@ -414,10 +414,10 @@ def test_a_backend_that_raises_fails_its_batch_and_lives_on() -> None:
     class Breaking(ScriptedWriter):
         broken = True
 
-        def advance(self, sessions: Sequence[WriterSession], **more: Any) -> Any:
+        def advance(self, sessions: Sequence[WriterSession]) -> Any:
             if self.broken:
                 raise MemoryError("all of it")
-            return super().advance(sessions, **more)
+            return super().advance(sessions)
 
     draft = Breaking(STEPS)
     with over(draft) as pipe:
@@ -430,7 +430,7 @@ def test_a_backend_that_raises_fails_its_batch_and_lives_on() -> None:
 
 def test_a_bug_in_the_engine_reaches_the_callers() -> None:
     class Deadly(ScriptedWriter):
-        def advance(self, sessions: Sequence[WriterSession], **more: Any) -> Any:
+        def advance(self, sessions: Sequence[WriterSession]) -> Any:
             raise SystemExit("the thread dies")
 
     pipe = over(Deadly(STEPS))

@@ -166,8 +166,8 @@ def test_07_nobody_waits_for_the_slowest() -> None:
         return "ab\n\n" if index < 5 else None
 
     class Watching(ScriptedWriter):
-        def advance(self, sessions: Any, **more: Any) -> Any:
-            results = super().advance(sessions, **more)
+        def advance(self, sessions: Any) -> Any:
+            results = super().advance(sessions)
             ended.extend(len(self.batches) for session in sessions if session.prompt == "slow" and not ended)
             return results
 
@@ -187,10 +187,10 @@ def test_07_rewrites_of_some_do_not_stop_the_drafts_of_others() -> None:
     submitted = threading.Event()
 
     class Noting(ScriptedWriter):
-        def advance(self, sessions: Any, **more: Any) -> Any:
+        def advance(self, sessions: Any) -> Any:
             assert submitted.wait(60)  # No round is over before both requests are there.
             rounds.extend((self.info.name, len(session.prompt)) for session in sessions)
-            return super().advance(sessions, **more)
+            return super().advance(sessions)
 
     def reward(prompt: Any, index: int, body: str) -> float:
         return 0.0 if prompt == "x" else 1.0

@@ -12,15 +12,12 @@ from typing import Any
 from rsd_integrations.algorithm import Cancelled
 from rsd_integrations.engine.job import Job, Request, Sink, Task
 from rsd_integrations.errors import BackendError, ConfigError, EngineClosedError
-from rsd_integrations.protocols import Backend, DraftStep, ScoreStep, TargetStep, Writer, Written
+from rsd_integrations.protocols import Backend, DraftStep, ScoreStep, TargetStep
 
 __all__ = ["GATHER_ROUNDS", "SCORE_ROUNDS", "BatchEngine"]
 
 GATHER_ROUNDS = 16
 """Most rounds a rejected step waits for others, so that the target rewrites them together."""
-
-TOKENS_AT_ONCE = 16
-"""Most tokens that a request gets in one round. Who comes or is cancelled meanwhile waits for them."""
 
 SCORE_SHARE = 2
 """The PRM runs once one in so many of the live requests waits for a reward."""
@@ -33,9 +30,9 @@ class BatchEngine:
     """Owns the models' thread. Any thread may submit; results come through the job's sink.
 
     A round lets each model do one batch at most: the PRM scores all steps that wait, the draft and the
-    target each write one token for every request that is with them, or some where all are. PRM and target
-    let requests gather before they run, the target also while the draft guesses for one of them. Requests
-    join and leave at any round, and what one gets does not depend on the others.
+    target each write a token for every request that is with them (small models may write a few). PRM and
+    target let requests gather before they run, the target also while the draft guesses for one of them.
+    Requests join and leave at any round, and what one gets does not depend on the others.
     """
 
     def __init__(
@@ -166,18 +163,13 @@ class BatchEngine:
             steps = [task.piece for task in scoring]
             self._batch(scoring, lambda: backend.prm.score(_sessions(scoring), steps))  # type: ignore[arg-type]
         if drafting := self._waiting(DraftStep) + self._guessing() + self._going_on():
-            self._batch(drafting, lambda: self._advance(backend.draft, drafting))
+            self._batch(drafting, lambda: backend.draft.advance(_sessions(drafting)))
         # Rows that guess hold the others up for a few of the draft's rounds: then all share one pass.
         rewriting = [] if self._guessing() else self._waiting(TargetStep)
         if rewriting and self._due(rewriting):
-            self._batch(rewriting, lambda: self._advance(backend.target, rewriting))
+            self._batch(rewriting, lambda: backend.target.advance(_sessions(rewriting)))
             for task in self._waiting(TargetStep):
                 task.job.seek_guesses(task)
-
-    def _advance(self, writer: Writer, tasks: Sequence[Task]) -> Sequence[Written | Exception | None]:
-        """Several tokens at a time, where nobody waits for another model and all end together."""
-        alone = len({task.job for task in tasks}) == len(self._live)
-        return writer.advance(_sessions(tasks), most=TOKENS_AT_ONCE if alone else 1)
 
     def _guessing(self) -> list[Task]:
         return [job.guessing for job in self._live if job.guessing is not None]

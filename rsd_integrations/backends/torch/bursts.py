@@ -14,7 +14,10 @@ import torch
 
 from rsd_integrations.backends.torch.forwards import Pair, alike
 
-__all__ = ["Burst", "Endings", "Looped"]
+__all__ = ["MOST_AT_ONCE", "Burst", "Endings", "Looped"]
+
+MOST_AT_ONCE = 16
+"""Tokens of each row in one launch, for which all others wait."""
 
 _HALF = "\N{REPLACEMENT CHARACTER}"
 
@@ -89,7 +92,6 @@ class _Loop(torch.nn.Module):
         head_N3: torch.Tensor,
         ids_N1: torch.Tensor,
         positions: torch.Tensor,
-        span: int,
         most: int,
         ending_V1: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -97,6 +99,7 @@ class _Loop(torch.nn.Module):
         may end its row's step. Rows that only fill up are not asked.
         """
         onward_3 = torch.tensor([0, 1, 0])
+        span = int(head_N3[:, 1:].sum(1).max())
         real_N1 = head_N3[:, 2:] > 0
         kept, token_N1 = self.step(head_N3, ids_N1, positions[:span])
         tokens = [token_N1]
@@ -125,23 +128,22 @@ class Looped:
         self.refused = False
 
     def __call__(
-        self, head_N3: torch.Tensor, ids_N1: torch.Tensor, span: int, burst: Burst, **where: Any
+        self, head_N3: torch.Tensor, ids_N1: torch.Tensor, burst: Burst, **where: Any
     ) -> Pair | None:
         """The last forward's outputs ``[N, 1, ...]`` and all tokens ``[N, K]``; None where it is refused."""
         if self.refused:
             return None
         try:
-            proven, self._loop = self._loop is not None, self._loop or _looped(self._trace)
-            made: Pair = self._loop(head_N3, ids_N1, self._positions, span, burst.most, burst.ending_V1)
-            self.refused = not proven and not self._agrees(made, head_N3, ids_N1, span, **where)
+            loop = torch.jit.script(_Loop(self._trace).eval()) if self._loop is None else self._loop
+            made: Pair = loop(head_N3, ids_N1, self._positions, burst.most, burst.ending_V1)
+            self.refused = self._loop is None and not self._agrees(made, head_N3, ids_N1, **where)
+            self._loop = loop
         except Exception:
             self.refused = True
         # Behind a failure the call that is made instead raises, if it is the feeds that are at fault.
         return None if self.refused else made
 
-    def _agrees(
-        self, made: Pair, head_N3: torch.Tensor, ids_N1: torch.Tensor, span: int, **where: Any
-    ) -> bool:
+    def _agrees(self, made: Pair, head_N3: torch.Tensor, ids_N1: torch.Tensor, **where: Any) -> bool:
         """Whether a call gives what the last forward of a burst gave."""
         kept, tokens_NK = made
         behind = tokens_NK.shape[1] - 1
@@ -149,9 +151,6 @@ class Looped:
         last_N1 = torch.cat([ids_N1, tokens_NK], 1)[:, behind : behind + 1].clamp(min=0)
         if where.get("line") is not None:
             where["line"] += behind
-        called = self._compute(head_N3, last_N1, self._positions[: span + behind], **where)
+        span = int(head_N3[:, 1:].sum(1).max())
+        called = self._compute(head_N3, last_N1, self._positions[:span], **where)
         return alike((kept, tokens_NK), called)
-
-
-def _looped(trace: Any) -> Any:
-    return torch.jit.script(_Loop(trace).eval())

@@ -125,6 +125,12 @@ class SlotRunner:
         self._flight = None  # Followed, it would write to the slot once more.
         self.pool.release(slot, seen)
 
+    def bursts(self, rows: int) -> bool:
+        """Whether a launch may write several tokens of so many rows: not where each takes much longer than
+        Python in between, for all others wait.
+        """
+        return isinstance(self._call, Traced) and self._parameters * rows < SMALL_FORWARD
+
     @property
     def exact(self) -> bool:
         """Whether it computes in a precision where equal means equal to rounding."""
@@ -262,7 +268,9 @@ class SlotRunner:
         runs = shape.runs if apart else ()
         where: dict[str, Any] = {"block": runs[0][0] if runs else shape.block, "line": shape.line}
         with self._threads(shape), self._attend.over(runs):
-            made = None if apart else self._burst(shape, head_N3, ids_NT, burst, where)
+            made = None
+            if burst is not None and shape.tokens == 1 and not apart and isinstance(self._call, Traced):
+                made = self._call.burst(head_N3, ids_NT, burst, **where)
             if made is None:
                 made = self._call(
                     head_N3,
@@ -276,22 +284,6 @@ class SlotRunner:
         own = fetched.shape[1] - 1 if columns is None else 0
         self._fill(feeds, own)
         return Flight(kept, Fetch(fetched), shape, feeds, rows, columns, own).outputs()
-
-    def _burst(
-        self,
-        shape: Shape,
-        head_N3: torch.Tensor,
-        ids_NT: torch.Tensor,
-        burst: Burst | None,
-        where: dict[str, Any],
-    ) -> Pair | None:
-        """Tokens of each row until one may end, if the feeds are of one token and the model is small: a large one
-        takes much longer than the host, and whoever comes meanwhile waits.
-        """
-        small = self._parameters * shape.rows < SMALL_FORWARD
-        if burst is None or shape.tokens > 1 or not small or not isinstance(self._call, Traced):
-            return None
-        return self._call.burst(head_N3, ids_NT, shape.span, burst, **where)
 
     def _threads(self, shape: Shape) -> AbstractContextManager[None]:
         return cpu_threads(self._device, self._parameters * shape.rows * shape.tokens)

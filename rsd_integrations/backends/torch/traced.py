@@ -130,30 +130,25 @@ class Traced:
     def _kind(self, rows: int, tokens: int, *, apart: bool, lone: bool, whole: bool) -> _Kind:
         return self._kinds.setdefault((rows == 1, tokens == 1, apart, lone, whole), _Kind())
 
-    def burst(
-        self, head_N3: torch.Tensor, ids_N1: torch.Tensor, span: int, burst: Burst, **where: Any
-    ) -> Pair | None:
+    def burst(self, head_N3: torch.Tensor, ids_N1: torch.Tensor, burst: Burst, **where: Any) -> Pair | None:
         """Several forwards of one token a row, each of the likeliest token behind the last.
 
         Args:
             head_N3: of the first, as of a ``Call``.
             ids_N1: likewise.
-            span: positions that the first reads.
             burst: how far it goes.
             where: as of a ``Call``.
 
         Returns:
             As of ``Looped``; None where there is no trace yet to rely on, or it cannot be used.
         """
-        if where.get("breadth") is not None:
-            return None
         apart, lone = where.get("block") is None, where.get("line") is not None
         kind = self._kind(ids_N1.shape[0], 1, apart=apart, lone=lone, whole=True)
         if kind.refused or len(kind.proven) < _PROOFS:
             return None
         if kind.loop is None:
             kind.loop = Looped(kind.trace, self._compute, self._positions)
-        return kind.loop(head_N3, ids_N1, span, burst, **where)
+        return kind.loop(head_N3, ids_N1, burst, **where)
 
     def _made(
         self, inputs: list[torch.Tensor], call: Callable[[torch.Tensor], Pair], *, apart: bool, lone: bool

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rsd_integrations.backends.torch.bursts import Burst, Endings
+from rsd_integrations.backends.torch.bursts import MOST_AT_ONCE, Burst, Endings
 from rsd_integrations.backends.torch.readout import Output as Read
 from rsd_integrations.backends.torch.runner import SlotRunner
 from rsd_integrations.backends.torch.sampling import draw_rows
@@ -94,27 +94,24 @@ class TorchWriter:
             return written.token_ids
         return self.tooling.encode(written.text) if markup else self.encode(written.text)
 
-    def advance(
-        self, sessions: Sequence[WriterSession], *, most: int = 1
-    ) -> list[Written | Exception | None]:
-        """One launch and, but for bursts, at most one new token for each session."""
+    def advance(self, sessions: Sequence[WriterSession]) -> list[Written | Exception | None]:
+        """One launch, and at most one new token for each session but in a burst."""
         own = [session for session in sessions if isinstance(session, TorchWriterSession)]
         results: list[Written | Exception | None] = [
             session.written("limit") if session.full else session.recall() for session in own
         ]
         going = [index for index, result in enumerate(results) if result is None]
         rows = [going[place] for place in to_feed([own[index] for index in going])]
-        for index, result in zip(rows, self._write([own[index] for index in rows], most), strict=True):
+        for index, result in zip(rows, self._write([own[index] for index in rows]), strict=True):
             results[index] = result
         return results
 
-    def _write(self, sessions: Sequence[TorchWriterSession], most: int) -> list[Written | Exception | None]:
+    def _write(self, sessions: Sequence[TorchWriterSession]) -> list[Written | Exception | None]:
         feeds = [session.next_feed() for session in sessions]
-        steady = min((session.steady for session in sessions), default=0)
-        burst = None
-        if min(steady, most) > 1:
+        steady, burst = min((session.steady for session in sessions), default=0), None
+        if steady > 1 and self.runner.bursts(len(feeds)):
             characters = frozenset[str]().union(*(session.ending for session in sessions))
-            burst = Burst(min(steady, most), self._endings.of(characters))
+            burst = Burst(min(steady, MOST_AT_ONCE), self._endings.of(characters))
         results: list[Written | Exception | None] = [None] * len(sessions)
         ready: dict[int, Read] = {}
         outputs = self.runner.run(feeds, ahead=steady > 1, burst=burst)
