@@ -20,11 +20,10 @@ def overflowing(runner: Any, token: int) -> Any:
     real = runner._readout
 
     def call(inputs: dict[str, Any], columns: torch.Tensor | None) -> Any:
-        kept, fetched = (one.clone() for one in real(inputs, columns))
+        kept, fetched = real(inputs, columns)
         hit = inputs["input_ids"] == token
         hit = hit if columns is None else hit[:, columns]
-        kept[hit], fetched[hit] = torch.nan, -1
-        return kept, fetched
+        return kept.masked_fill(hit[..., None], torch.nan), fetched.masked_fill(hit, -1)
 
     return call
 

@@ -66,8 +66,9 @@ class Endings:
         ending_V1 = torch.zeros(self._size + 1, dtype=torch.bool)
         ending_V1[[*self._eos_ids, self._size]] = True
         if characters:
+            # Twice, for the first one may lose a leading space.
             self._texts = self._texts or {
-                token: self._tokenizer.decode([token]) for token in self._tokenizer.get_vocab().values()
+                token: self._tokenizer.decode([token] * 2) for token in self._tokenizer.get_vocab().values()
             }
             # The bytes of a character may be split between tokens.
             wanted = characters if all(map(str.isascii, characters)) else characters | {_HALF}
@@ -139,8 +140,8 @@ class Looped:
             self.refused = self._loop is None and not self._agrees(made, head_N3, ids_N1, **where)
             self._loop = loop
         except Exception:
+            self._called(head_N3, ids_N1, **where)  # Raises if it is the feeds that are at fault.
             self.refused = True
-        # Behind a failure the call that is made instead raises, if it is the feeds that are at fault.
         return None if self.refused else made
 
     def _agrees(self, made: Pair, head_N3: torch.Tensor, ids_N1: torch.Tensor, **where: Any) -> bool:
@@ -151,6 +152,8 @@ class Looped:
         last_N1 = torch.cat([ids_N1, tokens_NK], 1)[:, behind : behind + 1].clamp(min=0)
         if where.get("line") is not None:
             where["line"] += behind
+        return alike((kept, tokens_NK), self._called(head_N3, last_N1, **where))
+
+    def _called(self, head_N3: torch.Tensor, ids_N1: torch.Tensor, **where: Any) -> Pair:
         span = int(head_N3[:, 1:].sum(1).max())
-        called = self._compute(head_N3, last_N1, self._positions[:span], **where)
-        return alike((kept, tokens_NK), called)
+        return self._compute(head_N3, ids_N1, self._positions[:span], **where)

@@ -1,0 +1,366 @@
+"""Several tokens in one launch are those of as many launches, and none is written in vain."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rsd_integrations.backends.torch import bursts, traced
+from rsd_integrations.backends.torch.bursts import Burst, Endings, Looped
+from rsd_integrations.backends.torch.detokenize import Detokenizer
+from rsd_integrations.backends.torch.plan import SlotFeed
+from rsd_integrations.backends.torch.readout import Output
+from rsd_integrations.backends.torch.runner import SlotRunner
+from rsd_integrations.engine import job
+from rsd_integrations.errors import BackendError
+from rsd_integrations.protocols import Sampling, TargetStep, Written
+from rsd_integrations.segment import StepBoundary, Unbroken
+from tests.backends.test_slots import recomputed, runner_of
+from tests.backends.test_speculation import ASKED, FIELDS, PAIRS, PROMPT, ask, check_equal, load
+from tests.backends.test_unsound import overflowing
+from tests.small_tokenizers import byte_level, sentencepiece_like
+from tests.tiny_models import ARCHITECTURES, causal, tokenizer
+
+LONG = {**FIELDS, "acceptance_rate": 1.0, "step_delimiter": "\0"}
+"""One step that only a limit ends."""
+
+DRAFTED = {"threshold": 0.0, "step_delimiter": "\0", "max_step_tokens": 40, "max_tokens": 40}
+"""One that the draft writes, and nobody looks at."""
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second forward of a kind is traced, and is in bursts once three sizes agreed."""
+    monkeypatch.setattr(traced, "PAYS", 1)
+
+
+@pytest.fixture
+def lengths(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[int]]:
+    """How many bursts there were of each length."""
+    found, real = Counter[int](), Looped.__call__
+
+    def counting(self: Looped, *inputs: Any, **where: Any) -> Any:
+        made = real(self, *inputs, **where)
+        found[0 if made is None else made[1].shape[1]] += 1
+        return made
+
+    monkeypatch.setattr(Looped, "__call__", counting)
+    return found
+
+
+def endless(vocabulary: int = 10_000) -> torch.Tensor:
+    """No token ends anything but "none"."""
+    ending_V1 = torch.zeros(vocabulary + 1, dtype=torch.bool)
+    ending_V1[-1] = True
+    return ending_V1
+
+
+def proven(model: Any, rows: dict[int, list[int]], **options: Any) -> SlotRunner:
+    """A runner whose slots hold all but the last token of these rows, with a trace to rely on."""
+    runner = runner_of(model, traces=True, **options)
+    for slot in range(max(rows) + 1):
+        assert runner.pool.claim()[0] == slot
+    most = max(map(len, rows.values()))
+    for back in range(min(most, 8), 0, -1):
+        feeds = [SlotFeed(slot, len(row) - 1 - back, row[-1 - back : -back]) for slot, row in rows.items()]
+        if back == min(most, 8):
+            feeds = [SlotFeed(slot, 0, row[:-back]) for slot, row in rows.items()]
+        runner.run(feeds)
+    return runner
+
+
+def greedy(model: Any, tokens: list[int], count: int) -> list[int]:
+    """Continued naively."""
+    text = list(tokens)
+    for _ in range(count):
+        text.append(int(recomputed(model, text).argmax()))
+    return text[len(tokens) :]
+
+
+ROWS = {
+    "alone": {2: [5, 9, 13, 21, 34, 2, 17, 8, 11, 3]},
+    "neighbours": {0: [5, 9, 13, 21, 34, 2, 17, 8, 11, 3], 1: [29, 23, 7, 7, 1, 4, 4, 9, 30]},
+    "with an idle row": {0: [5, 9, 13, 21, 34, 2, 17, 8, 11, 3], 2: [29, 23, 7, 7, 1, 4, 4, 9, 30]},
+    "here and there": {0: [5, 9, 13, 21, 34, 2, 17, 8, 11], 3: [29, 23, 7, 7, 1, 4, 4, 9, 30]},
+}
+
+
+def burst(runner: SlotRunner, rows: dict[int, list[int]], made: Burst) -> list[Output]:
+    feeds = [SlotFeed(slot, len(row) - 1, row[-1:]) for slot, row in rows.items()]
+    outputs = runner.run(feeds, ahead=True, burst=made)
+    assert all(isinstance(output, Output) for output in outputs)
+    return outputs  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("where", ROWS)
+def test_tokens_are_those_of_full_forwards(architecture: str, where: str, lengths: Counter[int]) -> None:
+    model, rows = causal(architecture, 3), ROWS[where]
+    runner = proven(model, rows, capacity=96)
+    for (slot, row), output in zip(rows.items(), burst(runner, rows, Burst(7, endless())), strict=True):
+        expected = greedy(model, row, 7)
+        assert (output.fetched, output.own) == (expected, 6)
+        full_V = recomputed(model, [*row, *expected[:-1]])
+        torch.testing.assert_close(output.kept_R[0], full_V, atol=1e-4, rtol=1e-4)
+        # All of them but the last were fed.
+        after = runner.run([SlotFeed(slot, len(row) + 6, expected[-1:])])[0]
+        assert after.fetched == greedy(model, [*row, *expected], 1)  # type: ignore[union-attr]
+    assert lengths == {7: 1}
+
+
+def test_it_ends_at_the_first_token_of_any_row_that_may_end(lengths: Counter[int]) -> None:
+    model, rows = causal("Qwen2", 3), ROWS["with an idle row"]
+    first, second = (greedy(model, row, 8) for row in rows.values())
+    place = next(at for at in range(2, 8) if second[at] not in (*first[:at], *second[:at]))
+    ending_V1 = endless()
+    ending_V1[second[place]] = True
+    outputs = burst(proven(model, rows), rows, Burst(8, ending_V1))
+    assert [output.fetched for output in outputs] == [first[: place + 1], second[: place + 1]]
+
+
+def test_an_idle_row_between_neither_ends_nor_breaks_it(lengths: Counter[int]) -> None:
+    """Not even where what a request left in its slot is no number."""
+    model, rows = causal("Qwen2", 3), ROWS["with an idle row"]
+    runner = proven(model, rows)
+    expected = [greedy(model, row, 6) for row in rows.values()]
+    ending_V1 = torch.ones_like(endless())
+    ending_V1[[token for drawn in expected for token in drawn]] = False
+    for idle in (0.0, torch.nan):
+        with torch.inference_mode():
+            for states in runner.cache.states():
+                states[1] = idle
+        assert [output.fetched for output in burst(runner, rows, Burst(6, ending_V1))] == expected
+    assert lengths == {6: 2}
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_answers_are_the_same(pair: str, lengths: Counter[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Alone and in company, of all kinds, whatever ends a step; and alone nothing is read in vain."""
+    monkeypatch.setattr(job, "GUESSING_PAYS", 0)
+    asked = [
+        *ASKED,
+        {"seed": 5, "max_step_tokens": 2},
+        {"seed": 6, "max_tokens": 7},
+        {"seed": 7, "stop": "a", "step_delimiter": "\n\n"},
+        {"seed": 8, "max_steps": 2, "acceptance_rate": 0.9},
+        {"seed": 9, **LONG, "max_step_tokens": 60},
+    ]
+    with load(*PAIRS[pair]) as pipe, ThreadPoolExecutor(len(asked)) as pool:
+        alone = [ask(pipe, one) for one in asked]
+        together = list(pool.map(lambda one: ask(pipe, one), asked))
+    assert sum(count for length, count in lengths.items() if length > 1) > 20
+    assert not lengths[0]
+    monkeypatch.setattr(SlotRunner, "bursts", lambda *given: False)
+    with load(*PAIRS[pair]) as pipe:
+        for one, company, fields in zip(alone, together, asked, strict=True):
+            expected = ask(pipe, fields)
+            check_equal(one, expected)
+            check_equal(company, expected)
+            assert one.usage == expected.usage
+
+
+def test_a_window_that_is_full(lengths: Counter[int]) -> None:
+    fields = {**LONG, "max_tokens": None, "max_step_tokens": 500}
+    with load(*PAIRS["same tokenizer"], max_length=128) as pipe:
+        answer = pipe.generate(PROMPT, **fields)
+    assert answer.finish_reason == "length"
+    assert answer.usage.prompt_tokens + answer.usage.completion_tokens == 128
+    assert max(lengths) == bursts.MOST_AT_ONCE
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_large_models_write_one_token_at_a_time(rows: int, lengths: Counter[int]) -> None:
+    """Whoever comes, or waits for another model, would wait for all of them."""
+    model = causal("Qwen2", 3)
+    assert runner_of(model, traces=True, parameters=20_000_000 // rows - 1).bursts(rows)
+    assert not runner_of(model, traces=True, parameters=20_000_000 // rows).bursts(rows)
+    assert not runner_of(model, parameters=1).bursts(rows)
+    with load(*PAIRS["same tokenizer"]) as pipe:
+        for writer in (pipe.backend.draft, pipe.backend.target):
+            writer.runner._parameters = 20_000_000  # type: ignore[union-attr]
+        pipe.generate(PROMPT, **FIELDS)
+    assert not lengths
+
+
+def test_a_rewrite_that_will_take_guesses_does_not_write_on_without_them() -> None:
+    with load(*PAIRS["same tokenizer"]) as pipe:
+        target: Any = pipe.backend.target
+        session = target.open(PROMPT)
+        rejected = Written("ab", (5, 9), "limit", None, target.vocabulary)
+        sampling = Sampling(0.0, 1.0, None, random.random)
+        session.begin(TargetStep(StepBoundary(("\0",)), 30, sampling, rejected=rejected))
+        assert session.next_feed().more == 2
+        assert session.steady == 0
+        while not session.wanted:
+            assert target.advance([session]) == [None]
+        assert session.steady == 0
+        session.guess(())
+        assert session.steady == 30 - session.in_progress
+
+
+def test_a_target_too_small_to_ask_the_draft_writes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = {**FIELDS, "acceptance_rate": 0.0, "step_delimiter": "\0", "max_step_tokens": 30, "seed": 1}
+    monkeypatch.setattr(job, "GUESSING_PAYS", 10**6)
+    with load(*PAIRS["same tokenizer"]) as pipe:
+        pipe.generate(PROMPT, **fields)
+        seen = watched(pipe.backend.target.runner)  # type: ignore[union-attr]
+        answer = pipe.generate(PROMPT, **fields)
+    assert not any(step.accepted for step in answer.steps)
+    assert max(output.own for output in seen) == bursts.MOST_AT_ONCE - 1
+
+
+def watched(runner: Any) -> list[Output]:
+    """What each feed gave, from now on."""
+    run, seen = runner.run, list[Output]()
+
+    def spy(feeds: Any, **more: Any) -> Any:
+        outputs = run(feeds, **more)
+        seen.extend(outputs)
+        return outputs
+
+    runner.run = spy
+    return seen
+
+
+def test_an_overflow_on_the_way_fails_as_it_does_alone() -> None:
+    """The token behind which it comes is drawn again by itself, and nothing of it is left behind."""
+    with load(*PAIRS["same tokenizer"], prefix_caching=False) as pipe:
+        seen = watched(pipe.backend.draft.runner)  # type: ignore[union-attr]
+        pipe.generate(PROMPT, **DRAFTED)
+        ids = [token for output in seen for token in output.fetched]
+        bad = next(token for at, token in enumerate(ids) if at > 12 and token not in ids[:at])
+    with load(*PAIRS["same tokenizer"], prefix_caching=False) as pipe:
+        runner: Any = pipe.backend.draft.runner  # type: ignore[union-attr]
+        runner._readout = overflowing(runner, bad)
+        runner._call._kinds.clear()
+        seen = watched(runner)
+        for _ in range(3):
+            with pytest.raises(BackendError, match="NaN or infinite logits"):
+                pipe.generate(PROMPT, **DRAFTED)
+            assert seen[-1].fetched == [-1]
+        assert seen[-2].own > 0
+        assert seen[-2].fetched[-2:] == [bad, -1]
+        assert all(layer.values.isfinite().all() for layer in runner.cache.layers)
+
+
+@pytest.mark.parametrize("when", ["made", "first run", "later"])
+def test_what_fails_in_a_burst_is_called(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with load(*PAIRS["same tokenizer"], cpu_traces=False) as pipe:
+        expected = pipe.generate(PROMPT, **LONG)
+    real, tries, runs = torch.jit.script, [0], [0]
+
+    def script(*given: Any) -> Any:
+        tries[0] += 1
+        if when == "made":
+            raise RuntimeError("no compiler today")
+        made = real(*given)
+
+        def run(*inputs: Any) -> Any:
+            runs[0] += 1
+            if runs[0] > (2 if when == "later" else 0):
+                raise RuntimeError("the interpreter broke")
+            return made(*inputs)
+
+        return run
+
+    monkeypatch.setattr(torch.jit, "script", script)
+    with load(*PAIRS["same tokenizer"]) as pipe:
+        for _ in range(3):
+            check_equal(pipe.generate(PROMPT, **LONG), expected)
+    assert tries == [1]
+    assert runs == [{"made": 0, "first run": 1, "later": 3}[when]]
+
+
+def test_one_that_computes_something_else_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    with load(*PAIRS["same tokenizer"], cpu_traces=False) as pipe:
+        expected = pipe.generate(PROMPT, **LONG)
+    real, runs = torch.jit.script, [0]
+
+    def script(*given: Any) -> Any:
+        made = real(*given)
+
+        def run(*inputs: Any) -> Any:
+            runs[0] += 1
+            kept, tokens = made(*inputs)
+            return kept + 0.5, (tokens + 1) % 90
+
+        return run
+
+    monkeypatch.setattr(torch.jit, "script", script)
+    with load(*PAIRS["same tokenizer"]) as pipe:
+        check_equal(pipe.generate(PROMPT, **LONG), expected)
+    assert runs == [1]
+
+
+def test_a_bad_row_fails_alone_and_ends_no_bursts(lengths: Counter[int]) -> None:
+    model, rows = causal("Qwen2", 3), ROWS["neighbours"]
+    runner = proven(model, rows)
+    burst(runner, rows, Burst(3, endless()))
+    one, other = rows.values()
+    feeds = [SlotFeed(0, len(one) - 1, one[-1:]), SlotFeed(1, len(other) - 1, [10**6])]
+    made = runner.run(feeds, ahead=True, burst=Burst(3, endless()))
+    assert isinstance(made[1], Exception)
+    assert made[0].fetched == greedy(model, one, 1)  # type: ignore[union-attr]
+    assert burst(runner, rows, Burst(3, endless()))[1].fetched == greedy(model, other, 3)
+    assert lengths == {3: 2}
+
+
+TOKENIZERS = {
+    "byte level": byte_level,
+    "sentencepiece": sentencepiece_like,
+    "ascii": lambda: tokenizer("ascii"),
+}
+BOUNDARIES = {
+    "paragraphs": StepBoundary(("\n\n",)),
+    "several": StepBoundary(("\n\n", "12", "ки")),
+    "stop strings": StepBoundary(("\n\n",), stop=("So", "и", "\\boxed")),
+    "calls": StepBoundary(("\n\n",), unbroken=Unbroken("+", "- ")),
+    "inside": StepBoundary(("\n\n",), unbroken=Unbroken("{", "2}"), inside=True),
+}
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@given(seed=st.integers(0, 10**6))
+def test_every_token_that_ends_a_step_is_known(kind: str, boundary: str, seed: int) -> None:
+    """So that nothing is written in vain behind it."""
+    made, finds = TOKENIZERS[kind](), BOUNDARIES[boundary]
+    ending_V1 = Endings(made, [3]).of(finds.last)
+    ids = sorted(made.get_vocab().values())
+    rng, text, pieces = random.Random(seed), "", Detokenizer(made, frozenset())
+    for _ in range(60):
+        token = rng.choice(ids)
+        checked = len(text)
+        text += pieces.push([token])
+        if finds.find(text, checked) is not None:
+            assert ending_V1[token], (made.decode([token]), text[checked:])
+            return
+
+
+def test_endings_are_few() -> None:
+    """Of the alphabet those with the character, the answer's ends, and "none"."""
+    made = tokenizer("ascii")
+    ending_V1 = Endings(made, [0, 2]).of(frozenset("e\n"))
+    texts = {token: made.decode([token]) for token in made.get_vocab().values()}
+    expected = {token for token, text in texts.items() if set(text) & set("e\n")} | {0, 2, max(texts) + 1}
+    assert set(ending_V1.nonzero().flatten().tolist()) == expected
+    nothing = Endings(made, [0]).of(frozenset())
+    assert nothing.nonzero().flatten().tolist() == [0, max(texts) + 1]
+
+
+def test_sets_of_characters_are_remembered_and_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    endings = Endings(tokenizer("ascii"), [0])
+    first = endings.of(frozenset("a"))
+    assert endings.of(frozenset("a")) is first
+    for number in range(100):
+        endings.of(frozenset(chr(200 + number)))
+    assert len(endings._known) <= 16
+    assert torch.equal(endings.of(frozenset("a")), first)
