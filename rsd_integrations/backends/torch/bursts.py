@@ -6,6 +6,7 @@ rows need it only where a step may end, which shows by the token alone.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +15,13 @@ import torch
 
 from rsd_integrations.backends.torch.forwards import Pair, alike
 
-__all__ = ["MOST_AT_ONCE", "Burst", "Endings", "Looped"]
+__all__ = ["MAKING", "MOST_AT_ONCE", "Burst", "Endings", "Looped"]
 
 MOST_AT_ONCE = 16
 """Tokens of each row in one launch, for which all others wait."""
+
+MAKING = threading.Lock()
+"""One trace or loop is made at a time: torch keeps some of its state for the whole process."""
 
 _HALF = "\N{REPLACEMENT CHARACTER}"
 
@@ -135,7 +139,7 @@ class Looped:
         if self.refused:
             return None
         try:
-            loop = torch.jit.script(_Loop(self._trace).eval()) if self._loop is None else self._loop
+            loop = self._made() if self._loop is None else self._loop
             made: Pair = loop(head_N3, ids_N1, self._positions, burst.most, burst.ending_V1)
             self.refused = self._loop is None and not self._agrees(made, head_N3, ids_N1, **where)
             self._loop = loop
@@ -143,6 +147,10 @@ class Looped:
             self._called(head_N3, ids_N1, **where)  # Raises if it is the feeds that are at fault.
             self.refused = True
         return None if self.refused else made
+
+    def _made(self) -> Any:
+        with MAKING:
+            return torch.jit.script(_Loop(self._trace).eval())
 
     def _agrees(self, made: Pair, head_N3: torch.Tensor, ids_N1: torch.Tensor, **where: Any) -> bool:
         """Whether a call gives what the last forward of a burst gave."""

@@ -7,7 +7,6 @@ rows, tokens and positions; it needs no compiler and is made in a tenth of a sec
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
-from rsd_integrations.backends.torch.bursts import Burst, Looped
+from rsd_integrations.backends.torch.bursts import MAKING, Burst, Looped
 from rsd_integrations.backends.torch.forwards import Pair, alike
 from rsd_integrations.backends.torch.plan import Place
 from rsd_integrations.backends.torch.recording import Watch
@@ -28,9 +27,6 @@ PAYS = 200
 
 _PROOFS = 3
 """Sizes at which a trace must agree with a call before it is relied on."""
-
-_LOCK = threading.Lock()
-"""One tracing at a time: torch keeps some of its state for the whole process."""
 
 
 class Call(Protocol):
@@ -175,7 +171,7 @@ class Traced:
             return self._compute(head_N3, ids_NT, key_L, block=block, line=line, columns=columns)
 
         tensors = [*self._model.parameters(), *self._model.buffers(), *self._cache.states()]
-        with _LOCK:
+        with MAKING:
             # For good, as filters set for a while are the whole process's meanwhile.
             warnings.filterwarnings("ignore", r"`torch\.jit\.", DeprecationWarning)
             warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]
