@@ -109,7 +109,8 @@ class RSDPipeline:
                 it is first met; needs torch 2.7 or newer, a C++ compiler, on a GPU Triton.
             cuda_graphs: record forwards as CUDA graphs; None: where a model is on one CUDA device.
             cpu_traces: trace forwards that a CPU often runs (TorchScript), which takes Python from between
-                the operations. Hooks and adapters that a model gets later are not seen by what is traced.
+                the operations, and of small models from between the tokens. Hooks and adapters that a model
+                gets later are not seen by what is traced.
             prefix_caching: requests that begin like an earlier one (the next turn of a chat, the same
                 documents) start behind what is still known of it.
             draft_kwargs: options of this model alone: device, dtype, device_map, quantization_config,

@@ -21,7 +21,7 @@ from rsd_integrations.backends.torch.readout import Output
 from rsd_integrations.backends.torch.runner import SlotRunner
 from rsd_integrations.engine import job
 from rsd_integrations.errors import BackendError
-from rsd_integrations.protocols import Sampling, TargetStep, Written
+from rsd_integrations.protocols import GuessStep, Sampling, TargetStep, Written
 from rsd_integrations.segment import StepBoundary, Unbroken
 from tests.backends.test_slots import recomputed, runner_of
 from tests.backends.test_speculation import ASKED, FIELDS, PAIRS, PROMPT, ask, check_equal, load
@@ -126,6 +126,16 @@ def test_it_ends_at_the_first_token_of_any_row_that_may_end(lengths: Counter[int
     assert [output.fetched for output in outputs] == [first[: place + 1], second[: place + 1]]
 
 
+def test_a_slot_is_given_back_empty() -> None:
+    model, rows = causal("Qwen2", 3), ROWS["alone"]
+    runner = proven(model, rows)
+    burst(runner, rows, Burst(7, endless()))
+    assert any(states[2, :, 15].any() for states in runner.cache.states())
+    runner.pool.spoil(2)
+    runner.release(2)
+    assert not any(states[2, :, : runner.capacity].any() for states in runner.cache.states())
+
+
 def test_an_idle_row_between_neither_ends_nor_breaks_it(lengths: Counter[int]) -> None:
     """Not even where what a request left in its slot is no number."""
     model, rows = causal("Qwen2", 3), ROWS["with an idle row"]
@@ -207,14 +217,35 @@ def test_a_rewrite_that_will_take_guesses_does_not_write_on_without_them() -> No
 
 
 def test_a_target_too_small_to_ask_the_draft_writes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    fields = {**FIELDS, "acceptance_rate": 0.0, "step_delimiter": "\0", "max_step_tokens": 30, "seed": 1}
+    """In its first rewrite already, before it knows that guesses are wrong."""
+    fields = {**FIELDS, "acceptance_rate": 0.0, "step_delimiter": "\0", "max_tokens": 40}
+    fields["max_step_tokens"] = 40
     monkeypatch.setattr(job, "GUESSING_PAYS", 10**6)
     with load(*PAIRS["same tokenizer"]) as pipe:
         pipe.generate(PROMPT, **fields)
         seen = watched(pipe.backend.target.runner)  # type: ignore[union-attr]
         answer = pipe.generate(PROMPT, **fields)
-    assert not any(step.accepted for step in answer.steps)
+    assert [step.accepted for step in answer.steps] == [False]
     assert max(output.own for output in seen) == bursts.MOST_AT_ONCE - 1
+
+
+def test_guesses_come_in_one_launch(lengths: Counter[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """And are read once."""
+    found = []
+    for may in (True, False):
+        with load(*PAIRS["same tokenizer"], prefix_caching=False) as pipe:
+            draft: Any = pipe.backend.draft
+            if not may:
+                monkeypatch.setattr(SlotRunner, "bursts", lambda *given: False)
+            session, guesses = draft.open(PROMPT), []
+            for count in (6, 9, 9):
+                session.begin(GuessStep((5, 9, 13, *guesses), count))
+                while (written := draft.advance([session])[0]) is None:
+                    pass
+                guesses += written.token_ids
+            found.append((guesses, session.tally.forwarded))
+    assert found[0] == found[1]
+    assert lengths[9] == 2
 
 
 def watched(runner: Any) -> list[Output]:
@@ -354,6 +385,15 @@ def test_endings_are_few() -> None:
     assert set(ending_V1.nonzero().flatten().tolist()) == expected
     nothing = Endings(made, [0]).of(frozenset())
     assert nothing.nonzero().flatten().tolist() == [0, max(texts) + 1]
+
+
+@pytest.mark.parametrize("kind", ["byte level", "sentencepiece"])
+def test_a_character_in_pieces_may_end_with_any_half(kind: str) -> None:
+    made = TOKENIZERS[kind]()
+    *_, last = pieces = made.encode("\u0436", add_special_tokens=False)
+    assert len(pieces) > 1
+    assert Endings(made, [0]).of(frozenset("\u0436"))[last]
+    assert not Endings(made, [0]).of(frozenset("e"))[last]
 
 
 def test_sets_of_characters_are_remembered_and_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
