@@ -17,7 +17,8 @@ from rsd_integrations.protocols import Backend, DraftStep, ScoreStep, TargetStep
 __all__ = ["GATHER_ROUNDS", "SCORE_ROUNDS", "BatchEngine"]
 
 GATHER_ROUNDS = 16
-"""Most rounds a rejected step waits for others, so that the target rewrites them together."""
+"""Most rounds a rejected step waits for others, so that the target rewrites them together. In a
+round small models may write several tokens."""
 
 SCORE_SHARE = 2
 """The PRM runs once one in so many of the live requests waits for a reward."""

@@ -200,7 +200,9 @@ class Job:
             self.resume([task.result for task in self.tasks])
 
     def seek_guesses(self, rewriting: Task) -> None:
-        """Have the draft go on behind the target's own text, where that is wanted and pays."""
+        """Have the draft go on behind the target's own text, where that is wanted and pays. Where it does not
+        pay, the target is told that there will be no guesses.
+        """
         wanted = rewriting.session.wanted if "draft" in self._sessions else 0
         sizes = {role: self._infos[role].parameters for role in ("draft", "target")}
         pays = sizes["target"] >= GUESSING_PAYS * sizes["draft"]

@@ -7,26 +7,39 @@ rows need it only where a step may end, which shows by the token alone.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from rsd_integrations.backends.torch.detokenize import HALF, decoder
 from rsd_integrations.backends.torch.forwards import Pair, alike
 
-__all__ = ["MAKING", "MOST_AT_ONCE", "Burst", "Endings", "Looped"]
+__all__ = ["MOST_AT_ONCE", "Burst", "Endings", "Looped", "making"]
 
 MOST_AT_ONCE = 16
 """Tokens of each row in one launch, for which all others wait."""
 
-MAKING = threading.Lock()
-"""One trace or loop is made at a time: torch keeps some of its state for the whole process."""
-
-_HALF = "\N{REPLACEMENT CHARACTER}"
+_PROOFS = 3
+"""Bursts that must agree with calls before the others are relied on."""
 
 _REMEMBERED = 16
 """Sets of characters whose tokens are remembered; stop strings come from users."""
+
+_LOCK = threading.Lock()
+
+
+@contextmanager
+def making() -> Iterator[None]:
+    """While a trace or a loop is made: one at a time, for torch keeps some of its state for the process."""
+    with _LOCK:
+        # For good, as filters set for a while are the whole process's meanwhile.
+        warnings.filterwarnings("ignore", r"`torch\.jit\.", DeprecationWarning)
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]
+        yield
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +48,12 @@ class Burst:
 
     Args:
         most: tokens of each row.
-        ending_V1: those behind which the host has to look, ``[V + 1]``; the last one stands for "no token".
+        ending: gives those behind which the host has to look, ``[V + 1]``; the last place stands for "no
+            token".
     """
 
     most: int
-    ending_V1: torch.Tensor
+    ending: Callable[[], torch.Tensor]
 
 
 class Endings:
@@ -52,14 +66,16 @@ class Endings:
     """
 
     def __init__(self, tokenizer: Any, eos_ids: Iterable[int]) -> None:
-        self._tokenizer = tokenizer
-        self._eos_ids = list(eos_ids)
-        self._size = max(tokenizer.get_vocab().values()) + 1
+        self._tokens = list(tokenizer.get_vocab().values())
+        self._size = max(self._tokens) + 1
+        # A model's config may name more than its tokenizer knows, which nobody can draw.
+        self._eos_ids = [token for token in eos_ids if 0 <= token < self._size]
+        self._decode = decoder(tokenizer)
         self._texts: dict[int, str] = {}
         self._known: dict[frozenset[str], torch.Tensor] = {}
 
     def of(self, characters: frozenset[str]) -> torch.Tensor:
-        """``Burst.ending_V1`` for steps that are ended by these characters."""
+        """Those of a ``Burst`` for steps that are ended by these characters."""
         if characters not in self._known:
             if len(self._known) == _REMEMBERED:
                 del self._known[next(iter(self._known))]
@@ -67,15 +83,13 @@ class Endings:
         return self._known[characters]
 
     def _made(self, characters: frozenset[str]) -> torch.Tensor:
-        ending_V1 = torch.zeros(self._size + 1, dtype=torch.bool)
+        ending_V1 = torch.zeros(self._size + 1, dtype=torch.bool, device="cpu")
         ending_V1[[*self._eos_ids, self._size]] = True
         if characters:
             # Twice, for the first one may lose a leading space.
-            self._texts = self._texts or {
-                token: self._tokenizer.decode([token] * 2) for token in self._tokenizer.get_vocab().values()
-            }
-            # The bytes of a character may be split between tokens.
-            wanted = characters if all(map(str.isascii, characters)) else characters | {_HALF}
+            self._texts = self._texts or {token: self._decode([token] * 2) for token in self._tokens}
+            # A character that ends a step may be held back with the half of another one behind it.
+            wanted = characters | {HALF}
             found = [token for token, text in self._texts.items() if not wanted.isdisjoint(text)]
             ending_V1[found] = True
         return ending_V1
@@ -103,7 +117,7 @@ class _Loop(torch.nn.Module):
         """The last forward's outputs ``[N, 1, ...]`` and all K tokens ``[N, K]``: ``most``, or fewer if one
         may end its row's step. Rows that only fill up are not asked.
         """
-        onward_3 = torch.tensor([0, 1, 0])
+        onward_3 = torch.tensor([0, 1, 0], device=ids_N1.device)
         span = int(head_N3[:, 1:].sum(1).max())
         real_N1 = head_N3[:, 2:] > 0
         kept, token_N1 = self.step(head_N3, ids_N1, positions[:span])
@@ -117,7 +131,7 @@ class _Loop(torch.nn.Module):
 
 
 class Looped:
-    """Bursts by one trace. The first is compared with a call; where it differs or fails there are none.
+    """Bursts by one trace. The first are compared with calls; where one differs or fails there are no more.
 
     Args:
         trace: of a forward of one token, as for a ``_Loop``.
@@ -130,37 +144,41 @@ class Looped:
         self._compute = compute
         self._positions = positions
         self._loop: Any = None
+        self._proofs = 0
         self.refused = False
 
     def __call__(
         self, head_N3: torch.Tensor, ids_N1: torch.Tensor, burst: Burst, **where: Any
     ) -> Pair | None:
-        """The last forward's outputs ``[N, 1, ...]`` and all tokens ``[N, K]``; None where it is refused."""
-        if self.refused:
-            return None
+        """The last forward's outputs ``[N, 1, ...]`` and all tokens ``[N, K]``; None where it is refused, and
+        what was written is not to be relied on.
+        """
         try:
-            loop = self._made() if self._loop is None else self._loop
-            made: Pair = loop(head_N3, ids_N1, self._positions, burst.most, burst.ending_V1)
-            self.refused = self._loop is None and not self._agrees(made, head_N3, ids_N1, **where)
-            self._loop = loop
+            if self._loop is None:
+                with making():
+                    self._loop = torch.jit.script(_Loop(self._trace).eval())
+            made: Pair = self._loop(head_N3, ids_N1, self._positions, burst.most, burst.ending())
+            if self._proofs < _PROOFS:
+                self.refused = not self._agrees(made, head_N3, ids_N1, **where)
+                self._proofs += 1
         except Exception:
             self._called(head_N3, ids_N1, **where)  # Raises if it is the feeds that are at fault.
             self.refused = True
         return None if self.refused else made
 
-    def _made(self) -> Any:
-        with MAKING:
-            return torch.jit.script(_Loop(self._trace).eval())
-
     def _agrees(self, made: Pair, head_N3: torch.Tensor, ids_N1: torch.Tensor, **where: Any) -> bool:
-        """Whether a call gives what the last forward of a burst gave."""
-        kept, tokens_NK = made
-        behind = tokens_NK.shape[1] - 1
-        head_N3 = head_N3 + torch.tensor([[0, behind, 0]])
-        last_N1 = torch.cat([ids_N1, tokens_NK], 1)[:, behind : behind + 1].clamp(min=0)
-        if where.get("line") is not None:
-            where["line"] += behind
-        return alike((kept, tokens_NK), self._called(head_N3, last_N1, **where))
+        """Whether calls, one behind the other, give the same tokens and the same last outputs."""
+        (kept, tokens_NK), called = made, made
+        real_N = head_N3[:, 2] > 0
+        for place in range(tokens_NK.shape[1]):
+            called = self._called(head_N3, ids_N1, **where)
+            ids_N1 = tokens_NK[:, place : place + 1].clamp(min=0)
+            if not torch.equal(called[1][real_N, 0], tokens_NK[real_N, place]):
+                return False
+            head_N3 = head_N3 + torch.tensor([0, 1, 0], device=head_N3.device)
+            if where.get("line") is not None:
+                where["line"] += 1
+        return alike((kept[real_N], tokens_NK), (called[0][real_N], called[1]))
 
     def _called(self, head_N3: torch.Tensor, ids_N1: torch.Tensor, **where: Any) -> Pair:
         span = int(head_N3[:, 1:].sum(1).max())

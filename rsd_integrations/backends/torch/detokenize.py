@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-__all__ = ["Detokenizer"]
+__all__ = ["HALF", "Detokenizer", "decoder"]
 
-_HALF = "\N{REPLACEMENT CHARACTER}"
+HALF = "\N{REPLACEMENT CHARACTER}"
+"""What a character is shown as whose bytes are not all there."""
+
 _MOST_BYTES = 4
 """Of one character: as many tokens, at most, may be needed to see it."""
 
@@ -23,9 +25,7 @@ class Detokenizer:
     """
 
     def __init__(self, tokenizer: Any, hidden: frozenset[int]) -> None:
-        # The tokenizer proper, where there is one: what transformers puts around it costs ten times as much.
-        self._proper = getattr(tokenizer, "backend_tokenizer", None)
-        self._tokenizer = tokenizer
+        self._decode = decoder(tokenizer)
         self._hidden = hidden
         self._shown: tuple[int, ...] = ()
         """The last tokens that were shown, whole characters: one alone may lose its leading space."""
@@ -43,7 +43,7 @@ class Detokenizer:
         tokens = (*self._half, token)
         text = self._decode((*self._shown, *tokens))
         # Byte fallback decodes a run of bytes as a whole: half a character spoils those before it.
-        if not text.endswith(_HALF):
+        if not text.endswith(HALF):
             return self._show(tokens, (), text)
         if len(tokens) < _MOST_BYTES:
             self._half = tokens
@@ -68,14 +68,26 @@ class Detokenizer:
         """Go back to where the step began."""
         self._shown, self._half, self._shown_text = self._marked
 
-    def _decode(self, tokens: Sequence[int]) -> str:
+
+def decoder(tokenizer: Any) -> Callable[[Sequence[int]], str]:
+    """The text of tokens, special ones included, as it is.
+
+    Args:
+        tokenizer: of transformers.
+    """
+    # The tokenizer proper, where there is one: what transformers puts around it costs ten times as much.
+    proper = getattr(tokenizer, "backend_tokenizer", None)
+
+    def decode(tokens: Sequence[int]) -> str:
         if not tokens:
             return ""
         text: str
-        if self._proper is not None:
-            text = self._proper.decode(tokens, skip_special_tokens=False)
+        if proper is not None:
+            text = proper.decode(tokens, skip_special_tokens=False)
         else:
-            text = self._tokenizer.decode(
+            text = tokenizer.decode(
                 list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False
             )
         return text
+
+    return decode

@@ -7,14 +7,13 @@ rows, tokens and positions; it needs no compiler and is made in a tenth of a sec
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 
-from rsd_integrations.backends.torch.bursts import MAKING, Burst, Looped
+from rsd_integrations.backends.torch.bursts import Burst, Looped, making
 from rsd_integrations.backends.torch.forwards import Pair, alike
 from rsd_integrations.backends.torch.plan import Place
 from rsd_integrations.backends.torch.recording import Watch
@@ -144,7 +143,23 @@ class Traced:
             return None
         if kind.loop is None:
             kind.loop = Looped(kind.trace, self._compute, self._positions)
-        return kind.loop(head_N3, ids_N1, burst, **where)
+        if kind.loop.refused:
+            return None
+        made = None
+        try:
+            made = kind.loop(head_N3, ids_N1, burst, **where)
+        finally:
+            if made is None:
+                self._wipe(head_N3, burst.most)
+        return made
+
+    def _wipe(self, head_N3: torch.Tensor, most: int) -> None:
+        """Of a burst that is not to be relied on, what the rows' next forward does not write itself: a NaN
+        there would spread, masked or not.
+        """
+        for slot, start, length in head_N3.tolist():
+            if length:
+                self._cache.wipe(slot, start + 1, min(start + most, self._cache.capacity))
 
     def _made(
         self, inputs: list[torch.Tensor], call: Callable[[torch.Tensor], Pair], *, apart: bool, lone: bool
@@ -171,10 +186,7 @@ class Traced:
             return self._compute(head_N3, ids_NT, key_L, block=block, line=line, columns=columns)
 
         tensors = [*self._model.parameters(), *self._model.buffers(), *self._cache.states()]
-        with MAKING:
-            # For good, as filters set for a while are the whole process's meanwhile.
-            warnings.filterwarnings("ignore", r"`torch\.jit\.", DeprecationWarning)
-            warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]
+        with making():
             bare = _Bare(tensors, work).eval()
             trace = torch.jit.trace(bare, tuple(inputs), check_trace=False)  # type: ignore[no-untyped-call]
         # More positions are only masked; so this is the other end of what there may be.

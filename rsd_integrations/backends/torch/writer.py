@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from rsd_integrations.backends.torch.bursts import MOST_AT_ONCE, Burst, Endings
@@ -111,7 +112,7 @@ class TorchWriter:
         steady, burst = min((session.steady for session in sessions), default=0), None
         if steady > 1 and self.runner.bursts(len(feeds)):
             characters = frozenset[str]().union(*(session.ending for session in sessions))
-            burst = Burst(min(steady, MOST_AT_ONCE), self._endings.of(characters))
+            burst = Burst(min(steady, MOST_AT_ONCE), partial(self._endings.of, characters))
         results: list[Written | Exception | None] = [None] * len(sessions)
         ready: dict[int, Read] = {}
         outputs = self.runner.run(feeds, ahead=steady > 1, burst=burst)
@@ -145,7 +146,7 @@ class TorchWriter:
 
     def close(self) -> None:
         """Give the memory back."""
-        del self.runner, self._render, self._tags_of, self.tooling
+        del self.runner, self._render, self._tags_of, self._endings, self.tooling
 
 
 def _tokens(ready: Mapping[int, tuple[TorchWriterSession, Read]]) -> dict[int, list[int]]:
