@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from rsd_integrations import RSDPipeline
-from rsd_integrations.backends.torch import bursts, traced
+from rsd_integrations.backends.torch import bursts, interpreter, traced
 from rsd_integrations.backends.torch.bursts import Burst, Endings, Looped
 from rsd_integrations.backends.torch.detokenize import Detokenizer
 from rsd_integrations.backends.torch.plan import SlotFeed
@@ -293,7 +293,7 @@ def test_an_overflow_on_the_way_fails_as_it_does_alone() -> None:
 def test_what_fails_in_a_burst_is_called(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with load(*PAIRS["same tokenizer"], cpu_traces=False) as pipe:
         expected = pipe.generate(PROMPT, **LONG)
-    real, tries, runs = torch.jit.script, [0], [0]
+    real, tries, runs = interpreter.looped, [0], [0]
 
     def script(*given: Any) -> Any:
         tries[0] += 1
@@ -309,7 +309,7 @@ def test_what_fails_in_a_burst_is_called(when: str, monkeypatch: pytest.MonkeyPa
 
         return run
 
-    monkeypatch.setattr(torch.jit, "script", script)
+    monkeypatch.setattr(interpreter, "looped", script)
     with load(*PAIRS["same tokenizer"]) as pipe:
         for _ in range(5):
             check_equal(pipe.generate(PROMPT, **LONG), expected)
@@ -346,13 +346,13 @@ def test_one_that_computes_something_else_is_not_used(
 ) -> None:
     with load(*PAIRS["same tokenizer"], cpu_traces=False) as pipe:
         expected = pipe.generate(PROMPT, **LONG)
-    real = torch.jit.script
+    real = interpreter.looped
     more = {"calls": [0]} if wrong is _second_off else {}
 
     def script(*given: Any) -> Any:
         return functools.partial(wrong, real(*given), **more)
 
-    monkeypatch.setattr(torch.jit, "script", script)
+    monkeypatch.setattr(interpreter, "looped", script)
     with load(*PAIRS["same tokenizer"]) as pipe:
         for _ in range(2):
             check_equal(pipe.generate(PROMPT, **LONG), expected)
@@ -365,7 +365,7 @@ def test_what_is_refused_leaves_nothing_behind(fails: bool, monkeypatch: pytest.
     """For its own row, for others beside it, for who has the slot next."""
     model, rows = causal("Qwen2", 3), ROWS["neighbours"]
     runner = proven(model, rows)
-    real = torch.jit.script
+    real = interpreter.looped
 
     def script(*given: Any) -> Any:
         loop = real(*given)
@@ -381,7 +381,7 @@ def test_what_is_refused_leaves_nothing_behind(fails: bool, monkeypatch: pytest.
 
         return run
 
-    monkeypatch.setattr(torch.jit, "script", script)
+    monkeypatch.setattr(interpreter, "looped", script)
     for output, row in zip(burst(runner, rows, Burst(7, endless)), rows.values(), strict=True):
         assert (output.fetched, output.own) == (greedy(model, row, 1), 0)
     assert all(states[:, :, : runner.capacity].isfinite().all() for states in runner.cache.states())

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from rsd_integrations import RSDPipeline
-from rsd_integrations.backends.torch import traced
+from rsd_integrations.backends.torch import interpreter, traced
 from rsd_integrations.backends.torch.plan import SlotFeed
 from rsd_integrations.backends.torch.runner import SlotRunner
 from rsd_integrations.backends.torch.traced import Traced
@@ -118,11 +118,11 @@ def test_a_model_that_decides_on_its_way_is_called(decides: Callable[..., Any]) 
 
 
 def test_a_trace_that_computes_something_else_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = torch.jit.trace
+    real = interpreter.traced
     used = [0]
 
     def wrong(*given: Any, **more: Any) -> Any:
-        trace = real(*given, **more)  # type: ignore[no-untyped-call]
+        trace = real(*given, **more)
 
         def run(*inputs: Any) -> Any:
             used[0] += 1
@@ -131,7 +131,7 @@ def test_a_trace_that_computes_something_else_is_not_used(monkeypatch: pytest.Mo
 
         return run
 
-    monkeypatch.setattr(torch.jit, "trace", wrong)
+    monkeypatch.setattr(interpreter, "traced", wrong)
     model = causal("Qwen2", 3)
     write(model, runner := runner_of(model, traces=True))
     assert used == [3]
@@ -141,16 +141,16 @@ def test_a_trace_that_computes_something_else_is_not_used(monkeypatch: pytest.Mo
 @pytest.mark.parametrize("where", ["making", "running"])
 def test_what_fails_traced_is_called(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tries = causal("Qwen2", 3), [0]
-    real = torch.jit.trace
+    real = interpreter.traced
 
     def failing(*inputs: Any) -> Any:
         tries[0] += 1
         raise RuntimeError("the interpreter broke")
 
     def trace(*given: Any, **more: Any) -> Any:
-        return failing() if where == "making" else real(*given, **more)  # type: ignore[no-untyped-call]
+        return failing() if where == "making" else real(*given, **more)
 
-    monkeypatch.setattr(torch.jit, "trace", trace)
+    monkeypatch.setattr(interpreter, "traced", trace)
     runner = runner_of(model, traces=True)
     write(model, runner)
     for kind in kinds(runner):

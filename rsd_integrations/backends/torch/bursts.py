@@ -6,19 +6,18 @@ rows need it only where a step may end, which shows by the token alone.
 
 from __future__ import annotations
 
-import threading
-import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from rsd_integrations.backends.torch import interpreter
 from rsd_integrations.backends.torch.detokenize import HALF, decoder
 from rsd_integrations.backends.torch.forwards import Pair, alike
+from rsd_integrations.backends.torch.interpreter import Script
 
-__all__ = ["MOST_AT_ONCE", "Burst", "Endings", "Looped", "making"]
+__all__ = ["MOST_AT_ONCE", "Burst", "Endings", "Looped"]
 
 MOST_AT_ONCE = 16
 """Tokens of each row in one launch, for which all others wait."""
@@ -28,18 +27,6 @@ _PROOFS = 3
 
 _REMEMBERED = 16
 """Sets of characters whose tokens are remembered; stop strings come from users."""
-
-_LOCK = threading.Lock()
-
-
-@contextmanager
-def making() -> Iterator[None]:
-    """While a trace or a loop is made: one at a time, for torch keeps some of its state for the process."""
-    with _LOCK:
-        # For good, as filters set for a while are the whole process's meanwhile.
-        warnings.filterwarnings("ignore", r"`torch\.jit\.", DeprecationWarning)
-        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]
-        yield
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,55 +82,20 @@ class Endings:
         return ending_V1
 
 
-class _Loop(torch.nn.Module):
-    """A traced forward of one token, again and again.
-
-    Args:
-        step: head ``[N, 3]``, ids ``[N, 1]``, positions ``[L]`` -> the pair of a forward.
-    """
-
-    def __init__(self, step: Any) -> None:
-        super().__init__()
-        self.step = step
-
-    def forward(
-        self,
-        head_N3: torch.Tensor,
-        ids_N1: torch.Tensor,
-        positions: torch.Tensor,
-        most: int,
-        ending_V1: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The last forward's outputs ``[N, 1, ...]`` and all K tokens ``[N, K]``: ``most``, or fewer if one
-        may end its row's step. Rows that only fill up are not asked.
-        """
-        onward_3 = torch.tensor([0, 1, 0], device=ids_N1.device)
-        span = int(head_N3[:, 1:].sum(1).max())
-        real_N1 = head_N3[:, 2:] > 0
-        kept, token_N1 = self.step(head_N3, ids_N1, positions[:span])
-        tokens = [token_N1]
-        while len(tokens) < most and not bool((ending_V1[token_N1] & real_N1).any()):
-            head_N3 = head_N3 + onward_3
-            # Idle rows may be without a likeliest token (-1), which cannot be fed.
-            kept, token_N1 = self.step(head_N3, token_N1.clamp(min=0), positions[: span + len(tokens)])
-            tokens.append(token_N1)
-        return kept, torch.cat(tokens, 1)
-
-
 class Looped:
     """Bursts by one trace. The first are compared with calls; where one differs or fails there are no more.
 
     Args:
-        trace: of a forward of one token, as for a ``_Loop``.
+        trace: of a forward of one token.
         compute: the same by calling the model (a ``Call``).
         positions: 0 to the cache's capacity - 1.
     """
 
-    def __init__(self, trace: Any, compute: Callable[..., Pair], positions: torch.Tensor) -> None:
+    def __init__(self, trace: Script, compute: Callable[..., Pair], positions: torch.Tensor) -> None:
         self._trace = trace
         self._compute = compute
         self._positions = positions
-        self._loop: Any = None
+        self._loop: Script | None = None
         self._proofs = 0
         self.refused = False
 
@@ -155,9 +107,8 @@ class Looped:
         """
         try:
             if self._loop is None:
-                with making():
-                    self._loop = torch.jit.script(_Loop(self._trace).eval())
-            made: Pair = self._loop(head_N3, ids_N1, self._positions, burst.most, burst.ending())
+                self._loop = interpreter.looped(self._trace)
+            made = self._loop(head_N3, ids_N1, self._positions, burst.most, burst.ending())
             if self._proofs < _PROOFS:
                 self.refused = not self._agrees(made, head_N3, ids_N1, **where)
                 self._proofs += 1

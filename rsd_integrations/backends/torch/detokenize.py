@@ -56,6 +56,11 @@ class Detokenizer:
         self._shown, self._half, self._shown_text = tokens, half, self._decode(tokens)
         return new
 
+    @property
+    def holds(self) -> bool:
+        """Whether text is held back, which may come with any token."""
+        return bool(self._half)
+
     def rest(self) -> str:
         """Half a character at the end, as it is shown when nothing follows."""
         return self._decode(self._half)

@@ -7,14 +7,16 @@ rows, tokens and positions; it needs no compiler and is made in a tenth of a sec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 
-from rsd_integrations.backends.torch.bursts import Burst, Looped, making
+from rsd_integrations.backends.torch import interpreter
+from rsd_integrations.backends.torch.bursts import Burst, Looped
 from rsd_integrations.backends.torch.forwards import Pair, alike
+from rsd_integrations.backends.torch.interpreter import Script
 from rsd_integrations.backends.torch.plan import Place
 from rsd_integrations.backends.torch.recording import Watch
 from rsd_integrations.backends.torch.slots import SlotCache
@@ -54,7 +56,7 @@ class _Kind:
     """
 
     called: int = 0
-    trace: Any = None
+    trace: Script | None = None
     loop: Looped | None = None
     refused: bool = False
     proven: set[tuple[int, int, int]] = field(default_factory=set)
@@ -109,7 +111,7 @@ class Traced:
         try:
             if kind.trace is None:
                 kind.trace = self._made(inputs, call, apart=apart, lone=lone)
-            made: Pair = kind.trace(*inputs)
+            made = kind.trace(*inputs)
         except Exception:
             made = call()  # Raises if it is the feeds that are at fault.
             kind.refused, kind.trace = True, None
@@ -139,7 +141,7 @@ class Traced:
         """
         apart, lone = where.get("block") is None, where.get("line") is not None
         kind = self._kind(ids_N1.shape[0], 1, apart=apart, lone=lone, whole=True)
-        if kind.refused or len(kind.proven) < _PROOFS:
+        if kind.trace is None or kind.refused or len(kind.proven) < _PROOFS:
             return None
         if kind.loop is None:
             kind.loop = Looped(kind.trace, self._compute, self._positions)
@@ -186,27 +188,8 @@ class Traced:
             return self._compute(head_N3, ids_NT, key_L, block=block, line=line, columns=columns)
 
         tensors = [*self._model.parameters(), *self._model.buffers(), *self._cache.states()]
-        with making():
-            bare = _Bare(tensors, work).eval()
-            trace = torch.jit.trace(bare, tuple(inputs), check_trace=False)  # type: ignore[no-untyped-call]
+        trace = interpreter.traced(work, inputs, list({id(one): one for one in tensors}.values()))
         # More positions are only masked; so this is the other end of what there may be.
         if not alike(trace(head_N3, ids_NT, self._positions, *columns), call(self._positions)):
             raise RuntimeError("it depends on the number of positions")
         return trace
-
-
-class _Bare(torch.nn.Module):
-    """Work on tensors that are attributes: as constants of a trace they would be folded into new ones.
-
-    Not the model itself, of which tracing would read every property there is.
-    """
-
-    def __init__(self, tensors: Iterable[torch.Tensor], work: Callable[..., Pair]) -> None:
-        super().__init__()
-        for index, tensor in enumerate({id(one): one for one in tensors}.values()):
-            self.register_buffer(f"tensor_{index}", tensor)
-        self._work = [work]
-
-    def forward(self, *inputs: torch.Tensor) -> Pair:
-        """The work."""
-        return self._work[0](*inputs)

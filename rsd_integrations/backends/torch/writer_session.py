@@ -202,7 +202,7 @@ class TorchWriterSession(SlotSession):
         """Tokens it may yet take, if each is the likeliest and is fed alone until the step ends; else 0."""
         greedy = self._temperature == 0.0 and (self.constraint is None or isinstance(self.work, GuessStep))
         guessed = bool(self._guesses.next(1)) or self._guesses.wanted > 0
-        return self._room if greedy and not guessed else 0
+        return self._room if greedy and not guessed and not self._detokenizer.holds else 0
 
     @property
     def ending(self) -> frozenset[str]:
