@@ -165,7 +165,7 @@ class Traced:
 
     def _made(
         self, inputs: list[torch.Tensor], call: Callable[[torch.Tensor], Pair], *, apart: bool, lone: bool
-    ) -> Any:
+    ) -> Script:
         """A trace.
 
         Raises:
