@@ -9,7 +9,6 @@ import os
 import random
 import warnings
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -54,8 +53,8 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def lengths(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[int]]:
-    """How many bursts there were of each length."""
+def lengths(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
+    """How many bursts there were of each length; 0: refused."""
     found, real = Counter[int](), Looped.__call__
 
     def counting(self: Looped, *inputs: Any, **where: Any) -> Any:
@@ -127,7 +126,7 @@ def test_tokens_are_those_of_full_forwards(architecture: str, where: str, length
     assert lengths == {7: 1}
 
 
-def test_it_ends_at_the_first_token_of_any_row_that_may_end(lengths: Counter[int]) -> None:
+def test_it_ends_at_the_first_token_of_any_row_that_may_end() -> None:
     model, rows = causal("Qwen2", 3), ROWS["with an idle row"]
     first, second = (greedy(model, row, 8) for row in rows.values())
     place = next(at for at in range(2, 8) if second[at] not in (*first[:at], *second[:at]))
@@ -499,7 +498,7 @@ def test_a_character_held_back_with_half_of_another_may_end_a_step_later() -> No
     assert ending_V1[3]
 
 
-def test_an_end_that_the_tokenizer_does_not_know() -> None:
+def test_an_end_that_the_tokenizer_does_not_know(lengths: Counter[int]) -> None:
     """Some configs name tokens of a padded vocabulary."""
     model = copy.deepcopy(causal("Qwen2", 0, "ascii", max_position_embeddings=512))
     model.generation_config.eos_token_id = [2, 900]
@@ -507,11 +506,15 @@ def test_an_end_that_the_tokenizer_does_not_know() -> None:
     others.append((token_classifier(0, "ascii"), tokenizer("ascii")))  # type: ignore[arg-type]
     with RSDPipeline.from_pretrained((model, tokenizer("ascii")), *others, device="cpu") as pipe:
         answer = pipe.generate(PROMPT, **FIELDS, seed=1)
+    assert max(lengths) > 1
+    assert not lengths[0]
     with load(*PAIRS["same tokenizer"]) as pipe:
         check_equal(answer, pipe.generate(PROMPT, **FIELDS, seed=1))
 
 
-def test_what_prepares_a_burst_and_fails_fails_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_prepares_a_burst_and_fails_fails_nobody(
+    lengths: Counter[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with load(*PAIRS["same tokenizer"], cpu_traces=False) as pipe:
         expected = pipe.generate(PROMPT, **LONG)
 
@@ -521,9 +524,10 @@ def test_what_prepares_a_burst_and_fails_fails_nobody(monkeypatch: pytest.Monkey
     monkeypatch.setattr(Endings, "of", failing)
     with load(*PAIRS["same tokenizer"]) as pipe:
         check_equal(pipe.generate(PROMPT, **LONG), expected)
+    assert lengths == {0: 1}
 
 
-def test_sets_of_characters_are_remembered_and_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sets_of_characters_are_remembered_and_forgotten() -> None:
     endings = Endings(tokenizer("ascii"), [0])
     first = endings.of(frozenset("a"))
     assert endings.of(frozenset("a")) is first
