@@ -29,7 +29,7 @@ from rsd_integrations.backends.torch.readout import Output
 from rsd_integrations.backends.torch.runner import SlotRunner
 from rsd_integrations.engine import job
 from rsd_integrations.errors import BackendError
-from rsd_integrations.protocols import GuessStep, Sampling, TargetStep, Written
+from rsd_integrations.protocols import DraftStep, GuessStep, Sampling, TargetStep, Written
 from rsd_integrations.segment import StepBoundary, Unbroken
 from tests.backends.test_slots import recomputed, runner_of
 from tests.backends.test_speculation import ASKED, FIELDS, PAIRS, PROMPT, ask, check_equal, load
@@ -225,6 +225,20 @@ def test_a_rewrite_that_will_take_guesses_does_not_write_on_without_them() -> No
         assert session.steady == 0
         session.guess(())
         assert session.steady == 30 - session.in_progress
+
+
+def test_nothing_is_written_on_while_half_a_character_is_held_back() -> None:
+    """What was held back with it may end the step, whatever comes next."""
+    with load(("Qwen2", "a"), ("Llama", "a")) as pipe:
+        draft: Any = pipe.backend.draft
+        session = draft.open(PROMPT)
+        session.begin(DraftStep(StepBoundary(("\n\n",)), 30, Sampling(0.0, 1.0, None, random.random)))
+        half, other = draft.encode("\u0436")
+        assert session.steady == 30
+        assert session.push(half) is None
+        assert session.steady == 0
+        assert session.push(other) is None
+        assert session.steady == 28
 
 
 def test_a_target_too_small_to_ask_the_draft_writes_on(monkeypatch: pytest.MonkeyPatch) -> None:

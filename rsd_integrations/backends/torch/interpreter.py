@@ -102,6 +102,5 @@ def _making() -> Iterator[None]:
     """One at a time, for torch keeps some of its state for the whole process; without its warnings."""
     with _LOCK:
         # For good, as filters set for a while are the whole process's meanwhile.
-        warnings.filterwarnings("ignore", r"`torch\.jit\.", DeprecationWarning)
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]
         yield

@@ -129,8 +129,7 @@ class SlotRunner:
         """Whether a launch may write several tokens of so many rows: not where each takes much longer than
         Python in between, for all others wait.
         """
-        small = 0 < self._parameters * rows < SMALL_FORWARD
-        return small and isinstance(self._call, Traced) and not self.launches
+        return isinstance(self._call, Traced) and 0 < self._parameters * rows < SMALL_FORWARD
 
     @property
     def exact(self) -> bool:
