@@ -27,7 +27,7 @@ def spins(code: str, **more: str) -> str:
 
 
 def test_they_soon_fall_asleep() -> None:
-    assert spins("from rsd_integrations import RSDPipeline; RSDPipeline.pocket().close()") == "1000"
+    assert spins("from rsd_integrations import RSDPipeline; RSDPipeline.pocket().close()") == "3000"
 
 
 def test_what_a_user_has_set_stands() -> None:
@@ -37,4 +37,4 @@ def test_what_a_user_has_set_stands() -> None:
 
 
 def test_torch_may_be_there_already() -> None:
-    assert spins("import torch; from rsd_integrations.backends.torch import threads") != "1000"
+    assert spins("import torch; from rsd_integrations.backends.torch import threads") != "3000"

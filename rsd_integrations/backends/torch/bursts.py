@@ -17,10 +17,13 @@ from rsd_integrations.backends.torch.detokenize import HALF, decoder
 from rsd_integrations.backends.torch.forwards import Pair, alike
 from rsd_integrations.backends.torch.interpreter import Script
 
-__all__ = ["MOST_AT_ONCE", "Burst", "Endings", "Looped"]
+__all__ = ["MOST_AT_ONCE", "MOST_WORK", "Burst", "Endings", "Looped"]
 
 MOST_AT_ONCE = 16
 """Tokens of each row in one launch, for which all others wait."""
+
+MOST_WORK = 20_000_000
+"""Parameters x rows below which a launch may write several: beyond, each token takes milliseconds."""
 
 _PROOFS = 3
 """Bursts that must agree with calls before the others are relied on."""

@@ -7,7 +7,7 @@ import sys
 
 __all__ = ["import_torch"]
 
-_SETTING, _SPINS = "GOMP_SPINCOUNT", "1000"
+_SETTING, _SPINS = "GOMP_SPINCOUNT", "3000"
 
 
 def import_torch() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from rsd_integrations.backends.torch.attention import SlotAttention
-from rsd_integrations.backends.torch.bursts import Burst
+from rsd_integrations.backends.torch.bursts import MOST_WORK, Burst
 from rsd_integrations.backends.torch.flight import Fetch, Flight
 from rsd_integrations.backends.torch.forwards import Compute, Launcher, Pair
 from rsd_integrations.backends.torch.plan import (
@@ -30,7 +30,7 @@ from rsd_integrations.backends.torch.pool import SlotPool
 from rsd_integrations.backends.torch.readout import Output, Readout
 from rsd_integrations.backends.torch.recording import LOCK, NotRecordable, Recorded
 from rsd_integrations.backends.torch.slots import SlotCache
-from rsd_integrations.backends.torch.threads import SMALL_FORWARD, cpu_threads
+from rsd_integrations.backends.torch.threads import cpu_threads
 from rsd_integrations.backends.torch.traced import Call, Traced
 from rsd_integrations.errors import BackendError, DeviceMemoryError, RSDError
 
@@ -129,7 +129,7 @@ class SlotRunner:
         """Whether a launch may write several tokens of so many rows: not where each takes much longer than
         Python in between, for all others wait.
         """
-        return isinstance(self._call, Traced) and 0 < self._parameters * rows < SMALL_FORWARD
+        return isinstance(self._call, Traced) and 0 < self._parameters * rows < MOST_WORK
 
     @property
     def exact(self) -> bool:

@@ -18,7 +18,7 @@ Made = TypeVar("Made")
 _SIGNALS = 0.1
 """Seconds within which an interrupt is noticed."""
 
-SMALL_FORWARD = 20_000_000
+SMALL_FORWARD = 100_000_000
 """Parameters x tokens below which waking the other threads costs more than they save (dev/speed.md)."""
 
 
