@@ -14,7 +14,7 @@ def import_torch() -> None:
     """Load torch, if nobody has yet, with threads that soon fall asleep while they wait for each other.
 
     Awake they take the time of those they wait for where other processes are at work too: sixteen pocket
-    requests took more than ten times as long then, and on an idle machine it makes no difference
+    requests took more than ten times as long then. On an idle machine they are a tenth faster at most
     (dev/speed.md). libgomp reads the setting when it is loaded and never again, so that nobody else need
     see it; what a user has set stands.
     """
