@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextvars
-import signal
 import subprocess
 import sys
 import threading
@@ -15,6 +14,7 @@ import torch
 from rsd_integrations import RSDPipeline
 from rsd_integrations.backends.torch import loading
 from rsd_integrations.backends.torch.threads import SMALL_FORWARD, apart, cpu_threads
+from tests.processes import interrupted
 
 CPU = torch.device("cpu")
 
@@ -138,14 +138,5 @@ except KeyboardInterrupt:
 @pytest.mark.parametrize("swallowed", [0, 1])
 def test_an_interrupt_ends_the_work(swallowed: int) -> None:
     """A daemon thread that is in torch when the interpreter ends would abort it."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED.replace("SWALLOWED", str(swallowed))],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, out, err) == (130, "cleaned up 1\n", "")
+    code = INTERRUPTED.replace("SWALLOWED", str(swallowed))
+    assert interrupted(code) == (130, "cleaned up 1\n", "")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ from rsd_integrations.bench.speed_setting import Setting
 from rsd_integrations.bench.speed_table import draw
 from rsd_integrations.cli import main, speed
 from rsd_integrations.cli.models import ModelChoice
+from tests.processes import interrupted
 
 FAST = "bench speed --shape tiny --steps 2 --step-tokens 2 --prompt-tokens 16 --repeats 1 --prompts 1"
 
@@ -319,11 +317,4 @@ sys.exit(main("bench speed --shape tiny --steps 500 --prompts 1 --batches 1 --gr
 
 
 def test_an_interrupt_in_mid_measurement_is_quiet() -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, out, err) == (130, "", "")
+    assert interrupted(INTERRUPTED) == (130, "", "")

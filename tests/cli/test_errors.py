@@ -2,17 +2,15 @@ from __future__ import annotations
 
 import io
 import os
-import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from rsd_integrations.errors import BackendError, ModelError
 from rsd_integrations.pocket import EXAMPLE_QUESTIONS
+from tests.processes import interrupted
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Rsd
@@ -138,26 +136,17 @@ def test_interrupt_while_loading_is_quiet(rsd: Rsd) -> None:
     assert (result.code, result.out, result.err) == (130, "", "")
 
 
-def test_interrupt_in_mid_answer_is_quiet(tmp_path: Path) -> None:
-    script = tmp_path / "slow.py"
-    script.write_text(
-        "import sys\n"
-        "from rsd_integrations.cli import main\n"
-        "from rsd_integrations.testing import scripted_pipeline\n"
-        "def slow(choice):\n"
-        "    return scripted_pipeline(['x' * 9000], delay=0.01)\n"
-        "print('ready', file=sys.stderr, flush=True)\n"
-        "sys.exit(main(['ask', '?', *'--draft a --target b --prm c'.split()], open_pipeline=slow))\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stderr is not None
-    assert process.stderr.readline() == "ready\n"
-    time.sleep(1.0)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=20)
-    assert (process.returncode, out, err) == (130, "", "")
+def test_interrupt_in_mid_answer_is_quiet() -> None:
+    code = """
+import sys
+from rsd_integrations.cli import main
+from rsd_integrations.testing import scripted_pipeline
+def slow(choice):
+    return scripted_pipeline(['x' * 9000], delay=0.01)
+print("ready", flush=True)
+sys.exit(main(['ask', '?', *'--draft a --target b --prm c'.split()], open_pipeline=slow))
+"""
+    assert interrupted(code, after=1.0) == (130, "", "")
 
 
 def test_a_reader_that_went_away_is_no_traceback() -> None:

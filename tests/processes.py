@@ -1,0 +1,30 @@
+"""Processes that tests start and interrupt."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+
+__all__ = ["interrupted"]
+
+
+def interrupted(code: str, *, after: float = 0.0) -> tuple[int, str, str]:
+    """Run code, and interrupt it so many seconds after it has printed "ready".
+
+    Returns:
+        Its return code, what it printed then, and its errors.
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            time.sleep(after)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()  # Else what does not end takes the time of all other tests.
+    return process.returncode, out, err
