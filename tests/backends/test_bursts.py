@@ -200,13 +200,13 @@ def test_a_window_that_is_full(lengths: Counter[int]) -> None:
 def test_large_models_write_one_token_at_a_time(rows: int, lengths: Counter[int]) -> None:
     """Whoever comes, or waits for another model, would wait for all of them."""
     model = causal("Qwen2", 3)
-    assert runner_of(model, traces=True, parameters=bursts.MOST_WORK // rows - 1).bursts(rows)
-    assert not runner_of(model, traces=True, parameters=bursts.MOST_WORK // rows).bursts(rows)
+    assert runner_of(model, traces=True, parameters=20_000_000 // rows - 1).bursts(rows)
+    assert not runner_of(model, traces=True, parameters=20_000_000 // rows).bursts(rows)
     assert not runner_of(model, parameters=1).bursts(rows)
     assert not runner_of(model, traces=True).bursts(rows), "its size is not known"
     with load(*PAIRS["same tokenizer"]) as pipe:
         for writer in (pipe.backend.draft, pipe.backend.target):
-            writer.runner._parameters = bursts.MOST_WORK  # type: ignore[union-attr]
+            writer.runner._parameters = 20_000_000  # type: ignore[union-attr]
         pipe.generate(PROMPT, **FIELDS)
     assert not lengths
 

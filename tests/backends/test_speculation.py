@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import json
 import math
 from collections.abc import Iterator
@@ -12,9 +11,9 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import PreTrainedModel
 
 from rsd_integrations import Generation, RSDPipeline
 from rsd_integrations.backends.torch.guesses import Guesses
@@ -54,19 +53,19 @@ def ask(pipe: RSDPipeline, given: dict[str, Any]) -> Generation:
     return pipe.generate(PROMPT, **{**FIELDS, **given})
 
 
-@functools.cache
-def _double(kind: str, seed: int, flavour: str) -> PreTrainedModel:
-    return copy.deepcopy(causal(kind, seed, flavour, max_position_embeddings=512)).double()
-
-
 def load(
-    draft: tuple[str, str], target: tuple[str, str], *, seeds: tuple[int, int] = (0, 1), **options: Any
+    draft: tuple[str, str],
+    target: tuple[str, str],
+    *,
+    seeds: tuple[int, int] = (0, 1),
+    dtype: torch.dtype = torch.float32,
+    **options: Any,
 ) -> RSDPipeline:
-    """A pipeline in double precision: in single precision a draw next to an edge of the distribution falls on
-    either side of it by rounding, which differs with the company and from machine to machine.
-    """
     models = [
-        (_double(kind, seed, flavour), tokenizer(flavour))
+        (
+            copy.deepcopy(causal(kind, seed, flavour, max_position_embeddings=512)).to(dtype),
+            tokenizer(flavour),
+        )
         for (kind, flavour), seed in zip((draft, target), seeds, strict=True)
     ]
     return RSDPipeline.from_pretrained(
