@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import ceil, log2
 
 import pytest
@@ -14,9 +15,10 @@ from rsd_integrations.backends.torch.plan import (
     Plan,
     Shape,
     SlotFeed,
+    cheapest,
     grouped,
+    launch_tokens,
     masks,
-    most_padding,
     pack,
     unpack,
 )
@@ -117,20 +119,42 @@ def test_large_forwards_are_not_rounded(rows: int, tokens: int, fits: bool) -> N
     assert (Shape.rounded(made, slots=8, capacity=CAPACITY) is not None) == fits
 
 
-@given(feeds(), st.sampled_from([0, MOST_TOGETHER]), st.integers(0, 64))
-def test_groups_are_all_feeds_and_small_ones_are_merged(
-    made: list[SlotFeed], merged: int, padding: int
-) -> None:
-    groups = grouped(made, merged=merged, padding=padding)
+@given(feeds(), st.sampled_from([0, MOST_TOGETHER]))
+def test_groups_are_all_feeds_and_small_ones_are_merged(made: list[SlotFeed], merged: int) -> None:
+    groups = grouped(made, merged=merged)
     assert sorted(index for group in groups for index in group) == list(range(len(made)))
     for group in groups:
         lengths = [len(made[index].tokens) for index in group]
         assert [made[index].slot for index in group] == sorted(made[index].slot for index in group)
         filled_up = 2 ** ceil(log2(len(group))) * 2 ** ceil(log2(max(lengths)))
-        filling = len(group) * max(lengths) - sum(lengths)
-        assert max(lengths) < 2 * min(lengths) or filled_up <= merged or filling <= padding
+        assert max(lengths) < 2 * min(lengths) or filled_up <= merged
     if all(len(feed.tokens) <= 32 for feed in made):
         assert len(groups) == 1 or not merged
+
+
+def partitions(members: list[int]) -> Iterator[list[list[int]]]:
+    """All ways to part them."""
+    if not members:
+        yield []
+        return
+    first, *others = members
+    for rest in partitions(others):
+        yield [[first], *rest]
+        for place, group in enumerate(rest):
+            yield [*rest[:place], [first, *group], *rest[place + 1 :]]
+
+
+@given(feeds(), st.integers(0, 64))
+def test_no_other_groups_are_cheaper_on_a_cpu(made: list[SlotFeed], launch: int) -> None:
+    def cost(groups: list[list[int]]) -> int:
+        return sum(launch + len(group) * max(len(made[one].tokens) for one in group) for group in groups)
+
+    made = made[:6]
+    groups = cheapest(made, launch)
+    assert sorted(index for group in groups for index in group) == list(range(len(made)))
+    for group in groups:
+        assert [made[index].slot for index in group] == sorted(made[index].slot for index in group)
+    assert cost(groups) == min(map(cost, partitions(list(range(len(made))))))
 
 
 def test_long_feeds_are_not_merged() -> None:
@@ -143,9 +167,9 @@ def test_long_feeds_are_not_merged() -> None:
 def test_a_cpu_fills_up_little_rather_than_run_once_more() -> None:
     """One row of nine tokens and two of one are 16 tokens of padding together."""
     made = [SlotFeed(0, 0, [1] * 9), SlotFeed(1, 0, [1]), SlotFeed(2, 0, [1])]
-    assert grouped(made, padding=16) == [[0, 1, 2]]
-    assert grouped(made, padding=15) == [[1, 2], [0]]
-    assert [most_padding(size) for size in (0, 1_000, 4_000_000, 10**9)] == [64, 64, 37, 6]
+    assert cheapest(made, 17) == [[0, 1, 2]]
+    assert cheapest(made, 15) == [[1, 2], [0]]
+    assert [launch_tokens(size) for size in (0, 1_000, 4_000_000, 10**9)] == [64, 64, 37, 6]
 
 
 def test_one_token_each_is_rounded_for_any_number_of_slots() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
 
@@ -18,9 +19,10 @@ __all__ = [
     "Plan",
     "Shape",
     "SlotFeed",
+    "cheapest",
     "grouped",
+    "launch_tokens",
     "masks",
-    "most_padding",
     "pack",
     "unpack",
 ]
@@ -39,12 +41,11 @@ MOST_TOGETHER = 256
 beyond, the arithmetic takes longer than launching it.
 """
 
-_PADDING = 150_000_000
-"""Parameters x tokens of padding that take a CPU about as long as launching one more forward."""
+_LAUNCH = 150_000_000
+"""Parameters x tokens that take a CPU about as long as launching one more forward."""
 
-_LEAST_PADDING, _MOST_PADDING = 6, 64
-"""Tokens of padding: a CPU takes so many in the time that it needs to read the weights; beyond, attention
-counts too."""
+_LEAST_LAUNCH, _MOST_LAUNCH = 6, 64
+"""Tokens: a CPU takes so many in the time that it needs to read the weights; beyond, attention counts too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,19 +146,18 @@ def _rounded_span(span: int) -> int:
     return 3 * power // 4 if power > _SPAN and span <= 3 * power // 4 else power
 
 
-def most_padding(parameters: int) -> int:
-    """Tokens of padding for which a CPU would rather not launch one more forward."""
-    return min(_MOST_PADDING, max(_LEAST_PADDING, _PADDING // max(1, parameters)))
+def launch_tokens(parameters: int) -> int:
+    """Tokens that a CPU computes in the time that launching one more forward takes."""
+    return min(_MOST_LAUNCH, max(_LEAST_LAUNCH, _LAUNCH // max(1, parameters)))
 
 
-def grouped(feeds: Sequence[SlotFeed], *, merged: int = 0, padding: int = 0) -> list[list[int]]:
+def grouped(feeds: Sequence[SlotFeed], *, merged: int = 0) -> list[list[int]]:
     """Indices of feeds for one forward each: of lengths that round up to one power of two, so that filling
     up at most doubles them, and more where a forward costs more than filling up.
 
     Args:
         feeds: of any lengths.
         merged: a power of two; groups that, rounded up to those, have no more tokens together are one.
-        padding: likewise those that filling up gives no more tokens.
     """
     by_length: dict[int, list[int]] = {}
     for index, feed in enumerate(feeds):
@@ -165,13 +165,42 @@ def grouped(feeds: Sequence[SlotFeed], *, merged: int = 0, padding: int = 0) -> 
     groups: list[list[int]] = []
     for length, group in sorted(by_length.items()):
         both = groups[-1] + group if groups else group
-        lengths = [len(feeds[index].tokens) for index in both]
-        fits = len(both) * length <= merged or len(both) * max(lengths) - sum(lengths) <= padding
-        if groups and fits:
+        if groups and len(both) * length <= merged:
             groups[-1] = both
         else:
             groups.append(group)
-    return [sorted(group, key=lambda index: feeds[index].slot) for group in groups]
+    return [_by_slot(group, feeds) for group in groups]
+
+
+def cheapest(feeds: Sequence[SlotFeed], launch: int) -> list[list[int]]:
+    """Indices of feeds for one forward each, so that all forwards together are as cheap as can be. One costs
+    its rows times its longest row, which the others are filled up to, and launching it.
+
+    Args:
+        feeds: of any lengths.
+        launch: tokens that launching a forward is worth.
+    """
+    by_length: dict[int, list[int]] = {}
+    for index, feed in enumerate(feeds):
+        by_length.setdefault(len(feed.tokens), []).append(index)
+    lengths = sorted(by_length)
+    rows = [0, *accumulate(len(by_length[length]) for length in lengths)]
+    # Least cost of the shortest so many lengths, and where their last forward begins.
+    best: list[tuple[int, int]] = [(0, 0)]
+    for end, length in enumerate(lengths, start=1):
+        best.append(
+            min((best[begin][0] + (rows[end] - rows[begin]) * length + launch, begin) for begin in range(end))
+        )
+    groups, end = [], len(lengths)
+    while end:
+        begin = best[end][1]
+        groups.append([index for length in lengths[begin:end] for index in by_length[length]])
+        end = begin
+    return [_by_slot(group, feeds) for group in reversed(groups)]
+
+
+def _by_slot(group: Sequence[int], feeds: Sequence[SlotFeed]) -> list[int]:
+    return sorted(group, key=lambda index: feeds[index].slot)
 
 
 def pack(feeds: Sequence[SlotFeed], shape: Shape) -> tuple[torch.Tensor, list[int]]:

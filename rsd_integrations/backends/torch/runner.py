@@ -6,6 +6,7 @@ import math
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,9 +21,10 @@ from rsd_integrations.backends.torch.plan import (
     Plan,
     Shape,
     SlotFeed,
+    cheapest,
     grouped,
+    launch_tokens,
     masks,
-    most_padding,
     pack,
     unpack,
 )
@@ -96,13 +98,12 @@ class SlotRunner:
         self.most_gathered = _GATHERED if device.type == "cpu" and self._attend.takes_runs else math.inf
         """Bytes of a layer up to which the keys of rows in slots here and there are brought together; beyond,
         they are attended to in runs. A GPU waits longer for many small launches than for the copies."""
-        self._together: dict[str, int] = {}
-        """What may share a forward, as of ``grouped``."""
-        if device.type == "cuda":
-            self._together["merged"] = MOST_TOGETHER
-        elif device.type == "cpu" and launcher is None:
-            # Of compiled forwards those of one token are the fast ones.
-            self._together["padding"] = most_padding(parameters)
+        # What shares a forward. Of compiled ones on a CPU those of one token are the fast ones.
+        self._grouped: Callable[[Sequence[SlotFeed]], list[list[int]]] = partial(
+            grouped, merged=MOST_TOGETHER if device.type == "cuda" else 0
+        )
+        if device.type == "cpu" and launcher is None:
+            self._grouped = partial(cheapest, launch=launch_tokens(parameters))
         self.runs_ahead = True
         """Whether forwards may be launched before their tokens are known, where that can be."""
 
@@ -167,7 +168,7 @@ class SlotRunner:
             outputs = flight.outputs(followed=self._flight is not None)
             results = {index: outputs[place] for index, place in carried.items()}
         rest = [index for index in range(len(feeds)) if index not in carried]
-        groups = grouped([feeds[index] for index in rest], **self._together)
+        groups = self._grouped([feeds[index] for index in rest])
         ahead = ahead and self.runs_ahead and not carried and len(groups) == 1
         for group in ([rest[place] for place in group] for group in groups):
             made = self._isolated([feeds[index] for index in group], ahead, burst)
