@@ -13,6 +13,7 @@ import torch
 
 from rsd_integrations.backends.torch.attention import SlotAttention
 from rsd_integrations.backends.torch.bursts import MOST_WORK, Burst
+from rsd_integrations.backends.torch.few_rows import FewRows
 from rsd_integrations.backends.torch.flight import Fetch, Flight
 from rsd_integrations.backends.torch.forwards import Compute, Launcher, Pair
 from rsd_integrations.backends.torch.plan import (
@@ -94,6 +95,7 @@ class SlotRunner:
         self._call: Call = self._compute
         if traces is not None and device.type == "cpu":
             self._call = Traced(self._compute, traces, self.cache, self._key_L)
+        self._few_rows = FewRows(device, dtype, parameters)
         self._flight: Flight | None = None
         self.most_gathered = _GATHERED if device.type == "cpu" and self._attend.takes_runs else math.inf
         """Bytes of a layer up to which the keys of rows in slots here and there are brought together; beyond,
@@ -268,12 +270,13 @@ class SlotRunner:
         apart = shape.block is None and self.cache.bytes_read(shape) > self.most_gathered
         runs = shape.runs if apart else ()
         where: dict[str, Any] = {"block": runs[0][0] if runs else shape.block, "line": shape.line}
-        with self._threads(shape), self._attend.over(runs):
-            made = None
+        tokens = shape.rows * shape.tokens
+        with self._threads(shape), self._attend.over(runs), self._few_rows.over(tokens):
+            made, call = None, self._compute if self._few_rows.pays(tokens) else self._call
             if burst is not None and shape.tokens == 1 and not apart and isinstance(self._call, Traced):
                 made = self._call.burst(head_N3, ids_NT, burst, **where)
             if made is None:
-                made = self._call(
+                made = call(
                     head_N3,
                     ids_NT,
                     self._key_L[: shape.span],

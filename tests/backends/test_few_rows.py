@@ -1,0 +1,133 @@
+"""Few tokens, large weights: another matrix product, the same numbers."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from rsd_integrations.backends.torch import few_rows
+from rsd_integrations.backends.torch.few_rows import FewRows
+from rsd_integrations.backends.torch.plan import SlotFeed
+from tests.backends.test_slots import close, run_a_history, runner_of
+from tests.tiny_models import ARCHITECTURES, causal
+
+CPU = torch.device("cpu")
+PRODUCT = few_rows._product()
+
+pytestmark = pytest.mark.skipif(PRODUCT is None, reason="torch multiplies by something else here")
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Weights of any size are large; the shapes of the inputs that oneDNN multiplied."""
+    shapes = []
+
+    def product(inputs: torch.Tensor, *others: Any) -> torch.Tensor:
+        assert PRODUCT is not None
+        shapes.append(tuple(inputs.shape))
+        return PRODUCT(inputs, *others)
+
+    monkeypatch.setattr(few_rows, "_LARGE", 1)
+    monkeypatch.setattr(few_rows, "_product", lambda: product)
+    return shapes
+
+
+@given(
+    rows=st.integers(1, 9),
+    tokens=st.integers(1, 12),
+    sizes=st.tuples(st.integers(1, 70), st.integers(1, 70)),
+    biased=st.booleans(),
+    strided=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_it_multiplies_as_torch_does(
+    rows: int, tokens: int, sizes: tuple[int, int], biased: bool, strided: bool, seed: int
+) -> None:
+    assert PRODUCT is not None
+    made = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(rows, tokens, sizes[1] * 2, generator=made)
+    inputs = inputs[..., ::2] if strided else inputs[..., : sizes[1]].contiguous()
+    weight, bias = torch.randn(*sizes, generator=made), torch.randn(sizes[0], generator=made)
+    given_bias = bias if biased else None
+    wanted = functional.linear(
+        inputs.double(), weight.double(), None if given_bias is None else bias.double()
+    )
+    torch.testing.assert_close(PRODUCT(inputs, weight, given_bias).double(), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_any_history_gives_what_a_full_forward_gives(
+    architecture: str, counted: list[tuple[int, ...]]
+) -> None:
+    model = causal(architecture, 3)
+    runner = runner_of(model, capacity=96, parameters=10**9, traces=True)
+    run_a_history(model, runner, random.Random(architecture))
+    assert counted
+
+
+@pytest.mark.parametrize(
+    ("rows", "tokens", "used"),
+    [(1, 3, False), (1, 4, True), (1, 64, True), (1, 65, False), (3, 1, False), (4, 1, True), (2, 2, True)],
+)
+def test_it_is_used_for_a_few_tokens_of_all_rows(
+    rows: int, tokens: int, used: bool, counted: list[tuple[int, ...]]
+) -> None:
+    model, text = causal("Qwen2", 3), list(range(5, 5 + tokens))
+    runner = runner_of(model, capacity=96, parameters=10**9)
+    for output in runner.run([SlotFeed(slot, 0, text) for slot in range(rows)]):
+        assert close(model, output, text)
+    assert bool(counted) == used
+    # Not where a layer is asked about fewer: the head reads one place of a row.
+    assert all(4 <= torch.Size(shape[:-1]).numel() <= 64 for shape in counted)
+
+
+def test_small_weights_and_other_kinds_of_tensors_are_left_to_torch(counted: list[tuple[int, ...]]) -> None:
+    class Packed(torch.Tensor):
+        """As quantized weights are."""
+
+    inputs, weight = torch.randn(5, 8), torch.randn(3, 8)
+    few, results = FewRows(CPU, torch.float32, 10**9), []
+    linear: Callable[..., torch.Tensor] = functional.linear
+    with few.over(5), pytest.MonkeyPatch.context() as patch:
+        results.append(linear(inputs, weight))
+        assert counted.pop() == (5, 8)
+        linear(inputs, weight.as_subclass(Packed))
+        linear(inputs, torch.randn(8, 3).t())
+        linear(inputs.double(), weight.double())
+        results.append(linear(inputs, weight=weight))
+        patch.setattr(few_rows, "_LARGE", 25)
+        linear(inputs, weight)
+    linear(inputs, weight)
+    assert counted == []
+    torch.testing.assert_close(*results)
+
+
+def test_it_is_for_float32_on_a_cpu_alone(counted: list[tuple[int, ...]]) -> None:
+    assert FewRows(CPU, torch.float32, 10**9).pays(8)
+    assert not FewRows(CPU, torch.bfloat16, 10**9).pays(8)
+    assert not FewRows(torch.device("meta"), torch.float32, 10**9).pays(8)
+    assert not FewRows(CPU, torch.float32, 0).pays(8)
+    try:
+        torch._C._set_mkldnn_enabled(False)  # As torch.backends.mkldnn.enabled, without its warnings.
+        assert not FewRows(CPU, torch.float32, 10**9).pays(8)
+    finally:
+        torch._C._set_mkldnn_enabled(True)
+
+
+def test_without_the_operation_torch_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*args: Any) -> torch.Tensor:
+        raise NotImplementedError
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", missing)
+    few_rows._product.cache_clear()
+    try:
+        assert few_rows._product() is None
+    finally:
+        few_rows._product.cache_clear()
