@@ -25,6 +25,9 @@ _ROWS = range(4, 65)
 _LARGE = 2_000_000
 """Numbers of a weight from which it is. Smaller ones stay in a core's cache, and MKL is faster."""
 
+_LARGE_MODEL = 200_000_000
+"""Parameters from which most weights are large, and a forward takes so long that it need not be traced."""
+
 
 class FewRows:
     """Lets a model's forward of a few tokens multiply by oneDNN where that is faster.
@@ -36,7 +39,7 @@ class FewRows:
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype, parameters: int) -> None:
-        wanted = device.type == "cpu" and dtype is torch.float32 and parameters >= _LARGE
+        wanted = device.type == "cpu" and dtype is torch.float32 and parameters >= _LARGE_MODEL
         # Users may have turned oneDNN off (torch.backends.mkldnn.enabled).
         self._product = _product() if wanted and torch._C._get_mkldnn_enabled() else None
 
