@@ -169,7 +169,7 @@ def test_a_cpu_fills_up_little_rather_than_run_once_more() -> None:
     made = [SlotFeed(0, 0, [1] * 9), SlotFeed(1, 0, [1]), SlotFeed(2, 0, [1])]
     assert cheapest(made, 17) == [[0, 1, 2]]
     assert cheapest(made, 15) == [[1, 2], [0]]
-    assert [launch_tokens(size) for size in (0, 1_000, 4_000_000, 10**9)] == [64, 64, 37, 6]
+    assert [launch_tokens(size) for size in (0, 1_000, 4_000_000, 10**9)] == [64, 64, 37, 24]
 
 
 def test_one_token_each_is_rounded_for_any_number_of_slots() -> None:

@@ -106,12 +106,12 @@ def test_one_token_each_in_slots_here_and_there(architecture: str) -> None:
 )
 def test_lengths_share_a_forward_where_it_costs_less(parameters: int, launcher: Any, forwards: int) -> None:
     """Guesses beside single tokens. Compiled, single tokens are the fast ones, and stay alone."""
-    model, tokens, ran = causal("Qwen2", 3), list(range(5, 24)), []
+    model, tokens, ran = causal("Qwen2", 3), list(range(5, 27)), []
     runner = runner_of(model, launcher=launcher, parameters=parameters)
     runner.run([SlotFeed(slot, 0, tokens[:9]) for slot in range(4)])
     forward = runner.forward
     runner.forward = lambda feeds, **more: ran.append(feeds) or forward(feeds, **more)  # type: ignore
-    feeds = [SlotFeed(slot, 9, tokens[9 : 18 if slot == 1 else 10]) for slot in range(4)]
+    feeds = [SlotFeed(slot, 9, tokens[9 : 22 if slot == 1 else 10]) for slot in range(4)]
     runner._launcher = None  # Compiling takes long.
     for feed, output in zip(feeds, runner.run(feeds), strict=True):
         assert close(model, output, tokens[: 9 + len(feed.tokens)])

@@ -44,8 +44,9 @@ beyond, the arithmetic takes longer than launching it.
 _LAUNCH = 150_000_000
 """Parameters x tokens that take a CPU about as long as launching one more forward."""
 
-_LEAST_LAUNCH, _MOST_LAUNCH = 6, 64
-"""Tokens: a CPU takes so many in the time that it needs to read the weights; beyond, attention counts too."""
+_LEAST_LAUNCH, _MOST_LAUNCH = 24, 64
+"""Tokens: a CPU computes so many in the time that it needs to read the weights once more; beyond, attention
+counts too."""
 
 
 @dataclass(frozen=True, slots=True)
