@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from rsd_integrations.backends.torch import few_rows
+from rsd_integrations.backends.torch import few_rows, traced
 from rsd_integrations.backends.torch.few_rows import FewRows
 from rsd_integrations.backends.torch.plan import SlotFeed
+from rsd_integrations.backends.torch.traced import Traced
 from tests.backends.test_slots import close, run_a_history, runner_of
 from tests.tiny_models import ARCHITECTURES, causal
 
@@ -86,6 +87,19 @@ def test_it_is_used_for_a_few_tokens_of_all_rows(
     assert bool(counted) == used
     # Not where a layer is asked about fewer: the head reads one place of a row.
     assert all(4 <= torch.Size(shape[:-1]).numel() <= 64 for shape in counted)
+
+
+def test_what_it_multiplies_is_not_traced(
+    counted: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trace would keep the product of the sizes at which it was made."""
+    monkeypatch.setattr(traced, "PAYS", 0)
+    runner = runner_of(causal("Qwen2", 3), capacity=96, parameters=10**9, traces=True)
+    assert isinstance(runner._call, Traced)
+    runner.run([SlotFeed(slot, 0, [7]) for slot in range(4)])
+    assert counted and not runner._call._kinds
+    runner.run([SlotFeed(0, 1, [8])])
+    assert runner._call._kinds
 
 
 def test_small_weights_and_other_kinds_of_tensors_are_left_to_torch(counted: list[tuple[int, ...]]) -> None:
