@@ -107,30 +107,40 @@ def test_small_weights_and_other_kinds_of_tensors_are_left_to_torch(counted: lis
         """As quantized weights are."""
 
     inputs, weight = torch.randn(5, 8), torch.randn(3, 8)
-    few, results = FewRows(CPU, torch.float32, 10**9), []
     linear: Callable[..., torch.Tensor] = functional.linear
-    with few.over(5), pytest.MonkeyPatch.context() as patch:
-        results.append(linear(inputs, weight))
+
+    def forward() -> Any:
+        one = linear(inputs, weight)
         assert counted.pop() == (5, 8)
         linear(inputs, weight.as_subclass(Packed))
         linear(inputs, torch.randn(8, 3).t())
         linear(inputs.double(), weight.double())
-        results.append(linear(inputs, weight=weight))
-        patch.setattr(few_rows, "_LARGE", 25)
-        linear(inputs, weight)
+        other = linear(inputs, weight=weight)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(few_rows, "_LARGE", 25)
+            linear(inputs, weight)
+        return one, other
+
+    made = FewRows(forward, CPU, torch.float32, 10**9)()  # type: ignore[arg-type]
     linear(inputs, weight)
     assert counted == []
-    torch.testing.assert_close(*results)
+    torch.testing.assert_close(*made)
 
 
-def test_it_is_for_float32_on_a_cpu_alone(counted: list[tuple[int, ...]]) -> None:
-    assert FewRows(CPU, torch.float32, 10**9).pays(8)
-    assert not FewRows(CPU, torch.bfloat16, 10**9).pays(8)
-    assert not FewRows(torch.device("meta"), torch.float32, 10**9).pays(8)
-    assert not FewRows(CPU, torch.float32, 10**8).pays(8)  # Small models are traced.
+def test_it_is_for_large_models_in_float32_on_a_cpu_alone(counted: list[tuple[int, ...]]) -> None:
+    def takes(
+        device: torch.device = CPU, dtype: torch.dtype = torch.float32, parameters: int = 10**9
+    ) -> bool:
+        return FewRows(unused, device, dtype, parameters).takes(8)
+
+    unused: Any = None
+    assert takes()
+    assert not takes(dtype=torch.bfloat16)
+    assert not takes(torch.device("meta"))
+    assert not takes(parameters=10**8)  # Small models are traced.
     try:
         torch._C._set_mkldnn_enabled(False)  # As torch.backends.mkldnn.enabled, without its warnings.
-        assert not FewRows(CPU, torch.float32, 10**9).pays(8)
+        assert not takes()
     finally:
         torch._C._set_mkldnn_enabled(True)
 

@@ -9,13 +9,15 @@ is a part of torch too, does not (dev/speed.md).
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
 
 import torch
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
+
+from rsd_integrations.backends.torch.forwards import Pair
+from rsd_integrations.backends.torch.traced import Call
 
 __all__ = ["FewRows"]
 
@@ -30,28 +32,30 @@ _LARGE_MODEL = 200_000_000
 
 
 class FewRows:
-    """Lets a model's forward of a few tokens multiply by oneDNN where that is faster.
+    """A ``Call`` for few tokens, all rows together, that multiplies by oneDNN where that is faster.
 
     Args:
+        compute: a forward by calling the model.
         device: of the model.
         dtype: of its weights. Of others than float32 torch multiplies by oneDNN as it is.
         parameters: that a token passes through.
     """
 
-    def __init__(self, device: torch.device, dtype: torch.dtype, parameters: int) -> None:
+    def __init__(self, compute: Call, device: torch.device, dtype: torch.dtype, parameters: int) -> None:
+        self._compute = compute
         wanted = device.type == "cpu" and dtype is torch.float32 and parameters >= _LARGE_MODEL
         # Users may have turned oneDNN off (torch.backends.mkldnn.enabled).
         self._product = _product() if wanted and torch._C._get_mkldnn_enabled() else None
 
-    def pays(self, tokens: int) -> bool:
-        """Whether a forward of so many tokens, all rows together, should be called with it."""
+    def takes(self, tokens: int) -> bool:
+        """Whether it is the faster call for so many tokens."""
         return self._product is not None and tokens in _ROWS
 
-    def over(self, tokens: int) -> AbstractContextManager[Any]:
-        """For as long as the block lasts, in this thread, if it pays."""
-        if self._product is None or not self.pays(tokens):
-            return nullcontext()
-        return _Products(self._product)
+    def __call__(self, *inputs: torch.Tensor, **where: Any) -> Pair:
+        """The forward."""
+        assert self._product is not None
+        with _Products(self._product):
+            return self._compute(*inputs, **where)
 
 
 class _Products(TorchFunctionMode):

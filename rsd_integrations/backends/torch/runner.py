@@ -95,7 +95,7 @@ class SlotRunner:
         self._call: Call = self._compute
         if traces is not None and device.type == "cpu":
             self._call = Traced(self._compute, traces, self.cache, self._key_L)
-        self._few_rows = FewRows(device, dtype, parameters)
+        self._few_rows = FewRows(self._compute, device, dtype, parameters)
         self._flight: Flight | None = None
         self.most_gathered = _GATHERED if device.type == "cpu" and self._attend.takes_runs else math.inf
         """Bytes of a layer up to which the keys of rows in slots here and there are brought together; beyond,
@@ -270,9 +270,9 @@ class SlotRunner:
         apart = shape.block is None and self.cache.bytes_read(shape) > self.most_gathered
         runs = shape.runs if apart else ()
         where: dict[str, Any] = {"block": runs[0][0] if runs else shape.block, "line": shape.line}
-        tokens = shape.rows * shape.tokens
-        with self._threads(shape), self._attend.over(runs), self._few_rows.over(tokens):
-            made, call = None, self._compute if self._few_rows.pays(tokens) else self._call
+        call = self._few_rows if self._few_rows.takes(shape.rows * shape.tokens) else self._call
+        with self._threads(shape), self._attend.over(runs):
+            made = None
             if burst is not None and shape.tokens == 1 and not apart and isinstance(self._call, Traced):
                 made = self._call.burst(head_N3, ids_NT, burst, **where)
             if made is None:
