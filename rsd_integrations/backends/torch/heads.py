@@ -62,7 +62,7 @@ class RewardModel(nn.Module):
 
     @property
     def body(self) -> nn.Module:
-        """The decoder; called with input_ids, position_ids, attention_mask and past_key_values."""
+        """The decoder; called with input_ids, position_ids, attention_mask and a cache."""
         base = self.model.base_model
         return base if isinstance(base, nn.Module) else self.model
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 __all__ = ["Output", "Readout", "read_hidden", "read_logits"]
 
@@ -49,7 +50,7 @@ class Readout(Protocol):
         """Run the model on keyword inputs.
 
         Args:
-            inputs: of the model's forward.
+            inputs: of the model's forward; "cache" is what that calls its cache by whatever name.
             columns: which positions to read, in rising order, ``[C]``; None: all.
 
         Returns:
@@ -64,6 +65,28 @@ def _finite(fetched: Any) -> bool:
     return math.isfinite(fetched) if isinstance(fetched, float) else fetched != -1
 
 
+def _caller(model: torch.nn.Module) -> Callable[..., Any]:
+    """Calls a model with a ``Readout``'s inputs."""
+    name = _cache_name(model)
+
+    def call(inputs: dict[str, Any], **more: Any) -> Any:
+        named = {name if key == "cache" else key: value for key, value in inputs.items()}
+        return model(**named, **more)
+
+    return call
+
+
+def _cache_name(model: torch.nn.Module) -> str:
+    """What its forward calls a cache: "past_key_values" before transformers 5.24, "cache" from then on."""
+    own = inspect.signature(model.forward).parameters
+    names = ("past_key_values", "cache")
+    for name in names:
+        if name in own:
+            return name
+    # Wrappers (PEFT's, say) hand on what they do not name.
+    return names["cache" in BaseModelOutputWithPast.__dataclass_fields__]
+
+
 def read_logits(model: torch.nn.Module, vocabulary: int | None = None) -> Readout:
     """Vocabulary logits of a causal LM, ``[N, C, V]``, and the likeliest token, -1 for want of any.
 
@@ -72,14 +95,15 @@ def read_logits(model: torch.nn.Module, vocabulary: int | None = None) -> Readou
         vocabulary: V. A padded vocabulary has ids without a token, which another model may not even know.
     """
     keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+    run = _caller(model)
 
     def call(inputs: dict[str, Any], columns: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         if columns is None:
-            logits_NCV: torch.Tensor = model(**inputs).logits
+            logits_NCV: torch.Tensor = run(inputs).logits
         elif keeps:
-            logits_NCV = model(**inputs, logits_to_keep=columns).logits
+            logits_NCV = run(inputs, logits_to_keep=columns).logits
         else:
-            logits_NCV = model(**inputs).logits[:, columns]
+            logits_NCV = run(inputs).logits[:, columns]
         logits_NCV = logits_NCV[..., :vocabulary]
         most_NC, likeliest_NC = logits_NCV.max(dim=-1)
         # NaN, +inf and nothing but -inf have no probabilities, and so no token.
@@ -90,9 +114,10 @@ def read_logits(model: torch.nn.Module, vocabulary: int | None = None) -> Readou
 
 def read_hidden(body: torch.nn.Module, outputs: Callable[[torch.Tensor], torch.Tensor]) -> Readout:
     """Whatever ``outputs`` makes of the last hidden states, ``[M, hidden]`` -> ``[M, ...]``."""
+    run = _caller(body)
 
     def call(inputs: dict[str, Any], columns: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        hidden_NCH: torch.Tensor = body(**inputs).last_hidden_state
+        hidden_NCH: torch.Tensor = run(inputs).last_hidden_state
         if columns is not None:
             hidden_NCH = hidden_NCH[:, columns]
         made_M = outputs(hidden_NCH.flatten(0, 1)).float()

@@ -320,7 +320,7 @@ class SlotRunner:
             "input_ids": ids_NT,
             "position_ids": plan.position_NT,
             "attention_mask": self._masks(plan),
-            "past_key_values": self.cache,
+            "cache": self.cache,
             "use_cache": True,
         }
         return self._readout(inputs, columns)
