@@ -8,6 +8,7 @@ history is the one the model was trained with.
 from __future__ import annotations
 
 import json
+import math
 import re
 import secrets
 import string
@@ -18,7 +19,16 @@ from typing import Any
 from rsd_integrations.segment import Unbroken
 from rsd_integrations.types import InvalidToolCall, Message, ToolCall
 
-__all__ = ["CALL_ID", "HERMES", "CallFormat", "CallReader", "find_format", "new_id", "plain_reader"]
+__all__ = [
+    "CALL_ID",
+    "HERMES",
+    "CallFormat",
+    "CallReader",
+    "find_format",
+    "new_id",
+    "plain_reader",
+    "read_json",
+]
 
 ReadCall = Callable[[str], "list[ToolCall | InvalidToolCall] | None"]
 """The calls in a text that looks like some; None where it is none after all."""
@@ -139,7 +149,7 @@ def plain_reader(form: CallFormat) -> ReadCall:
             name = name.strip().removesuffix(form.between.strip())
             body = (brace + body).removesuffix(form.after.strip())
         try:
-            value = json.loads(body)
+            value = read_json(body)
         except ValueError as error:
             return None if not form.opening else [_invalid(text, f"its JSON is malformed: {error}")]
         items = value if isinstance(value, list) else [value]
@@ -160,6 +170,22 @@ def read_message(calls: Any, text: str) -> list[ToolCall | InvalidToolCall]:
     ] or [_invalid(text, "it is no call")]
 
 
+def read_json(text: str) -> Any:
+    """A JSON document. Python's own parser takes NaN and makes infinities, which are no JSON.
+
+    Raises:
+        ValueError: it is none.
+    """
+
+    def number(written: str) -> float:
+        value = float(written)
+        if not math.isfinite(value):
+            raise ValueError(f"{written} is no finite number")
+        return value
+
+    return json.loads(text, parse_float=number, parse_constant=number)
+
+
 def _call(item: Any, key: str, text: str) -> ToolCall | InvalidToolCall:
     if not isinstance(item, dict) or not isinstance(item.get("name"), str):
         return _invalid(text, "it names no tool")
@@ -168,7 +194,7 @@ def _call(item: Any, key: str, text: str) -> ToolCall | InvalidToolCall:
     if isinstance(arguments, str):
         # Some models write the arguments as a string of JSON.
         try:
-            arguments = json.loads(arguments)
+            arguments = read_json(arguments)
         except ValueError as error:
             return _invalid(text, f"the JSON of its arguments is malformed: {error}", name, arguments)
     if not isinstance(arguments, dict):

@@ -4,7 +4,8 @@
 
     RSDError
     ├── ConfigError            a setting or a call parameter is wrong        (also ValueError)
-    ├── PromptError            a prompt is empty, malformed or too long      (also ValueError)
+    ├── PromptError            a prompt is empty or malformed                (also ValueError)
+    │   └── PromptLengthError  it does not fit the window, with its answer
     ├── ModelError             a model or tokenizer cannot play its role     (also ValueError)
     ├── RewardError            a reward or a weighting left its range
     ├── TimedOutError          a call took longer than it was given      (also TimeoutError)
@@ -27,6 +28,7 @@ __all__ = [
     "EngineClosedError",
     "ModelError",
     "PromptError",
+    "PromptLengthError",
     "RSDError",
     "RewardError",
     "StreamError",
@@ -65,6 +67,10 @@ class ConfigError(RSDError, ValueError):
 
 class PromptError(RSDError, ValueError):
     """A prompt is empty, malformed, or does not fit the window."""
+
+
+class PromptLengthError(PromptError):
+    """A prompt and the tokens that its answer may have do not fit the models' windows."""
 
 
 class ModelError(RSDError, ValueError):

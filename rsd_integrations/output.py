@@ -23,6 +23,16 @@ _CHOICES: dict[str, Literal["auto", "required", "none"]] = {
     "required": "required",
 }
 
+_DATA = ("enum", "const", "default", "examples", "required")
+"""Keywords whose values are no schemas."""
+
+_SHARED = ("allOf", "anyOf", "oneOf", "if", "then", "else", "dependentSchemas")
+"""Keywords whose schemas speak of the very object that names properties beside them: none may forbid the
+others'. Those of an allOf speak of one object anyway."""
+
+_OPEN = ("additionalProperties", "unevaluatedProperties", "patternProperties", "$ref")
+"""Keywords that say themselves what else an object may hold."""
+
 
 @dataclass(frozen=True)
 class Output:
@@ -93,33 +103,45 @@ class Output:
     @property
     def functions(self) -> list[tuple[str, Mapping[str, Any]]]:
         """Name and JSON schema of the arguments of each tool."""
-        return [
-            (str(function["name"]), closed_schema(function.get("parameters") or {"type": "object"}))
-            for function in map(_function, self.tools)
-        ]
+        return [(str(function["name"]), _arguments(function)) for function in map(_function, self.tools)]
 
 
 def closed_schema(schema: Any) -> Any:
-    """A JSON schema whose objects hold only the properties they name, unless it says otherwise.
+    """A JSON schema whose objects hold only the properties they name, if any, unless it says otherwise.
 
     Models that are forced to write JSON otherwise invent properties for as long as they may.
     """
-    if isinstance(schema, Mapping):
-        closed = {name: _closed_part(name, part) for name, part in schema.items()}
-        names = "properties" in closed or closed.get("type") == "object"
-        if names and not {"additionalProperties", "patternProperties", "allOf", "$ref"} & closed.keys():
-            closed["additionalProperties"] = False
-        return closed
-    return [closed_schema(part) for part in schema] if isinstance(schema, list) else schema
+    if isinstance(schema, list):
+        return [closed_schema(part) for part in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    shared = _SHARED if "properties" in schema else ("allOf",)
+    closed = {
+        name: part if name in (*_DATA, *shared) else _closed_part(name, part) for name, part in schema.items()
+    }
+    more = any(_names_properties(schema[name]) for name in shared if name in schema)
+    if "properties" in schema and not more and not {"allOf", *_OPEN} & schema.keys():
+        closed["additionalProperties"] = False
+    return closed
 
 
 def _closed_part(name: str, part: Any) -> Any:
-    if name in ("enum", "const", "default", "examples", "required"):
-        return part
     if name in ("properties", "$defs", "definitions", "patternProperties") and isinstance(part, Mapping):
         return {key: closed_schema(value) for key, value in part.items()}
-    # The parts of allOf each name some of one object's properties: none may forbid the others'.
-    return part if name == "allOf" else closed_schema(part)
+    return closed_schema(part)
+
+
+def _names_properties(part: Any) -> bool:
+    if isinstance(part, Mapping):
+        return bool({"properties", "$ref"} & part.keys()) or any(map(_names_properties, part.values()))
+    return isinstance(part, list) and any(map(_names_properties, part))
+
+
+def _arguments(function: Mapping[str, Any]) -> Any:
+    """The schema of a function's arguments: where it names none, it has none."""
+    parameters = function.get("parameters") or {}
+    named = parameters.keys() - {"type", "title", "description", "required"}
+    return closed_schema(parameters if named else {"properties": {}, **parameters, "type": "object"})
 
 
 def _function(tool: Tool) -> Mapping[str, Any]:
@@ -157,7 +179,7 @@ def _chosen(
 ) -> tuple[Literal["auto", "required"], list[dict[str, Any]], bool]:
     """The choice, the tools that are left to choose from, and whether it is one call."""
     if isinstance(asked, Mapping):
-        asked = (asked.get("function") or asked).get("name", asked)
+        asked = (asked.get("function") or asked).get("name", asked.get("type", asked))
     if asked is None or asked is False or asked == "auto":
         return "auto", tools, False
     if asked is True:

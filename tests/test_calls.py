@@ -202,6 +202,8 @@ def test_calls_in_markup_of_another_kind_are_found_but_not_forced() -> None:
         ('<tool_call>{"arguments": {"x": 1}}</tool_call>', "names no tool"),
         ('<tool_call>{"name": "add", "arguments": [1]}</tool_call>', "no JSON object"),
         ('<tool_call>{"name": "add", "arguments": "{x"}</tool_call>', "arguments is malformed"),
+        ('<tool_call>{"name": "add", "arguments": {"x": NaN}}</tool_call>', "malformed: NaN"),
+        ('<tool_call>{"name": "add", "arguments": {"x": -1e999}}</tool_call>', "malformed: -1e999"),
         ('<tool_call>"add"</tool_call>', "names no tool"),
         ('<tool_call>{"name": "add", "argum', "malformed"),
     ],

@@ -26,6 +26,9 @@ TOOLS = [{"type": "function", "function": {"name": name}} for name in ("add", "f
         ("find", ["find"], "required", False),
         ({"type": "function", "function": {"name": "add"}}, ["add"], "required", False),
         ({"name": "add"}, ["add"], "required", False),
+        ({"type": "tool", "name": "add"}, ["add"], "required", False),
+        ({"type": "any"}, ["add", "find"], "required", True),
+        ({"type": "none"}, [], "auto", True),
     ],
 )
 def test_choices(asked: Any, names: list[str], choice: str, parallel: bool) -> None:
@@ -98,6 +101,14 @@ def test_objects_are_closed() -> None:
             "properties": {"type": "array", "items": {"type": "object", "properties": {"type": {}}}},
             "both": {"allOf": [{"properties": {"x": {}}}, {"properties": {"y": {}}}]},
             "one": {"enum": [{"properties": {}}]},
+            "any": {"type": "object"},
+            "none": {"type": "object", "properties": {}},
+            "union": {"anyOf": [{"properties": {"x": {}}}, {"properties": {"y": {}}}]},
+            "shared": {
+                "properties": {"k": {}},
+                "anyOf": [{"properties": {"x": {}}}, {"properties": {"y": {}}}],
+            },
+            "either": {"properties": {"x": {}, "y": {}}, "anyOf": [{"required": ["x"]}, {"required": ["y"]}]},
         },
         "$defs": {"A": {"properties": {"b": {"type": "string"}}}},
     }
@@ -109,7 +120,19 @@ def test_objects_are_closed() -> None:
     assert properties["open"]["additionalProperties"] == {"type": "integer"}
     assert properties["properties"]["items"]["additionalProperties"] is False
     assert properties["both"] == schema["properties"]["both"]  # type: ignore[index]
-    assert properties["one"] == schema["properties"]["one"]  # type: ignore[index]
+    for name in ("one", "any", "shared"):
+        assert properties[name] == schema["properties"][name]  # type: ignore[index]
+    assert properties["none"]["additionalProperties"] is False
+    assert [part["additionalProperties"] for part in properties["union"]["anyOf"]] == [False, False]
+    assert properties["either"]["additionalProperties"] is False
+    assert properties["either"]["anyOf"] == [{"required": ["x"]}, {"required": ["y"]}]
+
+
+@pytest.mark.parametrize("parameters", [None, {}, {"type": "object"}, {"type": "object", "properties": {}}])
+def test_a_tool_without_arguments_takes_none(parameters: Any) -> None:
+    function = {"name": "now"} if parameters is None else {"name": "now", "parameters": parameters}
+    ((name, schema),) = Output.of(tools=[{"type": "function", "function": function}]).functions
+    assert (name, schema["properties"], schema["additionalProperties"]) == ("now", {}, False)
 
 
 JSON = st.recursive(

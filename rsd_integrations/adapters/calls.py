@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rsd_integrations.adapters.checks import check_known, check_on_step
+from rsd_integrations.adapters.checks import check_known, check_on_step, without_nones
 from rsd_integrations.adapters.settings import OnStep, RSDSettings, TraceSteps
 from rsd_integrations.config import RSDConfig
 from rsd_integrations.errors import ConfigError, TimedOutError
@@ -46,6 +46,7 @@ def call_settings(settings: RSDSettings, given: Mapping[str, Any]) -> CallSettin
         pydantic.ValidationError: a value is out of bounds.
     """
     check_known(given, PER_CALL, fixed=type(settings).model_fields)
+    given = without_nones(given)
     more = {name: given.get(name, getattr(settings, name)) for name in _MORE}
     if more["trace_steps"] not in ("full", "steps", "off"):
         raise ConfigError(f"trace_steps={more['trace_steps']!r}.", hint="Use 'full', 'steps' or 'off'.")

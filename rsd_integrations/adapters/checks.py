@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.prm import PRMFormat, prm_format_names
 
-__all__ = ["check_dtype", "check_known", "check_on_step", "check_prm_format"]
+__all__ = ["check_dtype", "check_known", "check_on_step", "check_prm_format", "without_nones"]
 
+_NUMBERS = ("temperature", "top_p")
 _DTYPES = ("auto", "float16", "bfloat16", "float32", "float64", "half", "float", "double")
 
 
@@ -34,6 +35,11 @@ def check_known(given: Iterable[str], known: Iterable[str], *, fixed: Iterable[s
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"Did you mean {near[0]!r}?" if near else f"Known are: {', '.join(known)}."
         raise ConfigError(f"unknown parameter {name!r}.", hint=hint)
+
+
+def without_nones(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Without fields for which frameworks' users write None where they mean nothing in particular."""
+    return {name: value for name, value in given.items() if value is not None or name not in _NUMBERS}
 
 
 def check_on_step(value: Callable[..., Any] | None) -> Callable[..., Any] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from copy import copy
 from typing import Any, Literal
 
 from pydantic import (
@@ -17,7 +18,13 @@ from pydantic import (
 )
 from typing_extensions import Self
 
-from rsd_integrations.adapters.checks import check_dtype, check_known, check_on_step, check_prm_format
+from rsd_integrations.adapters.checks import (
+    check_dtype,
+    check_known,
+    check_on_step,
+    check_prm_format,
+    without_nones,
+)
 from rsd_integrations.adapters.secrets import hidden, without_secrets
 from rsd_integrations.adapters.sources import (
     LIVE,
@@ -125,6 +132,7 @@ class RSDSettings(RSDFields):
     def _known_fields(cls, data: Any) -> Any:
         if isinstance(data, dict):
             check_known(data, cls.model_fields)
+            data = without_nones(data)
         return data
 
     @field_validator(*OPTIONS, mode="before")
@@ -235,8 +243,9 @@ class RSDSettings(RSDFields):
         }
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        # A deep copy of live models would be no use to anybody.
-        return self.model_copy()
+        # A deep copy of live models would be no use to anybody; tags and the like are the copy's own.
+        own = {name: copy(value) for name, value in self.__dict__.items() if type(value) in (list, dict, set)}
+        return self.model_copy(update=own)
 
     @property
     def is_portable(self) -> bool:

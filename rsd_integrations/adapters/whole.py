@@ -5,8 +5,9 @@ Frameworks' own parsers mend them silently, or give nothing.
 
 from __future__ import annotations
 
-import json
 from typing import NamedTuple
+
+from rsd_integrations.calls import read_json
 
 __all__ = ["Flaw", "cut_off", "no_document", "no_whole_call"]
 
@@ -42,7 +43,7 @@ def cut_off(text: str, finish_reason: str | None, what: str = "answer") -> Flaw 
 def no_document(text: str) -> Flaw | None:
     """Of a text that is no JSON document."""
     try:
-        json.loads(text)
+        read_json(text)
     except ValueError as error:
         return Flaw(f"the answer is no whole JSON document ({error}): {text[-200:]!r}.", _STOPPED)
     return None

@@ -11,7 +11,7 @@ from typing import Any
 from rsd_integrations.accounting import RoleCount, usage
 from rsd_integrations.algorithm import Story, rsd
 from rsd_integrations.config import RSDConfig
-from rsd_integrations.errors import PromptError
+from rsd_integrations.errors import PromptLengthError
 from rsd_integrations.output import Output
 from rsd_integrations.protocols import (
     FREE,
@@ -105,7 +105,7 @@ class Job:
         """Open the sessions it needs and run its story to the first work.
 
         Raises:
-            PromptError: the prompt cannot be rendered or leaves no room.
+            PromptError: the prompt cannot be rendered, or leaves no room (PromptLengthError).
         """
         models: dict[Role, Any] = {"draft": backend.draft, "target": backend.target, "prm": backend.prm}
         self._infos: dict[Role, ModelInfo] = {role: model.info for role, model in models.items()}
@@ -330,12 +330,12 @@ def _room(info: ModelInfo, prompt_tokens: int, max_tokens: int | None) -> int:
     """Tokens that fit behind the prompt.
 
     Raises:
-        PromptError: none, or fewer than ``max_tokens``.
+        PromptLengthError: none, or fewer than ``max_tokens``.
     """
     room = info.window - prompt_tokens
     if room < (1 if max_tokens is None else max_tokens):
         asked = "" if max_tokens is None else f" + {max_tokens} max_tokens"
-        raise PromptError(
+        raise PromptLengthError(
             f"{prompt_tokens} prompt tokens{asked} do not fit the window of {info.window} tokens "
             f"of {info.name!r}.",
             hint=_more_room(info),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from os import PathLike
 from typing import Any, cast
 from uuid import UUID
 
@@ -27,10 +28,11 @@ from rsd_integrations.adapters.calls import CallSettings
 from rsd_integrations.adapters.counting import count_tokens
 from rsd_integrations.adapters.running import aevents, events
 from rsd_integrations.adapters.secrets import without_secrets
-from rsd_integrations.adapters.settings import OPTIONS, RSDSettings
-from rsd_integrations.langchain.messages import to_chat, to_chunk, to_result, to_turns
+from rsd_integrations.adapters.settings import MODELS, OPTIONS, RSDSettings
+from rsd_integrations.langchain.caching import cache_key
+from rsd_integrations.langchain.errors import langchain_errors
+from rsd_integrations.langchain.messages import Chunks, to_chat, to_result, to_turns
 from rsd_integrations.langchain.params import (
-    cache_key,
     call_of,
     identifying_params,
     langsmith_params,
@@ -81,10 +83,11 @@ class ChatRSD(BaseChatModel, RSDSettings):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        call = call_of(self, stop, kwargs)
         generation = None
-        for event in self._events(messages, call, run_manager):
-            generation = event.generation
+        with langchain_errors():
+            call = call_of(self, stop, kwargs)
+            for event in self._events(messages, call, run_manager):
+                generation = event.generation
         return to_result(cast(Generation, generation), call.model)
 
     async def _agenerate(
@@ -94,10 +97,11 @@ class ChatRSD(BaseChatModel, RSDSettings):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        call = call_of(self, stop, kwargs)
         generation = None
-        async for event in await self._aevents(messages, call, run_manager):
-            generation = event.generation
+        with langchain_errors():
+            call = call_of(self, stop, kwargs)
+            async for event in await self._aevents(messages, call, run_manager):
+                generation = event.generation
         return to_result(cast(Generation, generation), call.model)
 
     def _stream(
@@ -107,10 +111,11 @@ class ChatRSD(BaseChatModel, RSDSettings):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        call = call_of(self, stop, kwargs)
-        for event in self._events(messages, call, run_manager):
-            if chunk := to_chunk(event, call.model):
-                yield chunk
+        with langchain_errors():
+            call = call_of(self, stop, kwargs)
+            chunks = Chunks(call.model)
+            for event in self._events(messages, call, run_manager):
+                yield from chunks.of(event)
 
     async def _astream(
         self,
@@ -119,10 +124,12 @@ class ChatRSD(BaseChatModel, RSDSettings):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        call = call_of(self, stop, kwargs)
-        async for event in await self._aevents(messages, call, run_manager):
-            if chunk := to_chunk(event, call.model):
-                yield chunk
+        with langchain_errors():
+            call = call_of(self, stop, kwargs)
+            chunks = Chunks(call.model)
+            async for event in await self._aevents(messages, call, run_manager):
+                for chunk in chunks.of(event):
+                    yield chunk
 
     def _events(
         self, messages: list[BaseMessage], call: CallSettings, run: BaseRunManager | None
@@ -349,4 +356,9 @@ class ChatRSD(BaseChatModel, RSDSettings):
     @property
     def lc_attributes(self) -> dict[str, Any]:
         """What is saved (and traced) otherwise than it is kept."""
-        return {name: without_secrets(getattr(self, name)) for name in OPTIONS if getattr(self, name)}
+        saved = {name: without_secrets(getattr(self, name)) for name in OPTIONS if getattr(self, name)}
+        folders = {name: getattr(self, name) for name in MODELS}
+        saved |= {name: str(folder) for name, folder in folders.items() if isinstance(folder, PathLike)}
+        if not isinstance(self.dtype, str):
+            saved["dtype"] = str(self.dtype).removeprefix("torch.")
+        return saved

@@ -22,28 +22,18 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from rsd_integrations.adapters.chat import check_chat, merge_turns
 from rsd_integrations.adapters.steps import summarise
 from rsd_integrations.errors import PromptError
+from rsd_integrations.langchain.params import PROVIDER
 from rsd_integrations.langchain.tools import as_chunks, as_messages
 from rsd_integrations.types import Generation, Message, StepEvent
 
-__all__ = ["to_chat", "to_chunk", "to_result", "to_turns"]
+__all__ = ["Chunks", "to_chat", "to_result", "to_turns"]
 
-_UNSPOKEN = frozenset(
-    {
-        "reasoning",
-        "thinking",
-        "redacted_thinking",
-        "tool_use",
-        "tool_call",
-        "tool_call_chunk",
-        "invalid_tool_call",
-        "function_call",
-        "server_tool_call",
-        "server_tool_call_chunk",
-        "server_tool_result",
-        "non_standard",
-    }
+_MEDIA = frozenset(
+    f"{before}{kind}{behind}"
+    for kind in ("image", "audio", "video", "file", "document", "media")
+    for before, behind in (("", ""), ("input_", ""), ("output_", ""), ("", "_url"))
 )
-"""Parts of an assistant's content that are not its words: thoughts, and calls told in tool_calls."""
+"""Types of parts that hold what a text model cannot read."""
 
 
 def to_chat(messages: Sequence[BaseMessage]) -> list[Message]:
@@ -73,28 +63,43 @@ def to_result(generation: Generation, model: str) -> ChatResult:
         content=generation.text,
         additional_kwargs=_thought(generation.reasoning),
         **as_messages(generation.tool_calls, generation.invalid_tool_calls),
-        **_facts(generation, model),
+        **_end(generation),
     )
+    message.response_metadata = _names(model) | message.response_metadata
     return ChatResult(generations=[ChatGeneration(message=message)])
 
 
-def to_chunk(event: StepEvent, model: str) -> ChatGenerationChunk | None:
-    """What an event adds to what was shown; usage and metadata with the last chunk alone."""
-    facts: dict[str, Any] = {}
-    if event.generation is not None:
+class Chunks:
+    """What the events of one answer add to what was shown.
+
+    Args:
+        model: name to show in the metadata.
+    """
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self._first = True
+        self._calls = 0
+
+    def of(self, event: StepEvent) -> list[ChatGenerationChunk]:
+        """The chunks that tell an event; none where it shows nothing."""
+        parts: list[dict[str, Any]] = []
+        if event.delta or event.reasoning_delta:
+            thought = _thought(event.reasoning_delta or None)
+            parts.append({"content": event.delta, "additional_kwargs": thought})
+        if event.tool_calls:
+            # Beside text, or in the last chunk, LangChain's protocol of events loses sight of calls.
+            parts.append({"content": "", "tool_call_chunks": as_chunks(event.tool_calls, self._calls)})
+            self._calls += len(event.tool_calls)
+        if event.generation is not None:
+            if not parts or event.tool_calls:
+                parts.append({"content": ""})
+            parts[-1] |= _end(event.generation) | {"chunk_position": "last"}
         # Chunks are merged key by key: what is told twice is summed up, joined or refused.
-        facts = {**_facts(event.generation, model), "chunk_position": "last"}
-    elif not event.delta and not event.reasoning_delta and not event.tool_calls:
-        return None
-    thought = _thought(event.reasoning_delta or None)
-    return ChatGenerationChunk(
-        message=AIMessageChunk(
-            content=event.delta,
-            additional_kwargs=thought,
-            tool_call_chunks=as_chunks(event.tool_calls),
-            **facts,
-        )
-    )
+        if parts and self._first:
+            parts[0]["response_metadata"] = _names(self._model) | parts[0].get("response_metadata", {})
+            self._first = False
+        return [ChatGenerationChunk(message=AIMessageChunk(**part)) for part in parts]
 
 
 def _thought(reasoning: str | None) -> dict[str, Any]:
@@ -102,7 +107,11 @@ def _thought(reasoning: str | None) -> dict[str, Any]:
     return {} if reasoning is None else {"reasoning_content": reasoning}
 
 
-def _facts(generation: Generation, model: str) -> dict[str, Any]:
+def _names(model: str) -> dict[str, Any]:
+    return {"model_name": model, "model_provider": PROVIDER}
+
+
+def _end(generation: Generation) -> dict[str, Any]:
     usage = generation.usage
     return {
         "usage_metadata": UsageMetadata(
@@ -110,11 +119,7 @@ def _facts(generation: Generation, model: str) -> dict[str, Any]:
             output_tokens=usage.completion_tokens,
             total_tokens=usage.total_tokens,
         ),
-        "response_metadata": {
-            "model_name": model,
-            "finish_reason": generation.finish_reason,
-            "rsd": summarise(generation),
-        },
+        "response_metadata": {"finish_reason": generation.finish_reason, "rsd": summarise(generation)},
     }
 
 
@@ -152,7 +157,7 @@ def _function(message: FunctionMessage) -> Message:
 
 def _assistant(message: AIMessage) -> Message:
     # Calls that were none were written as text: the model sees what it is asked to mend.
-    words = [_text(message, unspoken=_UNSPOKEN), *map(_written, message.invalid_tool_calls)]
+    words = [_text(message), *map(_written, message.invalid_tool_calls)]
     turn: Message = {"role": "assistant", "content": "\n".join(filter(None, words))}
     if thought := message.additional_kwargs.get("reasoning_content") or _thoughts(message):
         turn["reasoning_content"] = thought
@@ -181,22 +186,25 @@ def _thoughts(message: AIMessage) -> str:
     return "".join(str(part.get("reasoning") or "") for part in parts if part.get("type") == "reasoning")
 
 
-def _text(message: BaseMessage, unspoken: frozenset[str] = frozenset()) -> str:
+def _text(message: BaseMessage) -> str:
     if isinstance(message.content, str):
         return message.content
-    return "".join(_part(part, message, unspoken) for part in message.content)
+    return "".join(_part(part, message) for part in message.content)
 
 
-def _part(part: Any, message: BaseMessage, unspoken: frozenset[str]) -> str:
+def _part(part: Any, message: BaseMessage) -> str:
     if isinstance(part, str):
         return part
     kind = part.get("type")
-    if kind in ("text", "text-plain"):
+    if kind in ("text", "text-plain", "output_text"):
         return _string(part.get("text"), message)
-    if kind in unspoken:
+    if kind == "refusal":
+        return _string(part.get("refusal"), message)
+    if isinstance(message, AIMessage) and kind not in _MEDIA:
+        # Of another model: thoughts, calls (told in tool_calls) and what its server did are not its words.
         return ""
     raise PromptError(
-        f"a {message.type} message has a part of type {kind!r}, which is not text.",
+        f"the content of a message of type {message.type!r} has a part of type {kind!r}, which is not text.",
         hint="RSD is for text models: remove images, audio and files.",
     )
 
@@ -205,7 +213,7 @@ def _string(text: Any, message: BaseMessage) -> str:
     if isinstance(text, str):
         return text
     raise PromptError(
-        f"a {message.type} message has a text part whose text is {text!r:.200}.",
+        f"the content of a message of type {message.type!r} has a text part whose text is {text!r:.200}.",
         hint="Give a string there, or leave the part out.",
     )
 

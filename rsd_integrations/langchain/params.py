@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,16 +13,20 @@ from rsd_integrations.adapters.settings import RSDSettings
 from rsd_integrations.config import RSDConfig
 
 __all__ = [
-    "cache_key",
+    "PROVIDER",
     "call_of",
     "identifying_params",
     "langsmith_params",
     "profile_of",
+    "qualified_name",
     "with_threads",
 ]
 
 _CORE = frozenset({"stream"})
 """LangChain's own words for how, not what, to generate."""
+
+PROVIDER = "rsd"
+"""Whose models these are, in traces and metadata."""
 
 BATCH_THREADS = 128
 """Most threads of one batch; they only wait."""
@@ -65,7 +68,7 @@ def langsmith_params(
     """LangSmith's standard parameters, the call's own first."""
     temperature = kwargs.get("temperature", settings.temperature)
     params = LangSmithParams(
-        ls_provider="rsd",
+        ls_provider=PROVIDER,
         ls_model_name=str(kwargs.get("model") or settings.model or settings.model_names["target"]),
         ls_model_type="chat",
         ls_temperature=temperature,
@@ -78,19 +81,13 @@ def langsmith_params(
     return params
 
 
-def cache_key(settings: RSDSettings, stop: list[str] | None, kwargs: Mapping[str, Any]) -> str:
-    """Names what the answer depends on: the models, wherever they come from, and the settings."""
-    call = call_of(settings, stop, kwargs)
-    config = {name: _plain(getattr(call.config, name)) for name in RSDConfig.model_fields}
-    return json.dumps(["ChatRSD", settings.source.name, call.model, config, call.output.key], sort_keys=True)
-
-
 def profile_of(settings: RSDSettings) -> ModelProfile:
     """What the model can do, as far as it is known without loading it: tools are taken for granted."""
     pipe = settings.source.loaded
     tools = pipe is None or settings.source.takes_tools
     return ModelProfile(
-        max_input_tokens=settings.window - 1,
+        # What an answer may have is kept free for it.
+        max_input_tokens=settings.window - (settings.max_tokens or 1),
         max_output_tokens=min(settings.max_tokens or settings.window, settings.window - 1),
         text_inputs=True,
         text_outputs=True,
@@ -106,7 +103,12 @@ def profile_of(settings: RSDSettings) -> ModelProfile:
     )
 
 
+def qualified_name(function: Any) -> str:
+    """Module and name of a function; what it shows of itself, where it has none."""
+    return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', repr(function))}"
+
+
 def _plain(value: Any) -> Any:
     if callable(value):
-        return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', repr(value))}"
+        return qualified_name(value)
     return list(value) if isinstance(value, tuple) else value

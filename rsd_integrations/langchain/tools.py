@@ -21,17 +21,17 @@ from langchain_core.messages.tool import (
 from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
 from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
 from langchain_core.runnables import Runnable, RunnableLambda, RunnableMap, RunnablePassthrough
-from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
-from langchain_core.utils.pydantic import is_basemodel_subclass
 
 from rsd_integrations.adapters.whole import Flaw, cut_off, no_document, no_whole_call
 from rsd_integrations.errors import ConfigError
+from rsd_integrations.langchain.schemas import as_tool, document_schema, is_pydantic
 from rsd_integrations.types import InvalidToolCall, ToolCall
 
 __all__ = ["METHODS", "as_chunks", "as_messages", "binding", "structured"]
 
-_UNTITLED = "answer"
-"""What a schema without a title is called."""
+_FIRST_CALL = 1000
+"""Index of a stream's first call. Without one LangChain joins calls that come alone, as if they were pieces
+of one; blocks of text and thought have small indexes of its own, with which they would be joined too."""
 
 METHODS = ("json_schema", "function_calling", "json_mode")
 
@@ -55,15 +55,8 @@ def binding(
     # A tool of LangChain's can be iterated over too, but to no use.
     if isinstance(tools, str | Mapping) or not isinstance(tools, Collection):
         raise ConfigError(f"tools={tools!r:.200} is no list of tools.", hint="Write bind_tools([tool, ...]).")
-    try:
-        converted = [convert_to_openai_tool(tool, strict=strict) for tool in tools]
-    except Exception as error:  # Of many kinds: what is not a tool fails anywhere in the conversion.
-        raise ConfigError(
-            f"tools={list(tools)!r:.200} cannot be made into tools: {error}",
-            hint="Give functions with docstrings, @tool tools, Pydantic models or OpenAI tool dicts.",
-        ) from error
     given = {
-        "tools": converted,
+        "tools": [as_tool(tool, strict) for tool in tools],
         "tool_choice": tool_choice,
         "parallel_tool_calls": parallel_tool_calls,
         "response_format": response_format,
@@ -90,25 +83,22 @@ def structured(
         raise ConfigError(f"method={method!r} needs a schema.", hint='Give one, or use method="json_mode".')
     if schema is not None and method == "json_mode" and strict:
         raise ConfigError("json_mode cannot be strict: it holds no schema.", hint='Use method="json_schema".')
-    schema = _titled(schema, method)
-    tool = None if schema is None else _as_tool(schema, strict)
-    told = {"kwargs": {"method": method, "strict": strict}, "schema": tool or {}}
     parser: Runnable[Any, Any]
     if method == "function_calling":
-        assert tool is not None
+        tool = as_tool(schema, strict)
         name = tool["function"]["name"]
-        bound = model.bind_tools(
-            [schema],
-            tool_choice=name,
-            strict=strict,
-            parallel_tool_calls=False,
-            ls_structured_output_format=told,
-        )
-        parser = _tool_parser(schema, name)
+        tools, asked = [tool], {"tool_choice": name, "parallel_tool_calls": False}
+        parser = RunnableLambda(_called) | _tool_parser(schema, name)
     else:
-        bound = model.bind(response_format=_format(schema, method, strict), ls_structured_output_format=told)
-        parser = PydanticOutputParser(pydantic_object=schema) if _is_pydantic(schema) else JsonOutputParser()
-    parser = RunnableLambda(_called if method == "function_calling" else _whole) | parser
+        document = None if schema is None else document_schema(schema)
+        tool = {} if document is None else _shown(document)
+        tools, asked = [], {"response_format": _format(document if method == "json_schema" else None, strict)}
+        known = is_pydantic(schema)
+        parser = RunnableLambda(_whole) | (
+            PydanticOutputParser(pydantic_object=schema) if known else JsonOutputParser()
+        )
+    told = {"kwargs": {"method": method, "strict": strict}, "schema": tool}
+    bound = model.bind_tools(tools, **asked, ls_structured_output_format=told)
     if not include_raw:
         return bound | parser
     parsed = RunnablePassthrough.assign(
@@ -131,54 +121,41 @@ def as_messages(
     }
 
 
-def as_chunks(calls: Sequence[ToolCall | InvalidToolCall]) -> list[ToolCallChunk]:
-    """Calls of a stream, each whole."""
+def as_chunks(calls: Sequence[ToolCall | InvalidToolCall], before: int) -> list[ToolCallChunk]:
+    """Calls of a stream, each whole.
+
+    Args:
+        calls: the next ones.
+        before: how many the stream had.
+    """
     # LangChain mends the JSON of chunks: what is invalid keeps its markup, so that it stays invalid.
     return [
         tool_call_chunk(
             name=call.name,
             args=json.dumps(call.arguments) if isinstance(call, ToolCall) else call.text,
             id=call.id,
+            index=index,
         )
-        for call in calls
+        for index, call in enumerate(calls, _FIRST_CALL + before)
     ]
 
 
-def _format(schema: Any, method: str, strict: bool | None) -> dict[str, Any]:
-    if method == "json_mode":
+def _format(document: dict[str, Any] | None, strict: bool | None) -> dict[str, Any]:
+    if document is None:
         return {"type": "json_object"}
-    plain = convert_to_json_schema(schema)
-    named = {"name": plain.get("title", _UNTITLED), "schema": plain, "strict": bool(strict)}
+    named = {"name": document["title"], "schema": document, "strict": bool(strict)}
     return {"type": "json_schema", "json_schema": named}
 
 
-def _titled(schema: Any, method: str) -> Any:
-    """A JSON schema with a title, which LangChain asks of one even where it names no tool."""
-    named = not isinstance(schema, Mapping) or schema.keys() & {"title", "name", "function"}
-    return schema if named or method == "function_calling" else {"title": _UNTITLED, **schema}
-
-
-def _as_tool(schema: Any, strict: bool | None) -> dict[str, Any]:
-    try:
-        return convert_to_openai_tool(schema, strict=strict)
-    except Exception as error:  # Of many kinds, as of tools.
-        unnamed = isinstance(schema, Mapping) and not schema.keys() & {"title", "name", "function"}
-        raise ConfigError(
-            f"schema={schema!r:.200} cannot be made into a schema: {error}",
-            hint='Add a "title", which names the tool, or use method="json_schema".'
-            if unnamed
-            else "Give a Pydantic model, a TypedDict, or a JSON schema with a title.",
-        ) from error
+def _shown(document: dict[str, Any]) -> dict[str, Any]:
+    """A schema as traces show it: LangChain's tracing reads tools."""
+    return {"type": "function", "function": {"name": document["title"], "parameters": document}}
 
 
 def _tool_parser(schema: Any, name: str) -> Runnable[Any, Any]:
-    if _is_pydantic(schema):
+    if is_pydantic(schema):
         return PydanticToolsParser(tools=[schema], first_tool_only=True)
     return JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
-
-
-def _is_pydantic(schema: Any) -> bool:
-    return isinstance(schema, type) and is_basemodel_subclass(schema)
 
 
 def _whole(message: AIMessage) -> AIMessage:

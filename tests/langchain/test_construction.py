@@ -9,9 +9,11 @@ import pickle
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from langchain_core.load import dumpd, load
 from langchain_core.runnables import ConfigurableField
 from pydantic import ValidationError
@@ -247,6 +249,21 @@ async def test_a_missing_folder_has_a_clear_error(tmp_path: Any) -> None:
         await llm.ainvoke(QUESTION)
 
 
+def test_deep_copies_share_nothing_but_models(pipe: Any) -> None:
+    llm = ChatRSD.from_pipeline(pipe, tags=["a"], metadata={"m": 1})
+    for other in (copy.deepcopy(llm), llm.model_copy(deep=True)):
+        other.tags.append("b")
+        other.metadata["mine"] = 2
+        assert other.load() is pipe
+    assert llm.tags == ["a"] and "mine" not in llm.metadata
+
+
+def test_none_is_the_default_of_numbers(pipe: Any) -> None:
+    llm = ChatRSD.from_pipeline(pipe, temperature=None, top_p=None)
+    assert (llm.temperature, llm.top_p) == (0.0, 1.0)
+    assert ChatRSD.from_pipeline(pipe, temperature=0.7).invoke(QUESTION, temperature=None, top_p=None).content
+
+
 def test_pickling_a_live_pipeline_is_refused(llm: Any) -> None:
     with pytest.raises(ConfigError, match="cannot be pickled"):
         pickle.dumps(llm)
@@ -261,6 +278,13 @@ def test_dumpd_and_load(loads: Any) -> None:
     assert isinstance(back, ChatRSD)
     assert (back.threshold, back.stop, back.device) == (0.3, ("END",), "cpu")
     assert back.load() is llm.load()
+
+
+@pytest.mark.filterwarnings("ignore::langchain_core._api.beta_decorator.LangChainBetaWarning")
+def test_folders_and_dtypes_are_saved_by_name(loads: Any) -> None:
+    llm = ChatRSD(draft=Path("d"), target=Path("t"), prm="p", dtype=torch.float16)
+    back = load(dumpd(llm), allowed_objects=[ChatRSD], valid_namespaces=["rsd_integrations"])
+    assert (back.draft, back.target, back.prm, back.dtype) == ("d", "t", "p", "float16")
 
 
 def test_secrets_and_pipelines_stay_out_of_the_repr(pipe: Any) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import pickle
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from langchain.agents import create_agent
+from langchain.agents.middleware import AgentMiddleware, ModelRetryMiddleware, SummarizationMiddleware
 from langchain_core.caches import InMemoryCache
 from langchain_core.documents import Document
+from langchain_core.exceptions import ContextOverflowError, ModelInvalidRequestError, ModelTimeoutError
 from langchain_core.globals import set_llm_cache
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langchain_core.output_parsers import StrOutputParser
@@ -16,8 +20,9 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.rate_limiters import InMemoryRateLimiter
 from langchain_core.runnables import RunnableLambda, RunnablePassthrough
 
-from rsd_integrations.errors import BackendError
+from rsd_integrations.errors import BackendError, ConfigError, PromptError, PromptLengthError, TimedOutError
 from rsd_integrations.langchain import ChatRSD
+from rsd_integrations.langchain.caching import _PROCESS
 from rsd_integrations.testing import scripted_pipeline
 from tests.counting import ANSWER, NAMES, QUESTION, counting_pipeline
 from tests.langchain.modes import Recorder
@@ -87,6 +92,84 @@ async def test_the_llm_cache(pipe: Any, cache: InMemoryCache) -> None:
         assert len(other.backend.draft.batches) > before  # type: ignore[attr-defined]
 
 
+def always(reward: float) -> float:
+    return 1.0
+
+
+async def test_the_llm_cache_tells_weightings_apart(pipe: Any, cache: InMemoryCache) -> None:
+    def constant(probability: float) -> Any:
+        return lambda reward: probability
+
+    keep, rewrite = constant(1.0), constant(0.0)
+    for _ in range(2):
+        for weighting, answer in ((keep, "one\n\ntwo\n\nthree"), (rewrite, "ONE\n\nTWO\n\nTHREE")):
+            assert ChatRSD.from_pipeline(pipe, weighting=weighting).invoke(QUESTION).content == answer
+    weightings = (keep, keep, rewrite, always, always, constant(1.0))
+    models = [ChatRSD.from_pipeline(pipe, weighting=one) for one in weightings]
+    keys = [model._get_llm_string() for model in models]
+    assert (keys[0], keys[3]) == (keys[1], keys[4])
+    assert len({*keys}) == 4
+    # What has a name of its own is the same in the next process.
+    assert "test_ecosystem.always" in keys[3] and _PROCESS in keys[0] and _PROCESS not in keys[3]
+
+
+def test_the_llm_cache_tells_forms_apart(pipe: Any, cache: InMemoryCache) -> None:
+    assert isinstance(ChatRSD.from_pipeline(pipe, output_version="v1").invoke(QUESTION).content, list)
+    assert ChatRSD.from_pipeline(pipe).invoke(QUESTION).content == ANSWER
+
+
+@pytest.mark.parametrize(
+    ("asked", "ours", "langchains", "match"),
+    [
+        (("x" * 99, {}), PromptLengthError, ContextOverflowError, "do not fit"),
+        (("", {}), PromptError, ModelInvalidRequestError, "the chat is empty"),
+        (("x", {"treshold": 1}), ConfigError, ModelInvalidRequestError, "unknown parameter 'treshold'"),
+        (("x", {"timeout": 1e-9}), TimedOutError, ModelTimeoutError, "no whole answer"),
+    ],
+)
+async def test_errors_are_langchains_too(asked: Any, ours: Any, langchains: Any, match: str) -> None:
+    prompt, given = asked
+    with scripted_pipeline(["fine"], window=30) as pipe:
+        llm = ChatRSD.from_pipeline(pipe)
+        ways = [
+            lambda: llm.ainvoke(prompt, **given),
+            lambda: asyncio.to_thread(llm.invoke, prompt, **given),
+            lambda: asyncio.to_thread(lambda: list(llm.stream(prompt, **given))),
+            lambda: anext(llm.astream(prompt, **given)),
+        ]
+        for way in ways:
+            with pytest.raises(ours, match=match) as raised:
+                await way()
+            assert isinstance(raised.value, langchains)
+            again = pickle.loads(pickle.dumps(raised.value))
+            assert (type(again), str(again)) == (type(raised.value), str(raised.value))
+
+
+def test_middleware_does_not_retry_what_cannot_be_mended() -> None:
+    asked = []
+
+    class Counting(AgentMiddleware):
+        def wrap_model_call(self, request: Any, handler: Any) -> Any:
+            asked.append(request)
+            return handler(request)
+
+    with scripted_pipeline(["fine"], window=30) as pipe:
+        llm = ChatRSD.from_pipeline(pipe)
+        retry = ModelRetryMiddleware(max_retries=2, on_failure="error", initial_delay=0.0)
+        agent = create_agent(llm, middleware=[retry, Counting()])
+        with pytest.raises(PromptLengthError, match="do not fit"):
+            agent.invoke({"messages": [HumanMessage("x" * 99)]})
+    assert len(asked) == 1
+
+
+def test_reported_usage_is_known_as_ours(pipe: Any) -> None:
+    llm = ChatRSD.from_pipeline(pipe)
+    answer = llm.invoke(QUESTION)
+    answer.usage_metadata = {"input_tokens": 900, "output_tokens": 100, "total_tokens": 1000}
+    middleware = SummarizationMiddleware(llm, trigger=("tokens", 500))
+    assert middleware._should_summarize_based_on_reported_tokens([HumanMessage("x"), answer], 500)
+
+
 def test_cache_false_is_no_cache(pipe: Any, cache: InMemoryCache) -> None:
     llm = ChatRSD.from_pipeline(pipe, cache=False)
     llm.invoke(QUESTION)
@@ -121,7 +204,7 @@ def test_profile_and_tokens() -> None:
     with counting_pipeline(window=321) as pipe:
         llm = ChatRSD.from_pipeline(pipe, max_tokens=50)
         assert llm.profile is not None
-        assert (llm.profile["max_input_tokens"], llm.profile["max_output_tokens"]) == (320, 50)
+        assert (llm.profile["max_input_tokens"], llm.profile["max_output_tokens"]) == (271, 50)
         assert llm.profile["image_inputs"] is False
         assert llm.get_token_ids("abc") == [97, 98, 99]
         assert llm.get_num_tokens("abcd") == 4

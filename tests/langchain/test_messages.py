@@ -15,7 +15,7 @@ from langchain_core.messages import (
     ToolMessage,
 )
 
-from rsd_integrations.errors import PromptError
+from rsd_integrations.errors import PromptError, PromptLengthError
 from rsd_integrations.langchain import ChatRSD
 from rsd_integrations.langchain.messages import to_chat
 from rsd_integrations.testing import scripted_pipeline
@@ -130,6 +130,19 @@ CALL = {"name": "add", "args": {"a": 1, "b": [2]}, "id": "call-1", "type": "tool
             [AIMessage([{"type": "reasoning", "reasoning": "hm"}, {"type": "text", "text": "ok"}])],
             [{"role": "assistant", "content": "ok", "reasoning_content": "hm"}],
         ),
+        (
+            [
+                AIMessage(
+                    [
+                        {"type": "server_tool_use", "id": "1", "name": "web_search", "input": {}},
+                        {"type": "file_search_call", "id": "2"},
+                        {"type": "refusal", "refusal": "Not that. "},
+                        {"type": "output_text", "text": "This."},
+                    ]
+                )
+            ],
+            [{"role": "assistant", "content": "Not that. This."}],
+        ),
     ],
 )
 def test_rendering(messages: Any, chat: Any) -> None:
@@ -145,6 +158,14 @@ async def test_media_are_refused_by_name(llm: Any, kind: str) -> None:
         llm.invoke([message])
     with pytest.raises(PromptError, match=f"'{kind}', which is not text"):
         await llm.ainvoke([message])
+    with pytest.raises(PromptError, match=f"type 'ai' has a part of type '{kind}'"):
+        llm.invoke([AIMessage(message.content), HumanMessage("?")])
+
+
+@pytest.mark.parametrize("kind", ["server_tool_use", "refused", None])
+def test_other_parts_of_what_people_say_are_refused(llm: Any, kind: str | None) -> None:
+    with pytest.raises(PromptError, match=f"type {kind!r}, which is not text"):
+        llm.invoke([HumanMessage([{"type": kind, "x": "y"}])])
 
 
 @pytest.mark.parametrize(
@@ -179,11 +200,8 @@ async def test_a_prompt_too_long_fails_alone() -> None:
     with scripted_pipeline(["fine"], window=50) as pipe:
         llm = ChatRSD.from_pipeline(pipe)
         results = await llm.abatch(["short", "x" * 60, "short"], return_exceptions=True)
-        assert [getattr(result, "content", type(result)) for result in results] == [
-            "fine",
-            PromptError,
-            "fine",
-        ]
+        assert [getattr(result, "content", "") for result in results] == ["fine", "", "fine"]
+        assert isinstance(results[1], PromptLengthError)
         with pytest.raises(PromptError, match="do not fit the window"):
             llm.invoke("x" * 60)
 

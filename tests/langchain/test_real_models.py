@@ -72,10 +72,10 @@ def test_every_mode_gives_the_pipelines_answer(tiny: Any, mode: str) -> None:
 def test_folders_are_loaded_when_needed(folders: Any) -> None:
     llm = ChatRSD(**folders, device="cpu", **LIMITS)
     assert llm.profile is not None
-    assert llm.profile["max_input_tokens"] == 511
+    assert llm.profile["max_input_tokens"] == 512 - LIMITS["max_tokens"]
     message = llm.invoke(QUESTION)
     assert message.response_metadata["model_name"] == folders["target"]
-    assert llm.profile["max_input_tokens"] == 511
+    assert llm.profile["max_input_tokens"] == 512 - LIMITS["max_tokens"]
     assert ChatRSD(**folders, device="cpu").load() is llm.load()
     assert [answer.content for answer in llm.batch([QUESTION] * 3)] == [message.content] * 3
     with pytest.raises(PromptError, match="do not fit the window"):

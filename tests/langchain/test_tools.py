@@ -89,6 +89,8 @@ async def all_ways(model: Any, asked: Any) -> list[Any]:
         model.batch([asked])[0],
         (await model.abatch([asked]))[0],
         v2[-1]["data"]["output"],
+        model.stream_events(asked, version="v3").output,
+        await (await model.astream_events(asked, version="v3")).output,
     ]
 
 
@@ -179,7 +181,7 @@ def test_what_is_bound(llm: ChatRSD) -> None:
 @pytest.mark.parametrize(
     ("fields", "match"),
     [
-        ({"tools": [3]}, "cannot be made into tools"),
+        ({"tools": [3]}, "3 cannot be made into a tool"),
         ({"tools": [add], "tool_choice": "addd"}, r"tool_choice='addd'.*The tools are: add"),
         ({"tools": [add], "response_format": {"type": "yaml"}}, "response_format"),
     ],

@@ -1,0 +1,61 @@
+"""What an answer depends on, for LangChain's caches."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from itertools import count
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+from weakref import WeakKeyDictionary
+
+from rsd_integrations.config import RSDConfig
+from rsd_integrations.langchain.params import call_of, qualified_name
+
+if TYPE_CHECKING:
+    from rsd_integrations.langchain.chat_model import ChatRSD
+
+__all__ = ["cache_key"]
+
+_PROCESS = uuid4().hex
+_NUMBERS: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+_NEXT = count()
+
+
+def cache_key(settings: ChatRSD, stop: list[str] | None, kwargs: Mapping[str, Any]) -> str:
+    """Names what the answer depends on: the models, wherever they come from, the settings, and its form.
+
+    Args:
+        settings: of the object.
+        stop: of the call.
+        kwargs: of the call.
+    """
+    call = call_of(settings, stop, kwargs)
+    config = {name: _told_apart(getattr(call.config, name)) for name in RSDConfig.model_fields}
+    parts = [settings.source.name, call.model, config, call.output.key, settings.output_version]
+    return json.dumps(["ChatRSD", *parts], sort_keys=True)
+
+
+def _told_apart(value: Any) -> Any:
+    return _identity(value) if callable(value) else value
+
+
+def _identity(function: Callable[..., Any]) -> str:
+    """A name that no other function has: a cache may outlive the process."""
+    name = qualified_name(function)
+    if _found(function):
+        return name
+    try:
+        number = _NUMBERS.setdefault(function, next(_NEXT))
+    except TypeError:  # It cannot be a key, so it is told apart even from itself.
+        number = next(_NEXT)
+    return f"{name} {number} of {_PROCESS}"
+
+
+def _found(function: Any) -> bool:
+    """Whether its module has it by its name, as it has no lambda, closure or method of an object."""
+    there: Any = sys.modules.get(getattr(function, "__module__", None) or "")
+    for part in getattr(function, "__qualname__", "").split("."):
+        there = getattr(there, part, None)
+    return there is function

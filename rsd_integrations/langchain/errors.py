@@ -1,0 +1,47 @@
+"""This package's errors that are LangChain's too, by which its middleware knows what a retry could mend.
+
+Each is caught as what it is here and as what it is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from langchain_core import exceptions
+
+from rsd_integrations import errors
+
+__all__ = ["ConfigError", "PromptError", "PromptLengthError", "TimedOutError", "langchain_errors"]
+
+
+class ConfigError(errors.ConfigError, exceptions.ModelInvalidRequestError):
+    """A call parameter is wrong."""
+
+
+class PromptError(errors.PromptError, exceptions.ModelInvalidRequestError):
+    """A prompt is empty or malformed."""
+
+
+class PromptLengthError(errors.PromptLengthError, exceptions.ContextOverflowError):
+    """A prompt and the tokens that its answer may have do not fit the models' windows."""
+
+
+class TimedOutError(errors.TimedOutError, exceptions.ModelTimeoutError):
+    """A call took longer than its ``timeout``."""
+
+
+_KINDS = (PromptLengthError, PromptError, ConfigError, TimedOutError)
+
+
+@contextmanager
+def langchain_errors() -> Iterator[None]:
+    """Errors of this package that have a kind of LangChain's leave as such."""
+    try:
+        yield
+    except errors.RSDError as error:
+        # Their own kinds alone: whoever made another one had a reason.
+        kind = next((kind for kind in _KINDS if kind.__bases__[0] is type(error)), None)
+        if kind is None:
+            raise
+        raise kind(error.message, hint=error.hint).with_traceback(error.__traceback__) from error.__cause__

@@ -1,0 +1,155 @@
+"""Whatever LangChain takes for a tool or a schema, as JSON schemas that lose nothing.
+
+LangChain's own conversion forgets what no tool of OpenAI's can say: a schema without "properties" at its
+root becomes any JSON, and where a model holds itself (a tree, a linked list) the inner one does.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+from langchain_core.tools import BaseTool, create_schema_from_function
+from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
+from langchain_core.utils.pydantic import is_basemodel_subclass
+
+from rsd_integrations.errors import ConfigError
+
+__all__ = ["as_tool", "document_schema", "is_pydantic"]
+
+_UNTITLED = "answer"
+"""What a schema without a title is called."""
+
+_NAMES = {"title", "name", "function"}
+_TOOLS = {"parameters", "input_schema", "toolSpec", "function"}
+"""Keys that a tool has and no JSON schema."""
+
+
+def document_schema(schema: Any) -> dict[str, Any]:
+    """The JSON schema of an answer, with a title.
+
+    Args:
+        schema: Pydantic model, TypedDict, JSON schema, OpenAI's ``json_schema`` or tool.
+
+    Raises:
+        ConfigError: it is none of these.
+    """
+    schema = _unwrapped(schema)
+    if isinstance(schema, Mapping) and not _TOOLS & schema.keys():
+        return {"title": _UNTITLED, **schema}
+    full = _arguments(schema)
+    if full is not None and _holds_itself(full):
+        return full
+    return convert_to_json_schema(_converted(schema, None))
+
+
+def as_tool(given: Any, strict: bool | None) -> dict[str, Any]:
+    """An OpenAI tool.
+
+    Raises:
+        ConfigError: it cannot be made into one.
+    """
+    given = _unwrapped(given)
+    tool = _converted(_rooted(given) if isinstance(given, Mapping) else given, strict)
+    full = _arguments(given)
+    if full is not None and _holds_itself(full):
+        parameters = {name: part for name, part in full.items() if name not in ("title", "description")}
+        tool["function"]["parameters"] = parameters
+    return tool
+
+
+def is_pydantic(schema: Any) -> bool:
+    """Whether it is a Pydantic model."""
+    return isinstance(schema, type) and is_basemodel_subclass(schema)
+
+
+def _converted(given: Any, strict: bool | None) -> dict[str, Any]:
+    unnamed = isinstance(given, Mapping) and not given.keys() & _NAMES
+    try:
+        tool = convert_to_openai_tool(given, strict=strict)
+    except Exception as error:  # Of many kinds: what is not a tool fails anywhere in the conversion.
+        raise ConfigError(
+            f"{given!r:.200} cannot be made into a tool or a schema: {error}",
+            hint='Add a "title", which names the tool; answers of method="json_schema" need none.'
+            if unnamed
+            else "Give a function with a docstring, a @tool, a Pydantic model, a TypedDict, a JSON schema "
+            "with a title, or an OpenAI tool.",
+        ) from error
+    lost = isinstance(given, Mapping) and "function" in tool and "parameters" not in tool["function"]
+    if lost and given.keys() - {"title", "name", "description", "type", "function", "strict"}:
+        raise ConfigError(
+            f"{given!r:.200} describes no arguments: they are an object with properties.",
+            hint='Name its "properties", or use method="json_schema".',
+        )
+    return tool
+
+
+def _unwrapped(schema: Any) -> Any:
+    """Without what OpenAI's API puts around the schema of an answer, and named as JSON schemas are."""
+    if not isinstance(schema, Mapping):
+        return schema
+    inner = schema.get("json_schema") if schema.get("type") == "json_schema" else schema
+    if isinstance(inner, Mapping) and isinstance(inner.get("schema"), Mapping):
+        told = {"title": inner.get("name"), "description": inner.get("description")}
+        schema = {**{name: text for name, text in told.items() if text is not None}, **inner["schema"]}
+    if "name" in schema and not _TOOLS & schema.keys():
+        schema = {"title": schema["name"], **{key: part for key, part in schema.items() if key != "name"}}
+    return schema
+
+
+def _model_schema(model: Any) -> dict[str, Any]:
+    # Those of Pydantic 1 have no model_json_schema.
+    made = model.model_json_schema() if hasattr(model, "model_json_schema") else model.schema()
+    return _rooted(cast("dict[str, Any]", made))
+
+
+def _rooted(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """With the root itself where it is a reference, as Pydantic writes of models that hold themselves."""
+    place = str(schema.get("$ref", "")).removeprefix("#/").split("/")
+    definitions = schema.get(place[0])
+    if len(place) != 2 or not isinstance(definitions, Mapping) or place[1] not in definitions:
+        return dict(schema)
+    return {**definitions[place[1]], **{name: part for name, part in schema.items() if name != "$ref"}}
+
+
+def _arguments(given: Any) -> dict[str, Any] | None:
+    """The whole schema of the arguments of a tool that LangChain would convert; None of others."""
+    if isinstance(given, BaseTool):
+        given = given.tool_call_schema
+        if isinstance(given, Mapping):
+            return _rooted(given)
+    if is_pydantic(given):
+        return _model_schema(given)
+    if inspect.isroutine(given):
+        name = given.__name__
+        model = create_schema_from_function(
+            name,
+            given,
+            filter_args=(),
+            parse_docstring=True,
+            error_on_invalid_docstring=False,
+            include_injected=False,
+        )
+        return _model_schema(model)
+    return None
+
+
+def _holds_itself(schema: Mapping[str, Any]) -> bool:
+    """Whether some definition refers to itself, by way of others or not."""
+    definitions = {**schema.get("definitions", {}), **schema.get("$defs", {})}
+    inner = {name: {*_references(part)} for name, part in definitions.items()}
+    for _ in inner:
+        inner = {name: names.union(*(inner.get(one, ()) for one in names)) for name, names in inner.items()}
+    return any(name in names for name, names in inner.items())
+
+
+def _references(part: Any) -> Iterator[str]:
+    if isinstance(part, Mapping):
+        if isinstance(part.get("$ref"), str):
+            yield part["$ref"].rsplit("/", 1)[-1]
+        for inner in part.values():
+            yield from _references(inner)
+    elif isinstance(part, list):
+        for inner in part:
+            yield from _references(inner)
