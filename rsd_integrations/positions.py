@@ -22,4 +22,7 @@ def positions(get: Callable[[str], Any]) -> int | None:
     if rope.get("rope_type", rope.get("type")) in ("dynamic", "longrope"):
         original = "original_max_position_embeddings"
         found.append(rope.get(original) or get(original))
+    if get("attn_temperature_tuning") and (floor := get("floor_scale")):
+        # From there on Llama 4 scales by places that it asks the cache for, which knows none of single rows.
+        found.append(int(floor) - 1)
     return min((int(count) for count in found if count), default=None)

@@ -38,6 +38,8 @@ def folder(path: Any, **config: Any) -> str:
             },
             50,
         ),
+        ({"max_position_embeddings": 300, "attn_temperature_tuning": True, "floor_scale": 64}, 63),
+        ({"max_position_embeddings": 300, "attn_temperature_tuning": False, "floor_scale": 64}, 300),
         ({}, None),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import json
@@ -314,3 +315,26 @@ def test_schemas_that_cannot_be_enforced_are_refused(pipe: RSDPipeline, schema: 
     with pytest.raises(ConfigError, match="cannot be enforced"):
         pipe.generate(QUESTION, output=Output.of(response_format=asked))
     assert pipe.generate(QUESTION, max_tokens=3).usage.completion_tokens <= 3
+
+
+@pytest.mark.parametrize("more", ["draft", "target"])
+def test_models_that_end_answers_by_different_tokens(more: str) -> None:
+    """A fine-tuned model often has one end of sequence where the official one has two."""
+    tok = tokenizer("tools")
+    ends = [tok.eos_token_id, tok.convert_tokens_to_ids("<|endoftext|>")]
+    models = {
+        "draft": copy.deepcopy(causal("Qwen2", 0, "tools", max_position_embeddings=2048)),
+        "target": copy.deepcopy(causal("Llama", 1, "tools", max_position_embeddings=2048)),
+    }
+    for role, model in models.items():
+        model.generation_config.eos_token_id = ends if role == more else ends[:1]
+    sources = {role: (model, tok) for role, model in models.items()}
+    form = Output.of(response_format=JSON_FORMAT)
+    with RSDPipeline.from_pretrained(
+        **sources, prm=(token_classifier(0, "tools"), tok), device="cpu"
+    ) as pipe:
+        for seed in range(8):
+            made = pipe.generate(
+                QUESTION, seed=seed, temperature=1.0, weighting="constant", acceptance_rate=0.5, output=form
+            )
+            assert made.text in DOCUMENTS

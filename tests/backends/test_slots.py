@@ -37,7 +37,8 @@ def runner_of(
         capacity=capacity,
         parameters=parameters,
         launcher=launcher and launcher(slots, capacity),
-        traces=model if traces else None,
+        model=model,
+        traces=traces,
         prefix_caching=keeps,
     )
 

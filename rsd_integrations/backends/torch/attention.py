@@ -23,7 +23,17 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-__all__ = ["SlotAttention", "slot_attention"]
+__all__ = [
+    "AttentionKinds",
+    "SlotAttention",
+    "attention_kinds",
+    "meant_attention",
+    "slides",
+    "slot_attention",
+]
+
+AttentionKinds = dict[str, tuple[int | None, int | None]]
+"""The (window, chunk) of each kind of attention layer."""
 
 _NAME = "rsd_slot_sdpa"
 _FIELD = "_attn_implementation_internal"
@@ -97,7 +107,7 @@ ALL_MASK_ATTENTION_FUNCTIONS.register(_NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"
 class SlotAttention:
     """Lets a model with sdpa attention use it for a forward.
 
-    Its config may be somebody else's too, so it is as it was behind the forward.
+    Its config may be somebody else's too, so it is as it was behind the forward; and they may set it.
 
     Args:
         config: the model's (text) config.
@@ -107,13 +117,17 @@ class SlotAttention:
         heads = getattr(config, "num_attention_heads", 1)
         self._groups = (getattr(config, "num_key_value_heads", None) or heads) != heads
         # Where the config's property keeps it: setting the property costs more than a small model's layer.
-        fields = vars(config)
-        self._fields = fields if fields.get(_FIELD) in ("sdpa", _NAME) else None
+        self._fields = vars(config)
 
     @property
     def takes_runs(self) -> bool:
         """Whether the model's attention can be this one."""
-        return self._fields is not None
+        return bool(self._fields.get(_FIELD) in ("sdpa", _NAME))
+
+    @property
+    def adds_mask(self) -> bool:
+        """Whether the model's attention adds its mask to the scores."""
+        return bool(self._fields.get(_FIELD) == "eager")
 
     @contextmanager
     def over(self, runs: Sequence[tuple[int, int]] = ()) -> Iterator[None]:
@@ -122,7 +136,7 @@ class SlotAttention:
         Args:
             runs: (first slot, number) of each run of neighbouring slots; none where keys come row by row.
         """
-        if self._fields is None or not (runs or self._groups):
+        if not (self.takes_runs and (runs or self._groups)):
             yield
             return
         with _users_lock:
@@ -136,4 +150,45 @@ class SlotAttention:
                 _users[id(self._fields)] -= 1
                 if not _users[id(self._fields)]:
                     del _users[id(self._fields)]
-                    self._fields[_FIELD] = "sdpa"
+                    if self._fields[_FIELD] == _NAME:
+                        self._fields[_FIELD] = "sdpa"
+
+
+def meant_attention(config: Any) -> str | None:
+    """The attention that a config names, whoever's forward may be at work."""
+    named: str | None = getattr(config, "_attn_implementation", None)
+    return "sdpa" if named == _NAME else named
+
+
+def attention_kinds(config: Any) -> AttentionKinds:
+    """The (window, chunk) of each kind of attention layer that a config names."""
+    window = getattr(config, "sliding_window", None)
+    chunk = getattr(config, "attention_chunk_size", None)
+    kinds = list(dict.fromkeys(getattr(config, "layer_types", None) or ()))
+    if not kinds:
+        kinds = ["sliding_attention" if window else "full_attention"]
+    sizes = {
+        "full_attention": (None, None),
+        "sliding_attention": (window, None),
+        "chunked_attention": (None, chunk),
+    }
+    return {kind: sizes[kind] for kind in kinds}
+
+
+@torch.inference_mode()
+def slides(body: torch.nn.Module, config: Any) -> bool:
+    """Whether a model goes by the window that its config names, which may be left from another family.
+
+    Args:
+        body: the decoder.
+        config: its own, not a copy.
+    """
+    device = next(body.parameters()).device
+    ids_1T = torch.arange(1, 9, device=device)[None]
+    window, made = config.sliding_window, []
+    try:
+        for config.sliding_window in (2, window):
+            made.append(body(input_ids=ids_1T, use_cache=False)[0])
+    finally:
+        config.sliding_window = window
+    return not torch.equal(*made)

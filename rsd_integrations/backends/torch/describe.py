@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from rsd_integrations.backends.torch.reasoning import reasoning_tags
-from rsd_integrations.backends.torch.runner import attention_kinds
+from rsd_integrations.backends.torch.runner import SlotRunner
 from rsd_integrations.encoding import token_id
 from rsd_integrations.positions import positions as positions_by
 from rsd_integrations.protocols import ModelInfo
@@ -24,18 +24,20 @@ __all__ = [
 ]
 
 
-def model_info(name: str, model: torch.nn.Module, window: int, threshold: float | None = None) -> ModelInfo:
+def model_info(
+    name: str, model: torch.nn.Module, runner: SlotRunner, threshold: float | None = None
+) -> ModelInfo:
     """A model's numbers for accounting and messages."""
     config = text_config(model.config)
     heads = int(config.num_attention_heads)
     size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-    kinds = attention_kinds(config)
+    kinds = runner.attention
     only_sliding = set(kinds) == {"sliding_attention"}
     return ModelInfo(
         name=name,
         parameters=active_parameters(model),
         pair_flops=4 * int(config.num_hidden_layers) * heads * size,
-        window=window,
+        window=runner.capacity,
         sliding_window=kinds["sliding_attention"][0] if only_sliding else None,
         threshold=threshold,
         longest=positions(config),
@@ -69,7 +71,7 @@ def positions(config: Any) -> int | None:
 
 
 def eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Every token that any of the model's configs calls the end."""
+    """Every token that the generation config or the tokenizer calls the end."""
     found: set[int] = set()
     generation = getattr(model, "generation_config", None)
     for ids in (getattr(generation, "eos_token_id", None), tokenizer.eos_token_id):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from rsd_integrations.backends.torch.attention import AttentionKinds, attention_kinds, slides
 from rsd_integrations.backends.torch.checkpoint import check_language_model, load_complete
 from rsd_integrations.backends.torch.describe import (
     active_parameters,
@@ -127,7 +128,7 @@ def _load_writer(
     return TorchWriter(
         runner,
         tokenizer,
-        model_info(source.name, model, runner.capacity),
+        model_info(source.name, model, runner),
         render=lambda prompt, output: _render(tokenizer, prompt, output),
         tags_of=lambda prompt: reasoning_tags(tokenizer, prompt),
         eos_ids=ends,
@@ -155,7 +156,7 @@ def _load_scorer(source: Source, form: PRMFormat, device: str, dtype: Any, **run
         source.place(model, device)
     runner = _runner(model, read_hidden(model.body, model.reader(form.columns)), **running)
     check_slots(runner, source.name)
-    info = model_info(source.name, model, runner.capacity, threshold=form.recommended_threshold)
+    info = model_info(source.name, model, runner, threshold=form.recommended_threshold)
     return TorchScorer(runner, form, info)
 
 
@@ -193,9 +194,21 @@ def _runner(
         capacity=capacity,
         parameters=active_parameters(model),
         launcher=launch.launcher(model, slots=slots, capacity=capacity),
-        traces=model if launch.cpu_traces else None,
+        model=model,
+        traces=launch.cpu_traces,
         prefix_caching=prefix_caching,
+        attention=_attention(model, config, capacity),
     )
+
+
+def _attention(model: torch.nn.Module, config: Any, capacity: int) -> AttentionKinds:
+    kinds = attention_kinds(config)
+    window, _ = kinds.get("sliding_attention", (None, None))
+    named = getattr(config, "layer_types", None)
+    if named or window is None or window >= capacity:
+        return kinds
+    body = model.body if isinstance(model, RewardModel) else model
+    return kinds if slides(body, config) else {"full_attention": (None, None)}
 
 
 def _render(tokenizer: Any, prompt: Prompt, output: Output) -> tuple[int, ...]:

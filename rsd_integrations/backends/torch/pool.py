@@ -100,6 +100,12 @@ class SlotPool:
         self._clock += 1
         slot.filled, slot.seen, slot.spoilt, slot.used = len(slot.kept), None, False, self._clock
 
+    def forget(self) -> None:
+        """Nothing that was read until now is to be read by anybody else."""
+        for slot in self._slots:
+            slot.kept = ()
+            slot.spoilt = slot.seen is not None
+
     def fill(self, index: int, length: int) -> None:
         """Note that a slot was written up to a length."""
         self._slots[index].filled = max(self._slots[index].filled, length)

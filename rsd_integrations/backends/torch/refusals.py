@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM
 
+from rsd_integrations.backends.torch.attention import meant_attention
 from rsd_integrations.backends.torch.describe import text_config
 from rsd_integrations.backends.torch.sources import Source
 from rsd_integrations.encoding import chat_template_text
@@ -31,7 +32,7 @@ def check_architecture(source: Source) -> None:
             f"{name} has {found}: its cache cannot be rolled back when a step is rejected.",
             hint="Use a model with attention layers only (Qwen2/2.5/3, Llama, Mistral, Gemma, Phi, ...).",
         )
-    attention = source.options.get("attn_implementation") or getattr(config, "_attn_implementation", None)
+    attention = source.options.get("attn_implementation") or meant_attention(config)
     if attention not in (None, "sdpa", "eager"):
         raise ModelError(
             f"{name} asks for attn_implementation={attention!r}, which takes no mask for slots.",

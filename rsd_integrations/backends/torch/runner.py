@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from rsd_integrations.backends.torch.attention import SlotAttention
+from rsd_integrations.backends.torch.attention import AttentionKinds, SlotAttention, attention_kinds
 from rsd_integrations.backends.torch.bursts import MOST_WORK, Burst
 from rsd_integrations.backends.torch.few_rows import FewRows
 from rsd_integrations.backends.torch.flight import Fetch, Flight
@@ -29,15 +29,16 @@ from rsd_integrations.backends.torch.plan import (
     pack,
     unpack,
 )
-from rsd_integrations.backends.torch.pool import SlotPool
+from rsd_integrations.backends.torch.pool import Seen, SlotPool
 from rsd_integrations.backends.torch.readout import Output, Readout
 from rsd_integrations.backends.torch.recording import LOCK, NotRecordable, Recorded
 from rsd_integrations.backends.torch.slots import SlotCache
 from rsd_integrations.backends.torch.threads import cpu_threads
 from rsd_integrations.backends.torch.traced import Call, Traced
+from rsd_integrations.backends.torch.weights import Weights
 from rsd_integrations.errors import BackendError, DeviceMemoryError, RSDError
 
-__all__ = ["PREFILL_CHUNK", "SlotRunner", "attention_kinds", "failure"]
+__all__ = ["PREFILL_CHUNK", "SlotRunner", "failure"]
 
 PREFILL_CHUNK = 512
 """Most tokens of one request in one forward: other requests wait no longer than that."""
@@ -62,7 +63,9 @@ class SlotRunner:
         capacity: positions of a slot.
         parameters: that a token passes through; tells small forwards from large ones.
         launcher: makes a launcher of the model's forward; None: it is called.
-        traces: the model, if what is called often may be traced.
+        model: whose weights these forwards compute with; None where nobody changes them.
+        traces: whether what is called often may be traced; needs the model.
+        attention: as of ``attention_kinds``, which is asked by default.
         prefix_caching: whether requests that begin like an earlier one start behind what is known of it.
     """
 
@@ -77,24 +80,25 @@ class SlotRunner:
         capacity: int,
         parameters: int = 0,
         launcher: Callable[[Compute], Launcher] | None = None,
-        traces: torch.nn.Module | None = None,
+        model: torch.nn.Module | None = None,
+        traces: bool = False,
         prefix_caching: bool = False,
+        attention: AttentionKinds | None = None,
     ) -> None:
         self._attend = SlotAttention(config)
         self._readout = readout
         self._parameters = parameters
         self._device = device
-        self._attention = attention_kinds(config)
-        self._additive = getattr(config, "_attn_implementation", None) == "eager"
+        self.attention = attention or attention_kinds(config)
         self._dtype = dtype
         self._key_L = torch.arange(capacity, device=device)
         self.cache = SlotCache(int(config.num_hidden_layers), slots, capacity)
         self.pool = SlotPool(self.cache, keeps=prefix_caching)
         self.capacity = capacity
-        self._launcher = None if launcher is None else launcher(self._compute)
-        self._call: Call = self._compute
-        if traces is not None and device.type == "cpu":
-            self._call = Traced(self._compute, traces, self.cache, self._key_L)
+        self._make_launcher = launcher
+        self._weights = None if model is None else Weights(model)
+        self._traces = model if traces and device.type == "cpu" else None
+        self._start()
         self._few_rows = FewRows(self._compute, device, dtype, parameters)
         self._flight: Flight | None = None
         self.most_gathered = _GATHERED if device.type == "cpu" and self._attend.takes_runs else math.inf
@@ -109,6 +113,23 @@ class SlotRunner:
         self.runs_ahead = True
         """Whether forwards may be launched before their tokens are known, where that can be."""
 
+    def _start(self) -> None:
+        """Ways to run a forward that have not seen the weights yet."""
+        self._launcher = None if self._make_launcher is None else self._make_launcher(self._compute)
+        self._call: Call = self._compute
+        if self._traces is not None:
+            self._call = Traced(self._compute, self._traces, self.cache, self._key_L)
+
+    def claim(self, tokens: Sequence[int] = (), seen: Seen | None = None) -> tuple[int, int]:
+        """A slot, as of ``SlotPool.claim``. What is known by weights that were changed since is forgotten."""
+        changed, replaced = (False, False) if self._weights is None else self._weights.look()
+        if changed:
+            self._flight = None
+            self.pool.forget()
+        if replaced:
+            self._start()
+        return self.pool.claim(tokens, seen)
+
     @property
     def launches(self) -> bool:
         """Whether some forwards are compiled or recorded."""
@@ -116,7 +137,7 @@ class SlotRunner:
 
     def call_only(self) -> None:
         """From now on call the model for every forward."""
-        self._launcher, self._flight = None, None
+        self._launcher, self._make_launcher, self._flight = None, None, None
 
     def release(self, slot: int, seen: Sequence[int] = ()) -> None:
         """Give a slot back to the pool.
@@ -225,13 +246,13 @@ class SlotRunner:
         if shape is None:
             return self._called(feeds, burst)
         numbers, rows = pack(feeds, shape)
+        self._fill(feeds)
         try:
             kept, fetched = self._launched(shape, numbers)
         except NotRecordable as problem:
             problem.warn()
             self.call_only()
             return self._called(feeds)
-        self._fill(feeds)
         flight = Flight(kept, Fetch(fetched), shape, feeds, rows)
         if ahead:
             self._flight = self._follow(flight)
@@ -268,6 +289,8 @@ class SlotRunner:
             columns = sorted({column for feed in feeds for column in feed.reads})
         head_N3, ids_NT = unpack(numbers.to(self._device), shape)
         apart = shape.block is None and self.cache.bytes_read(shape) > self.most_gathered
+        apart = apart and self._attend.takes_runs
+        self._fill(feeds)  # Also if it fails behind having written.
         runs = shape.runs if apart else ()
         where: dict[str, Any] = {"block": runs[0][0] if runs else shape.block, "line": shape.line}
         call = self._few_rows if self._few_rows.takes(shape.rows * shape.tokens) else self._call
@@ -329,32 +352,17 @@ class SlotRunner:
         """One mask, or one for each kind of attention layer where a model has several."""
         made = {
             kind: self._as_model_wants(masks(plan, window, chunk))
-            for kind, (window, chunk) in self._attention.items()
+            for kind, (window, chunk) in self.attention.items()
         }
         return made if len(made) > 1 else next(iter(made.values()))
 
     def _as_model_wants(self, mask: torch.Tensor) -> torch.Tensor:
-        if not self._additive:
+        if not self._attend.adds_mask:
             return mask
         # Eager attention adds its mask to the scores; a boolean one would add 1 where it may look.
         return torch.zeros(mask.shape, dtype=self._dtype, device=mask.device).masked_fill(
             ~mask, torch.finfo(self._dtype).min
         )
-
-
-def attention_kinds(config: Any) -> dict[str, tuple[int | None, int | None]]:
-    """The (window, chunk) of each kind of attention layer that a config names."""
-    window = getattr(config, "sliding_window", None)
-    chunk = getattr(config, "attention_chunk_size", None)
-    kinds = list(dict.fromkeys(getattr(config, "layer_types", None) or ()))
-    if not kinds:
-        kinds = ["sliding_attention" if window else "full_attention"]
-    sizes = {
-        "full_attention": (None, None),
-        "sliding_attention": (window, None),
-        "chunked_attention": (None, chunk),
-    }
-    return {kind: sizes[kind] for kind in kinds}
 
 
 def _out_of_memory(error: Exception) -> bool:

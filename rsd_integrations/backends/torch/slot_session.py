@@ -54,7 +54,7 @@ class SlotSession:
         known = min(end, most.cached, most.base)
         if known > self.cached and most._slot is not None:
             if self._slot is None:
-                self._slot, _ = self._runner.pool.claim(seen=self._seen)
+                self._slot, _ = self._runner.claim(seen=self._seen)
             self._runner.cache.copy(most._slot, self._slot, self.cached, known)
             self._runner.pool.fill(self._slot, known)
             self.cached = known
@@ -76,7 +76,7 @@ class SlotSession:
     def _claimed(self, end: int) -> int:
         """The slot; a new one knows some of the tokens before ``end`` perhaps."""
         if self._slot is None:
-            self._slot, self.cached = self._runner.pool.claim(self.tokens[:end], self._seen)
+            self._slot, self.cached = self._runner.claim(self.tokens[:end], self._seen)
             self.tally.add(0, self.cached, self._window)
         return self._slot
 

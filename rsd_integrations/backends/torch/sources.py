@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,6 +94,9 @@ class Source:
             )
         if self.tokenizer is None or isinstance(self.tokenizer, str | Path):
             self.tokenizer = self._from_hub(AutoTokenizer, str(self.tokenizer or self.name))
+        else:
+            # A call with truncation or padding changes a tokenizer for whoever encodes meanwhile.
+            self.tokenizer = copy.deepcopy(self.tokenizer)
 
     def _from_hub(self, auto: Any, name: str) -> Any:
         try:

@@ -254,7 +254,8 @@ class TorchWriterSession(SlotSession):
             self._detokenizer.push(step)
             if self.constraint is not None:
                 self.constraint.back()
-                self.constraint.push(step)
+                # Nothing follows the end of an answer, which the other model may spell in its own way.
+                self.constraint.push(step if kept.written.end != "eos" else ())
         if self.constraint is not None:
             self.constraint.keep()
         self._detokenizer.mark()

@@ -1,0 +1,69 @@
+"""Whether somebody changed a model's weights: what was made of the old ones is then no longer true."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+__all__ = ["Weights"]
+
+
+class Weights:
+    """A model's parameters and buffers, as they are now and then.
+
+    What is written past torch's count of changes (through ``.data`` or NumPy) is not seen.
+
+    Args:
+        model: whose they are.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._model = model
+        self._writes: list[tuple[int, int]] = []
+        self._read()
+
+    def look(self) -> tuple[bool, bool]:
+        """Since the last look: whether anything changed, and whether something is in another's place."""
+        entries = sum(map(len, self._tables))
+        if entries != self._entries or any(
+            id(table.get(name)) != known for table, name, known in self._places
+        ):
+            self._read()
+            return True, True
+        before, self._writes = self._writes, self._written()
+        moved = any(old != new for (old, _), (new, _) in zip(before, self._writes, strict=True))
+        return before != self._writes, moved
+
+    def _read(self) -> None:
+        """Where everything is: looking there again takes a fraction of going through the modules.
+
+        By its id, so that nothing is held that the model holds no more.
+        """
+        modules = list(self._model.modules())
+        self._tables: list[dict[str, Any]] = [
+            table for module in modules for table in (module._parameters, module._buffers, module._modules)
+        ]
+        self._entries = sum(map(len, self._tables))
+        # Of what is offloaded there is nothing here between two forwards, and each brings it anew.
+        found = [
+            (table, name, value)
+            for table in self._tables
+            for name, value in table.items()
+            if not (isinstance(value, torch.Tensor) and value.is_meta)
+        ]
+        self._places = [(table, name, id(value)) for table, name, value in found]
+        self._counted = [(table, name) for table, name, value in found if isinstance(value, torch.Tensor)]
+        self._writes = self._written()
+
+    def _written(self) -> list[tuple[int, int]]:
+        """Of each tensor where its numbers are, and how often they were written to."""
+        return [_state(table[name]) for table, name in self._counted]
+
+
+def _state(tensor: torch.Tensor) -> tuple[int, int]:
+    try:
+        return tensor.data_ptr(), tensor._version
+    except (RuntimeError, NotImplementedError):
+        # Quantized ones may have no place of their own, and what inference mode made is not counted.
+        return 0, 0

@@ -1,0 +1,183 @@
+"""Models, tokenizers and configs that somebody else changes or uses while a pipeline has them."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+from rsd_integrations import RSDPipeline
+from rsd_integrations.backends.torch import traced
+from rsd_integrations.backends.torch.weights import Weights
+from tests import oracle
+from tests.tiny_models import causal, token_classifier, tokenizer
+
+QUESTION = "tell me about marbles and what Ava has, please do"
+COUNT = 30
+
+
+def load(draft: Any, target: Any, tokens: Any = None, **options: Any) -> RSDPipeline:
+    tokens = tokens or tokenizer("ascii")
+    return RSDPipeline.from_pretrained(
+        (draft, tokens), (target, tokens), (token_classifier(0, "ascii"), tokens), device="cpu", **options
+    )
+
+
+def plain(model: Any, question: str = QUESTION) -> str:
+    """By transformers' own generate."""
+    return str(oracle.plain_generate(oracle.Party(model, tokenizer("ascii")), question, COUNT)[1])
+
+
+def ours(pipe: RSDPipeline, question: str = QUESTION) -> str:
+    """The draft's answer."""
+    return pipe.generate(question, threshold=0.0, max_tokens=COUNT).text
+
+
+def changed_in_place(model: Any) -> None:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+
+
+def replaced(model: Any) -> None:
+    model.load_state_dict(copy.deepcopy(causal("Qwen2", 7, "ascii").state_dict()), assign=True)
+
+
+def rounded(model: Any) -> None:
+    model.to(torch.bfloat16).to(torch.float32)
+
+
+@pytest.mark.parametrize("change", [changed_in_place, replaced, rounded])
+@pytest.mark.parametrize("options", [{}, {"prefix_caching": False}, {"cpu_traces": False}])
+def test_changed_weights_are_those_that_answer(
+    change: Callable[[Any], None], options: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(traced, "PAYS", 6)
+    model = copy.deepcopy(causal("Qwen2", 0, "ascii"))
+    with load(model, causal("Llama", 1, "ascii"), **options) as pipe:
+        for _ in range(3):
+            before = ours(pipe)
+        assert before == plain(model)
+        torch.manual_seed(0)
+        change(model)
+        assert ours(pipe) == plain(model)
+        assert ours(pipe) == plain(model), "asked again"
+    assert change is rounded or before != plain(model)
+
+
+def test_a_look_tells_what_changed() -> None:
+    model = torch.nn.Linear(2, 2)
+    weights = Weights(model)
+    assert weights.look() == (False, False)
+    with torch.no_grad():
+        model.weight.mul_(2.0)
+    assert weights.look() == (True, False)
+    model.weight = torch.nn.Parameter(model.weight.detach().clone())
+    assert weights.look() == (True, True)
+    model.register_buffer("more", torch.zeros(1))
+    assert weights.look() == (True, True)
+    model.weight.data = torch.ones(2, 2)
+    assert weights.look() == (True, True)
+    assert weights.look() == (False, False)
+
+
+def test_weights_that_torch_does_not_count() -> None:
+    with torch.inference_mode():
+        model = torch.nn.Linear(2, 2)
+    model.register_buffer("offloaded", torch.empty(2, device="meta"))
+    weights = Weights(model)
+    model.register_buffer("offloaded", torch.empty(2, device="meta"))
+    assert weights.look() == (False, False)
+
+
+@pytest.mark.parametrize("key_heads", [4, 2])
+def test_another_attention_set_later_is_kept(key_heads: int) -> None:
+    model = copy.deepcopy(causal("Qwen2", 0, "ascii", num_key_value_heads=key_heads))
+    with load(model, causal("Llama", 1, "ascii"), prefix_caching=False) as pipe:
+        for attention in ("sdpa", "eager", "sdpa"):
+            model.set_attn_implementation(attention)
+            assert ours(pipe) == plain(model)
+            assert model.config._attn_implementation == attention
+
+
+@contextmanager
+def working(pipe: RSDPipeline) -> Iterator[None]:
+    """Another thread asks the pipeline all the while."""
+    done = threading.Event()
+
+    def work() -> None:
+        while not done.is_set():
+            pipe.generate("hello " * 30, threshold=0.5, max_tokens=40)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_models_at_work_can_be_loaded_again() -> None:
+    draft, target = causal("Qwen2", 0, "ascii"), causal("Llama", 1, "ascii")
+    with load(draft, target) as pipe, working(pipe):
+        for _ in range(5):
+            with load(draft, target) as other:
+                assert ours(other) == plain(draft)
+
+
+def test_a_tokenizer_in_use_elsewhere_cuts_no_prompt() -> None:
+    """A call with truncation changes a fast tokenizer for whoever encodes meanwhile: each has its own."""
+    tokens = copy.deepcopy(tokenizer("ascii"))
+    with load(causal("Qwen2", 0, "ascii"), causal("Llama", 1, "ascii"), tokens) as pipe:
+        writers = [pipe.backend.draft, pipe.backend.target]
+        assert all(writer.tokenizer is not tokens for writer in writers)  # type: ignore[attr-defined]
+        before = pipe.generate(QUESTION, seed=1)
+        tokens.add_tokens(["me", "about"])
+        assert pipe.generate(QUESTION, seed=1).usage == before.usage
+
+
+def test_a_window_that_the_model_ignores() -> None:
+    """As configs have that were made from another family's."""
+    stray, meant = (
+        causal("Llama", 0, "ascii", sliding_window=32),
+        causal("Mistral", 0, "ascii", sliding_window=32),
+    )
+    with load(stray, meant) as pipe:
+        # A cache of transformers' own would forget by that window too.
+        party = oracle.Party(stray, tokenizer("ascii"))
+        ids = torch.tensor([party.prompt(QUESTION)])
+        whole = stray.generate(ids, max_new_tokens=COUNT, do_sample=False, use_cache=False)
+        assert ours(pipe) == party.decode(whole[0, ids.shape[1] :].tolist())
+        assert pipe.generate(QUESTION, threshold=2.0, max_tokens=COUNT).text == plain(meant)
+        assert [pipe.backend.draft.info.sliding_window, pipe.backend.target.info.sliding_window] == [None, 32]
+    assert (stray.config.sliding_window, meant.config.sliding_window) == (32, 32)
+
+
+def test_a_forward_that_fails_leaves_nothing_behind() -> None:
+    model = copy.deepcopy(causal("Qwen2", 0, "ascii"))
+    with load(model, causal("Llama", 1, "ascii"), prefix_caching=False) as pipe:
+        broken = True
+
+        def spread(module: Any, inputs: Any, output: Any) -> Any:
+            if broken:
+                output = output * float("nan")
+            return output
+
+        def refuse(module: Any, inputs: Any) -> None:
+            if not inputs[0].isfinite().all():
+                raise FloatingPointError("not finite")
+
+        model.model.layers[0].mlp.register_forward_hook(spread)
+        model.model.norm.register_forward_pre_hook(refuse)
+        with pytest.raises(Exception, match="not finite"):
+            ours(pipe)
+        broken = False
+        assert ours(pipe, "Hi") == plain(model, "Hi")  # Shorter: it does not write over what was left.
+        cache = pipe.backend.draft.runner.cache  # type: ignore[attr-defined]
+        assert all(states.isfinite().all() for states in cache.states())
