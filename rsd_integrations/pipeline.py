@@ -109,10 +109,11 @@ class RSDPipeline:
                 it is first met; needs torch 2.7 or newer, a C++ compiler, on a GPU Triton.
             cuda_graphs: record forwards as CUDA graphs; None: where a model is on one CUDA device.
             cpu_traces: trace forwards that a CPU often runs (TorchScript), which takes Python from between
-                the operations, and of small models from between the tokens. Hooks and adapters that a model
-                gets later are not seen by what is traced.
+                the operations, and of small models from between the tokens.
             prefix_caching: requests that begin like an earlier one (the next turn of a chat, the same
-                documents) start behind what is still known of it.
+                documents) start behind what is still known of it. Like traces it notices weights, modules
+                and hooks that are changed between requests; it does not notice what is written through
+                ``.data``, or switched by an attribute (PEFT's ``set_adapter``): turn both off for these.
             draft_kwargs: options of this model alone: device, dtype, device_map, quantization_config,
                 attn_implementation, trust_remote_code, use_safetensors, revision, token, cache_dir,
                 local_files_only, subfolder, max_memory, offload_folder, tokenizer, model_kwargs.

@@ -52,7 +52,17 @@ def rounded(model: Any) -> None:
     model.to(torch.bfloat16).to(torch.float32)
 
 
-@pytest.mark.parametrize("change", [changed_in_place, replaced, rounded])
+def hooked(model: Any) -> None:
+    model.model.layers[0].mlp.register_forward_hook(lambda module, inputs, output: output * -1.5)
+
+
+def adapted(model: Any) -> None:
+    """As adapters that wrap a layer do."""
+    inner = model.model.layers[1].mlp
+    model.model.layers[1].mlp = torch.nn.Sequential(inner, torch.nn.Linear(32, 32))
+
+
+@pytest.mark.parametrize("change", [changed_in_place, replaced, rounded, hooked, adapted])
 @pytest.mark.parametrize("options", [{}, {"prefix_caching": False}, {"cpu_traces": False}])
 def test_changed_weights_are_those_that_answer(
     change: Callable[[Any], None], options: dict[str, bool], monkeypatch: pytest.MonkeyPatch
@@ -82,6 +92,8 @@ def test_a_look_tells_what_changed() -> None:
     model.register_buffer("more", torch.zeros(1))
     assert weights.look() == (True, True)
     model.weight.data = torch.ones(2, 2)
+    assert weights.look() == (True, True)
+    model.register_forward_hook(lambda *_: None)
     assert weights.look() == (True, True)
     assert weights.look() == (False, False)
 

@@ -1,4 +1,4 @@
-"""Whether somebody changed a model's weights: what was made of the old ones is then no longer true."""
+"""Whether somebody changed a model: what was made of the old one is then no longer true."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ __all__ = ["Weights"]
 
 
 class Weights:
-    """A model's parameters and buffers, as they are now and then.
+    """A model's parameters, buffers, modules and hooks, as they are now and then.
 
-    What is written past torch's count of changes (through ``.data`` or NumPy) is not seen.
+    What is written past torch's count of changes (through ``.data`` or NumPy) is not seen, nor what a module
+    does otherwise because of an attribute (as PEFT's do by ``set_adapter``).
 
     Args:
         model: whose they are.
@@ -41,8 +42,8 @@ class Weights:
         By its id, so that nothing is held that the model holds no more.
         """
         modules = list(self._model.modules())
-        self._tables: list[dict[str, Any]] = [
-            table for module in modules for table in (module._parameters, module._buffers, module._modules)
+        self._tables: list[dict[Any, Any]] = [
+            table for module in modules for table in (*_contents(module), *_hooks(module))
         ]
         self._entries = sum(map(len, self._tables))
         # Of what is offloaded there is nothing here between two forwards, and each brings it anew.
@@ -59,6 +60,14 @@ class Weights:
     def _written(self) -> list[tuple[int, int]]:
         """Of each tensor where its numbers are, and how often they were written to."""
         return [_state(table[name]) for table, name in self._counted]
+
+
+def _contents(module: torch.nn.Module) -> tuple[dict[str, Any], ...]:
+    return module._parameters, module._buffers, module._modules
+
+
+def _hooks(module: torch.nn.Module) -> tuple[dict[Any, Any], ...]:
+    return module._forward_hooks, module._forward_pre_hooks
 
 
 def _state(tensor: torch.Tensor) -> tuple[int, int]:
