@@ -66,7 +66,8 @@ class Traced:
     """A ``Call`` that traces what it often calls, and calls what cannot be traced.
 
     Decisions by numbers that a tensor holds are refused before (``Watch``); those by how many rows, tokens or
-    positions there are show when a trace is compared with calls. What a model gets later is not seen (the runner starts anew then).
+    positions there are show when a trace is compared with calls. What a model gets later is not seen: whoever
+    has a trace makes another then.
 
     Args:
         compute: a forward by calling the model.
