@@ -267,7 +267,8 @@ class ReasoningSplitter:
 class CallSplitter:
     """Splits growing answer text into what is said and what is a call of a tool.
 
-    White space next to a call belongs to neither. Nothing else is changed.
+    White space next to a call belongs to neither; a line break stands for it between what is said before and
+    behind. Nothing else is changed.
     """
 
     def __init__(self, unbroken: Unbroken) -> None:
@@ -321,8 +322,8 @@ class CallSplitter:
         return body
 
     def _show(self, text: str) -> str:
-        if self._after_call:
-            text = text.lstrip()
+        if self._after_call and (text := text.lstrip()) and not self._blank:
+            text = f"\n{text}"
         if text.strip():
             self._blank = self._after_call = False
         return text

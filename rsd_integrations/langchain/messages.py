@@ -63,9 +63,8 @@ def to_result(generation: Generation, model: str) -> ChatResult:
         content=generation.text,
         additional_kwargs=_thought(generation.reasoning),
         **as_messages(generation.tool_calls, generation.invalid_tool_calls),
-        **_end(generation),
+        **_end(generation, _names(model)),
     )
-    message.response_metadata = _names(model) | message.response_metadata
     return ChatResult(generations=[ChatGeneration(message=message)])
 
 
@@ -97,7 +96,7 @@ class Chunks:
             parts[-1] |= _end(event.generation) | {"chunk_position": "last"}
         # Chunks are merged key by key: what is told twice is summed up, joined or refused.
         if parts and self._first:
-            parts[0]["response_metadata"] = _names(self._model) | parts[0].get("response_metadata", {})
+            parts[0]["response_metadata"] = {**_names(self._model), **parts[0].get("response_metadata", {})}
             self._first = False
         return [ChatGenerationChunk(message=AIMessageChunk(**part)) for part in parts]
 
@@ -111,15 +110,17 @@ def _names(model: str) -> dict[str, Any]:
     return {"model_name": model, "model_provider": PROVIDER}
 
 
-def _end(generation: Generation) -> dict[str, Any]:
+def _end(generation: Generation, names: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What is told at the end of an answer, and the model's names if nothing was told before."""
     usage = generation.usage
+    told = {"finish_reason": generation.finish_reason, "rsd": summarise(generation)}
     return {
         "usage_metadata": UsageMetadata(
             input_tokens=usage.prompt_tokens,
             output_tokens=usage.completion_tokens,
             total_tokens=usage.total_tokens,
         ),
-        "response_metadata": {"finish_reason": generation.finish_reason, "rsd": summarise(generation)},
+        "response_metadata": {**(names or {}), **told},
     }
 
 

@@ -108,6 +108,10 @@ SCRIPTS: dict[str, tuple[list[str], Any]] = {
         ["Let me see.\n\n", f"First:\n{call_text(a=1, b=2)}", f"\n{call_text(a=3, b=4)}"],
         ("Let me see.\n\nFirst:", [("add", {"a": 1, "b": 2}), ("add", {"a": 3, "b": 4})], [], "tool_calls"),
     ),
+    "words on both sides of a call": (
+        ["First:\n\n", call_text(a=1, b=2), "\n\nThat was it."],
+        ("First:\nThat was it.", [("add", {"a": 1, "b": 2})], [], "tool_calls"),
+    ),
     "a broken call beside a good one": (
         [call_text(a=1, b=2), '\n<tool_call>\n{"name": "add", "arguments": {"a": 1\n</tool_call>'],
         ("", [("add", {"a": 1, "b": 2})], [(None, True)], "tool_calls"),
