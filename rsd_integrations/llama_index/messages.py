@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -80,7 +81,7 @@ class Answer:
     model: str
     _text: str = ""
     _thoughts: str = ""
-    _calls: list[ToolCallBlock] = field(default_factory=list)
+    _calls: list[ToolCall] = field(default_factory=list)
     _invalid: list[InvalidToolCall] = field(default_factory=list)
     _delta: str = ""
     _thought: str = ""
@@ -95,17 +96,21 @@ class Answer:
         self._text += self._delta
         self._thoughts += self._thought
         self._invalid += invalid
-        self._calls += [_call_block(call) for call in event.tool_calls if isinstance(call, ToolCall)]
+        self._calls += [call for call in event.tool_calls if isinstance(call, ToolCall)]
         self._generation = event.generation
         return bool(self._delta or self._thought or event.tool_calls or event.generation)
 
     def as_chat(self) -> ChatResponse:
         """The chat response so far."""
-        invalid = [call.model_dump() for call in self._invalid]
+        # Where LlamaIndex's streaming programs look for calls: they do not know blocks.
+        found = {
+            "tool_calls": [_openai_call(call) for call in self._calls],
+            "invalid_tool_calls": [call.model_dump() for call in self._invalid],
+        }
         message = ChatMessage(
             role=MessageRole.ASSISTANT,
-            blocks=list(self._blocks()),
-            additional_kwargs={"invalid_tool_calls": invalid} if invalid else {},
+            blocks=[*self._blocks(), *map(_call_block, self._calls)],
+            additional_kwargs={name: calls for name, calls in found.items() if calls},
         )
         thought = {"thinking_delta": self._thought} if self._thought else {}
         return ChatResponse(message=message, delta=self._delta, raw=self._raw(), additional_kwargs=thought)
@@ -119,7 +124,6 @@ class Answer:
             yield ThinkingBlock(content=self._thoughts)
         if self._text or not self._calls:
             yield TextBlock(text=self._text)
-        yield from self._calls
 
     def _raw(self) -> dict[str, Any] | None:
         """Facts of a whole answer, of JSON types only."""
@@ -197,6 +201,11 @@ def _old_call(call: Any) -> tuple[str | None, str, Any]:
         raise PromptError(f"a message has the call {call!r:.200}.", hint="Write it as OpenAI's API has it.")
     function = plain.get("function") or plain
     return plain.get("id"), str(function.get("name")), function.get("arguments", function.get("input"))
+
+
+def _openai_call(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)}
+    return {"id": call.id, "type": "function", "function": function}
 
 
 def _call_block(call: ToolCall) -> ToolCallBlock:

@@ -110,9 +110,11 @@ def _arguments_of(call: ToolCallBlock) -> dict[str, Any]:
 
 def one_call(response: ChatResponse) -> ChatResponse:
     """With the first call alone."""
-    blocks = response.message.blocks
-    calls = [index for index, block in enumerate(blocks) if isinstance(block, ToolCallBlock)]
-    response.message.blocks = [block for index, block in enumerate(blocks) if index not in calls[1:]]
+    message = response.message
+    calls = [index for index, block in enumerate(message.blocks) if isinstance(block, ToolCallBlock)]
+    message.blocks = [block for index, block in enumerate(message.blocks) if index not in calls[1:]]
+    if told := message.additional_kwargs.get("tool_calls"):
+        message.additional_kwargs["tool_calls"] = told[:1]
     return response
 
 

@@ -96,7 +96,9 @@ async def test_parallel_calls_only_where_they_are_allowed(llm: RSDLLM) -> None:
 def test_one_call_alone_is_shown_even_if_more_were_written() -> None:
     with scripted_pipeline([call_text(a=1, b=2), "\n" + call_text(a=3, b=4)]) as pipe:
         llm = RSDLLM.from_pipeline(pipe)
-        assert called(llm, llm.chat_with_tools(TOOLS, QUESTION)) == [("add", {"a": 1, "b": 2})]
+        alone = llm.chat_with_tools(TOOLS, QUESTION)
+        assert called(llm, alone) == [("add", {"a": 1, "b": 2})]
+        assert len(alone.message.additional_kwargs["tool_calls"]) == 1
         more = llm.chat_with_tools(TOOLS, QUESTION, allow_parallel_tool_calls=True)
         assert called(llm, more) == [("add", {"a": 1, "b": 2}), ("add", {"a": 3, "b": 4})]
 
