@@ -10,8 +10,15 @@ from typing_extensions import Self
 
 from rsd_integrations import weighting as _weighting
 from rsd_integrations.documented import documented
+from rsd_integrations.types import Role
 
 __all__ = ["RSDConfig", "RSDFields"]
+
+_ROLES: dict[str, tuple[Role, ...]] = {
+    "rsd": ("draft", "target", "prm"),
+    "draft": ("draft",),
+    "target": ("target",),
+}
 
 WeightingName = Literal["step", "constant", "clip", "sigmoid", "logistic"]
 
@@ -163,6 +170,11 @@ class RSDConfig(RSDFields):
             return "target"
         # The best of several candidates is known by its reward, even if any is accepted.
         return "draft" if self.draft_candidates == 1 else "rsd"
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """The models that run."""
+        return _ROLES[self.mode]
 
     @property
     def threshold_in_force(self) -> float | None:

@@ -30,6 +30,8 @@ _SHARED = ("allOf", "anyOf", "oneOf", "if", "then", "else", "dependentSchemas")
 """Keywords whose schemas speak of the very object that names properties beside them: none may forbid the
 others'. Those of an allOf speak of one object anyway."""
 
+_NOTHING = {"type": "object", "properties": {}}
+
 _OPEN = ("additionalProperties", "unevaluatedProperties", "patternProperties", "$ref")
 """Keywords that say themselves what else an object may hold."""
 
@@ -141,7 +143,7 @@ def _arguments(function: Mapping[str, Any]) -> Any:
     """The schema of a function's arguments: where it names none, it has none."""
     parameters = function.get("parameters") or {}
     named = parameters.keys() - {"type", "title", "description", "required"}
-    return closed_schema(parameters if named else {"properties": {}, **parameters, "type": "object"})
+    return closed_schema({"type": "object", **parameters} if named else {**_NOTHING, **parameters})
 
 
 def _function(tool: Tool) -> Mapping[str, Any]:

@@ -14,10 +14,13 @@ from rsd_integrations.output import Output
 from rsd_integrations.pipeline import RSDPipeline, check_timeout
 from rsd_integrations.types import StepEvent
 
-__all__ = ["PER_CALL", "CallSettings", "call_settings", "check_end"]
+__all__ = ["PER_CALL", "TOOLS", "CallSettings", "call_settings", "check_end"]
 
 _MORE = ("timeout", "model", "on_step", "trace_steps")
-_OUTPUT = ("tools", "tool_choice", "parallel_tool_calls", "response_format")
+TOOLS = ("tools", "tool_choice", "parallel_tool_calls")
+"""Parameters that offer tools."""
+
+_OUTPUT = (*TOOLS, "response_format")
 PER_CALL = (*RSDConfig.model_fields, *_MORE, *_OUTPUT)
 """What a call may change."""
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 from copy import copy
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
     Field,
     PrivateAttr,
     SecretStr,
+    ValidationError,
+    WithJsonSchema,
     field_serializer,
     field_validator,
     model_validator,
@@ -38,16 +40,16 @@ from rsd_integrations.adapters.sources import (
 from rsd_integrations.config import RSDConfig, RSDFields
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.pipeline import RSDPipeline, check_rows
-from rsd_integrations.types import Step
+from rsd_integrations.types import Role, Step
 
 __all__ = ["LOADING", "MODELS", "OPTIONS", "OnStep", "RSDSettings", "TraceSteps"]
 
-OnStep = Callable[[Step], None]
+OnStep = Annotated[Callable[[Step], None], WithJsonSchema({"type": "string"})]
 """Told of each committed step, on the thread (or loop) of whoever waits for the answer."""
 
 TraceSteps = Literal["full", "steps", "off"]
 
-MODELS = ("draft", "target", "prm")
+MODELS: tuple[Role, ...] = ("draft", "target", "prm")
 OPTIONS = ("draft_kwargs", "target_kwargs", "prm_kwargs")
 LOADING = (
     "prm_format",
@@ -204,7 +206,7 @@ class RSDSettings(RSDFields):
         """Most tokens of prompt and answer. Loads nothing: ``max_length`` alone, where not even the models'
         configs are on this machine.
         """
-        known = self.source.window
+        known = self.source.window(_roles(self))
         # A live pipeline was made with a length of its own.
         return known if known and self.source.loaded else min(known or self.max_length, self.max_length)
 
@@ -267,6 +269,13 @@ def _hidden_field(name: str | None, value: Any) -> Any:
 
 def _was_changed(settings: BaseModel, name: str) -> bool:
     return bool(getattr(settings, name) != type(settings).model_fields[name].default)
+
+
+def _roles(settings: RSDSettings) -> tuple[Role, ...]:
+    try:
+        return settings.config.roles
+    except ValidationError:  # A copy that was changed unchecked: its calls are refused.
+        return MODELS
 
 
 def _is_pipeline(given: Any) -> bool:

@@ -7,7 +7,7 @@ import os
 import threading
 import uuid
 import weakref
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 from rsd_integrations.adapters.secrets import has_secrets, hidden, revealed, without_secrets
@@ -15,6 +15,7 @@ from rsd_integrations.adapters.windows import known_window
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.output import Output
 from rsd_integrations.pipeline import RSDPipeline
+from rsd_integrations.types import Role
 
 __all__ = ["LIVE", "POCKET", "PipelineSource", "Spec", "find_source", "is_plain", "is_portable", "label"]
 
@@ -40,11 +41,10 @@ class PipelineSource:
         given = self.spec.get("pipeline")
         self._pipeline: RSDPipeline | None = given if isinstance(given, RSDPipeline) else None
         self.unlock()
-        # Nothing tells one live pipeline from another but itself.
-        self.name = repr(_named(self.spec)) if is_portable(spec) else f"{LIVE}{uuid.uuid4()}"
+        self.name = repr(_named(self.spec)) if is_portable(spec) else _live_name(self._pipeline or self)
         """For caches, and to find what is live: equal for what loads the same."""
         self._takes_tools: bool | None = None
-        self._window: int | None = None
+        self._windows: dict[Role, int | None] = {}
 
     def unlock(self) -> None:
         """Forget who was loading: in a forked process, nobody."""
@@ -70,19 +70,20 @@ class PipelineSource:
         """The same without blocking the loop: loading takes seconds, and a thread of its own."""
         return await asyncio.to_thread(self.get) if self._pipeline is None else self._pipeline
 
-    @property
-    def window(self) -> int | None:
-        """Most tokens of prompt and answer that draft and target take, ``max_length`` aside; None where
-        not even their configs are here yet.
+    def window(self, roles: Iterable[Role]) -> int | None:
+        """Most tokens of prompt and answer that these models take, ``max_length`` aside; None where not even
+        their configs are here yet.
         """
+        return min((window for window in map(self._window, roles) if window), default=None)
+
+    def _window(self, role: Role) -> int | None:
         if self._pipeline is not None:
-            backend = self._pipeline.backend
-            return min(backend.draft.info.window, backend.target.info.window)
-        if self._window is None:
+            window: int = getattr(self._pipeline.backend, role).info.window
+            return window
+        if self._windows.get(role) is None:
             named = _named_models(self.spec)
-            found = [known_window(named[role], named.get(f"{role}_kwargs")) for role in ("draft", "target")]
-            self._window = min((window for window in found if window), default=None)
-        return self._window
+            self._windows[role] = known_window(named[role], named.get(f"{role}_kwargs"))
+        return self._windows[role]
 
     @property
     def takes_tools(self) -> bool:
@@ -96,7 +97,7 @@ class PipelineSource:
             return backend.draft.takes_tools and backend.target.takes_tools
         if self._takes_tools is None:
             try:
-                RSDPipeline.check_tools(**_named_models(revealed(self.spec)))
+                RSDPipeline.check_tools(**_named_models(revealed(self.spec), "draft", "target"))
                 self._takes_tools = True
             except ConfigError:
                 self._takes_tools = False
@@ -113,7 +114,7 @@ class PipelineSource:
         if self._pipeline is not None:
             self._pipeline.check_output(output)
         elif output.tools:
-            RSDPipeline.check_tools(**_named_models(revealed(self.spec)))
+            RSDPipeline.check_tools(**_named_models(revealed(self.spec), "draft", "target"))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PipelineSource:
         return self
@@ -144,6 +145,14 @@ class _Registry:
 _registry = _Registry()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_registry.unlock)
+
+
+_live_names: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+
+
+def _live_name(live: Any) -> str:
+    """Nothing tells one live pipeline (or source of loaded models) from another but itself."""
+    return _live_names.setdefault(live, f"{LIVE}{uuid.uuid4()}")
 
 
 def find_source(spec: Spec) -> PipelineSource:
@@ -203,14 +212,15 @@ def _load(spec: dict[str, Any]) -> RSDPipeline:
     return RSDPipeline.pocket(**options) if "pipeline" in spec else RSDPipeline.from_pretrained(**options)
 
 
-def _named_models(spec: Spec) -> dict[str, Any]:
-    """Where draft's and target's configs and tokenizers come from."""
+def _named_models(spec: Spec, *roles: Role) -> dict[str, Any]:
+    """Where the models' configs and tokenizers come from; all of them, if no roles are named."""
+    roles = roles or ("draft", "target", "prm")
     if "pipeline" in spec:
         from rsd_integrations.pocket import pocket_paths
 
         paths = pocket_paths()
-        return {"draft": paths.draft, "target": paths.target}
-    return {name: spec[name] for name in ("draft", "target", "draft_kwargs", "target_kwargs") if name in spec}
+        return {role: getattr(paths, role) for role in roles}
+    return {name: spec[name] for role in roles for name in (role, f"{role}_kwargs") if name in spec}
 
 
 def is_plain(value: Any) -> bool:

@@ -33,13 +33,6 @@ from rsd_integrations.types import Generation, InvalidToolCall, Prompt, Role, St
 
 __all__ = ["Job", "Request", "Sink", "Task"]
 
-RUNNING: dict[str, tuple[Role, ...]] = {
-    "rsd": ("draft", "target", "prm"),
-    "draft": ("draft",),
-    "target": ("target",),
-}
-"""The models that a config's mode runs."""
-
 GUESSING_PAYS = 3
 """Parameters of the target to those of the draft, from which the draft's guesses are worth its time."""
 
@@ -111,11 +104,11 @@ class Job:
         self._infos: dict[Role, ModelInfo] = {role: model.info for role, model in models.items()}
         config = self.request.config
         # Usage compares with the target alone, so its prompt is rendered even if it does not run.
-        for role in dict.fromkeys((*RUNNING[config.mode], "target")):
+        for role in dict.fromkeys((*config.roles, "target")):
             more = () if role == "prm" else (self.request.output,)
             first = models[role].open(self.request.prompt, *more)
             self._sessions[role] = [first]
-            if role in RUNNING[config.mode]:
+            if role in config.roles:
                 # At once: a prompt that is far too long takes long to encode, too.
                 _room(self._infos[role], first.prompt_tokens, config.max_tokens)
             if role != "target":
@@ -137,7 +130,7 @@ class Job:
         most = self.request.config.max_tokens
         rooms = [
             _room(self._infos[role], self._sessions[role][0].prompt_tokens, most)
-            for role in RUNNING[self.request.config.mode]
+            for role in self.request.config.roles
         ]
         return min(rooms) if most is None else most
 
@@ -234,7 +227,7 @@ class Job:
             self.going_on = Task(self, draft, piece)
 
     def _commit(self, kept: Kept) -> None:
-        for role in RUNNING[self.request.config.mode]:
+        for role in self.request.config.roles:
             for place, session in enumerate(self._sessions[role]):
                 own = (kept.source == "target") == (role == "target")
                 session.commit(kept, own=own and place == kept.candidate)

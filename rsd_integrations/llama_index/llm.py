@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
-from contextlib import aclosing, closing
+from contextlib import AbstractContextManager, aclosing, closing, nullcontext
 from contextvars import copy_context
 from typing import Any, TypeVar
 
@@ -26,12 +26,12 @@ from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.tools import BaseTool
 from pydantic import ConfigDict, model_validator
 
-from rsd_integrations.adapters.calls import CallSettings, call_settings
+from rsd_integrations.adapters.calls import TOOLS, CallSettings, call_settings
 from rsd_integrations.adapters.running import aevents, events
 from rsd_integrations.adapters.settings import LOADING, MODELS, RSDSettings
 from rsd_integrations.adapters.sources import is_plain
 from rsd_integrations.errors import ConfigError, PromptError
-from rsd_integrations.llama_index.asked import AskedByEngines, is_asking, seen
+from rsd_integrations.llama_index.asked import AskedByEngines, asking, is_asking, seen
 from rsd_integrations.llama_index.messages import REACT_STOP, Answer, is_react, to_chat
 from rsd_integrations.llama_index.streams import alast, last, told_astream, told_stream
 from rsd_integrations.llama_index.structured import StructuredPrediction
@@ -108,13 +108,13 @@ class RSDLLM(StructuredPrediction, AskedByEngines, FunctionCallingLLM, CustomLLM
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """Answer a text. Further parameters: fields of ``RSDConfig``, ``timeout``, ``on_step``, ..."""
-        return last(self._stream(self._texts(prompt, formatted), kwargs, Answer.as_completion))
+        return last(self._stream(self._texts(prompt, formatted, kwargs), kwargs, Answer.as_completion))
 
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
         """Committed text, step by step. Closing or dropping the stream stops the models."""
 
         def start() -> CompletionResponseGen:
-            return self._stream(self._texts(prompt, formatted), kwargs, Answer.as_completion)
+            return self._stream(self._texts(prompt, formatted, kwargs), kwargs, Answer.as_completion)
 
         return told_stream(llm_completion_callback(), self, prompt, kwargs, start)
 
@@ -134,7 +134,9 @@ class RSDLLM(StructuredPrediction, AskedByEngines, FunctionCallingLLM, CustomLLM
     @llm_completion_callback()
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """Answer a text; cancelling stops the models within a round."""
-        return await alast(self._astream(self._texts(prompt, formatted), kwargs, Answer.as_completion))
+        return await alast(
+            self._astream(self._texts(prompt, formatted, kwargs), kwargs, Answer.as_completion)
+        )
 
     async def astream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
@@ -142,7 +144,7 @@ class RSDLLM(StructuredPrediction, AskedByEngines, FunctionCallingLLM, CustomLLM
         """Committed text, step by step."""
 
         def start() -> CompletionResponseAsyncGen:
-            return self._astream(self._texts(prompt, formatted), kwargs, Answer.as_completion)
+            return self._astream(self._texts(prompt, formatted, kwargs), kwargs, Answer.as_completion)
 
         return await told_astream(llm_completion_callback(), self, prompt, kwargs, start)
 
@@ -212,7 +214,12 @@ class RSDLLM(StructuredPrediction, AskedByEngines, FunctionCallingLLM, CustomLLM
             kwargs = {**kwargs, "stop": (*self.stop, REACT_STOP)}
         return chat, call_settings(self, kwargs)
 
-    def _texts(self, prompt: str, formatted: bool) -> list[ChatMessage]:
+    def _texts(self, prompt: str, formatted: bool, kwargs: dict[str, Any]) -> list[ChatMessage]:
+        if told := [name for name in TOOLS if kwargs.get(name) is not None]:
+            raise ConfigError(
+                f"{told[0]}={kwargs[told[0]]!r:.200} in a completion, which has no place for a call.",
+                hint="Use chat(messages, tools=...) or chat_with_tools(tools, ...).",
+            )
         if not isinstance(prompt, str):
             raise PromptError(f"a prompt must be a string, not {prompt!r:.200}.", hint="Use chat(messages).")
         if not formatted and self.completion_to_prompt is not None:
@@ -272,17 +279,30 @@ class RSDLLM(StructuredPrediction, AskedByEngines, FunctionCallingLLM, CustomLLM
         return selections(response, required=error_on_no_tool_call, forced=is_asking())
 
     def predict_and_call(self, tools: Sequence[BaseTool], *args: Any, **kwargs: Any) -> AgentChatResponse:
-        """Let the model choose a tool, and call it: by its template's tools, or by ReAct without them."""
-        return super().predict_and_call(tools, *args, **self._calling(kwargs))
+        """Let the model choose a tool, and call it: by its template's tools, or by ReAct without them.
+
+        Raises:
+            AskedError: the call was refused, and there has to be one (``tool_required``): so LlamaIndex asks.
+        """
+        model, given = self._calling(kwargs)
+        with _asking_if(given.get("tool_required")):
+            return super(RSDLLM, model).predict_and_call(tools, *args, **given)
 
     async def apredict_and_call(
         self, tools: Sequence[BaseTool], *args: Any, **kwargs: Any
     ) -> AgentChatResponse:
         """The same for asyncio."""
-        return await super().apredict_and_call(tools, *args, **self._calling(kwargs))
+        model, given = self._calling(kwargs)
+        with _asking_if(given.get("tool_required")):
+            return await super(RSDLLM, model).apredict_and_call(tools, *args, **given)
 
-    def _calling(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        return kwargs if self.source.takes_tools else react_arguments(kwargs)
+    def _calling(self, kwargs: dict[str, Any]) -> tuple[RSDLLM, dict[str, Any]]:
+        """Who calls, and with what: by ReAct, LlamaIndex drops what the call's parameters are."""
+        if self.source.takes_tools:
+            return self, kwargs
+        given, parameters = react_arguments(kwargs)
+        call_settings(self, parameters)
+        return self.model_copy(update=parameters), given
 
     # Keeping.
 
@@ -303,6 +323,10 @@ class RSDLLM(StructuredPrediction, AskedByEngines, FunctionCallingLLM, CustomLLM
             data = {name: value for name, value in data.items() if name not in (*MODELS, *LOADING)}
             data["pipeline"] = self.source.name
         return {name: _plain(value) for name, value in data.items()}
+
+
+def _asking_if(required: Any) -> AbstractContextManager[None]:
+    return asking() if required else nullcontext()
 
 
 def _plain(value: Any) -> Any:

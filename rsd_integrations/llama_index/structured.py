@@ -35,7 +35,8 @@ class StructuredPrediction(LLM):
     """``structured_predict`` and its twins.
 
     By default a model that takes tools is made to call one (LlamaIndex's own way), any other to write a
-    document of the form; either is enforced while it writes. ``pydantic_program_mode="llm"`` asks in words
+    document of the form; either is enforced while it writes. A form that no arguments of a tool can be (one
+    that holds itself, a list) is a document for all models. ``pydantic_program_mode="llm"`` asks in words
     alone, and takes the last object of the answer that fits.
     """
 
@@ -49,7 +50,7 @@ class StructuredPrediction(LLM):
         """An object of the form."""
         with asking():
             given = _own_form(llm_kwargs)
-            if self._by_tools():
+            if self._by_tools(output_cls):
                 made: Form = super().structured_predict(output_cls, prompt, given, **prompt_args)
                 return made
             messages, given, read = self._written(output_cls, prompt, given, prompt_args)
@@ -65,7 +66,7 @@ class StructuredPrediction(LLM):
         """An object of the form."""
         with asking():
             given = _own_form(llm_kwargs)
-            if self._by_tools():
+            if self._by_tools(output_cls):
                 made: Form = await super().astructured_predict(output_cls, prompt, given, **prompt_args)
                 return made
             messages, given, read = self._written(output_cls, prompt, given, prompt_args)
@@ -99,11 +100,12 @@ class StructuredPrediction(LLM):
 
         return alone()
 
-    def _by_tools(self) -> bool:
+    def _by_tools(self, output_cls: type[BaseModel]) -> bool:
         """Whether LlamaIndex's own programs do it."""
         mode = self.pydantic_program_mode
         if mode == PydanticProgramMode.DEFAULT:
-            return self.metadata.is_function_calling_model
+            named = "properties" in output_cls.model_json_schema()
+            return named and self.metadata.is_function_calling_model
         return mode != PydanticProgramMode.LLM
 
     def _written(

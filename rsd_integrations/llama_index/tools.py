@@ -19,7 +19,7 @@ __all__ = ["chat_arguments", "cut", "one_call", "react_arguments", "read_argumen
 
 
 def chat_arguments(
-    tools: Sequence[BaseTool],
+    tools: Sequence[BaseTool] | None,
     user_msg: str | ChatMessage | None,
     chat_history: Sequence[ChatMessage] | None,
     *,
@@ -32,6 +32,7 @@ def chat_arguments(
     Raises:
         ConfigError: one of them is no tool.
     """
+    tools = tools or ()
     wrong = [tool for tool in tools if not isinstance(tool, BaseTool)]
     if wrong:
         raise ConfigError(
@@ -41,10 +42,17 @@ def chat_arguments(
     asked = ChatMessage(user_msg) if isinstance(user_msg, str) else user_msg
     given: dict[str, Any] = {"messages": [*(chat_history or ()), *([asked] if asked else ())]}
     if tools:
-        given["tools"] = [tool.metadata.to_openai_tool(skip_length_check=True) for tool in tools]
+        given["tools"] = [_offered(tool) for tool in tools]
         given["tool_choice"] = tool_choice or ("required" if required else "auto")
         given["parallel_tool_calls"] = parallel
     return given
+
+
+def _offered(tool: BaseTool) -> dict[str, Any]:
+    offered = tool.metadata.to_openai_tool(skip_length_check=True)
+    # As LlamaIndex will look for it: OpenAI's API takes fewer characters than models here.
+    offered["function"]["name"] = tool.metadata.get_name()
+    return offered
 
 
 def selections(response: ChatResponse, *, required: bool, forced: bool) -> list[ToolSelection]:
@@ -118,6 +126,26 @@ def one_call(response: ChatResponse) -> ChatResponse:
     return response
 
 
-def react_arguments(given: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of ``predict_and_call`` with the parts of ReAct that LlamaIndex leaves out by default."""
-    return {"react_chat_formatter": ReActChatFormatter(), "output_parser": ReActOutputParser()} | given
+_REACT = ("react_chat_formatter", "output_parser", "tool_retriever", "memory")
+_CALLING = (
+    "user_msg",
+    "chat_history",
+    "verbose",
+    "allow_parallel_tool_calls",
+    "error_on_no_tool_call",
+    "error_on_tool_error",
+    "tool_required",
+)
+"""Arguments of ``predict_and_call`` itself."""
+
+
+def react_arguments(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments of ``predict_and_call``, with the parts of ReAct that LlamaIndex leaves out by default; and
+    the parameters of the call.
+    """
+    given: dict[str, Any] = {
+        "react_chat_formatter": ReActChatFormatter(),
+        "output_parser": ReActOutputParser(),
+    }
+    given |= {name: value for name, value in kwargs.items() if name in (*_REACT, *_CALLING)}
+    return given, {name: value for name, value in kwargs.items() if name not in given}

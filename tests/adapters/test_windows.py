@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from typing import Any
 
@@ -91,6 +92,35 @@ def test_adapters_know_it_before_and_after_loading() -> None:
         assert before == (511, 512)
     short = ChatRSD(**models, max_length=100).profile
     assert short is not None and short["max_input_tokens"] == 99
+
+
+@pytest.mark.parametrize("kind", [ChatRSD, RSDLLM])
+@pytest.mark.parametrize("live", [False, True])
+def test_the_prm_reads_prompts_too(kind: Any, live: bool, tmp_path: Any) -> None:
+    """Where it runs: what packs prompts must know what the engine takes."""
+    models = {
+        role: folder_in(tmp_path / role, count)
+        for role, count in (("draft", 300), ("target", 200), ("prm", 100))
+    }
+    if live:
+        models = {
+            "draft": (causal("Llama", 0, "ascii", max_position_embeddings=300), tokenizer("ascii")),
+            "target": (causal("Llama", 1, "ascii", max_position_embeddings=200), tokenizer("ascii")),
+            "prm": (copy.deepcopy(token_classifier(0, "ascii")), tokenizer("ascii")),
+        }
+        models["prm"][0].config.max_position_embeddings = 100
+    given = {**models, "device": "cpu"}
+    windows = [kind(**given, threshold=threshold).window for threshold in (None, 0.5, 0.0, 2.0)]
+    assert windows == [100, 100, 300, 200]
+    if live:
+        with kind(**given) as llm:
+            llm.load()
+            assert llm.window == 100
+
+
+def folder_in(path: Any, count: int) -> str:
+    path.mkdir()
+    return folder(path, max_position_embeddings=count)
 
 
 @pytest.mark.parametrize("kind", [ChatRSD, RSDLLM])

@@ -104,9 +104,10 @@ async def test_the_llm_cache_tells_weightings_apart(pipe: Any, cache: InMemoryCa
     for _ in range(2):
         for weighting, answer in ((keep, "one\n\ntwo\n\nthree"), (rewrite, "ONE\n\nTWO\n\nTHREE")):
             assert ChatRSD.from_pipeline(pipe, weighting=weighting).invoke(QUESTION).content == answer
-    weightings = (keep, keep, rewrite, always, always, constant(1.0))
-    models = [ChatRSD.from_pipeline(pipe, weighting=one) for one in weightings]
-    keys = [model._get_llm_string() for model in models]
+    keys = [
+        ChatRSD.from_pipeline(pipe, weighting=one)._get_llm_string()
+        for one in (keep, keep, rewrite, always, always, constant(1.0))
+    ]
     assert (keys[0], keys[3]) == (keys[1], keys[4])
     assert len({*keys}) == 4
     # What has a name of its own is the same in the next process.

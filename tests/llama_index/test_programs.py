@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from contextlib import suppress
+from typing import Any, Generic, TypeVar
 
 import pytest
 from llama_index.core import Document, SummaryIndex, get_response_synthesizer
@@ -12,12 +13,15 @@ from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.program import FunctionCallingProgram
 from llama_index.core.program.function_program import get_function_tool
-from pydantic import BaseModel
+from llama_index.core.prompts import PromptTemplate
+from pydantic import BaseModel, Field, RootModel
 
+from rsd_integrations.errors import AskedError, BackendError
 from rsd_integrations.llama_index import RSDLLM
 from rsd_integrations.llama_index.messages import to_chat
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.testing import scripted_pipeline
+from tests.backends.test_constraints import loaded
 
 
 class Sum(BaseModel):
@@ -68,6 +72,64 @@ async def test_answers_that_engines_filter_are_not_lost(pipe: RSDPipeline) -> No
     assert str(await streamed.get_response()) == "blue, größer"
 
 
+async def test_engines_that_filter_show_why_a_call_was_refused(pipe: RSDPipeline) -> None:
+    engine = filtering(RSDLLM.from_pipeline(pipe, system_prompt="x" * 3000))
+    with pytest.raises(AskedError, match="do not fit the window"):
+        engine.query("Which?")
+    with pytest.raises(AskedError, match="do not fit the window"):
+        await engine.aquery("Which?")
+
+
+class Tree(BaseModel):
+    """A tree."""
+
+    leaf: bool
+    kids: list[Tree] = Field(default=[], max_length=1)
+
+
+class Flags(RootModel[list[bool]]):
+    """Some flags."""
+
+
+T = TypeVar("T")
+
+
+class Box(BaseModel, Generic[T]):
+    """A box."""
+
+    item: T
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Iterator[RSDPipeline]:
+    with loaded(("tools", "tools-b", "ascii")) as made:
+        yield made
+
+
+@pytest.mark.parametrize("form", [Tree, Flags, Box[bool]])
+async def test_forms_that_no_tool_can_take(form: type[BaseModel], tiny: RSDPipeline) -> None:
+    llm = RSDLLM.from_pipeline(tiny, temperature=1.0, max_tokens=100)
+    prompt = PromptTemplate("Say.")
+    made = []
+    for seed in range(6):
+        # Random models do not know where to stop.
+        with suppress(CutOff):
+            made.append(predicted(llm, form, prompt, seed))
+            assert await llm.astructured_predict(form, prompt, {"seed": seed}) == made[-1]
+    assert made and all(isinstance(one, form) for one in made)
+
+
+class CutOff(Exception):
+    """A limit ended the answer."""
+
+
+def predicted(llm: RSDLLM, form: type[BaseModel], prompt: PromptTemplate, seed: int) -> BaseModel:
+    try:
+        return llm.structured_predict(form, prompt, {"seed": seed})
+    except BackendError as error:
+        raise CutOff if "cut off at a limit" in str(error) else error from error
+
+
 def test_calls_are_told_once_after_any_keeping(pipe: RSDPipeline) -> None:
     llm = RSDLLM.from_pipeline(pipe)
     message = llm.chat_with_tools([get_function_tool(Sum)], "Add 2 and 3.").message
@@ -78,7 +140,7 @@ def test_calls_are_told_once_after_any_keeping(pipe: RSDPipeline) -> None:
         ChatMessage.model_validate_json(message.model_dump_json()),
         # Some of LlamaIndex's parts keep no blocks.
         ChatMessage(role="assistant", content="", additional_kwargs=message.additional_kwargs),
-        ChatMemoryBuffer.from_string(memory.to_string()).get()[0],
+        memory.get()[0],
     ]
     (call,) = message.additional_kwargs["tool_calls"]
     function = {"name": "Sum", "arguments": '{"number": 5}'}

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from rsd_integrations.errors import BackendError, ConfigError
 from rsd_integrations.llama_index import RSDLLM
+from rsd_integrations.llama_index.messages import to_chat
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.testing import scripted_pipeline
 from tests.backends.test_constraints import loaded
@@ -178,6 +179,61 @@ def test_predict_and_call_by_react_sync() -> None:
         pipe.backend.draft.takes_tools = False  # type: ignore[misc]
         answer = RSDLLM.from_pipeline(pipe).predict_and_call(TOOLS, QUESTION)
         assert (answer.response, answer.sources[0].tool_name) == ("5", "add")
+
+
+async def test_parameters_count_by_react_too() -> None:
+    with scripted_pipeline([REACT]) as pipe:
+        pipe.backend.draft.takes_tools = False  # type: ignore[misc]
+        llm = RSDLLM.from_pipeline(pipe)
+        seen: list[Any] = []
+        answer = llm.predict_and_call(TOOLS, QUESTION, on_step=seen.append, tool_required=True, verbose=False)
+        assert (answer.response, len(seen)) == ("5", 1)
+        await llm.apredict_and_call(TOOLS, QUESTION, on_step=seen.append, allow_parallel_tool_calls=True)
+        assert (len(seen), llm.on_step) == (2, None)
+        for wrong, match in (
+            ({"treshold": 5}, "Did you mean 'threshold'"),
+            ({"temperature": -5}, "temperature"),
+        ):
+            with pytest.raises(ValueError, match=match):
+                llm.predict_and_call(TOOLS, QUESTION, **wrong)
+            with pytest.raises(ValueError, match=match):
+                await llm.apredict_and_call(TOOLS, QUESTION, **wrong)
+
+
+@pytest.mark.parametrize("name", ["my tool.v1", "Box[int]"])
+async def test_tools_by_the_names_they_have(name: str, tiny: RSDPipeline) -> None:
+    def choose(yes: bool) -> str:
+        """Choose."""
+        return f"so {yes}"
+
+    tools = [FunctionTool.from_defaults(choose, name=name)]
+    llm = RSDLLM.from_pipeline(tiny, temperature=1.0, seed=0, max_tokens=400)
+    for given in ({"tool_required": True}, {"tool_choice": name}):
+        answer = await llm.apredict_and_call(tools, QUESTION, **given)
+        assert answer.sources[0].tool_name == name and answer.response in ("so True", "so False")
+    told = llm.chat_with_tools(tools, QUESTION, tool_required=True)
+    assert to_chat([told.message])[0]["tool_calls"][0]["function"]["name"] == name
+
+
+async def test_completions_have_no_place_for_calls(llm: RSDLLM) -> None:
+    tools = [tool.metadata.to_openai_tool() for tool in TOOLS]
+    with pytest.raises(ConfigError, match=r"tools=.* in a completion.*Use chat"):
+        llm.complete(QUESTION, tools=tools)
+    with pytest.raises(ConfigError, match="tool_choice='required' in a completion"):
+        await llm.acomplete(QUESTION, tool_choice="required")
+    with pytest.raises(ConfigError, match="in a completion"):
+        list(llm.stream_complete(QUESTION, tools=tools))
+    with pytest.raises(ConfigError, match="in a completion"):
+        await llm.astream_complete(QUESTION, parallel_tool_calls=False)
+    assert llm.complete(QUESTION, tools=None).text
+
+
+def test_no_tools_are_none(llm: RSDLLM) -> None:
+    none: Any = None
+    assert (
+        llm.chat_with_tools(none, QUESTION).message.content
+        == llm.chat_with_tools([], QUESTION).message.content
+    )
 
 
 async def test_nonsense_is_refused(llm: RSDLLM) -> None:
