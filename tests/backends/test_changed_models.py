@@ -13,8 +13,11 @@ import torch
 
 from rsd_integrations import RSDPipeline
 from rsd_integrations.backends.torch import traced
+from rsd_integrations.backends.torch.plan import SlotFeed
 from rsd_integrations.backends.torch.weights import Weights
 from tests import oracle
+from tests.backends.test_slots import close, runner_of
+from tests.recording import Recordings
 from tests.tiny_models import causal, token_classifier, tokenizer
 
 QUESTION = "tell me about marbles and what Ava has, please do"
@@ -78,6 +81,20 @@ def test_changed_weights_are_those_that_answer(
         assert ours(pipe) == plain(model)
         assert ours(pipe) == plain(model), "asked again"
     assert change is rounded or before != plain(model)
+
+
+def test_recordings_are_made_anew() -> None:
+    """As CUDA graphs, which know their tensors by address."""
+    model = copy.deepcopy(causal("Qwen2", 0, "ascii"))
+    runner, tokens = runner_of(model, launcher=Recordings().launcher), [5, 9, 13, 21]
+    for change in (None, changed_in_place, replaced):
+        if change is not None:
+            change(model)
+        slot, _ = runner.claim()
+        for length, token in enumerate(tokens):
+            (output,) = runner.run([SlotFeed(slot, length, [token])])
+            assert close(model, output, tokens[: length + 1])
+        runner.release(slot)
 
 
 def test_a_look_tells_what_changed() -> None:

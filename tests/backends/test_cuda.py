@@ -43,6 +43,7 @@ def runner_on_gpu(model: Any, way: str, dtype: torch.dtype = torch.float32, slot
         slots=slots,
         capacity=96,
         launcher=options.launcher(model, slots=slots, capacity=96),
+        model=model,
     )
 
 
@@ -75,6 +76,29 @@ def test_half_precision_differs_by_rounding(way: str) -> None:
             expected = exact(torch.tensor([tokens[:length]])).logits[0, -1]
         got = output.kept_R[-1].float().cpu()
         assert float((got - expected).abs().max() / expected.abs().max()) < 0.1
+
+
+@pytest.mark.parametrize("way", WAYS[:2])
+def test_changed_weights_count(way: str) -> None:
+    model = copy.deepcopy(causal("Qwen2", 3)).to(CUDA)
+    runner, tokens = runner_on_gpu(model, way), [5, 9, 13, 21, 34]
+    changes = (
+        lambda: None,
+        lambda: model.lm_head.weight.data.mul_(-1.5),  # A recording reads them where they are.
+        lambda: model.load_state_dict(copy.deepcopy(causal("Qwen2", 4).state_dict()), assign=True),
+        lambda: model.to(CUDA),
+    )
+    for change in changes[:2], changes[2:]:
+        for one in change:
+            one()
+        slot, _ = runner.claim()
+        for length in range(1, 6):
+            (output,) = runner.run([SlotFeed(slot, length - 1, tokens[length - 1 : length])])
+            assert isinstance(output, Output)
+            with torch.no_grad():
+                expected = model(torch.tensor([tokens[:length]], device=CUDA)).logits[0, -1]
+            assert torch.allclose(output.kept_R[-1].float(), expected, rtol=1e-3, atol=1e-3)
+        runner.release(slot)
 
 
 def load(pair: str, **options: Any) -> RSDPipeline:
