@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import threading
 from types import SimpleNamespace
@@ -85,6 +86,20 @@ def test_slots_here_and_there_are_attended_to_where_they_lie(calls: list[int]) -
             for feed, output in zip(feeds, runner.run(feeds), strict=True):
                 assert close(model, output, list(feed.tokens))
             assert len(calls) == expected * layers
+
+
+def test_another_attention_is_set_and_kept() -> None:
+    model = copy.deepcopy(causal("Qwen2", 3))
+    runner = runner_of(model, slots=8)
+    runner.most_gathered = 0
+    feeds = [SlotFeed(slot, 0, [5, 9 + slot]) for slot in (1, 3, 4, 7)]
+    for named in ("sdpa", "eager", "sdpa"):
+        model.set_attn_implementation(named)
+        for feed, output in zip(feeds, runner.run(feeds), strict=True):
+            assert close(model, output, list(feed.tokens))
+    with SlotAttention(model.config).over():
+        model.set_attn_implementation("eager")  # In the middle of a forward.
+    assert model.config._attn_implementation == "eager"
 
 
 def test_a_model_with_attention_of_its_own_has_its_keys_gathered(monkeypatch: pytest.MonkeyPatch) -> None:

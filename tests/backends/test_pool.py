@@ -249,3 +249,20 @@ def test_what_is_copied_from_the_family_is_wiped_with_its_slot() -> None:
     other._seen = lambda: []  # type: ignore[method-assign]
     other.close()
     assert not any(layer.values[slot].any() for layer in runner.cache.layers)
+
+
+def test_forgetting_keeps_the_live_and_shares_nothing() -> None:
+    """What was read before the weights changed is of no use to anybody else."""
+    runner = runner_of(causal("Qwen2", 3))
+    pool, tokens = runner.pool, [*HEAD, 1]
+    (free, _), (live, _) = pool.claim(), pool.claim(seen=lambda: tokens)
+    pool.release(free, tokens)
+    assert pool.known(tokens) == len(tokens)
+    pool.forget()
+    assert pool.known(tokens) == 0
+    pool.release(live, tokens)
+    assert pool.known(tokens) == 0
+    again, known = pool.claim(tokens, seen=lambda: tokens)
+    assert known == 0
+    pool.release(again, tokens)
+    assert pool.known(tokens) == len(tokens)

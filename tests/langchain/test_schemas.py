@@ -29,6 +29,18 @@ class Pair(BaseModel):
     b: Tree
 
 
+class Even(BaseModel):
+    """An even number."""
+
+    before: Odd | None = None
+
+
+class Odd(BaseModel):
+    """An odd number."""
+
+    before: Even | None = None
+
+
 class Flat(BaseModel):
     """Flat."""
 
@@ -120,6 +132,12 @@ def test_tools_without_named_arguments_are_refused(schema: Any) -> None:
     with pytest.raises(ConfigError, match=r"describes no arguments.*method=\"json_schema\""):
         as_tool(schema, None)
     assert as_tool({"title": "now", "type": "object"}, None)["function"]["name"] == "now"
+
+
+def test_models_that_hold_each_other() -> None:
+    definitions = as_tool(Even, None)["function"]["parameters"]["$defs"]
+    assert definitions["Odd"]["properties"]["before"]["anyOf"][0] == {"$ref": "#/$defs/Even"}
+    assert definitions["Even"]["properties"]["before"]["anyOf"][0] == {"$ref": "#/$defs/Odd"}
 
 
 @pytest.fixture(scope="module")

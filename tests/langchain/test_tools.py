@@ -139,6 +139,18 @@ async def test_calls_leave_the_text(name: str) -> None:
         assert broken["error"] and broken["id"]
 
 
+def test_streamed_blocks_keep_calls_apart() -> None:
+    """LangChain numbers blocks of text itself, from 0 on: calls are to have other numbers."""
+    with scripted_pipeline(["Let me see.\n\n", call_text(a=1, b=2), "\n" + call_text(a=3, b=4)]) as pipe:
+        bound = ChatRSD.from_pipeline(pipe, output_version="v1").bind_tools([add])
+        for whole in (
+            summed(list(bound.stream(QUESTION))),
+            bound.stream_events(QUESTION, version="v3").output,
+        ):
+            assert [block["type"] for block in whole.content_blocks] == ["text", "tool_call", "tool_call"]
+            assert [call["args"] for call in whole.tool_calls] == [{"a": 1, "b": 2}, {"a": 3, "b": 4}]
+
+
 def test_without_tools_markup_is_text() -> None:
     with scripted_pipeline([call_text(a=1, b=2)]) as pipe:
         llm = ChatRSD.from_pipeline(pipe)
