@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rsd_integrations.bench.results import Check, Point, PRMQuality
+from rsd_integrations.bench.results import Check, Interval, Point, PRMQuality
 
 __all__ = ["required_numbers"]
 
@@ -17,13 +17,12 @@ def required_numbers(points: Sequence[Point], prm: PRMQuality) -> tuple[Check, .
     draft, target = (next(point for point in points if point.kind == kind) for kind in ("draft", "target"))
     rsd = next(point for point in points if point.recommended)
     right, draft_right = target.accuracy.value, draft.accuracy.value
-    auc = prm.auc.value if prm.auc else 0.0
     behind, share = rsd.against_target.value, rsd.flops_share.paper
     worst, gap = _worst_length(rsd, target)
     return (
         _check("target accuracy", ">= 95 %", _percent(right), right >= 0.95 - _EPSILON),
         _check("draft accuracy", "50 to 80 %", _percent(draft_right), 0.5 <= draft_right <= 0.8),
-        _check("PRM AUC", ">= 0.97", f"{auc:.4f}", auc >= 0.97),
+        _auc(prm.auc),
         _check("RSD against target", ">= -1 point", _points(behind), behind >= -0.01 - _EPSILON),
         _check(
             "RSD at its worst length",
@@ -35,6 +34,12 @@ def required_numbers(points: Sequence[Point], prm: PRMQuality) -> tuple[Check, .
     )
 
 
+def _auc(auc: Interval | None) -> Check:
+    """None where all steps are alike: that is no order, neither good nor bad."""
+    measured, passed = (None, False) if auc is None else (f"{auc.value:.4f}", auc.value >= 0.97)
+    return _check("PRM AUC", ">= 0.97", measured, passed)
+
+
 def _worst_length(rsd: Point, target: Point) -> tuple[int, float]:
     """The length class where RSD falls furthest behind the target, and by how much."""
     gaps = [
@@ -44,7 +49,7 @@ def _worst_length(rsd: Point, target: Point) -> tuple[int, float]:
     return min(gaps, key=lambda gap: gap[1])
 
 
-def _check(name: str, required: str, measured: str, passed: bool) -> Check:
+def _check(name: str, required: str, measured: str | None, passed: bool) -> Check:
     return Check(name=name, required=required, measured=measured, passed=passed)
 
 

@@ -91,7 +91,8 @@ class Check(Frozen):
 
     name: str
     required: str
-    measured: str
+    measured: str | None
+    """None where there was nothing to measure it by: not passed."""
     passed: bool
 
 

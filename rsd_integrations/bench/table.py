@@ -38,7 +38,7 @@ def print_checks(checks: Sequence[Check], console: Console) -> None:
     table = Table("required", "", "measured", "", box=_BOX)
     for check in checks:
         verdict = Text("ok", "green") if check.passed else Text("MISSED", "bold red")
-        table.add_row(check.name, check.required, check.measured, verdict)
+        table.add_row(check.name, check.required, check.measured or "none", verdict)
     print_whole(table, console)
 
 

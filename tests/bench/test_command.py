@@ -76,6 +76,19 @@ def test_check_fails_a_run_that_misses_a_number(
     assert captured.err.count("error") == 0
 
 
+def test_a_number_that_there_is_not_is_missed_as_such(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A draft that is never wrong leaves the PRM nothing to tell apart: its AUC is none, not 0."""
+    options = ["--thresholds", "0.5", "--out", str(tmp_path), "--check"]
+    assert run(*options, problems=6, wrong=[])[0] == 1
+    report = AccuracyReport.model_validate_json((tmp_path / "accuracy.json").read_text())
+    (auc,) = [check for check in report.checks if check.name == "PRM AUC"]
+    assert (report.prm.auc, auc.measured, auc.passed) == (None, None, False)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "PRM AUC  " in line]
+    assert line.split() == ["PRM", "AUC", ">=", "0.97", "none", "MISSED"]
+
+
 def test_a_place_that_cannot_hold_results_is_told_before_any_model_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
