@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from rsd_integrations.cli.models import OpenPipeline, open_pipeline
+from rsd_integrations.cli.streams import open_streams
 
 __all__ = ["main"]
 
@@ -21,6 +22,11 @@ def main(argv: Sequence[str] | None = None, *, open_pipeline: OpenPipeline = ope
         0: it went well; 1: a run or a check failed; 2: wrong usage; 130: interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    with open_streams():
+        return _run(arguments, open_pipeline)
+
+
+def _run(arguments: list[str], open_pipeline: OpenPipeline) -> int:
     try:
         from rsd_integrations.cli.app import run
     except ModuleNotFoundError as error:

@@ -31,6 +31,26 @@ def test_the_package_runs_as_a_module() -> None:
 
 
 @pytest.mark.parametrize(
+    ("closed", "arguments", "code", "out", "said"),
+    [
+        (">&-", "--version", 0, "", ""),
+        ("2>&-", "--version", 0, "rsd-integrations", ""),
+        ("2>&-", "ask ''", 2, "", ""),
+        ("2>&-", "ask '' --debug", 2, "", ""),
+        (">&- 2>&-", "ask ''", 2, "", ""),
+        ("<&-", "ask", 2, "", "error: the question is empty."),
+    ],
+)
+def test_a_stream_that_the_shell_closed_is_read_and_written_as_an_empty_one(
+    closed: str, arguments: str, code: int, out: str, said: str
+) -> None:
+    command = ["sh", "-c", f'"$0" -m rsd_integrations {arguments} {closed}', sys.executable]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == code, done.stderr
+    assert (done.stdout[: len(out) or None], done.stderr[: len(said) or None]) == (out, said)
+
+
+@pytest.mark.parametrize(
     "arguments", [["--help"], ["ask", "-h"], ["bench", "--help"], ["bench", "accuracy", "--help"]]
 )
 def test_help(rsd: Rsd, arguments: list[str]) -> None:
