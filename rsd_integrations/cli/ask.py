@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -94,7 +95,7 @@ def _question(question: str) -> str:
     """The argument, or what is piped in.
 
     Raises:
-        PromptError: there is none.
+        PromptError: there is none, or it is not UTF-8.
     """
     if question == "-":
         if sys.stdin.isatty():
@@ -102,10 +103,28 @@ def _question(question: str) -> str:
 
             example = f'for example: rsd ask "{EXAMPLE_QUESTIONS[0]}"'
             raise PromptError("no question.", hint=f"Give one, or pipe it in; {example}")
-        question = sys.stdin.read()
+        question = _readable(sys.stdin.read)
     if not question.strip():
         raise PromptError("the question is empty.", hint='Give one (rsd ask "..."), or pipe it in.')
-    return question.strip()
+    return _readable(lambda: question).strip()
+
+
+def _readable(read: Callable[[], str]) -> str:
+    """Text without stray bytes, which Python refuses to decode or hides in halves of characters.
+
+    Raises:
+        PromptError: it has some.
+    """
+    try:
+        text = read()
+        text.encode(errors=sys.getfilesystemencodeerrors()).decode()
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:
+        around = error.object[max(0, error.start - 20) : error.start + 20]
+        raise PromptError(
+            f"the question is not UTF-8 at position {error.start}: {around!r}.",
+            hint="Convert it first, as iconv -f latin1 -t utf-8 does.",
+        ) from error
+    return text
 
 
 def _answer(state: State, choice: ModelChoice, text: str, config: RSDConfig, *, as_json: bool) -> Generation:

@@ -73,6 +73,26 @@ def test_an_empty_pipe_is_an_empty_question(rsd: Rsd, monkeypatch: pytest.Monkey
     assert rsd("ask").code == 2
 
 
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])  # As in most locales, and as in C.
+def test_a_pipe_that_is_not_utf8(rsd: Rsd, monkeypatch: pytest.MonkeyPatch, errors: str) -> None:
+    pipe = io.TextIOWrapper(io.BytesIO(b"caf\xe9 question"), encoding="utf-8", errors=errors)
+    monkeypatch.setattr(sys, "stdin", pipe)
+    _refused_as_not_utf8(rsd)
+
+
+def test_an_argument_that_is_not_utf8(rsd: Rsd) -> None:
+    _refused_as_not_utf8(rsd, "caf\udce9 question")  # As Python gives b"caf\xe9 question".
+
+
+def _refused_as_not_utf8(rsd: Rsd, *question: str) -> None:
+    result = rsd("ask", *question)
+    assert (result.code, result.out, rsd.choices) == (2, "", [])
+    assert result.err == (
+        "error: the question is not UTF-8 at position 3: b'caf\\xe9 question'. "
+        "Convert it first, as iconv -f latin1 -t utf-8 does.\n"
+    )
+
+
 def test_no_question_at_a_terminal_does_not_wait_for_one(rsd: Rsd, monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
