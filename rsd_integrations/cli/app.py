@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 import traceback
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -15,6 +16,7 @@ from rsd_integrations.cli.ask import ask
 from rsd_integrations.cli.bench import bench
 from rsd_integrations.cli.doctor import doctor
 from rsd_integrations.cli.models import OpenPipeline, State
+from rsd_integrations.cli.wording import in_options, options_of
 from rsd_integrations.errors import ConfigError, PromptError, RSDError
 
 __all__ = ["build", "run"]
@@ -76,7 +78,7 @@ def run(arguments: list[str], open_pipeline: OpenPipeline) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        message, code = describe(error)
+        message, code = describe(error, options_of(command, arguments))
         if message:
             print(f"error: {message}", file=sys.stderr)
         return code
@@ -89,12 +91,18 @@ def _take_debug(arguments: list[str]) -> tuple[bool, list[str]]:
     return len(rest) < end, rest + arguments[end:]
 
 
-def describe(error: Exception) -> tuple[str, int]:
-    """One line for the user and the exit code of an error."""
+def describe(error: Exception, options: Mapping[str, str]) -> tuple[str, int]:
+    """One line for the user and the exit code of an error.
+
+    Args:
+        error: what ended the command.
+        options: of the command, by their names in Python.
+    """
     if isinstance(error, ValidationError):
-        return _validation(error), USAGE
+        return in_options(_validation(error), options), USAGE
     if isinstance(error, RSDError):
-        return _one_line(str(error)), USAGE if isinstance(error, (ConfigError, PromptError)) else FAILED
+        message = in_options(_one_line(str(error)), options)
+        return message, USAGE if isinstance(error, (ConfigError, PromptError)) else FAILED
     if hasattr(error, "format_message"):  # typer's own, whose classes moved between its versions
         return _from_typer(error)
     if isinstance(error, OSError):

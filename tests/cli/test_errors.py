@@ -29,7 +29,8 @@ THREE = ["--draft", "org/d", "--target", "org/t", "--prm", "org/p"]
         (["ask", "?", "--seed", "-3"], "--seed -3"),
         (
             ["ask", "?", "--draft-candidates", "3"],
-            "error: draft_candidates=3 are all the same at temperature 0; set a temperature above 0",
+            "error: --draft-candidates 3 are all the same at temperature 0; "
+            "set a temperature above 0, or --draft-candidates 1\n",
         ),
         (
             ["ask", "?", "--draft", "org/d", "--prm", "org/p"],

@@ -1,0 +1,39 @@
+"""The library's messages in a shell user's words: what it calls by its name in Python may be an option."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["in_options", "options_of"]
+
+_ONLY_IN_PYTHON = re.compile(r",? or an? (?:subclass|callable)\b[^.;]*")
+"""Alternatives that no option can be given."""
+
+_START = r"(?<![\w./'\"-])"
+"""Not within a path, a quotation or a longer name."""
+
+
+def options_of(command: Any, arguments: Sequence[str]) -> dict[str, str]:
+    """The options of the command that was called, by their names in Python.
+
+    Args:
+        command: the root of the commands.
+        arguments: of the command line.
+    """
+    for argument in arguments:
+        command = getattr(command, "commands", {}).get(argument, command)
+    names = [name for option in command.params for name in option.opts if name.startswith("--")]
+    return {name[2:].replace("-", "_"): name for name in names}
+
+
+def in_options(message: str, options: Mapping[str, str]) -> str:
+    """A message with ``--name value`` for ``name=value``, and ``--long-name`` for ``long_name``."""
+    message = _ONLY_IN_PYTHON.sub("", message)
+    for name, option in options.items():
+        message = re.sub(rf"{_START}{name}=(?:True\b|(?=[\s.,;:)]|$))", option, message)
+        message = re.sub(rf"{_START}{name}=", f"{option} ", message)
+        if "_" in name:  # A single word may as well mean the thing itself.
+            message = re.sub(rf"{_START}{name}\b", option, message)
+    return message
