@@ -84,7 +84,8 @@ def ask(
     if html is not None:
         from rsd_integrations.report.html import to_page
 
-        html.write_text(to_page(generation, question=text), encoding="utf-8")
+        page = to_page(generation, question=text, remedy=_remedy(config))
+        html.write_text(page, encoding="utf-8")
 
 
 def _config(**fields: Any) -> RSDConfig:
@@ -141,7 +142,20 @@ def _answer(state: State, choice: ModelChoice, text: str, config: RSDConfig, *, 
         if choice.is_pocket:
             console.print(_about_pocket(), soft_wrap=not console.is_terminal)
         with pipe.stream(text, config=config) as events:
-            return show_events(events, console)
+            return show_events(events, console, _remedy(config))
+
+
+def _remedy(config: RSDConfig) -> Callable[[Generation], str]:
+    """What can be done about an answer that a length limit ended: here it is known which one."""
+
+    def remedy(generation: Generation) -> str:
+        if config.max_tokens is not None and generation.usage.completion_tokens >= config.max_tokens:
+            return "see --max-tokens"
+        if len(generation.steps) >= config.max_steps:
+            return f"rsd ask takes no more than {config.max_steps} steps"
+        return "the models' windows hold no more"
+
+    return remedy
 
 
 def _about_pocket() -> Text:

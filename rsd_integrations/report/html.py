@@ -9,7 +9,7 @@ from __future__ import annotations
 from html import escape
 
 from rsd_integrations.report.answer import answer_of, printable, reward_text, step_text
-from rsd_integrations.report.words import ENDINGS, cost_lines
+from rsd_integrations.report.words import Remedy, cost_lines, ending, in_python
 from rsd_integrations.types import Generation, RoleUsage, Step
 
 __all__ = ["StepsHTML", "display_steps", "to_html", "to_page"]
@@ -38,27 +38,39 @@ overflow-wrap:anywhere}
 _PAGE_STYLE = ":root{color-scheme:light dark}body{margin:2rem auto;padding:0 1rem;max-width:60rem}"
 
 
-def to_html(generation: Generation, *, question: str | None = None) -> str:
-    """One ``<div>`` with its own style: every step, the answer, and what it cost. All text escaped."""
+def to_html(generation: Generation, *, question: str | None = None, remedy: Remedy = in_python) -> str:
+    """One ``<div>`` with its own style: every step, the answer, and what it cost. All text escaped.
+
+    Args:
+        generation: the answer.
+        question: what was asked, shown above it.
+        remedy: for an answer that a length limit ended, in the words of who reads it.
+    """
     return "".join(
         [
             f'<div class="rsd"><style>{_STYLE}</style>',
             "" if question is None else f'<div class="rsd-note">{_text(question)}</div>',
             *[_step(step) for step in generation.steps],
             f'<div class="rsd-answer">{_text(answer_of(generation)) or "(nothing was written)"}</div>',
-            _cost(generation),
+            _cost(generation, remedy),
             "</div>",
         ]
     )
 
 
-def to_page(generation: Generation, *, question: str | None = None) -> str:
-    """A whole HTML document that loads nothing and follows the reader's light or dark setting."""
+def to_page(generation: Generation, *, question: str | None = None, remedy: Remedy = in_python) -> str:
+    """A whole HTML document that loads nothing and follows the reader's light or dark setting.
+
+    Args:
+        generation: the answer.
+        question: what was asked, shown above it.
+        remedy: for an answer that a length limit ended, in the words of who reads it.
+    """
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>RSD step by step</title><style>{_PAGE_STYLE}</style></head>"
-        f"<body>{to_html(generation, question=question)}</body></html>\n"
+        f"<body>{to_html(generation, question=question, remedy=remedy)}</body></html>\n"
     )
 
 
@@ -108,14 +120,14 @@ def _block(kind: str, label: str, reward: str, content: str) -> str:
     )
 
 
-def _cost(generation: Generation) -> str:
+def _cost(generation: Generation, remedy: Remedy) -> str:
     usage = generation.usage
     roles = (("draft", usage.draft), ("PRM", usage.prm), ("target", usage.target))
     notes = [f"{name}: {words}" for name, words in cost_lines(generation)]
-    if ending := ENDINGS.get(generation.finish_reason):
-        notes.append(ending)
+    if warning := ending(generation, remedy):
+        notes.append(warning)
     return (
-        "".join(f'<div class="rsd-note">{note}</div>' for note in notes)
+        "".join(f'<div class="rsd-note">{escape(note)}</div>' for note in notes)
         + "<table><tr><th>tokens</th><th>generated</th><th>discarded</th><th>forwarded</th></tr>"
         + "".join(_row(name, use) for name, use in roles)
         + "</table>"

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from rsd_integrations.report.answer import reward_text, step_text
 from rsd_integrations.report.summary import summary
+from rsd_integrations.report.words import Remedy, in_python
 from rsd_integrations.types import Generation, Step, StepEvent
 
 __all__ = ["render_step", "show_events", "show_generation"]
@@ -94,10 +95,15 @@ def _in_the_making(event: StepEvent) -> RenderableType:
     return Spinner("dots", Text(f"drafting step {number + 1}", style="dim"))
 
 
-def show_events(events: Iterable[StepEvent], console: Console) -> Generation:
+def show_events(events: Iterable[StepEvent], console: Console, remedy: Remedy = in_python) -> Generation:
     """Show a generation as it happens and give it back.
 
     Committed steps are printed for good; a terminal also shows the step in the making.
+
+    Args:
+        events: of one answer.
+        console: where they are shown.
+        remedy: for an answer that a length limit ended, in the words of who reads it.
 
     Raises:
         RuntimeError: the events end without "finished".
@@ -113,7 +119,7 @@ def show_events(events: Iterable[StepEvent], console: Console) -> Generation:
             if event.generation is not None:
                 if live:
                     live.stop()
-                _print(console, *summary(event.generation, console, event.elapsed_ms / 1000))
+                _print(console, *summary(event.generation, console, event.elapsed_ms / 1000, remedy))
                 return event.generation
             if live:
                 live.update(_in_the_making(event), refresh=True)

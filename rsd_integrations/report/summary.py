@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rsd_integrations.report.answer import answer_of, printable
-from rsd_integrations.report.words import ENDINGS, cost_lines
+from rsd_integrations.report.words import Remedy, cost_lines, ending, in_python
 from rsd_integrations.types import Generation, RoleUsage
 
 __all__ = ["summary"]
@@ -19,11 +19,13 @@ _TIGHT = 50
 _HEADINGS = ("generated", "discarded", "forwarded")
 
 
-def summary(generation: Generation, console: Console, seconds: float | None = None) -> list[RenderableType]:
+def summary(
+    generation: Generation, console: Console, seconds: float | None = None, remedy: Remedy = in_python
+) -> list[RenderableType]:
     """The answer, a warning if it is unfinished, and the cost."""
     parts: list[RenderableType] = [Text("")]
-    if ending := ENDINGS.get(generation.finish_reason):
-        parts.append(Text(ending, style="yellow"))
+    if warning := ending(generation, remedy):
+        parts.append(Text(warning, style="yellow"))
     answer = printable(answer_of(generation)) or "(nothing was written)"
     parts.append(Text.assemble(("answer  ", "dim"), (answer, "bold")))
     costs = _costs(generation, console, seconds)

@@ -1,16 +1,31 @@
-"""The cost of a generation in words, for every view."""
+"""The end and the cost of a generation in words, for every view."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from rsd_integrations.types import Generation
 
-__all__ = ["ENDINGS", "cost_lines"]
+__all__ = ["Remedy", "cost_lines", "ending", "in_python"]
 
-ENDINGS = {
-    "length": "stopped at a length limit: the answer may be unfinished (see --max-tokens)",
-    "cancelled": "cancelled: the answer is unfinished",
-}
-"""What to say of an answer that did not come to its own end."""
+Remedy = Callable[[Generation], str]
+"""What to do about an answer that a length limit ended, in the words of who reads it."""
+
+
+def in_python(generation: Generation) -> str:
+    """A generation does not know its limits: its reader finds the one that its counts have reached."""
+    return "see max_tokens, max_steps and the models' windows"
+
+
+def ending(generation: Generation, remedy: Remedy = in_python) -> str:
+    """What to say of an answer that did not come to its own end; nothing of one that did."""
+    if generation.finish_reason == "cancelled":
+        return "cancelled: the answer is unfinished"
+    if generation.finish_reason != "length":
+        return ""
+    counts = (_many(generation.usage.completion_tokens, "token"), _many(len(generation.steps), "step"))
+    limit = f"stopped at a length limit ({', '.join(counts)})"
+    return f"{limit}: the answer may be unfinished ({remedy(generation)})"
 
 
 def cost_lines(generation: Generation, seconds: float | None = None) -> list[tuple[str, str]]:
@@ -26,12 +41,16 @@ def _acceptance(generation: Generation) -> str:
     if rate is None:
         return "no steps"
     if not any(step.accepted or step.rejected_text is not None for step in generation.steps):
-        return f"target only, {len(generation.steps)} steps"
+        return f"target only, {_many(len(generation.steps), 'step')}"
     kept = sum(step.accepted for step in generation.steps)
     if all(step.accepted and step.reward is None for step in generation.steps):
-        return f"draft only, {kept} steps"
+        return f"draft only, {_many(kept, 'step')}"
     at = "" if generation.threshold is None else f", threshold {generation.threshold:g}"
-    return f"{kept} of {len(generation.steps)} steps ({rate:.0%}){at}"
+    return f"{kept} of {_many(len(generation.steps), 'step')} ({rate:.0%}){at}"
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _flops(generation: Generation) -> str:

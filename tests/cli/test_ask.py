@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from html import unescape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -117,6 +118,34 @@ def test_a_length_limit_is_told(rsd: Rsd) -> None:
     assert result.code == 0
     assert "stopped at a length limit" in result.out
     assert json.loads(rsd("ask", "How many?", "--max-tokens", "9", "--json").out)["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize(
+    ("steps", "window", "options", "said"),
+    [
+        (
+            4,
+            None,
+            ["--max-tokens", "9"],
+            "(9 tokens, 3 steps): the answer may be unfinished (see --max-tokens)",
+        ),
+        (
+            101,
+            None,
+            [],
+            "(300 tokens, 100 steps): the answer may be unfinished (rsd ask takes no more than 100",
+        ),
+        (101, None, ["--max-tokens", "999"], "(rsd ask takes no more than 100 steps)"),
+        (101, 50, [], "(the models' windows hold no more)"),
+    ],
+)
+def test_what_ended_an_answer_is_told_in_options(
+    rsd: Rsd, tmp_path: Path, steps: int, window: int | None, options: list[str], said: str
+) -> None:
+    page = tmp_path / "steps.html"
+    rsd.scripted(["A\n\n"] * steps, **({"window": window} if window else {}))
+    assert said in rsd("ask", "How many?", *options, "--html", str(page)).out
+    assert said in unescape(page.read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("arguments", [["-"], []])

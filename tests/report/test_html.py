@@ -83,4 +83,6 @@ def test_colours_do_not_fix_the_text_colour(generation: Generation) -> None:
 
 
 def test_an_unfinished_answer_says_so() -> None:
-    assert "stopped at a length limit" in to_html(generate("One long step.", max_tokens=3))
+    said = "stopped at a length limit ({}): the answer may be unfinished (see max_tokens, max_steps and "
+    assert said.format("3 tokens, 1 step") in to_html(generate("One long step.", max_tokens=3))
+    assert said.format("10 tokens, 2 steps") in to_html(generate(*["One\n\n"] * 3, max_steps=2))

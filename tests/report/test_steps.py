@@ -119,6 +119,27 @@ def test_one_model_alone_is_called_so(threshold: float, words: str) -> None:
     assert words in file.getvalue()
 
 
+def test_one_step_is_no_steps() -> None:
+    file = StringIO()
+    for threshold in (0.0, 0.7, 1.1):
+        with scripted_pipeline(["One."], ["One."]) as pipe:
+            show_generation(pipe.generate("?", threshold=threshold), Console(file=file))
+    lines = [line for line in file.getvalue().splitlines() if line.startswith("accepted")]
+    assert [line.partition("  ")[2].partition(" (")[0] for line in lines] == [
+        "draft only, 1 step",
+        "1 of 1 step",
+        "target only, 1 step",
+    ]
+
+
+def test_a_view_of_an_unfinished_answer_speaks_of_parameters() -> None:
+    """Whoever calls it wrote Python: there are no options."""
+    file = StringIO()
+    show_generation(generate("One.\n\n", "Two.\n\n", max_steps=1), Console(file=file, width=200))
+    assert "(6 tokens, 1 step): the answer may be unfinished (see max_tokens, max_steps" in file.getvalue()
+    assert "--" not in file.getvalue()
+
+
 def test_nothing_written_is_said() -> None:
     file = StringIO()
     with scripted_pipeline(DRAFT, delay=0.2) as pipe:
