@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 from copy import copy
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -13,11 +13,11 @@ from pydantic import (
     PrivateAttr,
     SecretStr,
     ValidationError,
-    WithJsonSchema,
     field_serializer,
     field_validator,
     model_validator,
 )
+from pydantic.json_schema import SkipJsonSchema
 from typing_extensions import Self
 
 from rsd_integrations.adapters.checks import (
@@ -44,7 +44,7 @@ from rsd_integrations.types import Role, Step
 
 __all__ = ["LOADING", "MODELS", "OPTIONS", "OnStep", "RSDSettings", "TraceSteps"]
 
-OnStep = Annotated[Callable[[Step], None], WithJsonSchema({"type": "string"})]
+OnStep = Callable[[Step], None]
 """Told of each committed step, on the thread (or loop) of whoever waits for the answer."""
 
 TraceSteps = Literal["full", "steps", "off"]
@@ -108,7 +108,7 @@ class RSDSettings(RSDFields):
     api_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
     """Accepted likewise; nothing here needs a key."""
 
-    on_step: OnStep | None = Field(default=None, exclude=True, repr=False)
+    on_step: SkipJsonSchema[OnStep] | None = Field(default=None, exclude=True, repr=False)
     """A plain function that is told of each committed ``Step``."""
     trace_steps: TraceSteps = "full"
     """Runs below the model's own in traces: steps with their draft, score and target; steps; none."""

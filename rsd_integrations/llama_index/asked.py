@@ -20,7 +20,7 @@ from llama_index_instrumentation.dispatcher import DISPATCHER_SPAN_DECORATED_ATT
 
 from rsd_integrations.errors import AskedError, RSDError
 
-__all__ = ["AskedByEngines", "asking", "is_asking", "seen"]
+__all__ = ["AskedByEngines", "asking", "is_asking", "seen", "spanned_by_base"]
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -28,9 +28,9 @@ _asking: ContextVar[bool] = ContextVar("rsd_asking", default=False)
 
 
 @contextmanager
-def asking() -> Iterator[None]:
-    """Here LlamaIndex asks."""
-    token = _asking.set(True)
+def asking(by_llama_index: bool = True) -> Iterator[None]:
+    """Here LlamaIndex asks, or whoever asked before."""
+    token = _asking.set(by_llama_index or is_asking())
     try:
         yield
     finally:
@@ -59,7 +59,7 @@ def seen(by_llama_index: bool) -> Iterator[None]:
         raise AskedError(message, hint=hint) from error
 
 
-def _spanned_by_base(method: Method) -> Method:
+def spanned_by_base(method: Method) -> Method:
     """Overriding methods get a span of their own otherwise, inside of or around the one of ``super()``."""
     setattr(method, DISPATCHER_SPAN_DECORATED_ATTR, True)
     return method
@@ -68,7 +68,7 @@ def _spanned_by_base(method: Method) -> Method:
 class AskedByEngines(LLM):
     """The methods that LlamaIndex's own parts call."""
 
-    @_spanned_by_base
+    @spanned_by_base
     def predict(self, prompt: BasePromptTemplate, **prompt_args: Any) -> str:
         """Answer a prompt template.
 
@@ -78,19 +78,19 @@ class AskedByEngines(LLM):
         with asking():
             return super().predict(prompt, **prompt_args)
 
-    @_spanned_by_base
+    @spanned_by_base
     def stream(self, prompt: BasePromptTemplate, **prompt_args: Any) -> TokenGen:
         """The same, step by step."""
         with asking():
             return super().stream(prompt, **prompt_args)
 
-    @_spanned_by_base
+    @spanned_by_base
     async def apredict(self, prompt: BasePromptTemplate, **prompt_args: Any) -> str:
         """``predict`` for asyncio."""
         with asking():
             return await super().apredict(prompt, **prompt_args)
 
-    @_spanned_by_base
+    @spanned_by_base
     async def astream(self, prompt: BasePromptTemplate, **prompt_args: Any) -> TokenAsyncGen:
         """``stream`` for asyncio."""
         with asking():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
-from contextlib import AbstractContextManager, aclosing, closing, nullcontext
+from contextlib import aclosing, closing
 from contextvars import copy_context
 from typing import Any, TypeVar
 
@@ -18,24 +18,20 @@ from llama_index.core.base.llms.types import (
     CompletionResponseGen,
     LLMMetadata,
 )
-from llama_index.core.chat_engine.types import AgentChatResponse
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.custom import CustomLLM
-from llama_index.core.llms.function_calling import FunctionCallingLLM
-from llama_index.core.llms.llm import ToolSelection
-from llama_index.core.tools import BaseTool
 from pydantic import ConfigDict, model_validator
 
 from rsd_integrations.adapters.calls import TOOLS, CallSettings, call_settings
 from rsd_integrations.adapters.running import aevents, events
-from rsd_integrations.adapters.settings import LOADING, MODELS, RSDSettings
+from rsd_integrations.adapters.settings import LOADING, MODELS
 from rsd_integrations.adapters.sources import is_plain
 from rsd_integrations.errors import ConfigError, PromptError
-from rsd_integrations.llama_index.asked import AskedByEngines, asking, is_asking, seen
+from rsd_integrations.llama_index.asked import AskedByEngines, is_asking, seen
+from rsd_integrations.llama_index.calling import ToolCalling
 from rsd_integrations.llama_index.messages import REACT_STOP, Answer, is_react, to_chat
 from rsd_integrations.llama_index.streams import alast, last, told_astream, told_stream
 from rsd_integrations.llama_index.structured import StructuredPrediction
-from rsd_integrations.llama_index.tools import chat_arguments, one_call, react_arguments, selections
 from rsd_integrations.llama_index.tracing import StepSpans
 from rsd_integrations.types import Message
 
@@ -44,7 +40,7 @@ __all__ = ["RSDLLM"]
 Response = TypeVar("Response", ChatResponse, CompletionResponse)
 
 
-class RSDLLM(StructuredPrediction, AskedByEngines, FunctionCallingLLM, CustomLLM, RSDSettings):
+class RSDLLM(StructuredPrediction, AskedByEngines, ToolCalling, CustomLLM):
     """Draft, PRM and target as one LLM.
 
     Every field of ``RSDConfig`` is a field here, and can be given per call. Objects that name the same
@@ -215,11 +211,12 @@ class RSDLLM(StructuredPrediction, AskedByEngines, FunctionCallingLLM, CustomLLM
         return chat, call_settings(self, kwargs)
 
     def _texts(self, prompt: str, formatted: bool, kwargs: dict[str, Any]) -> list[ChatMessage]:
-        if told := [name for name in TOOLS if kwargs.get(name) is not None]:
-            raise ConfigError(
-                f"{told[0]}={kwargs[told[0]]!r:.200} in a completion, which has no place for a call.",
-                hint="Use chat(messages, tools=...) or chat_with_tools(tools, ...).",
-            )
+        for name in TOOLS:
+            if kwargs.get(name) is not None:
+                raise ConfigError(
+                    f"{name}={kwargs[name]!r:.200} is for chats: a completion has no place for calls.",
+                    hint=f"Use chat(messages, {name}=...), or chat_with_tools(tools, text).",
+                )
         if not isinstance(prompt, str):
             raise PromptError(f"a prompt must be a string, not {prompt!r:.200}.", hint="Use chat(messages).")
         if not formatted and self.completion_to_prompt is not None:
@@ -233,76 +230,6 @@ class RSDLLM(StructuredPrediction, AskedByEngines, FunctionCallingLLM, CustomLLM
 
     def _extend_prompt(self, formatted_prompt: str) -> str:
         return formatted_prompt
-
-    # Tools.
-
-    def _prepare_chat_with_tools(  # noqa: PLR0917 (LlamaIndex's signature)
-        self,
-        tools: Sequence[BaseTool],
-        user_msg: str | ChatMessage | None = None,
-        chat_history: list[ChatMessage] | None = None,
-        verbose: bool = False,
-        allow_parallel_tool_calls: bool = False,
-        tool_required: bool = False,
-        tool_choice: Any = None,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        offered = chat_arguments(
-            tools,
-            user_msg,
-            chat_history,
-            parallel=allow_parallel_tool_calls,
-            required=tool_required,
-            tool_choice=tool_choice,
-        )
-        return {**offered, **kwargs}
-
-    def _validate_chat_with_tools_response(
-        self,
-        response: ChatResponse,
-        tools: Sequence[BaseTool],
-        allow_parallel_tool_calls: bool = False,
-        **kwargs: Any,
-    ) -> ChatResponse:
-        return response if allow_parallel_tool_calls else one_call(response)
-
-    def get_tool_calls_from_response(
-        self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
-    ) -> list[ToolSelection]:
-        """The calls an answer asks for.
-
-        Raises:
-            BackendError: there is none whole, because it was cut off, and ``error_on_no_tool_call``.
-            ValueError: there is none, and ``error_on_no_tool_call``.
-        """
-        # Where LlamaIndex asks by itself, it is for an object, and forces the call.
-        return selections(response, required=error_on_no_tool_call, forced=is_asking())
-
-    def predict_and_call(self, tools: Sequence[BaseTool], *args: Any, **kwargs: Any) -> AgentChatResponse:
-        """Let the model choose a tool, and call it: by its template's tools, or by ReAct without them.
-
-        Raises:
-            AskedError: the call was refused, and there has to be one (``tool_required``): so LlamaIndex asks.
-        """
-        model, given = self._calling(kwargs)
-        with _asking_if(given.get("tool_required")):
-            return super(RSDLLM, model).predict_and_call(tools, *args, **given)
-
-    async def apredict_and_call(
-        self, tools: Sequence[BaseTool], *args: Any, **kwargs: Any
-    ) -> AgentChatResponse:
-        """The same for asyncio."""
-        model, given = self._calling(kwargs)
-        with _asking_if(given.get("tool_required")):
-            return await super(RSDLLM, model).apredict_and_call(tools, *args, **given)
-
-    def _calling(self, kwargs: dict[str, Any]) -> tuple[RSDLLM, dict[str, Any]]:
-        """Who calls, and with what: by ReAct, LlamaIndex drops what the call's parameters are."""
-        if self.source.takes_tools:
-            return self, kwargs
-        given, parameters = react_arguments(kwargs)
-        call_settings(self, parameters)
-        return self.model_copy(update=parameters), given
 
     # Keeping.
 
@@ -323,10 +250,6 @@ class RSDLLM(StructuredPrediction, AskedByEngines, FunctionCallingLLM, CustomLLM
             data = {name: value for name, value in data.items() if name not in (*MODELS, *LOADING)}
             data["pipeline"] = self.source.name
         return {name: _plain(value) for name, value in data.items()}
-
-
-def _asking_if(required: Any) -> AbstractContextManager[None]:
-    return asking() if required else nullcontext()
 
 
 def _plain(value: Any) -> Any:

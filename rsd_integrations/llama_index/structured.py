@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse
 from llama_index.core.instrumentation.events.llm import (
@@ -14,8 +14,9 @@ from llama_index.core.instrumentation.events.llm import (
 )
 from llama_index.core.llms.llm import LLM
 from llama_index.core.output_parsers import PydanticOutputParser
+from llama_index.core.program.utils import get_program_for_llm
 from llama_index.core.prompts import BasePromptTemplate
-from llama_index.core.types import PydanticProgramMode
+from llama_index.core.types import BasePydanticProgram, PydanticProgramMode
 from llama_index_instrumentation import get_dispatcher
 from pydantic import BaseModel, ValidationError
 
@@ -35,8 +36,8 @@ class StructuredPrediction(LLM):
     """``structured_predict`` and its twins.
 
     By default a model that takes tools is made to call one (LlamaIndex's own way), any other to write a
-    document of the form; either is enforced while it writes. A form that no arguments of a tool can be (one
-    that holds itself, a list) is a document for all models. ``pydantic_program_mode="llm"`` asks in words
+    document of the form; either is enforced while it writes. Lists, unions and forms that hold themselves
+    are always written as documents. ``pydantic_program_mode="llm"`` asks in words
     alone, and takes the last object of the answer that fits.
     """
 
@@ -48,13 +49,7 @@ class StructuredPrediction(LLM):
         **prompt_args: Any,
     ) -> Form:
         """An object of the form."""
-        with asking():
-            given = _own_form(llm_kwargs)
-            if self._by_tools(output_cls):
-                made: Form = super().structured_predict(output_cls, prompt, given, **prompt_args)
-                return made
-            messages, given, read = self._written(output_cls, prompt, given, prompt_args)
-            return _end(read(output_cls, self.chat(messages, **given)))
+        return _end(self._whole(output_cls, prompt, llm_kwargs, prompt_args))
 
     async def astructured_predict(
         self,
@@ -64,13 +59,7 @@ class StructuredPrediction(LLM):
         **prompt_args: Any,
     ) -> Form:
         """An object of the form."""
-        with asking():
-            given = _own_form(llm_kwargs)
-            if self._by_tools(output_cls):
-                made: Form = await super().astructured_predict(output_cls, prompt, given, **prompt_args)
-                return made
-            messages, given, read = self._written(output_cls, prompt, given, prompt_args)
-            return _end(read(output_cls, await self.achat(messages, **given)))
+        return _end(await self._awhole(output_cls, prompt, llm_kwargs, prompt_args))
 
     def stream_structured_predict(
         self,
@@ -80,9 +69,9 @@ class StructuredPrediction(LLM):
         **prompt_args: Any,
     ) -> Generator[Form, None, None]:
         """The object: a document or a call is one step of RSD, so it comes whole."""
-        whole = self.structured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
+        whole = self._whole(output_cls, prompt, llm_kwargs, prompt_args)
         _dispatcher.event(LLMStructuredPredictInProgressEvent(output=whole))
-        yield whole
+        yield _end(whole)
 
     async def astream_structured_predict(
         self,
@@ -94,19 +83,54 @@ class StructuredPrediction(LLM):
         """The object: a document or a call is one step of RSD, so it comes whole."""
 
         async def alone() -> AsyncGenerator[Form, None]:
-            whole = await self.astructured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
+            whole = await self._awhole(output_cls, prompt, llm_kwargs, prompt_args)
             _dispatcher.event(LLMStructuredPredictInProgressEvent(output=whole))
-            yield whole
+            yield _end(whole)
 
         return alone()
+
+    def _whole(
+        self,
+        output_cls: type[Form],
+        prompt: BasePromptTemplate,
+        llm_kwargs: dict[str, Any] | None,
+        prompt_args: dict[str, Any],
+    ) -> Form:
+        with asking():
+            given = _begin(output_cls, prompt, llm_kwargs, prompt_args)
+            if self._by_tools(output_cls):
+                return cast(Form, self._program(output_cls, prompt)(llm_kwargs=given, **prompt_args))
+            messages, given, read = self._written(output_cls, prompt, given, prompt_args)
+            return read(output_cls, self.chat(messages, **given))
+
+    async def _awhole(
+        self,
+        output_cls: type[Form],
+        prompt: BasePromptTemplate,
+        llm_kwargs: dict[str, Any] | None,
+        prompt_args: dict[str, Any],
+    ) -> Form:
+        with asking():
+            given = _begin(output_cls, prompt, llm_kwargs, prompt_args)
+            if self._by_tools(output_cls):
+                program = self._program(output_cls, prompt)
+                return cast(Form, await program.acall(llm_kwargs=given, **prompt_args))
+            messages, given, read = self._written(output_cls, prompt, given, prompt_args)
+            return read(output_cls, await self.achat(messages, **given))
+
+    def _program(self, output_cls: type[Form], prompt: BasePromptTemplate) -> BasePydanticProgram[Form]:
+        return get_program_for_llm(output_cls, prompt, self, pydantic_program_mode=self.pydantic_program_mode)
 
     def _by_tools(self, output_cls: type[BaseModel]) -> bool:
         """Whether LlamaIndex's own programs do it."""
         mode = self.pydantic_program_mode
-        if mode == PydanticProgramMode.DEFAULT:
-            named = "properties" in output_cls.model_json_schema()
-            return named and self.metadata.is_function_calling_model
-        return mode != PydanticProgramMode.LLM
+        if mode not in (PydanticProgramMode.DEFAULT, PydanticProgramMode.FUNCTION):
+            return mode != PydanticProgramMode.LLM
+        # LlamaIndex's tools lose all but the root's properties: of lists, unions and forms that hold
+        # themselves nothing would be enforced.
+        if "properties" not in output_cls.model_json_schema():
+            return False
+        return mode == PydanticProgramMode.FUNCTION or self.metadata.is_function_calling_model
 
     def _written(
         self,
@@ -118,10 +142,6 @@ class StructuredPrediction(LLM):
         """What to ask and how, and how to read the answer. The form is in the prompt: what is enforced is
         better known.
         """
-        event = LLMStructuredPredictStartEvent(
-            output_cls=output_cls, template=prompt, template_args=prompt_args
-        )
-        _dispatcher.event(event)
         messages = LastJSONParser(output_cls).format_messages(self._get_messages(prompt, **prompt_args))
         if self.pydantic_program_mode == PydanticProgramMode.LLM:
             return messages, llm_kwargs, in_words
@@ -191,7 +211,12 @@ def _objects(text: str) -> Iterator[dict[str, Any]]:
             start = text.find("{", end)
 
 
-def _own_form(llm_kwargs: dict[str, Any] | None) -> dict[str, Any]:
+def _begin(
+    output_cls: type[BaseModel],
+    prompt: BasePromptTemplate,
+    llm_kwargs: dict[str, Any] | None,
+    prompt_args: dict[str, Any],
+) -> dict[str, Any]:
     """Parameters of the call, a copy: LlamaIndex's programs take some out.
 
     Raises:
@@ -205,6 +230,8 @@ def _own_form(llm_kwargs: dict[str, Any] | None) -> dict[str, Any]:
                     f"llm_kwargs={given!r:.200} ask for another form than output_cls.",
                     hint=f"Leave {name} out, or use chat(messages, {name}=...).",
                 )
+    event = LLMStructuredPredictStartEvent(output_cls=output_cls, template=prompt, template_args=prompt_args)
+    _dispatcher.event(event)
     return given
 
 

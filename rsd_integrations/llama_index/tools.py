@@ -10,12 +10,40 @@ from llama_index.core.agent.react.formatter import ReActChatFormatter
 from llama_index.core.agent.react.output_parser import ReActOutputParser
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, ToolCallBlock
 from llama_index.core.llms.llm import ToolSelection
-from llama_index.core.tools import BaseTool
+from llama_index.core.program.function_program import get_function_tool
+from llama_index.core.tools import BaseTool, FunctionTool
 
-from rsd_integrations.adapters.whole import Flaw, cut_off, no_whole_call
+from rsd_integrations.adapters.whole import Flaw, cut_off, no_document, no_whole_call
 from rsd_integrations.errors import BackendError, ConfigError
 
-__all__ = ["chat_arguments", "cut", "one_call", "react_arguments", "read_arguments", "refuse", "selections"]
+__all__ = [
+    "chat_arguments",
+    "cut",
+    "is_program",
+    "one_call",
+    "react_arguments",
+    "read_arguments",
+    "refuse",
+    "selections",
+]
+
+_REACT_ARGUMENTS = (
+    "user_msg",
+    "chat_history",
+    "verbose",
+    "allow_parallel_tool_calls",
+    "error_on_no_tool_call",
+    "error_on_tool_error",
+    "tool_required",
+    "tool_choice",
+    "react_chat_formatter",
+    "output_parser",
+    "tool_retriever",
+    "memory",
+)
+
+_NOT_IN_NAMES = '"\\{}'
+"""They would end the name in most models' markup of calls."""
 
 
 def chat_arguments(
@@ -30,10 +58,9 @@ def chat_arguments(
     """Arguments of ``chat`` that offer these tools.
 
     Raises:
-        ConfigError: one of them is no tool.
+        ConfigError: one of them is no tool, or has a name that no model can write.
     """
-    tools = tools or ()
-    wrong = [tool for tool in tools if not isinstance(tool, BaseTool)]
+    wrong = [tool for tool in tools or () if not isinstance(tool, BaseTool)]
     if wrong:
         raise ConfigError(
             f"tools must be LlamaIndex tools, not {wrong[0]!r:.200}.",
@@ -49,10 +76,24 @@ def chat_arguments(
 
 
 def _offered(tool: BaseTool) -> dict[str, Any]:
-    offered = tool.metadata.to_openai_tool(skip_length_check=True)
-    # As LlamaIndex will look for it: OpenAI's API takes fewer characters than models here.
-    offered["function"]["name"] = tool.metadata.get_name()
-    return offered
+    name = str(tool.metadata.name or "")
+    if any(sign in _NOT_IN_NAMES or not sign.isprintable() for sign in name):
+        raise ConfigError(
+            f"the tool's name {name!r:.200} cannot be written in a call.",
+            hint="Leave out quotes, backslashes, braces and line breaks.",
+        )
+    made = tool.metadata.to_openai_tool(skip_length_check=True)
+    # OpenAI's names have no spaces, dots and brackets. LlamaIndex looks a call up by the name it was given.
+    made["function"]["name"] = tool.metadata.name
+    return made
+
+
+def is_program(tools: Sequence[BaseTool] | None) -> bool:
+    """Whether a program of LlamaIndex asks, by the tool that it makes of a form."""
+    return any(
+        isinstance(tool, FunctionTool) and tool.real_fn.__module__ == get_function_tool.__module__
+        for tool in tools or ()
+    )
 
 
 def selections(response: ChatResponse, *, required: bool, forced: bool) -> list[ToolSelection]:
@@ -70,7 +111,7 @@ def selections(response: ChatResponse, *, required: bool, forced: bool) -> list[
     if required and not calls:
         refuse(cut(response, "call"))
         if forced:
-            refuse(no_whole_call(response.message.content or ""))
+            refuse(_wrong_call(response.message))
         raise ValueError(f"Expected at least one tool call, but got {response.message.content!r:.300}.")
     return [
         ToolSelection(
@@ -106,6 +147,16 @@ def refuse(flaw: Flaw | None) -> None:
         raise BackendError(flaw.message, hint=flaw.hint)
 
 
+def _wrong_call(message: ChatMessage) -> Flaw:
+    for call in message.additional_kwargs.get("invalid_tool_calls", ()):
+        if no_document(call["arguments"]) is None:  # Whole: nothing cut it.
+            return Flaw(
+                f"the call of {call['name']!r} cannot be used, {call['error']}: {call['text'][-200:]!r}.",
+                "Give the tool an object with properties for its arguments: those are enforced.",
+            )
+    return no_whole_call(message.content or "")
+
+
 def _arguments_of(call: ToolCallBlock) -> dict[str, Any]:
     arguments = read_arguments(call.tool_kwargs)
     if arguments is None:
@@ -126,26 +177,10 @@ def one_call(response: ChatResponse) -> ChatResponse:
     return response
 
 
-_REACT = ("react_chat_formatter", "output_parser", "tool_retriever", "memory")
-_CALLING = (
-    "user_msg",
-    "chat_history",
-    "verbose",
-    "allow_parallel_tool_calls",
-    "error_on_no_tool_call",
-    "error_on_tool_error",
-    "tool_required",
-)
-"""Arguments of ``predict_and_call`` itself."""
-
-
-def react_arguments(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Arguments of ``predict_and_call``, with the parts of ReAct that LlamaIndex leaves out by default; and
-    the parameters of the call.
+def react_arguments(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments of ``predict_and_call`` that LlamaIndex reads, with the parts of ReAct that it leaves out by
+    default; and the rest.
     """
-    given: dict[str, Any] = {
-        "react_chat_formatter": ReActChatFormatter(),
-        "output_parser": ReActOutputParser(),
-    }
-    given |= {name: value for name, value in kwargs.items() if name in (*_REACT, *_CALLING)}
-    return given, {name: value for name, value in kwargs.items() if name not in given}
+    own = {name: value for name, value in given.items() if name in _REACT_ARGUMENTS}
+    parts = {"react_chat_formatter": ReActChatFormatter(), "output_parser": ReActOutputParser()}
+    return parts | own, {name: value for name, value in given.items() if name not in own}

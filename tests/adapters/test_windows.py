@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import json
 from typing import Any
 
@@ -94,33 +94,36 @@ def test_adapters_know_it_before_and_after_loading() -> None:
     assert short is not None and short["max_input_tokens"] == 99
 
 
-@pytest.mark.parametrize("kind", [ChatRSD, RSDLLM])
-@pytest.mark.parametrize("live", [False, True])
-def test_the_prm_reads_prompts_too(kind: Any, live: bool, tmp_path: Any) -> None:
-    """Where it runs: what packs prompts must know what the engine takes."""
-    models = {
-        role: folder_in(tmp_path / role, count)
-        for role, count in (("draft", 300), ("target", 200), ("prm", 100))
-    }
-    if live:
-        models = {
-            "draft": (causal("Llama", 0, "ascii", max_position_embeddings=300), tokenizer("ascii")),
-            "target": (causal("Llama", 1, "ascii", max_position_embeddings=200), tokenizer("ascii")),
-            "prm": (copy.deepcopy(token_classifier(0, "ascii")), tokenizer("ascii")),
-        }
-        models["prm"][0].config.max_position_embeddings = 100
-    given = {**models, "device": "cpu"}
-    windows = [kind(**given, threshold=threshold).window for threshold in (None, 0.5, 0.0, 2.0)]
-    assert windows == [100, 100, 300, 200]
-    if live:
-        with kind(**given) as llm:
-            llm.load()
-            assert llm.window == 100
+RUNNING: dict[str, tuple[dict[str, Any], int]] = {
+    "rsd": ({}, 100),
+    "rsd of the best": ({"threshold": 0.0, "draft_candidates": 2, "temperature": 1.0}, 100),
+    "a weighting": ({"threshold": 0.0, "weighting": "sigmoid"}, 100),
+    "draft alone": ({"threshold": 0.0}, 300),
+    "target alone": ({"threshold": 1.5}, 200),
+}
 
 
-def folder_in(path: Any, count: int) -> str:
-    path.mkdir()
-    return folder(path, max_position_embeddings=count)
+@pytest.mark.parametrize("mode", RUNNING)
+def test_the_windows_of_the_models_that_run_count(mode: str, tmp_path: Any) -> None:
+    """Of the PRM, whose prompt the engine counts too, among them."""
+    given, window = RUNNING[mode]
+    models: dict[str, Any] = {}
+    for role, size in (("draft", 300), ("target", 200), ("prm", 100)):
+        (tmp_path / role).mkdir()
+        models[role] = folder(tmp_path / role, max_position_embeddings=size)
+    assert ChatRSD(**models, **given).window == RSDLLM(**models, **given).window == window
+    options = {"prm": str(tmp_path), "prm_kwargs": {"subfolder": "prm"}}
+    assert RSDLLM(**{**models, **options}, **given).window == window
+    with pytest.raises(ValueError, match=f"window of {window}"):
+        RSDLLM(**models, **given, max_tokens=window)
+    with scripted_pipeline(["x"]) as pipe:
+        for role, size in (("draft", 300), ("target", 200), ("prm", 100)):
+            model = getattr(pipe.backend, role)
+            model.info = dataclasses.replace(model.info, window=size)
+        llm = RSDLLM.from_pipeline(pipe, **given)
+        assert llm.window == window
+        changed = llm.model_copy(update={"threshold": -1.0})
+        assert changed.window == 100
 
 
 @pytest.mark.parametrize("kind", [ChatRSD, RSDLLM])

@@ -231,3 +231,10 @@ def test_as_the_default_of_llama_index(llm: Any, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(Settings, "_llm", None)
     Settings.llm = llm
     assert Settings.llm.complete(QUESTION).text == ANSWER
+
+
+def test_the_schema_of_its_settings() -> None:
+    """Functions are no JSON: what may be given as data is told."""
+    properties = RSDLLM.model_json_schema()["properties"]
+    assert properties["weighting"]["enum"][0] == "step"
+    assert "on_step" not in properties

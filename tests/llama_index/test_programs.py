@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import suppress
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import pytest
 from llama_index.core import Document, SummaryIndex, get_response_synthesizer
@@ -13,15 +12,20 @@ from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.program import FunctionCallingProgram
 from llama_index.core.program.function_program import get_function_tool
-from llama_index.core.prompts import PromptTemplate
-from pydantic import BaseModel, Field, RootModel
+from llama_index.core.tools import FunctionTool
+from pydantic import BaseModel
 
-from rsd_integrations.errors import AskedError, BackendError
+from rsd_integrations.errors import AskedError, PromptError
 from rsd_integrations.llama_index import RSDLLM
 from rsd_integrations.llama_index.messages import to_chat
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.testing import scripted_pipeline
-from tests.backends.test_constraints import loaded
+from tests.llama_index.spans import recording
+
+
+def add(a: int, b: int) -> int:
+    """Add two numbers."""
+    return a + b
 
 
 class Sum(BaseModel):
@@ -72,62 +76,41 @@ async def test_answers_that_engines_filter_are_not_lost(pipe: RSDPipeline) -> No
     assert str(await streamed.get_response()) == "blue, größer"
 
 
-async def test_engines_that_filter_show_why_a_call_was_refused(pipe: RSDPipeline) -> None:
-    engine = filtering(RSDLLM.from_pipeline(pipe, system_prompt="x" * 3000))
+@pytest.mark.parametrize("streaming", [True, False])
+async def test_users_of_engines_see_why_a_call_was_refused(pipe: RSDPipeline, streaming: bool) -> None:
+    llm = RSDLLM.from_pipeline(pipe, system_prompt="x" * 3000)
+    engine = filtering(llm, streaming=streaming)
+    with pytest.raises(AskedError, match="do not fit the window") as caught:
+        str(engine.query("Which?"))
+    assert isinstance(caught.value.__cause__, PromptError)
     with pytest.raises(AskedError, match="do not fit the window"):
-        engine.query("Which?")
-    with pytest.raises(AskedError, match="do not fit the window"):
-        await engine.aquery("Which?")
+        str(await engine.aquery("Which?"))
+    with pytest.raises(PromptError):
+        llm.predict_and_call([get_function_tool(Sum)], "Add 2 and 3.")
+    assert pipe.backend.draft.open_sessions == 0  # type: ignore[attr-defined]
 
 
-class Tree(BaseModel):
-    """A tree."""
+async def test_streamed_programs_require_the_call_as_others_do() -> None:
+    seen: list[str] = []
 
-    leaf: bool
-    kids: list[Tree] = Field(default=[], max_length=1)
+    def told(prompt: Any, index: int, text: str, output: Any) -> str | None:
+        seen.append(output.choice)
+        return script(prompt, index, text, output)
 
-
-class Flags(RootModel[list[bool]]):
-    """Some flags."""
-
-
-T = TypeVar("T")
-
-
-class Box(BaseModel, Generic[T]):
-    """A box."""
-
-    item: T
+    with scripted_pipeline(told) as pipe:
+        llm = RSDLLM.from_pipeline(pipe)
+        list(program(llm).stream_call())
+        [found async for found in await program(llm).astream_call()]
+        assert {*seen} == {"required"}
+        seen.clear()
+        list(llm.stream_chat_with_tools([FunctionTool.from_defaults(add, name="Sum")], "Add 2 and 3."))
+        assert {*seen} == {"auto"}
 
 
-@pytest.fixture(scope="module")
-def tiny() -> Iterator[RSDPipeline]:
-    with loaded(("tools", "tools-b", "ascii")) as made:
-        yield made
-
-
-@pytest.mark.parametrize("form", [Tree, Flags, Box[bool]])
-async def test_forms_that_no_tool_can_take(form: type[BaseModel], tiny: RSDPipeline) -> None:
-    llm = RSDLLM.from_pipeline(tiny, temperature=1.0, max_tokens=100)
-    prompt = PromptTemplate("Say.")
-    made = []
-    for seed in range(6):
-        # Random models do not know where to stop.
-        with suppress(CutOff):
-            made.append(predicted(llm, form, prompt, seed))
-            assert await llm.astructured_predict(form, prompt, {"seed": seed}) == made[-1]
-    assert made and all(isinstance(one, form) for one in made)
-
-
-class CutOff(Exception):
-    """A limit ended the answer."""
-
-
-def predicted(llm: RSDLLM, form: type[BaseModel], prompt: PromptTemplate, seed: int) -> BaseModel:
-    try:
-        return llm.structured_predict(form, prompt, {"seed": seed})
-    except BackendError as error:
-        raise CutOff if "cut off at a limit" in str(error) else error from error
+def test_calling_has_one_span(pipe: RSDPipeline) -> None:
+    with recording() as record:
+        program(RSDLLM.from_pipeline(pipe))()
+    assert len(record.named("RSDLLM.predict_and_call")) == 1
 
 
 def test_calls_are_told_once_after_any_keeping(pipe: RSDPipeline) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from llama_index.core import Document, VectorStoreIndex
+from llama_index.core import Document, PromptHelper, VectorStoreIndex, get_response_synthesizer
 from llama_index.core.chat_engine.types import ChatMode
 from llama_index.core.embeddings import MockEmbedding
 from llama_index.core.evaluation import FaithfulnessEvaluator
@@ -179,3 +180,15 @@ def test_on_the_pocket_trio(index: VectorStoreIndex) -> None:
         text = "".join(response.response_gen)
         assert text == "".join(step.text for step in seen)
         assert len(response.source_nodes) == 2
+
+
+@pytest.mark.parametrize("mode", ["compact", "refine"])
+def test_what_engines_pack_fits_the_smallest_window(mode: Any) -> None:
+    """Here the PRM's, which reads the prompt too."""
+    with scripted_pipeline(["so"]) as pipe:
+        pipe.backend.prm.info = dataclasses.replace(pipe.backend.prm.info, window=1500)  # type: ignore[misc]
+        llm = RSDLLM.from_pipeline(pipe, max_tokens=60)
+        helper = PromptHelper.from_llm_metadata(llm.metadata, tokenizer=list)
+        synthesizer = get_response_synthesizer(llm=llm, response_mode=mode, prompt_helper=helper)
+        node = NodeWithScore(node=TextNode(text="The sky is blue. " * 300))
+        assert "so" in str(synthesizer.synthesize("Which colour?", [node]))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.types import PydanticProgramMode
-from pydantic import BaseModel, ValidationError, field_validator
+from pydantic import BaseModel, Field, RootModel, ValidationError, field_validator
 
 from rsd_integrations.errors import BackendError
 from rsd_integrations.llama_index import RSDLLM
@@ -17,6 +17,7 @@ from rsd_integrations.llama_index.structured import LastJSONParser
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.testing import scripted_pipeline
 from tests.backends.test_constraints import loaded
+from tests.llama_index.spans import recording
 
 
 class Sky(BaseModel):
@@ -26,6 +27,7 @@ class Sky(BaseModel):
     sure: bool
 
 
+PREDICT = "LLMStructuredPredict"
 PROMPT = PromptTemplate("Which colour has the {what}?")
 
 
@@ -61,6 +63,56 @@ async def test_real_models_keep_to_the_form(models: str, seed: int, request: Any
     for found in await every_way(llm):
         assert found.colour in ("blue", "green", "sky blue")
         assert isinstance(found.sure, bool)
+
+
+class Node(BaseModel):
+    """Holds itself."""
+
+    sure: bool
+    next: Node | None = None
+
+
+class Flags(RootModel[Annotated[list[bool], Field(min_length=1, max_length=2)]]):
+    """A list."""
+
+
+class Either(RootModel[bool | None]):
+    """A union."""
+
+
+@pytest.mark.parametrize("mode", ["default", "function"])
+@pytest.mark.parametrize("form", [Node, Flags, Either])
+async def test_forms_that_are_no_arguments_of_a_tool(tiny: RSDPipeline, form: Any, mode: str) -> None:
+    """They are enforced as documents."""
+    llm = RSDLLM.from_pipeline(tiny, temperature=1.0, seed=1, pydantic_program_mode=mode)
+    for found in await every_way(llm, form):
+        assert isinstance(found, form)
+
+
+def test_a_call_that_is_whole_and_wrong_says_so() -> None:
+    with scripted_pipeline(['<tool_call>\n{"name": "Sky", "arguments": "blue"}\n</tool_call>']) as pipe:
+        llm = RSDLLM.from_pipeline(pipe)
+        with pytest.raises(BackendError, match="no whole call") as caught:
+            llm.structured_predict(Sky, PROMPT, what="sky")
+        assert "stop string" in str(caught.value)
+    with scripted_pipeline(['<tool_call>\n{"name": "Sky", "arguments": [1]}\n</tool_call>']) as pipe:
+        llm = RSDLLM.from_pipeline(pipe)
+        with pytest.raises(
+            BackendError, match="the call of 'Sky' cannot be used, its arguments are no"
+        ) as caught:
+            llm.structured_predict(Sky, PROMPT, what="sky")
+        assert "stop string" not in str(caught.value)
+
+
+@pytest.mark.parametrize("models", ["tiny", "pocket"])
+async def test_events_come_in_order(models: str, request: Any) -> None:
+    llm = RSDLLM.from_pipeline(request.getfixturevalue(models))
+    with recording() as record:
+        await every_way(llm)
+    names = [type(event).__name__ for event in record.events]
+    told = [name.removeprefix(PREDICT).removesuffix("Event") for name in names if name.startswith(PREDICT)]
+    whole, streamed = ["Start", "End"], ["Start", "InProgress", "End"]
+    assert told == [*whole, *whole, *streamed, *streamed, *whole]
 
 
 async def test_the_form_is_in_the_prompt_and_in_the_constraint() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import pytest
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, TextBlock, ToolCallBlock
@@ -14,11 +14,11 @@ from pydantic import BaseModel
 
 from rsd_integrations.errors import BackendError, ConfigError
 from rsd_integrations.llama_index import RSDLLM
-from rsd_integrations.llama_index.messages import to_chat
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.testing import scripted_pipeline
 from tests.backends.test_constraints import loaded
 from tests.follower import follow
+from tests.llama_index.entries import ENTRIES, text_of
 
 QUESTION = "Add 2 and 3."
 
@@ -32,6 +32,15 @@ class Sum(BaseModel):
     """A sum."""
 
     number: int
+
+
+Item = TypeVar("Item")
+
+
+class Box(BaseModel, Generic[Item]):
+    """A box."""
+
+    item: Item
 
 
 def find(what: str = "something") -> str:
@@ -181,59 +190,85 @@ def test_predict_and_call_by_react_sync() -> None:
         assert (answer.response, answer.sources[0].tool_name) == ("5", "add")
 
 
-async def test_parameters_count_by_react_too() -> None:
-    with scripted_pipeline([REACT]) as pipe:
-        pipe.backend.draft.takes_tools = False  # type: ignore[misc]
-        llm = RSDLLM.from_pipeline(pipe)
-        seen: list[Any] = []
-        answer = llm.predict_and_call(TOOLS, QUESTION, on_step=seen.append, tool_required=True, verbose=False)
-        assert (answer.response, len(seen)) == ("5", 1)
-        await llm.apredict_and_call(TOOLS, QUESTION, on_step=seen.append, allow_parallel_tool_calls=True)
-        assert (len(seen), llm.on_step) == (2, None)
-        for wrong, match in (
-            ({"treshold": 5}, "Did you mean 'threshold'"),
-            ({"temperature": -5}, "temperature"),
-        ):
-            with pytest.raises(ValueError, match=match):
-                llm.predict_and_call(TOOLS, QUESTION, **wrong)
-            with pytest.raises(ValueError, match=match):
-                await llm.apredict_and_call(TOOLS, QUESTION, **wrong)
+@pytest.mark.parametrize("name", ["my tool.v1", "Box[int]", "<lambda>"])
+async def test_names_that_are_none_of_openais(tiny: RSDPipeline, name: str) -> None:
+    """Offered, forced by that name, called, and told in the history."""
 
-
-@pytest.mark.parametrize("name", ["my tool.v1", "Box[int]"])
-async def test_tools_by_the_names_they_have(name: str, tiny: RSDPipeline) -> None:
     def choose(yes: bool) -> str:
         """Choose."""
         return f"so {yes}"
 
-    tools = [FunctionTool.from_defaults(choose, name=name)]
-    llm = RSDLLM.from_pipeline(tiny, temperature=1.0, seed=0, max_tokens=400)
-    for given in ({"tool_required": True}, {"tool_choice": name}):
-        answer = await llm.apredict_and_call(tools, QUESTION, **given)
-        assert answer.sources[0].tool_name == name and answer.response in ("so True", "so False")
-    told = llm.chat_with_tools(tools, QUESTION, tool_required=True)
-    assert to_chat([told.message])[0]["tool_calls"][0]["function"]["name"] == name
+    tools = [*TOOLS, FunctionTool.from_defaults(choose, name=name)]
+    llm = RSDLLM.from_pipeline(tiny, temperature=1.0, seed=1, max_tokens=100)
+    for answer in (
+        llm.predict_and_call(tools, QUESTION, tool_choice=name),
+        await llm.apredict_and_call(tools, QUESTION, tool_choice=name),
+    ):
+        assert answer.response in ("so True", "so False")
+        assert answer.sources[0].tool_name == name
+    asked = llm.chat_with_tools(tools, QUESTION, tool_choice=name).message
+    (call,) = [block for block in asked.blocks if isinstance(block, ToolCallBlock)]
+    result = ChatMessage("yes", role="tool", additional_kwargs={"tool_call_id": call.tool_call_id})
+    again = llm.chat_with_tools(tools[2:], chat_history=[ChatMessage(QUESTION), asked, result])
+    assert again.raw["finish_reason"]
 
 
-async def test_completions_have_no_place_for_calls(llm: RSDLLM) -> None:
-    tools = [tool.metadata.to_openai_tool() for tool in TOOLS]
-    with pytest.raises(ConfigError, match=r"tools=.* in a completion.*Use chat"):
-        llm.complete(QUESTION, tools=tools)
-    with pytest.raises(ConfigError, match="tool_choice='required' in a completion"):
-        await llm.acomplete(QUESTION, tool_choice="required")
-    with pytest.raises(ConfigError, match="in a completion"):
-        list(llm.stream_complete(QUESTION, tools=tools))
-    with pytest.raises(ConfigError, match="in a completion"):
-        await llm.astream_complete(QUESTION, parallel_tool_calls=False)
-    assert llm.complete(QUESTION, tools=None).text
+@pytest.mark.parametrize("name", ['say "so"', "a\\b", "{}", "two\nlines"])
+def test_names_that_no_model_can_write(llm: RSDLLM, name: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be written in a call"):
+        llm.chat_with_tools([FunctionTool.from_defaults(add, name=name)], QUESTION)
 
 
-def test_no_tools_are_none(llm: RSDLLM) -> None:
+def test_generic_forms(tiny: RSDPipeline) -> None:
+    llm = RSDLLM.from_pipeline(tiny, temperature=1.0, seed=1, max_tokens=100)
+    assert isinstance(llm.structured_predict(Box[bool], PromptTemplate(QUESTION)), Box)
+
+
+def test_no_tools_by_none(llm: RSDLLM) -> None:
     none: Any = None
-    assert (
-        llm.chat_with_tools(none, QUESTION).message.content
-        == llm.chat_with_tools([], QUESTION).message.content
-    )
+    assert llm.chat_with_tools(none, QUESTION).message.content
+    assert list(llm.stream_chat_with_tools(none, QUESTION))[-1].message.content
+
+
+@pytest.fixture
+def reacting() -> Iterator[RSDLLM]:
+    with scripted_pipeline([REACT]) as pipe:
+        pipe.backend.draft.takes_tools = False  # type: ignore[misc]
+        yield RSDLLM.from_pipeline(pipe)
+
+
+async def test_parameters_of_a_call_hold_by_react_too(reacting: RSDLLM) -> None:
+    steps: list[Any] = []
+    history = [ChatMessage("Hi"), ChatMessage("Ho", role="assistant")]
+    given: dict[str, Any] = {"chat_history": history, "tool_required": True, "tool_choice": None}
+    for answer in (
+        reacting.predict_and_call(TOOLS, QUESTION, on_step=steps.append, seed=3, **given),
+        await reacting.apredict_and_call(TOOLS, QUESTION, on_step=steps.append, temperature=None, **given),
+    ):
+        assert (answer.response, answer.sources[0].tool_name) == ("5", "add")
+    assert len(steps) == 2
+    assert (reacting.on_step, reacting.seed) == (None, None)
+    # What is cut off calls nothing.
+    assert not reacting.predict_and_call(TOOLS, QUESTION, max_tokens=3).sources
+    assert not (await reacting.apredict_and_call(TOOLS, QUESTION, stop="Action:")).sources
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"treshold": 0.5}, r"unknown parameter 'treshold'(?s:.)*Did you mean 'threshold'"),
+        ({"temperature": -5}, "greater than or equal to 0"),
+        ({"max_length": 5}, "'max_length' is fixed for the object"),
+        ({"response_format": {"type": "json_object"}}, "unknown parameter 'response_format'"),
+    ],
+)
+async def test_parameters_that_are_none_are_refused_by_react_too(
+    reacting: RSDLLM, given: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        reacting.predict_and_call(TOOLS, QUESTION, **given)
+    with pytest.raises(ValueError, match=message):
+        await reacting.apredict_and_call(TOOLS, QUESTION, **given)
 
 
 async def test_nonsense_is_refused(llm: RSDLLM) -> None:
@@ -292,3 +327,12 @@ def test_arguments_of_other_llms_are_json_text(llm: RSDLLM) -> None:
     assert llm.get_tool_calls_from_response(answer_with(""))[0].tool_kwargs == {}
     with pytest.raises(ValueError, match=r"The arguments of 'add' are no JSON object: '\{oops'"):
         llm.get_tool_calls_from_response(answer_with("{oops"))
+
+
+@pytest.mark.parametrize("name", ["tools", "tool_choice", "parallel_tool_calls"])
+@pytest.mark.parametrize("entry", [entry for entry in ENTRIES if "complete" in entry])
+def test_completions_take_no_tools(llm: RSDLLM, entry: str, name: str) -> None:
+    """There is no place for a call in what they give."""
+    assert text_of(ENTRIES[entry](llm, **{name: None})[-1])
+    with pytest.raises(ConfigError, match=rf"^{name}=.* is for chats(?s:.)*Use chat"):
+        ENTRIES[entry](llm, **{name: []})
