@@ -32,7 +32,7 @@ overflow-wrap:anywhere}
 .rsd th,.rsd td{padding:.15rem .8rem .15rem 0;text-align:right;background:none;border:0}
 .rsd th:first-child,.rsd td:first-child{text-align:left}
 .rsd th{font-weight:400;opacity:.75}
-.rsd .rsd-note{opacity:.8;font-size:.9em;margin:.2rem 0}
+.rsd .rsd-note{opacity:.8;font-size:.9em;margin:.2rem 0;white-space:pre-wrap;overflow-wrap:anywhere}
 """.strip()
 
 _PAGE_STYLE = ":root{color-scheme:light dark}body{margin:2rem auto;padding:0 1rem;max-width:60rem}"

@@ -82,6 +82,13 @@ def test_colours_do_not_fix_the_text_colour(generation: Generation) -> None:
     )
 
 
+def test_lines_of_a_question_stay_lines(generation: Generation) -> None:
+    page = to_page(generation, question="One:\n  two\nthree?")
+    assert '<div class="rsd-note">One:\n  two\nthree?</div>' in page
+    (style,) = re.findall(r"[.]rsd-note{([^}]*)}", page)
+    assert "white-space:pre-wrap" in style.split(";")
+
+
 def test_an_unfinished_answer_says_so() -> None:
     said = "stopped at a length limit ({}): the answer may be unfinished (see max_tokens, max_steps and "
     assert said.format("3 tokens, 1 step") in to_html(generate("One long step.", max_tokens=3))
