@@ -154,7 +154,8 @@ def _print_memory(models: list[ModelMemory], requests: int, console: Console) ->
             str(model.window),
         )
     print_whole(table, console)
-    console.print(Text(f"cache: keys and values of {requests} requests at full length", "dim"))
+    many = f"{requests} request{'' if requests == 1 else 's'}"
+    console.print(Text(f"cache: keys and values of {many} at full length", "dim"))
     where = dict.fromkeys(model.device for model in models)
     fits = [_fits(device, models, requests, console) for device in where]
     return all(fits)

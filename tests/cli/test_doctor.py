@@ -69,6 +69,19 @@ def test_a_compiler_is_looked_for(found: str | None, monkeypatch: pytest.MonkeyP
     assert said in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("count", "ending"), [(1, ""), (2, "s")])
+def test_one_is_not_told_as_several(
+    count: int, ending: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: count)
+    assert main(["doctor", "--max-batch-size", str(count)]) == 0
+    shown = capsys.readouterr().out
+    assert f"no GPU, {count} thread{ending} " in shown
+    assert f"values of {count} request{ending} at" in shown
+
+
 def test_missing_weights(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     def gone() -> None:
         raise FileNotFoundError("the pocket weights are missing")

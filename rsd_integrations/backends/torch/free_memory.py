@@ -19,7 +19,8 @@ def devices() -> dict[str, str]:
         return {f"cuda:{index}": _gpu(index) for index in range(torch.cuda.device_count())}
     if torch.backends.mps.is_available():
         return {"mps": "Apple GPU"}
-    return {"cpu": f"no GPU, {torch.get_num_threads()} threads"}
+    threads = torch.get_num_threads()
+    return {"cpu": f"no GPU, {threads} thread{'' if threads == 1 else 's'}"}
 
 
 def _gpu(index: int) -> str:
