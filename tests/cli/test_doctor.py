@@ -183,9 +183,9 @@ def test_memory_is_told_for_the_place_and_dtype_asked_for(folders: dict[str, str
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--dtype", "nonsense"], "dtype='nonsense' is no dtype"),
-        (["--device", "banana"], "device='banana' is no device"),
-        (["--device", "cuda:99"], "device='cuda:99' is not available here"),
+        (["--dtype", "nonsense"], "--dtype 'nonsense' is no dtype"),
+        (["--device", "banana"], "--device 'banana' is no device"),
+        (["--device", "cuda:99"], "--device 'cuda:99' is not available here"),
         (["--prm-format", "nonsense"], "there is no PRM format 'nonsense'"),
     ],
 )
@@ -215,7 +215,7 @@ def test_a_folder_without_weights(folders: dict[str, str], tmp_path: Path, capsy
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
     assert doctor_of({**folders, "draft": empty}) == 1
     said = capsys.readouterr().err
-    assert f"the folder draft={empty!r} has no weights (*.safetensors)" in said
+    assert f"the folder --draft {empty!r} has no weights (*.safetensors)" in said
     assert "use_safetensors=False in draft_kwargs" in said
     told = model_memory("draft", empty, {"use_safetensors": False})
     check_weights(Source.of("draft", empty, {"use_safetensors": False}))
