@@ -20,10 +20,10 @@ _BOX = box.SIMPLE_HEAD
 
 def print_speed(report: SpeedReport, console: Console) -> None:
     """Contenders, growth with the number of steps, and how near the memory's limit it is."""
-    print_whole(_contenders(report), console)
+    print_whole(_contenders(report), console, f"{report.shape}: medians")
     if report.growth:
-        print_whole(_growth(report), console)
-    print_whole(_limits(report), console)
+        print_whole(_growth(report), console, "ms a step, as an answer grows")
+    print_whole(_limits(report), console, f"against the memory, {report.bandwidth / 1e9:.1f} GB/s")
     console.print(Text(_step(report.breakdown)))
     for name, why in report.left_out.items():
         console.print(Text(f"left out: {name} ({why})", style="dim"))
@@ -61,8 +61,7 @@ def draw(report: SpeedReport) -> Any:
 
 
 def _contenders(report: SpeedReport) -> Table:
-    title = f"{report.shape}: medians"
-    table = Table(box=_BOX, pad_edge=False, title=title, title_justify="left", title_style="")
+    table = Table(box=_BOX, pad_edge=False)
     table.add_column("", no_wrap=True)
     for heading in ("batch", "kept", "seconds", "tokens/s", "/ gene-\nrate", "/ target\nonly"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -80,7 +79,7 @@ def _contenders(report: SpeedReport) -> Table:
 
 
 def _growth(report: SpeedReport) -> Table:
-    table = Table(box=_BOX, title="ms a step, as an answer grows", title_justify="left", title_style="")
+    table = Table(box=_BOX)
     for heading in ("prompt", "steps", "ours", "reference's way", "/ ours"):
         table.add_column(heading, justify="right")
     for growth in report.growth:
@@ -95,8 +94,7 @@ def _growth(report: SpeedReport) -> Table:
 
 
 def _limits(report: SpeedReport) -> Table:
-    title = f"against the memory, {report.bandwidth / 1e9:.1f} GB/s"
-    table = Table("", box=_BOX, title=title, title_justify="left", title_style="")
+    table = Table("", box=_BOX)
     for heading in ("MB a token", "ms", "share"):
         table.add_column(heading, justify="right")
     for limit in report.limits:

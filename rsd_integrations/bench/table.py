@@ -21,7 +21,7 @@ _HEADINGS = ("accuracy %", "kept", "re-\nwritten", "target\nidle", "FLOPs\npaper
 def print_report(report: AccuracyReport, console: Console) -> None:
     """Both tables and the PRM's quality."""
     print_whole(_points(report.points), console)
-    print_whole(_lengths(report.points), console)
+    print_whole(_lengths(report.points), console, "accuracy % by number of events")
     console.print(Text(_prm(report)))
     console.print(
         Text(
@@ -72,7 +72,7 @@ def _points(points: Sequence[Point]) -> Table:
 
 
 def _lengths(points: Sequence[Point]) -> Table:
-    table = Table(box=_BOX, title="accuracy % by number of events", title_justify="left", title_style="")
+    table = Table(box=_BOX)
     table.add_column("")
     for length in points[0].by_length:
         table.add_column(f"{length.events}", justify="right")

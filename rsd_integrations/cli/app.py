@@ -11,11 +11,13 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
+from rich.console import Console
 
 from rsd_integrations.cli.ask import ask
 from rsd_integrations.cli.bench import bench
 from rsd_integrations.cli.doctor import doctor
 from rsd_integrations.cli.models import OpenPipeline, State
+from rsd_integrations.cli.narrow import PANELS, made_narrow
 from rsd_integrations.cli.wording import in_options, options_of
 from rsd_integrations.errors import ConfigError, PromptError, RSDError
 
@@ -27,21 +29,25 @@ _HELP = """Reward-Guided Speculative Decoding: a draft model writes, a reward mo
 model rewrites what is not good enough."""
 
 
-def build() -> typer.Typer:
-    """The commands put together."""
+def build() -> Any:
+    """The commands put together, their helps as wide as the terminal."""
+    width = Console().width
+    panels = width >= PANELS
     app = typer.Typer(
         name="rsd",
         help=_HELP,
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"]},
+        context_settings={"help_option_names": ["-h", "--help"], "terminal_width": width},
+        rich_markup_mode="rich" if panels else None,
     )
     app.callback()(_root)
     app.command()(ask)
     app.command()(doctor)
     app.add_typer(bench)
-    return app
+    command = typer.main.get_command(app)
+    return command if panels else made_narrow(command)
 
 
 def _version(value: bool) -> None:
@@ -64,7 +70,7 @@ def run(arguments: list[str], open_pipeline: OpenPipeline) -> int:
     """Run a command line and return its exit code; see ``rsd_integrations.cli.main``."""
     debug, arguments = _take_debug(arguments)
     state = State(open_pipeline, shlex.join(["rsd", *arguments]))
-    command = typer.main.get_command(build())
+    command = build()
     try:
         code = command.main(arguments, prog_name="rsd", standalone_mode=False, obj=state)
         sys.stdout.flush()

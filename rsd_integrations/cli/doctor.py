@@ -129,6 +129,9 @@ def _memory(choice: ModelChoice, *, device: str | None, **options: Any) -> list[
 
 def _print(lines: list[_Line], console: Console) -> None:
     table = Table(box=box.SIMPLE_HEAD, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_column(no_wrap=True)
     for line in lines:
         mark = {True: Text("ok", "green"), False: Text("MISSING", "bold red"), None: Text("-", "dim")}
         table.add_row(line.what, Text(line.found), mark[line.fine])
@@ -139,7 +142,7 @@ def _print_memory(models: list[ModelMemory], requests: int, console: Console) ->
     """Whether all fits, as far as that is known."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
-    table.add_column("model", no_wrap=True, max_width=26)
+    table.add_column("model", overflow="fold", max_width=26)
     for heading in ("device", "dtype", "params", "weights", "cache", "tokens"):
         table.add_column(heading, justify="right", no_wrap=True)
     for model in models:

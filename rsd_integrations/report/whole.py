@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.segment import Segments
 from rich.table import Table
+from rich.text import Text
 
 __all__ = ["print_whole"]
 
@@ -13,8 +14,16 @@ _ANY = 10_000
 """Columns that no table needs."""
 
 
-def print_whole(table: Table, console: Console) -> None:
-    """Print a table as wide as it is: rich would cut or fold cells to the terminal's width."""
+def print_whole(table: Table, console: Console, title: str = "") -> None:
+    """Print a table as wide as it is: rich would cut or fold cells to the terminal's width.
+
+    Args:
+        table: what to print.
+        console: where.
+        title: stands above it; a title of the table's own would be folded to the table's width.
+    """
+    if title:
+        console.print(Text(title))
     needed = Measurement.get(console, console.options.update(max_width=_ANY), table).maximum
     options = console.options.update(max_width=_ANY, width=min(needed, _ANY))
     console.print(Segments(console.render(table, options)), crop=False, soft_wrap=True, end="")

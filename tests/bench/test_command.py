@@ -89,6 +89,14 @@ def test_a_number_that_there_is_not_is_missed_as_such(
     assert line.split() == ["PRM", "AUC", ">=", "0.97", "none", "MISSED"]
 
 
+def test_a_title_is_not_folded_to_its_table(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    assert run("--thresholds", "0.7", problems=1, wrong=[])[0] == 0
+    assert "accuracy % by number of events" in capsys.readouterr().out.splitlines()
+
+
 def test_a_place_that_cannot_hold_results_is_told_before_any_model_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,22 @@ def test_one_is_not_told_as_several(
     shown = capsys.readouterr().out
     assert f"no GPU, {count} thread{ending} " in shown
     assert f"values of {count} request{ending} at" in shown
+
+
+def test_names_and_paths_are_whole_in_a_narrow_terminal(
+    folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    long = tmp_path / "A-Very-Long-Name-Of-A-Model-32B-Instruct"
+    shutil.copytree(folders["draft"], long)
+    assert doctor_of({**folders, "draft": str(long)}) == 0
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    assert " llama-index-core " in shown
+    # The folded parts of a path stand in the second column, those of a name in its own.
+    parts = "".join(line[19:].strip().removesuffix("ok").strip() for line in shown.splitlines())
+    assert str(pocket_paths().draft.parent) in parts
+    assert "A-Very-Long-Name-Of-A-Mode " in shown and " l-32B-Instruct " in shown
 
 
 def test_missing_weights(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

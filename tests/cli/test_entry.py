@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 import rsd_integrations
+from rsd_integrations.cli.app import build
+from rsd_integrations.cli.wording import options_of
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Rsd
@@ -58,6 +60,28 @@ def test_help(rsd: Rsd, arguments: list[str]) -> None:
     assert result.code == 0
     assert "Usage: rsd" in result.out
     assert "--debug" not in result.out
+
+
+@pytest.mark.parametrize("width", [40, 60, 79, 80])
+@pytest.mark.parametrize("arguments", [["ask"], ["doctor"], ["bench", "accuracy"], ["bench", "speed"]])
+def test_no_name_of_an_option_is_cut_in_a_narrow_help(
+    rsd: Rsd, monkeypatch: pytest.MonkeyPatch, arguments: list[str], width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    shown = rsd(*arguments, "--help").out
+    assert set(options_of(build(), arguments).values()) <= set(shown.split())
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= width
+
+
+@pytest.mark.parametrize("width", [40, 79])
+def test_what_commands_do_is_told_whole_in_a_narrow_help(
+    rsd: Rsd, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    shown = " ".join(rsd("--help").out.split())
+    assert "Answer a question and show every step: kept, or rejected and rewritten by the target." in shown
+    assert "Measure RSD against its draft and its target alone." in shown
 
 
 @pytest.mark.parametrize("arguments", [[], ["bench"]])

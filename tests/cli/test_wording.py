@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-import typer
 
 from rsd_integrations.cli import main
 from rsd_integrations.cli.app import build
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def options(*arguments: str) -> dict[str, str]:
-    return options_of(typer.main.get_command(build()), arguments)
+    return options_of(build(), arguments)
 
 
 @pytest.mark.parametrize(
