@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,7 +89,27 @@ def open_pipeline(choice: ModelChoice) -> RSDPipeline:
     if choice.is_pocket:
         return RSDPipeline.pocket(**options)
     models = (_expand(choice.draft), _expand(choice.target), _expand(choice.prm))
-    return RSDPipeline.from_pretrained(*models, **options)
+    with _quiet(models):
+        return RSDPipeline.from_pretrained(*models, **options)
+
+
+@contextmanager
+def _quiet(models: Sequence[str]) -> Iterator[None]:
+    """Keep transformers from telling how it loads: what is wrong with a checkpoint our error says in a line.
+
+    It looks at these when it is first imported, in a command only here. Where something may have to be
+    downloaded its bars stay, and whoever has set one of them has chosen.
+    """
+    wanted = {"TRANSFORMERS_VERBOSITY": "error"}
+    if all(Path(model).is_dir() for model in models):
+        wanted["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    added = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
 
 
 def _expand(model: str | None) -> str:

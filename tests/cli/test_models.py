@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +11,12 @@ import pytest
 from rsd_integrations.cli.models import ModelChoice, open_pipeline
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.pipeline import RSDPipeline
+from rsd_integrations.pocket import pocket_paths
 
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
     made: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
-    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     for name in ("pocket", "from_pretrained"):
 
         def record(*models: Any, _name: str = name, **options: Any) -> None:
@@ -37,6 +40,38 @@ def test_three_models_are_loaded_in_their_roles(
     open_pipeline(ModelChoice("org/draft", "~/target", str(tmp_path), prm_format="trl", dtype="float32"))
     models = ("org/draft", str(tmp_path / "target"), str(tmp_path))
     assert calls == [("from_pretrained", models, {"prm_format": "trl", "dtype": "float32"})]
+
+
+@pytest.mark.parametrize(
+    ("draft", "given", "seen"),
+    [
+        (".", {}, {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}),
+        (".", {"TRANSFORMERS_VERBOSITY": "info"}, {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}),
+        ("org/draft", {}, {"TRANSFORMERS_VERBOSITY": "error"}),
+    ],
+)
+def test_transformers_is_asked_to_be_quiet_while_it_loads(
+    draft: str, given: dict[str, str], seen: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("TRANSFORMERS_VERBOSITY", "HF_HUB_DISABLE_PROGRESS_BARS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    before, during = dict(os.environ), {}
+    monkeypatch.setattr(RSDPipeline, "from_pretrained", lambda *models: during.update(os.environ))
+    open_pipeline(ModelChoice(draft, ".", "."))
+    assert during == before | seen
+    assert dict(os.environ) == before
+
+
+def test_a_wrong_checkpoint_is_one_line() -> None:
+    where = pocket_paths()
+    command = [sys.executable, "-m", "rsd_integrations", "ask", "?", "--draft", str(where.prm)]
+    command += ["--target", str(where.target), "--prm", str(where.prm)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: the checkpoint ")
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("folder", ["", "./no", "/no", "~/no", "models/no/such", "..\\no"])
