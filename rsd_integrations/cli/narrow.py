@@ -18,7 +18,7 @@ _FIRST = 12
 _PlainFormatter: Any = typer.Context.formatter_class
 
 
-class _Formatter(_PlainFormatter):
+class _Formatter(_PlainFormatter):  # type: ignore[misc]
     """Short first columns."""
 
     def write_dl(self, rows: Sequence[tuple[str, str]], col_max: int = _FIRST, col_spacing: int = 2) -> None:
