@@ -16,7 +16,6 @@ from langchain_core.messages import (
     SystemMessage,
     ToolMessage,
 )
-from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
 from rsd_integrations.adapters.chat import check_chat, merge_turns
@@ -115,11 +114,11 @@ def _end(generation: Generation, names: dict[str, Any] | None = None) -> dict[st
     usage = generation.usage
     told = {"finish_reason": generation.finish_reason, "rsd": summarise(generation)}
     return {
-        "usage_metadata": UsageMetadata(
-            input_tokens=usage.prompt_tokens,
-            output_tokens=usage.completion_tokens,
-            total_tokens=usage.total_tokens,
-        ),
+        "usage_metadata": {
+            "input_tokens": usage.prompt_tokens,
+            "output_tokens": usage.completion_tokens,
+            "total_tokens": usage.total_tokens,
+        },
         "response_metadata": {**(names or {}), **told},
     }
 
