@@ -23,6 +23,9 @@ _CHOICES: dict[str, Literal["auto", "required", "none"]] = {
     "required": "required",
 }
 
+_NOT_IN_NAMES = '"\\{}'
+"""They would end a tool's name in most models' markup of calls."""
+
 _DATA = ("enum", "const", "default", "examples", "required")
 """Keywords whose values are no schemas."""
 
@@ -166,6 +169,11 @@ def _check_tool(tool: Any) -> dict[str, Any]:
         raise ConfigError(
             f"a tool must name a function, not {tool!r:.200}.",
             hint='Write {"type": "function", "function": {"name": ..., "parameters": {...}}}.',
+        )
+    if any(sign in _NOT_IN_NAMES or not sign.isprintable() for sign in function["name"]):
+        raise ConfigError(
+            f"the tool's name {function['name']!r:.200} cannot be written in a call.",
+            hint="Leave out quotes, backslashes, braces and line breaks.",
         )
     parameters = function.get("parameters")
     if not isinstance(parameters, Mapping | None):

@@ -44,6 +44,10 @@ def test_choices(asked: Any, names: list[str], choice: str, parallel: bool) -> N
         {"tools": [{"type": "function"}]},
         {"tools": ["add"]},
         {"tools": [{"type": "function", "function": {"name": "f", "parameters": 3}}]},
+        *(
+            {"tools": [{"type": "function", "function": {"name": name}}]}
+            for name in ('a"b', "a{", "a\n", "a\\")
+        ),
         {"tools": TOOLS, "tool_choice": "finnd"},
         {"tool_choice": "any"},
         {"tool_choice": 3},

@@ -81,7 +81,7 @@ class PipelineSource:
             window: int = getattr(self._pipeline.backend, role).info.window
             return window
         if self._windows.get(role) is None:
-            named = _named_models(self.spec)
+            named = _named_models(self.spec, role)
             self._windows[role] = known_window(named[role], named.get(f"{role}_kwargs"))
         return self._windows[role]
 
@@ -213,8 +213,7 @@ def _load(spec: dict[str, Any]) -> RSDPipeline:
 
 
 def _named_models(spec: Spec, *roles: Role) -> dict[str, Any]:
-    """Where the models' configs and tokenizers come from; all of them, if no roles are named."""
-    roles = roles or ("draft", "target", "prm")
+    """Where the configs and tokenizers of these roles' models come from."""
     if "pipeline" in spec:
         from rsd_integrations.pocket import pocket_paths
 

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from rsd_integrations.cli.models import ModelChoice
 from rsd_integrations.report.whole import print_whole
+from rsd_integrations.report.words import many
 from rsd_integrations.types import Role
 
 if TYPE_CHECKING:
@@ -157,8 +158,7 @@ def _print_memory(models: list[ModelMemory], requests: int, console: Console) ->
             str(model.window),
         )
     print_whole(table, console)
-    many = f"{requests} request{'' if requests == 1 else 's'}"
-    console.print(Text(f"cache: keys and values of {many} at full length", "dim"))
+    console.print(Text(f"cache: keys and values of {many(requests, 'request')} at full length", "dim"))
     where = dict.fromkeys(model.device for model in models)
     fits = [_fits(device, models, requests, console) for device in where]
     return all(fits)

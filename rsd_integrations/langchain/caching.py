@@ -32,13 +32,10 @@ def cache_key(settings: ChatRSD, stop: list[str] | None, kwargs: Mapping[str, An
         kwargs: of the call.
     """
     call = call_of(settings, stop, kwargs)
-    config = {name: _told_apart(getattr(call.config, name)) for name in RSDConfig.model_fields}
+    fields = {name: getattr(call.config, name) for name in RSDConfig.model_fields}
+    config = {name: _identity(value) if callable(value) else value for name, value in fields.items()}
     parts = [settings.source.name, call.model, config, call.output.key, settings.output_version]
     return json.dumps(["ChatRSD", *parts], sort_keys=True)
-
-
-def _told_apart(value: Any) -> Any:
-    return _identity(value) if callable(value) else value
 
 
 def _identity(function: Callable[..., Any]) -> str:

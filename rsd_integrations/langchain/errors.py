@@ -31,7 +31,12 @@ class TimedOutError(errors.TimedOutError, exceptions.ModelTimeoutError):
     """A call took longer than its ``timeout``."""
 
 
-_KINDS = (PromptLengthError, PromptError, ConfigError, TimedOutError)
+_KINDS: dict[type[errors.RSDError], type[errors.RSDError]] = {
+    errors.PromptLengthError: PromptLengthError,
+    errors.PromptError: PromptError,
+    errors.ConfigError: ConfigError,
+    errors.TimedOutError: TimedOutError,
+}
 
 
 @contextmanager
@@ -40,8 +45,7 @@ def langchain_errors() -> Iterator[None]:
     try:
         yield
     except errors.RSDError as error:
-        # Their own kinds alone: whoever made another one had a reason.
-        kind = next((kind for kind in _KINDS if kind.__bases__[0] is type(error)), None)
+        kind = _KINDS.get(type(error))
         if kind is None:
             raise
         raise kind(error.message, hint=error.hint).with_traceback(error.__traceback__) from error.__cause__

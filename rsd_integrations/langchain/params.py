@@ -66,12 +66,12 @@ def langsmith_params(
     settings: RSDSettings, stop: list[str] | None, kwargs: Mapping[str, Any]
 ) -> LangSmithParams:
     """LangSmith's standard parameters, the call's own first."""
-    temperature = kwargs.get("temperature", settings.temperature)
+    temperature = kwargs.get("temperature")
     params = LangSmithParams(
         ls_provider=PROVIDER,
         ls_model_name=str(kwargs.get("model") or settings.model or settings.model_names["target"]),
         ls_model_type="chat",
-        ls_temperature=temperature,
+        ls_temperature=settings.temperature if temperature is None else temperature,
     )
     if max_tokens := kwargs.get("max_tokens", settings.max_tokens):
         params["ls_max_tokens"] = max_tokens

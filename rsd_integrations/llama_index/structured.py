@@ -97,9 +97,9 @@ class StructuredPrediction(LLM):
         prompt_args: dict[str, Any],
     ) -> Form:
         with asking():
-            given = _begin(output_cls, prompt, llm_kwargs, prompt_args)
-            if self._by_tools(output_cls):
-                return cast(Form, self._program(output_cls, prompt)(llm_kwargs=given, **prompt_args))
+            given, program = self._begun(output_cls, prompt, llm_kwargs, prompt_args)
+            if program is not None:
+                return cast(Form, program(llm_kwargs=given, **prompt_args))
             messages, given, read = self._written(output_cls, prompt, given, prompt_args)
             return read(output_cls, self.chat(messages, **given))
 
@@ -111,15 +111,29 @@ class StructuredPrediction(LLM):
         prompt_args: dict[str, Any],
     ) -> Form:
         with asking():
-            given = _begin(output_cls, prompt, llm_kwargs, prompt_args)
-            if self._by_tools(output_cls):
-                program = self._program(output_cls, prompt)
+            given, program = self._begun(output_cls, prompt, llm_kwargs, prompt_args)
+            if program is not None:
                 return cast(Form, await program.acall(llm_kwargs=given, **prompt_args))
             messages, given, read = self._written(output_cls, prompt, given, prompt_args)
             return read(output_cls, await self.achat(messages, **given))
 
-    def _program(self, output_cls: type[Form], prompt: BasePromptTemplate) -> BasePydanticProgram[Form]:
-        return get_program_for_llm(output_cls, prompt, self, pydantic_program_mode=self.pydantic_program_mode)
+    def _begun(
+        self,
+        output_cls: type[Form],
+        prompt: BasePromptTemplate,
+        llm_kwargs: dict[str, Any] | None,
+        prompt_args: dict[str, Any],
+    ) -> tuple[dict[str, Any], BasePydanticProgram[Form] | None]:
+        """Parameters of the call, and the program of LlamaIndex's that makes it, if one does."""
+        given = _own_form(llm_kwargs)
+        event = LLMStructuredPredictStartEvent(
+            output_cls=output_cls, template=prompt, template_args=prompt_args
+        )
+        _dispatcher.event(event)
+        if not self._by_tools(output_cls):
+            return given, None
+        mode = self.pydantic_program_mode
+        return given, get_program_for_llm(output_cls, prompt, self, pydantic_program_mode=mode)
 
     def _by_tools(self, output_cls: type[BaseModel]) -> bool:
         """Whether LlamaIndex's own programs do it."""
@@ -211,12 +225,7 @@ def _objects(text: str) -> Iterator[dict[str, Any]]:
             start = text.find("{", end)
 
 
-def _begin(
-    output_cls: type[BaseModel],
-    prompt: BasePromptTemplate,
-    llm_kwargs: dict[str, Any] | None,
-    prompt_args: dict[str, Any],
-) -> dict[str, Any]:
+def _own_form(llm_kwargs: dict[str, Any] | None) -> dict[str, Any]:
     """Parameters of the call, a copy: LlamaIndex's programs take some out.
 
     Raises:
@@ -230,8 +239,6 @@ def _begin(
                     f"llm_kwargs={given!r:.200} ask for another form than output_cls.",
                     hint=f"Leave {name} out, or use chat(messages, {name}=...).",
                 )
-    event = LLMStructuredPredictStartEvent(output_cls=output_cls, template=prompt, template_args=prompt_args)
-    _dispatcher.event(event)
     return given
 
 

@@ -42,9 +42,6 @@ _REACT_ARGUMENTS = (
     "memory",
 )
 
-_NOT_IN_NAMES = '"\\{}'
-"""They would end the name in most models' markup of calls."""
-
 
 def chat_arguments(
     tools: Sequence[BaseTool] | None,
@@ -58,7 +55,7 @@ def chat_arguments(
     """Arguments of ``chat`` that offer these tools.
 
     Raises:
-        ConfigError: one of them is no tool, or has a name that no model can write.
+        ConfigError: one of them is no tool.
     """
     wrong = [tool for tool in tools or () if not isinstance(tool, BaseTool)]
     if wrong:
@@ -76,12 +73,6 @@ def chat_arguments(
 
 
 def _offered(tool: BaseTool) -> dict[str, Any]:
-    name = str(tool.metadata.name or "")
-    if any(sign in _NOT_IN_NAMES or not sign.isprintable() for sign in name):
-        raise ConfigError(
-            f"the tool's name {name!r:.200} cannot be written in a call.",
-            hint="Leave out quotes, backslashes, braces and line breaks.",
-        )
     made = tool.metadata.to_openai_tool(skip_length_check=True)
     # OpenAI's names have no spaces, dots and brackets. LlamaIndex looks a call up by the name it was given.
     made["function"]["name"] = tool.metadata.name

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from rsd_integrations.types import Generation
 
-__all__ = ["Remedy", "cost_lines", "ending", "in_python"]
+__all__ = ["Remedy", "cost_lines", "ending", "in_python", "many"]
 
 Remedy = Callable[[Generation], str]
 """What to do about an answer that a length limit ended, in the words of who reads it."""
@@ -23,7 +23,7 @@ def ending(generation: Generation, remedy: Remedy = in_python) -> str:
         return "cancelled: the answer is unfinished"
     if generation.finish_reason != "length":
         return ""
-    counts = (_many(generation.usage.completion_tokens, "token"), _many(len(generation.steps), "step"))
+    counts = (many(generation.usage.completion_tokens, "token"), many(len(generation.steps), "step"))
     limit = f"stopped at a length limit ({', '.join(counts)})"
     return f"{limit}: the answer may be unfinished ({remedy(generation)})"
 
@@ -41,15 +41,16 @@ def _acceptance(generation: Generation) -> str:
     if rate is None:
         return "no steps"
     if not any(step.accepted or step.rejected_text is not None for step in generation.steps):
-        return f"target only, {_many(len(generation.steps), 'step')}"
+        return f"target only, {many(len(generation.steps), 'step')}"
     kept = sum(step.accepted for step in generation.steps)
     if all(step.accepted and step.reward is None for step in generation.steps):
-        return f"draft only, {_many(kept, 'step')}"
+        return f"draft only, {many(kept, 'step')}"
     at = "" if generation.threshold is None else f", threshold {generation.threshold:g}"
-    return f"{kept} of {_many(len(generation.steps), 'step')} ({rate:.0%}){at}"
+    return f"{kept} of {many(len(generation.steps), 'step')} ({rate:.0%}){at}"
 
 
-def _many(count: int, what: str) -> str:
+def many(count: int, what: str) -> str:
+    """So many of something."""
     return f"{count} {what}{'' if count == 1 else 's'}"
 
 

@@ -288,8 +288,8 @@ class SlotRunner:
         if shape.tokens > 1:
             columns = sorted({column for feed in feeds for column in feed.reads})
         head_N3, ids_NT = unpack(numbers.to(self._device), shape)
-        apart = shape.block is None and self.cache.bytes_read(shape) > self.most_gathered
-        apart = apart and self._attend.takes_runs
+        scattered = shape.block is None and self._attend.takes_runs
+        apart = scattered and self.cache.bytes_read(shape) > self.most_gathered
         self._fill(feeds)  # Also if it fails behind having written.
         runs = shape.runs if apart else ()
         where: dict[str, Any] = {"block": runs[0][0] if runs else shape.block, "line": shape.line}
