@@ -111,6 +111,13 @@ def test_one_call_alone_is_shown_even_if_more_were_written() -> None:
         assert len(alone.message.additional_kwargs["tool_calls"]) == 1
         more = llm.chat_with_tools(TOOLS, QUESTION, allow_parallel_tool_calls=True)
         assert called(llm, more) == [("add", {"a": 1, "b": 2}), ("add", {"a": 3, "b": 4})]
+    # Some models write a list of calls, which is one call's text.
+    both = json.dumps([{"name": "add", "arguments": {"a": a, "b": 2}} for a in (1, 3)])
+    with scripted_pipeline([f"<tool_call>\n{both}\n</tool_call>"]) as pipe:
+        llm = RSDLLM.from_pipeline(pipe)
+        alone = llm.chat_with_tools(TOOLS, QUESTION)
+        assert called(llm, alone) == [("add", {"a": 1, "b": 2})]
+        assert len(alone.message.additional_kwargs["tool_calls"]) == 1
 
 
 async def test_words_beside_calls(llm: RSDLLM) -> None:
