@@ -8,7 +8,7 @@ from typing import Any
 from rsd_integrations.errors import PromptError
 from rsd_integrations.types import Message, Prompt
 
-__all__ = ["as_messages", "check_prompt", "check_text"]
+__all__ = ["all_texts", "as_messages", "check_prompt", "check_text"]
 
 
 def check_prompt(prompt: Any) -> Prompt:
@@ -49,7 +49,7 @@ def _check_message(message: Any, index: int) -> Message:
             f"the content of message {index} must be a string or a list of text parts, not {content!r}.",
             hint="Convert it to text first.",
         )
-    for text in _texts(message):
+    for text in all_texts(message):
         check_text(text, f"message {index}")
     return dict(message)
 
@@ -74,17 +74,17 @@ def check_text(text: Any, name: str) -> None:
         ) from error
 
 
-def _texts(value: Any) -> Iterator[str]:
-    """All strings in a message, those of its parts and calls too."""
+def all_texts(value: Any) -> Iterator[str]:
+    """All strings in a structure: of a message those of its parts and calls too."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _texts(key)
-            yield from _texts(item)
+            yield from all_texts(key)
+            yield from all_texts(item)
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from _texts(item)
+            yield from all_texts(item)
 
 
 def as_messages(prompt: Prompt) -> list[Message]:

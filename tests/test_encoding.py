@@ -93,6 +93,21 @@ def test_a_banned_id_that_cannot_be_avoided_is_refused() -> None:
         encode_plain(QWEN, "+", banned=alone(QWEN, "+"))
 
 
+def test_a_tokenizer_that_panics_is_a_prompt_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    class PanicException(BaseException):
+        """As tokenizers raises it where a pattern has tried too often: no Exception."""
+
+    tokenizer = byte_level()
+    encode_plain(tokenizer, "x")
+
+    def panics(*args: Any, **kwargs: Any) -> Any:
+        raise PanicException("retry-limit-in-match over")
+
+    monkeypatch.setattr(tokenizer, "encode", panics)
+    with pytest.raises(PromptError, match="gave up on a text of 3 characters: retry-limit"):
+        encode_plain(tokenizer, "x y")
+
+
 def test_markup_is_parsed() -> None:
     assert encode_markup(QWEN, "<|im_end|>\n") == alone(QWEN, "<|im_end|>\n")
     assert encode_markup(MISTRAL_LIKE, "</s> [INST]")[0] == MISTRAL_LIKE.eos_token_id

@@ -21,6 +21,7 @@ from rsd_integrations.errors import (
     ConfigError,
     EngineClosedError,
     PromptError,
+    PromptLengthError,
     RewardError,
     RSDError,
 )
@@ -408,6 +409,57 @@ def test_a_weighting_may_ask_another_pipeline() -> None:
     with scripted_pipeline(["yes"]) as other, scripted_pipeline(STEPS, rewards=[0.5]) as pipe:
         weighting = lambda reward: float(other.generate("x").text == "yes")  # noqa: E731
         assert pipe.generate("x", weighting=weighting).text == "".join(STEPS)
+
+
+class PanicException(BaseException):
+    """As what is written in Rust raises it: no Exception."""
+
+
+@pytest.mark.parametrize("method", ["open", "advance"])
+def test_a_panic_fails_its_request_and_not_the_engine(method: str) -> None:
+    class Panicking(ScriptedWriter):
+        """One whose next call of a method panics."""
+
+        armed = True
+
+        def open(self, *args: Any) -> Any:
+            self._panic("open")
+            return super().open(*args)
+
+        def advance(self, sessions: Sequence[WriterSession]) -> Any:
+            self._panic("advance")
+            return super().advance(sessions)
+
+        def _panic(self, where: str) -> None:
+            if where == method and self.armed:
+                self.armed = False
+                raise PanicException("retry limit")
+
+    with over(Panicking(STEPS)) as pipe:
+        with pytest.raises(BackendError, match="PanicException: retry limit"):
+            pipe.generate("x")
+        assert pipe.generate("x").text == "".join(STEPS)
+        assert not pipe.closed
+        assert open_sessions(pipe) == 0
+
+
+def test_a_prompt_that_is_far_too_long_is_refused_before_it_is_encoded() -> None:
+    class Counting(ScriptedWriter):
+        """One that counts the characters it encodes."""
+
+        read = 0
+
+        def encode(self, text: str) -> tuple[int, ...]:
+            self.read += len(text)
+            return super().encode(text)
+
+    draft = Counting(STEPS, window=512)
+    with over(draft) as pipe:
+        for prompt in ("x " * 10**6, [{"role": "user", "content": [{"type": "text", "text": "x " * 10**6}]}]):
+            with pytest.raises(PromptLengthError, match="characters does not fit the window of 512 tokens"):
+                pipe.generate(prompt)
+        assert 0 < draft.read < 20_000
+        assert pipe.generate("x").text == "".join(STEPS)
 
 
 def test_a_backend_that_raises_fails_its_batch_and_lives_on() -> None:

@@ -174,7 +174,16 @@ def _adds_prefix(tokenizer: Any) -> bool:
 def _encode(tokenizer: Any, text: str) -> list[int]:
     # Prompts were checked when they came; tools, schemas and the like come here first.
     check_text(text, "a text for the models")
-    return list(tokenizer.encode(text, add_special_tokens=False, verbose=False)) if text else []
+    try:
+        return list(tokenizer.encode(text, add_special_tokens=False, verbose=False)) if text else []
+    except BaseException as error:
+        # What gives up in Rust (a pattern over millions of spaces) is no Exception: nobody would expect it.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise PromptError(
+            f"the tokenizer gave up on a text of {len(text)} characters: {error!s:.200}.",
+            hint="Shorten it, or break up what repeats in it.",
+        ) from error
 
 
 def _ids_of(tokenizer: Any, tokens: frozenset[str]) -> frozenset[int]:

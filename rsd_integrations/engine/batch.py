@@ -219,8 +219,8 @@ class BatchEngine:
             results = run()
             if len(results) != len(tasks):
                 raise BackendError(f"a backend gave {len(results)} results for {len(tasks)} pieces of work.")
-        except Exception as error:  # A backend should fail row by row; one that does not fails them all.
-            results = [error] * len(tasks)
+        except BaseException as error:  # A backend should fail row by row; one that does not fails them all.
+            results = [_ordinary(error)] * len(tasks)
         for task, result in zip(tasks, results, strict=True):
             if result is not None:
                 self._guard(task.job, partial(task.job.take, task, result))
@@ -229,14 +229,23 @@ class BatchEngine:
         """A failure fails its own job; a job that waits for nothing more leaves."""
         try:
             act()
-        except Exception as error:
-            job.fail(error)
+        except BaseException as error:  # Rust's panics are no Exceptions, and nothing interrupts this thread.
+            job.fail(_ordinary(error))
         if not job.tasks and job in self._live:
             self._live.remove(job)
 
 
 def _sessions(tasks: Sequence[Task]) -> list[Any]:
     return [task.session for task in tasks]
+
+
+def _ordinary(error: BaseException) -> Exception:
+    """An error that callers' ``except Exception`` catches, and that ends no event loop."""
+    if isinstance(error, Exception):
+        return error
+    made = BackendError(f"{type(error).__name__}: {error!s:.300}.")
+    made.__cause__ = error
+    return made
 
 
 def _closed() -> EngineClosedError:

@@ -13,6 +13,7 @@ from rsd_integrations.algorithm import Story, rsd
 from rsd_integrations.config import RSDConfig
 from rsd_integrations.errors import PromptLengthError
 from rsd_integrations.output import Output
+from rsd_integrations.prompts import all_texts
 from rsd_integrations.protocols import (
     FREE,
     Backend,
@@ -26,12 +27,16 @@ from rsd_integrations.protocols import (
     Together,
     WindowFull,
     Work,
+    Writer,
     Written,
 )
 from rsd_integrations.reading import Outcome
 from rsd_integrations.types import Generation, InvalidToolCall, Prompt, Role, StepEvent, ToolCall
 
 __all__ = ["Job", "Request", "Sink", "Task"]
+
+_CHARACTERS, _PIECE = 8, 4096
+"""Characters of a token from which a prompt is measured before it is encoded, and of a piece of that."""
 
 GUESSING_PAYS = 3
 """Parameters of the target to those of the draft, from which the draft's guesses are worth its time."""
@@ -104,6 +109,9 @@ class Job:
         self._infos: dict[Role, ModelInfo] = {role: model.info for role, model in models.items()}
         config = self.request.config
         # Usage compares with the target alone, so its prompt is rendered even if it does not run.
+        for role in config.roles:
+            if role != "prm":
+                _check_size(models[role], self.request)
         for role in dict.fromkeys((*config.roles, "target")):
             more = () if role == "prm" else (self.request.output,)
             first = models[role].open(self.request.prompt, *more)
@@ -317,6 +325,28 @@ def _role(piece: DraftStep | TargetStep | ScoreStep | GuessStep) -> Role:
     if isinstance(piece, ScoreStep):
         return "prm"
     return "target" if isinstance(piece, TargetStep) else "draft"
+
+
+def _check_size(model: Writer, request: Request) -> None:
+    """Refuse a prompt that is many times too long before all of it is encoded: the others wait meanwhile.
+
+    Raises:
+        PromptLengthError: it is.
+    """
+    texts, window = [*all_texts([request.prompt, list(request.output.tools)])], model.info.window
+    if sum(map(len, texts)) <= _CHARACTERS * window:
+        return
+    least = 0
+    for text in texts:
+        for start in range(0, len(text), _PIECE):
+            least += len(model.encode(text[start : start + _PIECE]))
+            # Pieces can have more tokens than the whole, but not twice as many.
+            if least > 2 * window:
+                raise PromptLengthError(
+                    f"a prompt of {sum(map(len, texts))} characters does not fit the window of {window} tokens "
+                    f"of {model.info.name!r}.",
+                    hint=_more_room(model.info),
+                )
 
 
 def _room(info: ModelInfo, prompt_tokens: int, max_tokens: int | None) -> int:
