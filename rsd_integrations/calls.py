@@ -183,7 +183,10 @@ def read_json(text: str) -> Any:
             raise ValueError(f"{written} is no finite number")
         return value
 
-    return json.loads(text, parse_float=number, parse_constant=number)
+    try:
+        return json.loads(text, parse_float=number, parse_constant=number)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
 
 
 def _call(item: Any, key: str, text: str) -> ToolCall | InvalidToolCall:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rsd_integrations.errors import ConfigError
+from rsd_integrations.prompts import DEEPEST
 
 __all__ = ["Output", "closed_schema"]
 
@@ -80,6 +81,8 @@ class Output:
         Raises:
             ConfigError: something is malformed, or names a tool that is not there.
         """
+        _check_depth(tools, "tools")
+        _check_depth(response_format, "response_format")
         checked = _check_tools(tools)
         choice, checked, single = _chosen(tool_choice, checked)
         schema, strict = _format(response_format)
@@ -152,6 +155,23 @@ def _arguments(function: Mapping[str, Any]) -> Any:
 def _function(tool: Tool) -> Mapping[str, Any]:
     function: Mapping[str, Any] = tool["function"]
     return function
+
+
+def _check_depth(value: Any, name: str, left: int = DEEPEST) -> None:
+    """Refuse what whoever compiles or renders it could not follow.
+
+    Raises:
+        ConfigError: it is nested too deep, or holds itself.
+    """
+    if left < 0:
+        raise ConfigError(
+            f"{name} are nested more than {DEEPEST} levels deep.",
+            hint='Flatten them, or name schemas under "$defs" and refer to them.',
+        )
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    for part in value if isinstance(value, list | tuple) else ():
+        _check_depth(part, name, left - 1)
 
 
 def _check_tools(tools: Any) -> list[dict[str, Any]]:

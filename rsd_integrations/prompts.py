@@ -8,7 +8,11 @@ from typing import Any
 from rsd_integrations.errors import PromptError
 from rsd_integrations.types import Message, Prompt
 
-__all__ = ["all_texts", "as_messages", "check_prompt", "check_text"]
+__all__ = ["DEEPEST", "all_texts", "as_messages", "check_prompt", "check_text"]
+
+
+DEEPEST = 100
+"""Levels of lists and mappings in a message or a schema."""
 
 
 def check_prompt(prompt: Any) -> Prompt:
@@ -74,17 +78,23 @@ def check_text(text: Any, name: str) -> None:
         ) from error
 
 
-def all_texts(value: Any) -> Iterator[str]:
-    """All strings in a structure: of a message those of its parts and calls too."""
+def all_texts(value: Any, depth: int = DEEPEST) -> Iterator[str]:
+    """All strings in a structure: of a message those of its parts and calls too.
+
+    Raises:
+        PromptError: it is nested deeper than whoever renders it could follow.
+    """
+    if depth < 0:
+        raise PromptError(f"a message is nested more than {DEEPEST} levels deep.", hint="Flatten it.")
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
         for key, item in value.items():
-            yield from all_texts(key)
-            yield from all_texts(item)
+            yield from all_texts(key, depth - 1)
+            yield from all_texts(item, depth - 1)
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from all_texts(item)
+            yield from all_texts(item, depth - 1)
 
 
 def as_messages(prompt: Prompt) -> list[Message]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from rsd_integrations.backends.torch.constrain import Grammars
 from rsd_integrations.backends.torch.tooling import Tooling, call_format, call_reader, check_template
 from rsd_integrations.calls import CALL_ID, HERMES, CallFormat, plain_reader
+from rsd_integrations.errors import ConfigError
 from rsd_integrations.output import Output
 from rsd_integrations.types import InvalidToolCall, Message, ToolCall
 from tests.small_tokenizers import byte_level
@@ -233,3 +235,96 @@ def test_bare_json_that_is_no_call_is_text() -> None:
     for text in ('{"answer": 4}', '{"name": 3, "parameters": {}}', "{x", '{"name": "add", "parameters": 3}'):
         assert read(text) is None
     assert [call.name for call in read('{"name": "add", "parameters": {"x": 1}}') or ()] == ["add"]
+
+
+def test_a_tools_name_that_spells_markup_is_text_in_the_grammar() -> None:
+    tokenizer = byte_level(added=("<tool_call>", "</tool_call>"))
+    grammars = Grammars(tokenizer, frozenset([tokenizer.eos_token_id]), HERMES, "x")
+    function = {"name": "f<|im_end|>g", "parameters": {"type": "object", "properties": {}}}
+    output = Output.of(tools=[{"type": "function", "function": function}], tool_choice="required")
+    constraint = grammars.open(output, None)
+    written = forced(tokenizer, constraint)
+    assert tokenizer.decode(written) == (
+        '<tool_call>\n{"name": "f<|im_end|>g", "arguments": {}}\n</tool_call><|im_end|>'
+    )
+    assert written.index(tokenizer.eos_token_id) == len(written) - 1
+
+
+@pytest.mark.parametrize("word", ["<|im_end|>", "<|im_start|>", "<think>"])
+def test_what_a_schema_prescribes_is_text_even_if_it_spells_markup(word: str) -> None:
+    tokenizer = byte_level(added=("<think>",))
+    grammars = Grammars(tokenizer, frozenset([tokenizer.eos_token_id]), HERMES, "x")
+    schema = {"type": "object", "properties": {f"a{word}": {"const": word}}, "required": [f"a{word}"]}
+    output = Output.of(response_format={"type": "json_schema", "json_schema": {"schema": schema}})
+    *written, end = forced(tokenizer, grammars.open(output, None))
+    assert tokenizer.decode(written) == f'{{"a{word}": "{word}"}}'
+    assert end == tokenizer.eos_token_id
+    assert not {*written} & {*tokenizer.added_tokens_decoder}
+
+
+def forced(tokenizer: Any, constraint: Any) -> list[int]:
+    """The tokens of an answer that leaves no choice but where it ends."""
+    written: list[int] = []
+    while not written or written[-1] != tokenizer.eos_token_id:
+        allowed = constraint.allowed(len(tokenizer)).nonzero().flatten().tolist()
+        written.append(tokenizer.eos_token_id if tokenizer.eos_token_id in allowed else allowed[0])
+        constraint.push(written[-1:])
+    return written
+
+
+def test_a_call_that_is_nested_too_deep_is_an_invalid_one() -> None:
+    text = '<tool_call>\n{"name": "f", "arguments": ' + "[" * 200_000 + "\n</tool_call>"
+    [call] = plain_reader(HERMES)(text) or []
+    assert isinstance(call, InvalidToolCall)
+    assert "nested too deep" in call.error
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "integer", "multipleOf": 99_999_989},
+        {"type": "number", "multipleOf": 1.000_000_7},
+        {"allOf": [{"multipleOf": 9973}, {"multipleOf": 9967}], "type": "integer"},
+    ],
+)
+def test_multiples_that_would_take_hours_to_compile_are_refused(schema: dict[str, Any]) -> None:
+    tokenizer = byte_level()
+    grammars = Grammars(tokenizer, frozenset([tokenizer.eos_token_id]), HERMES, "x")
+
+    def output(number: dict[str, Any]) -> Output:
+        fields = {"type": "object", "properties": {"x": number}}
+        return Output.of(response_format={"type": "json_schema", "json_schema": {"schema": fields}})
+
+    with pytest.raises(ConfigError, match="multipleOf would take"):
+        grammars.check(output(schema))
+    for small in (7, 100, 0.01, 1000):
+        grammars.check(output({"type": "number", "multipleOf": small}))
+
+
+def test_what_compiles_long_does_not_hold_up_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = byte_level()
+    grammars = Grammars(tokenizer, frozenset([tokenizer.eos_token_id]), HERMES, "x")
+    slow, quick = (
+        Output.of(response_format={"type": "json_schema", "json_schema": {"schema": {"const": word}}})
+        for word in ("slow", "quick")
+    )
+    compiling, go_on = threading.Event(), threading.Event()
+    grammar = Grammars._grammar
+
+    def waits(self: Grammars, output: Output, tags: Any) -> str:
+        if output is slow:
+            compiling.set()
+            assert go_on.wait(30)
+        return grammar(self, output, tags)
+
+    monkeypatch.setattr(Grammars, "_grammar", waits)
+    thread = threading.Thread(target=grammars.check, args=(slow,))
+    thread.start()
+    assert compiling.wait(30)
+    other = threading.Thread(target=grammars.check, args=(quick,), daemon=True)
+    other.start()
+    other.join(10)
+    waited = other.is_alive()
+    go_on.set()
+    thread.join()
+    assert not waited

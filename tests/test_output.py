@@ -150,3 +150,12 @@ JSON = st.recursive(
 def test_closing_is_idempotent_and_never_fails(schema: Any) -> None:
     once = closed_schema(schema)
     assert closed_schema(once) == once
+
+
+def test_what_is_nested_too_deep_is_refused() -> None:
+    schema: dict[str, Any] = {}
+    schema["properties"] = {"child": schema}
+    with pytest.raises(ConfigError, match="response_format are nested more than 100 levels"):
+        Output.of(response_format={"type": "json_schema", "json_schema": {"schema": schema}})
+    with pytest.raises(ConfigError, match="tools are nested more than 100 levels"):
+        Output.of(tools=[{"type": "function", "function": {"name": "f", "parameters": schema}}])

@@ -20,6 +20,7 @@ from rsd_integrations.cli.models import OpenPipeline, State
 from rsd_integrations.cli.narrow import PANELS, made_narrow
 from rsd_integrations.cli.wording import in_options, options_of
 from rsd_integrations.errors import ConfigError, PromptError, RSDError
+from rsd_integrations.report.answer import printable
 
 __all__ = ["build", "run"]
 
@@ -132,4 +133,5 @@ def _validation(error: Any) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    # Errors quote configs and chat templates, which may hold what steers a terminal.
+    return printable(" ".join(text.split()))

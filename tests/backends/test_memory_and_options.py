@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import json
+import shutil
 import weakref
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import torch
 
 from rsd_integrations import RSDPipeline
 from rsd_integrations.backends.torch.describe import active_parameters
+from rsd_integrations.backends.torch.memory import model_memory
 from rsd_integrations.backends.torch.runner import PREFILL_CHUNK
 from rsd_integrations.errors import (
     BackendError,
@@ -282,3 +285,19 @@ def test_packed_four_bit_weights_count_as_what_they_hold() -> None:
     model.weight = Params4bit(torch.zeros(8, 1, dtype=torch.uint8), requires_grad=False)
     model.config = causal("Llama", 2).config
     assert active_parameters(model) == 16
+
+
+def test_a_repositorys_code_is_not_run_and_nobody_is_asked(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(folders["draft"], tmp_path / "odd")
+    config = json.loads((tmp_path / "odd" / "config.json").read_text())
+    config |= {"model_type": "odd", "auto_map": {"AutoConfig": "odd.Odd", "AutoModelForCausalLM": "odd.Model"}}
+    (tmp_path / "odd" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "odd" / "odd.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(ModelError, match="custom code"):
+        RSDPipeline.from_pretrained(**{**trio(), "target": tmp_path / "odd"})
+    with pytest.raises(ModelError, match="custom code"):
+        model_memory("target", tmp_path / "odd")
+    assert not (tmp_path / "ran").exists()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from rsd_integrations.cli.app import describe
 from rsd_integrations.errors import BackendError, ModelError
 from rsd_integrations.pocket import EXAMPLE_QUESTIONS
 from tests.processes import interrupted
@@ -181,3 +182,8 @@ def test_a_reader_that_went_away_is_no_traceback() -> None:
     )
     os.close(write)
     assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_errors_cannot_steer_the_terminal() -> None:
+    said, _ = describe(ModelError("the chat template says \x1b[2J\x1b]0;mine\x07\u202e."), {})
+    assert said == "the chat template says \ufffd[2J\ufffd]0;mine\ufffd\ufffd."

@@ -7,8 +7,10 @@ beside a session's tokens: what is committed stays, what was rejected is rolled 
 from __future__ import annotations
 
 import json
+import math
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from decimal import Decimal
 from functools import cached_property
 from typing import Any
 
@@ -17,7 +19,8 @@ from llguidance import LLMatcher, LLTokenizer
 from llguidance.hf import from_tokenizer
 
 from rsd_integrations.calls import CALL_ID, CallFormat
-from rsd_integrations.encoding import encode_markup
+from rsd_integrations.encoding import encode_markup, encode_plain
+from rsd_integrations.encoding.plain import added_tokens
 from rsd_integrations.errors import BackendError, ConfigError
 from rsd_integrations.output import Output
 from rsd_integrations.segment import ReasoningTags
@@ -27,16 +30,28 @@ __all__ = ["Constraint", "Grammars"]
 _KEPT = 32
 """Compiled grammars a model keeps."""
 
+_MOST_REMAINDERS = 100_000
+"""Of multiples of a number: the grammar has a state for each, and takes half a second to compile for so many."""
+
 _COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """As json.dumps writes it. White space that may go on for ever does, with a weak model."""
 
 
 class Constraint:
-    """What one session may write (a matcher and how far it may have to go back)."""
+    """What one session may write (a matcher and how far it may have to go back).
 
-    def __init__(self, matcher: LLMatcher, eos_ids: frozenset[int]) -> None:
+    Args:
+        matcher: its own.
+        eos_ids: tokens that end an answer.
+        spell: plain text -> tokens, none of them control tokens.
+    """
+
+    def __init__(
+        self, matcher: LLMatcher, eos_ids: frozenset[int], spell: Callable[[str], Sequence[int]]
+    ) -> None:
         self._matcher = matcher
         self._eos_ids = eos_ids
+        self._spell = spell
         self._uncommitted = 0
 
     def allowed(self, size: int) -> torch.Tensor:
@@ -50,12 +65,22 @@ class Constraint:
         allowed = torch.zeros(size, dtype=torch.bool)
         flat = bits.flatten().bool()[:size]
         allowed[: len(flat)] = flat
+        if int(allowed.sum()) == 1 and not self._takes(int(allowed.nonzero())):
+            # Text that a schema prescribes may spell a control token, and llguidance takes it for that.
+            text = self._matcher.compute_ff_bytes().decode(errors="ignore")
+            allowed = torch.zeros(size, dtype=torch.bool)
+            allowed[list(self._spell(text)[:1])] = True
         if self._matcher.is_error() or not bool(allowed.any()):
             raise BackendError(
                 f"constrained decoding cannot go on: {self._matcher.get_error() or 'no token fits'!s:.300}.",
                 hint="Simplify the schema.",
             )
         return allowed
+
+    def _takes(self, token: int) -> bool:
+        if token in self._eos_ids:
+            return bool(self._matcher.is_accepting())
+        return bool(self._matcher.validate_tokens([token]))
 
     def push(self, tokens: Iterable[int]) -> None:
         """Take tokens of the step in progress.
@@ -107,7 +132,11 @@ class Grammars:
         Raises:
             ConfigError: a schema cannot be enforced, or it is not known how the model writes calls.
         """
-        return Constraint(self._compile(output, tags).deep_copy(), self._eos_ids)
+        return Constraint(self._compile(output, tags).deep_copy(), self._eos_ids, self._spell)
+
+    def _spell(self, text: str) -> tuple[int, ...]:
+        never = (token.content for token in added_tokens(self._tokenizer) if not token.content.isspace())
+        return encode_plain(self._tokenizer, text, never=never)
 
     def check(self, output: Output) -> None:
         """Compile it, or say why that cannot be.
@@ -120,17 +149,20 @@ class Grammars:
     def _compile(self, output: Output, tags: ReasoningTags | None) -> LLMatcher:
         key = (output.key, tags)
         with self._lock:
-            if key not in self._compiled:
-                matcher = LLMatcher(self._vocabulary, self._grammar(output, tags), log_level=0)
-                if matcher.is_error():
-                    raise ConfigError(
-                        f"a schema cannot be enforced while writing: {matcher.get_error()!s:.400}",
-                        hint="Simplify it, or leave strict out, which lets unknown keywords pass.",
-                    )
-                while len(self._compiled) >= _KEPT:
-                    del self._compiled[next(iter(self._compiled))]
-                self._compiled[key] = matcher
-            return self._compiled[key]
+            vocabulary, found = self._vocabulary, self._compiled.get(key)
+        if found is not None:
+            return found
+        # Without the lock: the engine's thread, which opens others' sessions, must not wait for it.
+        matcher = LLMatcher(vocabulary, self._grammar(output, tags), log_level=0)
+        if matcher.is_error():
+            raise ConfigError(
+                f"a schema cannot be enforced while writing: {matcher.get_error()!s:.400}",
+                hint="Simplify it, or leave strict out, which lets unknown keywords pass.",
+            )
+        with self._lock:
+            while len(self._compiled) >= _KEPT:
+                del self._compiled[next(iter(self._compiled))]
+            return self._compiled.setdefault(key, matcher)
 
     @cached_property
     def _vocabulary(self) -> LLTokenizer:
@@ -144,6 +176,7 @@ class Grammars:
 
     def _grammar(self, output: Output, tags: ReasoningTags | None) -> str:
         """Lark source: thinking if there may be any, then calls, a document or text."""
+        _check_multiples([output.schema, *(schema for _, schema in output.functions)])
         rules = ["start: answer"] if tags is None else self._thinking(tags)
         answers: list[str] = []
         if output.tools and (output.choice == "required" or output.strict or output.schema is not None):
@@ -175,9 +208,10 @@ class Grammars:
                 f"it is not known how {self._name!r} writes calls of tools, so none can be forced.",
                 hint='Use tool_choice="auto" without strict, or a model whose template writes JSON calls.',
             )
-        functions = output.functions
+        functions, between = output.functions, self._literal(form.between)
         rules = [
-            f"call_{index}: {self._literal(name + form.between)} {_json(schema, strict=output.strict)}"
+            # A name is text, even where it spells markup.
+            f"call_{index}: {json.dumps(name)} {between} {_json(schema, strict=output.strict)}"
             for index, (name, schema) in enumerate(functions)
         ]
         call = " | ".join(f"call_{index}" for index in range(len(functions)))
@@ -224,6 +258,30 @@ class Grammars:
         """A text that is one token of markup, as a grammar names it."""
         ids = encode_markup(self._tokenizer, text)
         return f"<[{ids[0]}]>" if len(ids) == 1 and self._vocabulary.is_special_token(ids[0]) else None
+
+
+def _check_multiples(schemas: Any) -> None:
+    """Refuse what would take minutes or hours to compile, for which nobody can be told to stop.
+
+    Raises:
+        ConfigError: the multiples of numbers have too many remainders.
+    """
+    digits = [int("".join(map(str, Decimal(str(number)).as_tuple().digits))) for number in _multiples(schemas)]
+    if (states := math.lcm(*digits)) > _MOST_REMAINDERS:
+        raise ConfigError(
+            f"a schema cannot be enforced while writing: its multipleOf would take {states} states.",
+            hint=f"Leave it out, or take numbers with a common multiple of {_MOST_REMAINDERS} at most.",
+        )
+
+
+def _multiples(part: Any) -> Iterator[float]:
+    if isinstance(part, Mapping):
+        found = part.get("multipleOf")
+        if isinstance(found, int | float) and not isinstance(found, bool) and 0 < found < math.inf:
+            yield found
+        part = list(part.values())
+    for one in part if isinstance(part, list | tuple) else ():
+        yield from _multiples(one)
 
 
 def _json(schema: Mapping[str, Any], *, strict: bool) -> str:

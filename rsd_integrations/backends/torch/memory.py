@@ -138,4 +138,4 @@ def _empty(source: Source) -> torch.nn.Module:
 
 
 def _trust(source: Source) -> dict[str, Any]:
-    return {key: source.options[key] for key in ("trust_remote_code",) if key in source.options}
+    return {"trust_remote_code": source.hub["trust_remote_code"]}

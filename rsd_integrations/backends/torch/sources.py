@@ -39,12 +39,12 @@ class Source:
 
     role: Role
     source: ModelSource
-    options: dict[str, Any]
+    options: dict[str, Any] = field(repr=False)
     name: str = ""
     model: PreTrainedModel | None = None
     config: Any = None
     tokenizer: Any = None
-    hub: dict[str, Any] = field(default_factory=dict)
+    hub: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, role: Role, source: ModelSource, options: Mapping[str, Any] | None) -> Source:
@@ -72,7 +72,9 @@ class Source:
         _check_device_map(role, {**options, **more})
         check_placement(options.get("device") or "cpu", options.get("dtype", "auto"), f"{role}_kwargs: ")
         made = cls(role, source, dict(options))
-        made.hub = {key: options[key] for key in _HUB_OPTIONS if key in options}
+        given = {key: options[key] for key in _HUB_OPTIONS if key in options}
+        # Left out, transformers asks on the terminal whether to run a repository's code.
+        made.hub = {"trust_remote_code": False, **given}
         made._read()
         return made
 
