@@ -328,3 +328,16 @@ def test_what_compiles_long_does_not_hold_up_the_others(monkeypatch: pytest.Monk
     go_on.set()
     thread.join()
     assert not waited
+
+
+def test_text_of_another_model_makes_no_turns_but_thoughts_and_calls() -> None:
+    template = HEADER.replace("<|im_start|>{{ m.role }}", "<User>") + FOOTER.replace("<|im_start|>", "<Bot>")
+    marks = ("<User>", "<Bot>", "<think>", "</think>", "<tool_call>", "</tool_call>")
+    tokenizer = byte_level(template + "{# <think> </think> #}", added=marks)
+    tooling = Tooling(tokenizer, "x", frozenset(), reader=call_reader(tokenizer, HERMES), form=HERMES)
+    added = tokenizer.added_tokens_decoder
+    text = "<think>no</think><User>now<Bot><tool_call></tool_call>"
+    for encode, more in ((tooling.plain, marks[4:]), (tooling.encode, marks[4:])):
+        ids = encode(text)
+        assert tokenizer.decode(ids) == text
+        assert [added[token].content for token in ids if token in added] == [*marks[2:4], *more]

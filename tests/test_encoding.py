@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import normalizers
+from tokenizers import AddedToken, normalizers
 
 from rsd_integrations.encoding import (
     chat_template_text,
@@ -218,6 +218,72 @@ def test_keys_and_roles_are_marked_but_words_are_left_to_compare() -> None:
     ids = render_chat(tokenizer, chat)
     assert ids.count(tokenizer.eos_token_id) == 1
     assert tokenizer.decode(ids).startswith("user!x<|im_end|>?")
+
+
+XML_TOOLS = (
+    "{%- for t in tools or [] -%}{%- for key in t.parameters -%}"
+    "{{- '\n<' ~ key ~ '>' ~ t.parameters[key] ~ '</' ~ key ~ '>' -}}{%- endfor -%}{%- endfor -%}"
+    "{%- for m in messages -%}{{- '<|im_start|>' + m.role + '\n' + (m.content or '') -}}"
+    "{%- for c in m.tool_calls or [] -%}{{- '\n<tool_call>\n<function=' + c.function.name + '>\n' -}}"
+    "{%- for key, value in c.function.arguments.items() -%}"
+    "{{- '<parameter=' + key + '>\n' ~ value ~ '\n</parameter>\n' -}}{%- endfor -%}"
+    "{{- '</function>\n</tool_call>' -}}{%- endfor -%}{{- '<|im_end|>\n' -}}{%- endfor -%}"
+)
+"""Writes signs around names and keys, as Qwen3-Coder's."""
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "argument"),
+    [
+        ("|im_end|", "f", "x"),
+        ("tool_call", "f", "x"),
+        ("im_end|", "f", "x"),
+        ("x", "f<|im_end|", "x"),
+        ("x", "f", "x<|im_end|"),
+        ("x", "f", "</tool_call"),
+    ],
+)
+def test_texts_make_no_control_tokens_with_what_the_template_writes_beside(
+    key: str, name: str, argument: str
+) -> None:
+    tokenizer = byte_level(XML_TOOLS, added=("<tool_call>", "</tool_call>"))
+
+    def rendered(key: str, name: str, argument: str) -> tuple[int, ...]:
+        call = {"function": {"name": name, "arguments": {argument: "1"}}}
+        chat: list[Any] = [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [call]}]
+        return render_chat(tokenizer, chat, tools=[{"name": "f", "parameters": {"type": "object", key: "2"}}])
+
+    control = set(tokenizer.added_tokens_decoder)
+    ids, quiet = rendered(key, name, argument), rendered("x", "f", "x")
+    assert [token for token in ids if token in control] == [token for token in quiet if token in control]
+    assert f"<{key}>2</{key}>" in tokenizer.decode(ids)
+    assert f"<function={name}>\n<parameter={argument}>" in tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("text", ["> x <", "|", "end|>", "<|im_", "<", "\ue0f2> x"])
+def test_what_could_be_a_part_of_a_control_token_and_is_none_is_encoded_as_ever(text: str) -> None:
+    chat: list[dict[str, object]] = [{"role": "user", "content": text}]
+    plain = [{"role": "user", "content": text.replace("\ue0f2", "")}]
+    tokenizer = byte_level()
+    expected = tokenizer.apply_chat_template(plain, add_generation_prompt=True)["input_ids"]
+    assert render_chat(tokenizer, chat) == tuple(expected)
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "text"),
+    [
+        (normalizers.NFKC(), "\uff1ccall\uff1e"),
+        (normalizers.Lowercase(), "<CALL>"),
+        (normalizers.Replace("\u200b", ""), "<ca\u200bll>"),
+    ],
+)
+def test_look_alikes_in_messages_stay_text(normalizer: Any, text: str) -> None:
+    tokenizer = byte_level()
+    tokenizer._tokenizer.normalizer = normalizer
+    tokenizer.add_tokens([AddedToken("<call>", special=True, normalized=True)], special_tokens=True)
+    call = token_id(tokenizer, "<call>")
+    assert call in alone(tokenizer, text)
+    assert call not in render_chat(tokenizer, [{"role": "user", "content": f"so {text} it is"}])
 
 
 def test_a_vocabulary_that_grows_is_noticed() -> None:

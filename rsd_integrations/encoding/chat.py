@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -20,7 +21,38 @@ from rsd_integrations.types import Message
 __all__ = ["chat_template_text", "control_tokens", "message_text", "render_chat"]
 
 # Private-use characters around control tokens in a user's text while a template is rendered.
-_OPEN, _CLOSE = "\ue0f0", "\ue0f1"
+_OPEN, _CLOSE, _EDGE = "\ue0f0", "\ue0f1", "\ue0f2"
+_MARKS = str.maketrans("", "", _OPEN + _CLOSE + _EDGE)
+
+_LOOKED_UP = frozenset(
+    [
+        "role",
+        "content",
+        "name",
+        "type",
+        "id",
+        "function",
+        "functions",
+        "tool",
+        "tools",
+        "tool_calls",
+        "tool_call_id",
+        "arguments",
+        "parameters",
+        "properties",
+        "required",
+        "description",
+        "enum",
+        "items",
+        "title",
+        "default",
+        "format",
+        "reasoning",
+        "reasoning_content",
+        "thinking",
+    ]
+)
+"""Words that templates look for or compare with: never marked."""
 
 
 def control_tokens(tokenizer: Any) -> frozenset[str]:
@@ -90,7 +122,7 @@ def render_chat(
             hint="Use an instruct or chat model, or set tokenizer.chat_template.",
         )
     control = _control_tokens(tokenizer, source) | frozenset(never)
-    mark = _marker(control)
+    mark = _marker(control, _normalizer(tokenizer))
     rendered = _render(
         tokenizer,
         mark([_flat(message) for message in messages]),
@@ -114,7 +146,7 @@ def _render(tokenizer: Any, messages: Any, **kwargs: Any) -> str:
 
 def _encode_rendered(tokenizer: Any, rendered: str, control: frozenset[str]) -> tuple[int, ...]:
     """Encode a rendered chat: marked control tokens spelled out, the template's own parsed."""
-    pieces = _marks(control).split(rendered)
+    pieces = _marks(control).split(_parted(rendered, control))
     ids = encode_markup(tokenizer, pieces[0], opening=True)
     for position, piece in enumerate(pieces[1:], start=1):
         if piece and position % 2:
@@ -122,6 +154,26 @@ def _encode_rendered(tokenizer: Any, rendered: str, control: frozenset[str]) -> 
         elif piece:
             ids += encode_markup(tokenizer, piece)
     return ids
+
+
+def _parted(rendered: str, control: frozenset[str]) -> str:
+    """A rendered chat whose marks at edges are lone ones where they part a control token, else gone."""
+    pattern, reach = alternatives(control), max(map(len, control), default=0)
+    first, *rest = rendered.split(_EDGE)
+    made, left = [first], _bare(first[-4 * reach :])
+    for number, part in enumerate(rest, start=1):
+        right = _bare("".join(rest[number - 1 : number + reach])[: 4 * reach])[:reach]
+        left = left[-reach:]
+        found = pattern.search(left + right)
+        while found and not found.start() < len(left) < found.end():
+            found = pattern.search(left + right, found.start() + 1)
+        made += [_CLOSE if found else "", part]
+        left += _bare(part[-4 * reach :])
+    return "".join(made)
+
+
+def _bare(text: str) -> str:
+    return text.translate(_MARKS)
 
 
 def _flat(message: Message) -> Message:
@@ -148,29 +200,77 @@ def _part_text(part: Any) -> str:
     )
 
 
-def _marker(control: frozenset[str]) -> Callable[[Any], Any]:
-    """A function that puts marks around control tokens in all strings of a structure."""
-    pattern = alternatives(control)
+def _normalizer(tokenizer: Any) -> Callable[[str], str]:
+    """What the tokenizer makes of a text before it looks for tokens in it."""
+    found = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
+    return str if found is None else found.normalize_str
+
+
+def _marker(control: frozenset[str], normalize: Callable[[str], str]) -> Callable[[Any], Any]:
+    """A function that puts marks around control tokens in all strings of a structure.
+
+    Another mark stands where a text could make a control token of what a template writes beside it.
+    """
+    pattern, edges = alternatives(control), _edges(control)
 
     def marked(key: Any, item: Any) -> Any:
-        # Templates compare roles, and a role that is a word cannot be a piece of markup.
-        return _word_or(mark, item) if key == "role" else mark(item)
+        # Templates compare roles and types, and one that is a word cannot be a piece of markup.
+        word = key in ("role", "type") and isinstance(item, str) and item.isidentifier()
+        return item if word else mark(item)
+
+    def named(key: Any) -> Any:
+        # Templates look for keys that are words.
+        return edges.around(key) if isinstance(key, str) and key.isidentifier() else mark(key)
 
     def mark(value: Any) -> Any:
         if isinstance(value, str):
-            bare = value.replace(_OPEN, "").replace(_CLOSE, "")
-            return pattern.sub(lambda found: f"{_OPEN}{found[0]}{_CLOSE}", bare)
+            return text(_bare(value))
         if isinstance(value, Mapping):
-            return {_word_or(mark, key): marked(key, item) for key, item in value.items()}
+            return {named(key): marked(key, item) for key, item in value.items()}
         if isinstance(value, list | tuple):
             return [mark(item) for item in value]
         return value
 
+    def text(bare: str) -> str:
+        if len(pattern.findall(normalize(bare))) > len(pattern.findall(bare)):
+            # Look-alikes of a control token: taken one by one they are none.
+            return "".join(f"{_CLOSE}{character}" for character in bare) + _CLOSE
+        return edges.around(bare, pattern.sub(lambda found: f"{_OPEN}{found[0]}{_CLOSE}", bare))
+
     return mark
 
 
-def _word_or(mark: Callable[[Any], Any], value: Any) -> Any:
-    return value if not isinstance(value, str) or value.isidentifier() else mark(value)
+@dataclass(frozen=True)
+class _Edges:
+    """How texts begin and end that may be the rest or the start of a control token.
+
+    ``names``: words that are one but for the signs around them. ``joined``: all of them, line by line.
+    """
+
+    heads: tuple[str, ...]
+    tails: tuple[str, ...]
+    names: frozenset[str]
+    joined: str
+
+    def around(self, bare: str, shown: str | None = None) -> str:
+        """A text (as it is shown) with marks at those ends."""
+        if bare.isidentifier():
+            within = bare in self.names and bare not in _LOOKED_UP
+        else:
+            within = bool(bare.strip()) and bare in self.joined
+        before = _EDGE if within or bare.startswith(self.tails) else ""
+        behind = _EDGE if within or bare.endswith(self.heads) else ""
+        return f"{before}{bare if shown is None else shown}{behind}"
+
+
+@lru_cache(maxsize=64)
+def _edges(control: frozenset[str]) -> _Edges:
+    # What is left of a token may be a word, too, but a template does not write half a word beside a word.
+    cuts = [(token, place) for token in control for place in range(1, len(token))]
+    heads = {token[:place] for token, place in cuts if not token[:place].isidentifier()}
+    tails = {token[place:] for token, place in cuts if not token[place:].isidentifier()}
+    words = frozenset(re.sub(r"^\W+|\W+$", "", token) for token in control)
+    return _Edges(tuple(heads), tuple(tails), words - control, "\n".join(sorted(control)))
 
 
 @lru_cache(maxsize=64)

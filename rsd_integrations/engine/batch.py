@@ -220,7 +220,7 @@ class BatchEngine:
             if len(results) != len(tasks):
                 raise BackendError(f"a backend gave {len(results)} results for {len(tasks)} pieces of work.")
         except BaseException as error:  # A backend should fail row by row; one that does not fails them all.
-            results = [_ordinary(error)] * len(tasks)
+            results = [_own(error)] * len(tasks)
         for task, result in zip(tasks, results, strict=True):
             if result is not None:
                 self._guard(task.job, partial(task.job.take, task, result))
@@ -229,8 +229,8 @@ class BatchEngine:
         """A failure fails its own job; a job that waits for nothing more leaves."""
         try:
             act()
-        except BaseException as error:  # Rust's panics are no Exceptions, and nothing interrupts this thread.
-            job.fail(_ordinary(error))
+        except BaseException as error:
+            job.fail(_own(error))
         if not job.tasks and job in self._live:
             self._live.remove(job)
 
@@ -239,10 +239,16 @@ def _sessions(tasks: Sequence[Task]) -> list[Any]:
     return [task.session for task in tasks]
 
 
-def _ordinary(error: BaseException) -> Exception:
-    """An error that callers' ``except Exception`` catches, and that ends no event loop."""
+def _own(error: BaseException) -> Exception:
+    """The error of a request. A panic of what is written in Rust is no Exception, but no more than that.
+
+    Raises:
+        BaseException: the error, if it is meant to end the thread.
+    """
     if isinstance(error, Exception):
         return error
+    if type(error).__name__ != "PanicException":
+        raise error
     made = BackendError(f"{type(error).__name__}: {error!s:.300}.")
     made.__cause__ = error
     return made

@@ -343,8 +343,8 @@ def _check_size(model: Writer, request: Request) -> None:
             # Pieces can have more tokens than the whole, but not twice as many.
             if least > 2 * window:
                 raise PromptLengthError(
-                    f"a prompt of {sum(map(len, texts))} characters does not fit the window of {window} tokens "
-                    f"of {model.info.name!r}.",
+                    f"a prompt of {sum(map(len, texts))} characters does not fit the window of {window} "
+                    f"tokens of {model.info.name!r}.",
                     hint=_more_room(model.info),
                 )
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from rsd_integrations.encoding import (
     chat_template_text,
+    control_tokens,
     encode_markup,
     encode_plain,
     message_text,
@@ -125,16 +126,26 @@ class AnswerTurn:
         self._lead = between[len(prompt_end) :] if between.startswith(prompt_end) else ""
         self.space = self._lead if self._lead.isspace() else ""
         """White space that the template writes before what an assistant says."""
+        # Many vocabularies have them as added tokens that are not special, which answers may hold.
+        self._never = frozenset(
+            token
+            for token in control_tokens(tokenizer)
+            if token in whole + header and token not in self._lead
+            for token in control_tokens(tokenizer)
+            if token in whole + header and token not in self._lead
+        )
         self.tail = encode_markup(tokenizer, tail)
         """Tokens behind the answer."""
 
     def encode(self, text: str, *, first: bool, never: Iterable[str] = ()) -> tuple[int, ...]:
-        """Tokens of the next piece of the answer."""
+        """Tokens of the next piece of the answer. What the template marks turns with is text in it."""
+        forbidden = self._never.union(never)
         if not first or not self._lead:
-            return encode_plain(self._tokenizer, text, never=never)
+            return encode_plain(self._tokenizer, text, never=forbidden)
         if self.space:
-            return encode_plain(self._tokenizer, self.space + text, never=never)
-        return encode_markup(self._tokenizer, self._lead) + encode_plain(self._tokenizer, text, never=never)
+            return encode_plain(self._tokenizer, self.space + text, never=forbidden)
+        lead = encode_markup(self._tokenizer, self._lead)
+        return lead + encode_plain(self._tokenizer, text, never=forbidden)
 
 
 def _turn_text(message: Message) -> str:

@@ -292,7 +292,10 @@ def test_a_repositorys_code_is_not_run_and_nobody_is_asked(
 ) -> None:
     shutil.copytree(folders["draft"], tmp_path / "odd")
     config = json.loads((tmp_path / "odd" / "config.json").read_text())
-    config |= {"model_type": "odd", "auto_map": {"AutoConfig": "odd.Odd", "AutoModelForCausalLM": "odd.Model"}}
+    config |= {
+        "model_type": "odd",
+        "auto_map": {"AutoConfig": "odd.Odd", "AutoModelForCausalLM": "odd.Model"},
+    }
     (tmp_path / "odd" / "config.json").write_text(json.dumps(config))
     (tmp_path / "odd" / "odd.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     monkeypatch.setattr("builtins.input", lambda *_: "y")

@@ -31,7 +31,7 @@ _KEPT = 32
 """Compiled grammars a model keeps."""
 
 _MOST_REMAINDERS = 100_000
-"""Of multiples of a number: the grammar has a state for each, and takes half a second to compile for so many."""
+"""Of a multiple: the grammar has a state for each, and takes half a second to compile for so many."""
 
 _COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """As json.dumps writes it. White space that may go on for ever does, with a weak model."""
@@ -266,7 +266,8 @@ def _check_multiples(schemas: Any) -> None:
     Raises:
         ConfigError: the multiples of numbers have too many remainders.
     """
-    digits = [int("".join(map(str, Decimal(str(number)).as_tuple().digits))) for number in _multiples(schemas)]
+    written = (Decimal(str(number)).as_tuple().digits for number in _multiples(schemas))
+    digits = [int("".join(map(str, number))) for number in written]
     if (states := math.lcm(*digits)) > _MOST_REMAINDERS:
         raise ConfigError(
             f"a schema cannot be enforced while writing: its multipleOf would take {states} states.",

@@ -15,7 +15,7 @@ from rsd_integrations.calls import (
     plain_reader,
     read_message,
 )
-from rsd_integrations.encoding import chat_template_text, encode_markup, encode_plain
+from rsd_integrations.encoding import chat_template_text, control_tokens, encode_markup, encode_plain
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.output import Output
 from rsd_integrations.segment import ReasoningTags, Unbroken
@@ -71,6 +71,9 @@ class Tooling:
             token for text in texts for token in encode_markup(tokenizer, text) if token in special
         )
         """Tokens that mark calls: visible where there are tools, special or not."""
+        tags = reasoning_tags(tokenizer)
+        thought = {tags.opening, tags.closing} if tags else set()
+        self._never = control_tokens(tokenizer) - thought
 
     def check(self, output: Output) -> None:
         """Refuse what this model cannot be shown or be made to write.
@@ -95,6 +98,10 @@ class Tooling:
         """
         return self._compiler.open(output, tags) if output.constrained else None
 
+    def plain(self, text: str) -> tuple[int, ...]:
+        """Text of an answer in this model's tokens; of markup only that of thinking becomes tokens."""
+        return encode_plain(self._tokenizer, text, never=self._never)
+
     def encode(self, text: str) -> tuple[int, ...]:
         """Text of an answer in this model's tokens; what marks calls becomes the tokens that do."""
         from rsd_integrations.encoding.plain import alternatives
@@ -103,10 +110,10 @@ class Tooling:
         ids: tuple[int, ...] = ()
         start = 0
         for found in alternatives(marks).finditer(text):
-            ids += encode_plain(self._tokenizer, text[start : found.start()])
+            ids += self.plain(text[start : found.start()])
             ids += (self._tokenizer.convert_tokens_to_ids(found[0]),)
             start = found.end()
-        return ids + encode_plain(self._tokenizer, text[start:])
+        return ids + self.plain(text[start:])
 
     @property
     def _compiler(self) -> Grammars:

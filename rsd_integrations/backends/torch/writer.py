@@ -13,7 +13,6 @@ from rsd_integrations.backends.torch.sampling import draw_rows
 from rsd_integrations.backends.torch.slot_session import to_feed
 from rsd_integrations.backends.torch.tooling import Tooling
 from rsd_integrations.backends.torch.writer_session import TorchWriterSession
-from rsd_integrations.encoding import encode_plain
 from rsd_integrations.errors import BackendError
 from rsd_integrations.output import Output
 from rsd_integrations.protocols import FREE, ModelInfo, WriterSession, Written
@@ -79,7 +78,7 @@ class TorchWriter:
 
     def encode(self, text: str) -> tuple[int, ...]:
         """A text in this model's tokens, special ones never among them."""
-        return encode_plain(self.tokenizer, text)
+        return self.tooling.plain(text)
 
     def count(self, prompt: Prompt, output: Output = FREE) -> int:
         """Length of a rendered prompt."""
