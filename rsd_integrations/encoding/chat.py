@@ -25,32 +25,10 @@ _OPEN, _CLOSE, _EDGE = "\ue0f0", "\ue0f1", "\ue0f2"
 _MARKS = str.maketrans("", "", _OPEN + _CLOSE + _EDGE)
 
 _LOOKED_UP = frozenset(
-    [
-        "role",
-        "content",
-        "name",
-        "type",
-        "id",
-        "function",
-        "functions",
-        "tool",
-        "tools",
-        "tool_calls",
-        "tool_call_id",
-        "arguments",
-        "parameters",
-        "properties",
-        "required",
-        "description",
-        "enum",
-        "items",
-        "title",
-        "default",
-        "format",
-        "reasoning",
-        "reasoning_content",
-        "thinking",
-    ]
+    ("role", "content", "name", "type", "id", "function", "functions", "tool", "tools", "tool_calls")
+).union(
+    ("tool_call_id", "arguments", "parameters", "properties", "required", "description", "enum", "items"),
+    ("title", "default", "format", "reasoning", "reasoning_content", "thinking"),
 )
 """Words that templates look for or compare with: never marked."""
 

@@ -131,8 +131,6 @@ class AnswerTurn:
             token
             for token in control_tokens(tokenizer)
             if token in whole + header and token not in self._lead
-            for token in control_tokens(tokenizer)
-            if token in whole + header and token not in self._lead
         )
         self.tail = encode_markup(tokenizer, tail)
         """Tokens behind the answer."""
