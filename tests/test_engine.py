@@ -556,6 +556,10 @@ def test_the_hint_names_what_limits_the_window(longest: int | None, hint: str) -
         with pytest.raises(PromptError) as caught:
             pipe.generate("12345", max_tokens=16)
         assert caught.value.hint.endswith(hint)
+        with pytest.raises(PromptError) as caught:
+            pipe.generate("x" * 20)
+        assert caught.value.hint.startswith("Shorten the prompt")
+        assert "max_tokens" not in caught.value.hint
 
 
 def test_the_window_is_refused_with_its_numbers() -> None:

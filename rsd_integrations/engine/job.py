@@ -361,14 +361,15 @@ def _room(info: ModelInfo, prompt_tokens: int, max_tokens: int | None) -> int:
         raise PromptLengthError(
             f"{prompt_tokens} prompt tokens{asked} do not fit the window of {info.window} tokens "
             f"of {info.name!r}.",
-            hint=_more_room(info),
+            hint=_more_room(info, max_tokens),
         )
     return room
 
 
-def _more_room(info: ModelInfo) -> str:
+def _more_room(info: ModelInfo, max_tokens: int | None) -> str:
+    shorter = "Shorten the prompt" if max_tokens is None else "Shorten the prompt or lower max_tokens"
     if info.longest is None:
-        return "Shorten the prompt, lower max_tokens, or raise max_length if the model allows it."
+        return f"{shorter}, or raise max_length if the model allows it."
     if info.longest > info.window:
-        return f"Shorten the prompt, lower max_tokens, or raise max_length, here to {info.longest} at most."
-    return "Shorten the prompt or lower max_tokens: the model was made for no more."
+        return f"{shorter}, or raise max_length, here to {info.longest} at most."
+    return f"{shorter}: the model was made for no more."

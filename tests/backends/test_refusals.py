@@ -39,6 +39,13 @@ def test_no_room(options: dict[str, int]) -> None:
         load(**options)
 
 
+@pytest.mark.parametrize("name", ["/no/such/model", "./model", "~/model"])
+@pytest.mark.parametrize("role", ["draft", "prm"])
+def test_a_folder_that_is_not_there(role: str, name: str) -> None:
+    with pytest.raises(ModelError, match=rf"^{role}='{name}' is neither a folder nor a hub id"):
+        load(**{role: name})
+
+
 def test_one_chat_template_of_two() -> None:
     with pytest.raises(ModelError, match=r"target.*no chat template"):
         load(target=(causal("Llama", 1, "ascii"), without_template()))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import HFValidationError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from transformers.utils import is_accelerate_available
 
@@ -104,6 +105,11 @@ class Source:
         try:
             return auto.from_pretrained(name, **self.hub)
         except Exception as error:
+            if isinstance(error.__cause__, HFValidationError):  # Its message speaks of hub ids alone.
+                raise ModelError(
+                    f"{self.role}={name!r} is neither a folder nor a hub id.",
+                    hint="Give a folder that is there (~ is not expanded), or a hub id: organization/name.",
+                ) from error
             what = "config" if auto is AutoConfig else "tokenizer"
             raise ModelError(
                 f"cannot read the {what} of {self.role}={name!r}: {first_line(error)}",
