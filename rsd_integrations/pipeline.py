@@ -17,7 +17,7 @@ from rsd_integrations.errors import ConfigError
 from rsd_integrations.output import Output
 from rsd_integrations.prompts import check_prompt, check_text
 from rsd_integrations.protocols import FREE, Backend
-from rsd_integrations.types import Generation, Message
+from rsd_integrations.types import Generation, GivenPrompt
 
 __all__ = ["DEFAULT_THRESHOLD", "RSDPipeline", "check_rows", "check_timeout"]
 
@@ -202,7 +202,7 @@ class RSDPipeline:
 
     def generate(
         self,
-        prompt: str | list[Message],
+        prompt: GivenPrompt,
         *,
         config: RSDConfig | None = None,
         timeout: float | None = None,
@@ -230,7 +230,7 @@ class RSDPipeline:
 
     def stream(
         self,
-        prompt: str | list[Message],
+        prompt: GivenPrompt,
         *,
         config: RSDConfig | None = None,
         timeout: float | None = None,
@@ -242,7 +242,7 @@ class RSDPipeline:
 
     async def agenerate(
         self,
-        prompt: str | list[Message],
+        prompt: GivenPrompt,
         *,
         config: RSDConfig | None = None,
         timeout: float | None = None,
@@ -254,7 +254,7 @@ class RSDPipeline:
 
     def astream(
         self,
-        prompt: str | list[Message],
+        prompt: GivenPrompt,
         *,
         config: RSDConfig | None = None,
         timeout: float | None = None,
@@ -316,7 +316,7 @@ class RSDPipeline:
         check_text(text, "the text")
         return list(self._backend.target.encode(text))
 
-    def count_tokens(self, prompt: str | list[Message], output: Output = FREE) -> int:
+    def count_tokens(self, prompt: GivenPrompt, output: Output = FREE) -> int:
         """Length of a prompt in the target's tokens, its chat template and tools included.
 
         Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -13,6 +14,7 @@ __all__ = [
     "FLOPs",
     "FinishReason",
     "Generation",
+    "GivenPrompt",
     "InvalidToolCall",
     "Message",
     "Prompt",
@@ -33,6 +35,9 @@ Message = dict[str, object]
 
 Prompt = str | list[Message]
 """A lone text (one user turn where the models have chat templates) or a chat."""
+
+GivenPrompt = str | Sequence[Mapping[str, object]]
+"""The same as callers have it: a chat may be any sequence of mappings."""
 
 
 class _Frozen(BaseModel):
