@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 
-from rsd_integrations.errors import PromptError
+from rsd_integrations import RSDPipeline
+from rsd_integrations.errors import EngineClosedError, PromptError
 from rsd_integrations.langchain import ChatRSD
 from tests.counting import QUESTION
 from tests.langchain.modes import MODES, Recorder
@@ -54,6 +55,15 @@ def tiny() -> Iterator[ChatRSD]:
     )
     yield llm
     llm.load().close()
+
+
+def test_over_a_pipeline_that_was_closed() -> None:
+    with RSDPipeline.pocket() as pipe:
+        llm = ChatRSD.from_pipeline(pipe)
+    with pytest.raises(EngineClosedError, match="was closed"):
+        llm.invoke(QUESTION)
+    with pytest.raises(EngineClosedError, match="was closed"):
+        llm.get_num_tokens(QUESTION)
 
 
 @pytest.mark.parametrize("mode", MODES)

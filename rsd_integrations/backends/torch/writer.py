@@ -58,6 +58,7 @@ class TorchWriter:
         self.hidden_ids = hidden_ids
         self.vocabulary = vocabulary
         self.tooling = tooling
+        self.takes_tools = tooling.takes_tools  # Asked for behind close(), too.
         self._endings = Endings(tokenizer, eos_ids)
         self._render = render
         self._tags_of = tags_of
@@ -66,11 +67,6 @@ class TorchWriter:
         """Render and encode a prompt; the window is checked by the engine, which knows max_tokens."""
         tokens = self._render(prompt, output)
         return TorchWriterSession(self, tokens, output, self._tags_of(tokens))
-
-    @property
-    def takes_tools(self) -> bool:
-        """Whether the chat template shows tools to the model."""
-        return self.tooling.takes_tools
 
     def check(self, output: Output) -> None:
         """Refuse an output that it cannot write."""
