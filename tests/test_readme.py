@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from hatchling.builders.sdist import SdistBuilder
+from hatchling.builders.wheel import WheelBuilder
 
 from rsd_integrations import RSDPipeline
 from tests.tiny_models import causal, token_classifier, tokenizer
@@ -69,6 +70,13 @@ def test_what_the_readme_and_its_tests_need_is_in_the_source_distribution() -> N
     for name in [*linked, "constraints.txt", ".ci/run", "tests/test_readme.py", "dev/gpu.sh"]:
         assert name in packed, name
     assert {str(path.relative_to(ROOT)) for path in SOURCES} <= packed
+
+
+def test_what_the_ecosystem_imports_is_typed_in_the_wheel() -> None:
+    packed = {file.distribution_path for file in WheelBuilder(str(ROOT)).recurse_included_files()}
+    extra = WheelBuilder(str(ROOT)).config.force_include.values()
+    for name in ("rsd_integrations", "llama_index/llms/rsd"):
+        assert {f"{name}/__init__.py", f"{name}/py.typed"} <= packed | set(extra)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
