@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
@@ -135,6 +136,17 @@ class RSDConfig(RSDFields):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_fields(cls, given: Any) -> Any:
+        known = tuple(cls.model_fields)
+        for name in given if isinstance(given, dict) else ():
+            if name not in known:
+                near = difflib.get_close_matches(str(name), known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"fields are {', '.join(known)}"
+                raise ValueError(f"unknown field {name!r}; {hint}")
+        return given
 
     def override(self, **fields: Any) -> RSDConfig:
         """A copy with these fields changed, validated like any other.

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rsd_integrations.errors import ConfigError
+from rsd_integrations.types import DEEPEST
 
 __all__ = ["Output", "closed_schema"]
 
@@ -32,9 +33,6 @@ _DATA = ("enum", "const", "default", "examples", "required")
 _SHARED = ("allOf", "anyOf", "oneOf", "if", "then", "else", "dependentSchemas")
 """Keywords whose schemas speak of the very object that names properties beside them: none may forbid the
 others'. Those of an allOf speak of one object anyway."""
-
-_DEEPEST = 100
-"""Levels of lists and mappings in tools and schemas."""
 
 _NOTHING = {"type": "object", "properties": {}}
 
@@ -159,7 +157,7 @@ def _function(tool: Tool) -> Mapping[str, Any]:
     return function
 
 
-def _check_depth(value: Any, name: str, left: int = _DEEPEST) -> None:
+def _check_depth(value: Any, name: str, left: int = DEEPEST) -> None:
     """Refuse what whoever compiles or renders it could not follow.
 
     Raises:
@@ -167,7 +165,7 @@ def _check_depth(value: Any, name: str, left: int = _DEEPEST) -> None:
     """
     if left < 0:
         raise ConfigError(
-            f"{name} are nested more than {_DEEPEST} levels deep.",
+            f"{name} are nested more than {DEEPEST} levels deep.",
             hint='Flatten them, or name schemas under "$defs" and refer to them.',
         )
     if isinstance(value, Mapping):

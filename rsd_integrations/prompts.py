@@ -6,13 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rsd_integrations.errors import PromptError
-from rsd_integrations.types import Message, Prompt
+from rsd_integrations.types import DEEPEST, Message, Prompt
 
-__all__ = ["DEEPEST", "all_texts", "as_messages", "check_prompt", "check_text"]
-
-
-DEEPEST = 100
-"""Levels of lists and mappings in a message or a schema."""
+__all__ = ["all_texts", "as_messages", "check_prompt", "check_text"]
 
 
 def check_prompt(prompt: Any) -> Prompt:

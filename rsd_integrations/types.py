@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from rsd_integrations.documented import documented
 
 __all__ = [
+    "DEEPEST",
     "Candidate",
     "FLOPs",
     "FinishReason",
@@ -30,6 +31,9 @@ __all__ = [
 Role = Literal["draft", "target", "prm"]
 Source = Literal["draft", "target"]
 FinishReason = Literal["stop", "tool_calls", "length", "cancelled"]
+DEEPEST = 100
+"""Levels of lists and mappings in a message, a tool or a schema."""
+
 Message = dict[str, object]
 """One chat turn, as chat templates take it: "role", "content", perhaps "tool_calls" and others."""
 

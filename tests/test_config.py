@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -57,6 +58,16 @@ def test_what_is_refused_names_the_field(fields: dict[str, Any]) -> None:
         with pytest.raises(ValidationError, match=name):
             pipe.generate("x", **fields)
         assert pipe.backend.draft.open_sessions == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("treshold", "did you mean 'threshold'?"), ("frequency", "fields are threshold, weighting, ")],
+)
+def test_a_misspelt_field_is_told_what_is_near(name: str, told: str) -> None:
+    for make in (RSDConfig, RSDConfig().override):
+        with pytest.raises(ValidationError, match=rf"unknown field '{name}'; " + re.escape(told)):
+            make(**{name: 1})
 
 
 def test_a_lone_string_is_one_entry() -> None:

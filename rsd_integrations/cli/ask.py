@@ -77,7 +77,9 @@ def ask(
         seed=seed,
         draft_candidates=candidates,
     )
-    choice = ModelChoice(draft, target, prm, prm_format, device, dtype)
+    # More candidates than a pipeline has rows by default would be refused.
+    rows = config.rows if config.rows > 8 else None
+    choice = ModelChoice(draft, target, prm, prm_format, device, dtype, max_batch_size=rows)
     text = _question(question)
     check_file("--html", html)
     generation = _answer(state, choice, text, config, as_json=as_json)

@@ -345,7 +345,7 @@ def _check_size(model: Writer, request: Request) -> None:
                 raise PromptLengthError(
                     f"a prompt of {sum(map(len, texts))} characters does not fit the window of {window} "
                     f"tokens of {model.info.name!r}.",
-                    hint=_more_room(model.info),
+                    hint=_more_room(model.info, None),
                 )
 
 

@@ -96,6 +96,13 @@ def test_several_candidates_are_asked_for(rsd: Rsd) -> None:
     assert [len(step.candidates) for step in Generation.model_validate_json(made.out).steps] == [3, 3]
 
 
+@pytest.mark.parametrize(("candidates", "rows"), [("8", None), ("12", 12)])
+def test_more_candidates_get_more_rows(rsd: Rsd, candidates: str, rows: int | None) -> None:
+    rsd.scripted(["One."], max_batch_size=12)
+    assert rsd("ask", "?", "--draft-candidates", candidates, "--temperature", "1").code == 0
+    assert rsd.choices[-1].max_batch_size == rows
+
+
 def test_a_page_that_was_there_stays_until_there_is_another(rsd: Rsd, tmp_path: Path) -> None:
     page = tmp_path / "steps.html"
 
