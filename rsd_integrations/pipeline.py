@@ -341,6 +341,18 @@ class RSDPipeline:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    def __copy__(self) -> RSDPipeline:
+        return self  # A copy of the attributes alone would be closed as soon as the original is dropped.
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RSDPipeline:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise ConfigError(
+            "a live pipeline cannot be pickled or sent to another process.",
+            hint="Make the pipeline there, or name its models in a ChatRSD or RSDLLM, which can be pickled.",
+        )
+
     async def __aenter__(self) -> RSDPipeline:
         return self
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
 import math
 import os
+import pickle
 import random
 import threading
 import time
@@ -745,6 +747,19 @@ def test_sessions_that_cannot_be_closed_leave_nobody_waiting(how: str) -> None:
         with pytest.raises((RuntimeError, ValueError), match=r"device lost|boom|closed"):
             stream.result()
     pipe.close()
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+def test_a_copy_of_a_pipeline_is_the_pipeline(copied: Callable[[RSDPipeline], RSDPipeline]) -> None:
+    pipe = copied(scripted_pipeline(["x"]))  # The original is dropped.
+    gc.collect()
+    assert pipe.generate("x").text == "x"
+    pipe.close()
+
+
+def test_a_pipeline_that_cannot_be_pickled_says_what_can() -> None:
+    with scripted_pipeline(["x"]) as pipe, pytest.raises(ConfigError, match=r"cannot be pickled.*ChatRSD"):
+        pickle.dumps(pipe)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
