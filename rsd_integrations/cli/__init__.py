@@ -10,6 +10,8 @@ from rsd_integrations.cli.streams import open_streams
 
 __all__ = ["main"]
 
+INTERRUPTED = 130
+
 
 def main(argv: Sequence[str] | None = None, *, open_pipeline: OpenPipeline = open_pipeline) -> int:
     """Run ``rsd``.
@@ -22,8 +24,11 @@ def main(argv: Sequence[str] | None = None, *, open_pipeline: OpenPipeline = ope
         0: it went well; 1: a run or a check failed; 2: wrong usage; 130: interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    with open_streams():
-        return _run(arguments, open_pipeline)
+    try:
+        with open_streams():
+            return _run(arguments, open_pipeline)
+    except KeyboardInterrupt:  # While the commands are imported: behind that they see to it themselves.
+        return INTERRUPTED
 
 
 def _run(arguments: list[str], open_pipeline: OpenPipeline) -> int:

@@ -13,6 +13,7 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
+from rsd_integrations.cli import INTERRUPTED
 from rsd_integrations.cli.ask import ask
 from rsd_integrations.cli.bench import bench
 from rsd_integrations.cli.doctor import doctor
@@ -24,7 +25,7 @@ from rsd_integrations.report.answer import printable
 
 __all__ = ["build", "run"]
 
-OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+OK, FAILED, USAGE = 0, 1, 2
 
 _HELP = """Reward-Guided Speculative Decoding: a draft model writes, a reward model scores, the target
 model rewrites what is not good enough."""

@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+from importlib.abc import MetaPathFinder
 from typing import TYPE_CHECKING
 
 import pytest
@@ -154,6 +155,18 @@ def test_interrupt_while_loading_is_quiet(rsd: Rsd) -> None:
         raise KeyboardInterrupt
 
     rsd.open = interrupt  # type: ignore[assignment]
+    result = rsd("ask", "?")
+    assert (result.code, result.out, result.err) == (130, "", "")
+
+
+def test_interrupt_while_commands_are_imported_is_quiet(rsd: Rsd, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupting(MetaPathFinder):
+        def find_spec(self, name: str, path: object, target: object = None) -> None:
+            if name == "rsd_integrations.cli.app":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "rsd_integrations.cli.app", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
     result = rsd("ask", "?")
     assert (result.code, result.out, result.err) == (130, "", "")
 
