@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The tests with the newest of everything but torch, which constraints.txt does not pin then: what users get who install
-# today. Run it now and then, and before a release; write what passed into constraints.txt (pip freeze).
+# today. Run it now and then, and before a release; write what passed into constraints.txt (pip freeze), with
+# a marker where it is not made for Python 3.10 (tests/test_readme.py finds these).
 #
 #   dev/newest.sh [ENVIRONMENT]    a folder for the virtual environment (a new one by default)
 set -euo pipefail

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import gc
 import re
+from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hatchling.builders.sdist import SdistBuilder
 from hatchling.builders.wheel import WheelBuilder
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from rsd_integrations import RSDPipeline
 from tests.tiny_models import causal, token_classifier, tokenizer
@@ -77,6 +80,20 @@ def test_what_the_ecosystem_imports_is_typed_in_the_wheel() -> None:
     extra = WheelBuilder(str(ROOT)).config.force_include.values()
     for name in ("rsd_integrations", "llama_index/llms/rsd"):
         assert {f"{name}/__init__.py", f"{name}/py.typed"} <= packed | set(extra)
+def test_what_is_pinned_is_made_for_the_oldest_python() -> None:
+    oldest = "3.10"
+    assert f'requires-python = ">={oldest}"' in (ROOT / "pyproject.toml").read_text()
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        pin = Requirement(line)
+        if pin.marker is None or pin.marker.evaluate({"python_version": oldest}):
+            assert _made_for(pin.name).contains(oldest), f'{line}; python_version >= "..."'
+
+
+def _made_for(package: str) -> SpecifierSet:
+    try:
+        return SpecifierSet(metadata(package).get("Requires-Python") or "")
+    except PackageNotFoundError:
+        return SpecifierSet()
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
