@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
+from types import GenericAlias
 from typing import Any, cast
 
 from langchain_core.tools import BaseTool, create_schema_from_function
@@ -67,6 +68,8 @@ def is_pydantic(schema: Any) -> bool:
 def _converted(given: Any, strict: bool | None) -> dict[str, Any]:
     unnamed = isinstance(given, Mapping) and not given.keys() & _NAMES
     try:
+        if isinstance(given, GenericAlias):  # A class in Python 3.10, of which LangChain makes an empty form.
+            raise TypeError("it is no function, class or schema.")
         tool = convert_to_openai_tool(given, strict=strict)
     except Exception as error:  # Of many kinds: what is not a tool fails anywhere in the conversion.
         raise ConfigError(
