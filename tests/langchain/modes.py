@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable
 from typing import Any
 from uuid import UUID
@@ -10,7 +11,7 @@ from uuid import UUID
 from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.prompts import ChatPromptTemplate
-from langchain_core.runnables import Runnable
+from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.graph import END, START, MessagesState, StateGraph
 
 from tests.counting import QUESTION
@@ -78,12 +79,16 @@ _INPUT = {"question": QUESTION}
 def graph(llm: Any, how: str = "invoke") -> Any:
     """A langgraph with one node that calls the model."""
 
-    async def anode(state: MessagesState) -> dict[str, Any]:
-        return {"messages": [await llm.ainvoke(state["messages"])]}
+    def needed(config: RunnableConfig) -> RunnableConfig | None:
+        """Tasks of Python 3.10 cannot be given a context: there langgraph asks async nodes to pass this."""
+        return config if sys.version_info < (3, 11) else None
 
-    async def asnode(state: MessagesState) -> dict[str, Any]:
+    async def anode(state: MessagesState, config: RunnableConfig) -> dict[str, Any]:
+        return {"messages": [await llm.ainvoke(state["messages"], needed(config))]}
+
+    async def asnode(state: MessagesState, config: RunnableConfig) -> dict[str, Any]:
         whole = None
-        async for chunk in llm.astream(state["messages"]):
+        async for chunk in llm.astream(state["messages"], needed(config)):
             whole = chunk if whole is None else whole + chunk
         return {"messages": [whole]}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -238,6 +239,7 @@ def test_a_rag_chain() -> None:
     ]
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="langgraph's async context needs Python 3.11")
 async def test_an_agent_without_tools(llm: Any) -> None:
     agent = create_agent(llm, system_prompt="Count.")
     state = {"messages": [HumanMessage(QUESTION)]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from typing import Any
 
 import pytest
@@ -134,6 +135,7 @@ def test_langgraph_custom_streams_show_the_steps(llm: Any, how: str) -> None:
     assert [item["data"]["index"] for item in written] == [0, 1, 2]
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="langgraph's async context needs Python 3.11")
 @pytest.mark.parametrize("how", ["ainvoke", "astream"])
 async def test_langgraph_custom_streams_show_the_steps_async(llm: Any, how: str) -> None:
     state = {"messages": [("human", QUESTION)]}
