@@ -80,6 +80,8 @@ def test_what_the_ecosystem_imports_is_typed_in_the_wheel() -> None:
     extra = WheelBuilder(str(ROOT)).config.force_include.values()
     for name in ("rsd_integrations", "llama_index/llms/rsd"):
         assert {f"{name}/__init__.py", f"{name}/py.typed"} <= packed | set(extra)
+
+
 def test_what_is_pinned_is_made_for_the_oldest_python() -> None:
     oldest = "3.10"
     assert f'requires-python = ">={oldest}"' in (ROOT / "pyproject.toml").read_text()
