@@ -58,8 +58,9 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]
 
     @staticmethod
     def _rows(states: torch.Tensor, plan: Plan, rows_N: torch.Tensor) -> torch.Tensor:
-        # Neighbouring slots are a view; scattered ones have to be gathered.
-        return states[plan.block, :, : plan.span] if plan.block else states[:, :, : plan.span][rows_N]
+        # Neighbouring slots are a view; scattered ones have to be gathered, by an index in twice the time.
+        reached = states[:, :, : plan.span]
+        return reached[plan.block] if plan.block else reached.index_select(0, rows_N)
 
     def get_seq_length(self) -> int:
         """Positions and masks are always given, so this is never what a model goes by."""
