@@ -20,11 +20,11 @@ def check_prompt(prompt: Any) -> Prompt:
     if isinstance(prompt, str):
         check_text(prompt, "the prompt")
         if not prompt.strip():
-            raise PromptError(f"the prompt is empty: {prompt!r}.", hint="Give a question or a chat.")
+            raise PromptError(f"the prompt is empty: {prompt!r:.200}.", hint="Give a question or a chat.")
         return prompt
     if not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
         raise PromptError(
-            f"a prompt must be a string or a list of messages, not {type(prompt).__name__}: {prompt!r}.",
+            f"a prompt must be a string or a list of messages, not {type(prompt).__name__}: {prompt!r:.200}.",
             hint='Write "text" or [{"role": "user", "content": "text"}].',
         )
     if not prompt:
@@ -35,18 +35,18 @@ def check_prompt(prompt: Any) -> Prompt:
 def _check_message(message: Any, index: int) -> Message:
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise PromptError(
-            f"message {index} must be a dict with a role, not {message!r}.",
+            f"message {index} must be a dict with a role, not {message!r:.200}.",
             hint='Write {"role": "user", "content": "text"}.',
         )
     content = message.get("content")
     if content is None and not message.get("tool_calls"):
         raise PromptError(
-            f"message {index} has neither content nor tool_calls: {message!r}.",
+            f"message {index} has neither content nor tool_calls: {message!r:.200}.",
             hint='Add "content": "text".',
         )
     if content is not None and not isinstance(content, str | list):
         raise PromptError(
-            f"the content of message {index} must be a string or a list of text parts, not {content!r}.",
+            f"the content of message {index} must be a string or a list of text parts, not {content!r:.200}.",
             hint="Convert it to text first.",
         )
     for text in all_texts(message):

@@ -116,8 +116,14 @@ class RSDSettings(RSDFields):
     _held: tuple[Spec, PipelineSource] | None = PrivateAttr(default=None)
 
     def __init__(self, **fields: Any) -> None:
-        # Before pydantic sees them: its errors show what was given.
-        super().__init__(**{name: _hidden_field(name, value) for name, value in fields.items()})
+        # Before pydantic sees them: its errors show what was given, under a misspelt name, too.
+        known = type(self).model_fields
+        super().__init__(
+            **{
+                name: _hidden_field(name, value) if name in known else hidden({name: value})[name]
+                for name, value in fields.items()
+            }
+        )
 
     @classmethod
     def pocket(cls, **fields: Any) -> Self:
@@ -264,7 +270,9 @@ class RSDSettings(RSDFields):
 
 
 def _hidden_field(name: str | None, value: Any) -> Any:
-    return hidden(value, secret=name == "api_key") if name in ("api_key", *OPTIONS) else value
+    if name not in ("api_key", *OPTIONS):
+        return value
+    return hidden(value, secret=name == "api_key" or isinstance(value, str))  # Options are no string.
 
 
 def _was_changed(settings: BaseModel, name: str) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from langchain_core.load import dumps, load
+from pydantic import ValidationError
 
 from rsd_integrations.adapters import sources
 from rsd_integrations.adapters.secrets import has_secrets, hidden, revealed, without_secrets
@@ -79,6 +80,18 @@ def test_errors_of_the_constructor_show_no_secret(kind: Any) -> None:
     with pytest.raises(ValueError, match="prm missing") as caught:
         kind(draft="d", target="t", draft_kwargs={"token": "hf_XYZ"}, api_key="hf_XYZ")
     assert "XYZ" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [ChatRSD, RSDLLM])
+@pytest.mark.parametrize(
+    "misspelt",
+    [{"token": "hf_XYZ"}, {"draft_kwarg": {"token": "hf_XYZ"}}, {"draft_kwargs": "hf_XYZ"}],
+    ids=str,
+)
+def test_nor_do_those_of_misspelt_options(kind: Any, misspelt: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(misspelt))) as caught:
+        kind(**NAMED, **misspelt)
+    assert "XYZ" not in str(caught.value) + repr(caught.value.errors())
 
 
 @pytest.mark.parametrize("kind", [ChatRSD, RSDLLM])
