@@ -269,6 +269,14 @@ def test_what_could_be_a_part_of_a_control_token_and_is_none_is_encoded_as_ever(
     assert render_chat(tokenizer, chat) == tuple(expected)
 
 
+@pytest.mark.parametrize("text", ["\n<", "end|>\n", "\n<|\n"])
+def test_what_spans_two_control_tokens_is_a_part_of_none_and_is_trimmed(text: str) -> None:
+    tokenizer = byte_level("{% for m in messages %}<|im_start|>{{ m.content | trim }}<|im_end|>{% endfor %}")
+    chat: list[dict[str, object]] = [{"role": "user", "content": text}]
+    expected = tokenizer.apply_chat_template(chat)["input_ids"]
+    assert render_chat(tokenizer, chat, add_generation_prompt=False) == tuple(expected)
+
+
 @pytest.mark.parametrize(
     ("normalizer", "text"),
     [

@@ -222,20 +222,20 @@ def _marker(control: frozenset[str], normalize: Callable[[str], str]) -> Callabl
 class _Edges:
     """How texts begin and end that may be the rest or the start of a control token.
 
-    ``names``: words that are one but for the signs around them. ``joined``: all of them, line by line.
+    ``names``: words that are one but for the signs around them.
     """
 
     heads: tuple[str, ...]
     tails: tuple[str, ...]
     names: frozenset[str]
-    joined: str
+    tokens: frozenset[str]
 
     def around(self, bare: str, shown: str | None = None) -> str:
         """A text (as it is shown) with marks at those ends."""
         if bare.isidentifier():
             within = bare in self.names and bare not in _LOOKED_UP
         else:
-            within = bool(bare.strip()) and bare in self.joined
+            within = bool(bare.strip()) and any(bare in token for token in self.tokens)
         before = _EDGE if within or bare.startswith(self.tails) else ""
         behind = _EDGE if within or bare.endswith(self.heads) else ""
         return f"{before}{bare if shown is None else shown}{behind}"
@@ -248,7 +248,7 @@ def _edges(control: frozenset[str]) -> _Edges:
     heads = {token[:place] for token, place in cuts if not token[:place].isidentifier()}
     tails = {token[place:] for token, place in cuts if not token[place:].isidentifier()}
     words = frozenset(re.sub(r"^\W+|\W+$", "", token) for token in control)
-    return _Edges(tuple(heads), tuple(tails), words - control, "\n".join(sorted(control)))
+    return _Edges(tuple(heads), tuple(tails), words - control, control)
 
 
 @lru_cache(maxsize=64)
