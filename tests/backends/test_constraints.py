@@ -308,7 +308,11 @@ def test_models_without_tools_in_their_template_say_so() -> None:
 
 @pytest.mark.parametrize(
     ("schema", "strict"),
-    [({"type": "nonsense"}, False), ({"type": "array", "uniqueItems": True, "items": {}}, True)],
+    [
+        ({"type": "nonsense"}, False),
+        ({"type": "array", "uniqueItems": True, "items": {}}, True),
+        ({"$ref": "#"}, False),
+    ],
 )
 def test_schemas_that_cannot_be_enforced_are_refused(pipe: RSDPipeline, schema: Any, strict: bool) -> None:
     asked = {"type": "json_schema", "json_schema": {"schema": schema, "strict": strict}}

@@ -72,7 +72,7 @@ class Constraint:
             allowed[list(self._spell(text)[:1])] = True
         if self._matcher.is_error() or not bool(allowed.any()):
             raise BackendError(
-                f"constrained decoding cannot go on: {self._matcher.get_error() or 'no token fits'!s:.300}.",
+                f"constrained decoding cannot go on: {_reason(self._matcher):.300}.",
                 hint="Simplify the schema.",
             )
         return allowed
@@ -92,7 +92,7 @@ class Constraint:
         for token in (token for token in tokens if token not in self._eos_ids):
             if not self._matcher.consume_token(token):
                 raise BackendError(
-                    f"a committed token breaks the answer's form: {self._matcher.get_error()!s:.300}.",
+                    f"a committed token breaks the answer's form: {_reason(self._matcher):.300}.",
                     hint="Draft and target may spell the same text in ways that do not fit together.",
                 )
             self._uncommitted += 1
@@ -154,9 +154,11 @@ class Grammars:
             return found
         # Without the lock: the engine's thread, which opens others' sessions, must not wait for it.
         matcher = LLMatcher(vocabulary, self._grammar(output, tags), log_level=0)
-        if matcher.is_error():
+        trial = matcher.deep_copy()
+        trial.compute_bitmask()  # A schema that only refers to itself is found here.
+        if trial.is_error():
             raise ConfigError(
-                f"a schema cannot be enforced while writing: {matcher.get_error()!s:.400}",
+                f"a schema cannot be enforced while writing: {_reason(trial):.400}",
                 hint="Simplify it, or leave strict out, which lets unknown keywords pass.",
             )
         with self._lock:
@@ -258,6 +260,11 @@ class Grammars:
         """A text that is one token of markup, as a grammar names it."""
         ids = encode_markup(self._tokenizer, text)
         return f"<[{ids[0]}]>" if len(ids) == 1 and self._vocabulary.is_special_token(ids[0]) else None
+
+
+def _reason(matcher: LLMatcher) -> str:
+    """Why it gave up, without the state that it was in."""
+    return str(matcher.get_error() or "no token fits").partition("\n<state>")[0]
 
 
 def _check_multiples(schemas: Any) -> None:
