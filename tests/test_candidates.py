@@ -273,5 +273,5 @@ def test_a_prompt_is_encoded_once_for_all_candidates(
     assert encoded == ["draft", "target"]
     encoded.clear()
     with pytest.raises(PromptError, match="do not fit the window"):
-        pocket.generate("word " * 2000, draft_candidates=3, temperature=1.0)
+        pocket.generate("word " * 1200, draft_candidates=3, temperature=1.0)
     assert encoded == ["draft"]
