@@ -464,6 +464,24 @@ def test_a_prompt_that_is_far_too_long_is_refused_before_it_is_encoded() -> None
         assert pipe.generate("x").text == "".join(STEPS)
 
 
+def test_a_prompt_of_long_words_fits_whatever_its_characters() -> None:
+    class Terse(ScriptedWriter):
+        """Ten characters are a token, and so many pieces of a text have up to twice as many."""
+
+        def encode(self, text: str) -> tuple[int, ...]:
+            return tuple(map(ord, text[::5]))
+
+        def open(self, prompt: Any, output: Output = FREE) -> Any:
+            session = super().open(prompt, output)
+            session.prompt_tokens //= 10
+            return session
+
+    with over(Terse(STEPS, window=512)) as pipe:
+        assert pipe.generate("x" * 4800).text == "".join(STEPS)
+        with pytest.raises(PromptLengthError, match=r"^a prompt of 100000 characters"):
+            pipe.generate("x" * 100_000)
+
+
 def test_a_backend_that_raises_fails_its_batch_and_lives_on() -> None:
     class Breaking(ScriptedWriter):
         broken = True
