@@ -471,7 +471,7 @@ def test_a_prompt_of_long_words_fits_whatever_its_characters() -> None:
         def encode(self, text: str) -> tuple[int, ...]:
             return tuple(map(ord, text[::5]))
 
-        def open(self, prompt: Any, output: Output = FREE) -> Any:
+        def open(self, prompt: Any, output: Any = FREE) -> Any:
             session = super().open(prompt, output)
             session.prompt_tokens //= 10
             return session
