@@ -267,6 +267,7 @@ def forced(tokenizer: Any, constraint: Any) -> list[int]:
     written: list[int] = []
     while not written or written[-1] != tokenizer.eos_token_id:
         allowed = constraint.allowed(len(tokenizer)).nonzero().flatten().tolist()
+        assert all(map(constraint._takes, allowed))
         written.append(tokenizer.eos_token_id if tokenizer.eos_token_id in allowed else allowed[0])
         constraint.push(written[-1:])
     return written
