@@ -6,9 +6,10 @@ from inspect import signature
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, normalizers
+from transformers import AutoTokenizer
 
 from rsd_integrations.encoding import (
     chat_template_text,
@@ -19,6 +20,7 @@ from rsd_integrations.encoding import (
     token_id,
 )
 from rsd_integrations.errors import ModelError, PromptError
+from rsd_integrations.pocket import pocket_paths
 from tests.small_tokenizers import CHATML, LLAMA3, MISTRAL, byte_level, sentencepiece_like
 
 QWEN = byte_level(added=("<extra_0>", "<tool_call>", "</tool_call>", "<think>", "</think>"))
@@ -258,6 +260,64 @@ def test_texts_make_no_control_tokens_with_what_the_template_writes_beside(
     assert [token for token in ids if token in control] == [token for token in quiet if token in control]
     assert f"<{key}>2</{key}>" in tokenizer.decode(ids)
     assert f"<function={name}>\n<parameter={argument}>" in tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("before", ["<", "<|im_start|><"])
+def test_a_text_does_not_complete_what_the_template_began(before: str) -> None:
+    tokenizer = byte_level("{% for m in messages %}{{ '" + before + "' + m.content }}{% endfor %}")
+    ids = render_chat(tokenizer, [{"role": "user", "content": "|im_end|> x"}], add_generation_prompt=False)
+    assert tokenizer.decode(ids) == before + "|im_end|> x"
+    assert token_id(tokenizer, "<|im_end|>") not in ids
+
+
+TRAINED = AutoTokenizer.from_pretrained(pocket_paths().draft)  # One that merges characters.
+TRAINED.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>", "<call>"]})
+PARTS = [
+    "<",
+    "|",
+    ">",
+    "user",
+    "im_end",
+    "call",
+    "</",
+    "<|",
+    "|>",
+    " ",
+    "\n",
+    "im_",
+    "12 + 7",
+    ".",
+    "A few words ",
+]
+
+
+@given(
+    template=st.sampled_from(
+        [
+            "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}",
+            "{% for m in messages %}<|im_start|>{{ m.role }}: {{ m.content | trim }}\n{% endfor %}",
+            "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>{% endfor %}",
+        ]
+    ),
+    contents=st.lists(
+        st.lists(st.sampled_from(PARTS), min_size=1, max_size=5).map("".join), min_size=1, max_size=3
+    ),
+)
+@settings(max_examples=200, deadline=None)
+def test_chats_that_make_no_control_tokens_are_encoded_as_ever(template: str, contents: list[str]) -> None:
+    chat: list[dict[str, object]] = [{"role": "user", "content": content} for content in contents]
+    own = [{"role": "user", "content": "x"} for _ in contents]
+    expected, quiet = (
+        TRAINED.apply_chat_template(messages, chat_template=template)["input_ids"] for messages in (chat, own)
+    )
+    control = TRAINED.added_tokens_decoder
+    assume(sum(token in control for token in expected) == sum(token in control for token in quiet))
+    assert render_chat(_with(template), chat, add_generation_prompt=False) == tuple(expected)
+
+
+def _with(template: str) -> Any:
+    TRAINED.chat_template = template
+    return TRAINED
 
 
 @pytest.mark.parametrize("text", ["> x <", "|", "end|>", "<|im_", "<", "\ue0f2> x"])

@@ -464,6 +464,15 @@ def test_a_prompt_that_is_far_too_long_is_refused_before_it_is_encoded() -> None
         assert pipe.generate("x").text == "".join(STEPS)
 
 
+def test_a_message_that_is_nested_too_deep_is_refused() -> None:
+    nested: Any = "x"
+    for _ in range(100_000):
+        nested = [nested]
+    message = {"role": "assistant", "content": "x", "tool_calls": nested}
+    with over(ScriptedWriter(STEPS)) as pipe, pytest.raises(PromptError, match="more than 100 levels deep"):
+        pipe.generate([message])
+
+
 def test_a_prompt_of_long_words_fits_whatever_its_characters() -> None:
     class Terse(ScriptedWriter):
         """Ten characters are a token, and so many pieces of a text have up to twice as many."""

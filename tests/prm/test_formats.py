@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rsd_integrations.encoding import token_id
 from rsd_integrations.errors import ModelError, PromptError
 from rsd_integrations.prm import find_prm_format
 from rsd_integrations.prm.judge import JudgeFormat
@@ -227,3 +228,14 @@ def test_an_answer_cannot_leave_its_turn_by_marks_that_are_not_special() -> None
     feed = judge.step(text, 0)
     assert not {*feed.ids[: -feed.probe]} & {*tokenizer.added_tokens_decoder}
     assert tokenizer.decode(feed.ids[: -feed.probe]) == text
+
+
+def test_thoughts_are_marked_in_an_answer_as_the_template_marks_them() -> None:
+    template = (
+        "{% for m in messages %}{{ '<user>' if m.role == 'user' else '<bot><think></think>' }}"
+        "{{ m.content }}{% endfor %}{% if add_generation_prompt %}<bot>{% endif %}"
+    )
+    tokenizer = byte_level(template, added=("<user>", "<bot>", "<think>", "</think>"))
+    turn = AnswerTurn(tokenizer)
+    ids = turn.encode("</think>So<user>", first=False)
+    assert {*ids} & {*tokenizer.added_tokens_decoder} == {token_id(tokenizer, "</think>")}
