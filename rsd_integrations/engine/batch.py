@@ -64,13 +64,15 @@ class BatchEngine:
                 hint="Compute the probability without this pipeline, or with another one.",
             )
         job = Job(request, sink)
+        self.check_open()
+        # Without the lock: whoever held it when the process was forked is not in the child.
+        if not self._thread.is_alive():
+            raise EngineClosedError(
+                "this process was forked from the one that made the pipeline.",
+                hint="Make the pipeline after the fork.",
+            )
         with self._lock:
             self.check_open()
-            if not self._thread.is_alive():
-                raise EngineClosedError(
-                    "this process was forked from the one that made the pipeline.",
-                    hint="Make the pipeline after the fork.",
-                )
             self._inbox.put(job)
         return job
 
@@ -100,6 +102,9 @@ class BatchEngine:
 
     def close(self) -> None:
         """Fail what is queued or running, end the thread, give the models' memory back."""
+        if not self._thread.is_alive():
+            self._closed = True
+            return
         with self._lock:
             if not self._closed:
                 self._closed = True
