@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
@@ -11,6 +10,7 @@ from typing_extensions import Self
 
 from rsd_integrations import weighting as _weighting
 from rsd_integrations.documented import documented
+from rsd_integrations.errors import nearest
 from rsd_integrations.types import Role
 
 __all__ = ["RSDConfig", "RSDFields"]
@@ -140,12 +140,10 @@ class RSDConfig(RSDFields):
     @model_validator(mode="before")
     @classmethod
     def _known_fields(cls, given: Any) -> Any:
-        known = tuple(cls.model_fields)
+        known = cls.model_fields
         for name in given if isinstance(given, dict) else ():
             if name not in known:
-                near = difflib.get_close_matches(str(name), known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"fields are {', '.join(known)}"
-                raise ValueError(f"unknown field {name!r}; {hint}")
+                raise ValueError(f"unknown field {name!r}. {nearest(str(name), known)}")
         return given
 
     def override(self, **fields: Any) -> RSDConfig:

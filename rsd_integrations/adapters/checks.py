@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
-from rsd_integrations.errors import ConfigError
+from rsd_integrations.errors import ConfigError, nearest
 from rsd_integrations.prm import PRMFormat, prm_format_names
 
 __all__ = ["check_dtype", "check_known", "check_on_step", "check_prm_format", "without_nones"]
@@ -32,9 +31,7 @@ def check_known(given: Iterable[str], known: Iterable[str], *, fixed: Iterable[s
                 f"{name!r} is fixed for the object and cannot be given per call.",
                 hint="Make another object; those that name the same models share them.",
             )
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"Did you mean {near[0]!r}?" if near else f"Known are: {', '.join(known)}."
-        raise ConfigError(f"unknown parameter {name!r}.", hint=hint)
+        raise ConfigError(f"unknown parameter {name!r}.", hint=nearest(name, known))
 
 
 def without_nones(given: Mapping[str, Any]) -> dict[str, Any]:

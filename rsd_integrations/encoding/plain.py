@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from rsd_integrations.errors import PromptError
+from rsd_integrations.errors import PromptError, is_panic
 from rsd_integrations.prompts import check_text
 
 __all__ = [
@@ -177,8 +177,7 @@ def _encode(tokenizer: Any, text: str) -> list[int]:
     try:
         return list(tokenizer.encode(text, add_special_tokens=False, verbose=False)) if text else []
     except BaseException as error:
-        # What gives up in Rust (a pattern over millions of spaces) is no Exception: nobody would expect it.
-        if type(error).__name__ != "PanicException":
+        if not is_panic(error):  # Of its pattern, over millions of spaces.
             raise
         raise PromptError(
             f"the tokenizer gave up on a text of {len(text)} characters: {error!s:.200}.",

@@ -11,7 +11,7 @@ from typing import Any
 
 from rsd_integrations.algorithm import Cancelled
 from rsd_integrations.engine.job import Job, Request, Sink, Task
-from rsd_integrations.errors import BackendError, ConfigError, EngineClosedError
+from rsd_integrations.errors import BackendError, ConfigError, EngineClosedError, is_panic
 from rsd_integrations.protocols import Backend, DraftStep, ScoreStep, TargetStep
 
 __all__ = ["GATHER_ROUNDS", "SCORE_ROUNDS", "BatchEngine"]
@@ -245,14 +245,14 @@ def _sessions(tasks: Sequence[Task]) -> list[Any]:
 
 
 def _own(error: BaseException) -> Exception:
-    """The error of a request. A panic of what is written in Rust is no Exception, but no more than that.
+    """The error of a request.
 
     Raises:
         BaseException: the error, if it is meant to end the thread.
     """
     if isinstance(error, Exception):
         return error
-    if type(error).__name__ != "PanicException":
+    if not is_panic(error):
         raise error
     made = BackendError(f"{type(error).__name__}: {error!s:.300}.")
     made.__cause__ = error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from llama_index.core.program.function_program import get_function_tool
 from llama_index.core.tools import BaseTool, FunctionTool
 
 from rsd_integrations.adapters.whole import Flaw, cut_off, no_document, no_whole_call
+from rsd_integrations.calls import read_json
 from rsd_integrations.errors import BackendError, ConfigError
 
 __all__ = [
@@ -116,7 +116,7 @@ def read_arguments(given: Any) -> dict[str, Any] | None:
     """Arguments of a call, which other LLMs give as JSON text; None if they are no JSON object."""
     if isinstance(given, str):
         try:
-            given = json.loads(given) if given.strip() else {}
+            given = read_json(given) if given.strip() else {}
         except ValueError:
             return None
     return {} if given is None else given if isinstance(given, dict) else None

@@ -203,7 +203,9 @@ def test_calls_without_arguments(given: Any, arguments: Any) -> None:
     assert turn["tool_calls"][0]["function"] == {"name": "now", "arguments": arguments}
 
 
-@pytest.mark.parametrize("given", ['{"x": ', "[1]", "1"])
+@pytest.mark.parametrize(
+    "given", ['{"x": ', "[1]", "1", '{"x": NaN}', pytest.param('{"x": ' + "[" * 100_000, id="deep")]
+)
 def test_calls_that_cannot_be_read_are_seen_as_text(given: str) -> None:
     turn = to_chat(calling(blocks=[ToolCallBlock(tool_name="add", tool_kwargs=given)]))[1]
     assert "tool_calls" not in turn

@@ -162,6 +162,7 @@ def test_in_words_the_prompt_of_the_caller_is_left_alone() -> None:
         (r"\boxed{3}", "there is none"),
         ('{"colour": "red"}', "colour"),
         ('{"colour": "blue", "sure": true', "there is none"),
+        pytest.param('{"colour": ' + "[" * 100_000, "there is none", id="deep"),
     ],
 )
 def test_what_does_not_fit_says_why(text: str, message: str) -> None:
