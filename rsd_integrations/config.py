@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -10,10 +11,9 @@ from typing_extensions import Self
 
 from rsd_integrations import weighting as _weighting
 from rsd_integrations.documented import documented
-from rsd_integrations.errors import nearest
 from rsd_integrations.types import Role
 
-__all__ = ["RSDConfig", "RSDFields"]
+__all__ = ["RSDConfig", "RSDFields", "nearest"]
 
 _ROLES: dict[str, tuple[Role, ...]] = {
     "rsd": ("draft", "target", "prm"),
@@ -195,3 +195,10 @@ class RSDConfig(RSDFields):
     def rows(self) -> int:
         """Rows of the models' batches that a request takes."""
         return 1 if self.mode == "target" else self.draft_candidates
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """What to do about a name that is not among the known ones."""
+    known = tuple(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"Did you mean {near[0]!r}?" if near else f"Known are: {', '.join(known)}."

@@ -20,9 +20,6 @@ Each carries ``hint``, one sentence that says what to do; ``str(error)`` shows b
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
-
 __all__ = [
     "AskedError",
     "BackendError",
@@ -36,8 +33,6 @@ __all__ = [
     "RewardError",
     "StreamError",
     "TimedOutError",
-    "is_panic",
-    "nearest",
 ]
 
 
@@ -111,15 +106,3 @@ class AskedError(RSDError):
 
     It is no ValueError on purpose: LlamaIndex takes those for bad answers of a model, and drops them.
     """
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The hint for a name that is not among the known ones."""
-    known = tuple(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"Did you mean {near[0]!r}?" if near else f"Known are: {', '.join(known)}."
-
-
-def is_panic(error: BaseException) -> bool:
-    """Whether a library that is written in Rust gave up: no Exception, though it concerns one call alone."""
-    return type(error).__name__ == "PanicException"

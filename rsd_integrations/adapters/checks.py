@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
-from rsd_integrations.errors import ConfigError, nearest
+from rsd_integrations.config import nearest
+from rsd_integrations.errors import ConfigError
 from rsd_integrations.prm import PRMFormat, prm_format_names
 
 __all__ = ["check_dtype", "check_known", "check_on_step", "check_prm_format", "without_nones"]

@@ -10,7 +10,8 @@ from itertools import pairwise
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from rsd_integrations.errors import PromptError, is_panic
+from rsd_integrations.errors import PromptError
+from rsd_integrations.panics import is_panic
 from rsd_integrations.prompts import check_text
 
 __all__ = [

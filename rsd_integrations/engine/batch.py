@@ -11,7 +11,8 @@ from typing import Any
 
 from rsd_integrations.algorithm import Cancelled
 from rsd_integrations.engine.job import Job, Request, Sink, Task
-from rsd_integrations.errors import BackendError, ConfigError, EngineClosedError, is_panic
+from rsd_integrations.errors import BackendError, ConfigError, EngineClosedError
+from rsd_integrations.panics import is_panic
 from rsd_integrations.protocols import Backend, DraftStep, ScoreStep, TargetStep
 
 __all__ = ["GATHER_ROUNDS", "SCORE_ROUNDS", "BatchEngine"]

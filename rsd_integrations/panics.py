@@ -1,0 +1,10 @@
+"""Panics of libraries that are written in Rust (tokenizers, llguidance)."""
+
+from __future__ import annotations
+
+__all__ = ["is_panic"]
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether a library gave up: no ``Exception``, though it concerns one call alone."""
+    return type(error).__name__ == "PanicException"
