@@ -6,17 +6,19 @@ import asyncio
 import secrets
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rsd_integrations.config import RSDConfig
 from rsd_integrations.engine.batch import BatchEngine
 from rsd_integrations.engine.job import Request
 from rsd_integrations.engine.streams import AsyncEventStream, EventStream, Submit
+from rsd_integrations.engine.tasks import TaskEngine
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.output import Output
 from rsd_integrations.prompts import check_prompt, check_text
 from rsd_integrations.protocols import FREE, Backend
+from rsd_integrations.remote import RemoteBackend
 from rsd_integrations.types import Generation, GivenPrompt
 
 __all__ = ["DEFAULT_THRESHOLD", "RSDPipeline", "check_rows", "check_timeout"]
@@ -63,14 +65,14 @@ class RSDPipeline:
         ConfigError: it is no ``Backend``.
     """
 
-    def __init__(self, backend: Backend) -> None:
-        if not isinstance(backend, Backend):
+    def __init__(self, backend: Backend | RemoteBackend) -> None:
+        if not isinstance(backend, Backend | RemoteBackend):
             raise ConfigError(
                 f"{backend!r:.200} is no Backend of three models.",
                 hint="Use RSDPipeline.from_pretrained(draft, target, prm) or RSDPipeline.pocket().",
             )
         self._backend = backend
-        self._engine = BatchEngine(backend)
+        self._engine = BatchEngine(backend) if isinstance(backend, Backend) else TaskEngine(backend)
         # The engine's thread keeps the engine alive, not the pipeline: a dropped pipeline closes.
         self._closer = weakref.finalize(self, self._engine.close)
 
@@ -160,6 +162,68 @@ class RSDPipeline:
         with no_progress_bars():
             return cls.from_pretrained(draft=paths.draft, target=paths.target, prm=paths.prm, **options)
 
+    @classmethod
+    def from_vllm(
+        cls,
+        draft: str | Sequence[str],
+        target: str | Sequence[str],
+        prm: str | Sequence[str],
+        *,
+        prm_format: Any = "auto",
+        max_batch_size: int = 256,
+        max_length: int | None = None,
+        draft_kwargs: Mapping[str, Any] | None = None,
+        target_kwargs: Mapping[str, Any] | None = None,
+        prm_kwargs: Mapping[str, Any] | None = None,
+    ) -> RSDPipeline:
+        """Use three models that vLLM serves, here or elsewhere (extra "vllm").
+
+        Tokenizers and configs are read on this side; prompts and steps go to the servers as token ids.
+
+        Args:
+            draft: base URL of its server, or of several replicas (a request stays with one of them).
+            target: likewise.
+            prm: likewise.
+            prm_format: as for ``from_pretrained``.
+            max_batch_size: most requests at work at once; the others queue.
+            max_length: most tokens of prompt and answer; the servers' own limits count, too.
+            draft_kwargs: options of this role alone: model (the served name, where there are several),
+                api_key, headers, max_concurrency (questions on their way), timeout (seconds an answer may
+                take), attempts; source (folder or hub id of tokenizer and config, where it is not what the
+                server was started with), tokenizer, and revision, token, cache_dir, local_files_only,
+                subfolder, trust_remote_code for these.
+            target_kwargs: likewise.
+            prm_kwargs: likewise.
+
+        Raises:
+            ConfigError: an option is unknown or out of bounds.
+            BackendError: a server cannot be reached, or refuses.
+            ModelError: a model or tokenizer cannot play its role.
+        """
+        try:
+            from rsd_integrations.backends.vllm.loading import load_remote
+        except ModuleNotFoundError as error:
+            if error.name != "httpx":
+                raise
+            raise ConfigError(
+                "models behind servers need httpx, which is not installed.",
+                hint="Run: pip install 'rsd-integrations[vllm]'.",
+            ) from error
+
+        return cls(
+            load_remote(
+                draft,
+                target,
+                prm,
+                prm_format=prm_format,
+                max_batch_size=max_batch_size,
+                max_length=max_length,
+                draft_kwargs=draft_kwargs,
+                target_kwargs=target_kwargs,
+                prm_kwargs=prm_kwargs,
+            )
+        )
+
     @staticmethod
     def check_tools(
         draft: Any,
@@ -196,7 +260,7 @@ class RSDPipeline:
         )
 
     @property
-    def backend(self) -> Backend:
+    def backend(self) -> Backend | RemoteBackend:
         """The three models."""
         return self._backend
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import queue
-import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from rsd_integrations.algorithm import Cancelled
-from rsd_integrations.engine.job import Job, Request, Sink, Task
-from rsd_integrations.errors import BackendError, ConfigError, EngineClosedError
-from rsd_integrations.panics import is_panic
+from rsd_integrations.engine.job import Job, Task
+from rsd_integrations.engine.thread import EngineThread, closed_error, own
+from rsd_integrations.errors import BackendError
 from rsd_integrations.protocols import Backend, DraftStep, ScoreStep, TargetStep
 
 __all__ = ["GATHER_ROUNDS", "SCORE_ROUNDS", "BatchEngine"]
@@ -28,8 +27,8 @@ SCORE_ROUNDS = 4
 """Most rounds a step waits for others, so that the PRM scores them together. The draft writes on then."""
 
 
-class BatchEngine:
-    """Owns the models' thread. Any thread may submit; results come through the job's sink.
+class BatchEngine(EngineThread):
+    """Owns the models' thread.
 
     A round lets each model do one batch at most: the PRM scores all steps that wait, the draft and the
     target each write a token for every request that is with them (small models may write a few). PRM and
@@ -40,51 +39,14 @@ class BatchEngine:
     def __init__(
         self, backend: Backend, *, gather_rounds: int = GATHER_ROUNDS, score_rounds: int = SCORE_ROUNDS
     ) -> None:
+        super().__init__()
         self._backend = backend
         self._gather_rounds = gather_rounds
         self._score_rounds = score_rounds
         self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._queued: list[Job] = []
         self._live: list[Job] = []
-        self._closed = False
-        self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._run, name="rsd-engine", daemon=True)
         self._thread.start()
-
-    def submit(self, request: Request, sink: Sink) -> Job:
-        """Queue a request.
-
-        Raises:
-            EngineClosedError: the engine was closed.
-            ConfigError: it is called from the engine's own thread, as by a weighting function.
-        """
-        if threading.current_thread() is self._thread:
-            raise ConfigError(
-                "the pipeline is called from its own thread, by a weighting or a PRM format: it would wait "
-                "for itself.",
-                hint="Compute the probability without this pipeline, or with another one.",
-            )
-        job = Job(request, sink)
-        self.check_open()
-        # Without the lock: whoever held it when the process was forked is not in the child.
-        if not self._thread.is_alive():
-            raise EngineClosedError(
-                "this process was forked from the one that made the pipeline.",
-                hint="Make the pipeline after the fork.",
-            )
-        with self._lock:
-            self.check_open()
-            self._inbox.put(job)
-        return job
-
-    def check_open(self) -> None:
-        """Raise if it was closed.
-
-        Raises:
-            EngineClosedError: it was.
-        """
-        if self._closed:
-            raise _closed()
 
     @property
     def live(self) -> int:
@@ -96,25 +58,11 @@ class BatchEngine:
         """Rows of the models' batches that are taken."""
         return sum(job.request.config.rows for job in self._live)
 
-    @property
-    def closed(self) -> bool:
-        """Whether it takes no more requests: after a fork the child has no thread that would do them."""
-        return self._closed or not self._thread.is_alive()
-
-    def close(self) -> None:
-        """Fail what is queued or running, end the thread, give the models' memory back."""
-        if not self._thread.is_alive():
-            self._closed = True
-            return
-        with self._lock:
-            if not self._closed:
-                self._closed = True
-                self._inbox.put(None)
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
+    def _put(self, job: Job | None) -> None:
+        self._inbox.put(job)
 
     def _run(self) -> None:
-        error: BaseException = _closed()
+        error: BaseException = closed_error()
         try:
             while self._receive():
                 self._admit()
@@ -226,7 +174,7 @@ class BatchEngine:
             if len(results) != len(tasks):
                 raise BackendError(f"a backend gave {len(results)} results for {len(tasks)} pieces of work.")
         except BaseException as error:  # A backend should fail row by row; one that does not fails them all.
-            results = [_own(error)] * len(tasks)
+            results = [own(error)] * len(tasks)
         for task, result in zip(tasks, results, strict=True):
             if result is not None:
                 self._guard(task.job, partial(task.job.take, task, result))
@@ -236,31 +184,10 @@ class BatchEngine:
         try:
             act()
         except BaseException as error:
-            job.fail(_own(error))
+            job.fail(own(error))
         if not job.tasks and job in self._live:
             self._live.remove(job)
 
 
 def _sessions(tasks: Sequence[Task]) -> list[Any]:
     return [task.session for task in tasks]
-
-
-def _own(error: BaseException) -> Exception:
-    """The error of a request.
-
-    Raises:
-        BaseException: the error, if it is meant to end the thread.
-    """
-    if isinstance(error, Exception):
-        return error
-    if not is_panic(error):
-        raise error
-    made = BackendError(f"{type(error).__name__}: {error!s:.300}.")
-    made.__cause__ = error
-    return made
-
-
-def _closed() -> EngineClosedError:
-    return EngineClosedError(
-        "this pipeline was closed.", hint="Make a new one, or keep it open while requests run."
-    )

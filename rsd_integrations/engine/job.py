@@ -31,6 +31,7 @@ from rsd_integrations.protocols import (
     Written,
 )
 from rsd_integrations.reading import Outcome
+from rsd_integrations.remote import RemoteBackend, RemoteWriter
 from rsd_integrations.types import Generation, InvalidToolCall, Prompt, Role, StepEvent, ToolCall
 
 __all__ = ["Job", "Request", "Sink", "Task"]
@@ -70,10 +71,14 @@ class Job:
     """A request with its sessions, its story and the work the story waits for.
 
     Used by the engine thread alone, but for ``cancel``.
+
+    Args:
+        wake: called when it is cancelled; any thread, safe to repeat.
     """
 
-    def __init__(self, request: Request, sink: Sink) -> None:
+    def __init__(self, request: Request, sink: Sink, wake: Callable[[], None] | None = None) -> None:
         self.request = request
+        self._wake = wake
         self.tasks: list[Task] = []
         """What its story waits for, done or not; nothing once it has ended."""
         self.guessing: Task | None = None
@@ -92,14 +97,21 @@ class Job:
     def cancel(self) -> None:
         """Ask the engine to end this job before its next round. Any thread; safe to repeat."""
         self._cancelled = True
+        if self._wake is not None:
+            self._wake()
 
     @property
     def cancelled(self) -> bool:
         """Whether it was cancelled or its time is up."""
-        deadline = self.request.deadline
-        return self._cancelled or (deadline is not None and time.monotonic() >= deadline)
+        return self._cancelled or self.time_left == 0.0
 
-    def start(self, backend: Backend) -> None:
+    @property
+    def time_left(self) -> float | None:
+        """Seconds until its time is up; None where it has no end."""
+        deadline = self.request.deadline
+        return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+    def start(self, backend: Backend | RemoteBackend) -> None:
         """Open the sessions it needs and run its story to the first work.
 
         Raises:
@@ -327,7 +339,7 @@ def _role(piece: DraftStep | TargetStep | ScoreStep | GuessStep) -> Role:
     return "target" if isinstance(piece, TargetStep) else "draft"
 
 
-def _check_size(model: Writer, request: Request) -> None:
+def _check_size(model: Writer | RemoteWriter, request: Request) -> None:
     """Refuse a prompt that is many times too long before all of it is encoded: the others wait meanwhile.
 
     Raises:

@@ -65,7 +65,7 @@ class Constraint:
         allowed = torch.zeros(size, dtype=torch.bool)
         flat = bits.flatten().bool()[:size]
         allowed[: len(flat)] = flat
-        if int(allowed.sum()) == 1 and not self._takes(int(allowed.nonzero())):
+        if int(allowed.sum()) == 1 and not self.takes(int(allowed.nonzero())):
             # Text that a schema prescribes may spell a control token, and llguidance takes it for that.
             text = self._matcher.compute_ff_bytes().decode(errors="ignore")
             allowed = torch.zeros(size, dtype=torch.bool)
@@ -77,7 +77,8 @@ class Constraint:
             )
         return allowed
 
-    def _takes(self, token: int) -> bool:
+    def takes(self, token: int) -> bool:
+        """Whether a token may come next."""
         if token in self._eos_ids:
             return bool(self._matcher.is_accepting())
         return bool(self._matcher.validate_tokens([token]))
@@ -153,7 +154,7 @@ class Grammars:
         if found is not None:
             return found
         # Without the lock: the engine's thread, which opens others' sessions, must not wait for it.
-        matcher = LLMatcher(vocabulary, self._grammar(output, tags), log_level=0)
+        matcher = LLMatcher(vocabulary, self.source(output, tags), log_level=0)
         trial = matcher.deep_copy()
         trial.compute_bitmask()  # A schema that only refers to itself is found here.
         if trial.is_error():
@@ -176,7 +177,7 @@ class Grammars:
                 hint="Use a model with a fast tokenizer (tokenizer.json).",
             ) from error
 
-    def _grammar(self, output: Output, tags: ReasoningTags | None) -> str:
+    def source(self, output: Output, tags: ReasoningTags | None) -> str:
         """Lark source: thinking if there may be any, then calls, a document or text."""
         _check_multiples([output.schema, *(schema for _, schema in output.functions)])
         rules = ["start: answer"] if tags is None else self._thinking(tags)

@@ -42,7 +42,7 @@ from rsd_integrations.prompts import as_messages
 from rsd_integrations.protocols import Backend
 from rsd_integrations.types import Prompt
 
-__all__ = ["default_device", "load_backend"]
+__all__ = ["default_device", "load_backend", "render"]
 
 
 def load_backend(
@@ -129,7 +129,7 @@ def _load_writer(
         runner,
         tokenizer,
         model_info(source.name, model, runner),
-        render=lambda prompt, output: _render(tokenizer, prompt, output),
+        render=lambda prompt, output: render(tokenizer, prompt, output),
         tags_of=lambda prompt: reasoning_tags(tokenizer, prompt),
         eos_ids=ends,
         hidden_ids=hidden_ids(tokenizer) | ends,
@@ -211,7 +211,7 @@ def _attention(model: torch.nn.Module, config: Any, capacity: int) -> AttentionK
     return kinds if slides(body, config) else {"full_attention": (None, None)}
 
 
-def _render(tokenizer: Any, prompt: Prompt, output: Output) -> tuple[int, ...]:
+def render(tokenizer: Any, prompt: Prompt, output: Output) -> tuple[int, ...]:
     """A chat by the template; a lone text to a model without one is plain text to continue."""
     if isinstance(prompt, str) and not chat_template_text(tokenizer):
         start = (tokenizer.bos_token_id,) if _adds_bos(tokenizer) else ()

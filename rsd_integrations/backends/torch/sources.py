@@ -16,12 +16,12 @@ from transformers.utils import is_accelerate_available
 from rsd_integrations.errors import ConfigError, ModelError
 from rsd_integrations.types import Role
 
-__all__ = ["ModelSource", "Source", "check_placement", "first_line"]
+__all__ = ["HUB_OPTIONS", "ModelSource", "Source", "check_placement", "first_line"]
 
 ModelSource = Any
 """A hub id, a folder, a loaded model, or a pair (loaded model, its tokenizer)."""
 
-_HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "trust_remote_code")
+HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "trust_remote_code")
 _MODEL_OPTIONS = (
     "dtype",
     "device_map",
@@ -57,7 +57,7 @@ class Source:
         """
         options = _mapping(f"{role}_kwargs", options)
         more = _mapping(f"{role}_kwargs: model_kwargs", options.get("model_kwargs"))
-        known = (*_HUB_OPTIONS, *_MODEL_OPTIONS, *_OTHER_OPTIONS)
+        known = (*HUB_OPTIONS, *_MODEL_OPTIONS, *_OTHER_OPTIONS)
         if unknown := sorted(set(options) - set(known)):
             raise ConfigError(
                 f"unknown {role}_kwargs {unknown!r}.",
@@ -73,7 +73,7 @@ class Source:
         _check_device_map(role, {**options, **more})
         check_placement(options.get("device") or "cpu", options.get("dtype", "auto"), f"{role}_kwargs: ")
         made = cls(role, source, dict(options))
-        given = {key: options[key] for key in _HUB_OPTIONS if key in options}
+        given = {key: options[key] for key in HUB_OPTIONS if key in options}
         # Left out, transformers asks on the terminal whether to run a repository's code.
         made.hub = {"trust_remote_code": False, **given}
         made._read()

@@ -98,6 +98,19 @@ class Tooling:
         """
         return self._compiler.open(output, tags) if output.constrained else None
 
+    def grammar(self, output: Output, tags: ReasoningTags | None) -> str:
+        """The same as source, for whoever else can hold a model to it (llguidance's form of Lark).
+
+        Raises:
+            ConfigError: as ``check``.
+        """
+        return self._compiler.source(output, tags)
+
+    def opens_call(self, text: str) -> bool:
+        """Whether a call may have begun in a text, which a grammar that begins behind it would not know."""
+        opening = self._form.opening if self._form else ""
+        return not opening or opening in text
+
     def plain(self, text: str) -> tuple[int, ...]:
         """Text of an answer in this model's tokens; of markup only that of thinking becomes tokens."""
         return encode_plain(self._tokenizer, text, never=self._never)

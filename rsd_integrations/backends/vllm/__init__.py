@@ -1,0 +1,1 @@
+"""Draft, target and PRM behind vLLM servers."""

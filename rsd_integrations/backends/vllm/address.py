@@ -1,0 +1,113 @@
+"""Where a role's servers are and how they are asked, as users name it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from rsd_integrations.config import nearest
+from rsd_integrations.errors import ConfigError
+from rsd_integrations.types import Role
+
+__all__ = ["OPTIONS", "Address"]
+
+OPTIONS = ("model", "api_key", "headers", "max_concurrency", "timeout", "attempts")
+"""Options of a role's servers, besides those of its tokenizer."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """The servers of one role.
+
+    Args:
+        urls: base URLs of its replicas, without "/v1".
+        model: the served name; None: the only one that the server lists.
+        api_key: sent as a bearer token.
+        headers: sent with each question, too.
+        max_concurrency: questions on their way to all replicas together.
+        timeout: seconds an answer may take.
+        attempts: how often a question is asked that a server could not take.
+    """
+
+    role: Role
+    urls: tuple[str, ...]
+    model: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    max_concurrency: int = 64
+    timeout: float = 600.0
+    attempts: int = 5
+
+    @classmethod
+    def of(cls, role: Role, urls: Any, options: Mapping[str, Any]) -> Address:
+        """Read what users give.
+
+        Raises:
+            ConfigError: it is no URL, or an option is out of bounds.
+        """
+        given = (urls,) if isinstance(urls, str) else urls
+        if not isinstance(given, tuple | list) or not given:
+            raise ConfigError(f"{role}={urls!r:.200} is no URL.", hint=_URL_HINT)
+        made = cls(role, tuple(_base_url(role, url) for url in given), **options)
+        made._check()
+        return made
+
+    def _check(self) -> None:
+        where = f"{self.role}_kwargs"
+        for name in ("max_concurrency", "attempts"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{where}: {name}={value!r}.", hint="Give a whole number from 1 on.")
+        number = isinstance(self.timeout, int | float) and not isinstance(self.timeout, bool)
+        if not number or not self.timeout > 0:
+            raise ConfigError(f"{where}: timeout={self.timeout!r} is no time.", hint="Give seconds above 0.")
+        for name in ("model", "api_key"):
+            if not isinstance(getattr(self, name), str | None):
+                shown = "" if name == "api_key" else f"={getattr(self, name)!r}"
+                raise ConfigError(f"{where}: {name}{shown} is no text.", hint="Give a string.")
+        texts = isinstance(self.headers, Mapping) and all(
+            isinstance(part, str) for item in self.headers.items() for part in item
+        )
+        if not texts:
+            raise ConfigError(f"{where}: headers are no mapping of texts.", hint='Write {"name": "value"}.')
+
+    @property
+    def all_headers(self) -> dict[str, str]:
+        """What is sent with each question."""
+        key = {} if self.api_key is None else {"Authorization": f"Bearer {self.api_key}"}
+        return {**key, **self.headers}
+
+
+_URL_HINT = 'Give the base URL of a vLLM server, such as "http://127.0.0.1:8000", or a list of them.'
+
+
+def _base_url(role: Role, url: Any) -> str:
+    parts = urlsplit(url) if isinstance(url, str) else None
+    if parts is None or parts.scheme not in ("http", "https") or not parts.netloc:
+        raise ConfigError(f"{role}={url!r:.200} is no URL.", hint=_URL_HINT)
+    if parts.query or parts.fragment:
+        raise ConfigError(f"{role}={url!r:.200} has more than a base URL.", hint=_URL_HINT)
+    return str(url).rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+def split_options(
+    role: Role, options: Mapping[str, Any] | None, more: tuple[str, ...]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options of the servers, and those of tokenizer and config.
+
+    Args:
+        more: names of the latter.
+
+    Raises:
+        ConfigError: one is unknown.
+    """
+    if options is not None and not isinstance(options, Mapping):
+        raise ConfigError(f"{role}_kwargs={options!r:.200} is no mapping.", hint='Write {"model": "..."}.')
+    options = options or {}
+    for name in options:
+        if name not in OPTIONS and name not in more:
+            raise ConfigError(f"unknown {role}_kwargs {name!r}.", hint=nearest(str(name), (*OPTIONS, *more)))
+    servers = {name: value for name, value in options.items() if name in OPTIONS}
+    return servers, {name: value for name, value in options.items() if name in more}

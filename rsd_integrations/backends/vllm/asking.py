@@ -1,0 +1,104 @@
+"""How a PRM's servers are asked for the outputs behind a sequence, and where an answer has them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from rsd_integrations.errors import BackendError
+
+__all__ = ["Asking", "Labelling", "Pooling", "Read"]
+
+
+@dataclass(frozen=True)
+class Read:
+    """What an answer holds.
+
+    ``outputs``: at the last token, up to a number added to all of them. ``rows``: given by the server, the
+    last token's among them. ``cached``: whether it knew what it had read before.
+    """
+
+    outputs: list[float]
+    rows: int
+    cached: bool
+
+
+class Asking(Protocol):
+    """A kind of question."""
+
+    path: str
+
+    def question(self, tokens: Sequence[int]) -> dict[str, Any]:
+        """What is posted for a sequence, but for the model's name."""
+        ...
+
+    def read(self, answer: Any) -> Read:
+        """What is in the answer.
+
+        Raises:
+            BackendError: not what was asked for.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """``/pooling``: logits at the last token, at each token, or at each step's separator.
+
+    For the first ("task": "classify" in --pooler-config) servers go on from their prefix cache; for the
+    others they read all of it anew.
+    """
+
+    path = "/pooling"
+
+    def question(self, tokens: Sequence[int]) -> dict[str, Any]:
+        """Logits, not probabilities."""
+        return {"input": list(tokens), "use_activation": False}
+
+    def read(self, answer: Any) -> Read:
+        """The last row's."""
+        rows = _found(self.path, answer, lambda: list(answer["data"][0]["data"]))
+        if not rows:
+            return Read([], 0, cached=False)
+        lone = not isinstance(rows[0], list)
+        values = rows if lone else rows[-1]
+        outputs = _found(self.path, answer, lambda: [float(value) for value in values])
+        return Read(outputs, 1 if lone else len(rows), cached=lone)
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """``/v1/completions``: how likely a language model finds some tokens behind the sequence."""
+
+    labels: tuple[int, ...]
+    path = "/v1/completions"
+
+    def question(self, tokens: Sequence[int]) -> dict[str, Any]:
+        """One token, of which nothing but the labels' probabilities is looked at."""
+        return {
+            "prompt": list(tokens),
+            "max_tokens": 1,
+            "temperature": 0.0,
+            "logprobs": 1,
+            "logprob_token_ids": list(self.labels),
+            "return_tokens_as_token_ids": True,
+        }
+
+    def read(self, answer: Any) -> Read:
+        """The logarithms of their probabilities."""
+        told: Mapping[str, float] = _found(
+            self.path, answer, lambda: answer["choices"][0]["logprobs"]["top_logprobs"][0]
+        )
+        outputs = _found(self.path, answer, lambda: [float(told[f"token_id:{one}"]) for one in self.labels])
+        return Read(outputs, 1, cached=True)
+
+
+def _found(path: str, answer: Any, read: Any) -> Any:
+    try:
+        return read()
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise BackendError(
+            f"the PRM's server answered {str(answer)[:200]!r} to {path}, which holds no reward.",
+            hint="Check that they are vLLM servers of a version that is known (see the README).",
+        ) from error

@@ -1,0 +1,109 @@
+"""Keeping an answer to its form over servers: by a grammar that they hold, or token by token.
+
+A server can hold a model to a grammar from a grammar's beginning only. So it is given the grammar where a
+session stands at one (before the answer, in the thinking, behind it). From the middle of a call or a
+document, where a step was cut, tokens are asked for one by one, and ruled out here if they may not follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rsd_integrations.backends.torch.tooling import Tooling
+from rsd_integrations.output import Output
+from rsd_integrations.segment import ReasoningTags
+
+if TYPE_CHECKING:
+    from rsd_integrations.backends.torch.constrain import Constraint
+
+__all__ = ["Form"]
+
+
+class Form:
+    """Of one session: where its text stands, and what may follow.
+
+    Args:
+        constraint: follows every token, whoever held the model to the form.
+        size: of the vocabulary.
+    """
+
+    def __init__(
+        self,
+        tooling: Tooling,
+        constraint: Constraint,
+        output: Output,
+        tags: ReasoningTags | None,
+        size: int,
+    ) -> None:
+        self._tooling = tooling
+        self._constraint = constraint
+        self._output = output
+        self._tags = tags
+        self._size = size
+        self._committed = ""
+
+    @property
+    def free(self) -> bool:
+        """Whether delimiters may end steps: in the thinking, and in words that are no document."""
+        return self._output.choice == "auto" and self._output.schema is None
+
+    def grammar(self, written: str) -> str | None:
+        """What the rest of the answer has to follow, if it can be said.
+
+        Args:
+            written: of the step in progress.
+        """
+        tags, rest = self._stands(self._committed + written)
+        if rest.strip() and (not self.free or self._tooling.opens_call(rest)):
+            return None
+        return self._tooling.grammar(self._output, tags)
+
+    def thinks(self, written: str) -> bool:
+        """Whether the text ends within the thinking, or thinking may yet come."""
+        return self._stands(self._committed + written)[0] is not None
+
+    def _stands(self, text: str) -> tuple[ReasoningTags | None, str]:
+        """The thinking markup that is to come, and the answer's text so far."""
+        tags = self._tags
+        if tags is None:
+            return None, text
+        before, closed, rest = text.partition(tags.closing)
+        if closed:
+            return None, rest
+        if tags.open_in_prompt or tags.opening in before:
+            return ReasoningTags(tags.opening, tags.closing, open_in_prompt=True), ""
+        return (None, text) if text.strip() else (tags, "")
+
+    def allowed(self) -> list[int]:
+        """The tokens that may come next.
+
+        Raises:
+            BackendError: none.
+        """
+        return [int(token) for token in self._constraint.allowed(self._size).nonzero()]
+
+    def takes(self, token: int) -> bool:
+        """Whether a token may come next."""
+        return self._constraint.takes(token)
+
+    def push(self, token: int) -> None:
+        """Take a token of the step in progress.
+
+        Raises:
+            BackendError: it may not follow.
+        """
+        self._constraint.push([token])
+
+    def commit(self, text: str, tokens: Sequence[int] | None) -> None:
+        """Go on behind a committed step.
+
+        Args:
+            text: the step's.
+            tokens: in place of those that were pushed; None: those.
+        """
+        if tokens is not None:
+            self._constraint.back()
+            self._constraint.push(tokens)
+        self._constraint.keep()
+        self._committed += text

@@ -1,0 +1,86 @@
+"""A process reward model behind vLLM servers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from rsd_integrations.backends.vllm.asking import Asking, Read
+from rsd_integrations.backends.vllm.client import Servers
+from rsd_integrations.backends.vllm.sessions import ScorerSession
+from rsd_integrations.errors import BackendError, RewardError
+from rsd_integrations.prm.base import PRMFormat
+from rsd_integrations.prompts import as_messages
+from rsd_integrations.protocols import ModelInfo, Scored, ScoreStep
+from rsd_integrations.protocols import ScorerSession as AnyScorerSession
+from rsd_integrations.types import Prompt
+
+__all__ = ["STEP_TAGS", "VLLMScorer"]
+
+STEP_TAGS = (
+    "If it pools at step tags, name the separator of its prm_format as step_tag_id in --pooler-config, or "
+    "leave that out: rewards at all tokens, or at the last, are understood too."
+)
+"""What to do where rewards are not where they are looked for."""
+
+
+class VLLMScorer:
+    """A PRM behind servers (a ``RemoteScorer``).
+
+    Args:
+        servers: of the model.
+        model: its name there.
+        format: which tokens to feed, how to read a reward.
+        asking: how its servers are asked.
+    """
+
+    def __init__(
+        self, servers: Servers, model: str, format: PRMFormat, info: ModelInfo, asking: Asking
+    ) -> None:
+        self._servers = servers
+        self._model = model
+        self.format = format
+        self.info = info
+        self._asking = asking
+
+    def open(self, prompt: Prompt) -> ScorerSession:
+        """Encode a prompt as the format wants it."""
+        return ScorerSession(self, self.format.prompt(as_messages(prompt)))
+
+    async def score(self, session: AnyScorerSession, step: ScoreStep) -> Scored:
+        """The reward of a step.
+
+        Raises:
+            WindowFull: it does not fit.
+            BackendError: no server answered, or not as asked.
+            RewardError: the format cannot read the outputs.
+        """
+        assert isinstance(session, ScorerSession)
+        tokens, count = session.lay_out(step.body)
+        read = await self.read(tokens, key=session.key)
+        session.count(None if read.cached else 0, len(tokens))
+        outputs = read.outputs
+        if not outputs:
+            raise BackendError(f"{self.info.name!r} gave no reward for a step.", hint=STEP_TAGS)
+        if any(math.isnan(value) for value in outputs):
+            return Scored(math.nan, count)
+        try:
+            return Scored(float(self.format.reward(outputs)), count)
+        except Exception as error:
+            raise RewardError(
+                f"the PRM format {self.format.name!r} cannot read a reward from {outputs!r}: {error}.",
+                hint="Choose another prm_format.",
+            ) from error
+
+    async def read(self, tokens: Sequence[int], *, key: int = 0) -> Read:
+        """What its servers say of a sequence.
+
+        Raises:
+            BackendError: as ``score``.
+        """
+        question = {"model": self._model, **self._asking.question(tokens)}
+        return self._asking.read(await self._servers.ask(self._asking.path, question, key=key))
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._servers.aclose()

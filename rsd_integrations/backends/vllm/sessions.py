@@ -1,0 +1,224 @@
+"""The tokens of one request in one model behind servers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rsd_integrations.backends.torch.detokenize import Detokenizer
+from rsd_integrations.output import Output
+from rsd_integrations.prm.base import Feed
+from rsd_integrations.protocols import (
+    DraftStep,
+    End,
+    GuessStep,
+    Kept,
+    Sampling,
+    Tally,
+    TargetStep,
+    WindowFull,
+    Written,
+)
+from rsd_integrations.segment import ReasoningTags, StepBoundary
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rsd_integrations.backends.vllm.scorer import VLLMScorer
+    from rsd_integrations.backends.vllm.writer import VLLMWriter
+
+__all__ = ["ScorerSession", "TokenSession", "WriterSession"]
+
+
+class TokenSession:
+    """A committed part, then the step in progress. What a server knows of it is in its prefix cache.
+
+    Args:
+        prompt: its tokens.
+        window: of sliding-window attention, for counting.
+    """
+
+    def __init__(self, prompt: tuple[int, ...], window: int | None) -> None:
+        self.prompt_tokens = len(prompt)
+        self.tokens = list(prompt)
+        self.base = len(prompt)
+        """Length of the committed part."""
+        self.read = 0
+        """Length of the part that a server has read."""
+        self.tally = Tally()
+        self._window = window
+
+    @property
+    def key(self) -> int:
+        """The same for all that a request asks, so that one server gets it all."""
+        return hash(tuple(self.tokens[: self.prompt_tokens]))
+
+    def count(self, cached: int | None, length: int) -> None:
+        """Count what a server has read.
+
+        Args:
+            cached: tokens that it knew, if it tells; else what it has read before.
+            length: of all tokens it knows now.
+        """
+        start = min(self.read if cached is None else cached, length)
+        self.tally.add(start, length - start, self._window)
+        self.read = length
+
+    def put(self, tokens: Sequence[int]) -> None:
+        """Commit these tokens in place of the step in progress."""
+        self.tokens[self.base :] = tokens
+        self.read = min(self.read, self.base)
+        self.base = len(self.tokens)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class WriterSession(TokenSession):
+    """One request in a draft or target model (a ``protocols.WriterSession``)."""
+
+    wanted = 0
+    goes_on = False
+
+    def __init__(
+        self, writer: VLLMWriter, prompt: tuple[int, ...], output: Output, tags: ReasoningTags | None
+    ) -> None:
+        super().__init__(prompt, writer.info.sliding_window)
+        self.tags = tags
+        self.reader = writer.tooling.reader(output)
+        self.form = writer.form(output, tags)
+        self._writer = writer
+        self._output = output
+        markup = writer.tooling.markup_ids if self.reader else frozenset()
+        self._detokenizer = Detokenizer(writer.tokenizer, writer.hidden_ids - markup)
+        self._text = ""
+        self.work: DraftStep | TargetStep | None = None
+
+    def fork(self) -> WriterSession:
+        """Another session of the same request; the server knows the prompt of both."""
+        prompt = tuple(self.tokens[: self.prompt_tokens])
+        return WriterSession(self._writer, prompt, self._output, self.tags)
+
+    def begin(self, work: DraftStep | TargetStep | GuessStep) -> None:
+        """Take a step to write."""
+        assert not isinstance(work, GuessStep)  # It never wants one, and never goes on.
+        del self.tokens[self.base :]
+        self.read = min(self.read, self.base)
+        self.work, self._text = work, ""
+        self._detokenizer.mark()
+
+    def guess(self, tokens: Sequence[int]) -> None:
+        """Servers guess by themselves."""
+
+    @property
+    def boundary(self) -> StepBoundary:
+        """Where the step in progress ends."""
+        assert self.work is not None
+        return self.work.boundary
+
+    @property
+    def sampling(self) -> Sampling:
+        """How its tokens are drawn."""
+        assert self.work is not None
+        return self.work.sampling
+
+    @property
+    def text(self) -> str:
+        """The text of the step in progress."""
+        return self._text
+
+    @property
+    def so_far(self) -> tuple[int, ...]:
+        """The tokens of the step in progress."""
+        return tuple(self.tokens[self.base :])
+
+    @property
+    def in_progress(self) -> int:
+        """Tokens written for the step in progress."""
+        return len(self.tokens) - self.base
+
+    @property
+    def room(self) -> int:
+        """Tokens by which the step may grow."""
+        assert self.work is not None
+        return min(self.work.max_tokens, self._writer.info.window - self.base) - self.in_progress
+
+    def push(self, token: int) -> Written | None:
+        """Take the next token; the step if it ends there."""
+        assert self.work is not None
+        self.tokens.append(token)
+        if self.form is not None:
+            self.form.push(token)
+        checked = len(self._text)
+        self._text += self._detokenizer.push([token])
+        if token in self._writer.eos_ids:
+            return self.written("eos")
+        cut = self.work.boundary.find(self._text, checked)
+        if cut is not None:
+            return self.written(cut.kind, cut.end if cut.kind == "stop" else None)
+        return self.written("limit") if self.room <= 0 else None
+
+    def written(self, end: End, cut: int | None = None) -> Written:
+        """The step in progress as it stands."""
+        assert self.work is not None
+        if end == "eos" or (end == "limit" and self.work.closing):
+            self._text += self._detokenizer.rest()
+        return Written(self._text, self.so_far, end, cut, self._writer.vocabulary)
+
+    def commit(self, kept: Kept, *, own: bool) -> None:
+        """Put the committed step in place of the one in progress."""
+        step = None if own else self._writer.as_own_tokens(kept.written, markup=self.reader is not None)
+        if step is None:
+            self.base = len(self.tokens)
+        else:
+            self._detokenizer.back()
+            self.put(step)
+            self._detokenizer.push(step)
+        if self.form is not None:
+            # Nothing follows the end of an answer, which the other model may spell in its own way.
+            self.form.commit(kept.written.text, () if step and kept.written.end == "eos" else step)
+        self._detokenizer.mark()
+        self.work = None
+
+
+class ScorerSession(TokenSession):
+    """One request in a PRM (a ``protocols.ScorerSession``): the steps' tokens, each behind the last."""
+
+    def __init__(self, scorer: VLLMScorer, prompt: tuple[int, ...]) -> None:
+        super().__init__(prompt, scorer.info.sliding_window)
+        self._scorer = scorer
+        self._last: tuple[int, Feed] | None = None
+        self.steps = 0
+
+    def fork(self) -> ScorerSession:
+        """Another session of the same request."""
+        return ScorerSession(self._scorer, tuple(self.tokens[: self.prompt_tokens]))
+
+    def lay_out(self, body: str) -> tuple[list[int], int]:
+        """All tokens up to where the reward of a step is read, and how many of them are the step's.
+
+        Args:
+            body: as of ``ScoreStep``.
+
+        Raises:
+            WindowFull: they do not fit.
+        """
+        if body:
+            start, feed = self.base, self._scorer.format.step(body, self.steps)
+        else:
+            assert self._last is not None  # The last step's reward, which nobody has asked for yet.
+            start, feed = self._last
+        if start + len(feed.ids) > self._scorer.info.window:
+            raise WindowFull
+        return [*self.tokens[:start], *feed.ids[: feed.read + 1]], len(feed.ids) if body else 0
+
+    def commit(self, kept: Kept, *, own: bool) -> None:
+        """Go on behind the committed step."""
+        if not kept.body:
+            return
+        feed = self._scorer.format.step(kept.body, self.steps)
+        self._last = (self.base, feed)
+        read = self.read
+        self.put(feed.ids[: len(feed.ids) - feed.probe])
+        if own:
+            self.read = min(read, self.base)
+        self.steps += 1

@@ -1,0 +1,151 @@
+"""The executor for models behind servers: one event loop, a task for each live request."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+from rsd_integrations.algorithm import Cancelled
+from rsd_integrations.engine.job import Job, Task
+from rsd_integrations.engine.thread import EngineThread, closed_error, own
+from rsd_integrations.protocols import ScoreStep, TargetStep
+from rsd_integrations.remote import RemoteBackend
+
+__all__ = ["TaskEngine"]
+
+
+class TaskEngine(EngineThread):
+    """Owns an event loop, in a thread of its own, on which all requests wait for servers side by side.
+
+    Nothing is gathered here: servers batch what is with them. What one request gets does not depend on the
+    others, and a cancelled one gives up what it has asked for.
+    """
+
+    def __init__(self, backend: RemoteBackend) -> None:
+        super().__init__()
+        self._backend = backend
+        self._loop = asyncio.new_event_loop()
+        self._stop = asyncio.Event()
+        self._room = asyncio.Semaphore(backend.max_batch_size)
+        self._live: dict[Job, asyncio.Event] = {}
+        """Each with what is set when it was cancelled."""
+        self._carried: set[asyncio.Task[None]] = set()
+        self._thread.start()
+
+    @property
+    def live(self) -> int:
+        """Requests at work now, and those that wait their turn."""
+        return len(self._live)
+
+    def _put(self, job: Job | None) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set if job is None else partial(self._admit, job))
+
+    def _waker(self) -> Callable[[], None]:
+        def wake() -> None:
+            with contextlib.suppress(RuntimeError):  # A closed loop has nothing left to cancel.
+                self._loop.call_soon_threadsafe(self._look)
+
+        return wake
+
+    def _look(self) -> None:
+        for job, seen in self._live.items():
+            if job.cancelled:
+                seen.set()
+
+    def _run(self) -> None:
+        error: BaseException = closed_error()
+        try:
+            self._loop.run_until_complete(self._stop.wait())
+        except BaseException as unexpected:  # A bug of ours: no caller may wait for ever.
+            error = unexpected
+        finally:
+            with self._lock:
+                self._closed = True
+            self._loop.run_until_complete(self._end(error))
+            self._loop.close()
+
+    async def _end(self, error: BaseException) -> None:
+        await asyncio.sleep(0)  # What was submitted before the end is live behind this.
+        for job in list(self._live):
+            job.fail(error)
+        await _cancel(self._carried)
+        backend = self._backend
+        for close in (backend.draft.aclose, backend.target.aclose, backend.prm.aclose):
+            with contextlib.suppress(Exception):  # A broken connection must not keep the others.
+                await close()
+
+    def _admit(self, job: Job) -> None:
+        self._live[job] = asyncio.Event()
+        task = self._loop.create_task(self._carry(job))
+        self._carried.add(task)
+        task.add_done_callback(self._carried.discard)
+
+    async def _carry(self, job: Job) -> None:
+        """One request from its start to its end. A failure is its own."""
+        try:
+            async with self._turn(job):
+                job.start(self._backend)
+                while job.tasks:
+                    await self._work(job)
+        except asyncio.CancelledError:
+            raise  # The engine ends, and has told whoever waits.
+        except BaseException as error:
+            job.fail(own(error))
+        finally:
+            del self._live[job]
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, job: Job) -> Any:
+        """Wait for room. A cancelled job need not: its story tells what a cancelled answer looks like."""
+        turn = asyncio.ensure_future(self._room.acquire())
+        try:
+            await self._first(job, [turn])
+            yield
+        finally:
+            if not turn.done():
+                await _cancel([turn])
+            if not turn.cancelled():
+                self._room.release()
+
+    async def _work(self, job: Job) -> None:
+        """What a job waits for, until its story goes on."""
+        tasks = job.tasks
+        pending: dict[asyncio.Future[Any], Task] = {}
+        try:
+            if not job.cancelled:
+                pending = {asyncio.ensure_future(self._do(task)): task for task in tasks}
+            while job.tasks is tasks and not job.cancelled:
+                for future in await self._first(job, pending):
+                    if job.tasks is tasks:
+                        job.take(pending.pop(future), future.exception() or future.result())
+        finally:
+            await _cancel(pending)
+        if job.tasks is tasks:
+            job.resume(Cancelled())
+
+    def _do(self, task: Task) -> Any:
+        backend, piece = self._backend, task.piece
+        if isinstance(piece, ScoreStep):
+            return backend.prm.score(task.session, piece)
+        return (backend.target if isinstance(piece, TargetStep) else backend.draft).write(task.session)
+
+    async def _first(self, job: Job, futures: Iterable[asyncio.Future[Any]]) -> list[asyncio.Future[Any]]:
+        """Those that are done, once one is or the job was cancelled or its time is up."""
+        futures = list(futures)
+        seen = asyncio.ensure_future(self._live[job].wait())
+        try:
+            await asyncio.wait([*futures, seen], timeout=job.time_left, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await _cancel([seen])
+        return [future for future in futures if future.done()]
+
+
+async def _cancel(futures: Iterable[asyncio.Future[Any]]) -> None:
+    """Cancel them, and wait until they are over."""
+    left = list(futures)
+    for future in left:
+        future.cancel()
+    await asyncio.gather(*left, return_exceptions=True)

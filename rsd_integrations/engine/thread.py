@@ -1,0 +1,111 @@
+"""What engines share: a thread of their own, and the way in and out of it."""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from rsd_integrations.engine.job import Job, Request, Sink
+from rsd_integrations.errors import BackendError, ConfigError, EngineClosedError
+from rsd_integrations.panics import is_panic
+
+__all__ = ["EngineThread", "closed_error", "own"]
+
+
+class EngineThread(ABC):
+    """A thread that owns a backend. Any other may submit; results come through the job's sink.
+
+    A subclass calls ``_start`` when it is ready for ``_run`` to be called in the thread.
+    """
+
+    def __init__(self) -> None:
+        self._closed = False
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="rsd-engine", daemon=True)
+
+    @abstractmethod
+    def _run(self) -> None:
+        """What the thread does: until it is told to stop, and then to fail what is left."""
+
+    @abstractmethod
+    def _put(self, job: Job | None) -> None:
+        """Hand a job to the thread, None to stop it. Any thread, one at a time."""
+
+    def submit(self, request: Request, sink: Sink) -> Job:
+        """Queue a request.
+
+        Raises:
+            EngineClosedError: the engine was closed.
+            ConfigError: it is called from the engine's own thread, as by a weighting function.
+        """
+        if threading.current_thread() is self._thread:
+            raise ConfigError(
+                "the pipeline is called from its own thread, by a weighting or a PRM format: it would wait "
+                "for itself.",
+                hint="Compute the probability without this pipeline, or with another one.",
+            )
+        job = Job(request, sink, self._waker())
+        self.check_open()
+        # Without the lock: whoever held it when the process was forked is not in the child.
+        if not self._thread.is_alive():
+            raise EngineClosedError(
+                "this process was forked from the one that made the pipeline.",
+                hint="Make the pipeline after the fork.",
+            )
+        with self._lock:
+            self.check_open()
+            self._put(job)
+        return job
+
+    def _waker(self) -> Callable[[], None] | None:
+        """What a job calls when it is cancelled, where the thread does not look by itself."""
+        return None
+
+    def check_open(self) -> None:
+        """Raise if it was closed.
+
+        Raises:
+            EngineClosedError: it was.
+        """
+        if self._closed:
+            raise closed_error()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no more requests: after a fork the child has no thread that would do them."""
+        return self._closed or not self._thread.is_alive()
+
+    def close(self) -> None:
+        """Fail what is queued or running, end the thread, give back what the backend holds."""
+        if not self._thread.is_alive():
+            self._closed = True
+            return
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._put(None)
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+
+def own(error: BaseException) -> Exception:
+    """The error of a request.
+
+    Raises:
+        BaseException: the error, if it is meant to end the thread.
+    """
+    if isinstance(error, Exception):
+        return error
+    if not is_panic(error):
+        raise error
+    made = BackendError(f"{type(error).__name__}: {error!s:.300}.")
+    made.__cause__ = error
+    return made
+
+
+def closed_error() -> EngineClosedError:
+    """What callers of a closed engine are told."""
+    return EngineClosedError(
+        "this pipeline was closed.", hint="Make a new one, or keep it open while requests run."
+    )

@@ -1,0 +1,100 @@
+"""What a backend of servers must do: the same work, awaited.
+
+A backend for models in this process works in rounds (``protocols.Writer``); one over servers is asked for a
+step of one request at a time and may take as long as it likes, for any number of requests side by side.
+Sessions are the same. All of it runs on the engine's event loop, unless said otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from rsd_integrations.output import Output
+from rsd_integrations.protocols import (
+    FREE,
+    ModelInfo,
+    Scored,
+    ScorerSession,
+    ScoreStep,
+    WriterSession,
+    Written,
+)
+from rsd_integrations.types import Prompt
+
+__all__ = ["RemoteBackend", "RemoteScorer", "RemoteWriter"]
+
+
+class RemoteWriter(Protocol):
+    """A draft or target model behind servers. Sessions want no guesses and do not go on by themselves."""
+
+    info: ModelInfo
+
+    @property
+    def takes_tools(self) -> bool:
+        """As of ``protocols.Writer``, and so are all that follow but ``write`` and ``aclose``."""
+        ...
+
+    def open(self, prompt: Prompt, output: Output = FREE) -> WriterSession:
+        """Render and encode a prompt and its tools. Asks no server."""
+        ...
+
+    def check(self, output: Output) -> None:
+        """Refuse an output that it cannot write. Any thread."""
+        ...
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """A text in this model's tokens. Any thread."""
+        ...
+
+    def count(self, prompt: Prompt, output: Output = FREE) -> int:
+        """Length of a rendered prompt with its tools. Any thread."""
+        ...
+
+    async def write(self, session: WriterSession) -> Written:
+        """The step that the session has begun. Cancelled, it leaves no trace in the session's text.
+
+        Raises:
+            RSDError: it failed.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        ...
+
+
+class RemoteScorer(Protocol):
+    """A process reward model behind servers."""
+
+    info: ModelInfo
+
+    def open(self, prompt: Prompt) -> ScorerSession:
+        """Render and encode a prompt. Asks no server."""
+        ...
+
+    async def score(self, session: ScorerSession, step: ScoreStep) -> Scored:
+        """The reward of a step.
+
+        Raises:
+            WindowFull: it does not fit.
+            RSDError: it failed.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteBackend:
+    """The three models of a pipeline, behind servers.
+
+    ``max_batch_size``: most requests at work at once; the others wait their turn.
+    """
+
+    draft: RemoteWriter
+    target: RemoteWriter
+    prm: RemoteScorer
+    max_batch_size: int = 256
