@@ -9,7 +9,13 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from transformers import AutoModel, GenerationConfig
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    GenerationConfig,
+)
 
 from rsd_integrations.backends.torch.attention import attention_kinds
 from rsd_integrations.backends.torch.describe import (
@@ -32,14 +38,23 @@ from rsd_integrations.backends.vllm.scorer import STEP_TAGS, VLLMScorer
 from rsd_integrations.backends.vllm.writer import VLLMWriter
 from rsd_integrations.errors import BackendError, ConfigError, ModelError
 from rsd_integrations.prm import PRMFormat, find_prm_format
-from rsd_integrations.protocols import ModelInfo, ScoreStep
+from rsd_integrations.prm.base import Head
+from rsd_integrations.protocols import DraftStep, ModelInfo, Sampling, ScoreStep
 from rsd_integrations.remote import RemoteBackend
+from rsd_integrations.segment import StepBoundary
 from rsd_integrations.types import Role
 
 __all__ = ["load_remote"]
 
 _FILES = ("source", "tokenizer", *HUB_OPTIONS)
 """Options of what is read of a model on this side."""
+
+_WITH_HEAD: dict[Head, Any] = {
+    "lm": AutoModelForCausalLM,
+    "token": AutoModelForTokenClassification,
+    "sequence": AutoModelForSequenceClassification,
+}
+"""What is counted with the parameters; the heads of others are small beside them."""
 
 Made = TypeVar("Made")
 
@@ -135,19 +150,36 @@ def _writer(served: _Served, **calls: Any) -> VLLMWriter:
     ends = eos_ids(_Generating(files), tokenizer)
     if not ends:
         raise ModelError(f"{name!r} names no end-of-sequence token.", hint="Set tokenizer.eos_token.")
-    return VLLMWriter(
-        Servers(served.address),
-        name,
-        tokenizer,
-        _info(served),
-        size=max(tokenizer.get_vocab().values()) + 1,
-        render=lambda prompt, output: render(tokenizer, prompt, output),
-        tags_of=lambda prompt: reasoning_tags(tokenizer, prompt),
-        eos_ids=ends,
-        hidden_ids=hidden_ids(tokenizer) | ends,
-        vocabulary=fingerprint(tokenizer),
-        tooling=Tooling(tokenizer, name, ends, **calls),
-    )
+    info = _info(served, "lm")
+
+    def writer(servers: Servers) -> VLLMWriter:
+        return VLLMWriter(
+            servers,
+            name,
+            tokenizer,
+            info,
+            size=max(tokenizer.get_vocab().values()) + 1,
+            render=lambda prompt, output: render(tokenizer, prompt, output),
+            tags_of=lambda prompt: reasoning_tags(tokenizer, prompt),
+            eos_ids=ends,
+            hidden_ids=hidden_ids(tokenizer) | ends,
+            vocabulary=fingerprint(tokenizer),
+            tooling=Tooling(tokenizer, name, ends, **calls),
+        )
+
+    _at_once(lambda servers: _write_a_token(writer(servers)), served.address)
+    return writer(Servers(served.address))
+
+
+async def _write_a_token(writer: VLLMWriter) -> None:
+    """So that it shows now if they are servers of something else.
+
+    Raises:
+        BackendError: they do not write.
+    """
+    session = writer.open("Hi")
+    session.begin(DraftStep(StepBoundary(("\n\n",)), 1, Sampling(0.0, 1.0, None, lambda: 0.0)))
+    await writer.write(session)
 
 
 class _Generating:
@@ -167,17 +199,17 @@ def _scorer(served: _Served, form: PRMFormat) -> VLLMScorer:
         BackendError: its servers do not score steps.
     """
     asking: Asking = Labelling(tuple(form.columns or ())) if form.head == "lm" else Pooling()
-    info = _info(served, form.recommended_threshold)
+    info = _info(served, form.head, form.recommended_threshold)
 
     def scorer(servers: Servers) -> VLLMScorer:
         return VLLMScorer(servers, served.name, form, info, asking)
 
-    _at_once(lambda servers: _try_out(scorer(servers)), served.address)
+    _at_once(lambda servers: _score_a_step(scorer(servers)), served.address)
     return scorer(Servers(served.address))
 
 
-async def _try_out(scorer: VLLMScorer) -> None:
-    """Have a step scored, so that what is wrong with a server shows now and not as wrong rewards.
+async def _score_a_step(scorer: VLLMScorer) -> None:
+    """So that what is wrong with a server shows now, and not as wrong rewards.
 
     Raises:
         BackendError: it does not give rewards where the format reads them.
@@ -194,7 +226,7 @@ async def _try_out(scorer: VLLMScorer) -> None:
         )
 
 
-def _info(served: _Served, threshold: float | None = None) -> ModelInfo:
+def _info(served: _Served, head: Head, threshold: float | None = None) -> ModelInfo:
     """A model's numbers for accounting and messages, from its config: its weights are elsewhere."""
     config = text_config(served.files.config)
     heads = int(config.num_attention_heads)
@@ -202,7 +234,7 @@ def _info(served: _Served, threshold: float | None = None) -> ModelInfo:
     kinds = attention_kinds(config)
     return ModelInfo(
         name=served.name,
-        parameters=_parameters(served.files),
+        parameters=_parameters(served.files, _WITH_HEAD.get(head, AutoModel)),
         pair_flops=4 * int(config.num_hidden_layers) * heads * size,
         window=served.window,
         sliding_window=kinds["sliding_attention"][0] if set(kinds) == {"sliding_attention"} else None,
@@ -211,10 +243,10 @@ def _info(served: _Served, threshold: float | None = None) -> ModelInfo:
     )
 
 
-def _parameters(files: Source) -> int:
+def _parameters(files: Source, auto: Any) -> int:
     try:
         with torch.device("meta"):
-            return active_parameters(AutoModel.from_config(files.config))
+            return active_parameters(auto.from_config(files.config))
     except Exception as error:  # An architecture that transformers does not know.
         raise ModelError(
             f"cannot tell the size of {files.role}={files.name!r}: {first_line(error)}",

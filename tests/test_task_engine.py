@@ -1,0 +1,227 @@
+"""The engine that awaits: what ``test_engine`` asks of the one that works in rounds, and what is its own."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from rsd_integrations import RSDPipeline, testing
+from rsd_integrations.errors import BackendError, EngineClosedError
+from rsd_integrations.remote import RemoteBackend
+from rsd_integrations.testing import ScriptedScorer, ScriptedWriter, scripted_pipeline
+from tests import test_engine as rounds
+from tests.awaited import Awaited, awaited_pipeline
+
+PATIENCE = rounds.PATIENCE
+
+
+@pytest.fixture
+def awaited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those tests' pipelines await their models."""
+    monkeypatch.setattr(rounds, "RSDPipeline", awaited_pipeline)
+    monkeypatch.setattr(testing, "RSDPipeline", awaited_pipeline)
+
+
+@pytest.mark.usefixtures("awaited")
+class TestAsInRounds:
+    """Tests that know nothing of rounds."""
+
+    @pytest.mark.parametrize(
+        "test",
+        [
+            rounds.test_a_storm_of_threads_and_tasks,
+            rounds.test_what_a_request_gets_does_not_depend_on_the_others,
+            rounds.test_a_dropped_pipeline_ends_its_thread,
+            rounds.test_a_stream_keeps_its_pipeline_alive,
+            rounds.test_a_dropped_async_stream_frees_its_place,
+            rounds.test_a_timeout_cancels,
+            rounds.test_a_timeout_counts_while_queued,
+            rounds.test_closing_from_a_running_loop_does_not_hang,
+            rounds.test_a_weighting_that_is_no_probability_is_refused,
+            rounds.test_a_weighting_may_ask_another_pipeline,
+            rounds.test_a_prompt_that_is_far_too_long_is_refused_before_it_is_encoded,
+            rounds.test_a_backend_that_raises_fails_its_batch_and_lives_on,
+            rounds.test_a_bug_in_the_engine_reaches_the_callers,
+            rounds.test_the_window_is_refused_with_its_numbers,
+            rounds.test_the_window_ends_an_answer_of_no_given_length,
+            rounds.test_the_order_of_events,
+        ],
+        ids=lambda test: test.__name__.removeprefix("test_"),
+    )
+    def test_it(self, test: Callable[[], None]) -> None:
+        test()
+
+    @pytest.mark.parametrize("read", [0, 1, 5])
+    def test_a_dropped_stream_frees_its_place(self, read: int) -> None:
+        rounds.test_a_dropped_stream_frees_its_place(read)
+
+    @pytest.mark.parametrize("call", ["generate", "stream"])
+    def test_a_weighting_that_calls_its_own_pipeline_does_not_wait_for_itself(self, call: str) -> None:
+        rounds.test_a_weighting_that_calls_its_own_pipeline_does_not_wait_for_itself(call)
+
+    @pytest.mark.parametrize("how", ["finish", "fail", "close"])
+    def test_sessions_that_cannot_be_closed_leave_nobody_waiting(self, how: str) -> None:
+        rounds.test_sessions_that_cannot_be_closed_leave_nobody_waiting(how)
+
+    @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+    def test_a_forked_child_is_told_and_does_not_wait(self) -> None:
+        rounds.test_a_forked_child_is_told_and_does_not_wait()
+
+
+def over(draft: Any, *, prm: Any = None, target: Any = None, **options: Any) -> RSDPipeline:
+    target = target or Awaited(ScriptedWriter(rounds.STEPS, window=10**9))
+    return RSDPipeline(RemoteBackend(draft, target, prm or Awaited(ScriptedScorer([1.0])), **options))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_answers_are_those_of_the_engine_of_rounds(seed: int) -> None:
+    rng = random.Random(seed)
+
+    def script(prompt: Any, index: int, text: str) -> str | None:
+        return f"{prompt} {index} " * rng.randrange(1, 4) + "\n\n" if index < 5 else None
+
+    def told(pipe: RSDPipeline) -> Any:
+        rng.seed(seed)
+        with pipe:
+            return pipe.generate("x", seed=seed, weighting="clip", temperature=1.0)
+
+    def reward(prompt: Any, index: int, body: str) -> float:
+        return (len(body) % 5) / 5
+
+    first, second = scripted_pipeline(script, rewards=reward), scripted_pipeline(script, rewards=reward)
+    awaited = awaited_pipeline(second.backend)
+    in_rounds, one_by_one = told(first), told(awaited)
+    steps = [
+        [(step.text, step.accepted, step.reward, step.draft_tokens) for step in generation.steps]
+        for generation in (in_rounds, one_by_one)
+    ]
+    assert steps[0] == steps[1]
+    assert (in_rounds.text, in_rounds.usage) == (one_by_one.text, one_by_one.usage)
+
+
+def test_requests_wait_for_servers_side_by_side() -> None:
+    draft = Awaited(ScriptedWriter(rounds.STEPS), pause=0.05)
+    with over(draft) as pipe:
+        streams = [pipe.stream(f"{n}") for n in range(40)]
+        assert {stream.result().text for stream in streams} == {"".join(rounds.STEPS)}
+    assert draft.most_at_work == 40
+
+
+def test_no_more_requests_than_there_is_room_for() -> None:
+    draft = Awaited(ScriptedWriter(rounds.STEPS), pause=0.01)
+    with over(draft, max_batch_size=3) as pipe:
+        streams = [pipe.stream(f"{n}") for n in range(10)]
+        assert {stream.result().finish_reason for stream in streams} == {"stop"}
+    assert draft.most_at_work == 3
+
+
+@pytest.mark.parametrize("waits", ["for a server", "for room"])
+def test_a_cancelled_request_gives_up_its_question(waits: str) -> None:
+    draft = Awaited(ScriptedWriter(rounds.STEPS), pause=10**6)
+    with over(draft, max_batch_size=1) as pipe:
+        first = pipe.stream("x")
+        rounds.wait_for(lambda: draft.at_work == 1)
+        stream = first if waits == "for a server" else pipe.stream("y")
+        stream.cancel()
+        generation = stream.result()
+        assert (generation.finish_reason, generation.text) == ("cancelled", "")
+        if waits == "for a server":
+            assert len(draft.left) == 1
+            rounds.wait_for(lambda: rounds.open_sessions(pipe) == 0)
+
+
+def test_a_step_that_was_written_in_time_is_kept() -> None:
+    """The time is up while the second is asked for."""
+
+    class Slowing(Awaited):
+        async def write(self, session: Any) -> Any:
+            self.pause = 10**6 if session.steps else 0.0  # Scripted sessions count what was committed.
+            return await super().write(session)
+
+    draft = Slowing(ScriptedWriter(rounds.STEPS))
+    with over(draft) as pipe:
+        generation = pipe.generate("x", timeout=0.5)
+    assert (generation.finish_reason, generation.text) == ("cancelled", rounds.STEPS[0])
+    assert len(draft.left) == 1
+
+
+def test_candidates_are_asked_for_side_by_side_and_one_s_failure_leaves_the_others() -> None:
+    class Third(Awaited):
+        async def write(self, session: Any) -> Any:
+            if self.at_work == 2:
+                raise BackendError("the third breaks.")
+            return await super().write(session)
+
+    draft = Awaited(ScriptedWriter(rounds.STEPS), pause=0.01)
+    with over(draft) as pipe:
+        assert pipe.generate("x", draft_candidates=4, temperature=1.0).text == "".join(rounds.STEPS)
+    assert draft.most_at_work == 4
+    draft = Third(ScriptedWriter(rounds.STEPS), pause=10**6)
+    with over(draft) as pipe:
+        with pytest.raises(BackendError, match="the third breaks"):
+            pipe.generate("x", draft_candidates=3, temperature=1.0)
+        assert len(draft.left) == 2
+        assert rounds.open_sessions(pipe) == 0
+
+
+def test_closing_tells_all_callers_and_closes_the_connections() -> None:
+    draft = Awaited(ScriptedWriter(rounds.STEPS), pause=10**6)
+    pipe = over(draft, max_batch_size=2)
+    backend: Any = pipe.backend
+    streams = [pipe.stream(f"{n}") for n in range(5)]
+    rounds.wait_for(lambda: draft.at_work == 2)
+    pipe.close()
+    for stream in streams:
+        with pytest.raises(EngineClosedError):
+            stream.result()
+    assert len(draft.left) == 2
+    assert [model.closed for model in (backend.draft, backend.target, backend.prm)] == [True] * 3
+    assert pipe._engine._thread.is_alive() is False
+    with pytest.raises(EngineClosedError):
+        pipe.generate("x")
+
+
+def test_a_request_is_submitted_while_the_pipeline_closes() -> None:
+    """Either it is answered or it is told; nobody waits for ever."""
+    for turn in range(30):
+        pipe = over(Awaited(ScriptedWriter(rounds.STEPS)))
+        outcomes: list[str] = []
+
+        def call(pipe: RSDPipeline = pipe, outcomes: list[str] = outcomes) -> None:
+            try:
+                outcomes.append(pipe.generate("x").finish_reason)
+            except EngineClosedError:
+                outcomes.append("closed")
+
+        threads = [threading.Thread(target=call) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        time.sleep(turn / 10000)
+        pipe.close()
+        for thread in threads:
+            thread.join(PATIENCE)
+        assert len(outcomes) == 4
+        assert set(outcomes) <= {"stop", "closed"}
+
+
+def test_a_task_that_is_cancelled_gives_up_its_question() -> None:
+    draft = Awaited(ScriptedWriter(rounds.STEPS), pause=10**6)
+
+    async def main(pipe: RSDPipeline) -> None:
+        task = asyncio.create_task(pipe.agenerate("x"))
+        while not draft.at_work:
+            await asyncio.sleep(0.001)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    with over(draft) as pipe:
+        asyncio.run(main(pipe))
+        rounds.wait_for(lambda: rounds.open_sessions(pipe) == 0)
+        assert len(draft.left) == 1

@@ -1,0 +1,245 @@
+"""A small server that answers as vLLM 0.32 does, over the pocket trio, for tests on loopback.
+
+It was written beside real servers: ``test_servers.py`` runs the same tests against either (see ``real.py``).
+Faults are put in front of answers by ``faults``; ``asked`` holds what was posted.
+"""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import torch
+from llguidance import LLMatcher
+from llguidance.hf import from_tokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+)
+
+__all__ = ["Double", "Fault", "double"]
+
+_MOST = 1024
+Fault = Callable[["_Handler"], bool]
+"""Answers a question in place of the server; False: it did nothing, and the server answers."""
+
+
+class Double:
+    """One model, served.
+
+    Args:
+        folder: of the model.
+        pools: of a PRM: "all" tokens, step "tags", or the "last" token.
+        tag: the step's tag.
+        grammars: whether structured outputs are held to; else they are passed over.
+        key: an API key that must be shown.
+        names: under which it is served.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        pools: str = "all",
+        tag: int = -1,
+        grammars: bool = True,
+        key: str | None = None,
+        names: tuple[str, ...] = (),
+    ) -> None:
+        self.folder = folder
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.pools, self.tag, self.grammars, self.key = pools, tag, grammars, key
+        self.root = str(folder)
+        self.names = names or (str(folder),)
+        self.faults: list[Fault] = []
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.left = threading.Event()
+        """Set when somebody leaves a question that hangs."""
+        self._lock = threading.Lock()
+        self._server = _Server(("127.0.0.1", 0), _Handler)
+        self._server.double = self
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        host, port = self._server.server_address[:2]
+        return f"http://{host!s}:{port}"
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    @cached_property
+    def _judges(self) -> bool:
+        return "TokenClassification" in AutoConfig.from_pretrained(self.folder).architectures[0]
+
+    @cached_property
+    def _model(self) -> Any:
+        kind = AutoModelForTokenClassification if self._judges else AutoModelForCausalLM
+        return kind.from_pretrained(self.folder).eval()
+
+    @cached_property
+    def _vocabulary(self) -> Any:
+        return from_tokenizer(self.tokenizer)
+
+    def answer(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        if body.get("model", self.names[0]) not in self.names:
+            return 404, _error(f"The model `{body['model']}` does not exist.")
+        with self._lock, torch.inference_mode():
+            if path == "/v1/completions" and not self._judges:
+                return self._complete(body)
+            if path == "/pooling" and self._judges:
+                return 200, {"data": [{"index": 0, "data": self._pooled(body)}]}
+        return 404, _error("Not Found")
+
+    def card(self) -> Any:
+        more = {"object": "model", "root": self.root, "max_model_len": _MOST}
+        return {"object": "list", "data": [{"id": name, **more} for name in self.names]}
+
+    def _pooled(self, body: dict[str, Any]) -> Any:
+        tokens = body["input"]
+        rows = self._model(torch.tensor([tokens])).logits[0]
+        rows = rows if body.get("use_activation") is False else rows.softmax(-1)
+        if self.pools == "last":
+            return rows[-1].tolist()
+        kept = [self.pools == "all" or token == self.tag for token in tokens]
+        return rows[torch.tensor(kept)].tolist()
+
+    def _complete(self, body: dict[str, Any]) -> tuple[int, Any]:
+        prompt, most = body["prompt"], body.get("max_tokens", 16)
+        if len(prompt) >= _MOST:
+            return 400, _error(f"This model's maximum context length is {_MOST} tokens.")
+        grammar = (body.get("structured_outputs") or {}).get("grammar") if self.grammars else None
+        matcher = grammar and LLMatcher(self._vocabulary, LLMatcher.grammar_from_lark(grammar))
+        ids: list[int] = []
+        told = None
+        reason, why, draws = "length", None, torch.Generator().manual_seed(body.get("seed", 0))
+        while len(ids) < min(most, _MOST - len(prompt)):
+            logits = self._model(torch.tensor([prompt + ids]), use_cache=False).logits[0, -1]
+            told = told or _told(logits, body)
+            ids.append(_drawn(_allowed(logits, body, matcher), body, draws))
+            if matcher:
+                matcher.consume_token(ids[-1])
+            if ids[-1] in body.get("stop_token_ids", []) or ids[-1] == self.tokenizer.eos_token_id:
+                reason = "stop"
+                break
+            text = self.tokenizer.decode(ids)
+            why = next((stop for stop in body.get("stop", []) if stop in text), None)
+            if why is not None:
+                reason = "stop"
+                break
+        choice = {"index": 0, "text": self.tokenizer.decode(ids, skip_special_tokens=True)}
+        choice |= {"finish_reason": reason, "stop_reason": why, "logprobs": told}
+        choice["token_ids"] = ids if body.get("return_token_ids") else None
+        return 200, {"choices": [choice], "usage": {"prompt_tokens": len(prompt)}}
+
+
+def _error(message: str) -> Any:
+    return {"error": {"message": message, "type": "Error"}}
+
+
+def _told(logits: torch.Tensor, body: dict[str, Any]) -> Any:
+    if "logprob_token_ids" not in body:
+        return None
+    logs = logits.log_softmax(-1)
+    return {"top_logprobs": [{f"token_id:{one}": float(logs[one]) for one in body["logprob_token_ids"]}]}
+
+
+def _allowed(logits: torch.Tensor, body: dict[str, Any], matcher: Any) -> torch.Tensor:
+    if matcher:
+        packed = torch.frombuffer(bytearray(matcher.compute_bitmask()), dtype=torch.uint8)
+        bits = (packed[:, None] >> torch.arange(8, dtype=torch.uint8)) & 1
+        return logits.masked_fill(~bits.flatten().bool()[: len(logits)], -torch.inf)
+    if "allowed_token_ids" in body:
+        mask = torch.ones_like(logits, dtype=torch.bool)
+        mask[body["allowed_token_ids"]] = False
+        return logits.masked_fill(mask, -torch.inf)
+    return logits
+
+
+def _drawn(logits: torch.Tensor, body: dict[str, Any], draws: torch.Generator) -> int:
+    if body.get("temperature", 1.0) == 0:
+        return int(logits.argmax())
+    chances = (logits / body["temperature"]).softmax(-1)
+    return int(torch.multinomial(chances, 1, generator=draws))
+
+
+class _Server(ThreadingHTTPServer):
+    double: Double
+    daemon_threads = True
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self._do({})
+
+    def do_POST(self) -> None:
+        self._do(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+
+    def _do(self, body: dict[str, Any]) -> None:
+        double = self.server.double
+        double.asked.append((self.path, {**body, "headers": dict(self.headers)}))
+        if double.key and self.headers.get("Authorization") != f"Bearer {double.key}":
+            self.say(401, {"error": "Unauthorized"})
+            return
+        if double.faults and double.faults.pop(0)(self):
+            return
+        if self.path == "/v1/models":
+            self.say(200, double.card())
+        else:
+            try:
+                answer = double.answer(self.path, body)
+            except Exception as error:
+                answer = 500, _error(repr(error))
+            self.say(*answer)
+
+    def say(self, status: int, body: Any, **headers: str) -> None:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(data)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(data)
+
+    def hang(self, seconds: float) -> None:
+        """Say nothing until whoever asked leaves."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            ready, _, _ = select.select([self.connection], [], [], 0.05)
+            if ready and not self.connection.recv(1, socket.MSG_PEEK):
+                self.server.double.left.set()
+                break
+        self.close_connection = True
+
+    def drop(self) -> None:
+        """Close the connection in mid-answer."""
+        self.connection.shutdown(socket.SHUT_RDWR)
+        self.close_connection = True
+
+
+@contextmanager
+def double(folder: Path, **options: Any) -> Iterator[Double]:
+    """A double that ends with the block."""
+    made = Double(folder, **options)
+    try:
+        yield made
+    finally:
+        made.stop()

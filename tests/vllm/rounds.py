@@ -1,0 +1,48 @@
+"""A remote model in the clothes of one in this process, for the conformance kit."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+from rsd_integrations.protocols import ScoreStep
+
+__all__ = ["Rounds"]
+
+
+class Rounds:
+    """Asks for all that a round wants side by side, and waits for it. Everything else is the model's.
+
+    Args:
+        model: a ``RemoteWriter`` or a ``RemoteScorer``.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def _all(self, work: list[Coroutine[Any, Any, Any]]) -> list[Any]:
+        async def together() -> list[Any]:
+            return await asyncio.gather(*work, return_exceptions=True)
+
+        return asyncio.run_coroutine_threadsafe(together(), self._loop).result(60)
+
+    def advance(self, sessions: Sequence[Any]) -> list[Any]:
+        return self._all([self._model.write(session) for session in sessions])
+
+    def score(self, sessions: Sequence[Any], work: Sequence[ScoreStep]) -> list[Any]:
+        pairs = zip(sessions, work, strict=True)
+        return self._all([self._model.score(session, step) for session, step in pairs])
+
+    def close(self) -> None:
+        asyncio.run_coroutine_threadsafe(self._model.aclose(), self._loop).result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()

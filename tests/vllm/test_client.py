@@ -1,0 +1,169 @@
+"""Questions to servers that fail, hang, move away, or are none."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from rsd_integrations.backends.vllm import client
+from rsd_integrations.backends.vllm.address import Address
+from rsd_integrations.backends.vllm.client import Servers
+from rsd_integrations.errors import BackendError
+from rsd_integrations.pocket import pocket_paths
+from tests.vllm.double import Double, Fault, double
+
+NOWHERE = "http://127.0.0.1:9"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "_FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(client, "_LONGEST_PAUSE", 0.05)
+
+
+@pytest.fixture
+def server() -> Iterator[Double]:
+    with double(pocket_paths().draft) as made:
+        yield made
+
+
+@pytest.fixture
+def other() -> Iterator[Double]:
+    with double(pocket_paths().draft) as made:
+        yield made
+
+
+def status(code: int, body: Any = None, **headers: str) -> Fault:
+    def fault(handler: Any) -> bool:
+        handler.say(code, {"error": {"message": "as\nit is"}} if body is None else body, **headers)
+        return True
+
+    return fault
+
+
+def drop(handler: Any) -> bool:
+    handler.drop()
+    return True
+
+
+def ask(*urls: str, keys: tuple[int, ...] = (0,), path: str = "/v1/models", **options: Any) -> list[Any]:
+    """Questions one after the other."""
+    options.setdefault("attempts", 3)
+
+    async def asked() -> list[Any]:
+        servers = Servers(Address.of("draft", list(urls), options))
+        try:
+            return [await servers.ask(path, key=key) for key in keys]
+        finally:
+            await servers.aclose()
+
+    return asyncio.run(asked())
+
+
+@pytest.mark.parametrize("code", [429, 500, 502, 503, 504])
+def test_what_passes_is_tried_again(server: Double, code: int) -> None:
+    server.faults += [status(code), status(code, retry_after="0.01")]
+    assert ask(server.url)[0]["data"][0]["id"] == server.names[0]
+    assert len(server.asked) == 3
+
+
+def test_a_dropped_connection_is_tried_again(server: Double) -> None:
+    server.faults += [drop]
+    assert ask(server.url)
+    assert len(server.asked) == 2
+
+
+@pytest.mark.parametrize("code", [400, 401, 403, 404, 422])
+def test_what_is_refused_is_not(server: Double, code: int) -> None:
+    server.faults += [status(code)]
+    with pytest.raises(BackendError, match=rf"draft's server at {server.url} answered {code} .*as it is"):
+        ask(server.url)
+    assert len(server.asked) == 1
+
+
+def test_tries_end(server: Double) -> None:
+    server.faults += [status(503)] * 9
+    with pytest.raises(BackendError, match=r"answered 503 to /v1/models: as it is \(3 tries\)"):
+        ask(server.url)
+    assert len(server.asked) == 3
+    with pytest.raises(BackendError, match=r"127.0.0.1:9 cannot be reached: ConnectError.*\(2 tries\)"):
+        ask(NOWHERE, attempts=2)
+
+
+def test_another_replica_takes_over_and_is_kept(server: Double) -> None:
+    assert len(ask(NOWHERE, server.url, keys=(0, 0, 2, 4))) == 4
+    assert len(server.asked) == 4
+
+
+def test_a_request_stays_with_its_replica(server: Double, other: Double) -> None:
+    ask(server.url, other.url, keys=(0, 1, 2, 3, 4, 4, 4))
+    assert [len(one.asked) for one in (server, other)] == [5, 2]
+
+
+def test_a_replica_that_says_503_is_left_alone_for_a_while(server: Double, other: Double) -> None:
+    server.faults += [status(503)]
+    ask(server.url, other.url, keys=(0, 0, 0))
+    assert [len(one.asked) for one in (server, other)] == [1, 3]
+
+
+def test_too_many_requests_are_no_reason_to_leave(server: Double, other: Double) -> None:
+    """Its cache is there, and the others have their own."""
+    server.faults += [status(429)]
+    ask(server.url, other.url, keys=(0, 0))
+    assert [len(one.asked) for one in (server, other)] == [3, 0]
+
+
+def test_a_replica_is_asked_again_behind_a_while(
+    server: Double, other: Double, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "_DOWN", 0.0)
+    server.faults += [drop]
+    ask(server.url, other.url, keys=(0, 0))
+    assert len(server.asked) == 3
+
+
+def test_an_answer_that_takes_too_long_is_no_reason_to_ask_again(server: Double) -> None:
+    """It would take as long, and the server may be at it still."""
+    server.faults += [lambda handler: handler.hang(20) or True]
+    with pytest.raises(BackendError, match=r"did not answer /v1/models within 0\.2 s"):
+        ask(server.url, timeout=0.2)
+    assert len(server.asked) == 1
+
+
+def test_the_key_and_headers_are_shown_and_never_told() -> None:
+    with double(pocket_paths().draft, key="sesame") as guarded:
+        assert ask(guarded.url, api_key="sesame", headers={"x-team": "a"})
+        assert guarded.asked[0][1]["headers"]["x-team"] == "a"
+        for wrong in ({}, {"api_key": "secret-1"}):
+            with pytest.raises(BackendError, match=r"answered 401 .*Unauthorized.*api_key") as failed:
+                ask(guarded.url, **wrong)
+            assert "secret-1" not in str(failed.value)
+    address = Address.of("prm", "http://x", {"api_key": "secret-1", "headers": {"a": "secret-2"}})
+    assert "secret" not in repr(address)
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"\xff\xfe", b""])
+def test_what_is_no_json_is_shown(server: Double, body: bytes) -> None:
+    server.faults += [status(200, body)]
+    with pytest.raises(BackendError, match="answered with no JSON"):
+        ask(server.url)
+    server.faults += [status(418, body)]
+    with pytest.raises(BackendError, match="answered 418"):
+        ask(server.url)
+
+
+def test_no_more_questions_at_once_than_were_allowed(server: Double) -> None:
+    async def asked() -> None:
+        servers = Servers(Address.of("draft", server.url, {"max_concurrency": 2, "timeout": 5}))
+        server.faults += [lambda handler: handler.hang(0.3) or True] * 2
+        questions = [asyncio.ensure_future(servers.ask("/v1/models", attempts=1)) for _ in range(5)]
+        await asyncio.sleep(0.15)
+        assert len(server.asked) == 2
+        await asyncio.gather(*questions, return_exceptions=True)
+        assert len(server.asked) == 5
+        await servers.aclose()
+
+    asyncio.run(asked())

@@ -1,0 +1,197 @@
+"""What is wrong with servers, addresses and options shows when a pipeline is made."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rsd_integrations import RSDPipeline
+from rsd_integrations.backends.vllm import client
+from rsd_integrations.backends.vllm.asking import Labelling, Pooling
+from rsd_integrations.errors import BackendError, ConfigError, ModelError, RSDError
+from rsd_integrations.pocket import pocket_paths
+from rsd_integrations.pocket.task import held_out
+from tests.vllm.conftest import Trio
+from tests.vllm.double import double
+
+QUESTION = next(iter(held_out(1))).question
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "_FIRST_PAUSE", 0.01)
+
+
+def test_sizes_are_those_of_the_models(trio: Trio, pocket: RSDPipeline) -> None:
+    for role in ("draft", "target", "prm"):
+        over, within = (getattr(pipe.backend, role).info for pipe in (trio.pipe, pocket))
+        assert over.pair_flops == within.pair_flops
+        assert over.parameters == within.parameters
+        assert (over.window, over.threshold, over.longest) == (1024, within.threshold, 1024)
+
+
+@pytest.mark.parametrize(
+    ("role", "given", "message"),
+    [
+        ("draft", "localhost:8000", r"draft='localhost:8000' is no URL.*http://"),
+        ("target", [], r"target=\[\] is no URL"),
+        ("prm", 3, "prm=3 is no URL"),
+        ("draft", ["http://x", None], "draft=None is no URL"),
+        ("draft", "http://x/v1?key=1", "more than a base URL"),
+        ("draft", "ftp://x", "is no URL"),
+    ],
+)
+def test_what_is_no_url(trio: Trio, role: str, given: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        RSDPipeline.from_vllm(**{**trio.urls, role: given})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"modle": "x"}, r"unknown draft_kwargs 'modle'. Did you mean 'model'"),
+        ({"timeout": 0}, "timeout=0 is no time"),
+        ({"timeout": True}, "timeout=True is no time"),
+        ({"attempts": 0}, "attempts=0"),
+        ({"max_concurrency": 1.5}, r"max_concurrency=1\.5"),
+        ({"model": 3}, "model=3 is no text"),
+        ({"api_key": 3}, "api_key is no text"),
+        ({"headers": "a: b"}, "headers are no mapping"),
+        ({"headers": {"a": 1}}, "headers are no mapping"),
+        ({"model": "nope"}, r"does not serve 'nope' but \["),
+        ("x", "draft_kwargs='x' is no mapping"),
+    ],
+)
+def test_options_are_checked(trio: Trio, options: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        RSDPipeline.from_vllm(**trio.urls, draft_kwargs=options)
+
+
+@pytest.mark.parametrize(("name", "value"), [("max_length", 1), ("max_batch_size", 0), ("max_length", "x")])
+def test_limits_are_checked(trio: Trio, name: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"{name}="):
+        RSDPipeline.from_vllm(**trio.urls, **{name: value})
+
+
+def test_max_length_shortens_the_window(trio: Trio) -> None:
+    with RSDPipeline.from_vllm(**trio.urls, max_length=200) as pipe:
+        assert pipe.backend.target.info.window == 200
+        answer = pipe.generate(QUESTION, threshold=1.1, step_delimiter="\0")
+        assert answer.usage.prompt_tokens + answer.usage.completion_tokens <= 200
+
+
+def test_a_server_that_is_not_there(trio: Trio) -> None:
+    with pytest.raises(BackendError, match=r"the prm's server at http://127\.0\.0\.1:9 cannot be reached"):
+        RSDPipeline.from_vllm(**{**trio.urls, "prm": "http://127.0.0.1:9"}, prm_kwargs={"attempts": 1})
+
+
+def test_a_server_that_is_no_vllm(trio: Trio) -> None:
+    for body in ({"models": []}, [], {"data": 3}):
+        trio.draft.faults.append(lambda handler, body=body: handler.say(200, body) or True)
+        with pytest.raises(BackendError, match="to /v1/models"):
+            RSDPipeline.from_vllm(**trio.urls)
+
+
+def test_one_of_several_models(trio: Trio) -> None:
+    with double(pocket_paths().draft, names=("base", "lora")) as server:
+        urls = {**trio.urls, "draft": server.url}
+        with pytest.raises(ConfigError, match=r"serves \['base', 'lora'\].*draft_kwargs=\{'model'"):
+            RSDPipeline.from_vllm(**urls)
+        with RSDPipeline.from_vllm(**urls, draft_kwargs={"model": "lora"}) as pipe:
+            pipe.generate(QUESTION, max_tokens=3)
+        assert server.asked[-1][1]["model"] == "lora"
+
+
+def test_files_may_be_elsewhere_on_this_side(trio: Trio, tmp_path: Path) -> None:
+    moved = tmp_path / "here"
+    shutil.copytree(pocket_paths().draft, moved)
+    (moved / "model.safetensors").unlink()  # Weights are the server's.
+    with double(pocket_paths().draft, names=("far",)) as server:
+        server.root = "/on/the/server"
+        urls = {**trio.urls, "draft": server.url}
+        with pytest.raises(ModelError, match=r"'/on/the/server'"):
+            RSDPipeline.from_vllm(**urls)
+        with RSDPipeline.from_vllm(**urls, draft_kwargs={"source": str(moved)}) as pipe:
+            assert pipe.generate(QUESTION, max_tokens=3).text
+
+
+@pytest.mark.parametrize(("pools", "tag"), [("all", -1), ("last", -1), ("tags", 349)])
+def test_prms_pool_as_they_like(trio: Trio, pocket: RSDPipeline, pools: str, tag: int) -> None:
+    with (
+        double(pocket_paths().prm, pools=pools, tag=tag) as prm,
+        RSDPipeline.from_vllm(**{**trio.urls, "prm": prm.url}) as pipe,
+    ):
+        over, within = pipe.generate(QUESTION), pocket.generate(QUESTION)
+        rewards = [step.reward for step in within.steps]
+        assert [step.reward for step in over.steps] == pytest.approx(rewards, abs=1e-4)
+        cached = over.usage.prm.forwarded == within.usage.prm.forwarded
+        assert cached is (pools == "last")
+
+
+@pytest.mark.parametrize("tag", [151651, 22])
+def test_a_wrong_step_tag_is_found_out(trio: Trio, tag: int) -> None:
+    """No row, or rows elsewhere: servers say nothing of it."""
+    with (
+        double(pocket_paths().prm, pools="tags", tag=tag) as prm,
+        pytest.raises(BackendError, match="step_tag_id"),
+    ):
+        RSDPipeline.from_vllm(**{**trio.urls, "prm": prm.url})
+
+
+def test_a_writer_in_the_prm_s_place(trio: Trio) -> None:
+    with pytest.raises(RSDError, match="PRM format"):
+        RSDPipeline.from_vllm(**{**trio.urls, "prm": trio.draft.url})
+    with pytest.raises(BackendError, match=r"answered 404 to /v1/completions.*right kind"):
+        RSDPipeline.from_vllm(**{**trio.urls, "draft": trio.prm.url})
+
+
+def test_a_language_model_judges_by_its_labels(trio: Trio) -> None:
+    labels = Labelling((5, 9, 40))
+    tokens = [1, 681, 201, 641]
+    trio.target.asked.clear()
+    status, answer = trio.target.answer("/v1/completions", labels.question(tokens))
+    read = labels.read(answer)
+    assert status == 200
+    assert (len(read.outputs), read.rows, read.cached) == (3, 1, True)
+    assert all(value < 0 for value in read.outputs)
+
+
+@pytest.mark.parametrize("asking", [Labelling((1, 2)), Pooling()])
+@pytest.mark.parametrize(
+    "answer", [{}, [], {"data": []}, {"data": [{"data": [["x"]]}]}, {"choices": [{"logprobs": None}]}]
+)
+def test_an_answer_without_rewards(asking: Any, answer: Any) -> None:
+    with pytest.raises(BackendError, match="holds no reward"):
+        asking.read(answer)
+
+
+def test_it_is_made_and_used_on_a_running_loop(trio: Trio) -> None:
+    async def main() -> str:
+        async with RSDPipeline.from_vllm(**trio.urls) as pipe:
+            return (await pipe.agenerate(QUESTION, max_tokens=5)).text
+
+    assert asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [{}, {"token_ids": None, "finish_reason": "stop"}, {"token_ids": [], "finish_reason": "length"}],
+)
+def test_a_server_that_gives_no_tokens(trio: Trio, choice: Any) -> None:
+    trio.draft.faults.append(lambda handler: handler.say(200, {"choices": [choice]}) or True)
+    with pytest.raises(BackendError, match=r"return_token_ids|wrote nothing"):
+        trio.pipe.generate(QUESTION, threshold=0.0)
+
+
+def test_an_end_that_is_not_among_the_tokens(trio: Trio) -> None:
+    """As older servers give it."""
+    ended = {"choices": [{"token_ids": [], "finish_reason": "stop", "stop_reason": None, "text": ""}]}
+    trio.draft.faults.append(lambda handler: handler.say(200, ended) or True)
+    answer = trio.pipe.generate(QUESTION, threshold=0.0)
+    assert (answer.text, answer.finish_reason, answer.usage.completion_tokens) == ("", "stop", 1)
+    assert json.loads(answer.model_dump_json())["text"] == ""
