@@ -241,8 +241,8 @@ class RSDPipeline:
             ConfigError: a chat template takes no tools, or an option is unknown.
             ModelError: a tokenizer cannot be loaded.
         """
-        from rsd_integrations.backends.torch.sources import Source
-        from rsd_integrations.backends.torch.tooling import check_template
+        from rsd_integrations.backends.shared.sources import Source
+        from rsd_integrations.backends.shared.tooling import check_template
 
         check_template(Source.of("draft", draft, draft_kwargs))
         check_template(Source.of("target", target, target_kwargs))

@@ -13,7 +13,7 @@ __all__ = ["Awaited", "awaited_pipeline"]
 
 
 class Awaited:
-    """A ``RemoteWriter`` or ``RemoteScorer`` that works as a scripted model does, and lets others run meanwhile.
+    """A ``RemoteWriter`` or ``RemoteScorer``: works as a scripted model does, and lets others run meanwhile.
 
     Args:
         model: a ``ScriptedWriter`` or a ``ScriptedScorer``.

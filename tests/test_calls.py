@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from rsd_integrations.backends.torch.constrain import Grammars
-from rsd_integrations.backends.torch.tooling import Tooling, call_format, call_reader, check_template
+from rsd_integrations.backends.shared.constrain import Grammars
+from rsd_integrations.backends.shared.tooling import Tooling, call_format, call_reader, check_template
 from rsd_integrations.calls import CALL_ID, HERMES, CallFormat, plain_reader
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.output import Output

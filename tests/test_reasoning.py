@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsd_integrations.backends.torch.reasoning import reasoning_tags
+from rsd_integrations.backends.shared.reasoning import reasoning_tags
 from rsd_integrations.segment import ReasoningSplitter, ReasoningTags
 from rsd_integrations.testing import scripted_pipeline
 from tests.tiny_models import CHATML, tokenizer

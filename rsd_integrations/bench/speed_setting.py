@@ -98,7 +98,7 @@ def open_shape(setting: Setting, *, device: str, dtype: str, window: int) -> tup
     Raises:
         ConfigError: the shape, the device or the dtype is not known here.
     """
-    from rsd_integrations.backends.torch.sources import check_placement
+    from rsd_integrations.backends.shared.sources import check_placement
     from rsd_integrations.backends.torch.yardsticks.plain import PlainTrio
     from rsd_integrations.backends.torch.yardsticks.shapes import random_trio
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rsd_integrations.adapters.windows import known_window
-from rsd_integrations.backends.torch.describe import positions, text_config
+from rsd_integrations.backends.shared.describe import positions, text_config
 from rsd_integrations.langchain import ChatRSD
 from rsd_integrations.llama_index import RSDLLM
 from rsd_integrations.testing import scripted_pipeline

@@ -21,9 +21,9 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from rsd_integrations import RSDPipeline
+from rsd_integrations.backends.shared.detokenize import Detokenizer
 from rsd_integrations.backends.torch import bursts, interpreter, traced
 from rsd_integrations.backends.torch.bursts import Burst, Endings, Looped
-from rsd_integrations.backends.torch.detokenize import Detokenizer
 from rsd_integrations.backends.torch.plan import SlotFeed
 from rsd_integrations.backends.torch.readout import Output
 from rsd_integrations.backends.torch.runner import SlotRunner

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rsd_integrations.backends.torch.detokenize import Detokenizer
+from rsd_integrations.backends.shared.detokenize import Detokenizer
 from tests.small_tokenizers import byte_level, sentencepiece_like
 
 TOKENIZERS = {

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from rsd_integrations import RSDPipeline
-from rsd_integrations.backends.torch.describe import active_parameters
+from rsd_integrations.backends.shared.describe import active_parameters
 from rsd_integrations.backends.torch.memory import model_memory
 from rsd_integrations.backends.torch.runner import PREFILL_CHUNK
 from rsd_integrations.errors import (

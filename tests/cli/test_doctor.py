@@ -14,11 +14,11 @@ from rich.console import Console
 from transformers import MambaConfig, Qwen3NextConfig
 
 from rsd_integrations import RSDPipeline
+from rsd_integrations.backends.shared.sources import Source
 from rsd_integrations.backends.torch import free_memory, memory
 from rsd_integrations.backends.torch.free_memory import device_memory
 from rsd_integrations.backends.torch.memory import model_memory
 from rsd_integrations.backends.torch.refusals import check_weights
-from rsd_integrations.backends.torch.sources import Source
 from rsd_integrations.cli import doctor, main
 from rsd_integrations.pocket import pocket_paths
 from tests.tiny_models import causal, token_classifier, tokenizer

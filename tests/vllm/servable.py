@@ -1,8 +1,8 @@
 """The pocket trio with heads of 32 numbers instead of 16: the same functions, which vLLM serves on a CPU.
 
-Half of each head is zero. Rotary positions turn pairs of numbers by an angle that depends on the pair's place
-over the head's size, so pair i of 8 becomes pair 2 i of 16; attention is scaled by the head's size, so queries
-are larger by the root of 2.
+Half of each head is zero. Rotary positions turn pairs of numbers by an angle that depends on the pair's
+place over the head's size, so pair i of 8 becomes pair 2 i of 16; attention is scaled by the head's size, so
+queries are larger by the root of 2.
 """
 
 from __future__ import annotations

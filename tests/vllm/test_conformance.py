@@ -19,7 +19,7 @@ from tests.vllm.rounds import Rounds
 def backend(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[list[Rounds]]:
-    """Servers that hold grammars and pool all tokens; and such as pass grammars over and pool the last one."""
+    """Servers that hold grammars and pool all tokens; others pass grammars over and pool the last one."""
     folder = tmp_path_factory.mktemp("models")
     model, tok = causal("Qwen2", 7, "tools", max_position_embeddings=1024), tokenizer("tools")
     model.save_pretrained(folder / "writer")

@@ -24,16 +24,11 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 __all__ = [
-    "AttentionKinds",
     "SlotAttention",
-    "attention_kinds",
     "meant_attention",
     "slides",
     "slot_attention",
 ]
-
-AttentionKinds = dict[str, tuple[int | None, int | None]]
-"""The (window, chunk) of each kind of attention layer."""
 
 _NAME = "rsd_slot_sdpa"
 _FIELD = "_attn_implementation_internal"
@@ -158,21 +153,6 @@ def meant_attention(config: Any) -> str | None:
     """The attention that a config names, whoever's forward may be at work."""
     named: str | None = getattr(config, "_attn_implementation", None)
     return "sdpa" if named == _NAME else named
-
-
-def attention_kinds(config: Any) -> AttentionKinds:
-    """The (window, chunk) of each kind of attention layer that a config names."""
-    window = getattr(config, "sliding_window", None)
-    chunk = getattr(config, "attention_chunk_size", None)
-    kinds = list(dict.fromkeys(getattr(config, "layer_types", None) or ()))
-    if not kinds:
-        kinds = ["sliding_attention" if window else "full_attention"]
-    sizes = {
-        "full_attention": (None, None),
-        "sliding_attention": (window, None),
-        "chunked_attention": (None, chunk),
-    }
-    return {kind: sizes[kind] for kind in kinds}
 
 
 @torch.inference_mode()

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from rsd_integrations.backends.shared.detokenize import HALF, decoder
 from rsd_integrations.backends.torch import interpreter
-from rsd_integrations.backends.torch.detokenize import HALF, decoder
 from rsd_integrations.backends.torch.forwards import Pair, alike
 from rsd_integrations.backends.torch.interpreter import Script
 

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 import torch
 
+from rsd_integrations.backends.shared.sources import first_line
 from rsd_integrations.backends.torch.plan import Shape, SlotFeed, unpack
-from rsd_integrations.backends.torch.sources import first_line
 from rsd_integrations.errors import ConfigError
 
 __all__ = ["Compiled", "Compute", "Launcher", "Pair", "alike"]

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from rsd_integrations.backends.torch.attention import AttentionKinds, attention_kinds, slides
-from rsd_integrations.backends.torch.checkpoint import check_language_model, load_complete
-from rsd_integrations.backends.torch.describe import (
+from rsd_integrations.backends.shared.describe import (
+    AttentionKinds,
     active_parameters,
+    attention_kinds,
     eos_ids,
     fingerprint,
     hidden_ids,
@@ -22,27 +22,26 @@ from rsd_integrations.backends.torch.describe import (
     positions,
     text_config,
 )
+from rsd_integrations.backends.shared.reasoning import reasoning_tags
+from rsd_integrations.backends.shared.sources import ModelSource, Source, check_placement, first_line
+from rsd_integrations.backends.shared.templates import check_templates, render
+from rsd_integrations.backends.shared.tooling import Tooling, call_format, call_reader
+from rsd_integrations.backends.torch.attention import slides
+from rsd_integrations.backends.torch.checkpoint import check_language_model, load_complete
 from rsd_integrations.backends.torch.heads import RewardModel, load_reward_model
 from rsd_integrations.backends.torch.launch import LaunchOptions, check_choice
 from rsd_integrations.backends.torch.readout import Readout, read_hidden, read_logits
-from rsd_integrations.backends.torch.reasoning import reasoning_tags
-from rsd_integrations.backends.torch.refusals import check_architecture, check_templates
+from rsd_integrations.backends.torch.refusals import check_architecture
 from rsd_integrations.backends.torch.runner import SlotRunner
 from rsd_integrations.backends.torch.scorer import TorchScorer
 from rsd_integrations.backends.torch.self_check import check_slots
-from rsd_integrations.backends.torch.sources import ModelSource, Source, check_placement, first_line
 from rsd_integrations.backends.torch.threads import apart
-from rsd_integrations.backends.torch.tooling import Tooling, call_format, call_reader
 from rsd_integrations.backends.torch.writer import TorchWriter
-from rsd_integrations.encoding import chat_template_text, encode_plain, render_chat
 from rsd_integrations.errors import ConfigError, ModelError
-from rsd_integrations.output import Output
 from rsd_integrations.prm import PRMFormat, find_prm_format
-from rsd_integrations.prompts import as_messages
-from rsd_integrations.protocols import Backend
-from rsd_integrations.types import Prompt
+from rsd_integrations.protocols import Backend, ModelInfo
 
-__all__ = ["default_device", "load_backend", "render"]
+__all__ = ["default_device", "load_backend"]
 
 
 def load_backend(
@@ -128,7 +127,7 @@ def _load_writer(
     return TorchWriter(
         runner,
         tokenizer,
-        model_info(source.name, model, runner),
+        _info(source.name, model, runner),
         render=lambda prompt, output: render(tokenizer, prompt, output),
         tags_of=lambda prompt: reasoning_tags(tokenizer, prompt),
         eos_ids=ends,
@@ -156,7 +155,7 @@ def _load_scorer(source: Source, form: PRMFormat, device: str, dtype: Any, **run
         source.place(model, device)
     runner = _runner(model, read_hidden(model.body, model.reader(form.columns)), **running)
     check_slots(runner, source.name)
-    info = model_info(source.name, model, runner, threshold=form.recommended_threshold)
+    info = _info(source.name, model, runner, threshold=form.recommended_threshold)
     return TorchScorer(runner, form, info)
 
 
@@ -201,6 +200,17 @@ def _runner(
     )
 
 
+def _info(name: str, model: torch.nn.Module, runner: SlotRunner, threshold: float | None = None) -> ModelInfo:
+    return model_info(
+        name,
+        model.config,
+        parameters=active_parameters(model),
+        window=runner.capacity,
+        attention=runner.attention,
+        threshold=threshold,
+    )
+
+
 def _attention(model: torch.nn.Module, config: Any, capacity: int) -> AttentionKinds:
     kinds = attention_kinds(config)
     window, _ = kinds.get("sliding_attention", (None, None))
@@ -209,16 +219,3 @@ def _attention(model: torch.nn.Module, config: Any, capacity: int) -> AttentionK
         return kinds
     body = model.body if isinstance(model, RewardModel) else model
     return kinds if slides(body, config) else {"full_attention": (None, None)}
-
-
-def render(tokenizer: Any, prompt: Prompt, output: Output) -> tuple[int, ...]:
-    """A chat by the template; a lone text to a model without one is plain text to continue."""
-    if isinstance(prompt, str) and not chat_template_text(tokenizer):
-        start = (tokenizer.bos_token_id,) if _adds_bos(tokenizer) else ()
-        return start + encode_plain(tokenizer, prompt)
-    return render_chat(tokenizer, as_messages(prompt), tools=output.tools)
-
-
-def _adds_bos(tokenizer: Any) -> bool:
-    bos = tokenizer.bos_token_id
-    return bos is not None and list(tokenizer("a")["input_ids"][:1]) == [bos]

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from transformers import AutoModel, AutoModelForCausalLM
 
-from rsd_integrations.backends.torch.describe import positions, text_config
+from rsd_integrations.backends.shared.describe import positions, text_config
+from rsd_integrations.backends.shared.sources import Source, check_placement
+from rsd_integrations.backends.shared.templates import check_templates
 from rsd_integrations.backends.torch.loading import default_device
 from rsd_integrations.backends.torch.quantized import Quantization
-from rsd_integrations.backends.torch.refusals import check_architecture, check_templates, check_weights
-from rsd_integrations.backends.torch.sources import Source, check_placement
+from rsd_integrations.backends.torch.refusals import check_architecture, check_weights
 from rsd_integrations.errors import ModelError
 from rsd_integrations.prm import find_prm_format
 from rsd_integrations.types import Role

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from rsd_integrations.backends.torch.sources import Source
+from rsd_integrations.backends.shared.sources import Source
 
 __all__ = ["Quantization"]
 

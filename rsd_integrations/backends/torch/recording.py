@@ -12,9 +12,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from rsd_integrations.backends.shared.sources import first_line
 from rsd_integrations.backends.torch.forwards import Compute, Pair
 from rsd_integrations.backends.torch.plan import Shape, SlotFeed, unpack
-from rsd_integrations.backends.torch.sources import first_line
 
 __all__ = ["LOCK", "NotRecordable", "Recorded", "Recorder", "Watch", "recorder_for"]
 

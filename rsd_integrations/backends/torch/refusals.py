@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoModelForCausalLM
 
+from rsd_integrations.backends.shared.describe import text_config
+from rsd_integrations.backends.shared.sources import Source
 from rsd_integrations.backends.torch.attention import meant_attention
-from rsd_integrations.backends.torch.describe import text_config
-from rsd_integrations.backends.torch.sources import Source
-from rsd_integrations.encoding import chat_template_text
 from rsd_integrations.errors import ModelError
 
-__all__ = ["check_architecture", "check_templates", "check_weights"]
+__all__ = ["check_architecture", "check_weights"]
 
 
 def check_architecture(source: Source) -> None:
@@ -46,17 +44,6 @@ def _causal_class(config: Any) -> Any:
         return AutoModelForCausalLM._model_mapping[type(config)]
     except KeyError:
         return None
-
-
-def check_templates(writers: Sequence[Source]) -> None:
-    """Chat templates must be there for both writers or for neither."""
-    have = [bool(chat_template_text(source.tokenizer)) for source in writers]
-    if have[0] != have[1]:
-        lacking = writers[have.index(False)]
-        raise ModelError(
-            f"the tokenizer of {lacking.role}={lacking.name!r} has no chat template, the other model's has.",
-            hint="Use two chat models, or set tokenizer.chat_template and pass (model, tokenizer).",
-        )
 
 
 def check_weights(source: Source) -> None:

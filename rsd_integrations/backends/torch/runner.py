@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from rsd_integrations.backends.torch.attention import AttentionKinds, SlotAttention, attention_kinds
+from rsd_integrations.backends.shared.describe import AttentionKinds, attention_kinds
+from rsd_integrations.backends.torch.attention import SlotAttention
 from rsd_integrations.backends.torch.bursts import MOST_WORK, Burst
 from rsd_integrations.backends.torch.few_rows import FewRows
 from rsd_integrations.backends.torch.flight import Fetch, Flight

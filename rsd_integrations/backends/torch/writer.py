@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from rsd_integrations.backends.shared.tooling import Tooling
 from rsd_integrations.backends.torch.bursts import MOST_AT_ONCE, Burst, Endings
 from rsd_integrations.backends.torch.readout import Output as Read
 from rsd_integrations.backends.torch.runner import SlotRunner
 from rsd_integrations.backends.torch.sampling import draw_rows
 from rsd_integrations.backends.torch.slot_session import to_feed
-from rsd_integrations.backends.torch.tooling import Tooling
 from rsd_integrations.backends.torch.writer_session import TorchWriterSession
 from rsd_integrations.errors import BackendError
 from rsd_integrations.output import Output

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from rsd_integrations.backends.torch.detokenize import Detokenizer
+from rsd_integrations.backends.shared.detokenize import Detokenizer
 from rsd_integrations.backends.torch.guesses import Guesses
 from rsd_integrations.backends.torch.plan import SlotFeed
 from rsd_integrations.backends.torch.readout import Output as Read

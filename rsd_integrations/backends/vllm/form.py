@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rsd_integrations.backends.torch.tooling import Tooling
+from rsd_integrations.backends.shared.tooling import Tooling
 from rsd_integrations.output import Output
 from rsd_integrations.segment import ReasoningTags
 
 if TYPE_CHECKING:
-    from rsd_integrations.backends.torch.constrain import Constraint
+    from rsd_integrations.backends.shared.constrain import Constraint
 
 __all__ = ["Form"]
 

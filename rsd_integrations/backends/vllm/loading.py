@@ -17,20 +17,20 @@ from transformers import (
     GenerationConfig,
 )
 
-from rsd_integrations.backends.torch.attention import attention_kinds
-from rsd_integrations.backends.torch.describe import (
+from rsd_integrations.backends.shared.describe import (
     active_parameters,
+    attention_kinds,
     eos_ids,
     fingerprint,
     hidden_ids,
+    model_info,
     positions,
     text_config,
 )
-from rsd_integrations.backends.torch.loading import render
-from rsd_integrations.backends.torch.reasoning import reasoning_tags
-from rsd_integrations.backends.torch.refusals import check_templates
-from rsd_integrations.backends.torch.sources import HUB_OPTIONS, Source, first_line
-from rsd_integrations.backends.torch.tooling import Tooling, call_format, call_reader
+from rsd_integrations.backends.shared.reasoning import reasoning_tags
+from rsd_integrations.backends.shared.sources import HUB_OPTIONS, Source, first_line
+from rsd_integrations.backends.shared.templates import check_templates, render
+from rsd_integrations.backends.shared.tooling import Tooling, call_format, call_reader
 from rsd_integrations.backends.vllm.address import Address, split_options
 from rsd_integrations.backends.vllm.asking import Asking, Labelling, Pooling
 from rsd_integrations.backends.vllm.client import Servers
@@ -227,19 +227,15 @@ async def _score_a_step(scorer: VLLMScorer) -> None:
 
 
 def _info(served: _Served, head: Head, threshold: float | None = None) -> ModelInfo:
-    """A model's numbers for accounting and messages, from its config: its weights are elsewhere."""
-    config = text_config(served.files.config)
-    heads = int(config.num_attention_heads)
-    size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-    kinds = attention_kinds(config)
-    return ModelInfo(
-        name=served.name,
+    """From its config: its weights are elsewhere."""
+    config = served.files.config
+    return model_info(
+        served.name,
+        config,
         parameters=_parameters(served.files, _WITH_HEAD.get(head, AutoModel)),
-        pair_flops=4 * int(config.num_hidden_layers) * heads * size,
         window=served.window,
-        sliding_window=kinds["sliding_attention"][0] if set(kinds) == {"sliding_attention"} else None,
+        attention=attention_kinds(text_config(config)),
         threshold=threshold,
-        longest=positions(config),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rsd_integrations.backends.torch.detokenize import Detokenizer
+from rsd_integrations.backends.shared.detokenize import Detokenizer
 from rsd_integrations.output import Output
 from rsd_integrations.prm.base import Feed
 from rsd_integrations.protocols import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from rsd_integrations.backends.torch.tooling import Tooling
+from rsd_integrations.backends.shared.tooling import Tooling
 from rsd_integrations.backends.vllm.client import Servers
 from rsd_integrations.backends.vllm.form import Form
 from rsd_integrations.backends.vllm.sessions import WriterSession

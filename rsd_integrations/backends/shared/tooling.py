@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rsd_integrations.backends.torch.reasoning import reasoning_tags
-from rsd_integrations.backends.torch.sources import Source
+from rsd_integrations.backends.shared.reasoning import reasoning_tags
+from rsd_integrations.backends.shared.sources import Source
 from rsd_integrations.calls import (
     HERMES,
     CallFormat,
@@ -22,7 +22,7 @@ from rsd_integrations.segment import ReasoningTags, Unbroken
 from rsd_integrations.types import InvalidToolCall, Message, ToolCall
 
 if TYPE_CHECKING:
-    from rsd_integrations.backends.torch.constrain import Constraint, Grammars
+    from rsd_integrations.backends.shared.constrain import Constraint, Grammars
 
 __all__ = ["Tooling", "call_format", "call_reader", "check_template"]
 
@@ -131,7 +131,7 @@ class Tooling:
     @property
     def _compiler(self) -> Grammars:
         if self._grammars is None:
-            from rsd_integrations.backends.torch.constrain import Grammars
+            from rsd_integrations.backends.shared.constrain import Grammars
 
             self._grammars = Grammars(self._tokenizer, self._eos_ids, self._form, self._name)
         return self._grammars

@@ -7,14 +7,15 @@ from typing import Any
 
 import torch
 
-from rsd_integrations.backends.torch.reasoning import reasoning_tags
-from rsd_integrations.backends.torch.runner import SlotRunner
+from rsd_integrations.backends.shared.reasoning import reasoning_tags
 from rsd_integrations.encoding import token_id
 from rsd_integrations.positions import positions as positions_by
 from rsd_integrations.protocols import ModelInfo
 
 __all__ = [
+    "AttentionKinds",
     "active_parameters",
+    "attention_kinds",
     "eos_ids",
     "fingerprint",
     "hidden_ids",
@@ -24,24 +25,48 @@ __all__ = [
 ]
 
 
+AttentionKinds = dict[str, tuple[int | None, int | None]]
+"""The (window, chunk) of each kind of attention layer."""
+
+
 def model_info(
-    name: str, model: torch.nn.Module, runner: SlotRunner, threshold: float | None = None
+    name: str,
+    config: Any,
+    *,
+    parameters: int,
+    window: int,
+    attention: AttentionKinds,
+    threshold: float | None = None,
 ) -> ModelInfo:
     """A model's numbers for accounting and messages."""
-    config = text_config(model.config)
+    config = text_config(config)
     heads = int(config.num_attention_heads)
     size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-    kinds = runner.attention
-    only_sliding = set(kinds) == {"sliding_attention"}
+    only_sliding = set(attention) == {"sliding_attention"}
     return ModelInfo(
         name=name,
-        parameters=active_parameters(model),
+        parameters=parameters,
         pair_flops=4 * int(config.num_hidden_layers) * heads * size,
-        window=runner.capacity,
-        sliding_window=kinds["sliding_attention"][0] if only_sliding else None,
+        window=window,
+        sliding_window=attention["sliding_attention"][0] if only_sliding else None,
         threshold=threshold,
         longest=positions(config),
     )
+
+
+def attention_kinds(config: Any) -> AttentionKinds:
+    """The (window, chunk) of each kind of attention layer that a config names."""
+    window = getattr(config, "sliding_window", None)
+    chunk = getattr(config, "attention_chunk_size", None)
+    kinds = list(dict.fromkeys(getattr(config, "layer_types", None) or ()))
+    if not kinds:
+        kinds = ["sliding_attention" if window else "full_attention"]
+    sizes = {
+        "full_attention": (None, None),
+        "sliding_attention": (window, None),
+        "chunked_attention": (None, chunk),
+    }
+    return {kind: sizes[kind] for kind in kinds}
 
 
 def active_parameters(model: torch.nn.Module) -> int:

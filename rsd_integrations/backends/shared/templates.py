@@ -1,0 +1,39 @@
+"""How a prompt becomes tokens, by a model's own chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rsd_integrations.backends.shared.sources import Source
+from rsd_integrations.encoding import chat_template_text, encode_plain, render_chat
+from rsd_integrations.errors import ModelError
+from rsd_integrations.output import Output
+from rsd_integrations.prompts import as_messages
+from rsd_integrations.types import Prompt
+
+__all__ = ["check_templates", "render"]
+
+
+def check_templates(writers: Sequence[Source]) -> None:
+    """Chat templates must be there for both writers or for neither."""
+    have = [bool(chat_template_text(source.tokenizer)) for source in writers]
+    if have[0] != have[1]:
+        lacking = writers[have.index(False)]
+        raise ModelError(
+            f"the tokenizer of {lacking.role}={lacking.name!r} has no chat template, the other model's has.",
+            hint="Use two chat models, or set tokenizer.chat_template and pass (model, tokenizer).",
+        )
+
+
+def render(tokenizer: Any, prompt: Prompt, output: Output) -> tuple[int, ...]:
+    """A chat by the template; a lone text to a model without one is plain text to continue."""
+    if isinstance(prompt, str) and not chat_template_text(tokenizer):
+        start = (tokenizer.bos_token_id,) if _adds_bos(tokenizer) else ()
+        return start + encode_plain(tokenizer, prompt)
+    return render_chat(tokenizer, as_messages(prompt), tools=output.tools)
+
+
+def _adds_bos(tokenizer: Any) -> bool:
+    bos = tokenizer.bos_token_id
+    return bos is not None and list(tokenizer("a")["input_ids"][:1]) == [bos]
