@@ -121,6 +121,8 @@ class Double:
         prompt, most = body["prompt"], body.get("max_tokens", 16)
         if len(prompt) >= _MOST:
             return 400, _error(f"This model's maximum context length is {_MOST} tokens.")
+        if not 0.0 <= body.get("temperature", 1.0) <= 2.0:
+            return 400, _error(f"temperature must be in [0, 2], got {body['temperature']}.")
         grammar = (body.get("structured_outputs") or {}).get("grammar") if self.grammars else None
         matcher = grammar and LLMatcher(self._vocabulary, LLMatcher.grammar_from_lark(grammar))
         ids: list[int] = []

