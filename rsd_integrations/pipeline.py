@@ -15,41 +15,17 @@ from rsd_integrations.engine.job import Request
 from rsd_integrations.engine.streams import AsyncEventStream, EventStream, Submit
 from rsd_integrations.engine.tasks import TaskEngine
 from rsd_integrations.errors import ConfigError
+from rsd_integrations.limits import check_rows, check_timeout
 from rsd_integrations.output import Output
 from rsd_integrations.prompts import check_prompt, check_text
 from rsd_integrations.protocols import FREE, Backend
 from rsd_integrations.remote import RemoteBackend
 from rsd_integrations.types import Generation, GivenPrompt
 
-__all__ = ["DEFAULT_THRESHOLD", "RSDPipeline", "check_rows", "check_timeout"]
+__all__ = ["DEFAULT_THRESHOLD", "RSDPipeline"]
 
 DEFAULT_THRESHOLD = 0.7
 """The paper's, where neither the PRM's card nor its format recommends another."""
-
-
-def check_timeout(timeout: Any) -> None:
-    """Refuse what is no time.
-
-    Raises:
-        ConfigError: it is neither None nor a number of seconds above 0.
-    """
-    number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
-    if timeout is not None and not (number and timeout > 0):
-        raise ConfigError(f"timeout={timeout!r} is no time.", hint="Give seconds above 0, or None.")
-
-
-def check_rows(config: RSDConfig, max_batch_size: int) -> None:
-    """Refuse more candidates than the models' batches have rows.
-
-    Raises:
-        ConfigError: there are.
-    """
-    if config.rows > max_batch_size:
-        raise ConfigError(
-            f"draft_candidates={config.draft_candidates} do not fit "
-            f"max_batch_size={max_batch_size}, the rows of the models' batches.",
-            hint="Load the pipeline with a larger max_batch_size, or ask for fewer candidates.",
-        )
 
 
 class RSDPipeline:

@@ -10,8 +10,9 @@ from rsd_integrations.adapters.checks import check_known, check_on_step, without
 from rsd_integrations.adapters.settings import OnStep, RSDSettings, TraceSteps
 from rsd_integrations.config import RSDConfig
 from rsd_integrations.errors import ConfigError, TimedOutError
+from rsd_integrations.limits import check_timeout
 from rsd_integrations.output import Output
-from rsd_integrations.pipeline import RSDPipeline, check_timeout
+from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.types import StepEvent
 
 __all__ = ["PER_CALL", "TOOLS", "CallSettings", "call_settings", "check_end"]

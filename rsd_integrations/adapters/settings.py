@@ -39,7 +39,9 @@ from rsd_integrations.adapters.sources import (
 )
 from rsd_integrations.config import RSDConfig, RSDFields
 from rsd_integrations.errors import ConfigError
-from rsd_integrations.pipeline import RSDPipeline, check_rows
+from rsd_integrations.limits import check_rows
+from rsd_integrations.opening import are_servers
+from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.types import Role, Step
 
 __all__ = ["LOADING", "MODELS", "OPTIONS", "OnStep", "RSDSettings", "TraceSteps"]
@@ -70,7 +72,7 @@ class RSDSettings(RSDFields):
     """Fields and the way to a pipeline. Objects that name the same models share one pipeline."""
 
     draft: Any = None
-    """Draft model: hub id, folder, loaded model, or (model, tokenizer)."""
+    """Draft model: hub id, folder, loaded model, (model, tokenizer), or a vLLM server's URL (or several)."""
     target: Any = None
     """Target model, likewise."""
     prm: Any = None
@@ -302,6 +304,8 @@ def _check_models(settings: RSDSettings) -> None:
         if missing := [role for role in MODELS if role not in given]:
             what = "no models are named." if not given else f"{' and '.join(missing)} missing."
             raise ConfigError(what, hint=hint)
+        changed = [option for option in LOADING if _was_changed(settings, option)]
+        are_servers(settings.draft, settings.target, settings.prm, changed)
         return
     if not _is_pipeline(settings.pipeline):
         raise ConfigError(

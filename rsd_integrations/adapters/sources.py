@@ -13,6 +13,7 @@ from typing import Any
 from rsd_integrations.adapters.secrets import has_secrets, hidden, revealed, without_secrets
 from rsd_integrations.adapters.windows import known_window
 from rsd_integrations.errors import ConfigError
+from rsd_integrations.opening import are_servers, open_models
 from rsd_integrations.output import Output
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.types import Role
@@ -24,6 +25,8 @@ POCKET = "pocket"
 
 LIVE = "live:"
 """How the names of sources begin that only this process has."""
+
+_ROLES: tuple[Role, ...] = ("draft", "target", "prm")
 
 Spec = Mapping[str, Any]
 """``pipeline`` alone, or ``draft``, ``target``, ``prm``; and further arguments of the loader."""
@@ -87,13 +90,14 @@ class PipelineSource:
 
     @property
     def takes_tools(self) -> bool:
-        """Whether draft and target can be told of tools. Loads tokenizers at most.
+        """Whether draft and target can be told of tools. Loads tokenizers at most; servers are asked.
 
         Raises:
             ModelError: a tokenizer cannot be loaded.
+            BackendError: a server cannot be reached.
         """
-        if self._pipeline is not None:
-            backend = self._pipeline.backend
+        if self._pipeline is not None or self._served:
+            backend = self.get().backend
             return backend.draft.takes_tools and backend.target.takes_tools
         if self._takes_tools is None:
             try:
@@ -104,17 +108,21 @@ class PipelineSource:
         return self._takes_tools
 
     def check_output(self, output: Output) -> None:
-        """Refuse what the models cannot write. Loads tokenizers at most.
+        """Refuse what the models cannot write. Loads tokenizers at most; servers are asked.
 
         Raises:
             ConfigError: the chat templates take no tools, or (once the models are there) a schema cannot
                 be enforced.
             ModelError: a tokenizer cannot be loaded.
         """
-        if self._pipeline is not None:
-            self._pipeline.check_output(output)
+        if self._pipeline is not None or (output.tools and self._served):
+            self.get().check_output(output)
         elif output.tools:
             RSDPipeline.check_tools(**_named_models(revealed(self.spec), "draft", "target"))
+
+    @property
+    def _served(self) -> bool:
+        return "pipeline" not in self.spec and are_servers(*(self.spec[role] for role in _ROLES))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PipelineSource:
         return self
@@ -209,7 +217,7 @@ def _named(spec: Spec) -> list[tuple[str, Any]]:
 
 def _load(spec: dict[str, Any]) -> RSDPipeline:
     options = {name: value for name, value in spec.items() if name != "pipeline"}
-    return RSDPipeline.pocket(**options) if "pipeline" in spec else RSDPipeline.from_pretrained(**options)
+    return RSDPipeline.pocket(**options) if "pipeline" in spec else open_models(**options)
 
 
 def _named_models(spec: Spec, *roles: Role) -> dict[str, Any]:

@@ -27,7 +27,9 @@ def ask(
     ctx: typer.Context,
     question: Annotated[str, typer.Argument(help='The question; "-" or nothing reads a pipe.')] = "-",
     *,
-    draft: Annotated[str | None, typer.Option(help="Folder or hub id.", rich_help_panel=_MODELS)] = None,
+    draft: Annotated[
+        str | None, typer.Option(help="Folder, hub id or vLLM server's URL.", rich_help_panel=_MODELS)
+    ] = None,
     target: Annotated[str | None, typer.Option(help="Folder or hub id.", rich_help_panel=_MODELS)] = None,
     prm: Annotated[str | None, typer.Option(help="Folder or hub id.", rich_help_panel=_MODELS)] = None,
     prm_format: Annotated[

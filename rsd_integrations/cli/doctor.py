@@ -6,7 +6,7 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rsd_integrations.cli.models import ModelChoice
+from rsd_integrations.cli.models import ModelChoice, open_pipeline
 from rsd_integrations.report.whole import print_whole
 from rsd_integrations.report.words import many
 from rsd_integrations.types import Role
@@ -32,6 +32,7 @@ _EXTRAS = {
     "langchain-core": ("langchain", "ChatRSD"),
     "llama-index-core": ("llamaindex", "RSDLLM"),
     "matplotlib": ("report", "plots of rsd bench"),
+    "httpx": ("vllm", "models behind vLLM servers"),
     "accelerate": ("gpu", "device_map, and loading straight onto a GPU"),
 }
 _ROLES: tuple[Role, ...] = ("draft", "target", "prm")
@@ -49,7 +50,9 @@ class _Line:
 
 def doctor(
     *,
-    draft: Annotated[str | None, typer.Option(help="Hub id or folder; the pocket trio without.")] = None,
+    draft: Annotated[
+        str | None, typer.Option(help="Hub id, folder or vLLM server's URL; the pocket trio without.")
+    ] = None,
     target: Annotated[str | None, typer.Option(help="Likewise.")] = None,
     prm: Annotated[str | None, typer.Option(help="Likewise.")] = None,
     prm_format: Annotated[str, typer.Option(help="How the PRM reads steps; auto finds out.")] = "auto",
@@ -58,13 +61,16 @@ def doctor(
     max_batch_size: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 8,
     max_length: Annotated[int, typer.Option(min=2, help="Tokens of prompt and answer.")] = 4096,
 ) -> None:
-    """Check the installation, and tell the memory of three models without loading them."""
+    """Check the installation, and tell the memory of three models without loading them. Servers are tried."""
     choice = ModelChoice(draft=draft, target=target, prm=prm)
     console = Console(highlight=False)
     lines = list(_installation())
     _print(lines, console)
     if not all(line.fine is not False for line in lines):
         raise typer.Exit(1)
+    if choice.is_served:
+        _print_served(choice, prm_format, console)
+        return
     models = _memory(choice, device=device, dtype=dtype, max_length=max_length, prm_format=prm_format)
     if not _print_memory(models, max_batch_size, console):
         raise typer.Exit(1)
@@ -117,6 +123,27 @@ def _pocket() -> _Line:
         return _Line("pocket trio", str(pocket_paths().draft.parent), True)
     except FileNotFoundError as error:
         return _Line("pocket trio", str(error), False)
+
+
+def _print_served(choice: ModelChoice, prm_format: str, console: Console) -> None:
+    """What servers serve, once each has answered as it should.
+
+    Raises:
+        RSDError: one does not.
+    """
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("", no_wrap=True)
+    for heading in ("model", "server"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("params", "tokens"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    with open_pipeline(replace(choice, prm_format=prm_format)) as pipe:
+        for role in _ROLES:
+            info = getattr(pipe.backend, role).info
+            url = str(getattr(choice, role))
+            table.add_row(role, Path(info.name).name, url, _count(info.parameters), str(info.window))
+    print_whole(table, console)
+    console.print("all three answer")
 
 
 def _memory(choice: ModelChoice, *, device: str | None, **options: Any) -> list[ModelMemory]:

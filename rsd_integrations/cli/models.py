@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rsd_integrations.errors import ConfigError
+from rsd_integrations.opening import are_servers, open_models
 from rsd_integrations.pipeline import RSDPipeline
 
 __all__ = ["ModelChoice", "OpenPipeline", "State", "open_pipeline"]
@@ -41,9 +42,19 @@ class ModelChoice:
                 f"{' and '.join(missing)} missing.",
                 hint="Give --draft, --target and --prm, or none of them for the pocket trio.",
             )
-        for option, value in named.items():
-            if value is not None:
-                _check_folder(option, value)
+        if not self.is_served:
+            for option, value in named.items():
+                if value is not None:
+                    _check_folder(option, value)
+
+    @property
+    def is_served(self) -> bool:
+        """Whether they are servers.
+
+        Raises:
+            ConfigError: some are and some are not.
+        """
+        return are_servers(self.draft, self.target, self.prm)
 
     @property
     def is_pocket(self) -> bool:
@@ -90,7 +101,7 @@ def open_pipeline(choice: ModelChoice) -> RSDPipeline:
         return RSDPipeline.pocket(**options)
     models = (_expand(choice.draft), _expand(choice.target), _expand(choice.prm))
     with _quiet(models):
-        return RSDPipeline.from_pretrained(*models, **options)
+        return open_models(*models, **options)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +25,7 @@ class Address:
     Args:
         urls: base URLs of its replicas, without "/v1".
         model: the served name; None: the only one that the server lists.
-        api_key: sent as a bearer token.
+        api_key: sent as a bearer token; None: that of the environment's VLLM_API_KEY, if there is one.
         headers: sent with each question, too.
         max_concurrency: questions on their way to all replicas together.
         timeout: seconds an answer may take.
@@ -76,8 +77,8 @@ class Address:
     @property
     def all_headers(self) -> dict[str, str]:
         """What is sent with each question."""
-        key = {} if self.api_key is None else {"Authorization": f"Bearer {self.api_key}"}
-        return {**key, **self.headers}
+        key = os.environ.get("VLLM_API_KEY") if self.api_key is None else self.api_key
+        return {**({"Authorization": f"Bearer {key}"} if key else {}), **self.headers}
 
 
 _URL_HINT = 'Give the base URL of a vLLM server, such as "http://127.0.0.1:8000", or a list of them.'

@@ -1,0 +1,60 @@
+"""A pipeline of three models by whatever name: files on this side, or servers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from rsd_integrations.errors import ConfigError
+from rsd_integrations.pipeline import RSDPipeline
+
+__all__ = ["are_servers", "open_models"]
+
+_OF_SERVERS = ("prm_format", "max_batch_size", "max_length", "draft_kwargs", "target_kwargs", "prm_kwargs")
+
+
+def are_servers(draft: Any, target: Any, prm: Any, options: Iterable[str] = ()) -> bool:
+    """Whether three models are named by their servers' URLs.
+
+    Args:
+        draft: a hub id, folder, loaded model, or a URL or several of them.
+        target: likewise.
+        prm: likewise.
+        options: names of the options that go with them.
+
+    Raises:
+        ConfigError: some are and some are not, or an option is for models in this process.
+    """
+    models = {"draft": draft, "target": target, "prm": prm}
+    served = [role for role, model in models.items() if _is_url(model)]
+    if not served:
+        return False
+    if files := [role for role in models if role not in served]:
+        raise ConfigError(
+            f"{' and '.join(served)} name servers, {' and '.join(files)} "
+            f"{'does' if len(files) == 1 else 'do'} not: {models[files[0]]!r:.200}.",
+            hint="Serve all three, or load all three here.",
+        )
+    if others := [name for name in options if name not in _OF_SERVERS]:
+        verb = "is" if len(others) == 1 else "are"
+        raise ConfigError(
+            f"{', '.join(others)} {verb} for models in this process, and these are servers.",
+            hint=f"Set it where they are started, or leave it out; here there are {', '.join(_OF_SERVERS)}.",
+        )
+    return True
+
+
+def open_models(draft: Any, target: Any, prm: Any, **options: Any) -> RSDPipeline:
+    """``RSDPipeline.from_vllm`` for URLs, ``from_pretrained`` for all else.
+
+    Raises:
+        ConfigError: as of ``are_servers``, or as these do.
+        RSDError: as these do.
+    """
+    served = are_servers(draft, target, prm, options)
+    return (RSDPipeline.from_vllm if served else RSDPipeline.from_pretrained)(draft, target, prm, **options)
+
+
+def _is_url(model: Any) -> bool:
+    urls = model if isinstance(model, list | tuple) and model else [model]
+    return all(isinstance(url, str) and url.startswith(("http://", "https://")) for url in urls)

@@ -1,0 +1,129 @@
+"""Frameworks' model classes and the command line over servers' URLs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import pickle
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from langchain_core.messages import HumanMessage
+
+from rsd_integrations import RSDPipeline
+from rsd_integrations.cli import main
+from rsd_integrations.errors import BackendError, ConfigError
+from rsd_integrations.langchain import ChatRSD
+from rsd_integrations.llama_index import RSDLLM
+from rsd_integrations.opening import are_servers, open_models
+from rsd_integrations.pocket import pocket_paths
+from rsd_integrations.pocket.task import held_out
+from tests.vllm.double import double
+
+QUESTION = next(iter(held_out(1))).question
+NOWHERE = dict.fromkeys(("draft", "target", "prm"), "http://127.0.0.1:9")
+
+
+@pytest.fixture(scope="module")
+def urls() -> Iterator[dict[str, str]]:
+    paths = pocket_paths()
+    with double(paths.draft) as draft, double(paths.target) as target, double(paths.prm) as prm:
+        yield {"draft": draft.url, "target": target.url, "prm": prm.url}
+
+
+@pytest.fixture(scope="module")
+def answer() -> str:
+    with RSDPipeline.pocket() as pipe:
+        return pipe.generate(QUESTION).text
+
+
+def test_chat_model(urls: dict[str, str], answer: str) -> None:
+    with ChatRSD(**urls) as model:
+        assert model.invoke(QUESTION).content == answer
+        assert "".join(str(chunk.content) for chunk in model.stream(QUESTION)) == answer
+        assert asyncio.run(model.ainvoke([HumanMessage(QUESTION)])).content == answer
+        assert [one.content for one in model.batch([QUESTION, QUESTION])] == [answer, answer]
+        form = {"title": "note", "type": "object", "properties": {"a": {"enum": ["x\n\ny", "z"]}}}
+        form["required"] = ["a"]
+        assert model.with_structured_output(form, method="json_schema").invoke(QUESTION)["a"] in (
+            "x\n\ny",
+            "z",
+        )  # type: ignore[index]
+        assert ChatRSD(**urls).source is model.source
+        assert pickle.loads(pickle.dumps(model)).source is model.source
+        assert model.window == 1024
+
+
+def test_llm(urls: dict[str, str], answer: str) -> None:
+    with RSDLLM(**urls) as llm:
+        assert llm.complete(QUESTION).text.strip() == answer.strip()
+        assert asyncio.run(llm.acomplete(QUESTION)).text.strip() == answer.strip()
+        assert llm.metadata.context_window == 1024
+
+
+@pytest.mark.parametrize("cls", [ChatRSD, RSDLLM])
+def test_nothing_is_asked_before_it_is_needed(cls: Any) -> None:
+    made = cls(**NOWHERE, draft_kwargs={"attempts": 1, "api_key": "sesame", "headers": {"a": "sesame"}})
+    assert "sesame" not in repr(made) + str(made.model_dump())
+    with pytest.raises(BackendError, match="the draft's server at .* cannot be reached"):
+        made.load()
+
+
+def test_tools_are_asked_of_the_servers(urls: dict[str, str]) -> None:
+    def look(a: str) -> str:
+        """Look."""
+        return a
+
+    with (
+        ChatRSD(**urls) as model,
+        pytest.raises((ConfigError, ValueError), match="takes no tools"),
+    ):
+        model.bind_tools([look]).invoke(QUESTION)
+
+
+@pytest.mark.parametrize("cls", [ChatRSD, RSDLLM])
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"prm": "some/prm"}, r"draft and target name servers, prm does not: 'some/prm'.*Serve all three"),
+        ({"device": "cpu"}, "device is for models in this process"),
+        ({"compile": True, "dtype": "float32"}, "dtype, compile are for models in this process"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_at_once(cls: Any, changed: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        cls(**{**NOWHERE, **changed})
+
+
+def test_replicas_are_a_list(urls: dict[str, str]) -> None:
+    assert are_servers([urls["draft"], urls["draft"]], urls["target"], urls["prm"])
+    assert not are_servers("a/b", "c/d", "e/f", ["device"])
+    replicas = {**urls, "draft": [urls["draft"], urls["draft"]]}
+    with open_models(**replicas) as pipe, ChatRSD(**replicas) as model:
+        assert pipe.generate(QUESTION, max_tokens=3).text
+        assert model.invoke(QUESTION, max_tokens=3).content
+
+
+def _command(urls: dict[str, str]) -> list[str]:
+    return [part for role, url in urls.items() for part in (f"--{role}", url)]
+
+
+def test_command_line(urls: dict[str, str], answer: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ask", QUESTION, *_command(urls), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["text"] == answer
+    assert main(["doctor", *_command(urls)]) == 0
+    told = capsys.readouterr().out
+    assert "all three answer" in told
+    assert urls["prm"].removeprefix("http://") in "".join(told.split())
+
+
+def test_command_line_with_what_is_wrong(urls: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, message in (
+        (["ask", QUESTION, *_command({**urls, "prm": "some/prm"})], "Serve all three"),
+        (["ask", QUESTION, *_command(urls), "--device", "cpu"], "device is for models in this process"),
+        (["doctor", *_command({**urls, "draft": urls["prm"]})], "answered 404 to /v1/completions"),
+    ):
+        assert main(arguments) != 0
+        captured = capsys.readouterr()
+        assert message in " ".join((captured.out + captured.err).split())
