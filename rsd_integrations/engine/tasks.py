@@ -33,6 +33,7 @@ class TaskEngine(EngineThread):
         self._live: dict[Job, asyncio.Event] = {}
         """Each with what is set when it was cancelled."""
         self._carried: set[asyncio.Task[None]] = set()
+        self._ending = False
         self._thread.start()
 
     @property
@@ -69,6 +70,7 @@ class TaskEngine(EngineThread):
 
     async def _end(self, error: BaseException) -> None:
         await asyncio.sleep(0)  # What was submitted before the end is live behind this.
+        self._ending = True
         for job in list(self._live):
             job.fail(error)
         await _cancel(self._carried)
@@ -90,10 +92,10 @@ class TaskEngine(EngineThread):
                 job.start(self._backend)
                 while job.tasks:
                     await self._work(job)
-        except asyncio.CancelledError:
-            raise  # The engine ends, and has told whoever waits.
         except BaseException as error:
-            job.fail(own(error))
+            if self._ending:
+                raise  # Whoever waits has been told.
+            job.fail(error if isinstance(error, asyncio.CancelledError) else own(error))
         finally:
             del self._live[job]
 

@@ -66,7 +66,7 @@ def test_llm(urls: dict[str, str], answer: str) -> None:
 def test_nothing_is_asked_before_it_is_needed(cls: Any) -> None:
     made = cls(**NOWHERE, draft_kwargs={"attempts": 1, "api_key": "sesame", "headers": {"a": "sesame"}})
     assert "sesame" not in repr(made) + str(made.model_dump())
-    with pytest.raises(BackendError, match="the draft's server at .* cannot be reached"):
+    with pytest.raises(BackendError, match=r"the draft's server at .* cannot be reached"):
         made.load()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
+from itertools import count
 from typing import Any
 
 import httpx
@@ -37,12 +38,17 @@ class Servers:
     def __init__(self, address: Address) -> None:
         self._address = address
         self._down: dict[str, float] = {}
+        self._keys = count()
         self._slots = asyncio.Semaphore(address.max_concurrency)
         self._http = httpx.AsyncClient(
             headers=address.all_headers,
             timeout=httpx.Timeout(address.timeout, connect=min(10.0, address.timeout), pool=None),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=address.max_concurrency),
         )
+
+    def next_key(self) -> int:
+        """For another request: they take the replicas in turn."""
+        return next(self._keys)
 
     async def ask(
         self,

@@ -45,7 +45,7 @@ class VLLMScorer:
 
     def open(self, prompt: Prompt) -> ScorerSession:
         """Encode a prompt as the format wants it."""
-        return ScorerSession(self, self.format.prompt(as_messages(prompt)))
+        return ScorerSession(self, self.format.prompt(as_messages(prompt)), self._servers.next_key())
 
     async def score(self, session: AnyScorerSession, step: ScoreStep) -> Scored:
         """The reward of a step.

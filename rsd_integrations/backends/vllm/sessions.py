@@ -34,10 +34,12 @@ class TokenSession:
 
     Args:
         prompt: its tokens.
+        key: of the request, so that one server gets all that it asks.
         window: of sliding-window attention, for counting.
     """
 
-    def __init__(self, prompt: tuple[int, ...], window: int | None) -> None:
+    def __init__(self, prompt: tuple[int, ...], window: int | None, key: int) -> None:
+        self.key = key
         self.prompt_tokens = len(prompt)
         self.tokens = list(prompt)
         self.base = len(prompt)
@@ -46,11 +48,6 @@ class TokenSession:
         """Length of the part that a server has read."""
         self.tally = Tally()
         self._window = window
-
-    @property
-    def key(self) -> int:
-        """The same for all that a request asks, so that one server gets it all."""
-        return hash(tuple(self.tokens[: self.prompt_tokens]))
 
     def count(self, cached: int | None, length: int) -> None:
         """Count what a server has read.
@@ -80,9 +77,14 @@ class WriterSession(TokenSession):
     goes_on = False
 
     def __init__(
-        self, writer: VLLMWriter, prompt: tuple[int, ...], output: Output, tags: ReasoningTags | None
+        self,
+        writer: VLLMWriter,
+        prompt: tuple[int, ...],
+        output: Output,
+        tags: ReasoningTags | None,
+        key: int,
     ) -> None:
-        super().__init__(prompt, writer.info.sliding_window)
+        super().__init__(prompt, writer.info.sliding_window, key)
         self.tags = tags
         self.reader = writer.tooling.reader(output)
         self.form = writer.form(output, tags)
@@ -96,7 +98,7 @@ class WriterSession(TokenSession):
     def fork(self) -> WriterSession:
         """Another session of the same request; the server knows the prompt of both."""
         prompt = tuple(self.tokens[: self.prompt_tokens])
-        return WriterSession(self._writer, prompt, self._output, self.tags)
+        return WriterSession(self._writer, prompt, self._output, self.tags, self.key)
 
     def begin(self, work: DraftStep | TargetStep | GuessStep) -> None:
         """Take a step to write."""
@@ -183,15 +185,15 @@ class WriterSession(TokenSession):
 class ScorerSession(TokenSession):
     """One request in a PRM (a ``protocols.ScorerSession``): the steps' tokens, each behind the last."""
 
-    def __init__(self, scorer: VLLMScorer, prompt: tuple[int, ...]) -> None:
-        super().__init__(prompt, scorer.info.sliding_window)
+    def __init__(self, scorer: VLLMScorer, prompt: tuple[int, ...], key: int) -> None:
+        super().__init__(prompt, scorer.info.sliding_window, key)
         self._scorer = scorer
         self._last: tuple[int, Feed] | None = None
         self.steps = 0
 
     def fork(self) -> ScorerSession:
         """Another session of the same request."""
-        return ScorerSession(self._scorer, tuple(self.tokens[: self.prompt_tokens]))
+        return ScorerSession(self._scorer, tuple(self.tokens[: self.prompt_tokens]), self.key)
 
     def lay_out(self, body: str) -> tuple[list[int], int]:
         """All tokens up to where the reward of a step is read, and how many of them are the step's.

@@ -73,7 +73,7 @@ class VLLMWriter:
     def open(self, prompt: Prompt, output: Output = FREE) -> WriterSession:
         """Render and encode a prompt; the window is checked by the engine, which knows max_tokens."""
         tokens = self._render(prompt, output)
-        return WriterSession(self, tokens, output, self._tags_of(tokens))
+        return WriterSession(self, tokens, output, self._tags_of(tokens), self._servers.next_key())
 
     def check(self, output: Output) -> None:
         """Refuse an output that it cannot write."""
