@@ -52,7 +52,8 @@ def open_models(draft: Any, target: Any, prm: Any, **options: Any) -> RSDPipelin
         RSDError: as these do.
     """
     served = are_servers(draft, target, prm, options)
-    return (RSDPipeline.from_vllm if served else RSDPipeline.from_pretrained)(draft, target, prm, **options)
+    opens = RSDPipeline.from_vllm if served else RSDPipeline.from_pretrained
+    return opens(draft=draft, target=target, prm=prm, **options)
 
 
 def _is_url(model: Any) -> bool:

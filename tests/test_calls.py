@@ -267,7 +267,7 @@ def forced(tokenizer: Any, constraint: Any) -> list[int]:
     written: list[int] = []
     while not written or written[-1] != tokenizer.eos_token_id:
         allowed = constraint.allowed(len(tokenizer)).nonzero().flatten().tolist()
-        assert all(map(constraint._takes, allowed))
+        assert all(map(constraint.takes, allowed))
         written.append(tokenizer.eos_token_id if tokenizer.eos_token_id in allowed else allowed[0])
         constraint.push(written[-1:])
     return written
@@ -310,7 +310,7 @@ def test_what_compiles_long_does_not_hold_up_the_others(monkeypatch: pytest.Monk
         for word in ("slow", "quick")
     )
     compiling, go_on = threading.Event(), threading.Event()
-    grammar = Grammars._grammar
+    grammar = Grammars.source
 
     def waits(self: Grammars, output: Output, tags: Any) -> str:
         if output is slow:
@@ -318,7 +318,7 @@ def test_what_compiles_long_does_not_hold_up_the_others(monkeypatch: pytest.Monk
             assert go_on.wait(30)
         return grammar(self, output, tags)
 
-    monkeypatch.setattr(Grammars, "_grammar", waits)
+    monkeypatch.setattr(Grammars, "source", waits)
     thread = threading.Thread(target=grammars.check, args=(slow,))
     thread.start()
     assert compiling.wait(30)

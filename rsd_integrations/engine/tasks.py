@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -100,7 +100,7 @@ class TaskEngine(EngineThread):
             del self._live[job]
 
     @contextlib.asynccontextmanager
-    async def _turn(self, job: Job) -> Any:
+    async def _turn(self, job: Job) -> AsyncIterator[None]:
         """Wait for room. A cancelled job need not: its story tells what a cancelled answer looks like."""
         turn = asyncio.ensure_future(self._room.acquire())
         try:

@@ -133,8 +133,14 @@ def test_an_answer_that_takes_too_long_is_no_reason_to_ask_again(server: Double)
     assert len(server.asked) == 1
 
 
-def test_the_key_and_headers_are_shown_and_never_told() -> None:
+def test_the_key_and_headers_are_shown_and_never_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with double(pocket_paths().draft, key="sesame") as guarded:
+        with monkeypatch.context() as environment:
+            environment.setenv("VLLM_API_KEY", "sesame")
+            assert ask(guarded.url)
+            with pytest.raises(BackendError, match="401"):
+                ask(guarded.url, api_key="of its own")
+        guarded.asked.clear()
         assert ask(guarded.url, api_key="sesame", headers={"x-team": "a"})
         assert guarded.asked[0][1]["headers"]["x-team"] == "a"
         for wrong in ({}, {"api_key": "secret-1"}):

@@ -158,7 +158,7 @@ def _told(response: httpx.Response) -> str:
         text = str(error.get("message", error) if isinstance(error, Mapping) else error)
     except (ValueError, AttributeError):
         text = response.text
-    return " ".join(text.split())[:300] or response.reason_phrase
+    return " ".join(text.split())[:300].rstrip(".") or response.reason_phrase
 
 
 def _seconds(text: str | None) -> float:
