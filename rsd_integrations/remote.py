@@ -52,7 +52,7 @@ class RemoteWriter(Protocol):
         ...
 
     async def write(self, session: WriterSession) -> Written:
-        """The step that the session has begun. Cancelled, it leaves no trace in the session's text.
+        """The step that the session has begun. Cancelled, the session is good for closing only.
 
         Raises:
             RSDError: it failed.

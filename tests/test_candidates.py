@@ -262,13 +262,13 @@ def test_a_prompt_is_encoded_once_for_all_candidates(
     encoded: list[str] = []
     for role in ("draft", "target"):
         writer: Any = getattr(pocket.backend, role)
-        render = writer._render
+        render = writer.rendered
 
         def counting(prompt: Any, output: Any, role: str = role, render: Any = render) -> Any:
             encoded.append(role)
             return render(prompt, output)
 
-        monkeypatch.setattr(writer, "_render", counting)
+        monkeypatch.setattr(writer, "rendered", counting)
     pocket.generate("What is 2 + 2?", draft_candidates=3, temperature=1.0, seed=0, max_tokens=8)
     assert encoded == ["draft", "target"]
     encoded.clear()

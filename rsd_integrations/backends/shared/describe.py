@@ -95,11 +95,10 @@ def positions(config: Any) -> int | None:
     return positions_by(lambda name: getattr(config, name, None))
 
 
-def eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+def eos_ids(generation_config: Any, tokenizer: Any) -> frozenset[int]:
     """Every token that the generation config or the tokenizer calls the end."""
     found: set[int] = set()
-    generation = getattr(model, "generation_config", None)
-    for ids in (getattr(generation, "eos_token_id", None), tokenizer.eos_token_id):
+    for ids in (getattr(generation_config, "eos_token_id", None), tokenizer.eos_token_id):
         found.update([ids] if isinstance(ids, int) else ids or ())
     return frozenset(found)
 

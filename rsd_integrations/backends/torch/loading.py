@@ -15,17 +15,14 @@ from rsd_integrations.backends.shared.describe import (
     AttentionKinds,
     active_parameters,
     attention_kinds,
-    eos_ids,
-    fingerprint,
-    hidden_ids,
     model_info,
     positions,
     text_config,
 )
-from rsd_integrations.backends.shared.reasoning import reasoning_tags
 from rsd_integrations.backends.shared.sources import ModelSource, Source, check_placement, first_line
-from rsd_integrations.backends.shared.templates import check_templates, render
-from rsd_integrations.backends.shared.tooling import Tooling, call_format, call_reader
+from rsd_integrations.backends.shared.templates import check_templates
+from rsd_integrations.backends.shared.tooling import call_format, call_reader
+from rsd_integrations.backends.shared.writing import Language
 from rsd_integrations.backends.torch.attention import slides
 from rsd_integrations.backends.torch.checkpoint import check_language_model, load_complete
 from rsd_integrations.backends.torch.heads import RewardModel, load_reward_model
@@ -117,24 +114,12 @@ def _load_writer(
     source: Source, device: str, dtype: Any, *, calls: dict[str, Any], **running: Any
 ) -> TorchWriter:
     model = _writing_model(source, device, dtype)
-    tokenizer = source.tokenizer
-    vocabulary = max(tokenizer.get_vocab().values()) + 1
+    vocabulary = max(source.tokenizer.get_vocab().values()) + 1
     runner = _runner(model, read_logits(model, vocabulary), **running)
     check_slots(runner, source.name)
-    ends = eos_ids(model, tokenizer)
-    if not ends:
-        raise ModelError(f"{source.name!r} names no end-of-sequence token.", hint="Set tokenizer.eos_token.")
-    return TorchWriter(
-        runner,
-        tokenizer,
-        _info(source.name, model, runner),
-        render=lambda prompt, output: render(tokenizer, prompt, output),
-        tags_of=lambda prompt: reasoning_tags(tokenizer, prompt),
-        eos_ids=ends,
-        hidden_ids=hidden_ids(tokenizer) | ends,
-        vocabulary=fingerprint(tokenizer),
-        tooling=Tooling(tokenizer, source.name, ends, **calls),
-    )
+    generation = getattr(model, "generation_config", None)
+    language = Language.of(source.tokenizer, source.name, generation, **calls)
+    return TorchWriter(runner, language, _info(source.name, model, runner))
 
 
 def _writing_model(source: Source, device: str, dtype: Any) -> Any:

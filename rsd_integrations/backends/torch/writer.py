@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
-from rsd_integrations.backends.shared.tooling import Tooling
+from rsd_integrations.backends.shared.writing import Language, SpeakingWriter
 from rsd_integrations.backends.torch.bursts import MOST_AT_ONCE, Burst, Endings
 from rsd_integrations.backends.torch.readout import Output as Read
 from rsd_integrations.backends.torch.runner import SlotRunner
@@ -16,79 +15,28 @@ from rsd_integrations.backends.torch.writer_session import TorchWriterSession
 from rsd_integrations.errors import BackendError
 from rsd_integrations.output import Output
 from rsd_integrations.protocols import FREE, ModelInfo, WriterSession, Written
-from rsd_integrations.segment import ReasoningTags
 from rsd_integrations.types import Prompt
 
 __all__ = ["TorchWriter"]
 
-Render = Callable[[Prompt, Output], tuple[int, ...]]
 
-
-class TorchWriter:
+class TorchWriter(SpeakingWriter):
     """A draft or target model over slots (a ``Writer``).
 
     Args:
         runner: over the model, reading logits.
-        tokenizer: the model's.
-        render: prompt and output -> token ids, by the model's own chat template.
-        tags_of: rendered prompt -> thinking markup, None where the model has none.
-        eos_ids: tokens that end an answer.
-        hidden_ids: tokens without text.
-        vocabulary: fingerprint of the tokenizer; writers with the same one share token ids.
-        tooling: how the model is shown tools and how what it writes is constrained and read.
+        language: of the model.
     """
 
-    def __init__(
-        self,
-        runner: SlotRunner,
-        tokenizer: Any,
-        info: ModelInfo,
-        *,
-        render: Render,
-        tags_of: Callable[[tuple[int, ...]], ReasoningTags | None],
-        eos_ids: frozenset[int],
-        hidden_ids: frozenset[int],
-        vocabulary: str,
-        tooling: Tooling,
-    ) -> None:
+    def __init__(self, runner: SlotRunner, language: Language, info: ModelInfo) -> None:
+        super().__init__(language, info)
         self.runner = runner
-        self.tokenizer = tokenizer
-        self.info = info
-        self.eos_ids = eos_ids
-        self.hidden_ids = hidden_ids
-        self.vocabulary = vocabulary
-        self.tooling = tooling
-        self.takes_tools = tooling.takes_tools  # Asked for behind close(), too.
-        self._endings = Endings(tokenizer, eos_ids)
-        self._render = render
-        self._tags_of = tags_of
+        self._endings = Endings(language.tokenizer, language.eos_ids)
 
     def open(self, prompt: Prompt, output: Output = FREE) -> TorchWriterSession:
         """Render and encode a prompt; the window is checked by the engine, which knows max_tokens."""
-        tokens = self._render(prompt, output)
-        return TorchWriterSession(self, tokens, output, self._tags_of(tokens))
-
-    def check(self, output: Output) -> None:
-        """Refuse an output that it cannot write."""
-        self.tooling.check(output)
-
-    def encode(self, text: str) -> tuple[int, ...]:
-        """A text in this model's tokens, special ones never among them."""
-        return self.tooling.plain(text)
-
-    def count(self, prompt: Prompt, output: Output = FREE) -> int:
-        """Length of a rendered prompt."""
-        return len(self._render(prompt, output))
-
-    def as_own_tokens(self, written: Written, *, markup: bool = False) -> tuple[int, ...]:
-        """A step in this model's tokens: the ids themselves where the vocabulary is the same.
-
-        Args:
-            markup: tokens that mark calls of tools may arise.
-        """
-        if written.vocabulary == self.vocabulary:
-            return written.token_ids
-        return self.tooling.encode(written.text) if markup else self.encode(written.text)
+        tokens = self.rendered(prompt, output)
+        return TorchWriterSession(self, tokens, output, self.tags(tokens))
 
     def advance(self, sessions: Sequence[WriterSession]) -> list[Written | Exception | None]:
         """One launch, and at most one new token for each session but in a burst."""
@@ -141,7 +89,7 @@ class TorchWriter:
 
     def close(self) -> None:
         """Give the memory back."""
-        del self.runner, self._render, self._tags_of, self._endings, self.tooling
+        del self.runner, self._endings, self.tooling
 
 
 def _tokens(ready: Mapping[int, tuple[TorchWriterSession, Read]]) -> dict[int, list[int]]:

@@ -20,17 +20,14 @@ from transformers import (
 from rsd_integrations.backends.shared.describe import (
     active_parameters,
     attention_kinds,
-    eos_ids,
-    fingerprint,
-    hidden_ids,
     model_info,
     positions,
     text_config,
 )
-from rsd_integrations.backends.shared.reasoning import reasoning_tags
 from rsd_integrations.backends.shared.sources import HUB_OPTIONS, Source, first_line
-from rsd_integrations.backends.shared.templates import check_templates, render
-from rsd_integrations.backends.shared.tooling import Tooling, call_format, call_reader
+from rsd_integrations.backends.shared.templates import check_templates
+from rsd_integrations.backends.shared.tooling import call_format, call_reader
+from rsd_integrations.backends.shared.writing import Language
 from rsd_integrations.backends.vllm.address import Address, split_options
 from rsd_integrations.backends.vllm.asking import Asking, Labelling, Pooling
 from rsd_integrations.backends.vllm.client import Servers
@@ -145,30 +142,13 @@ def _served(address: Address, options: dict[str, Any], max_length: int | None) -
 
 
 def _writer(served: _Served, **calls: Any) -> VLLMWriter:
-    files = served.files
-    tokenizer, name = files.tokenizer, served.name
-    ends = eos_ids(_Generating(files), tokenizer)
-    if not ends:
-        raise ModelError(f"{name!r} names no end-of-sequence token.", hint="Set tokenizer.eos_token.")
-    info = _info(served, "lm")
-
-    def writer(servers: Servers) -> VLLMWriter:
-        return VLLMWriter(
-            servers,
-            name,
-            tokenizer,
-            info,
-            size=max(tokenizer.get_vocab().values()) + 1,
-            render=lambda prompt, output: render(tokenizer, prompt, output),
-            tags_of=lambda prompt: reasoning_tags(tokenizer, prompt),
-            eos_ids=ends,
-            hidden_ids=hidden_ids(tokenizer) | ends,
-            vocabulary=fingerprint(tokenizer),
-            tooling=Tooling(tokenizer, name, ends, **calls),
-        )
-
-    _at_once(lambda servers: _write_a_token(writer(servers)), served.address)
-    return writer(Servers(served.address))
+    files, name, info = served.files, served.name, _info(served, "lm")
+    language = Language.of(files.tokenizer, name, _generation_config(files), **calls)
+    _at_once(
+        lambda servers: _write_a_token(VLLMWriter(servers, name, language, info)),
+        served.address,
+    )
+    return VLLMWriter(Servers(served.address), name, language, info)
 
 
 async def _write_a_token(writer: VLLMWriter) -> None:
@@ -182,14 +162,11 @@ async def _write_a_token(writer: VLLMWriter) -> None:
     await writer.write(session)
 
 
-class _Generating:
-    """Stands for a model, whose generation config is in a file."""
-
-    def __init__(self, files: Source) -> None:
-        try:
-            self.generation_config = GenerationConfig.from_pretrained(files.name, **files.hub)
-        except OSError:  # There is none.
-            self.generation_config = GenerationConfig.from_model_config(files.config)
+def _generation_config(files: Source) -> Any:
+    try:
+        return GenerationConfig.from_pretrained(files.name, **files.hub)
+    except OSError:  # There is none.
+        return GenerationConfig.from_model_config(files.config)
 
 
 def _scorer(served: _Served, form: PRMFormat) -> VLLMScorer:

@@ -103,8 +103,6 @@ class WriterSession(TokenSession):
     def begin(self, work: DraftStep | TargetStep | GuessStep) -> None:
         """Take a step to write."""
         assert not isinstance(work, GuessStep)  # It never wants one, and never goes on.
-        del self.tokens[self.base :]
-        self.read = min(self.read, self.base)
         self.work, self._text = work, ""
         self._detokenizer.mark()
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from rsd_integrations.backends.shared.tooling import Tooling
+from rsd_integrations.backends.shared.writing import Language, SpeakingWriter
 from rsd_integrations.backends.vllm.client import Servers
 from rsd_integrations.backends.vllm.form import Form
 from rsd_integrations.backends.vllm.sessions import WriterSession
@@ -22,7 +21,7 @@ _PLAIN = {"repetition_penalty": 1.0, "frequency_penalty": 0.0, "presence_penalty
 """What a server would otherwise take from the model's generation_config."""
 
 
-class VLLMWriter:
+class VLLMWriter(SpeakingWriter):
     """A draft or target model behind servers (a ``RemoteWriter``).
 
     A step is one question to ``/v1/completions``, by token ids. Servers know a step's delimiters as stop
@@ -31,71 +30,20 @@ class VLLMWriter:
     Args:
         servers: of the model.
         model: its name there.
-        tokenizer: the model's.
-        render: prompt and output -> token ids, by the model's own chat template.
-        tags_of: rendered prompt -> thinking markup, None where the model has none.
-        size: of the vocabulary.
-        eos_ids: tokens that end an answer.
-        hidden_ids: tokens without text.
-        vocabulary: fingerprint of the tokenizer; writers with the same one share token ids.
-        tooling: how the model is shown tools and how what it writes is read.
+        language: of the model.
     """
 
-    def __init__(
-        self,
-        servers: Servers,
-        model: str,
-        tokenizer: Any,
-        info: ModelInfo,
-        *,
-        size: int,
-        render: Callable[[Prompt, Output], tuple[int, ...]],
-        tags_of: Callable[[tuple[int, ...]], ReasoningTags | None],
-        eos_ids: frozenset[int],
-        hidden_ids: frozenset[int],
-        vocabulary: str,
-        tooling: Tooling,
-    ) -> None:
+    def __init__(self, servers: Servers, model: str, language: Language, info: ModelInfo) -> None:
+        super().__init__(language, info)
         self._servers = servers
         self._model = model
-        self.tokenizer = tokenizer
-        self.info = info
-        self.eos_ids = eos_ids
-        self.hidden_ids = hidden_ids
-        self.vocabulary = vocabulary
-        self.tooling = tooling
-        self.takes_tools = tooling.takes_tools
-        self._size = size
+        self._size = language.size
         self._holds_grammars = True
-        self._render = render
-        self._tags_of = tags_of
 
     def open(self, prompt: Prompt, output: Output = FREE) -> WriterSession:
         """Render and encode a prompt; the window is checked by the engine, which knows max_tokens."""
-        tokens = self._render(prompt, output)
-        return WriterSession(self, tokens, output, self._tags_of(tokens), self._servers.next_key())
-
-    def check(self, output: Output) -> None:
-        """Refuse an output that it cannot write."""
-        self.tooling.check(output)
-
-    def encode(self, text: str) -> tuple[int, ...]:
-        """A text in this model's tokens, special ones never among them."""
-        return self.tooling.plain(text)
-
-    def count(self, prompt: Prompt, output: Output = FREE) -> int:
-        """Length of a rendered prompt."""
-        return len(self._render(prompt, output))
-
-    def as_own_tokens(self, written: Written, *, markup: bool) -> tuple[int, ...]:
-        """A step in this model's tokens: the ids themselves where the vocabulary is the same.
-
-        Args:
-            markup: tokens that mark calls of tools may arise.
-        """
-        if written.vocabulary == self.vocabulary:
-            return written.token_ids
-        return self.tooling.encode(written.text) if markup else self.encode(written.text)
+        tokens = self.rendered(prompt, output)
+        return WriterSession(self, tokens, output, self.tags(tokens), self._servers.next_key())
 
     def form(self, output: Output, tags: ReasoningTags | None) -> Form | None:
         """What keeps a new session to the output, if something has to."""

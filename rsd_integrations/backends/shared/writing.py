@@ -1,0 +1,119 @@
+"""What a writer is, wherever its model runs: how its texts become tokens, and tokens text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rsd_integrations.backends.shared.describe import eos_ids, fingerprint, hidden_ids
+from rsd_integrations.backends.shared.reasoning import reasoning_tags
+from rsd_integrations.backends.shared.templates import render
+from rsd_integrations.backends.shared.tooling import Tooling
+from rsd_integrations.calls import CallFormat, CallReader
+from rsd_integrations.errors import ModelError
+from rsd_integrations.output import Output
+from rsd_integrations.protocols import FREE, ModelInfo, Written
+from rsd_integrations.segment import ReasoningTags
+from rsd_integrations.types import Prompt
+
+__all__ = ["Language", "SpeakingWriter"]
+
+
+@dataclass(frozen=True)
+class Language:
+    """Of one model.
+
+    Args:
+        tokenizer: the model's.
+        eos_ids: tokens that end an answer.
+        hidden_ids: tokens without text.
+        vocabulary: fingerprint of the tokenizer; writers with the same one share token ids.
+        size: of the vocabulary.
+        tooling: how the model is shown tools and how what it writes is constrained and read.
+    """
+
+    tokenizer: Any
+    eos_ids: frozenset[int]
+    hidden_ids: frozenset[int]
+    vocabulary: str
+    size: int
+    tooling: Tooling
+
+    @classmethod
+    def of(
+        cls,
+        tokenizer: Any,
+        name: str,
+        generation_config: Any,
+        *,
+        reader: CallReader,
+        form: CallFormat | None,
+    ) -> Language:
+        """Read it off a tokenizer and a generation config.
+
+        Args:
+            name: the model's.
+            reader: as of ``Tooling``.
+            form: likewise.
+
+        Raises:
+            ModelError: nothing ends an answer.
+        """
+        ends = eos_ids(generation_config, tokenizer)
+        if not ends:
+            raise ModelError(f"{name!r} names no end-of-sequence token.", hint="Set tokenizer.eos_token.")
+        return cls(
+            tokenizer,
+            ends,
+            hidden_ids(tokenizer) | ends,
+            fingerprint(tokenizer),
+            max(tokenizer.get_vocab().values()) + 1,
+            Tooling(tokenizer, name, ends, reader=reader, form=form),
+        )
+
+
+class SpeakingWriter:
+    """What the engine asks of a writer besides writing.
+
+    Args:
+        language: of its model.
+    """
+
+    def __init__(self, language: Language, info: ModelInfo) -> None:
+        self.info = info
+        self.tokenizer = language.tokenizer
+        self.eos_ids = language.eos_ids
+        self.hidden_ids = language.hidden_ids
+        self.vocabulary = language.vocabulary
+        self.tooling = language.tooling
+        self.takes_tools = language.tooling.takes_tools
+
+    def check(self, output: Output) -> None:
+        """Refuse an output that it cannot write."""
+        self.tooling.check(output)
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """A text in this model's tokens, special ones never among them."""
+        return self.tooling.plain(text)
+
+    def count(self, prompt: Prompt, output: Output = FREE) -> int:
+        """Length of a rendered prompt."""
+        return len(self.rendered(prompt, output))
+
+    def rendered(self, prompt: Prompt, output: Output) -> tuple[int, ...]:
+        """A prompt and its tools in tokens, by the model's own chat template."""
+        return render(self.tokenizer, prompt, output)
+
+    def tags(self, rendered: tuple[int, ...]) -> ReasoningTags | None:
+        """The thinking markup behind a rendered prompt; None where the model has none."""
+        return reasoning_tags(self.tokenizer, rendered)
+
+    def as_own_tokens(self, written: Written, *, markup: bool = False) -> tuple[int, ...]:
+        """A step in this model's tokens: the ids themselves where the vocabulary is the same.
+
+        Args:
+            markup: tokens that mark calls of tools may arise.
+        """
+        if written.vocabulary == self.vocabulary:
+            return written.token_ids
+        return self.tooling.encode(written.text) if markup else self.encode(written.text)

@@ -1,0 +1,119 @@
+"""Sessions by themselves: no server is asked."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from rsd_integrations.backends.shared.tooling import call_format, call_reader
+from rsd_integrations.backends.shared.writing import Language
+from rsd_integrations.backends.vllm.address import Address
+from rsd_integrations.backends.vllm.asking import Pooling
+from rsd_integrations.backends.vllm.client import Servers
+from rsd_integrations.backends.vllm.scorer import VLLMScorer
+from rsd_integrations.backends.vllm.sessions import WriterSession
+from rsd_integrations.backends.vllm.writer import VLLMWriter
+from rsd_integrations.prm.base import Feed
+from rsd_integrations.prm.trl import TRLFormat
+from rsd_integrations.protocols import DraftStep, Kept, ModelInfo, Sampling, WindowFull, Written
+from rsd_integrations.segment import StepBoundary
+from tests.tiny_models import tokenizer
+
+INFO = ModelInfo("tiny", parameters=10, pair_flops=1, window=60)
+SERVERS = Servers(Address.of("draft", "http://127.0.0.1:9", {}))
+
+
+def opened(flavour: str = "a", prompt: str = "hi") -> WriterSession:
+    tok = tokenizer(flavour)
+    form = call_format(tok)
+    language = Language.of(tok, "tiny", None, reader=call_reader(tok, form), form=form)
+    return VLLMWriter(SERVERS, "tiny", language, INFO).open(prompt)
+
+
+def step(max_tokens: int = 20, **boundary: Any) -> DraftStep:
+    sampling = Sampling(0.0, 1.0, None, random.Random(0).random)
+    return DraftStep(StepBoundary(("\n\n",), **boundary), max_tokens, sampling)
+
+
+def rejected(session: WriterSession, text: str) -> None:
+    session.commit(Kept("target", Written(text, (), "delimiter", None, "another"), text), own=False)
+
+
+def test_half_a_character_of_a_rejected_step_is_gone() -> None:
+    session = opened()
+    half, whole = tokenizer("a").encode("\u00e9", add_special_tokens=False)[:1], tokenizer("a").encode("x")
+    session.begin(step())
+    assert session.push(half[0]) is None
+    assert session.text == ""
+    rejected(session, "Right.\n\n")
+    session.begin(step())
+    session.push(whole[0])
+    assert session.text == "x"
+
+
+def test_a_session_counts_what_a_server_does_not_tell() -> None:
+    session = opened()
+    prompt = session.prompt_tokens
+    tokens = tokenizer("a").encode("abcdefgh", add_special_tokens=False)
+    session.begin(step())
+    for token in tokens[:3]:
+        session.push(token)
+    session.count(None, prompt + 2)  # The last token was written, not read.
+    assert session.tally.forwarded == prompt + 2
+    session.commit(Kept("draft", session.written("limit"), "abc"), own=True)
+    session.begin(step())
+    session.push(tokens[3])
+    session.count(None, len(session.tokens) - 1)
+    assert session.tally.forwarded == prompt + 3
+    rejected(session, "other")
+    session.begin(step())
+    session.push(tokens[4])
+    session.count(None, len(session.tokens) - 1)
+    # What was rejected is read anew in the other's words.
+    assert session.tally.forwarded == prompt + 3 + (len(session.tokens) - 1 - (prompt + 3))
+    session.count(prompt, len(session.tokens) - 1)  # It tells: all but the prompt was forgotten.
+    assert session.tally.forwarded == 2 * (len(session.tokens) - 1) - prompt
+
+
+def test_the_window_ends_a_step() -> None:
+    session = opened()
+    session.begin(step(max_tokens=500))
+    letters = tokenizer("a").encode("z" * 100, add_special_tokens=False)
+    written = None
+    for token in letters:
+        written = session.push(token)
+        if written is not None:
+            break
+    assert written is not None
+    assert written.end == "limit"
+    assert len(session.tokens) == INFO.window
+
+
+def test_a_step_that_the_prm_has_no_room_for() -> None:
+    scorer = VLLMScorer(SERVERS, "prm", TRLFormat(tokenizer("ascii")), INFO, Pooling())
+    session = scorer.open("hi")
+    tokens, count = session.lay_out("1 + 1 = 2.")
+    assert tokens[session.prompt_tokens :] == list(scorer.format.step("1 + 1 = 2.", 0).ids)
+    assert count == len(tokens) - session.prompt_tokens
+    with pytest.raises(WindowFull):
+        session.lay_out("1 + 1 = 2. " * 9)
+
+
+def test_a_prm_s_steps_are_numbered() -> None:
+    class Numbered(TRLFormat):
+        def step(self, body: str, index: int) -> Feed:
+            return super().step(f"{index} {body}", index)
+
+    form = Numbered(tokenizer("ascii"))
+    session = VLLMScorer(SERVERS, "prm", form, INFO, Pooling()).open("hi")
+    prompt = session.tokens[:]
+    for index, (body, own) in enumerate([("One.", True), ("", True), ("Two.", False)]):
+        session.commit(Kept("draft", Written(body, (), "delimiter"), body), own=own)
+        assert session.steps == (1, 1, 2)[index]
+    tokens, _ = session.lay_out("Three.")
+    fed = [form.step(body, index).ids for index, body in enumerate(["One.", "Two.", "Three."])]
+    assert tokens == [*prompt, *fed[0], *fed[1], *fed[2]]
+    again, count = session.lay_out("")
+    assert (again, count) == ([*prompt, *fed[0], *fed[1]], 0)
