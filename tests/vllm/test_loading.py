@@ -16,6 +16,7 @@ from rsd_integrations.backends.vllm.asking import Labelling, Pooling
 from rsd_integrations.errors import BackendError, ConfigError, ModelError, RSDError
 from rsd_integrations.pocket import pocket_paths
 from rsd_integrations.pocket.task import held_out
+from tests.tiny_models import causal, tokenizer
 from tests.vllm.conftest import Trio
 from tests.vllm.double import double
 
@@ -150,7 +151,28 @@ def test_a_writer_in_the_prm_s_place(trio: Trio) -> None:
         RSDPipeline.from_vllm(**{**trio.urls, "draft": trio.prm.url})
 
 
-def test_a_language_model_judges_by_its_labels(trio: Trio) -> None:
+def test_a_language_model_judges_by_its_labels(trio: Trio, tmp_path: Path) -> None:
+    """Whose window holds the token, too, that is asked for."""
+    model, tok = causal("Llama", 5, "ascii", max_position_embeddings=1024), tokenizer("ascii")
+    model.save_pretrained(tmp_path)
+    tok.save_pretrained(tmp_path)
+    with (
+        double(tmp_path) as judge,
+        RSDPipeline.from_vllm(**{**trio.urls, "prm": judge.url}, prm_format="judge") as over,
+        RSDPipeline.from_pretrained(
+            *map(str, (trio.draft.folder, trio.target.folder, tmp_path)), prm_format="judge", device="cpu"
+        ) as within,
+    ):
+        assert over.backend.prm.info.window == 1023
+        rewards = [
+            [step.reward for step in pipe.generate(QUESTION, weighting="clip", seed=0).steps]
+            for pipe in (over, within)
+        ]
+        assert rewards[0] == pytest.approx(rewards[1], abs=1e-4)
+        assert len(set(rewards[0])) > 1
+
+
+def test_labels_in_the_answer_of_a_language_model(trio: Trio) -> None:
     labels = Labelling((5, 9, 40))
     tokens = [1, 681, 201, 641]
     trio.target.asked.clear()

@@ -77,6 +77,18 @@ def test_a_session_counts_what_a_server_does_not_tell() -> None:
     assert session.tally.forwarded == 2 * (len(session.tokens) - 1) - prompt
 
 
+def test_what_a_server_wrote_in_vain_is_not_known_text() -> None:
+    session = opened()
+    session.begin(step())
+    session.push(tokenizer("a").encode("x")[0])
+    session.count(None, len(session.tokens) + 5)
+    session.forget()
+    session.commit(Kept("draft", session.written("limit"), "x"), own=True)
+    read, length = session.tally.forwarded, len(session.tokens)
+    session.count(None, length + 3)
+    assert session.tally.forwarded == read + 3
+
+
 def test_the_window_ends_a_step() -> None:
     session = opened()
     session.begin(step(max_tokens=500))

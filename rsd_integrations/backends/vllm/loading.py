@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -176,6 +176,8 @@ def _scorer(served: _Served, form: PRMFormat) -> VLLMScorer:
         BackendError: its servers do not score steps.
     """
     asking: Asking = Labelling(tuple(form.columns or ())) if form.head == "lm" else Pooling()
+    if form.head == "lm":  # The token that is asked for takes a place, too.
+        served = replace(served, window=served.window - 1)
     info = _info(served, form.head, form.recommended_threshold)
 
     def scorer(servers: Servers) -> VLLMScorer:

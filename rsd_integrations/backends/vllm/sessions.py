@@ -60,6 +60,10 @@ class TokenSession:
         self.tally.add(start, length - start, self._window)
         self.read = length
 
+    def forget(self) -> None:
+        """Of what a server has written, what was not taken is no part of the text that it knows."""
+        self.read = min(self.read, len(self.tokens))
+
     def put(self, tokens: Sequence[int]) -> None:
         """Commit these tokens in place of the step in progress."""
         self.tokens[self.base :] = tokens

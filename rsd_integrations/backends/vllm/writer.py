@@ -68,6 +68,7 @@ class VLLMWriter(SpeakingWriter):
                 written = session.push(token)
                 if written is not None:
                     break
+            session.forget()
         return written
 
     async def _next(self, session: WriterSession) -> list[int]:
