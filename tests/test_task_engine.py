@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from rsd_integrations import RSDPipeline, testing
+from rsd_integrations.engine import tasks
 from rsd_integrations.errors import BackendError, EngineClosedError
+from rsd_integrations.protocols import FREE
 from rsd_integrations.remote import RemoteBackend
 from rsd_integrations.testing import ScriptedScorer, ScriptedWriter, scripted_pipeline
 from tests import test_engine as rounds
@@ -185,6 +187,108 @@ def test_closing_tells_all_callers_and_closes_the_connections() -> None:
     assert pipe._engine._thread.is_alive() is False
     with pytest.raises(EngineClosedError):
         pipe.generate("x")
+
+
+class Raising(Awaited):
+    """Its work, opening or closing raises something."""
+
+    def __init__(self, model: Any, error: BaseException, where: str) -> None:
+        super().__init__(model)
+        self._error, self._where = error, where
+
+    def open(self, *given: Any) -> Any:
+        if self._where == "open":
+            raise self._error
+        return self.model.open(*given)
+
+    async def write(self, session: Any) -> Any:
+        if self._where == "write":
+            raise self._error
+        return await super().write(session)
+
+    async def aclose(self) -> None:
+        await super().aclose()
+        if self._where == "aclose":
+            raise self._error
+
+
+@pytest.mark.parametrize("where", ["write", "open"])
+def test_a_cancellation_of_its_own_fails_a_request_alone(where: str) -> None:
+    draft = Raising(ScriptedWriter(rounds.STEPS), asyncio.CancelledError(), where)
+    with over(draft) as pipe:
+        with pytest.raises(asyncio.CancelledError):
+            pipe.generate("x")
+        draft._where = ""
+        assert pipe.generate("x").text == "".join(rounds.STEPS)
+
+
+@pytest.mark.parametrize("where", ["write", "open"])
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+def test_what_ends_the_thread_reaches_all_callers(where: str, error: type[BaseException]) -> None:
+    waiting = Awaited(ScriptedWriter(rounds.STEPS), pause=10**6)
+    pipe = over(Raising(ScriptedWriter(rounds.STEPS), error(), where), target=waiting)
+    other = pipe.stream("y", threshold=1.1)
+    rounds.wait_for(lambda: waiting.at_work == 1)
+    for result in (lambda: pipe.generate("x"), other.result):
+        with pytest.raises(error):
+            result()
+    rounds.wait_for(lambda: pipe.closed)
+    pipe._engine._thread.join(PATIENCE)
+    assert waiting.closed
+
+
+@pytest.mark.parametrize("error", [RuntimeError(), SystemExit(), asyncio.CancelledError()], ids=repr)
+def test_a_connection_that_cannot_be_closed_keeps_no_other(error: BaseException) -> None:
+    backend = RemoteBackend(
+        Raising(ScriptedWriter(rounds.STEPS), error, "aclose"),
+        Awaited(ScriptedWriter(rounds.STEPS)),
+        Awaited(ScriptedScorer([1.0])),
+    )
+    pipe = RSDPipeline(backend)
+    pipe.generate("x")
+    pipe.close()
+    closed: list[Any] = [backend.draft, backend.target, backend.prm]
+    assert [model.closed for model in closed] == [True] * 3
+
+
+def test_a_connection_that_never_closes_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Endless(Awaited):
+        async def aclose(self) -> None:
+            await asyncio.sleep(10**6)
+
+    monkeypatch.setattr(tasks, "_CLOSING", 0.05)
+    pipe = over(Endless(ScriptedWriter(rounds.STEPS)))
+    pipe.close()
+    assert pipe._engine._thread.is_alive() is False
+
+
+def test_a_listener_that_raises_keeps_no_other_waiting() -> None:
+    draft = Awaited(ScriptedWriter(rounds.STEPS), pause=10**6)
+    pipe = over(draft)
+
+    def bad(item: Any) -> None:
+        raise KeyboardInterrupt
+
+    pipe._submit("x", None, None, FREE, {})(bad)
+    stream = pipe.stream("y")
+    rounds.wait_for(lambda: draft.at_work == 2)
+    pipe.close()
+    with pytest.raises(EngineClosedError):
+        stream.result()
+
+
+@pytest.mark.parametrize("candidates", [1, 3])
+def test_a_panic_is_an_error_of_its_request(candidates: int) -> None:
+    class PanicException(BaseException):
+        pass
+
+    PanicException.__module__ = "pyo3_runtime"
+    draft = Raising(ScriptedWriter(rounds.STEPS), PanicException("it gave up"), "write")
+    with over(draft) as pipe:
+        with pytest.raises(BackendError, match="it gave up"):
+            pipe.generate("x", draft_candidates=candidates, temperature=1.0)
+        draft._where = ""
+        assert pipe.generate("x").text == "".join(rounds.STEPS)
 
 
 def test_a_request_is_submitted_while_the_pipeline_closes() -> None:

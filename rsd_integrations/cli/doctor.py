@@ -138,12 +138,19 @@ def _print_served(choice: ModelChoice, prm_format: str, console: Console) -> Non
     for heading in ("params", "tokens"):
         table.add_column(heading, justify="right", no_wrap=True)
     with open_pipeline(replace(choice, prm_format=prm_format)) as pipe:
+        backend = pipe.backend
         for role in _ROLES:
-            info = getattr(pipe.backend, role).info
+            info = getattr(backend, role).info
             url = str(getattr(choice, role))
             table.add_row(role, Path(info.name).name, url, _count(info.parameters), str(info.window))
     print_whole(table, console)
     console.print("all three answer")
+    for role, model in (("draft", backend.draft), ("target", backend.target)):
+        if not getattr(model, "holds_grammars", True):
+            console.print(
+                f"{role}: forms and forced calls are written token by token; faster with "
+                '--structured-outputs-config \'{"backend": "guidance"}\''
+            )
 
 
 def _memory(choice: ModelChoice, *, device: str | None, **options: Any) -> list[ModelMemory]:

@@ -12,9 +12,12 @@ from rsd_integrations.algorithm import Cancelled
 from rsd_integrations.engine.job import Job, Task
 from rsd_integrations.engine.thread import EngineThread, closed_error, own
 from rsd_integrations.protocols import ScoreStep, TargetStep
-from rsd_integrations.remote import RemoteBackend
+from rsd_integrations.remote import RemoteBackend, RemoteScorer, RemoteWriter
 
 __all__ = ["TaskEngine"]
+
+_CLOSING = 5.0
+"""Seconds that connections may take to close."""
 
 
 class TaskEngine(EngineThread):
@@ -65,19 +68,22 @@ class TaskEngine(EngineThread):
         finally:
             with self._lock:
                 self._closed = True
-            self._loop.run_until_complete(self._end(error))
-            self._loop.close()
+            try:
+                self._loop.run_until_complete(self._end(error))
+            finally:
+                self._loop.close()
 
     async def _end(self, error: BaseException) -> None:
         await asyncio.sleep(0)  # What was submitted before the end is live behind this.
         self._ending = True
         for job in list(self._live):
-            job.fail(error)
+            with contextlib.suppress(BaseException):  # Nor may one listener keep the others.
+                job.fail(error)
         await _cancel(self._carried)
         backend = self._backend
-        for close in (backend.draft.aclose, backend.target.aclose, backend.prm.aclose):
-            with contextlib.suppress(Exception):  # A broken connection must not keep the others.
-                await close()
+        for model in (backend.draft, backend.target, backend.prm):
+            with contextlib.suppress(Exception):
+                await asyncio.wait_for(_closed(model), _CLOSING)
 
     def _admit(self, job: Job) -> None:
         self._live[job] = asyncio.Event()
@@ -95,7 +101,9 @@ class TaskEngine(EngineThread):
         except BaseException as error:
             if self._ending:
                 raise  # Whoever waits has been told.
-            job.fail(error if isinstance(error, asyncio.CancelledError) else own(error))
+            job.fail(error)
+            if not isinstance(error, asyncio.CancelledError):
+                own(error)  # Ends the engine, if it is meant to.
         finally:
             del self._live[job]
 
@@ -122,7 +130,8 @@ class TaskEngine(EngineThread):
             while job.tasks is tasks and not job.cancelled:
                 for future in await self._first(job, pending):
                     if job.tasks is tasks:
-                        job.take(pending.pop(future), future.exception() or future.result())
+                        failed = future.exception()
+                        job.take(pending.pop(future), future.result() if failed is None else own(failed))
         finally:
             await _cancel(pending)
         if job.tasks is tasks:
@@ -143,6 +152,11 @@ class TaskEngine(EngineThread):
         finally:
             await _cancel([seen])
         return [future for future in futures if future.done()]
+
+
+async def _closed(model: RemoteWriter | RemoteScorer) -> None:
+    with contextlib.suppress(BaseException):  # A broken connection must not keep the others.
+        await model.aclose()
 
 
 async def _cancel(futures: Iterable[asyncio.Future[Any]]) -> None:

@@ -1,4 +1,4 @@
-"""Servers for these tests: doubles of vLLM, or vLLM itself where ``RSD_VLLM_PYTHON`` names its Python."""
+"""Servers for these tests: doubles of vLLM."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ def trio(shared_trio: Trio) -> Trio:
     for server in (shared_trio.draft, shared_trio.target, shared_trio.prm):
         server.faults.clear()
         server.asked.clear()
+        server.cached = None
     return shared_trio
 
 

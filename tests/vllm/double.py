@@ -1,7 +1,7 @@
 """A small server that answers as vLLM 0.32 does, over the pocket trio, for tests on loopback.
 
-It was written beside real servers: ``test_servers.py`` runs the same tests against either (see ``real.py``).
-Faults are put in front of answers by ``faults``; ``asked`` holds what was posted.
+It was written beside real servers, of which ``test_real.py`` asks the same. Faults are put in front of
+answers by ``faults``; ``asked`` holds what was posted.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ class Double:
         grammars: whether structured outputs are held to; else they are passed over.
         key: an API key that must be shown.
         names: under which it is served.
+        port: where; 0: anywhere.
+        activates: whether pooled logits are probabilities, whatever was asked for.
     """
 
     def __init__(
@@ -56,18 +58,25 @@ class Double:
         grammars: bool = True,
         key: str | None = None,
         names: tuple[str, ...] = (),
+        port: int = 0,
+        activates: bool = False,
     ) -> None:
         self.folder = folder
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.pools, self.tag, self.grammars, self.key = pools, tag, grammars, key
-        self.root = str(folder)
+        self.root: str | None = str(folder)
+        self.cards: list[dict[str, Any]] | None = None
+        self.window = _MOST
+        self.cached: int | None = None
+        """Tokens of each prompt that it says it knew."""
+        self.activates = activates
         self.names = names or (str(folder),)
         self.faults: list[Fault] = []
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.left = threading.Event()
         """Set when somebody leaves a question that hangs."""
         self._lock = threading.Lock()
-        self._server = _Server(("127.0.0.1", 0), _Handler)
+        self._server = _Server(("127.0.0.1", port), _Handler)
         self._server.double = self
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
         self._thread.start()
@@ -105,13 +114,16 @@ class Double:
         return 404, _error("Not Found")
 
     def card(self) -> Any:
-        more = {"object": "model", "root": self.root, "max_model_len": _MOST}
+        more = {"object": "model", "root": self.root, "max_model_len": self.window}
+        if self.cards is not None:
+            return {"object": "list", "data": self.cards}
         return {"object": "list", "data": [{"id": name, **more} for name in self.names]}
 
     def _pooled(self, body: dict[str, Any]) -> Any:
         tokens = body["input"]
         rows = self._model(torch.tensor([tokens])).logits[0]
-        rows = rows if body.get("use_activation") is False else rows.softmax(-1)
+        raw = body.get("use_activation") is False and not self.activates
+        rows = rows if raw else rows.softmax(-1)
         if self.pools == "last":
             return rows[-1].tolist()
         kept = [self.pools == "all" or token == self.tag for token in tokens]
@@ -145,7 +157,9 @@ class Double:
         choice = {"index": 0, "text": self.tokenizer.decode(ids, skip_special_tokens=True)}
         choice |= {"finish_reason": reason, "stop_reason": why, "logprobs": told}
         choice["token_ids"] = ids if body.get("return_token_ids") else None
-        return 200, {"choices": [choice], "usage": {"prompt_tokens": len(prompt)}}
+        details = None if self.cached is None else {"cached_tokens": self.cached}
+        usage = {"prompt_tokens": len(prompt), "prompt_tokens_details": details}
+        return 200, {"choices": [choice], "usage": usage}
 
 
 def _error(message: str) -> Any:
@@ -168,13 +182,20 @@ def _allowed(logits: torch.Tensor, body: dict[str, Any], matcher: Any) -> torch.
         mask = torch.ones_like(logits, dtype=torch.bool)
         mask[body["allowed_token_ids"]] = False
         return logits.masked_fill(mask, -torch.inf)
-    return logits
+    return logits.clone()
 
 
 def _drawn(logits: torch.Tensor, body: dict[str, Any], draws: torch.Generator) -> int:
+    for token, more in body.get("logit_bias", {}).items():
+        logits[int(token)] += more
     if body.get("temperature", 1.0) == 0:
         return int(logits.argmax())
     chances = (logits / body["temperature"]).softmax(-1)
+    order = chances.argsort(descending=True)
+    if (most := body.get("top_k", -1)) > 0:
+        chances[order[most:]] = 0
+    before = chances[order].cumsum(0) - chances[order]
+    chances[order[before >= body.get("top_p", 1.0) * chances.sum()]] = 0
     return int(torch.multinomial(chances, 1, generator=draws))
 
 

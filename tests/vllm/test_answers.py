@@ -75,7 +75,7 @@ def test_stop_strings_and_limits_end_alike(trio: Trio, pocket: RSDPipeline) -> N
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1.1])
-@pytest.mark.parametrize("holds", [True, False])
+@pytest.mark.parametrize(("holds", "claims"), [(True, True), (False, False), (False, True)])
 @pytest.mark.parametrize("step", [512, 4])
 def test_documents_are_equal(
     trio: Trio,
@@ -83,29 +83,65 @@ def test_documents_are_equal(
     monkeypatch: pytest.MonkeyPatch,
     threshold: float,
     holds: bool,
+    claims: bool,
     step: int,
 ) -> None:
-    """Held by the server's grammar or token by token; cut in mid-document or not."""
+    """Held by the server's grammar or token by token, or by a server that does not do what it did when it was
+    tried; cut in mid-document or not.
+    """
     backend: Any = trio.pipe.backend
-    for server, writer in ((trio.draft, backend.draft), (trio.target, backend.target)):
-        monkeypatch.setattr(server, "grammars", holds)
-        monkeypatch.setattr(writer, "_holds_grammars", True)
+    server, writer = (trio.target, backend.target) if threshold else (trio.draft, backend.draft)
+    assert writer.holds_grammars is True
+    monkeypatch.setattr(server, "grammars", holds)
+    monkeypatch.setattr(writer, "holds_grammars", claims)
     fields: dict[str, Any] = {"output": FORM, "threshold": threshold, "max_step_tokens": step}
     over, within = (pipe.generate(QUESTIONS[0], **fields) for pipe in (trio.pipe, pocket))
     assert told(over) == told(within)
     assert json.loads(over.text)["note"] in ("a\n\nb", "c")
-    at_work = backend.target if threshold else backend.draft
-    assert at_work._holds_grammars is holds
+    assert (len(server.asked) == 1) is (holds and step == 512)
 
 
-def test_a_server_that_refuses_grammars_is_asked_token_by_token(trio: Trio, pocket: RSDPipeline) -> None:
+def test_a_grammar_that_is_refused_is_followed_token_by_token_once(trio: Trio, pocket: RSDPipeline) -> None:
+    """The next document is another matter."""
+    trio.draft.faults.append(lambda handler: handler.say(400, {"error": {"message": "cannot"}}) or True)
+    within = told(pocket.generate(QUESTIONS[0], output=FORM, threshold=0.0))
+    assert told(trio.pipe.generate(QUESTIONS[0], output=FORM, threshold=0.0)) == within
+    assert len(trio.draft.asked) > 2
+    trio.draft.asked.clear()
+    assert told(trio.pipe.generate(QUESTIONS[0], output=FORM, threshold=0.0)) == within
+    assert len(trio.draft.asked) == 1
+
+
+def test_what_passes_changes_no_sampled_document(trio: Trio) -> None:
+    fields: dict[str, Any] = {"output": FORM, "threshold": 0.0, "temperature": 2.0}
+    before = [trio.pipe.generate(QUESTIONS[0], seed=seed, **fields).text for seed in range(4)]
+    assert len(set(before)) > 1
+    trio.draft.faults.append(lambda handler: handler.say(503, {}) or True)
+    trio.pipe.generate(QUESTIONS[0], **fields)
+    assert [trio.pipe.generate(QUESTIONS[0], seed=seed, **fields).text for seed in range(4)] == before
+
+
+@pytest.mark.parametrize("cut", [{"top_p": 0.8}, {"top_k": 2}, {}])
+def test_token_by_token_draws_are_those_of_what_is_allowed(
+    trio: Trio, monkeypatch: pytest.MonkeyPatch, cut: dict[str, Any]
+) -> None:
+    """Cut off behind what is forbidden: else the likeliest tokens may all be such."""
     backend: Any = trio.pipe.backend
-    backend.draft._holds_grammars = True
-    trio.draft.faults.append(lambda handler: handler.say(500, {"error": {"message": "cannot"}}) or True)
-    over = trio.pipe.generate(QUESTIONS[0], output=FORM, threshold=0.0)
-    assert told(over) == told(pocket.generate(QUESTIONS[0], output=FORM, threshold=0.0))
-    assert backend.draft._holds_grammars is False
-    backend.draft._holds_grammars = True
+    monkeypatch.setattr(backend.draft, "holds_grammars", False)
+    trio.pipe.generate(QUESTIONS[0], output=FORM, threshold=0.0, temperature=1.0, seed=0, **cut)
+    among = ["allowed_token_ids" in body for _, body in trio.draft.asked]
+    assert all(among) if cut else not among[0]
+
+
+def test_an_end_that_only_the_server_knows_is_an_end(trio: Trio, pocket: RSDPipeline) -> None:
+    backend: Any = trio.pipe.backend
+    ends, backend.draft.eos_ids = backend.draft.eos_ids, frozenset({5})
+    try:
+        over = trio.pipe.generate(QUESTIONS[0], threshold=0.0)
+    finally:
+        backend.draft.eos_ids = ends
+    assert over.text == pocket.generate(QUESTIONS[0], threshold=0.0).text
+    assert over.finish_reason == "stop"
 
 
 def test_sampled_answers_repeat_and_the_seed_counts(trio: Trio) -> None:
@@ -119,6 +155,8 @@ def test_sampled_answers_repeat_and_the_seed_counts(trio: Trio) -> None:
     side_by_side = [told(one) for one in asyncio.run(together())]
     assert side_by_side == [told(trio.pipe.generate(QUESTIONS[0], seed=seed, **options)) for seed in range(4)]
     assert len({one[0] for one in side_by_side}) > 1
+    alone = [trio.pipe.generate(QUESTIONS[0], threshold=0.0, temperature=2.0, seed=seed) for seed in range(4)]
+    assert len({one.text for one in alone}) > 1  # The draft's own draws, too.
 
 
 def test_candidates(trio: Trio) -> None:
@@ -152,6 +190,14 @@ def test_each_step_is_one_question_and_each_token_is_counted_once(trio: Trio) ->
     # This PRM's server reads all of it for each step.
     lengths = [len(body["input"]) for _, body in trio.prm.asked]
     assert usage.prm.forwarded == sum(lengths)
+
+
+def test_what_servers_say_they_knew_is_not_counted(trio: Trio) -> None:
+    trio.draft.cached = 0
+    answer = trio.pipe.generate(QUESTIONS[0], threshold=0.0)
+    read = sum(len(body["prompt"]) for _, body in trio.draft.asked)
+    written = answer.usage.draft.generated - len(answer.steps)  # The last token of each is not read by it.
+    assert answer.usage.draft.forwarded == read + written
 
 
 def test_a_failed_server_fails_its_request_alone(trio: Trio) -> None:
@@ -201,13 +247,15 @@ def test_requests_take_replicas_in_turn_and_stay(trio: Trio) -> None:
     with (
         double(paths.draft) as first,
         double(paths.draft) as second,
-        RSDPipeline.from_vllm([first.url, second.url], trio.target.url, trio.prm.url) as pipe,
+        double(paths.prm) as third,
+        double(paths.prm) as fourth,
+        RSDPipeline.from_vllm([first.url, second.url], trio.target.url, [third.url, fourth.url]) as pipe,
     ):
-        for server in (first, second):
+        for server in (first, second, third, fourth):
             server.asked.clear()
-        answers = [pipe.generate(QUESTIONS[0], threshold=0.0) for _ in range(4)]
+        answers = [pipe.generate(QUESTIONS[0]) for _ in range(4)]
         steps = len(answers[0].steps)
-        assert [len(server.asked) for server in (first, second)] == [2 * steps, 2 * steps]
+        assert [len(server.asked) for server in (first, second, third, fourth)] == [2 * steps] * 4
         second.stop()
         assert pipe.generate(QUESTIONS[0], threshold=0.0).text == answers[0].text
         assert pipe.generate(QUESTIONS[0], threshold=0.0).text == answers[0].text

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +14,7 @@ import pytest
 from rsd_integrations.backends.vllm import client
 from rsd_integrations.backends.vllm.address import Address
 from rsd_integrations.backends.vllm.client import Servers
-from rsd_integrations.errors import BackendError
+from rsd_integrations.errors import BackendError, ConfigError
 from rsd_integrations.pocket import pocket_paths
 from tests.vllm.double import Double, Fault, double
 
@@ -51,7 +54,7 @@ def drop(handler: Any) -> bool:
 
 def ask(*urls: str, keys: tuple[int, ...] = (0,), path: str = "/v1/models", **options: Any) -> list[Any]:
     """Questions one after the other."""
-    options.setdefault("attempts", 3)
+    options = {"attempts": 3, "patience": 0, **options}
 
     async def asked() -> list[Any]:
         servers = Servers(Address.of("draft", list(urls), options))
@@ -161,15 +164,126 @@ def test_what_is_no_json_is_shown(server: Double, body: bytes) -> None:
         ask(server.url)
 
 
+def slowly(handler: Any) -> bool:
+    time.sleep(0.3)
+    return False
+
+
 def test_no_more_questions_at_once_than_were_allowed(server: Double) -> None:
     async def asked() -> None:
-        servers = Servers(Address.of("draft", server.url, {"max_concurrency": 2, "timeout": 5}))
-        server.faults += [lambda handler: handler.hang(0.3) or True] * 2
-        questions = [asyncio.ensure_future(servers.ask("/v1/models", attempts=1)) for _ in range(5)]
-        await asyncio.sleep(0.15)
+        servers = Servers(Address.of("draft", server.url, {"max_concurrency": 2, "timeout": 20}))
+        server.faults += [slowly] * 2
+        questions = [asyncio.ensure_future(servers.ask("/v1/models")) for _ in range(5)]
+        while len(server.asked) < 2:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.1)
         assert len(server.asked) == 2
-        await asyncio.gather(*questions, return_exceptions=True)
+        await asyncio.gather(*questions)
         assert len(server.asked) == 5
         await servers.aclose()
 
     asyncio.run(asked())
+
+
+def test_whoever_waits_to_ask_again_holds_nobody_up(server: Double, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "_FIRST_PAUSE", 5.0)
+    monkeypatch.setattr(client, "_LONGEST_PAUSE", 5.0)
+
+    async def asked() -> None:
+        servers = Servers(Address.of("draft", server.url, {"max_concurrency": 1}))
+        server.faults += [status(429)]
+        first = asyncio.ensure_future(servers.ask("/v1/models"))
+        while server.faults:
+            await asyncio.sleep(0.001)
+        await servers.ask("/v1/models")
+        assert not first.done()
+        first.cancel()
+        await servers.aclose()
+
+    asyncio.run(asked())
+
+
+def test_servers_say_how_long_to_wait(server: Double, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "_LONGEST_PAUSE", 9.0)
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr(client.asyncio, "sleep", sleep)
+    server.faults += [
+        status(429, retry_after="3"),
+        status(429, retry_after="100"),
+        status(429, retry_after="?"),
+    ]
+    ask(server.url, attempts=4)
+    assert pauses == [3.0, 9.0, 0.04]
+
+
+def test_a_server_that_is_started_anew_is_waited_for() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    started: list[Double] = []
+
+    def start() -> None:
+        time.sleep(0.5)
+        started.append(Double(pocket_paths().draft, port=port))
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    try:
+        assert ask(f"http://127.0.0.1:{port}", attempts=1, patience=60)
+    finally:
+        thread.join()
+        started[0].stop()
+
+
+def test_a_stale_connection_is_no_reason_to_leave_a_replica(server: Double, other: Double) -> None:
+    server.faults += [drop]
+    ask(server.url, other.url, keys=(0, 0), attempts=1)
+    assert [len(one.asked) for one in (server, other)] == [3, 0]
+
+
+def test_others_do_not_wait_for_a_replica_that_hangs(server: Double, other: Double) -> None:
+    async def asked() -> None:
+        servers = Servers(Address.of("draft", [server.url, other.url], {"timeout": 0.3}))
+        server.faults += [lambda handler: handler.hang(20) or True]
+        with pytest.raises(BackendError, match="did not answer"):
+            await servers.ask("/v1/models")
+        await servers.ask("/v1/models")
+        await servers.aclose()
+
+    asyncio.run(asked())
+    assert [len(one.asked) for one in (server, other)] == [1, 1]
+
+
+def test_a_question_that_cannot_be_sent_tells_no_secrets(server: Double) -> None:
+    address = Address.of("draft", server.url, {"attempts": 2})
+    object.__setattr__(address, "headers", {"x": "secret\n1"})  # Past what is checked.
+
+    async def asked() -> None:
+        servers = Servers(address)
+        with pytest.raises(BackendError, match="cannot be sent") as failed:
+            await servers.ask("/v1/models")
+        assert "secret" not in str(failed.value) + repr(failed.value.__cause__)
+        await servers.aclose()
+
+    asyncio.run(asked())
+
+
+def test_a_server_that_has_moved_says_where(server: Double) -> None:
+    server.faults += [status(301, {}, location="https://elsewhere/")]
+    with pytest.raises(BackendError, match=r"answered 301 .*it is at https://elsewhere/"):
+        ask(server.url)
+
+
+def test_the_environment_s_proxy_is_named(server: Double, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.setenv("HTTP_PROXY", NOWHERE)
+    with pytest.raises(BackendError, match="cannot be reached through the proxy that the environment names"):
+        ask(server.url, attempts=1)
+    monkeypatch.setenv("ALL_PROXY", "nonsense://x")
+    with pytest.raises(ConfigError, match="proxy cannot be used"):
+        ask(server.url)

@@ -45,6 +45,9 @@ def test_sizes_are_those_of_the_models(trio: Trio, pocket: RSDPipeline) -> None:
         ("draft", ["http://x", None], "draft=None is no URL"),
         ("draft", "http://x/v1?key=1", "more than a base URL"),
         ("draft", "ftp://x", "is no URL"),
+        ("draft", "http://x:99999999", "is no URL"),
+        ("draft", "http://x:port", "is no URL"),
+        ("draft", "http://[::1", "is no URL"),
     ],
 )
 def test_what_is_no_url(trio: Trio, role: str, given: Any, message: str) -> None:
@@ -63,14 +66,31 @@ def test_what_is_no_url(trio: Trio, role: str, given: Any, message: str) -> None
         ({"model": 3}, "model=3 is no text"),
         ({"api_key": 3}, "api_key is no text"),
         ({"headers": "a: b"}, "headers are no mapping"),
-        ({"headers": {"a": 1}}, "headers are no mapping"),
+        ({"headers": {"a": 1}}, "headers hold what no header can"),
+        ({"headers": {"a": "secret\n"}}, "headers hold what no header can"),
+        ({"api_key": "secret\u20ac"}, "api_key or headers hold what no header can"),
+        ({"patience": -1}, "patience=-1 is no time"),
         ({"model": "nope"}, r"does not serve 'nope' but \["),
         ("x", "draft_kwargs='x' is no mapping"),
     ],
 )
 def test_options_are_checked(trio: Trio, options: Any, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message) as refused:
         RSDPipeline.from_vllm(**trio.urls, draft_kwargs=options)
+    assert "secret" not in str(refused.value)
+
+
+def test_a_key_may_end_in_a_line_break_and_urls_in_white_space(trio: Trio) -> None:
+    with (
+        double(pocket_paths().draft, key="sesame") as guarded,
+        RSDPipeline.from_vllm(
+            **{**trio.urls, "draft": f" {guarded.url}/v1/\n"}, draft_kwargs={"api_key": "sesame\n"}
+        ) as pipe,
+    ):
+        assert pipe.generate(QUESTION, max_tokens=3).text
+        with pytest.raises(ConfigError, match="names a user or password") as refused:
+            RSDPipeline.from_vllm(**{**trio.urls, "draft": guarded.url.replace("//", "//bob:secret@")})
+        assert "secret" not in str(refused.value)
 
 
 @pytest.mark.parametrize(("name", "value"), [("max_length", 1), ("max_batch_size", 0), ("max_length", "x")])
@@ -99,13 +119,72 @@ def test_a_server_that_is_no_vllm(trio: Trio) -> None:
 
 
 def test_one_of_several_models(trio: Trio) -> None:
-    with double(pocket_paths().draft, names=("base", "lora")) as server:
+    root = str(pocket_paths().draft)
+    with double(pocket_paths().draft, names=("base", "alias", "lora", "other")) as server:
+        server.cards = [
+            {"id": "base", "root": root, "parent": None, "max_model_len": 300},
+            {"id": "alias", "root": root, "parent": None, "max_model_len": 300},
+            {"id": "lora", "root": "/adapters/sql", "parent": "base", "max_model_len": None},
+        ]
         urls = {**trio.urls, "draft": server.url}
-        with pytest.raises(ConfigError, match=r"serves \['base', 'lora'\].*draft_kwargs=\{'model'"):
+        for given, served in ((None, "base"), ("alias", "alias"), ("lora", "lora")):
+            with RSDPipeline.from_vllm(**urls, draft_kwargs={"model": given}) as pipe:
+                pipe.generate(QUESTION, max_tokens=3)
+                info = pipe.backend.draft.info
+            assert (server.asked[-1][1]["model"], info.name) == (served, served)
+            assert (info.window, info.longest) == (300, 300)
+        server.cards.append({"id": "other", "root": "/else", "parent": None})
+        with pytest.raises(
+            ConfigError, match=r"serves \['alias', 'base', 'lora', 'other'\].*draft_kwargs=\{'mod"
+        ):
             RSDPipeline.from_vllm(**urls)
-        with RSDPipeline.from_vllm(**urls, draft_kwargs={"model": "lora"}) as pipe:
-            pipe.generate(QUESTION, max_tokens=3)
-        assert server.asked[-1][1]["model"] == "lora"
+
+
+def test_replicas_are_all_looked_at(trio: Trio) -> None:
+    with double(pocket_paths().draft) as second, double(pocket_paths().draft, names=("x",)) as stranger:
+        second.window = 500
+        replicas = [trio.draft.url, second.url]
+        with RSDPipeline.from_vllm(
+            **{**trio.urls, "draft": ["http://127.0.0.1:9", *replicas]}, draft_kwargs={"attempts": 2}
+        ) as pipe:
+            assert pipe.backend.draft.info.window == 500
+            assert pipe.generate(QUESTION, max_tokens=3).text
+        with pytest.raises(ConfigError, match=r"replicas of draft serve different models: .*'x'"):
+            RSDPipeline.from_vllm(**{**trio.urls, "draft": [*replicas, stranger.url]})
+
+
+def test_a_tokenizer_of_another_model_is_found_out(trio: Trio, tmp_path: Path) -> None:
+    shutil.copytree(pocket_paths().draft, tmp_path / "mixed")
+    path = tmp_path / "mixed" / "tokenizer.json"
+    saved = json.loads(path.read_text())
+    words = [word for word, number in saved["model"]["vocab"].items() if number > 300]
+    for word, number in zip(words, [saved["model"]["vocab"][word] for word in reversed(words)], strict=True):
+        saved["model"]["vocab"][word] = number
+    path.write_text(json.dumps(saved))
+    with pytest.raises(ModelError, match=r"of which the tokenizer on this side makes .*'source'"):
+        RSDPipeline.from_vllm(**trio.urls, draft_kwargs={"tokenizer": str(tmp_path / "mixed")})
+
+
+@pytest.mark.parametrize("holds", [True, False])
+def test_what_servers_do_with_grammars_is_found_out(trio: Trio, holds: bool) -> None:
+    with (
+        double(pocket_paths().draft, grammars=holds) as draft,
+        RSDPipeline.from_vllm(**{**trio.urls, "draft": draft.url}) as pipe,
+    ):
+        assert pipe.backend.draft.holds_grammars is holds  # type: ignore[union-attr]
+
+
+def test_probabilities_in_place_of_logits_are_known_for_such(trio: Trio, pocket: RSDPipeline) -> None:
+    """Of servers that do not know how to leave the activation out, and do not say so."""
+    with (
+        double(pocket_paths().prm, activates=True) as prm,
+        RSDPipeline.from_vllm(**{**trio.urls, "prm": prm.url}) as pipe,
+    ):
+        over, within = (
+            [step.reward for step in one.generate(QUESTION, weighting="clip", seed=0).steps]
+            for one in (pipe, pocket)
+        )
+        assert over == pytest.approx(within, abs=1e-4)
 
 
 def test_files_may_be_elsewhere_on_this_side(trio: Trio, tmp_path: Path) -> None:
@@ -115,7 +194,7 @@ def test_files_may_be_elsewhere_on_this_side(trio: Trio, tmp_path: Path) -> None
     with double(pocket_paths().draft, names=("far",)) as server:
         server.root = "/on/the/server"
         urls = {**trio.urls, "draft": server.url}
-        with pytest.raises(ModelError, match=r"'/on/the/server'"):
+        with pytest.raises(ModelError, match=r"serves 'far' from '/on/the/server'.*draft_kwargs={'source'"):
             RSDPipeline.from_vllm(**urls)
         with RSDPipeline.from_vllm(**urls, draft_kwargs={"source": str(moved)}) as pipe:
             assert pipe.generate(QUESTION, max_tokens=3).text

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from typing import Any
 
 import pytest
+import torch
+from llguidance import LLMatcher
+from llguidance.hf import from_tokenizer
 
 from rsd_integrations.backends.shared.tooling import call_format, call_reader
 from rsd_integrations.backends.shared.writing import Language
@@ -15,6 +19,8 @@ from rsd_integrations.backends.vllm.client import Servers
 from rsd_integrations.backends.vllm.scorer import VLLMScorer
 from rsd_integrations.backends.vllm.sessions import WriterSession
 from rsd_integrations.backends.vllm.writer import VLLMWriter
+from rsd_integrations.encoding import encode_markup
+from rsd_integrations.output import Output
 from rsd_integrations.prm.base import Feed
 from rsd_integrations.prm.trl import TRLFormat
 from rsd_integrations.protocols import DraftStep, Kept, ModelInfo, Sampling, WindowFull, Written
@@ -129,3 +135,45 @@ def test_a_prm_s_steps_are_numbered() -> None:
     assert tokens == [*prompt, *fed[0], *fed[1], *fed[2]]
     again, count = session.lay_out("")
     assert (again, count) == ([*prompt, *fed[0], *fed[1]], 0)
+
+
+def thinking(output: Output) -> WriterSession:
+    tok = copy.deepcopy(tokenizer("tools"))
+    tok.add_tokens(["<think>", "</think>"])
+    form = call_format(tok)
+    language = Language.of(tok, "tiny", None, reader=call_reader(tok, form), form=form)
+    return VLLMWriter(SERVERS, "tiny", language, INFO).open("hi", output)
+
+
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
+OUTPUTS = {
+    "document": Output.of(
+        response_format={"type": "json_schema", "json_schema": {"schema": {"enum": [1, 2]}}}
+    ),
+    "call": Output.of(tools=[TOOL], tool_choice="required"),
+    "words or strict calls": Output.of(
+        tools=[{**TOOL, "function": {**TOOL["function"], "strict": True}}]  # type: ignore[dict-item]
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OUTPUTS)
+@pytest.mark.parametrize(
+    "committed",
+    ["", "<think>", "<think>so", "<think>so\n\n", "<think>so</think>", "<think>so</think>\n\n"],
+    ids=repr,
+)
+def test_a_grammar_from_the_middle_allows_what_the_whole_one_does(kind: str, committed: str) -> None:
+    """Before the thinking, within it and behind it."""
+    session = thinking(OUTPUTS[kind])
+    form, tok = session.form, session._writer.tokenizer
+    assert form is not None
+    tokens = encode_markup(tok, committed)
+    form.commit(committed, tokens)
+    grammar = form.grammar("")
+    assert grammar is not None
+    rest = LLMatcher(from_tokenizer(tok), grammar)
+    packed = torch.frombuffer(bytearray(rest.compute_bitmask()), dtype=torch.uint8)
+    bits = ((packed[:, None] >> torch.arange(8, dtype=torch.uint8)) & 1).flatten().bool()[: len(tok)]
+    assert bits.tolist() == form.allowed().tolist()
+    assert form.thinks("") is ("</think>" not in committed)

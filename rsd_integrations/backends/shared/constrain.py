@@ -177,10 +177,14 @@ class Grammars:
                 hint="Use a model with a fast tokenizer (tokenizer.json).",
             ) from error
 
-    def source(self, output: Output, tags: ReasoningTags | None) -> str:
-        """Lark source: thinking if there may be any, then calls, a document or text."""
+    def source(self, output: Output, tags: ReasoningTags | None, *, thought: bool = False) -> str:
+        """Lark source: thinking if there may be any, then calls, a document or text.
+
+        Args:
+            thought: the thinking is over, and nothing is behind it yet.
+        """
         _check_multiples([output.schema, *(schema for _, schema in output.functions)])
-        rules = ["start: answer"] if tags is None else self._thinking(tags)
+        rules = self._thinking(tags) if tags else ['start: "\\n"* answer' if thought else "start: answer"]
         answers: list[str] = []
         if output.tools and (output.choice == "required" or output.strict or output.schema is not None):
             answers.append("calls")

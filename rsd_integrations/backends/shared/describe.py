@@ -37,8 +37,9 @@ def model_info(
     window: int,
     attention: AttentionKinds,
     threshold: float | None = None,
+    longest: int | None = None,
 ) -> ModelInfo:
-    """A model's numbers for accounting and messages."""
+    """A model's numbers for accounting and messages. ``longest`` window: by its config, if not given."""
     config = text_config(config)
     heads = int(config.num_attention_heads)
     size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
@@ -50,7 +51,7 @@ def model_info(
         window=window,
         sliding_window=attention["sliding_attention"][0] if only_sliding else None,
         threshold=threshold,
-        longest=positions(config),
+        longest=longest or positions(config),
     )
 
 

@@ -98,13 +98,16 @@ class Tooling:
         """
         return self._compiler.open(output, tags) if output.constrained else None
 
-    def grammar(self, output: Output, tags: ReasoningTags | None) -> str:
+    def grammar(self, output: Output, tags: ReasoningTags | None, *, thought: bool) -> str:
         """The same as source, for whoever else can hold a model to it (llguidance's form of Lark).
+
+        Args:
+            thought: the thinking is over, and nothing is behind it yet.
 
         Raises:
             ConfigError: as ``check``.
         """
-        return self._compiler.source(output, tags)
+        return self._compiler.source(output, tags, thought=thought)
 
     def opens_call(self, text: str) -> bool:
         """Whether a call may have begun in a text, which a grammar that begins behind it would not know."""

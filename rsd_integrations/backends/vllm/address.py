@@ -6,7 +6,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
+
+import httpx
 
 from rsd_integrations.config import nearest
 from rsd_integrations.errors import ConfigError
@@ -14,7 +15,7 @@ from rsd_integrations.types import Role
 
 __all__ = ["OPTIONS", "Address"]
 
-OPTIONS = ("model", "api_key", "headers", "max_concurrency", "timeout", "attempts")
+OPTIONS = ("model", "api_key", "headers", "max_concurrency", "timeout", "attempts", "patience")
 """Options of a role's servers, besides those of its tokenizer."""
 
 
@@ -30,6 +31,8 @@ class Address:
         max_concurrency: questions on their way to all replicas together.
         timeout: seconds an answer may take.
         attempts: how often a question is asked that a server could not take.
+        patience: seconds for which servers that cannot be reached are tried: one that is started anew needs
+            a minute or more. While a pipeline is made ``attempts`` counts alone.
     """
 
     role: Role
@@ -40,6 +43,7 @@ class Address:
     max_concurrency: int = 64
     timeout: float = 600.0
     attempts: int = 5
+    patience: float = 120.0
 
     @classmethod
     def of(cls, role: Role, urls: Any, options: Mapping[str, Any]) -> Address:
@@ -61,36 +65,57 @@ class Address:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{where}: {name}={value!r}.", hint="Give a whole number from 1 on.")
-        number = isinstance(self.timeout, int | float) and not isinstance(self.timeout, bool)
-        if not number or not self.timeout > 0:
-            raise ConfigError(f"{where}: timeout={self.timeout!r} is no time.", hint="Give seconds above 0.")
+        for name, least in (("timeout", "above"), ("patience", "from")):
+            value = getattr(self, name)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not (value > 0 or (value == 0 and least == "from")):
+                raise ConfigError(f"{where}: {name}={value!r} is no time.", hint=f"Give seconds {least} 0.")
         for name in ("model", "api_key"):
             if not isinstance(getattr(self, name), str | None):
                 shown = "" if name == "api_key" else f"={getattr(self, name)!r}"
                 raise ConfigError(f"{where}: {name}{shown} is no text.", hint="Give a string.")
-        texts = isinstance(self.headers, Mapping) and all(
-            isinstance(part, str) for item in self.headers.items() for part in item
-        )
-        if not texts:
+        if not isinstance(self.headers, Mapping):
             raise ConfigError(f"{where}: headers are no mapping of texts.", hint='Write {"name": "value"}.')
+        for name, value in self.all_headers.items():
+            if not (_may_be_sent(name) and _may_be_sent(value)):
+                # Not shown: it may be a key that was read with something behind it.
+                raise ConfigError(
+                    f"{where}: api_key or headers hold what no header can: no text, line breaks, or signs "
+                    "beyond Latin 1.",
+                    hint="Check what was read from a file or the environment.",
+                )
 
     @property
     def all_headers(self) -> dict[str, str]:
         """What is sent with each question."""
         key = os.environ.get("VLLM_API_KEY") if self.api_key is None else self.api_key
-        return {**({"Authorization": f"Bearer {key}"} if key else {}), **self.headers}
+        named = any(str(name).lower() == "authorization" for name in self.headers)
+        return {**({"Authorization": f"Bearer {key.strip()}"} if key and not named else {}), **self.headers}
 
 
 _URL_HINT = 'Give the base URL of a vLLM server, such as "http://127.0.0.1:8000", or a list of them.'
 
 
+def _may_be_sent(text: Any) -> bool:
+    return isinstance(text, str) and text.isprintable() and all(ord(sign) < 256 for sign in text)
+
+
 def _base_url(role: Role, url: Any) -> str:
-    parts = urlsplit(url) if isinstance(url, str) else None
-    if parts is None or parts.scheme not in ("http", "https") or not parts.netloc:
+    try:
+        parts = httpx.URL(url.strip())
+        fine = parts.scheme in ("http", "https") and bool(parts.host) and (parts.port or 0) < 2**16
+    except (AttributeError, httpx.InvalidURL):
+        fine = False
+    if not fine:
         raise ConfigError(f"{role}={url!r:.200} is no URL.", hint=_URL_HINT)
+    if parts.userinfo:
+        raise ConfigError(
+            f"{role}: the URL of {parts.host!r} names a user or password, which errors and logs would show.",
+            hint=f"Give {role}_kwargs={{'headers': {{'Authorization': ...}}}}.",
+        )
     if parts.query or parts.fragment:
         raise ConfigError(f"{role}={url!r:.200} has more than a base URL.", hint=_URL_HINT)
-    return str(url).rstrip("/").removesuffix("/v1").rstrip("/")
+    return str(parts).rstrip("/").removesuffix("/v1").rstrip("/")
 
 
 def split_options(

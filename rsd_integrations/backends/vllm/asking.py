@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from rsd_integrations.errors import BackendError
 
-__all__ = ["Asking", "Labelling", "Pooling", "Read"]
+__all__ = ["Asking", "Labelling", "Pooling", "Read", "are_probabilities"]
+
+_LEAST = 1e-12
+"""Probability that a server's zero stands for."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +52,17 @@ class Pooling:
 
     For the first ("task": "classify" in --pooler-config) servers go on from their prefix cache; for the
     others they read all of it anew.
+
+    Args:
+        probabilities: the servers give these whatever they are asked for; logits are made of them.
     """
 
+    probabilities: bool = False
     path = "/pooling"
 
     def question(self, tokens: Sequence[int]) -> dict[str, Any]:
-        """Logits, not probabilities."""
-        return {"input": list(tokens), "use_activation": False}
+        """Logits, not probabilities, by either name that versions of vLLM know."""
+        return {"input": list(tokens), "use_activation": False, "activation": False}
 
     def read(self, answer: Any) -> Read:
         """The last row's."""
@@ -64,6 +72,8 @@ class Pooling:
         lone = not isinstance(rows[0], list)
         values = rows if lone else rows[-1]
         outputs = _found(self.path, answer, lambda: [float(value) for value in values])
+        if self.probabilities:
+            outputs = [math.log(max(value, _LEAST)) for value in outputs]
         return Read(outputs, 1 if lone else len(rows), cached=lone)
 
 
@@ -92,6 +102,11 @@ class Labelling:
         )
         outputs = _found(self.path, answer, lambda: [float(told[f"token_id:{one}"]) for one in self.labels])
         return Read(outputs, 1, cached=True)
+
+
+def are_probabilities(outputs: Sequence[float]) -> bool:
+    """Whether they look like a softmax's: logits hardly ever do."""
+    return all(0.0 <= value <= 1.0 for value in outputs) and abs(sum(outputs) - 1.0) < 1e-3
 
 
 def _found(path: str, answer: Any, read: Any) -> Any:

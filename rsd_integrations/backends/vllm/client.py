@@ -7,13 +7,14 @@ import time
 from collections.abc import Mapping
 from itertools import count
 from typing import Any
+from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
 from rsd_integrations.backends.vllm.address import Address
-from rsd_integrations.errors import BackendError
+from rsd_integrations.errors import BackendError, ConfigError
 
-__all__ = ["Servers"]
+__all__ = ["Refused", "Servers"]
 
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Statuses behind which the same question may be answered."""
@@ -23,6 +24,30 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 8.0
 
 _DOWN = 10.0
 """Seconds for which a server that could not be reached is asked only if no other is left."""
+
+_IDLE = 2.0
+"""Seconds after which an idle connection is closed, before the server does (5 s) while a question comes."""
+
+
+class Refused(BackendError):
+    """A server answered that it will not do what it was asked for."""
+
+
+class _Away(Exception):
+    """Nobody answers."""
+
+
+class _Stale(Exception):
+    """The connection ended in mid-question."""
+
+
+class _Busy(Exception):
+    """An answer behind which the same question may be asked again, after ``retry`` seconds."""
+
+    def __init__(self, told: str, status: int, retry: float) -> None:
+        super().__init__(told)
+        self.status = status
+        self.retry = retry
 
 
 class Servers:
@@ -40,11 +65,19 @@ class Servers:
         self._down: dict[str, float] = {}
         self._keys = count()
         self._slots = asyncio.Semaphore(address.max_concurrency)
-        self._http = httpx.AsyncClient(
-            headers=address.all_headers,
-            timeout=httpx.Timeout(address.timeout, connect=min(10.0, address.timeout), pool=None),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=address.max_concurrency),
+        limits = httpx.Limits(
+            max_connections=None,
+            max_keepalive_connections=address.max_concurrency,
+            keepalive_expiry=_IDLE,
         )
+        timeout = httpx.Timeout(address.timeout, connect=min(10.0, address.timeout), pool=None)
+        try:
+            self._http = httpx.AsyncClient(headers=address.all_headers, timeout=timeout, limits=limits)
+        except (ImportError, ValueError) as error:  # A proxy that the environment names.
+            raise ConfigError(
+                f"the environment's proxy cannot be used: {error}",
+                hint="Unset HTTP_PROXY, HTTPS_PROXY and ALL_PROXY, or name the servers in NO_PROXY.",
+            ) from error
 
     def next_key(self) -> int:
         """For another request: they take the replicas in turn."""
@@ -56,7 +89,6 @@ class Servers:
         body: Mapping[str, Any] | None = None,
         *,
         key: int = 0,
-        attempts: int | None = None,
     ) -> Any:
         """The JSON that a server answers.
 
@@ -64,43 +96,64 @@ class Servers:
             path: of the question.
             body: what is posted; None: a GET.
             key: of the request: equal keys go to one server.
-            attempts: fewer than the address says.
 
         Raises:
-            BackendError: no server answered, or one refused.
+            Refused: a server refused it.
+            BackendError: no server answered.
         """
-        async with self._slots:
-            return await self._tried(path, body, key, attempts or self._address.attempts)
-
-    async def _tried(self, path: str, body: Mapping[str, Any] | None, key: int, attempts: int) -> Any:
-        pause, failed = _FIRST_PAUSE, ""
-        for attempt in range(attempts):
-            url = self._choose(key)
+        tries, pause = 0, _FIRST_PAUSE
+        end = time.monotonic() + self._address.patience
+        stale = False
+        while True:
+            url, tries = self._choose(key), tries + 1
             try:
-                response = await self._http.request("GET" if body is None else "POST", url + path, json=body)
-            except httpx.TimeoutException as error:
-                if not isinstance(error, httpx.ConnectTimeout):
-                    raise self._late(url, path) from error
-                failed = self._unreachable(url, error)
-            except httpx.HTTPError as error:
-                failed = self._unreachable(url, error)
-            else:
-                if response.is_success:
-                    self._down.pop(url, None)
-                    return _json(response, url + path)
-                failed = f"answered {response.status_code} to {path}: {_told(response)}"
-                if response.status_code not in _AGAIN:
-                    raise self._refused(url, failed, response.status_code)
-                pause = max(pause, min(_seconds(response.headers.get("retry-after")), _LONGEST_PAUSE))
-                if response.status_code >= 500:
+                return await self._asked(url, path, body)
+            except (_Stale, _Away) as error:
+                if isinstance(error, _Stale) and not stale:
+                    stale = True  # A connection that the server had given up is no sign of anything.
+                    continue
+                failed, retry = self._unreachable(url, error.__cause__ or error), 0.0
+            except _Busy as error:
+                failed, retry = str(error), error.retry
+                if error.status >= 500:
                     self._down[url] = time.monotonic() + _DOWN
-            if attempt + 1 < attempts and not self._another(key, url):
-                await asyncio.sleep(pause)
+            waits = self._address.patience > 0 and self._down and time.monotonic() < end
+            if tries >= self._address.attempts and not waits:
+                raise BackendError(
+                    f"the {self._address.role}'s server at {url} {failed} ({tries} tries).",
+                    hint="Check that it runs and what it logs; raise patience if it is only starting.",
+                )
+            if not self._another(key, url):
+                await asyncio.sleep(max(pause, min(retry, _LONGEST_PAUSE)))
                 pause = min(2 * pause, _LONGEST_PAUSE)
-        raise BackendError(
-            f"the {self._address.role}'s server at {url} {failed} ({attempts} tries).",
-            hint="Check that it runs and what it logs; raise attempts if it is only starting.",
-        )
+
+    async def _asked(self, url: str, path: str, body: Mapping[str, Any] | None) -> Any:
+        """One try, with one of the slots."""
+        try:
+            async with self._slots:
+                response = await self._http.request("GET" if body is None else "POST", url + path, json=body)
+        except httpx.ConnectTimeout as error:
+            raise _Away from error
+        except httpx.TimeoutException as error:
+            self._down[url] = time.monotonic() + _DOWN  # Others go elsewhere.
+            raise self._late(url, path) from error
+        except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError) as error:
+            raise _Stale from error
+        except httpx.LocalProtocolError:
+            # Its text quotes what was to be sent: a key, perhaps.
+            raise BackendError(
+                f"the question to the {self._address.role}'s server at {url} cannot be sent.",
+                hint="Check api_key and headers.",
+            ) from None
+        except httpx.HTTPError as error:
+            raise _Away from error
+        if response.is_success:
+            self._down.pop(url, None)
+            return _json(response, url + path)
+        failed = f"answered {response.status_code} to {path}: {_told(response)}"
+        if response.status_code in _AGAIN:
+            raise _Busy(failed, response.status_code, _seconds(response.headers.get("retry-after")))
+        raise self._refused(url, failed, response.status_code)
 
     def _choose(self, key: int) -> str:
         """The request's own server, or the next of those that were there when last asked."""
@@ -116,9 +169,12 @@ class Servers:
         found = self._choose(key)
         return found != url and self._down.get(found, 0.0) <= time.monotonic()
 
-    def _unreachable(self, url: str, error: Exception) -> str:
+    def _unreachable(self, url: str, error: BaseException) -> str:
         self._down[url] = time.monotonic() + _DOWN
-        return f"cannot be reached: {type(error).__name__} {error!s:.200}".rstrip()
+        through = ""
+        if getproxies().get(httpx.URL(url).scheme) and not proxy_bypass(httpx.URL(url).host):
+            through = " through the proxy that the environment names"
+        return f"cannot be reached{through}: {type(error).__name__} {error!s:.200}".rstrip()
 
     def _late(self, url: str, path: str) -> BackendError:
         return BackendError(
@@ -127,14 +183,14 @@ class Servers:
             hint="Raise timeout, or lower max_step_tokens or max_concurrency.",
         )
 
-    def _refused(self, url: str, failed: str, status: int) -> BackendError:
+    def _refused(self, url: str, failed: str, status: int) -> Refused:
         hints = {
             401: f"Give {self._address.role}_kwargs={{'api_key': ...}}.",
             403: f"Give {self._address.role}_kwargs={{'api_key': ...}}.",
             404: "Check the model's name, and that it is a vLLM server of the right kind (see the README).",
         }
         hint = hints.get(status, "See what the server says; its version may differ from those tested.")
-        return BackendError(f"the {self._address.role}'s server at {url} {failed}.", hint=hint)
+        return Refused(f"the {self._address.role}'s server at {url} {failed}.", hint=hint)
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -152,6 +208,8 @@ def _json(response: httpx.Response, url: str) -> Any:
 
 def _told(response: httpx.Response) -> str:
     """What the server says is wrong, in one line."""
+    if response.has_redirect_location:
+        return f"it is at {response.headers['location']!s:.200}"
     try:
         said = response.json()
         error = said.get("error", said)

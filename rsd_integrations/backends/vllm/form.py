@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import torch
+
 from rsd_integrations.backends.shared.tooling import Tooling
 from rsd_integrations.output import Output
 from rsd_integrations.segment import ReasoningTags
@@ -42,6 +44,8 @@ class Form:
         self._tags = tags
         self._size = size
         self._committed = ""
+        self.distrusted = False
+        """Whether its server has shown that it does not hold to the grammar."""
 
     @property
     def free(self) -> bool:
@@ -55,9 +59,10 @@ class Form:
             written: of the step in progress.
         """
         tags, rest = self._stands(self._committed + written)
-        if rest.strip() and (not self.free or self._tooling.opens_call(rest)):
+        if self.distrusted or (rest.strip() and (not self.free or self._tooling.opens_call(rest))):
             return None
-        return self._tooling.grammar(self._output, tags)
+        thought = tags is None and self._tags is not None and not rest.strip()
+        return self._tooling.grammar(self._output, tags, thought=thought)
 
     def thinks(self, written: str) -> bool:
         """Whether the text ends within the thinking, or thinking may yet come."""
@@ -75,13 +80,13 @@ class Form:
             return ReasoningTags(tags.opening, tags.closing, open_in_prompt=True), ""
         return (None, text) if text.strip() else (tags, "")
 
-    def allowed(self) -> list[int]:
-        """The tokens that may come next.
+    def allowed(self) -> torch.Tensor:
+        """Which tokens may come next, ``[size]``, bool.
 
         Raises:
             BackendError: none.
         """
-        return [int(token) for token in self._constraint.allowed(self._size).nonzero()]
+        return self._constraint.allowed(self._size)
 
     def takes(self, token: int) -> bool:
         """Whether a token may come next."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from dataclasses import replace
+from difflib import SequenceMatcher
+from typing import Any
 
 import torch
 from transformers import (
@@ -21,7 +20,6 @@ from rsd_integrations.backends.shared.describe import (
     active_parameters,
     attention_kinds,
     model_info,
-    positions,
     text_config,
 )
 from rsd_integrations.backends.shared.sources import HUB_OPTIONS, Source, first_line
@@ -29,16 +27,16 @@ from rsd_integrations.backends.shared.templates import check_templates
 from rsd_integrations.backends.shared.tooling import call_format, call_reader
 from rsd_integrations.backends.shared.writing import Language
 from rsd_integrations.backends.vllm.address import Address, split_options
-from rsd_integrations.backends.vllm.asking import Asking, Labelling, Pooling
+from rsd_integrations.backends.vllm.asking import Asking, Labelling, Pooling, are_probabilities
 from rsd_integrations.backends.vllm.client import Servers
 from rsd_integrations.backends.vllm.scorer import STEP_TAGS, VLLMScorer
+from rsd_integrations.backends.vllm.serving import Served, at_once, served_by
 from rsd_integrations.backends.vllm.writer import VLLMWriter
 from rsd_integrations.errors import BackendError, ConfigError, ModelError
 from rsd_integrations.prm import PRMFormat, find_prm_format
 from rsd_integrations.prm.base import Head
-from rsd_integrations.protocols import DraftStep, ModelInfo, Sampling, ScoreStep
+from rsd_integrations.protocols import ModelInfo, ScoreStep
 from rsd_integrations.remote import RemoteBackend
-from rsd_integrations.segment import StepBoundary
 from rsd_integrations.types import Role
 
 __all__ = ["load_remote"]
@@ -53,17 +51,8 @@ _WITH_HEAD: dict[Head, Any] = {
 }
 """What is counted with the parameters; the heads of others are small beside them."""
 
-Made = TypeVar("Made")
-
-
-@dataclass
-class _Served:
-    """What a role's servers say they are, and what is read of the model on this side."""
-
-    address: Address
-    name: str
-    window: int
-    files: Source
+_TELLING = 3
+"""Characters, more than which tell of a vocabulary."""
 
 
 def load_remote(
@@ -98,7 +87,7 @@ def load_remote(
     settings = [(role, urls, *split_options(role, options, _FILES)) for role, urls, options in given]
     addresses = [Address.of(role, urls, servers) for role, urls, servers, _ in settings]
     served = [
-        _served(address, files, max_length)
+        served_by(address, files, max_length)
         for address, (_, _, _, files) in zip(addresses, settings, strict=True)
     ]
     check_templates([one.files for one in served[:2]])
@@ -111,55 +100,36 @@ def load_remote(
     return RemoteBackend(writers[0], writers[1], _scorer(judge, form), max_batch_size)
 
 
-def _served(address: Address, options: dict[str, Any], max_length: int | None) -> _Served:
-    cards = _at_once(lambda servers: servers.ask("/v1/models"), address)
-    try:
-        models = {str(card["id"]): card for card in cards["data"]}
-    except (KeyError, TypeError) as error:
-        raise BackendError(
-            f"{address.urls[0]} answered {str(cards)[:200]!r} to /v1/models.",
-            hint="Check that it is a vLLM server.",
-        ) from error
-    if address.model is None and len(models) != 1:
-        raise ConfigError(
-            f"{address.role}={address.urls[0]!r} serves {sorted(models)!r}.",
-            hint=f"Say which: {address.role}_kwargs={{'model': ...}}.",
-        )
-    name = next(iter(models)) if address.model is None else address.model
-    if name not in models:
-        raise ConfigError(
-            f"{address.role}={address.urls[0]!r} does not serve {name!r} but {sorted(models)!r}.",
-            hint=f"Give one of these as {address.role}_kwargs={{'model': ...}}.",
-        )
-    card = models[name]
-    options = dict(options)
-    source = options.pop("source", None) or card.get("root") or name
-    files = Source.of(address.role, source, options)
-    window = min(
-        size for size in (card.get("max_model_len"), max_length, positions(text_config(files.config))) if size
-    )
-    return _Served(address, name, int(window), files)
-
-
-def _writer(served: _Served, **calls: Any) -> VLLMWriter:
+def _writer(served: Served, **calls: Any) -> VLLMWriter:
     files, name, info = served.files, served.name, _info(served, "lm")
     language = Language.of(files.tokenizer, name, _generation_config(files), **calls)
-    _at_once(
-        lambda servers: _write_a_token(VLLMWriter(servers, name, language, info)),
-        served.address,
-    )
-    return VLLMWriter(Servers(served.address), name, language, info)
+
+    async def tried(servers: Servers) -> bool:
+        writer = VLLMWriter(servers, name, language, info)
+        await _write_some(writer)
+        await writer.try_grammars()
+        return writer.holds_grammars
+
+    writer = VLLMWriter(Servers(served.address), name, language, info)
+    writer.holds_grammars = at_once(tried, served.address)
+    return writer
 
 
-async def _write_a_token(writer: VLLMWriter) -> None:
-    """So that it shows now if they are servers of something else.
+async def _write_some(writer: VLLMWriter) -> None:
+    """So that it shows now if they are servers of something else, or of another vocabulary.
 
     Raises:
         BackendError: they do not write.
+        ModelError: what they write is not what its tokens are on this side.
     """
-    session = writer.open("Hi")
-    session.begin(DraftStep(StepBoundary(("\n\n",)), 1, Sampling(0.0, 1.0, None, lambda: 0.0)))
-    await writer.write(session)
+    there, here = await writer.sample("Hi")
+    first, second = ("".join(text.split()) for text in (there, here))
+    if len(first) > _TELLING and SequenceMatcher(None, first, second).ratio() < 0.5:
+        raise ModelError(
+            f"the servers of {writer.info.name!r} wrote {there!r:.80}, of which the tokenizer on this side "
+            f"makes {here!r:.80}.",
+            hint="Give the 'source' (a folder or hub id) whose tokenizer is the served model's.",
+        )
 
 
 def _generation_config(files: Source) -> Any:
@@ -169,26 +139,28 @@ def _generation_config(files: Source) -> Any:
         return GenerationConfig.from_model_config(files.config)
 
 
-def _scorer(served: _Served, form: PRMFormat) -> VLLMScorer:
+def _scorer(served: Served, form: PRMFormat) -> VLLMScorer:
     """The PRM.
 
     Raises:
         BackendError: its servers do not score steps.
     """
-    asking: Asking = Labelling(tuple(form.columns or ())) if form.head == "lm" else Pooling()
     if form.head == "lm":  # The token that is asked for takes a place, too.
         served = replace(served, window=served.window - 1)
     info = _info(served, form.head, form.recommended_threshold)
+    asking: Asking = Labelling(tuple(form.columns or ())) if form.head == "lm" else Pooling()
+    if at_once(
+        lambda servers: _score_a_step(VLLMScorer(servers, served.name, form, info, asking)), served.address
+    ):
+        asking = Pooling(probabilities=True)
+    return VLLMScorer(Servers(served.address), served.name, form, info, asking)
 
-    def scorer(servers: Servers) -> VLLMScorer:
-        return VLLMScorer(servers, served.name, form, info, asking)
 
-    _at_once(lambda servers: _score_a_step(scorer(servers)), served.address)
-    return scorer(Servers(served.address))
-
-
-async def _score_a_step(scorer: VLLMScorer) -> None:
+async def _score_a_step(scorer: VLLMScorer) -> bool:
     """So that what is wrong with a server shows now, and not as wrong rewards.
+
+    Returns:
+        Whether it gives probabilities, though it was asked for logits.
 
     Raises:
         BackendError: it does not give rewards where the format reads them.
@@ -203,9 +175,10 @@ async def _score_a_step(scorer: VLLMScorer) -> None:
             f"{scorer.info.name!r} gives {whole.rows} rewards for a step, none of them at its end.",
             hint=STEP_TAGS,
         )
+    return all(len(one.outputs) > 1 and are_probabilities(one.outputs) for one in (whole, before))
 
 
-def _info(served: _Served, head: Head, threshold: float | None = None) -> ModelInfo:
+def _info(served: Served, head: Head, threshold: float | None = None) -> ModelInfo:
     """From its config: its weights are elsewhere."""
     config = served.files.config
     return model_info(
@@ -215,46 +188,16 @@ def _info(served: _Served, head: Head, threshold: float | None = None) -> ModelI
         window=served.window,
         attention=attention_kinds(text_config(config)),
         threshold=threshold,
+        longest=served.longest,
     )
 
 
 def _parameters(files: Source, auto: Any) -> int:
     try:
         with torch.device("meta"):
-            return active_parameters(auto.from_config(files.config))
+            return active_parameters(auto.from_config(files.config, trust_remote_code=False))
     except Exception as error:  # An architecture that transformers does not know.
         raise ModelError(
             f"cannot tell the size of {files.role}={files.name!r}: {first_line(error)}",
-            hint="Name a folder or hub id with its config as 'source'.",
+            hint="Its FLOPs could not be counted. Use a model that transformers knows.",
         ) from error
-
-
-def _at_once(ask: Any, address: Address) -> Any:
-    """Wait for servers, whether an event loop runs here or not."""
-
-    async def asked() -> Any:
-        servers = Servers(address)
-        try:
-            return await ask(servers)
-        finally:
-            await servers.aclose()
-
-    return _in_thread(asked())
-
-
-def _in_thread(work: Coroutine[Any, Any, Made]) -> Made:
-    made: list[Made] = []
-    failed: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            made.append(asyncio.run(work))
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=run, name="rsd-servers")
-    thread.start()
-    thread.join()
-    if failed:
-        raise failed[0]
-    return made[0]

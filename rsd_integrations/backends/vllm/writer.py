@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from rsd_integrations.backends.shared.writing import Language, SpeakingWriter
-from rsd_integrations.backends.vllm.client import Servers
+from rsd_integrations.backends.vllm.client import Refused, Servers
 from rsd_integrations.backends.vllm.form import Form
 from rsd_integrations.backends.vllm.sessions import WriterSession
-from rsd_integrations.errors import BackendError
+from rsd_integrations.errors import BackendError, ConfigError
 from rsd_integrations.output import Output
-from rsd_integrations.protocols import FREE, ModelInfo, Written
+from rsd_integrations.protocols import FREE, DraftStep, ModelInfo, Sampling, Written
 from rsd_integrations.protocols import WriterSession as AnyWriterSession
-from rsd_integrations.segment import ReasoningTags
+from rsd_integrations.segment import ReasoningTags, StepBoundary
 from rsd_integrations.types import Prompt
 
 __all__ = ["VLLMWriter"]
 
+_TRIAL = {
+    "type": "json_schema",
+    "json_schema": {"schema": {"properties": {"a": {"enum": [1]}}, "required": ["a"], "type": "object"}},
+}
+
 _PLAIN = {"repetition_penalty": 1.0, "frequency_penalty": 0.0, "presence_penalty": 0.0, "min_p": 0.0}
 """What a server would otherwise take from the model's generation_config."""
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Of an answer: its tokens, how many of the question's the server knew (if it tells), and whether it says
+    that the text ends there.
+    """
+
+    tokens: list[int]
+    cached: int | None = None
+    ended: bool = False
 
 
 class VLLMWriter(SpeakingWriter):
@@ -38,7 +55,8 @@ class VLLMWriter(SpeakingWriter):
         self._servers = servers
         self._model = model
         self._size = language.size
-        self._holds_grammars = True
+        self.holds_grammars = False
+        """Whether its servers hold to grammars as written here; else tokens are asked for one by one."""
 
     def open(self, prompt: Prompt, output: Output = FREE) -> WriterSession:
         """Render and encode a prompt; the window is checked by the engine, which knows max_tokens."""
@@ -60,23 +78,26 @@ class VLLMWriter(SpeakingWriter):
         written = session.written("limit") if session.room <= 0 else None
         while written is None:
             # A server stops at each delimiter, also where it ends no step.
-            for token in await self._next(session):
+            found = await self._next(session)
+            for token in found.tokens:
                 if session.form is not None and not session.form.takes(token):
-                    # This server reads the grammar in its own way (xgrammar: free white space).
-                    self._holds_grammars = False
+                    session.form.distrusted = True
                     break
                 written = session.push(token)
                 if written is not None:
                     break
+            else:
+                # By a token that its server alone knows as an end.
+                written = session.written("eos") if found.ended else None
             session.forget()
         return written
 
-    async def _next(self, session: WriterSession) -> list[int]:
+    async def _next(self, session: WriterSession) -> _Found:
         """The next tokens of a step: all of them, if nothing stops the server before."""
         form, question = session.form, self._question(session)
         if form is None:
             return await self._asked(session, question)
-        grammar = form.grammar(session.text) if self._holds_grammars else None
+        grammar = form.grammar(session.text) if self.holds_grammars else None
         if grammar is None:
             return await self._one(session, form, question)
         if not form.free and not form.thinks(session.text):
@@ -84,32 +105,61 @@ class VLLMWriter(SpeakingWriter):
             question["stop"] = list(session.boundary.stop)
         held = {**question, "structured_outputs": {"grammar": grammar}}
         try:
-            return await self._asked(session, held, attempts=1)
-        except BackendError:
-            # It may be that this server knows no such grammars; if it is gone, that shows at once.
-            tokens = await self._one(session, form, question)
-            self._holds_grammars = False
-            return tokens
+            return await self._asked(session, held)
+        except Refused:  # What this process can enforce its version cannot.
+            form.distrusted = True
+            return await self._one(session, form, question)
 
-    async def _one(self, session: WriterSession, form: Form, question: dict[str, Any]) -> list[int]:
+    async def _one(self, session: WriterSession, form: Form, question: dict[str, Any]) -> _Found:
         """One token that the form allows."""
         allowed = form.allowed()
-        if len(allowed) == 1:
-            return allowed
+        if int(allowed.sum()) == 1:
+            return _Found([int(allowed.nonzero())])
         alone = {**question, "max_tokens": 1, "stop": []}
-        tokens = await self._asked(session, alone)
-        if tokens[0] in allowed:
-            return tokens[:1]
-        # Drawn again among those that are allowed: together that is the distribution over these.
-        return (await self._asked(session, {**alone, **_drawn(session), "allowed_token_ids": allowed}))[:1]
+        # Drawn once more among those that are allowed, together that is the distribution over these, but for
+        # what cuts it off.
+        if question["top_p"] == 1.0 and question["top_k"] == -1:
+            found = await self._asked(session, alone)
+            if allowed[found.tokens[0]]:
+                return _Found(found.tokens[:1])
+            alone |= _drawn(session)
+        among = {"allowed_token_ids": allowed.nonzero().flatten().tolist()}
+        return _Found((await self._asked(session, {**alone, **among})).tokens[:1])
 
-    async def _asked(
-        self, session: WriterSession, question: dict[str, Any], attempts: int | None = None
-    ) -> list[int]:
-        answer = await self._servers.ask("/v1/completions", question, key=session.key, attempts=attempts)
-        tokens, cached = self._read(answer)
-        session.count(cached, len(session.tokens) + max(0, len(tokens) - 1))
-        return tokens
+    async def _asked(self, session: WriterSession, question: dict[str, Any]) -> _Found:
+        found = self._read(await self._servers.ask("/v1/completions", question, key=session.key))
+        session.count(found.cached, len(session.tokens) + max(0, len(found.tokens) - 1))
+        return found
+
+    async def sample(self, prompt: Prompt) -> tuple[str, str]:
+        """Some words behind a prompt, as its servers and as this side's tokenizer show them."""
+        session = self.open(prompt)
+        session.begin(_some_words())
+        question = self._question(session)
+        answer = await self._servers.ask("/v1/completions", question)
+        tokens = self._read(answer).tokens
+        return str(answer["choices"][0].get("text")), self.tokenizer.decode(tokens, skip_special_tokens=True)
+
+    async def try_grammars(self) -> None:
+        """Whether its servers hold to grammars as they are written here. Some allow free white space, which a
+        weak model writes for ever; so what is asked for is white space, wherever it may be.
+        """
+        form = Output.of(response_format=_TRIAL)
+        try:
+            grammar = self.tooling.grammar(form, None, thought=False)
+            self.check(form)
+        except ConfigError:  # It cannot be held to any form, here neither.
+            return
+        session = self.open("Hi")
+        session.begin(_some_words())
+        blanks = {token: 100 for text in ("\n", " ", "\n\n", "  ") for token in self.encode(text)[:1]}
+        question = {**self._question(session), "structured_outputs": {"grammar": grammar}}
+        try:
+            answer = await self._servers.ask("/v1/completions", {**question, "logit_bias": blanks})
+            text = str(answer["choices"][0]["text"])
+        except (BackendError, LookupError, TypeError):
+            text = ""
+        self.holds_grammars = text.startswith('{"a": ')
 
     def _question(self, session: WriterSession) -> dict[str, Any]:
         sampling, boundary = session.sampling, session.boundary
@@ -128,28 +178,33 @@ class VLLMWriter(SpeakingWriter):
             **_drawn(session),
         }
 
-    def _read(self, answer: Any) -> tuple[list[int], int | None]:
-        """The tokens of an answer, and how many of the question's the server knew, if it tells."""
+    def _read(self, answer: Any) -> _Found:
         try:
             choice, usage = answer["choices"][0], answer.get("usage") or {}
             tokens = [int(token) for token in choice["token_ids"]]
-            if choice["finish_reason"] == "stop" and choice.get("stop_reason") is None and not tokens:
-                tokens = [min(self.eos_ids)]
+            ended = choice["finish_reason"] == "stop" and choice.get("stop_reason") is None
             cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise BackendError(
                 f"{self.info.name!r} answered {str(answer)[:200]!r}, without the tokens that were asked for.",
                 hint="Check that it is a vLLM server that knows return_token_ids (0.11 or newer).",
             ) from error
+        if not tokens and ended:
+            tokens = [min(self.eos_ids)]
         if not tokens:
             raise BackendError(
-                f"{self.info.name!r} wrote nothing and gave no reason.", hint="See what the server logs."
+                f"{self.info.name!r} wrote nothing (finish_reason {choice['finish_reason']!r}).",
+                hint="See what the server logs.",
             )
-        return tokens, None if cached is None else int(cached)
+        return _Found(tokens, None if cached is None else int(cached), ended)
 
     async def aclose(self) -> None:
         """Close the connections."""
         await self._servers.aclose()
+
+
+def _some_words() -> DraftStep:
+    return DraftStep(StepBoundary(("\0",)), 16, Sampling(0.0, 1.0, None, lambda: 0.0))
 
 
 def _drawn(session: WriterSession) -> dict[str, Any]:

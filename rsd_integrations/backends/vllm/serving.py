@@ -1,0 +1,171 @@
+"""What a role's servers say they serve, and what of it is read on this side."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from rsd_integrations.backends.shared.describe import positions, text_config
+from rsd_integrations.backends.shared.sources import Source
+from rsd_integrations.backends.vllm.address import Address
+from rsd_integrations.backends.vllm.client import Servers
+from rsd_integrations.errors import BackendError, ConfigError, ModelError
+
+__all__ = ["Served", "at_once", "served_by"]
+
+_QUICK = 10.0
+"""Seconds in which a server says what it serves."""
+
+_ANY_LENGTH = 1 << 20
+"""Tokens of a window that nobody has told."""
+
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a role's servers say they are, and what is read of the model on this side."""
+
+    address: Address
+    name: str
+    window: int
+    longest: int | None
+    files: Source
+
+
+def served_by(address: Address, options: dict[str, Any], max_length: int | None) -> Served:
+    """What its servers serve.
+
+    Args:
+        options: of what is read on this side.
+        max_length: most tokens of prompt and answer; None: as many as the servers take.
+
+    Raises:
+        BackendError: no server answers.
+        ConfigError: they do not serve one and the same model, or not the one that is named.
+        ModelError: its config or tokenizer cannot be read on this side.
+    """
+    cards = _cards(address)
+    card = cards[0]
+    options = dict(options)
+    source = options.pop("source", None)
+    try:
+        files = Source.of(address.role, source or card.root, options)
+    except ModelError as error:
+        if source is not None:
+            raise
+        raise ModelError(
+            f"{address.urls[0]} serves {card.name!r} from {card.root!r}, which cannot be read on this side: "
+            f"{error.message}",
+            hint=f"Give {address.role}_kwargs={{'source': ...}}: a folder or hub id of config and tokenizer.",
+        ) from error
+    told = [one.length for one in cards if one.length]
+    longest = min(told) if told else positions(text_config(files.config))
+    window = min(size for size in (longest, max_length, _ANY_LENGTH) if size)
+    return Served(address, card.name, window, longest, files)
+
+
+@dataclass(frozen=True)
+class _Card:
+    """What a server says of a model. ``length``: of its window, where it tells."""
+
+    name: str
+    root: str
+    length: int | None
+
+
+def _cards(address: Address) -> list[_Card]:
+    """Of each replica that answers.
+
+    Raises:
+        BackendError: none does.
+        ConfigError: they do not serve one and the same model.
+    """
+    quick = replace(address, timeout=min(address.timeout, _QUICK))
+    cards: list[_Card] = []
+    failed: BackendError | None = None
+    for url in address.urls:
+        one = replace(quick, urls=(url,))
+        try:
+            said = at_once(lambda servers: servers.ask("/v1/models"), one)
+        except BackendError as error:
+            failed = failed or error  # It may come later, if another is there.
+            continue
+        cards.append(_card(one, said))
+    if not cards:
+        assert failed is not None
+        raise failed
+    if len({card.name for card in cards}) > 1:
+        raise ConfigError(
+            f"the replicas of {address.role} serve different models: {[card.name for card in cards]!r}.",
+            hint=f"Say which: {address.role}_kwargs={{'model': ...}}.",
+        )
+    return cards
+
+
+def _card(address: Address, said: Any) -> _Card:
+    """The model's that is named, else of the only one that is no adapter of another."""
+    where = f"{address.role}={address.urls[0]!r}"
+    try:
+        models = {str(card["id"]): dict(card) for card in said["data"]}
+    except (KeyError, TypeError, ValueError) as error:
+        raise BackendError(
+            f"{address.urls[0]} answered {str(said)[:200]!r} to /v1/models.",
+            hint="Check that it is a vLLM server.",
+        ) from error
+    name = address.model
+    if name is None:
+        whole: dict[str, str] = {}
+        for served, card in models.items():
+            if not card.get("parent"):
+                whole.setdefault(str(card.get("root")), served)  # It may have several names.
+        if len(whole) != 1:
+            raise ConfigError(
+                f"{where} serves {sorted(models)!r}.",
+                hint=f"Say which: {address.role}_kwargs={{'model': ...}}.",
+            )
+        name = next(iter(whole.values()))
+    if name not in models:
+        raise ConfigError(
+            f"{where} does not serve {name!r} but {sorted(models)!r}.",
+            hint=f"Give one of these as {address.role}_kwargs={{'model': ...}}.",
+        )
+    # An adapter's tokenizer and config are those of the model that it adapts.
+    own = models[name]
+    base = models.get(str(own.get("parent"))) or own
+    return _Card(name, str(base.get("root") or own.get("parent") or name), base.get("max_model_len"))
+
+
+def at_once(ask: Callable[[Servers], Awaitable[Made]], address: Address) -> Made:
+    """Wait for servers, whether an event loop runs here or not."""
+
+    async def asked() -> Made:
+        servers = Servers(replace(address, patience=0))
+        try:
+            return await ask(servers)
+        finally:
+            await servers.aclose()
+
+    return _in_thread(asked())
+
+
+def _in_thread(work: Coroutine[Any, Any, Made]) -> Made:
+    made: list[Made] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            made.append(asyncio.run(work))
+        except BaseException as error:
+            failed.append(error)
+
+    # A daemon: whoever interrupts this need not wait for a server that is silent.
+    thread = threading.Thread(target=run, name="rsd-servers", daemon=True)
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
+    return made[0]
