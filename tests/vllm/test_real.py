@@ -74,6 +74,11 @@ def test_rewards_are_equal_however_they_pool(pipes: dict[str, RSDPipeline], pool
         assert [step.reward for step in over.steps] == pytest.approx(rewards, abs=1e-4)
 
 
+def test_what_servers_do_with_grammars_is_found_out(pipes: dict[str, RSDPipeline]) -> None:
+    backend: Any = pipes["last"].backend
+    assert (backend.draft.holds_grammars, backend.target.holds_grammars) == (True, False)
+
+
 @pytest.mark.parametrize(
     "fields",
     [
