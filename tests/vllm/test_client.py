@@ -239,6 +239,14 @@ def test_a_server_that_is_started_anew_is_waited_for() -> None:
         started[0].stop()
 
 
+def test_a_question_that_goes_wrong_does_not_go_on_for_ever(server: Double, other: Double) -> None:
+    """Nor to other replicas, as if its own were not there."""
+    server.faults += [status(500)] * 9
+    with pytest.raises(BackendError, match=r"answered 500 .*\(3 tries\)"):
+        ask(server.url, other.url, patience=60)
+    assert [len(one.asked) for one in (server, other)] == [3, 0]
+
+
 def test_a_stale_connection_is_no_reason_to_leave_a_replica(server: Double, other: Double) -> None:
     server.faults += [drop]
     ask(server.url, other.url, keys=(0, 0), attempts=1)

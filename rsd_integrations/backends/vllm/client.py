@@ -19,6 +19,9 @@ __all__ = ["Refused", "Servers"]
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Statuses behind which the same question may be answered."""
 
+_GONE = frozenset({502, 503, 504})
+"""Those that say that nobody is there (yet), rather than that it went wrong or is too much."""
+
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 8.0
 """Seconds before the second try, doubled for each one more."""
 
@@ -112,13 +115,12 @@ class Servers:
                 if isinstance(error, _Stale) and not stale:
                     stale = True  # A connection that the server had given up is no sign of anything.
                     continue
-                failed, retry = self._unreachable(url, error.__cause__ or error), 0.0
+                failed, retry, gone = self._unreachable(url, error.__cause__ or error), 0.0, True
             except _Busy as error:
-                failed, retry = str(error), error.retry
-                if error.status >= 500:
-                    self._down[url] = time.monotonic() + _DOWN
-            waits = self._address.patience > 0 and self._down and time.monotonic() < end
-            if tries >= self._address.attempts and not waits:
+                failed, retry, gone = str(error), error.retry, error.status in _GONE
+            if gone:
+                self._down[url] = time.monotonic() + _DOWN
+            if tries >= self._address.attempts and not (gone and time.monotonic() < end):
                 raise BackendError(
                     f"the {self._address.role}'s server at {url} {failed} ({tries} tries).",
                     hint="Check that it runs and what it logs; raise patience if it is only starting.",
@@ -170,7 +172,6 @@ class Servers:
         return found != url and self._down.get(found, 0.0) <= time.monotonic()
 
     def _unreachable(self, url: str, error: BaseException) -> str:
-        self._down[url] = time.monotonic() + _DOWN
         through = ""
         if getproxies().get(httpx.URL(url).scheme) and not proxy_bypass(httpx.URL(url).host):
             through = " through the proxy that the environment names"

@@ -120,7 +120,8 @@ class VLLMWriter(SpeakingWriter):
         # what cuts it off.
         if question["top_p"] == 1.0 and question["top_k"] == -1:
             found = await self._asked(session, alone)
-            if allowed[found.tokens[0]]:
+            token = found.tokens[0]  # A vocabulary may be filled up beyond the tokenizer's.
+            if token < len(allowed) and allowed[token]:
                 return _Found(found.tokens[:1])
             alone |= _drawn(session)
         among = {"allowed_token_ids": allowed.nonzero().flatten().tolist()}
