@@ -29,9 +29,12 @@ def are_servers(draft: Any, target: Any, prm: Any, options: Iterable[str] = ()) 
     served = [role for role, model in models.items() if _is_url(model)]
     if not served:
         return False
+    for role in served:
+        _check_shown(role, models[role])
     if files := [role for role in models if role not in served]:
+        name = "names" if len(served) == 1 else "name"
         raise ConfigError(
-            f"{' and '.join(served)} name servers, {' and '.join(files)} "
+            f"{' and '.join(served)} {name} servers, {' and '.join(files)} "
             f"{'does' if len(files) == 1 else 'do'} not: {models[files[0]]!r:.200}.",
             hint="Serve all three, or load all three here.",
         )
@@ -58,4 +61,21 @@ def open_models(draft: Any, target: Any, prm: Any, **options: Any) -> RSDPipelin
 
 def _is_url(model: Any) -> bool:
     urls = model if isinstance(model, list | tuple) and model else [model]
-    return all(isinstance(url, str) and url.startswith(("http://", "https://")) for url in urls)
+    return all(
+        isinstance(url, str) and url.strip().lower().startswith(("http://", "https://")) for url in urls
+    )
+
+
+def _check_shown(role: str, urls: Any) -> None:
+    """Refuse a URL with a secret in it: objects that name it show it.
+
+    Raises:
+        ConfigError: it has a user, a password or a query.
+    """
+    for url in urls if isinstance(urls, list | tuple) else [urls]:
+        base = url.split("//", 1)[1]
+        if "@" in base or "?" in base:
+            raise ConfigError(
+                f"{role}: a URL names a user, a password or a query, which errors and logs would show.",
+                hint=f"Give {role}_kwargs={{'api_key': ...}}, or 'headers'.",
+            )

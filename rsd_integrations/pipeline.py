@@ -165,9 +165,9 @@ class RSDPipeline:
             max_length: most tokens of prompt and answer; the servers' own limits count, too.
             draft_kwargs: options of this role alone: model (the served name, where there are several),
                 api_key, headers, max_concurrency (questions on their way), timeout (seconds an answer may
-                take), attempts; source (folder or hub id of tokenizer and config, where it is not what the
-                server was started with), tokenizer, and revision, token, cache_dir, local_files_only,
-                subfolder, trust_remote_code for these.
+                take), attempts, patience; source (folder or hub id of tokenizer and config, where it is not
+                what the server was started with), tokenizer, and revision, token, cache_dir,
+                local_files_only, subfolder, trust_remote_code for these.
             target_kwargs: likewise.
             prm_kwargs: likewise.
 

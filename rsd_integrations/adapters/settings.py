@@ -67,6 +67,9 @@ LOADING = (
 )
 """Further arguments of ``RSDPipeline.from_pretrained``."""
 
+_LIMITS = ("max_batch_size", "max_length")
+"""Those of them that servers have, too."""
+
 
 class RSDSettings(RSDFields):
     """Fields and the way to a pipeline. Objects that name the same models share one pipeline."""
@@ -106,9 +109,10 @@ class RSDSettings(RSDFields):
     timeout: float | None = Field(default=None, gt=0)
     """Seconds after which a call raises ``TimedOutError``."""
     max_retries: int = Field(default=0, ge=0)
-    """Accepted for the sake of code that sets it on any model; models in this process do not flicker."""
+    """Accepted for the sake of code that sets it on any model; models in this process do not flicker, and of
+    servers ``attempts`` and ``patience`` count."""
     api_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
-    """Accepted likewise; nothing here needs a key."""
+    """Of servers for which no other is given; models in this process need none."""
 
     on_step: SkipJsonSchema[OnStep] | None = Field(default=None, exclude=True, repr=False)
     """A plain function that is told of each committed ``Step``."""
@@ -247,10 +251,19 @@ class RSDSettings(RSDFields):
         if isinstance(self.pipeline, RSDPipeline):
             return {"pipeline": self.pipeline}
         names = ("pipeline",) if self.pipeline is not None else MODELS
-        return {
+        spec = {
             **{name: getattr(self, name) for name in names},
             **{name: getattr(self, name) for name in LOADING if _was_changed(self, name)},
         }
+        return self._served_spec(spec) if _are_servers(self) else spec
+
+    def _served_spec(self, spec: dict[str, Any]) -> dict[str, Any]:
+        """Servers have limits of their own, unless these were set; and keys."""
+        spec |= {name: getattr(self, name) for name in _LIMITS if name in self.model_fields_set}
+        if self.api_key is not None:
+            keys = {f"{role}_kwargs": {"api_key": self.api_key} for role in MODELS}
+            spec |= {name: {**key, **(spec.get(name) or {})} for name, key in keys.items()}
+        return spec
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         # A deep copy of live models would be no use to anybody; tags and the like are the copy's own.
@@ -279,6 +292,10 @@ def _hidden_field(name: str | None, value: Any) -> Any:
 
 def _was_changed(settings: BaseModel, name: str) -> bool:
     return bool(getattr(settings, name) != type(settings).model_fields[name].default)
+
+
+def _are_servers(settings: RSDSettings) -> bool:
+    return settings.pipeline is None and are_servers(settings.draft, settings.target, settings.prm)
 
 
 def _roles(settings: RSDSettings) -> tuple[Role, ...]:
@@ -334,8 +351,13 @@ def _check_room(settings: RSDSettings) -> None:
     live = settings.pipeline
     if isinstance(live, str) and live.startswith(LIVE):
         return  # It may be another process's.
+    # What nobody has set for servers they will say.
+    unset = [name for name in _LIMITS if _are_servers(settings) and name not in settings.model_fields_set]
     rows = live.backend.max_batch_size if isinstance(live, RSDPipeline) else settings.max_batch_size
-    check_rows(settings.config, rows)
+    if "max_batch_size" not in unset:
+        check_rows(settings.config, rows)
+    if "max_length" in unset and settings.source.loaded is None:
+        return
     if settings.max_tokens is not None and settings.max_tokens >= settings.window:
         raise ConfigError(
             f"max_tokens={settings.max_tokens!r} leave no room for a prompt in a window of "

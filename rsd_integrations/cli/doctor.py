@@ -69,7 +69,8 @@ def doctor(
     if not all(line.fine is not False for line in lines):
         raise typer.Exit(1)
     if choice.is_served:
-        _print_served(choice, prm_format, console)
+        placed = replace(choice, device=device, dtype=None if dtype == "auto" else dtype)
+        _print_served(replace(placed, prm_format=prm_format), console)
         return
     models = _memory(choice, device=device, dtype=dtype, max_length=max_length, prm_format=prm_format)
     if not _print_memory(models, max_batch_size, console):
@@ -125,7 +126,7 @@ def _pocket() -> _Line:
         return _Line("pocket trio", str(error), False)
 
 
-def _print_served(choice: ModelChoice, prm_format: str, console: Console) -> None:
+def _print_served(choice: ModelChoice, console: Console) -> None:
     """What servers serve, once each has answered as it should.
 
     Raises:
@@ -137,7 +138,7 @@ def _print_served(choice: ModelChoice, prm_format: str, console: Console) -> Non
         table.add_column(heading, overflow="fold")
     for heading in ("params", "tokens"):
         table.add_column(heading, justify="right", no_wrap=True)
-    with open_pipeline(replace(choice, prm_format=prm_format)) as pipe:
+    with open_pipeline(choice) as pipe:
         backend = pipe.backend
         for role in _ROLES:
             info = getattr(backend, role).info

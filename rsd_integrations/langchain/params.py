@@ -87,7 +87,7 @@ def profile_of(settings: RSDSettings) -> ModelProfile:
     tools = pipe is None or settings.source.takes_tools
     return ModelProfile(
         # What an answer may have is kept free for it.
-        max_input_tokens=settings.window - (settings.max_tokens or 1),
+        max_input_tokens=max(0, settings.window - (settings.max_tokens or 1)),
         max_output_tokens=min(settings.max_tokens or settings.window, settings.window - 1),
         text_inputs=True,
         text_outputs=True,

@@ -63,6 +63,38 @@ def test_llm(urls: dict[str, str], answer: str) -> None:
 
 
 @pytest.mark.parametrize("cls", [ChatRSD, RSDLLM])
+def test_servers_have_limits_of_their_own_unless_set(cls: Any, urls: dict[str, str]) -> None:
+    with cls(**urls, draft_candidates=16, temperature=0.7, max_tokens=900) as made:
+        assert made.load().backend.max_batch_size == 256
+        assert made.window == 1024
+    with cls(**urls, max_batch_size=8, max_length=512) as made:
+        assert made.load().backend.max_batch_size == 8
+        assert made.window == 512
+    with pytest.raises(ValueError, match="max_batch_size=8"):
+        cls(**urls, max_batch_size=8, draft_candidates=16, temperature=0.7)
+    with pytest.raises(ValueError, match="leave no room"):
+        cls(**urls, max_length=512, max_tokens=900)
+
+
+@pytest.mark.parametrize("cls", [ChatRSD, RSDLLM])
+def test_a_key_is_for_all_that_have_none(cls: Any, urls: dict[str, str]) -> None:
+    with double(pocket_paths().draft, key="sesame") as draft, double(pocket_paths().prm, key="other") as prm:
+        guarded = {**urls, "draft": draft.url, "prm": prm.url}
+        with cls(**guarded, api_key="sesame", prm_kwargs={"api_key": "other"}) as made:
+            assert made.load().generate(QUESTION, max_tokens=3).text
+            assert "sesame" not in repr(made) + str(made.model_dump()) + repr(made.source.spec)
+
+
+@pytest.mark.parametrize("cls", [ChatRSD, RSDLLM])
+@pytest.mark.parametrize("url", ["http://u:sesame@h:1", "HTTP://h?key=sesame", " http://sesame@h"])
+def test_secrets_in_urls_are_refused_before_anything_shows_them(cls: Any, url: str) -> None:
+    for given in (url, [NOWHERE["draft"], url]):
+        with pytest.raises(ValueError, match="a URL names a user, a password or a query") as refused:
+            cls(**{**NOWHERE, "draft": given})
+        assert "sesame" not in str(refused.value.errors(include_input=False))
+
+
+@pytest.mark.parametrize("cls", [ChatRSD, RSDLLM])
 def test_nothing_is_asked_before_it_is_needed(cls: Any) -> None:
     made = cls(**NOWHERE, draft_kwargs={"attempts": 1, "api_key": "sesame", "headers": {"a": "sesame"}})
     assert "sesame" not in repr(made) + str(made.model_dump())
@@ -127,6 +159,7 @@ def test_command_line_with_what_is_wrong(urls: dict[str, str], capsys: pytest.Ca
         (["ask", QUESTION, *_command({**urls, "prm": "some/prm"})], "Serve all three"),
         (["ask", QUESTION, *_command(urls), "--device", "cpu"], "device is for models in this process"),
         (["doctor", *_command({**urls, "draft": urls["prm"]})], "answered 404 to /v1/completions"),
+        (["doctor", *_command(urls), "--device", "cpu"], "device is for models in this process"),
     ):
         assert main(arguments) != 0
         captured = capsys.readouterr()

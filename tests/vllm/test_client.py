@@ -239,6 +239,33 @@ def test_a_server_that_is_started_anew_is_waited_for() -> None:
         started[0].stop()
 
 
+def test_waiting_for_a_server_is_no_try_of_the_question(server: Double) -> None:
+    server.faults += [*[status(503)] * 6, status(500), status(429)]
+    assert ask(server.url, patience=60)
+    assert len(server.asked) == 9
+
+
+def test_one_question_looks_whether_a_replica_is_there_again(
+    server: Double, other: Double, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others do not hang on it meanwhile."""
+
+    async def asked() -> None:
+        servers = Servers(Address.of("draft", [server.url, other.url], {"timeout": 30}))
+        servers._down[server.url] = 0.0  # It was away, long ago.
+        server.faults += [lambda handler: handler.hang(20) or True]
+        first = asyncio.ensure_future(servers.ask("/v1/models"))
+        while not server.asked:
+            await asyncio.sleep(0.001)
+        for _ in range(3):
+            await servers.ask("/v1/models")
+        assert [len(one.asked) for one in (server, other)] == [1, 3]
+        first.cancel()
+        await servers.aclose()
+
+    asyncio.run(asked())
+
+
 def test_a_question_that_goes_wrong_does_not_go_on_for_ever(server: Double, other: Double) -> None:
     """Nor to other replicas, as if its own were not there."""
     server.faults += [status(500)] * 9

@@ -43,7 +43,8 @@ def test_sizes_are_those_of_the_models(trio: Trio, pocket: RSDPipeline) -> None:
         ("target", [], r"target=\[\] is no URL"),
         ("prm", 3, "prm=3 is no URL"),
         ("draft", ["http://x", None], "draft=None is no URL"),
-        ("draft", "http://x/v1?key=1", "more than a base URL"),
+        ("draft", "http://x/v1?key=secret", "URL of 'x' has more than a base URL"),
+        ("draft", "http://x#", "more than a base URL"),
         ("draft", "ftp://x", "is no URL"),
         ("draft", "http://x:99999999", "is no URL"),
         ("draft", "http://x:port", "is no URL"),
@@ -70,6 +71,8 @@ def test_what_is_no_url(trio: Trio, role: str, given: Any, message: str) -> None
         ({"headers": {"a": "secret\n"}}, "headers hold what no header can"),
         ({"api_key": "secret\u20ac"}, "api_key or headers hold what no header can"),
         ({"patience": -1}, "patience=-1 is no time"),
+        ({"headers": {"a b": "secret"}}, "headers hold what no header can"),
+        ({"headers": {"Content-Length": "7"}}, "headers hold what no header can"),
         ({"model": "nope"}, r"does not serve 'nope' but \["),
         ("x", "draft_kwargs='x' is no mapping"),
     ],
@@ -153,6 +156,34 @@ def test_replicas_are_all_looked_at(trio: Trio) -> None:
             RSDPipeline.from_vllm(**{**trio.urls, "draft": [*replicas, stranger.url]})
 
 
+def test_each_replica_that_answers_is_tried(trio: Trio) -> None:
+    with (
+        double(pocket_paths().draft, key="sesame") as guarded,
+        double(pocket_paths().prm, activates=True) as other,
+        double(pocket_paths().prm, pools="tags", tag=22) as wrong,
+        double(pocket_paths().draft, grammars=False) as plain,
+    ):
+        with pytest.raises(BackendError, match="answered 401"):
+            RSDPipeline.from_vllm(**{**trio.urls, "draft": [trio.draft.url, guarded.url]})
+        with pytest.raises(ConfigError, match="some replicas of prm give probabilities and some logits"):
+            RSDPipeline.from_vllm(**{**trio.urls, "prm": [trio.prm.url, other.url]})
+        with pytest.raises(BackendError, match="step_tag_id"):
+            RSDPipeline.from_vllm(**{**trio.urls, "prm": [trio.prm.url, wrong.url]})
+        with RSDPipeline.from_vllm(**{**trio.urls, "draft": [trio.draft.url, plain.url]}) as pipe:
+            assert pipe.backend.draft.holds_grammars is False  # type: ignore[union-attr]
+
+
+def test_models_without_a_root_are_not_one_and_the_same(trio: Trio) -> None:
+    with double(pocket_paths().draft, names=("a", "b")) as server:
+        server.root = None
+        urls = {**trio.urls, "draft": server.url}
+        options = {"source": str(pocket_paths().draft)}
+        with pytest.raises(ConfigError, match=r"serves \['a', 'b'\]"):
+            RSDPipeline.from_vllm(**urls, draft_kwargs=options)
+        with RSDPipeline.from_vllm(**urls, draft_kwargs={**options, "model": "b"}) as pipe:
+            assert pipe.backend.draft.info.name == "b"
+
+
 def test_a_tokenizer_of_another_model_is_found_out(trio: Trio, tmp_path: Path) -> None:
     shutil.copytree(pocket_paths().draft, tmp_path / "mixed")
     path = tmp_path / "mixed" / "tokenizer.json"
@@ -174,10 +205,13 @@ def test_what_servers_do_with_grammars_is_found_out(trio: Trio, holds: bool) -> 
         assert pipe.backend.draft.holds_grammars is holds  # type: ignore[union-attr]
 
 
-def test_probabilities_in_place_of_logits_are_known_for_such(trio: Trio, pocket: RSDPipeline) -> None:
+@pytest.mark.parametrize(("pools", "tag"), [("all", -1), ("last", -1), ("tags", 349)])
+def test_probabilities_in_place_of_logits_are_known_for_such(
+    trio: Trio, pocket: RSDPipeline, pools: str, tag: int
+) -> None:
     """Of servers that do not know how to leave the activation out, and do not say so."""
     with (
-        double(pocket_paths().prm, activates=True) as prm,
+        double(pocket_paths().prm, activates=True, pools=pools, tag=tag) as prm,
         RSDPipeline.from_vllm(**{**trio.urls, "prm": prm.url}) as pipe,
     ):
         over, within = (

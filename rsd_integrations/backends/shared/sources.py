@@ -105,6 +105,10 @@ class Source:
         try:
             return auto.from_pretrained(name, **self.hub)
         except Exception as error:
+            if name.lower().startswith(("http://", "https://")):
+                raise ModelError(
+                    f"{self.role}={name!r:.200} is a URL.", hint="Servers are for RSDPipeline.from_vllm."
+                ) from error
             if isinstance(error.__cause__, HFValidationError):  # Its message speaks of hub ids alone.
                 raise ModelError(
                     f"{self.role}={name!r} is neither a folder nor a hub id.",

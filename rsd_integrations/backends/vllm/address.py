@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -77,11 +78,11 @@ class Address:
         if not isinstance(self.headers, Mapping):
             raise ConfigError(f"{where}: headers are no mapping of texts.", hint='Write {"name": "value"}.')
         for name, value in self.all_headers.items():
-            if not (_may_be_sent(name) and _may_be_sent(value)):
+            if not (_may_be_sent(name) and _may_be_sent(value) and _NAME.fullmatch(name)):
                 # Not shown: it may be a key that was read with something behind it.
                 raise ConfigError(
-                    f"{where}: api_key or headers hold what no header can: no text, line breaks, or signs "
-                    "beyond Latin 1.",
+                    f"{where}: api_key or headers hold what no header can: no text, line breaks, signs "
+                    "beyond Latin 1, or a name that is none.",
                     hint="Check what was read from a file or the environment.",
                 )
 
@@ -94,6 +95,10 @@ class Address:
 
 
 _URL_HINT = 'Give the base URL of a vLLM server, such as "http://127.0.0.1:8000", or a list of them.'
+
+
+_NAME = re.compile(r"(?!content-length$|transfer-encoding$)[\w!#$%&'*+.^`|~-]+", re.ASCII | re.IGNORECASE)
+"""Of a header that may be set."""
 
 
 def _may_be_sent(text: Any) -> bool:
@@ -113,8 +118,8 @@ def _base_url(role: Role, url: Any) -> str:
             f"{role}: the URL of {parts.host!r} names a user or password, which errors and logs would show.",
             hint=f"Give {role}_kwargs={{'headers': {{'Authorization': ...}}}}.",
         )
-    if parts.query or parts.fragment:
-        raise ConfigError(f"{role}={url!r:.200} has more than a base URL.", hint=_URL_HINT)
+    if "?" in url or "#" in url:
+        raise ConfigError(f"{role}: the URL of {parts.host!r} has more than a base URL.", hint=_URL_HINT)
     return str(parts).rstrip("/").removesuffix("/v1").rstrip("/")
 
 

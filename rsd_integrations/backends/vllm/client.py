@@ -14,12 +14,12 @@ import httpx
 from rsd_integrations.backends.vllm.address import Address
 from rsd_integrations.errors import BackendError, ConfigError
 
-__all__ = ["Refused", "Servers"]
+__all__ = ["Refused", "Servers", "Unreachable"]
 
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Statuses behind which the same question may be answered."""
 
-_GONE = frozenset({502, 503, 504})
+_GONE = frozenset({502, 503})
 """Those that say that nobody is there (yet), rather than that it went wrong or is too much."""
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 8.0
@@ -28,12 +28,19 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 8.0
 _DOWN = 10.0
 """Seconds for which a server that could not be reached is asked only if no other is left."""
 
+_CONNECT, _CONNECT_IF_OTHERS = 10.0, 3.0
+"""Seconds to connect, and where there is another replica."""
+
 _IDLE = 2.0
 """Seconds after which an idle connection is closed, before the server does (5 s) while a question comes."""
 
 
 class Refused(BackendError):
     """A server answered that it will not do what it was asked for."""
+
+
+class Unreachable(BackendError):
+    """No server was there, or none could take it."""
 
 
 class _Away(Exception):
@@ -73,7 +80,8 @@ class Servers:
             max_keepalive_connections=address.max_concurrency,
             keepalive_expiry=_IDLE,
         )
-        timeout = httpx.Timeout(address.timeout, connect=min(10.0, address.timeout), pool=None)
+        connect = _CONNECT if len(address.urls) == 1 else _CONNECT_IF_OTHERS
+        timeout = httpx.Timeout(address.timeout, connect=min(connect, address.timeout), pool=None)
         try:
             self._http = httpx.AsyncClient(headers=address.all_headers, timeout=timeout, limits=limits)
         except (ImportError, ValueError) as error:  # A proxy that the environment names.
@@ -104,7 +112,7 @@ class Servers:
             Refused: a server refused it.
             BackendError: no server answered.
         """
-        tries, pause = 0, _FIRST_PAUSE
+        tries, wrong, pause = 0, 0, _FIRST_PAUSE
         end = time.monotonic() + self._address.patience
         stale = False
         while True:
@@ -120,12 +128,16 @@ class Servers:
                 failed, retry, gone = str(error), error.retry, error.status in _GONE
             if gone:
                 self._down[url] = time.monotonic() + _DOWN
-            if tries >= self._address.attempts and not (gone and time.monotonic() < end):
-                raise BackendError(
-                    f"the {self._address.role}'s server at {url} {failed} ({tries} tries).",
-                    hint="Check that it runs and what it logs; raise patience if it is only starting.",
+            # What came of waiting for servers is no sign of what is wrong with the question.
+            wrong += not gone
+            if (tries if gone else wrong) >= self._address.attempts and not (gone and time.monotonic() < end):
+                more = "patience" if self._address.patience else "attempts"
+                raise Unreachable(
+                    f"the {self._address.role}'s server at {url} {failed} "
+                    f"({tries} {'try' if tries == 1 else 'tries'}).",
+                    hint=f"Check that it runs and what it logs; raise {more} if it is only starting.",
                 )
-            if not self._another(key, url):
+            if not (gone and self._another(url)):
                 await asyncio.sleep(max(pause, min(retry, _LONGEST_PAUSE)))
                 pause = min(2 * pause, _LONGEST_PAUSE)
 
@@ -164,12 +176,15 @@ class Servers:
         now = time.monotonic()
         up = [url for url in order if self._down.get(url, 0.0) <= now]
         # None is known to be up: the one that has been left alone for longest.
-        return up[0] if up else min(order, key=lambda url: self._down[url])
+        found = up[0] if up else min(order, key=lambda url: self._down[url])
+        if found in self._down and len(urls) > 1:
+            self._down[found] = now + _DOWN  # One looks whether it is there again, not all at once.
+        return found
 
-    def _another(self, key: int, url: str) -> bool:
-        """Whether the next question goes to another server, which is there as far as is known."""
-        found = self._choose(key)
-        return found != url and self._down.get(found, 0.0) <= time.monotonic()
+    def _another(self, url: str) -> bool:
+        """Whether another server is there, as far as is known."""
+        now, urls = time.monotonic(), self._address.urls
+        return any(other != url and self._down.get(other, 0.0) <= now for other in urls)
 
     def _unreachable(self, url: str, error: BaseException) -> str:
         through = ""

@@ -111,7 +111,7 @@ def _writer(served: Served, **calls: Any) -> VLLMWriter:
         return writer.holds_grammars
 
     writer = VLLMWriter(Servers(served.address), name, language, info)
-    writer.holds_grammars = at_once(tried, served.address)
+    writer.holds_grammars = all([at_once(tried, one) for one in served.there])
     return writer
 
 
@@ -149,11 +149,17 @@ def _scorer(served: Served, form: PRMFormat) -> VLLMScorer:
         served = replace(served, window=served.window - 1)
     info = _info(served, form.head, form.recommended_threshold)
     asking: Asking = Labelling(tuple(form.columns or ())) if form.head == "lm" else Pooling()
-    if at_once(
-        lambda servers: _score_a_step(VLLMScorer(servers, served.name, form, info, asking)), served.address
-    ):
-        asking = Pooling(probabilities=True)
-    return VLLMScorer(Servers(served.address), served.name, form, info, asking)
+
+    def scorer(servers: Servers, asking: Asking) -> VLLMScorer:
+        return VLLMScorer(servers, served.name, form, info, asking)
+
+    kinds = {at_once(lambda servers: _score_a_step(scorer(servers, asking)), one) for one in served.there}
+    if len(kinds) > 1:
+        raise ConfigError(
+            "some replicas of prm give probabilities and some logits, though all were asked for logits.",
+            hint="Serve them with one version of vLLM.",
+        )
+    return scorer(Servers(served.address), Pooling(probabilities=True) if kinds == {True} else asking)
 
 
 async def _score_a_step(scorer: VLLMScorer) -> bool:
@@ -175,7 +181,8 @@ async def _score_a_step(scorer: VLLMScorer) -> bool:
             f"{scorer.info.name!r} gives {whole.rows} rewards for a step, none of them at its end.",
             hint=STEP_TAGS,
         )
-    return all(len(one.outputs) > 1 and are_probabilities(one.outputs) for one in (whole, before))
+    other = await scorer.read(session.lay_out("So 1 + 1 is 3, or 4.")[0])
+    return all(len(one.outputs) > 1 and are_probabilities(one.outputs) for one in (whole, other))
 
 
 def _info(served: Served, head: Head, threshold: float | None = None) -> ModelInfo:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from rsd_integrations.backends.shared.describe import positions, text_config
 from rsd_integrations.backends.shared.sources import Source
 from rsd_integrations.backends.vllm.address import Address
-from rsd_integrations.backends.vllm.client import Servers
+from rsd_integrations.backends.vllm.client import Servers, Unreachable
 from rsd_integrations.errors import BackendError, ConfigError, ModelError
 
 __all__ = ["Served", "at_once", "served_by"]
@@ -34,6 +34,8 @@ class Served:
     window: int
     longest: int | None
     files: Source
+    there: tuple[Address, ...]
+    """Each replica that answered."""
 
 
 def served_by(address: Address, options: dict[str, Any], max_length: int | None) -> Served:
@@ -49,7 +51,7 @@ def served_by(address: Address, options: dict[str, Any], max_length: int | None)
         ModelError: its config or tokenizer cannot be read on this side.
     """
     cards = _cards(address)
-    card = cards[0]
+    card = next(iter(cards.values()))
     options = dict(options)
     source = options.pop("source", None)
     try:
@@ -62,10 +64,11 @@ def served_by(address: Address, options: dict[str, Any], max_length: int | None)
             f"{error.message}",
             hint=f"Give {address.role}_kwargs={{'source': ...}}: a folder or hub id of config and tokenizer.",
         ) from error
-    told = [one.length for one in cards if one.length]
+    told = [one.length for one in cards.values() if one.length]
     longest = min(told) if told else positions(text_config(files.config))
     window = min(size for size in (longest, max_length, _ANY_LENGTH) if size)
-    return Served(address, card.name, window, longest, files)
+    there = tuple(replace(address, urls=(url,)) for url in cards)
+    return Served(address, card.name, window, longest, files, there)
 
 
 @dataclass(frozen=True)
@@ -77,30 +80,33 @@ class _Card:
     length: int | None
 
 
-def _cards(address: Address) -> list[_Card]:
-    """Of each replica that answers.
+def _cards(address: Address) -> dict[str, _Card]:
+    """Of each replica that answers, by URL.
 
     Raises:
         BackendError: none does.
         ConfigError: they do not serve one and the same model.
     """
     quick = replace(address, timeout=min(address.timeout, _QUICK))
-    cards: list[_Card] = []
-    failed: BackendError | None = None
+    if len(address.urls) > 1:
+        quick = replace(quick, attempts=1)
+    cards: dict[str, _Card] = {}
+    failed: Unreachable | None = None
     for url in address.urls:
         one = replace(quick, urls=(url,))
         try:
             said = at_once(lambda servers: servers.ask("/v1/models"), one)
-        except BackendError as error:
+        except Unreachable as error:
             failed = failed or error  # It may come later, if another is there.
             continue
-        cards.append(_card(one, said))
+        cards[url] = _card(one, said)
     if not cards:
         assert failed is not None
         raise failed
-    if len({card.name for card in cards}) > 1:
+    names = [card.name for card in cards.values()]
+    if len(set(names)) > 1:
         raise ConfigError(
-            f"the replicas of {address.role} serve different models: {[card.name for card in cards]!r}.",
+            f"the replicas of {address.role} serve different models: {names!r}.",
             hint=f"Say which: {address.role}_kwargs={{'model': ...}}.",
         )
     return cards
@@ -121,7 +127,7 @@ def _card(address: Address, said: Any) -> _Card:
         whole: dict[str, str] = {}
         for served, card in models.items():
             if not card.get("parent"):
-                whole.setdefault(str(card.get("root")), served)  # It may have several names.
+                whole.setdefault(str(card.get("root") or served), served)  # It may have several names.
         if len(whole) != 1:
             raise ConfigError(
                 f"{where} serves {sorted(models)!r}.",
