@@ -111,7 +111,8 @@ def _writer(served: Served, **calls: Any) -> VLLMWriter:
         return writer.holds_grammars
 
     writer = VLLMWriter(Servers(served.address), name, language, info)
-    writer.holds_grammars = all([at_once(tried, one) for one in served.there])
+    held = {at_once(tried, one) for one in served.there}
+    writer.holds_grammars = held == {True}
     return writer
 
 
