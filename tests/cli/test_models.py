@@ -38,8 +38,15 @@ def test_three_models_are_loaded_in_their_roles(
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "target").mkdir()
     open_pipeline(ModelChoice("org/draft", "~/target", str(tmp_path), prm_format="trl", dtype="float32"))
-    models = ("org/draft", str(tmp_path / "target"), str(tmp_path))
-    assert calls == [("from_pretrained", models, {"prm_format": "trl", "dtype": "float32"})]
+    models = {"draft": "org/draft", "target": str(tmp_path / "target"), "prm": str(tmp_path)}
+    assert calls == [("from_pretrained", (), {**models, "prm_format": "trl", "dtype": "float32"})]
+
+
+def test_servers_are_asked_for_by_their_urls(monkeypatch: pytest.MonkeyPatch, calls: list[Any]) -> None:
+    monkeypatch.setattr(RSDPipeline, "from_vllm", lambda **given: calls.append(("from_vllm", given)))
+    models = {"draft": "http://d", "target": "http://t:8000/v1", "prm": "https://p"}
+    open_pipeline(ModelChoice(*models.values(), prm_format="trl", max_batch_size=9))
+    assert calls == [("from_vllm", {**models, "prm_format": "trl", "max_batch_size": 9})]
 
 
 @pytest.mark.parametrize(
@@ -58,7 +65,7 @@ def test_transformers_is_asked_to_be_quiet_while_it_loads(
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     before, during = dict(os.environ), {}
-    monkeypatch.setattr(RSDPipeline, "from_pretrained", lambda *models: during.update(os.environ))
+    monkeypatch.setattr(RSDPipeline, "from_pretrained", lambda **models: during.update(os.environ))
     open_pipeline(ModelChoice(draft, ".", "."))
     assert during == before | seen
     assert dict(os.environ) == before
