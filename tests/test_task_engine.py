@@ -138,6 +138,17 @@ def test_a_cancelled_request_gives_up_its_question(waits: str) -> None:
             rounds.wait_for(lambda: rounds.open_sessions(pipe) == 0)
 
 
+def test_whoever_gives_up_waiting_leaves_no_room_behind() -> None:
+    draft = Awaited(ScriptedWriter(rounds.STEPS), pause=10**6)
+    with over(draft, max_batch_size=1) as pipe:
+        streams = [pipe.stream(f"{n}") for n in range(2)]
+        rounds.wait_for(lambda: draft.at_work == 1)
+        streams[1].cancel()
+        assert streams[1].result().finish_reason == "cancelled"
+        assert pipe.generate("z", timeout=0.2).finish_reason == "cancelled"
+        assert draft.most_at_work == 1
+
+
 def test_a_step_that_was_written_in_time_is_kept() -> None:
     """The time is up while the second is asked for."""
 

@@ -247,9 +247,14 @@ def test_prms_pool_as_they_like(trio: Trio, pocket: RSDPipeline, pools: str, tag
         assert cached is (pools == "last")
 
 
-@pytest.mark.parametrize("tag", [151651, 22])
-def test_a_wrong_step_tag_is_found_out(trio: Trio, tag: int) -> None:
-    """No row, or rows elsewhere: servers say nothing of it."""
+@pytest.mark.parametrize("where", ["nowhere", "What", "1"])
+def test_a_wrong_step_tag_is_found_out(trio: Trio, where: str) -> None:
+    """No row, or one or several elsewhere: servers say nothing of it."""
+    fed = trio.pipe.backend.prm.open("What is 1 + 1?").lay_out("1 + 1 = 2.")[0]  # type: ignore[union-attr]
+    (tag,) = (
+        [151651] if where == "nowhere" else trio.prm.tokenizer.encode(where, add_special_tokens=False)[:1]
+    )
+    assert (fed.count(tag) == 0) is (where == "nowhere")
     with (
         double(pocket_paths().prm, pools="tags", tag=tag) as prm,
         pytest.raises(BackendError, match="step_tag_id"),

@@ -177,7 +177,8 @@ async def _score_a_step(scorer: VLLMScorer) -> bool:
     await scorer.score(session, ScoreStep(step))
     tokens, _ = session.lay_out(step)
     whole, before = await scorer.read(tokens), await scorer.read(tokens[:-1])
-    if whole.rows not in (1, len(tokens)) and whole.rows != before.rows + 1:
+    # Pooled at the last token, at all, or at separators, of which the last token is one more.
+    if not whole.cached and whole.rows not in (len(tokens), before.rows + 1):
         raise BackendError(
             f"{scorer.info.name!r} gives {whole.rows} rewards for a step, none of them at its end.",
             hint=STEP_TAGS,
