@@ -16,7 +16,7 @@ __all__ = ["EngineThread", "closed_error", "own"]
 class EngineThread(ABC):
     """A thread that owns a backend. Any other may submit; results come through the job's sink.
 
-    A subclass calls ``_start`` when it is ready for ``_run`` to be called in the thread.
+    A subclass starts ``_thread`` once it is ready for ``_run``, which is called there.
     """
 
     def __init__(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
@@ -51,8 +50,3 @@ def pocket() -> Iterator[RSDPipeline]:
     """The same models in this process."""
     with RSDPipeline.pocket() as pipe:
         yield pipe
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path

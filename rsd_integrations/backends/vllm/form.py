@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
-
 from rsd_integrations.backends.shared.tooling import Tooling
 from rsd_integrations.output import Output
 from rsd_integrations.segment import ReasoningTags
 
 if TYPE_CHECKING:
+    import torch
+
     from rsd_integrations.backends.shared.constrain import Constraint
 
 __all__ = ["Form"]
