@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from rsd_integrations.bench.results import AccuracyReport, Point
+from rsd_integrations.bench.results import AccuracyReport, Point, TuneReport
 from rsd_integrations.report.plot import PlotPoint, accuracy_figure
 
-__all__ = ["draw"]
+__all__ = ["draw", "draw_tuning"]
 
 
 def draw(report: AccuracyReport) -> Any:
     """Accuracy against FLOPs, from draft only to target only (a matplotlib figure)."""
     title = f"RSD with the pocket trio, {report.settings['problems']} held-out problems, greedy"
+    return accuracy_figure([_plot_point(point) for point in report.points], title)
+
+
+def draw_tuning(report: TuneReport) -> Any:
+    """The same for one's own models and questions."""
+    names = ", ".join(f"{role} {Path(name).name}" for role, name in report.models.items())
+    questions = Path(str(report.settings["questions_from"])).name
+    title = f"{names}\n{questions}, {report.settings['problems']} problems"
     return accuracy_figure([_plot_point(point) for point in report.points], title)
 
 

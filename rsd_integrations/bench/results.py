@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from rsd_integrations.types import FLOPs
+from rsd_integrations.types import FLOPs, Role
 
 __all__ = [
     "AccuracyReport",
@@ -17,6 +17,7 @@ __all__ = [
     "PRMQuality",
     "Point",
     "Report",
+    "TuneReport",
 ]
 
 
@@ -66,8 +67,8 @@ class Point(Frozen):
     """Committed tokens a problem."""
     unfinished: int
     """Answers that a length limit ended."""
-    seconds: float
-    """Wall time of the run."""
+    seconds: float | None
+    """Wall time of the run; None where some of its answers were there before."""
 
 
 class PRMQuality(Frozen):
@@ -125,3 +126,25 @@ class AccuracyReport(Report):
     def recommended(self) -> Point:
         """RSD at the recommended threshold."""
         return next(point for point in self.points if point.recommended)
+
+
+class TuneReport(Report):
+    """Draft, target and RSD at several thresholds on questions of one's own."""
+
+    benchmark: Literal["tune"] = "tune"
+    models: dict[Role, str]
+    points: tuple[Point, ...]
+    """The recommended one is the cheapest that is good enough, if there is one."""
+    auc: Interval | None
+    """The chance that a right answer of the draft's has a higher lowest reward than a wrong one; None where
+    all are right, or all wrong."""
+    drafts: int
+    """The draft's answers that ``auc`` was measured by: those with a reward."""
+    drafts_wrong: int
+    within: float
+    """How much accuracy may be lost to the target, as a share of all questions."""
+
+    @property
+    def recommended(self) -> Point | None:
+        """The threshold to use, if one is good enough."""
+        return next((point for point in self.points if point.recommended), None)

@@ -1,4 +1,4 @@
-"""Putting many problems through a pipeline at once, so that its engine batches them."""
+"""Putting many questions through a pipeline at once, so that its engine batches them."""
 
 from __future__ import annotations
 
@@ -7,35 +7,35 @@ from collections.abc import Callable, Sequence
 
 from rsd_integrations.config import RSDConfig
 from rsd_integrations.pipeline import RSDPipeline
-from rsd_integrations.types import Generation
+from rsd_integrations.types import Generation, GivenPrompt
 
 __all__ = ["run_all"]
 
 
 def run_all(
     pipe: RSDPipeline,
-    questions: Sequence[str],
+    prompts: Sequence[GivenPrompt],
     config: RSDConfig,
-    on_done: Callable[[], None] = lambda: None,
+    on_done: Callable[[int, Generation], None] = lambda index, generation: None,
 ) -> list[Generation]:
     """Answer every question, in their order. All are submitted at once; the engine queues them.
 
     Args:
         pipe: the models.
-        questions: one user turn each.
+        prompts: one request each.
         config: for all of them.
-        on_done: called after each answer.
+        on_done: called after each answer, with its place.
 
     Raises:
         RSDError: one failed; the others are cancelled.
     """
 
-    async def answer(question: str) -> Generation:
-        generation = await pipe.agenerate(question, config=config)
-        on_done()
+    async def answer(index: int, prompt: GivenPrompt) -> Generation:
+        generation = await pipe.agenerate(prompt, config=config)
+        on_done(index, generation)
         return generation
 
     async def everything() -> list[Generation]:
-        return await asyncio.gather(*[answer(question) for question in questions])
+        return await asyncio.gather(*[answer(index, prompt) for index, prompt in enumerate(prompts)])
 
     return asyncio.run(everything())

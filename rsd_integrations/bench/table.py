@@ -9,12 +9,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rsd_integrations.bench.results import AccuracyReport, Check, Interval, Point
+from rsd_integrations.bench.results import AccuracyReport, Check, Interval, Point, TuneReport
+from rsd_integrations.bench.tune import advice
 from rsd_integrations.report.whole import print_whole
 
-__all__ = ["print_checks", "print_report"]
+__all__ = ["print_checks", "print_report", "print_tuning"]
 
 _BOX = box.SIMPLE_HEAD
+_FLOPS = (
+    "FLOPs: sum over the problems / what the target alone spent on its own answers to them. "
+    "paper: 2 x parameters a generated or scored token; total: every token that went through a "
+    "model, with attention."
+)
 _HEADINGS = ("accuracy %", "kept", "re-\nwritten", "target\nidle", "FLOPs\npaper", "FLOPs\ntotal", "tokens")
 
 
@@ -23,14 +29,22 @@ def print_report(report: AccuracyReport, console: Console) -> None:
     print_whole(_points(report.points), console)
     print_whole(_lengths(report.points), console, "accuracy % by number of events")
     console.print(Text(_prm(report)))
+    console.print(Text(f"{_FLOPS} Intervals: 95 % (Wilson; AUC: bootstrap over problems).", style="dim"))
+
+
+def print_tuning(report: TuneReport, console: Console) -> None:
+    """The table, what the PRM knows, and what to do."""
+    print_whole(_points(report.points, times=True), console)
+    console.print(Text(_answers(report)))
     console.print(
         Text(
-            "FLOPs: sum over the problems / what the target alone spent on its own answers to them. "
-            "paper: 2 x parameters a generated or scored token; total: every token that went through a "
-            "model, with attention. Intervals: 95 % (Wilson; AUC: bootstrap over problems).",
+            f"{_FLOPS} time: wall time of the run / the target's, with as many requests at once. "
+            "Intervals: 95 % (Wilson; AUC: bootstrap).",
             style="dim",
         )
     )
+    for line in advice(report.points, report.within, int(report.settings["problems"])):
+        console.print(Text(line, style="bold"))
 
 
 def print_checks(checks: Sequence[Check], console: Console) -> None:
@@ -49,14 +63,19 @@ def name_of(point: Point) -> str:
     return f"RSD {point.threshold:g}{' *' if point.recommended else ''}"
 
 
-def _points(points: Sequence[Point]) -> Table:
+def _points(points: Sequence[Point], *, times: bool = False) -> Table:
     table = Table(
-        box=_BOX, padding=0, pad_edge=False, caption="* the recommended threshold", caption_justify="left"
+        box=_BOX,
+        padding=0,
+        pad_edge=False,
+        caption="* the recommended threshold" if any(point.recommended for point in points) else None,
+        caption_justify="left",
     )
     table.add_column("", no_wrap=True)
-    for heading in _HEADINGS:
+    for heading in (*_HEADINGS, "time") if times else _HEADINGS:
         table.add_column(heading, justify="right", no_wrap=True)
     for point in points:
+        time = [_time(point, points[-1])] if times else []
         table.add_row(
             name_of(point),
             _interval(point.accuracy),
@@ -66,9 +85,14 @@ def _points(points: Sequence[Point]) -> Table:
             f"{point.flops_share.paper:.3f}",
             f"{point.flops_share.total:.3f}",
             f"{point.mean_tokens:.0f}",
+            *time,
             style="bold" if point.recommended else "",
         )
     return table
+
+
+def _time(point: Point, target: Point) -> str:
+    return "-" if point.seconds is None or not target.seconds else f"{point.seconds / target.seconds:.2f}"
 
 
 def _lengths(points: Sequence[Point]) -> Table:
@@ -97,6 +121,13 @@ def _prm(report: AccuracyReport) -> str:
     if prm.all_steps is None:
         return first
     return f"{first}; {_auc(prm.all_steps)} on all {prm.all_steps_count} ({prm.all_wrong_steps} wrong)"
+
+
+def _answers(report: TuneReport) -> str:
+    counts = f"{report.drafts} answers of the draft ({report.drafts_wrong} wrong)"
+    if report.auc is None:
+        return f"PRM AUC: none, for all {counts} are alike"
+    return f"PRM AUC {_auc(report.auc)}: the lowest reward in each of {counts} against whether it is right"
 
 
 def _auc(interval: Interval) -> str:

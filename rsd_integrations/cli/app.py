@@ -19,6 +19,7 @@ from rsd_integrations.cli.bench import bench
 from rsd_integrations.cli.doctor import doctor
 from rsd_integrations.cli.models import OpenPipeline, State
 from rsd_integrations.cli.narrow import PANELS, made_narrow
+from rsd_integrations.cli.tune import tune
 from rsd_integrations.cli.wording import in_options, options_of
 from rsd_integrations.errors import ConfigError, PromptError, RSDError
 from rsd_integrations.report.answer import printable
@@ -47,6 +48,7 @@ def build() -> Any:
     app.callback()(_root)
     app.command()(ask)
     app.command()(doctor)
+    app.command()(tune)
     app.add_typer(bench)
     command = typer.main.get_command(app)
     return command if panels else made_narrow(command)

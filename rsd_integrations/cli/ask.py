@@ -12,6 +12,17 @@ from rich.console import Console
 from rich.text import Text
 
 from rsd_integrations.cli.models import ModelChoice, State
+from rsd_integrations.cli.options import (
+    PRM,
+    Device,
+    Draft,
+    DraftKwargs,
+    Dtype,
+    PRMFormat,
+    PRMKwargs,
+    Target,
+    TargetKwargs,
+)
 from rsd_integrations.cli.saving import check_file
 from rsd_integrations.config import RSDConfig
 from rsd_integrations.errors import PromptError
@@ -19,7 +30,6 @@ from rsd_integrations.types import Generation
 
 __all__ = ["ask"]
 
-_MODELS = "Models (all three, or none for the pocket trio)"
 _DECODING = "Decoding"
 
 
@@ -27,21 +37,15 @@ def ask(
     ctx: typer.Context,
     question: Annotated[str, typer.Argument(help='The question; "-" or nothing reads a pipe.')] = "-",
     *,
-    draft: Annotated[
-        str | None, typer.Option(help="Folder, hub id or vLLM server's URL.", rich_help_panel=_MODELS)
-    ] = None,
-    target: Annotated[str | None, typer.Option(help="Folder or hub id.", rich_help_panel=_MODELS)] = None,
-    prm: Annotated[str | None, typer.Option(help="Folder or hub id.", rich_help_panel=_MODELS)] = None,
-    prm_format: Annotated[
-        str | None,
-        typer.Option(help="How the PRM reads steps; found out if not given.", rich_help_panel=_MODELS),
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, ...", rich_help_panel=_MODELS)
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16, float16 or auto.", rich_help_panel=_MODELS)
-    ] = None,
+    draft: Draft = None,
+    target: Target = None,
+    prm: PRM = None,
+    prm_format: PRMFormat = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    draft_kwargs: DraftKwargs = None,
+    target_kwargs: TargetKwargs = None,
+    prm_kwargs: PRMKwargs = None,
     threshold: Annotated[
         float | None,
         typer.Option(
@@ -81,7 +85,18 @@ def ask(
     )
     # More candidates than a pipeline has rows by default would be refused.
     rows = config.rows if config.rows > 8 else None
-    choice = ModelChoice(draft, target, prm, prm_format, device, dtype, max_batch_size=rows)
+    choice = ModelChoice(
+        draft,
+        target,
+        prm,
+        prm_format,
+        device,
+        dtype,
+        max_batch_size=rows,
+        draft_kwargs=draft_kwargs,
+        target_kwargs=target_kwargs,
+        prm_kwargs=prm_kwargs,
+    )
     text = _question(question)
     check_file("--html", html)
     generation = _answer(state, choice, text, config, as_json=as_json)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from rsd_integrations.cli.models import ModelChoice, State
+from rsd_integrations.cli.progress import watching
 from rsd_integrations.cli.saving import check_out, conclude
 from rsd_integrations.cli.speed import speed
-from rsd_integrations.errors import ConfigError
+from rsd_integrations.cli.sweeping import read_sweep
 
 if TYPE_CHECKING:
     from rsd_integrations.bench.accuracy import Measurement
@@ -51,7 +51,7 @@ def accuracy(
 ) -> None:
     """Accuracy and FLOPs of the pocket trio on held-out problems, over a sweep of thresholds."""
     state: State = ctx.obj
-    sweep = _sweep(thresholds)
+    sweep = read_sweep(thresholds)
     check_out(out)
     from rsd_integrations.bench.figure import draw
     from rsd_integrations.bench.table import print_report
@@ -76,40 +76,11 @@ def accuracy(
 bench.command()(speed)
 
 
-def _sweep(thresholds: str) -> list[float]:
-    """The thresholds as numbers.
-
-    Raises:
-        ConfigError: one is no number in (0, 1].
-    """
-    try:
-        sweep = [float(part) for part in thresholds.split(",") if part.strip()]
-    except ValueError:
-        sweep = [-1.0]
-    if not all(0.0 < threshold <= 1.0 for threshold in sweep):
-        raise ConfigError(
-            f"--thresholds {thresholds!r} must be numbers above 0 and up to 1.",
-            hint="Separate them by commas; 0 (draft only) and above 1 (target only) are measured anyway.",
-        )
-    return sweep
-
-
 def _measure(pipe: RSDPipeline, problems: list[Problem], sweep: list[float], seed: int) -> Measurement:
     from rsd_integrations.bench.accuracy import measure
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("", total=len(problems))
-
-        return measure(
-            pipe,
-            problems,
-            sweep,
-            seed=seed,
-            on_run=lambda name: progress.reset(bar, description=name),
-            on_done=lambda: progress.advance(bar),
-        )
+    with watching() as watch:
+        return measure(pipe, problems, sweep, seed=seed, watch=watch)
 
 
 def _report(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +18,17 @@ from rich.table import Table
 from rich.text import Text
 
 from rsd_integrations.cli.models import ModelChoice, open_pipeline
+from rsd_integrations.cli.options import (
+    PRM,
+    Device,
+    Draft,
+    DraftKwargs,
+    Dtype,
+    PRMFormat,
+    PRMKwargs,
+    Target,
+    TargetKwargs,
+)
 from rsd_integrations.report.whole import print_whole
 from rsd_integrations.report.words import many
 from rsd_integrations.types import Role
@@ -31,7 +42,8 @@ _REQUIRED = ("torch", "transformers", "pydantic", "llguidance")
 _EXTRAS = {
     "langchain-core": ("langchain", "ChatRSD"),
     "llama-index-core": ("llamaindex", "RSDLLM"),
-    "matplotlib": ("report", "plots of rsd bench"),
+    "matplotlib": ("report", "plots of rsd bench and rsd tune"),
+    "math-verify": ("math", "formulas as answers in rsd tune"),
     "httpx": ("vllm", "models behind vLLM servers"),
     "accelerate": ("gpu", "device_map, and loading straight onto a GPU"),
 }
@@ -50,29 +62,39 @@ class _Line:
 
 def doctor(
     *,
-    draft: Annotated[
-        str | None, typer.Option(help="Hub id, folder or vLLM server's URL; the pocket trio without.")
-    ] = None,
-    target: Annotated[str | None, typer.Option(help="Likewise.")] = None,
-    prm: Annotated[str | None, typer.Option(help="Likewise.")] = None,
-    prm_format: Annotated[str, typer.Option(help="How the PRM reads steps; auto finds out.")] = "auto",
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; a GPU if there is one.")] = None,
-    dtype: Annotated[str, typer.Option(help="auto takes the checkpoints'.")] = "auto",
+    draft: Draft = None,
+    target: Target = None,
+    prm: PRM = None,
+    prm_format: PRMFormat = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    draft_kwargs: DraftKwargs = None,
+    target_kwargs: TargetKwargs = None,
+    prm_kwargs: PRMKwargs = None,
     max_batch_size: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 8,
     max_length: Annotated[int, typer.Option(min=2, help="Tokens of prompt and answer.")] = 4096,
 ) -> None:
     """Check the installation, and tell the memory of three models without loading them. Servers are tried."""
-    choice = ModelChoice(draft=draft, target=target, prm=prm)
+    choice = ModelChoice(
+        draft,
+        target,
+        prm,
+        prm_format,
+        device,
+        dtype,
+        draft_kwargs=draft_kwargs,
+        target_kwargs=target_kwargs,
+        prm_kwargs=prm_kwargs,
+    )
     console = Console(highlight=False)
     lines = list(_installation())
     _print(lines, console)
     if not all(line.fine is not False for line in lines):
         raise typer.Exit(1)
     if choice.is_served:
-        placed = replace(choice, device=device, dtype=None if dtype == "auto" else dtype)
-        _print_served(replace(placed, prm_format=prm_format), console)
+        _print_served(choice, console)
         return
-    models = _memory(choice, device=device, dtype=dtype, max_length=max_length, prm_format=prm_format)
+    models = _memory(choice, max_length)
     if not _print_memory(models, max_batch_size, console):
         raise typer.Exit(1)
 
@@ -142,8 +164,14 @@ def _print_served(choice: ModelChoice, console: Console) -> None:
         backend = pipe.backend
         for role in _ROLES:
             info = getattr(backend, role).info
-            url = str(getattr(choice, role))
-            table.add_row(role, Path(info.name).name, url, _count(info.parameters), str(info.window))
+            url = choice.models[role]
+            table.add_row(
+                role,
+                Path(info.name).name,
+                url if isinstance(url, str) else "\n".join(url),
+                _count(info.parameters),
+                str(info.window),
+            )
     print_whole(table, console)
     console.print("all three answer")
     for role, model in (("draft", backend.draft), ("target", backend.target)):
@@ -154,13 +182,22 @@ def _print_served(choice: ModelChoice, console: Console) -> None:
             )
 
 
-def _memory(choice: ModelChoice, *, device: str | None, **options: Any) -> list[ModelMemory]:
+def _memory(choice: ModelChoice, max_length: int) -> list[ModelMemory]:
     from rsd_integrations.backends.torch.memory import trio_memory
     from rsd_integrations.pocket import pocket_paths
 
-    named = vars(pocket_paths()) if choice.is_pocket else vars(choice)
-    where = device or ("cpu" if choice.is_pocket else None)
-    return trio_memory({role: named[role] for role in _ROLES}, device=where, **options)
+    named: Mapping[Role, Any] = choice.models
+    if choice.is_pocket:
+        paths = pocket_paths()
+        named = {"draft": paths.draft, "target": paths.target, "prm": paths.prm}
+    return trio_memory(
+        named,
+        device=choice.device or ("cpu" if choice.is_pocket else None),
+        dtype=choice.dtype or "auto",
+        max_length=max_length,
+        prm_format=choice.prm_format or "auto",
+        **choice.kwargs,
+    )
 
 
 def _print(lines: list[_Line], console: Console) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rsd_integrations.adapters.secrets import has_secrets
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.opening import are_servers, open_models
 from rsd_integrations.pipeline import RSDPipeline
+from rsd_integrations.types import Role
 
 __all__ = ["ModelChoice", "OpenPipeline", "State", "open_pipeline"]
 
@@ -33,14 +36,24 @@ class ModelChoice:
     max_batch_size: int | None = None
     compile: bool | None = None
     prefix_caching: bool | None = None
+    max_length: int | None = None
+    draft_kwargs: str | None = None
+    target_kwargs: str | None = None
+    prm_kwargs: str | None = None
 
     def __post_init__(self) -> None:
         named = {"--draft": self.draft, "--target": self.target, "--prm": self.prm}
+        given = self.kwargs
         missing = [option for option, value in named.items() if value is None]
         if 0 < len(missing) < len(named):
             raise ConfigError(
                 f"{' and '.join(missing)} missing.",
                 hint="Give --draft, --target and --prm, or none of them for the pocket trio.",
+            )
+        if given and self.is_pocket:
+            raise ConfigError(
+                f"--{next(iter(given)).replace('_', '-')} plays no part in the pocket trio.",
+                hint="Leave it out, or give --draft, --target and --prm.",
             )
         if not self.is_served:
             for option, value in named.items():
@@ -54,12 +67,58 @@ class ModelChoice:
         Raises:
             ConfigError: some are and some are not.
         """
-        return are_servers(self.draft, self.target, self.prm)
+        return are_servers(*self.models.values())
+
+    @property
+    def models(self) -> dict[Role, Any]:
+        """Names as the library takes them: replicas of a server as a list."""
+        return {"draft": _named(self.draft), "target": _named(self.target), "prm": _named(self.prm)}
+
+    @property
+    def kwargs(self) -> dict[str, dict[str, Any]]:
+        """Options of single models, by the library's names; those that are given.
+
+        Raises:
+            ConfigError: they are no JSON object, or hold a secret.
+        """
+        given = {
+            "draft_kwargs": self.draft_kwargs,
+            "target_kwargs": self.target_kwargs,
+            "prm_kwargs": self.prm_kwargs,
+        }
+        return {name: _read(name, text) for name, text in given.items() if text is not None}
 
     @property
     def is_pocket(self) -> bool:
         """Whether this is the embedded trio."""
         return self.draft is None
+
+
+def _named(model: str | None) -> Any:
+    """A home folder's path in full, and several URLs apart."""
+    if model is None:
+        return None
+    if model.lower().startswith(("http://", "https://")) and "," in model:
+        return [url.strip() for url in model.split(",") if url.strip()]
+    return str(Path(model).expanduser()) if model.startswith("~") else model
+
+
+def _read(name: str, text: str) -> dict[str, Any]:
+    option = "--" + name.replace("_", "-")
+    try:
+        options = json.loads(text)
+    except ValueError:
+        options = None
+    if not isinstance(options, dict):
+        raise ConfigError(
+            f"{option} {text!r:.200} is no JSON object.", hint='Write it as \'{"source": "hub/id"}\'.'
+        )
+    if has_secrets(options):
+        raise ConfigError(
+            f"{option} holds a secret, which histories and lists of processes show.",
+            hint="Set it in the environment: VLLM_API_KEY for servers, HF_TOKEN for the hub.",
+        )
+    return options
 
 
 def _check_folder(option: str, value: str) -> None:
@@ -94,25 +153,27 @@ def open_pipeline(choice: ModelChoice) -> RSDPipeline:
         "dtype": choice.dtype,
         "prefix_caching": choice.prefix_caching,
         "max_batch_size": choice.max_batch_size,
+        "max_length": choice.max_length,
         "compile": choice.compile,
+        **choice.kwargs,
     }
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if choice.is_pocket:
         return RSDPipeline.pocket(**options)
-    models = (_expand(choice.draft), _expand(choice.target), _expand(choice.prm))
-    with _quiet(models):
-        return open_models(*models, **options)
+    models = choice.models
+    with _quiet(list(models.values())):
+        return open_models(**models, **options)
 
 
 @contextmanager
-def _quiet(models: Sequence[str]) -> Iterator[None]:
+def _quiet(models: Sequence[Any]) -> Iterator[None]:
     """Keep transformers from telling how it loads: what is wrong with a checkpoint our error says in a line.
 
     It looks at these when it is first imported, in a command only here. Where something may have to be
     downloaded its bars stay, and whoever has set one of them has chosen.
     """
     wanted = {"TRANSFORMERS_VERBOSITY": "error"}
-    if all(Path(model).is_dir() for model in models):
+    if all(Path(str(model)).is_dir() for model in models):
         wanted["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     added = {name: value for name, value in wanted.items() if name not in os.environ}
     os.environ.update(added)
@@ -121,7 +182,3 @@ def _quiet(models: Sequence[str]) -> Iterator[None]:
     finally:
         for name in added:
             del os.environ[name]
-
-
-def _expand(model: str | None) -> str:
-    return str(Path(model).expanduser()) if model and model.startswith("~") else str(model)

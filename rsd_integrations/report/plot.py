@@ -54,7 +54,7 @@ def accuracy_figure(points: Sequence[PlotPoint], title: str) -> Any:
     paper, total = [point.paper for point in points], [point.total for point in points]
     _panel(main, points, paper, "FLOPs / target alone (paper accounting)")
     _panel(side, points, total, "FLOPs / target alone (total)")
-    main.set_ylabel("accuracy on held-out problems, 95 % interval")
+    main.set_ylabel("accuracy, 95 % interval")
     main.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
     handles, entries = main.get_legend_handles_labels()
     figure.legend(handles, entries, loc="outside lower center", ncols=4, frameon=False, fontsize=9)

@@ -6,12 +6,14 @@ import asyncio
 import json
 import pickle
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from langchain_core.messages import HumanMessage
 
 from rsd_integrations import RSDPipeline
+from rsd_integrations.bench.results import TuneReport
 from rsd_integrations.cli import main
 from rsd_integrations.errors import BackendError, ConfigError
 from rsd_integrations.langchain import ChatRSD
@@ -164,3 +166,41 @@ def test_command_line_with_what_is_wrong(urls: dict[str, str], capsys: pytest.Ca
         assert main(arguments) != 0
         captured = capsys.readouterr()
         assert message in " ".join((captured.out + captured.err).split())
+
+
+def test_command_line_with_replicas_and_options(
+    urls: dict[str, str], answer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with double(pocket_paths().draft) as other:
+        command = _command({**urls, "draft": f"{urls['draft']},{other.url}"})
+        # Its own tokenizer by another name.
+        command += [
+            "--target-kwargs",
+            json.dumps({"source": str(pocket_paths().target), "max_concurrency": 3}),
+        ]
+        assert main(["ask", QUESTION, *command, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["text"] == answer
+        assert main(["doctor", *command]) == 0
+        assert other.url.removeprefix("http://") in "".join(capsys.readouterr().out.split())
+        assert main(["doctor", *command[:-1], '{"modle": "x"}']) == 2
+        assert "unknown --target-kwargs 'modle'. Did you mean 'model'?" in capsys.readouterr().err
+
+
+def test_tuning_over_servers_measures_the_same(urls: dict[str, str], tmp_path: Path) -> None:
+    file = tmp_path / "questions.jsonl"
+    problems = held_out(6)
+    file.write_text(
+        "\n".join(json.dumps({"question": one.question, "answer": one.answer}) for one in problems)
+    )
+    options = [str(file), "--thresholds", "0.95", "--max-tokens", "512", "--out"]
+    assert main(["tune", *options, str(tmp_path / "here")]) == 0
+    assert main(["tune", *options, str(tmp_path / "there"), *_command(urls)]) == 0
+    here, there = (
+        TuneReport.model_validate_json((tmp_path / name / "tune.json").read_text())
+        for name in ("here", "there")
+    )
+    assert here.auc == there.auc
+    for one, other in zip(here.points, there.points, strict=True):
+        same = {"kind", "threshold", "accuracy", "acceptance_rate", "rewritten", "mean_tokens", "recommended"}
+        assert one.model_dump(include=same) == other.model_dump(include=same)
+        assert one.flops.paper == other.flops.paper

@@ -6,6 +6,7 @@ from rich.console import Console
 from rsd_integrations.bench.accuracy import Measurement, measure
 from rsd_integrations.bench.checks import required_numbers
 from rsd_integrations.bench.results import Check
+from rsd_integrations.bench.sweep import Watch
 from rsd_integrations.bench.table import print_checks
 from rsd_integrations.pocket.task import held_out
 from rsd_integrations.types import FLOPs
@@ -92,7 +93,9 @@ def test_every_answer_is_reported() -> None:
     runs: list[str] = []
     done: list[int] = []
     with trio(PROBLEMS[:6], [0]) as pipe:
-        measure(pipe, PROBLEMS[:6], [0.5], on_run=runs.append, on_done=lambda: done.append(1))
+        measure(
+            pipe, PROBLEMS[:6], [0.5], watch=Watch(lambda name, _: runs.append(name), lambda: done.append(1))
+        )
         assert max(pipe.backend.draft.batches) == 6  # type: ignore[attr-defined]
     assert runs == [
         "target only",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
@@ -89,14 +90,35 @@ def test_bootstrap_of_one_kind_is_none() -> None:
     assert bootstrap_auc([]) is None
 
 
+@pytest.mark.parametrize(("gain", "loss"), [(0.05, 0.05), (0.2, 0.1), (0.02, 0.1), (0.0, 0.05)])
+def test_the_paired_interval_covers_what_it_says(gain: float, loss: float) -> None:
+    """By all outcomes of 30 problems and their chances."""
+    n, covered = 30, 0.0
+    for won in range(n + 1):
+        for lost in range(n + 1 - won):
+            even = n - won - lost
+            ways = math.factorial(n) / (math.factorial(won) * math.factorial(lost) * math.factorial(even))
+            chance = ways * gain**won * loss**lost * (1 - gain - loss) ** even
+            ours = [True] * won + [False] * lost + [True] * even
+            theirs = [False] * won + [True] * lost + [True] * even
+            interval = paired_difference(ours, theirs)
+            covered += chance * (interval.low <= gain - loss <= interval.high)
+    assert covered > 0.93
+
+
 def test_paired_difference() -> None:
     ours = [True] * 90 + [True] * 2 + [False] * 8
     theirs = [True] * 90 + [False] * 2 + [True] * 5 + [False] * 3
     interval = paired_difference(ours, theirs)
     assert interval.value == pytest.approx(-0.03)
-    # sqrt((2 + 5) / 100 - 0.03 ** 2) / 10 = 0.02629
-    assert interval.high - interval.value == pytest.approx(1.96 * 0.02629, rel=1e-3)
+    # (3 - 6) / 102 +- 1.96 sqrt((9 / 102 - (3 / 102) ** 2) / 102)
+    assert (interval.low, interval.high) == (
+        pytest.approx(-0.08678, rel=1e-3),
+        pytest.approx(0.02796, rel=1e-3),
+    )
     same = paired_difference(ours, ours)
-    assert (same.low, same.value, same.high) == (0.0, 0.0, 0.0)
+    assert same.value == 0.0
+    assert -same.low == pytest.approx(same.high)
+    assert 0.02 < same.high < 0.03
     with pytest.raises(ValueError, match="cannot be paired"):
         paired_difference([True], [True, False])

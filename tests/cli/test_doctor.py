@@ -233,7 +233,7 @@ def test_a_folder_without_weights(folders: dict[str, str], tmp_path: Path, capsy
     assert doctor_of({**folders, "draft": empty}) == 1
     said = capsys.readouterr().err
     assert f"the folder --draft {empty!r} has no weights (*.safetensors)" in said
-    assert "use_safetensors=False in draft_kwargs" in said
+    assert "use_safetensors=False in --draft-kwargs" in said
     told = model_memory("draft", empty, {"use_safetensors": False})
     check_weights(Source.of("draft", empty, {"use_safetensors": False}))
     assert told.weights

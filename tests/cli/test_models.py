@@ -49,6 +49,39 @@ def test_servers_are_asked_for_by_their_urls(monkeypatch: pytest.MonkeyPatch, ca
     assert calls == [("from_vllm", {**models, "prm_format": "trl", "max_batch_size": 9})]
 
 
+def test_replicas_and_options_of_single_models(monkeypatch: pytest.MonkeyPatch, calls: list[Any]) -> None:
+    monkeypatch.setattr(RSDPipeline, "from_vllm", lambda **given: calls.append(("from_vllm", given)))
+    choice = ModelChoice(
+        "http://d",
+        "http://t1:8000, http://t2:8000",
+        "https://p",
+        max_length=512,
+        target_kwargs='{"model": "big", "source": "org/big"}',
+        prm_kwargs="{}",
+    )
+    open_pipeline(choice)
+    assert choice.is_served
+    models = {"draft": "http://d", "target": ["http://t1:8000", "http://t2:8000"], "prm": "https://p"}
+    options = {"target_kwargs": {"model": "big", "source": "org/big"}, "prm_kwargs": {}}
+    assert calls == [("from_vllm", {**models, "max_length": 512, **options})]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{'model': 'x'}", r"--draft-kwargs \"{'model': 'x'}\" is no JSON object\. Write it as"),
+        ("[1]", r"--draft-kwargs '\[1\]' is no JSON object"),
+        ('{"api_key": "s3cret"}', r"--draft-kwargs holds a secret, .*VLLM_API_KEY"),
+        ('{"headers": {"x": "s3cret"}}', "holds a secret"),
+        ('{"token": "s3cret"}', "HF_TOKEN"),
+    ],
+)
+def test_options_that_are_none_or_that_others_could_read(text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as raised:
+        ModelChoice("a/b", "a/b", "a/b", draft_kwargs=text)
+    assert "s3cret" not in str(raised.value)
+
+
 @pytest.mark.parametrize(
     ("draft", "given", "seen"),
     [

@@ -32,7 +32,7 @@ def options(*arguments: str) -> dict[str, str]:
         ("cannot read draft='org/d': gone", "cannot read --draft 'org/d': gone"),
         ("use one of 'step', or a callable reward -> probability; or none", "use one of 'step'; or none"),
         # What is no option of this command, or no parameter, stays.
-        ("max_batch_size=3, its rsd_prm and draft_kwargs", "max_batch_size=3, its rsd_prm and draft_kwargs"),
+        ("max_batch_size=3, its rsd_prm and compile", "max_batch_size=3, its rsd_prm and compile"),
         (
             "the draft's dtype, 'prm_format', tokenizer.seed=1",
             "the draft's dtype, 'prm_format', tokenizer.seed=1",

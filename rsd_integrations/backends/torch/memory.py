@@ -53,6 +53,9 @@ def trio_memory(
     dtype: Any = "auto",
     max_length: int = 4096,
     prm_format: Any = "auto",
+    draft_kwargs: Mapping[str, Any] | None = None,
+    target_kwargs: Mapping[str, Any] | None = None,
+    prm_kwargs: Mapping[str, Any] | None = None,
 ) -> list[ModelMemory]:
     """Of three models, named as for ``RSDPipeline.from_pretrained``. What that would refuse is refused.
 
@@ -62,6 +65,9 @@ def trio_memory(
         dtype: for all; "auto" takes the checkpoints'.
         max_length: most tokens of prompt and answer.
         prm_format: how the PRM reads steps.
+        draft_kwargs: options of this model alone.
+        target_kwargs: likewise.
+        prm_kwargs: likewise.
 
     Raises:
         ConfigError: the device, the dtype or the PRM format is not known here.
@@ -69,7 +75,8 @@ def trio_memory(
     """
     device = str(device or default_device())
     check_placement(device, dtype, "")
-    sources = {role: Source.of(role, model, {}) for role, model in models.items()}
+    options = {"draft": draft_kwargs, "target": target_kwargs, "prm": prm_kwargs}
+    sources = {role: Source.of(role, model, options[role]) for role, model in models.items()}
     for source in sources.values():
         check_architecture(source)
         check_weights(source)

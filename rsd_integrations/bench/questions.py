@@ -1,0 +1,149 @@
+"""Questions with known answers, from a file."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rsd_integrations.bench.matching import Match
+from rsd_integrations.errors import ConfigError
+from rsd_integrations.types import GivenPrompt
+
+__all__ = ["Question", "drawn", "read_questions"]
+
+_QUESTION = ("question", "problem", "prompt", "input", "query")
+_ANSWER = ("answer", "expected", "final_answer", "target", "output", "solution")
+_KINDS = "Give a file of questions and answers: .jsonl, .json, .csv or .tsv."
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question with its known answer (a ``sweep.Task``).
+
+    Args:
+        prompt: what is asked.
+        known: the right answer.
+        match: whether a text is right, given that.
+        length: the class that it is counted in, if any.
+    """
+
+    prompt: GivenPrompt
+    known: str
+    match: Match
+    length: int | None = None
+
+    def right(self, text: str) -> bool:
+        """Whether a text is right."""
+        return self.match(text, self.known)
+
+
+def read_questions(
+    path: Path, *, question: str | None = None, answer: str | None = None
+) -> list[tuple[str, str]]:
+    """(question, known answer) of each line or entry.
+
+    Args:
+        path: JSON lines (.jsonl), a JSON list (.json), or a table with a head (.csv, .tsv), in UTF-8.
+        question: the field's name; None: the first of the usual ones (question, problem, ...).
+        answer: likewise (answer, expected, ...).
+
+    Raises:
+        ConfigError: the file cannot be read, or an entry has no such fields.
+    """
+    entries = list(_entries(path))
+    if not entries:
+        raise ConfigError(f"{str(path)!r} has no questions.", hint="Give one entry a question.")
+    return [
+        (_field(entry, question, _QUESTION, "question"), _field(entry, answer, _ANSWER, "answer"))
+        for entry in entries
+    ]
+
+
+def drawn(questions: Sequence[tuple[str, str]], count: int | None, seed: int) -> list[tuple[str, str]]:
+    """So many of them by chance, in the file's order; all for None.
+
+    Raises:
+        ConfigError: there are fewer.
+    """
+    if count is None or count == len(questions):
+        return list(questions)
+    if count > len(questions):
+        raise ConfigError(
+            f"{count} problems were asked for, and there are {len(questions)}.", hint="Ask for fewer."
+        )
+    chosen = sorted(random.Random(seed).sample(range(len(questions)), count))
+    return [questions[index] for index in chosen]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A line of a file or an entry of a list, and how its place is called."""
+
+    where: str
+    fields: Mapping[str, Any]
+
+
+def _entries(path: Path) -> Iterator[_Entry]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"it is not UTF-8 ({error.reason})"
+        raise ConfigError(f"{str(path)!r} cannot be read: {reason}.", hint=_KINDS) from error
+    kind = path.suffix.lower()
+    if kind in (".csv", ".tsv"):
+        rows = csv.DictReader(text.splitlines(keepends=True), delimiter="," if kind == ".csv" else "\t")
+        yield from (_Entry(f"line {rows.line_num} of {str(path)!r}", row) for row in rows)
+    elif kind == ".json":
+        entries = _json(f"{str(path)!r}", text)
+        if not isinstance(entries, list):
+            raise ConfigError(f"{str(path)!r} holds no list.", hint="Give a JSON list of objects.")
+        for number, entry in enumerate(entries, 1):
+            yield _object(f"entry {number} of {str(path)!r}", entry)
+    elif kind in (".jsonl", ".ndjson"):
+        for number, line in enumerate(text.split("\n"), 1):
+            if line.strip():
+                where = f"line {number} of {str(path)!r}"
+                yield _object(where, _json(where, line))
+    else:
+        raise ConfigError(f"{str(path)!r} is of no kind that is known.", hint=_KINDS)
+
+
+def _json(where: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{where} is no JSON: {error}.", hint="Mend it.") from error
+
+
+def _object(where: str, entry: Any) -> _Entry:
+    if not isinstance(entry, dict):
+        raise ConfigError(
+            f"{where} is no object: {entry!r:.80}.",
+            hint='Give objects, such as {"question": "...", "answer": "..."}.',
+        )
+    return _Entry(where, entry)
+
+
+def _field(entry: _Entry, name: str | None, usual: Sequence[str], what: str) -> str:
+    """A field's text.
+
+    Raises:
+        ConfigError: it is missing, empty, or neither text nor number.
+    """
+    fields = entry.fields
+    small = {str(field).lower(): field for field in fields}
+    found = name if name is not None else next((small[one] for one in usual if one in small), None)
+    value = None if found is None else fields.get(found)
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
+        none = found is None or found not in fields
+        said = f"no {what if name is None else repr(name)}" if none else f"{found!r}: {value!r:.60} as {what}"
+        raise ConfigError(
+            f"{entry.where} has {said}; its fields are {', '.join(map(repr, fields))}.",
+            hint=f"Name the field with {what}_field=.",
+        )
+    return str(value)

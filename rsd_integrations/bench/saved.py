@@ -1,0 +1,84 @@
+"""Answers on disk, each as soon as it is there, so that hours of work survive an interruption."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from rsd_integrations.errors import ConfigError
+from rsd_integrations.types import Generation
+
+__all__ = ["SavedAnswers"]
+
+
+class SavedAnswers:
+    """A file of JSON lines: the settings that the answers depend on, then an answer a line.
+
+    A file of the same settings goes on: its answers are not made again.
+
+    Args:
+        path: of the file; made if it is not there.
+        settings: equal settings, equal answers.
+
+    Raises:
+        ConfigError: it holds answers of other settings, or is no such file.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, object]) -> None:
+        self._path = path
+        self._answers: dict[str, dict[int, Generation]] = {}
+        head = json.dumps({"settings": settings}, sort_keys=True)
+        whole = 0
+        if path.exists():
+            whole = self._read(head)
+        self._file = path.open("r+" if path.exists() else "w", encoding="utf-8", newline="\n")
+        self._file.truncate(whole)  # The last line may have been cut off.
+        self._file.seek(whole)
+        if not whole:
+            self._write(head)
+
+    def _read(self, head: str) -> int:
+        """Take what is there; bytes of the lines that are whole."""
+        data = self._path.read_bytes()
+        lines = data[: data.rfind(b"\n") + 1].splitlines(keepends=True)
+        if not lines:
+            return 0
+        if lines[0].decode(errors="replace").rstrip("\n") != head:
+            raise ConfigError(
+                f"{str(self._path)!r} holds answers of other models, questions or settings.",
+                hint="Name another folder, or remove the file.",
+            )
+        for number, line in enumerate(lines[1:], 2):
+            try:
+                one = json.loads(line)
+                made = Generation.model_validate(one["generation"])
+                self._answers.setdefault(str(one["run"]), {})[int(one["problem"])] = made
+            except (ValueError, KeyError, TypeError) as error:
+                raise ConfigError(
+                    f"line {number} of {str(self._path)!r} is no answer: {str(error).splitlines()[0]}.",
+                    hint="Remove the line, or the file.",
+                ) from error
+        return sum(map(len, lines))
+
+    @property
+    def count(self) -> int:
+        """Answers that are there."""
+        return sum(map(len, self._answers.values()))
+
+    def of(self, run: str) -> Mapping[int, Generation]:
+        """Those of a run, by the problem's place."""
+        return self._answers.get(run, {})
+
+    def add(self, run: str, index: int, generation: Generation) -> None:
+        """Keep one more, now."""
+        made = {"run": run, "problem": index, "generation": generation.model_dump(mode="json")}
+        self._write(json.dumps(made))
+
+    def _write(self, line: str) -> None:
+        self._file.write(line + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()

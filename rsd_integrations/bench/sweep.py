@@ -1,0 +1,201 @@
+"""All questions answered by draft alone, target alone, and RSD at each threshold of a sweep."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Literal, Protocol
+
+from rsd_integrations.bench.results import LengthClass, Point
+from rsd_integrations.bench.runner import run_all
+from rsd_integrations.bench.stats import paired_difference, wilson
+from rsd_integrations.config import RSDConfig
+from rsd_integrations.pipeline import RSDPipeline
+from rsd_integrations.types import FLOPs, Generation, GivenPrompt
+
+__all__ = ["TARGET_ONLY", "Answers", "Sweep", "Task", "Watch", "sweep"]
+
+TARGET_ONLY = 1.1
+"""Any threshold above 1."""
+
+Kind = Literal["draft", "rsd", "target"]
+
+
+class Task(Protocol):
+    """A question, and how a right answer to it is known."""
+
+    @property
+    def prompt(self) -> GivenPrompt:
+        """What is asked."""
+        ...
+
+    @property
+    def length(self) -> int | None:
+        """The class of lengths that it is counted in, where there are such."""
+        ...
+
+    def right(self, text: str) -> bool:
+        """Whether an answer's text is right."""
+        ...
+
+
+class Answers(Protocol):
+    """Where answers are kept as they come, so that a run that was interrupted can go on."""
+
+    def of(self, run: str) -> Mapping[int, Generation]:
+        """Those of a run that are there, by the question's place."""
+        ...
+
+    def add(self, run: str, index: int, generation: Generation) -> None:
+        """One more."""
+        ...
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who is told how far it is.
+
+    ``on_run``: the name of each run before it starts, and how many answers it still takes.
+    """
+
+    on_run: Callable[[str, int], None] = lambda name, count: None
+    on_done: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The points from draft only to target only, and what the PRM says of the draft's own answers.
+
+    ``scored``: these, with a reward for each step; ``scored_right``: whether they are right.
+    """
+
+    points: tuple[Point, ...]
+    scored: list[Generation]
+    scored_right: list[bool]
+
+
+def sweep(
+    pipe: RSDPipeline,
+    tasks: Sequence[Task],
+    thresholds: Sequence[float],
+    config: RSDConfig,
+    *,
+    watch: Watch | None = None,
+    answers: Answers | None = None,
+) -> Sweep:
+    """Answer all questions each way. The pipeline's recommended threshold is measured, listed or not.
+
+    Args:
+        pipe: the models.
+        tasks: what to answer.
+        thresholds: the sweep.
+        config: how to decode, but for the threshold.
+        watch: told how far it is.
+        answers: where they are kept; those that are there are not made again.
+    """
+    runner = _Runner(pipe, tasks, config, watch or Watch(), answers)
+    target = runner.run("target", TARGET_ONLY)
+    draft = runner.run("draft", 0.0)
+    recommended = pipe.recommended_threshold
+    middle = [runner.run("rsd", threshold) for threshold in sorted({*thresholds, recommended})]
+    points = [
+        _point(run, tasks, target, recommended=run.threshold == recommended)
+        for run in (draft, *middle, target)
+    ]
+    scored = runner.scored_drafts()
+    return Sweep(tuple(points), scored, runner.rights(scored))
+
+
+@dataclass(frozen=True)
+class _Run:
+    """All questions answered one way. ``seconds``: None where some were answered before."""
+
+    kind: Kind
+    threshold: float
+    generations: list[Generation]
+    rights: list[bool]
+    seconds: float | None
+
+    @property
+    def flops(self) -> FLOPs:
+        return sum((generation.usage.flops for generation in self.generations), FLOPs())
+
+
+class _Runner:
+    """Runs all questions with one setting after another and says so."""
+
+    def __init__(
+        self,
+        pipe: RSDPipeline,
+        tasks: Sequence[Task],
+        config: RSDConfig,
+        watch: Watch,
+        answers: Answers | None,
+    ) -> None:
+        self._pipe, self._tasks, self._config = pipe, tasks, config
+        self._watch, self._answers = watch, answers
+
+    def run(self, kind: Kind, threshold: float) -> _Run:
+        name = f"threshold {threshold:g}" if kind == "rsd" else f"{kind} only"
+        generations, seconds = self._run(name, self._config.override(threshold=threshold))
+        return _Run(kind, threshold, generations, self.rights(generations), seconds)
+
+    def rights(self, generations: Sequence[Generation]) -> list[bool]:
+        """Whether each is right."""
+        return [task.right(one.text) for task, one in zip(self._tasks, generations, strict=True)]
+
+    def scored_drafts(self) -> list[Generation]:
+        """The draft's own answers with a reward for each step: chance 1 keeps every one."""
+        config = self._config.override(weighting="constant", acceptance_rate=1.0)
+        return self._run("rewards of the draft's steps", config)[0]
+
+    def _run(self, name: str, config: RSDConfig) -> tuple[list[Generation], float | None]:
+        made = dict(self._answers.of(name)) if self._answers else {}
+        left = [index for index in range(len(self._tasks)) if index not in made]
+        self._watch.on_run(name, len(left))
+
+        def done(place: int, generation: Generation) -> None:
+            made[left[place]] = generation
+            if self._answers:
+                self._answers.add(name, left[place], generation)
+            self._watch.on_done()
+
+        start, whole = time.perf_counter(), not made
+        run_all(self._pipe, [self._tasks[index].prompt for index in left], config, done)
+        seconds = time.perf_counter() - start if whole else None
+        return [made[index] for index in range(len(self._tasks))], seconds
+
+
+def _point(run: _Run, tasks: Sequence[Task], target: _Run, *, recommended: bool) -> Point:
+    generations, rights = run.generations, run.rights
+    steps = [step for generation in generations for step in generation.steps]
+    drafted = [step for step in steps if step.accepted or step.rejected_text is not None]
+    return Point(
+        kind=run.kind,
+        threshold=run.threshold,
+        recommended=recommended and run.kind == "rsd",
+        accuracy=wilson(sum(rights), len(rights)),
+        by_length=_by_length(tasks, rights),
+        against_target=paired_difference(rights, target.rights),
+        acceptance_rate=sum(step.accepted for step in drafted) / len(drafted) if drafted else None,
+        rewritten=sum(step.rejected_text is not None for step in steps) / max(1, len(steps)),
+        target_idle=fmean(not generation.usage.target.generated for generation in generations),
+        flops=run.flops,
+        flops_share=run.flops.share_of(target.flops) or FLOPs(),
+        mean_tokens=fmean(generation.usage.completion_tokens for generation in generations),
+        unfinished=sum(generation.finish_reason != "stop" for generation in generations),
+        seconds=run.seconds,
+    )
+
+
+def _by_length(tasks: Sequence[Task], rights: Sequence[bool]) -> tuple[LengthClass, ...]:
+    classes: dict[int, list[bool]] = {}
+    for task, right in zip(tasks, rights, strict=True):
+        if task.length is not None:
+            classes.setdefault(task.length, []).append(right)
+    return tuple(
+        LengthClass(events=length, problems=len(some), accuracy=wilson(sum(some), len(some)))
+        for length, some in sorted(classes.items())
+    )

@@ -1,0 +1,165 @@
+"""Which threshold suits these models on these questions: a sweep, and what follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rsd_integrations.bench.results import Interval, Point
+from rsd_integrations.bench.runner import run_all
+from rsd_integrations.bench.stats import bootstrap_auc
+from rsd_integrations.bench.sweep import Answers, Sweep, Task, Watch, sweep
+from rsd_integrations.config import RSDConfig
+from rsd_integrations.errors import PromptLengthError
+from rsd_integrations.pipeline import RSDPipeline
+from rsd_integrations.prompts import check_prompt
+from rsd_integrations.report.words import many
+
+__all__ = ["Tuning", "advice", "cheapest", "tune"]
+
+_WARM_UP = 64
+"""Tokens of each answer that is written before times are taken."""
+
+_EPSILON = 1e-9
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What was measured. Fields as of ``TuneReport``."""
+
+    within: float
+    points: tuple[Point, ...]
+    auc: Interval | None
+    drafts: int
+    drafts_wrong: int
+
+
+def tune(
+    pipe: RSDPipeline,
+    tasks: Sequence[Task],
+    thresholds: Sequence[float],
+    config: RSDConfig,
+    *,
+    within: float = 0.01,
+    watch: Watch | None = None,
+    answers: Answers | None = None,
+) -> Tuning:
+    """Answer all questions by draft, target and RSD at each threshold; find the cheapest that is good enough.
+
+    Args:
+        pipe: the models.
+        tasks: the questions.
+        thresholds: the sweep; the pipeline's recommended one is measured, too.
+        config: how to decode, but for the threshold and the weighting. Its seed draws the bootstrap, too.
+        within: accuracy that may be lost to the target, as a share of the questions.
+        watch: told how far it is.
+        answers: where answers are kept; those that are there are not made again.
+
+    Raises:
+        PromptLengthError: a question does not fit, told before any is answered.
+    """
+    _check_lengths(pipe, tasks, config)
+    _warm_up(pipe, tasks, config)
+    swept = sweep(pipe, tasks, thresholds, config, watch=watch, answers=answers)
+    best = cheapest(swept.points, within)
+    points = tuple(point.model_copy(update={"recommended": point is best}) for point in swept.points)
+    lowest = _lowest_rewards(swept)
+    return Tuning(
+        within,
+        points,
+        bootstrap_auc([[one] for one in lowest], seed=config.seed or 0),
+        len(lowest),
+        sum(not right for _, right in lowest),
+    )
+
+
+def cheapest(points: Sequence[Point], within: float) -> Point | None:
+    """RSD's cheapest point (total FLOPs) that loses no more than this to the target, if there is one."""
+    enough = [
+        point for point in points if point.kind == "rsd" and point.against_target.value >= -within - _EPSILON
+    ]
+    return min(enough, key=lambda point: (point.flops.total, point.threshold), default=None)
+
+
+def advice(points: Sequence[Point], within: float, questions: int) -> list[str]:
+    """What to do, in sentences.
+
+    Args:
+        points: from draft only to target only.
+        within: accuracy that may be lost to the target.
+        questions: how many were answered.
+    """
+    draft, target = points[0], points[-1]
+    best = next((point for point in points if point.recommended), None)
+    allowed = f"{100 * within:g} point{'' if within == 0.01 else 's'}"
+    if best is None:
+        closest = max((one for one in points if one.kind == "rsd"), key=lambda one: one.accuracy.value)
+        return [
+            f"No threshold is within {allowed} of the target. The closest is {closest.threshold:g}: "
+            f"{_against(closest)}. Raise the thresholds, or take another PRM or draft."
+        ]
+    lines = [
+        f"Threshold {best.threshold:g} is the cheapest within {allowed} of the target: {_against(best)}, for "
+        f"{_cost(best, target)}."
+    ]
+    if best.flops_share.total >= 1:
+        lines.append("It costs more than the target alone: RSD does not pay here.")
+    if draft.against_target.value >= -within - _EPSILON:
+        lines.append(
+            f"So is the draft alone, for {_cost(draft, target)}: these questions do not need the target."
+        )
+    spread = (best.against_target.high - best.against_target.low) / 2
+    if spread > within:
+        lines.append(
+            f"With {many(questions, 'question')} this difference is uncertain by {100 * spread:.1f} points: "
+            "measure on more before you rely on it."
+        )
+    return lines
+
+
+def _against(point: Point) -> str:
+    lost = point.against_target
+    return (
+        f"{100 * point.accuracy.value:.1f} %, {100 * lost.value:+.1f} [{100 * lost.low:+.1f}, "
+        f"{100 * lost.high:+.1f}] points against the target"
+    )
+
+
+def _cost(point: Point, target: Point) -> str:
+    cost = f"{point.flops_share.total:.2f} of its FLOPs"
+    if point.seconds is None or not target.seconds:
+        return cost
+    return f"{cost} and {point.seconds / target.seconds:.2f} of its time"
+
+
+def _check_lengths(pipe: RSDPipeline, tasks: Sequence[Task], config: RSDConfig) -> None:
+    """Find a question that does not fit before hours went into the others."""
+    backend = pipe.backend
+    for number, task in enumerate(tasks, 1):
+        prompt = check_prompt(task.prompt)
+        for model in (backend.draft, backend.target):
+            needed = model.count(prompt) + (config.max_tokens or 1)
+            if needed > model.info.window:
+                raise PromptLengthError(
+                    f"question {number} ({str(task.prompt)!r:.80}) takes {needed} tokens with its answer, "
+                    f"and {model.info.name!r} has a window of {model.info.window}.",
+                    hint="Lower max_tokens, or leave it out.",
+                )
+
+
+def _warm_up(pipe: RSDPipeline, tasks: Sequence[Task], config: RSDConfig) -> None:
+    """What is made at first use (graphs, traces, connections) is no part of any run's time."""
+    short = config.override(
+        weighting="constant", acceptance_rate=0.5, max_tokens=min(_WARM_UP, config.max_tokens or _WARM_UP)
+    )
+    run_all(pipe, [task.prompt for task in tasks[:16]], short)
+
+
+def _lowest_rewards(swept: Sweep) -> list[tuple[float, bool]]:
+    """Of each of the draft's answers that has rewards, and whether it is right."""
+    found = []
+    for generation, right in zip(swept.scored, swept.scored_right, strict=True):
+        rewards = [step.reward for step in generation.steps if step.reward is not None]
+        if rewards:
+            found.append((min(rewards), right))
+    return found

@@ -1,0 +1,51 @@
+"""Options that say which models a command runs, the same in all commands."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+__all__ = [
+    "PRM",
+    "Device",
+    "Draft",
+    "DraftKwargs",
+    "Dtype",
+    "PRMFormat",
+    "PRMKwargs",
+    "Target",
+    "TargetKwargs",
+]
+
+_MODELS = "Models (all three, or none for the pocket trio)"
+
+
+Draft = Annotated[
+    str | None,
+    typer.Option(
+        help="Folder, hub id, or URL of a vLLM server (of replicas, with commas).", rich_help_panel=_MODELS
+    ),
+]
+Target = Annotated[str | None, typer.Option(help="Likewise.", rich_help_panel=_MODELS)]
+PRM = Annotated[str | None, typer.Option(help="Likewise.", rich_help_panel=_MODELS)]
+PRMFormat = Annotated[
+    str | None, typer.Option(help="How the PRM reads steps; found out if not given.", rich_help_panel=_MODELS)
+]
+Device = Annotated[
+    str | None,
+    typer.Option(help="cpu, cuda, cuda:1, ...; a GPU if there is one.", rich_help_panel=_MODELS),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help="float32, bfloat16, ...; the checkpoints' if not given.", rich_help_panel=_MODELS),
+]
+DraftKwargs = Annotated[
+    str | None,
+    typer.Option(
+        help='Options of this model alone, as JSON: \'{"model": "served-name", "source": "hub/id"}\'.',
+        rich_help_panel=_MODELS,
+    ),
+]
+TargetKwargs = Annotated[str | None, typer.Option(help="Likewise.", rich_help_panel=_MODELS)]
+PRMKwargs = Annotated[str | None, typer.Option(help="Likewise.", rich_help_panel=_MODELS)]

@@ -1,0 +1,231 @@
+"""``rsd tune``: which threshold for these models, on these questions?"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from contextlib import ExitStack
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from rsd_integrations.cli.models import ModelChoice, State
+from rsd_integrations.cli.options import (
+    PRM,
+    Device,
+    Draft,
+    DraftKwargs,
+    Dtype,
+    PRMFormat,
+    PRMKwargs,
+    Target,
+    TargetKwargs,
+)
+from rsd_integrations.cli.progress import watching
+from rsd_integrations.cli.saving import check_out, conclude
+from rsd_integrations.cli.sweeping import read_sweep
+from rsd_integrations.config import RSDConfig
+
+if TYPE_CHECKING:
+    from rsd_integrations.bench.questions import Question
+    from rsd_integrations.bench.results import TuneReport
+    from rsd_integrations.bench.tune import Tuning
+    from rsd_integrations.pipeline import RSDPipeline
+
+__all__ = ["tune"]
+
+_QUESTIONS = "Questions"
+_DECODING = "Decoding"
+_ANSWERS = "tune-answers.jsonl"
+_Settings = dict[str, bool | int | float | str]
+
+
+def tune(
+    ctx: typer.Context,
+    questions: Annotated[
+        Path, typer.Argument(help="Questions with known answers: .jsonl, .json, .csv or .tsv.")
+    ],
+    *,
+    draft: Draft = None,
+    target: Target = None,
+    prm: PRM = None,
+    prm_format: PRMFormat = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    draft_kwargs: DraftKwargs = None,
+    target_kwargs: TargetKwargs = None,
+    prm_kwargs: PRMKwargs = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Most problems at work at once.")] = 16,
+    problems: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Take so many of them by chance; all if not given.", rich_help_panel=_QUESTIONS
+        ),
+    ] = None,
+    question_field: Annotated[
+        str | None,
+        typer.Option(
+            help="Field of the question; question, problem, ... if not given.", rich_help_panel=_QUESTIONS
+        ),
+    ] = None,
+    answer_field: Annotated[
+        str | None,
+        typer.Option(help="Field of the known answer; answer, ... if not given.", rich_help_panel=_QUESTIONS),
+    ] = None,
+    match: Annotated[
+        str,
+        typer.Option(
+            help="When an answer is right: number, math (formulas, by math-verify), text, auto (what suits "
+            "the known answers), or module:function, called with its text and the known one.",
+            rich_help_panel=_QUESTIONS,
+        ),
+    ] = "auto",
+    system: Annotated[
+        str | None,
+        typer.Option(help="System message, such as how to write the answer.", rich_help_panel=_QUESTIONS),
+    ] = None,
+    thresholds: Annotated[
+        str,
+        typer.Option(
+            help="The sweep; draft only, target only and the recommended one come on top.",
+            rich_help_panel=_DECODING,
+        ),
+    ] = "0.3,0.5,0.7,0.8,0.9,0.95",
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="Most tokens of an answer.", rich_help_panel=_DECODING)
+    ] = 2048,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, help="0 is greedy.", rich_help_panel=_DECODING)
+    ] = 0.0,
+    seed: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Of choosing problems, sampling and the bootstrap.", rich_help_panel=_DECODING
+        ),
+    ] = 0,
+    within: Annotated[
+        float, typer.Option(min=0.0, max=100.0, help="Points of accuracy that may be lost to the target.")
+    ] = 1.0,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for JSON, plot, and every answer as it comes: run again, it goes on from these."
+        ),
+    ] = None,
+) -> None:
+    """Find the threshold for your models on your questions: accuracy, FLOPs and time over a sweep."""
+    state: State = ctx.obj
+    sweep = read_sweep(thresholds)
+    config = RSDConfig(max_tokens=max_tokens, temperature=temperature, seed=seed)
+    choice = ModelChoice(
+        draft,
+        target,
+        prm,
+        prm_format,
+        device,
+        dtype,
+        max_batch_size=batch_size,
+        draft_kwargs=draft_kwargs,
+        target_kwargs=target_kwargs,
+        prm_kwargs=prm_kwargs,
+    )
+    asked, name = _questions(
+        questions, problems, seed, fields=(question_field, answer_field), match=match, system=system
+    )
+    check_out(out)
+    settings: _Settings = {
+        "questions_from": str(questions),
+        "questions_sha256": hashlib.sha256(questions.read_bytes()).hexdigest(),
+        "problems": len(asked),
+        "question_field": question_field or "",
+        "answer_field": answer_field or "",
+        "system": system or "",
+        "seed": seed,
+        "temperature": temperature,
+        "max_tokens": max_tokens,
+    }
+    from rsd_integrations.bench.figure import draw_tuning
+    from rsd_integrations.bench.table import print_tuning
+    from rsd_integrations.bench.tune import tune as tuned
+
+    run = partial(tuned, tasks=asked, thresholds=sweep, config=config, within=within / 100)
+    report = _measured(state, choice, run, settings, out=out)
+    more = {"match": name, "batch_size": batch_size, "thresholds": thresholds}
+    report = report.model_copy(update={"settings": {**report.settings, **more}})
+    console = Console(highlight=False)
+    print_tuning(report, console)
+    conclude(report, console, out=out, name="tune", draw=draw_tuning, check=False)
+
+
+def _questions(
+    path: Path,
+    count: int | None,
+    seed: int,
+    *,
+    fields: tuple[str | None, str | None],
+    match: str,
+    system: str | None,
+) -> tuple[list[Question], str]:
+    """The questions, and the name of what tells right answers."""
+    from rsd_integrations.bench.matching import matcher
+    from rsd_integrations.bench.questions import Question, drawn, read_questions
+
+    chosen = drawn(read_questions(path, question=fields[0], answer=fields[1]), count, seed)
+    name, right = matcher(match, [known for _, known in chosen])
+
+    def prompt(text: str) -> Any:
+        if system is None:
+            return text
+        return [{"role": "system", "content": system}, {"role": "user", "content": text}]
+
+    return [Question(prompt(text), known, right) for text, known in chosen], name
+
+
+def _measured(
+    state: State, choice: ModelChoice, run: Callable[..., Tuning], settings: _Settings, *, out: Path | None
+) -> TuneReport:
+    """What comes of a run over the chosen models.
+
+    Args:
+        run: takes the pipeline, who watches, and where answers are kept.
+        settings: that answers depend on, besides the models.
+        out: folder for the answers.
+    """
+    from rsd_integrations.bench.environment import hardware, versions
+    from rsd_integrations.bench.results import TuneReport
+    from rsd_integrations.bench.saved import SavedAnswers
+
+    with Console(stderr=True).status("loading the models"):
+        pipe = state.open_pipeline(choice)
+    with pipe, ExitStack() as stack:
+        models = _models(pipe)
+        answers = None
+        if out is not None:
+            of_models = {"dtype": choice.dtype, "prm_format": choice.prm_format, **choice.kwargs}
+            answers = SavedAnswers(out / _ANSWERS, {**settings, **models, **of_models})
+            stack.callback(answers.close)
+            if answers.count:
+                Console(stderr=True).print(f"going on from {answers.count} answers in {out}", highlight=False)
+        found = run(pipe, watch=stack.enter_context(watching()), answers=answers)
+        return TuneReport(
+            command=state.command_line,
+            date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            versions=versions(),
+            hardware=hardware(),
+            settings=settings,
+            models=models,
+            **vars(found),
+        )
+
+
+def _models(pipe: RSDPipeline) -> dict[Any, str]:
+    backend = pipe.backend
+    return {
+        "draft": backend.draft.info.name,
+        "target": backend.target.info.name,
+        "prm": backend.prm.info.name,
+    }

@@ -1,0 +1,79 @@
+"""Questions and known answers from files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rsd_integrations.bench.questions import drawn, read_questions
+from rsd_integrations.errors import ConfigError
+
+TWO = [("What is 1 + 1?", "2"), ("Ä, or:\nB?", "B")]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (
+            "a.jsonl",
+            '{"question": "What is 1 + 1?", "answer": 2}\n\n{"answer": "B", "question": "Ä, or:\\nB?"}\n',
+        ),
+        ("a.json", '[{"Problem": "What is 1 + 1?", "Answer": 2}, {"Problem": "Ä, or:\\nB?", "Answer": "B"}]'),
+        ("a.csv", '\ufeffid,prompt,expected\n1,What is 1 + 1?,2\n2,"Ä, or:\nB?",B\n'),
+        ("a.TSV", 'problem\tsolution\tanswer\nWhat is 1 + 1?\t.\t2\n"Ä, or:\nB?"\t.\tB\n'),
+    ],
+)
+def test_kinds_of_files(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    assert read_questions(tmp_path / name) == TWO
+
+
+def test_fields_by_their_names(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"question": "no", "q": "yes", "answer": "no", "gold": 1.5}')
+    assert read_questions(file, question="q", answer="gold") == [("yes", "1.5")]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("a.jsonl", '{"question": "x", "answer": "y"}\n{"question"', r"line 2 of .*a\.jsonl' is no JSON"),
+        ("a.jsonl", '["x", "y"]', r"line 1 of .* is no object: \['x', 'y'\]"),
+        (
+            "a.jsonl",
+            '{"question": "x", "gold": "y"}',
+            r"line 1 .* has no answer; its fields are 'question', 'gold'",
+        ),
+        ("a.jsonl", '{"question": "x", "answer": null}', r"has 'answer': None as answer"),
+        ("a.jsonl", '{"question": " ", "answer": "y"}', r"has 'question': ' ' as question"),
+        ("a.jsonl", '{"question": "x", "answer": true}', r"has 'answer': True as answer"),
+        ("a.jsonl", "\n", "has no questions"),
+        ("a.json", '{"question": "x"}', "holds no list"),
+        ("a.json", "[", "a.json' is no JSON"),
+        ("a.csv", "question,answer\nx\n", r"line 2 .* has 'answer': None as answer"),
+        ("a.parquet", "PAR1", "is of no kind that is known. Give a file .*jsonl"),
+    ],
+)
+def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, text: str, said: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        read_questions(tmp_path / name)
+
+
+def test_files_that_are_not_there_or_no_text(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+        read_questions(tmp_path / "none.jsonl")
+    (tmp_path / "a.jsonl").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="it is not UTF-8"):
+        read_questions(tmp_path / "a.jsonl")
+
+
+def test_a_draw_keeps_the_order_and_is_repeated_by_its_seed() -> None:
+    many = [(str(number), "") for number in range(100)]
+    some = drawn(many, 10, 3)
+    assert len(set(some)) == 10
+    assert some == sorted(some, key=lambda one: int(one[0])) == drawn(many, 10, 3) != drawn(many, 10, 4)
+    assert drawn(many, None, 3) == drawn(many, 100, 3) == many
+    with pytest.raises(ConfigError, match="101 problems were asked for, and there are 100"):
+        drawn(many, 101, 3)

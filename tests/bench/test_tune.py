@@ -1,0 +1,293 @@
+"""``rsd tune``: a sweep on questions of one's own, with scripted models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rsd_integrations.bench.matching import matcher
+from rsd_integrations.bench.questions import Question
+from rsd_integrations.bench.results import AccuracyReport, Point, TuneReport
+from rsd_integrations.bench.saved import SavedAnswers
+from rsd_integrations.bench.stats import paired_difference, wilson
+from rsd_integrations.bench.sweep import Watch
+from rsd_integrations.bench.tune import advice, cheapest, tune
+from rsd_integrations.cli import main
+from rsd_integrations.cli.models import ModelChoice
+from rsd_integrations.config import RSDConfig
+from rsd_integrations.errors import ConfigError, PromptLengthError
+from rsd_integrations.pipeline import RSDPipeline
+from rsd_integrations.pocket.task import Problem, held_out
+from rsd_integrations.testing import scripted_pipeline
+from rsd_integrations.types import FLOPs, Generation
+from tests.bench.scripts import trio
+
+PROBLEMS = held_out(30)
+WRONG = range(0, 30, 3)
+BLIND = (0, 3)
+CONFIG = RSDConfig(max_tokens=2048, seed=0)
+
+
+def questions(problems: Sequence[Problem] = PROBLEMS) -> list[Question]:
+    name, match = matcher("auto", [str(problem.answer) for problem in problems])
+    assert name == "number"
+    return [Question(problem.question, str(problem.answer), match) for problem in problems]
+
+
+def write(path: Path, problems: Sequence[Problem] = PROBLEMS) -> str:
+    lines = [json.dumps({"question": one.question, "answer": one.answer}) for one in problems]
+    path.write_text("\n".join(lines))
+    return str(path)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    return write(tmp_path / "questions.jsonl")
+
+
+def run(*arguments: str, **script: Any) -> tuple[int, list[ModelChoice]]:
+    choices: list[ModelChoice] = []
+
+    def opener(choice: ModelChoice) -> object:
+        choices.append(choice)
+        return trio(PROBLEMS, **{"wrong": WRONG, "blind": BLIND, **script})
+
+    return main(["tune", *arguments], open_pipeline=opener), choices  # type: ignore[arg-type]
+
+
+def test_points_prm_and_recommendation() -> None:
+    with trio(PROBLEMS, WRONG, blind=BLIND) as pipe:
+        found = tune(pipe, questions(), [0.5, 0.95], CONFIG)
+        lenient = tune(pipe, questions(), [0.5, 0.95], CONFIG, within=0.1)
+    assert [(one.kind, one.threshold) for one in found.points] == [
+        ("draft", 0.0),
+        ("rsd", 0.5),
+        ("rsd", 0.7),
+        ("rsd", 0.95),
+        ("target", 1.1),
+    ]
+    assert [round(30 * one.accuracy.value) for one in found.points] == [20, 28, 28, 30, 30]
+    assert [one.threshold for one in found.points if one.recommended] == [0.95]
+    assert [one.threshold for one in lenient.points if one.recommended] == [0.5]
+    assert all(one.seconds for one in found.points)
+    assert all(one.by_length == () for one in found.points)
+    assert (found.drafts, found.drafts_wrong) == (30, 10)
+    # 8 of 10 wrong answers hold a reward below all of the right ones', 2 tie with them.
+    assert found.auc is not None
+    assert found.auc.value == pytest.approx((8 + 2 / 2) / 10)
+
+
+def test_no_more_than_one_question_is_needed_and_all_may_be_alike() -> None:
+    with trio(PROBLEMS[:1], []) as pipe:
+        found = tune(pipe, questions(PROBLEMS[:1]), [0.5], CONFIG)
+    assert found.auc is None
+
+
+def point(kind: str, threshold: float, right: int, total: float, seconds: float | None = 1.0) -> Point:
+    """One of 100 questions, of which the target has 80."""
+    rights = [index < right for index in range(100)]
+    return Point(
+        kind=kind,  # type: ignore[arg-type]
+        threshold=threshold,
+        accuracy=wilson(right, 100),
+        by_length=(),
+        against_target=paired_difference(rights, [index < 80 for index in range(100)]),
+        acceptance_rate=None,
+        rewritten=0.0,
+        target_idle=0.0,
+        flops=FLOPs(paper=total, total=total),
+        flops_share=FLOPs(paper=total, total=total),
+        mean_tokens=1.0,
+        unfinished=0,
+        seconds=seconds,
+    )
+
+
+DRAFT, TARGET = point("draft", 0.0, 60, 0.1), point("target", 1.1, 80, 1.0, seconds=2.0)
+
+
+@pytest.mark.parametrize(
+    ("sweep", "within", "best"),
+    [
+        ([(0.5, 78, 0.3), (0.7, 79, 0.4), (0.9, 81, 0.5)], 0.01, 0.7),
+        ([(0.5, 78, 0.3), (0.7, 79, 0.4), (0.9, 81, 0.5)], 0.0, 0.9),
+        ([(0.5, 80, 0.6), (0.7, 80, 0.4)], 0.01, 0.7),  # The cost decides, whatever the threshold.
+        ([(0.5, 80, 0.4), (0.7, 80, 0.4)], 0.01, 0.5),
+        ([(0.5, 70, 0.3)], 0.01, None),
+    ],
+)
+def test_the_cheapest_that_is_good_enough(sweep: Any, within: float, best: float | None) -> None:
+    found = cheapest([DRAFT, *(point("rsd", *one) for one in sweep), TARGET], within)
+    assert (found and found.threshold) == best
+
+
+def advised(*points: Point, within: float = 0.01, count: int = 100) -> str:
+    best = cheapest(points, within)
+    marked = [one.model_copy(update={"recommended": one is best}) for one in points]
+    return "\n".join(advice(marked, within, count))
+
+
+def test_advice_says_what_to_take_and_how_sure_it_is() -> None:
+    said = advised(DRAFT, point("rsd", 0.7, 80, 0.4), TARGET)
+    assert said.startswith("Threshold 0.7 is the cheapest within 1 point of the target: 80.0 %, +0.0 [")
+    assert "for 0.40 of its FLOPs and 0.50 of its time." in said
+    worse = advised(DRAFT, point("rsd", 0.7, 78, 0.4), TARGET, within=0.02)
+    assert "within 2 points" in worse
+    assert "With 100 questions this difference is uncertain by 3.8 points" in worse
+    resumed = advised(DRAFT, point("rsd", 0.7, 80, 0.4, seconds=None), TARGET)
+    assert "for 0.40 of its FLOPs." in resumed
+
+
+def test_advice_says_where_rsd_does_not_pay() -> None:
+    assert "RSD does not pay here" in advised(DRAFT, point("rsd", 0.7, 80, 1.2), TARGET)
+    none = advised(DRAFT, point("rsd", 0.5, 70, 0.3), point("rsd", 0.7, 75, 0.4), TARGET)
+    assert none.startswith("No threshold is within 1 point of the target. The closest is 0.7: 75.0 %, -5.0 [")
+    same = advised(point("draft", 0.0, 80, 0.1, seconds=0.2), point("rsd", 0.7, 80, 0.4), TARGET)
+    assert "So is the draft alone, for 0.10 of its FLOPs and 0.10 of its time" in same
+
+
+def test_a_question_that_does_not_fit_is_told_before_any_is_answered(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def script(prompt: object, index: int, text: str) -> str | None:
+        asked.append(str(prompt))
+        return None
+
+    with scripted_pipeline(script, script, [0.5]) as pipe:
+        long = Question("x" * pipe.backend.target.info.window, "1", lambda text, known: True)
+        with pytest.raises(PromptLengthError, match=r"question 2 \('xxx.* has a window of"):
+            tune(pipe, [Question("short", "1", long.match), long], [0.5], CONFIG)
+    assert asked == []
+
+
+def test_answers_that_are_there_are_not_made_again(tmp_path: Path) -> None:
+    path, settings = tmp_path / "answers.jsonl", {"models": "m"}
+    first = SavedAnswers(path, settings)
+    with trio(PROBLEMS, WRONG, blind=BLIND) as pipe:
+        whole = tune(pipe, questions(), [0.5, 0.95], CONFIG, answers=first)
+    first.close()
+    lines = path.read_text().splitlines(keepends=True)
+    assert len(lines) == 1 + 30 * 6
+    # As if it had been killed in the middle of a line.
+    path.write_text("".join(lines[:100]) + lines[100][:40])
+    runs: list[tuple[str, int]] = []
+    again = SavedAnswers(path, settings)
+    assert again.count == 99
+    with trio(PROBLEMS, WRONG, blind=BLIND) as pipe:
+        watch = Watch(lambda name, count: runs.append((name, count)))
+        resumed = tune(pipe, questions(), [0.5, 0.95], CONFIG, watch=watch, answers=again)
+    again.close()
+    assert [count for _, count in runs] == [0, 0, 0, 21, 30, 30]
+    bare = [one.model_copy(update={"seconds": None}) for one in whole.points]
+    assert [one.model_copy(update={"seconds": None}) for one in resumed.points] == bare
+    assert [one.seconds is None for one in resumed.points] == [True, True, True, False, True]
+    assert resumed.auc == whole.auc
+    assert len(path.read_text().splitlines()) == 1 + 30 * 6
+
+
+def test_answers_of_other_settings_are_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    SavedAnswers(path, {"temperature": 0}).close()
+    before = path.read_bytes()
+    with pytest.raises(ConfigError, match="answers of other models, questions or settings"):
+        SavedAnswers(path, {"temperature": 1})
+    path.write_bytes(before + b'{"run": "x"}\n')
+    with pytest.raises(ConfigError, match=r"line 2 of .* is no answer"):
+        SavedAnswers(path, {"temperature": 0})
+    path.write_bytes(before[:10])  # Killed while it was begun.
+    SavedAnswers(path, {"temperature": 0}).close()
+    assert path.read_bytes() == before
+
+
+def test_saved_answers_come_back_whole(tmp_path: Path) -> None:
+    made = Generation(text="a\u2028b\n", finish_reason="stop", seed=3, threshold=None)
+    saved = SavedAnswers(tmp_path / "a", {})
+    saved.add("target only", 7, made)
+    saved.close()
+    again = SavedAnswers(tmp_path / "a", {})
+    again.close()
+    assert again.of("target only") == {7: made}
+
+
+def test_the_command_saves_what_repeats_it(
+    file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    options = ["--thresholds", "0.5,0.95", "--out", str(out), "--batch-size", "4", "--problems", "12"]
+    code, choices = run(file, *options)
+    assert code == 0
+    assert choices == [ModelChoice(max_batch_size=4)]
+    names = ["tune-answers.jsonl", "tune.json", "tune.png", "tune.svg"]
+    assert sorted(one.name for one in out.iterdir()) == names
+    report = TuneReport.model_validate_json((out / "tune.json").read_text())
+    assert report.settings["problems"] == 12
+    assert report.settings["match"] == "number"
+    assert report.models == {role: f"scripted-{role}" for role in ("draft", "target", "prm")}
+    assert report.within == 0.01
+    assert report.recommended is not None
+    told = capsys.readouterr().out
+    assert f"Threshold {report.recommended.threshold:g} is the cheapest within 1 point of the target" in told
+    assert "time" in told
+    # Another threshold and another match cost no answer that is there.
+    code, _ = run(file, *options[:1], "0.5,0.6,0.95", *options[2:], "--match", "text")
+    captured = capsys.readouterr()
+    assert code == 0
+    assert f"going on from {12 * 6} answers" in captured.err
+    assert "RSD 0.6" in captured.out
+    code, _ = run(file, *options, "--temperature", "0.5")
+    assert (code, "Name another folder" in capsys.readouterr().err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--thresholds", "0.5,2"], "--thresholds '0.5,2' must be numbers"),
+        (["--match", "numbers"], "unknown --match 'numbers'"),
+        (["--problems", "31"], "31 problems were asked for, and there are 30"),
+        (["--question-field", "q"], "has no 'q'; its fields are 'question', 'answer'"),
+        (["--draft", "a/b"], "--target and --prm missing"),
+        (["--draft-kwargs", "{}"], "--draft-kwargs plays no part in the pocket trio"),
+    ],
+)
+def test_what_is_wrong_is_told_before_a_model_is_loaded(
+    file: str, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, choices = run(file, *arguments)
+    assert (code, choices) == (2, [])
+    assert said in capsys.readouterr().err
+
+
+def test_a_system_message_goes_with_each_question(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def script(prompt: Any, index: int, text: str) -> str | None:
+        seen.append(prompt)
+        return None if index else "#### 5"
+
+    def opener(choice: ModelChoice) -> RSDPipeline:
+        return scripted_pipeline(script, script, [0.5])
+
+    assert main(["tune", file, "--system", "Be brief.", "--thresholds", "0.5"], open_pipeline=opener) == 0
+    assert seen[0][0] == {"role": "system", "content": "Be brief."}
+    assert seen[0][1]["role"] == "user"
+
+
+def test_on_pocket_problems_it_measures_what_the_benchmark_does(tmp_path: Path) -> None:
+    """The real trio; the benchmark is the oracle."""
+    problems = held_out(6)
+    file = write(tmp_path / "questions.jsonl", problems)
+    options = ["--thresholds", "0.9", "--out", str(tmp_path)]
+    assert main(["bench", "accuracy", "--problems", "6", *options]) == 0
+    assert main(["tune", file, "--max-tokens", "512", *options]) == 0
+    bench = AccuracyReport.model_validate_json((tmp_path / "accuracy.json").read_text())
+    tuned = TuneReport.model_validate_json((tmp_path / "tune.json").read_text())
+    for one, other in zip(bench.points, tuned.points, strict=True):
+        assert (one.kind, one.threshold, one.accuracy) == (other.kind, other.threshold, other.accuracy)
+        assert one.against_target == other.against_target
+        assert one.acceptance_rate == other.acceptance_rate
+        assert one.flops.paper == other.flops.paper
+        assert one.mean_tokens == other.mean_tokens
