@@ -31,8 +31,8 @@ DEFAULT_THRESHOLD = 0.7
 class RSDPipeline:
     """Draft, target and PRM behind one engine; any number of threads and tasks may call it.
 
-    Make one with ``from_pretrained`` or ``pocket``; close it, or use it as a context manager (sync
-    or async), to give the models' memory back.
+    Make one with ``from_pretrained``, ``from_vllm`` or ``pocket``; close it, or use it as a context manager
+    (sync or async), to give the models' memory back.
 
     Args:
         backend: the three models.
@@ -45,7 +45,7 @@ class RSDPipeline:
         if not isinstance(backend, Backend | RemoteBackend):
             raise ConfigError(
                 f"{backend!r:.200} is no Backend of three models.",
-                hint="Use RSDPipeline.from_pretrained(draft, target, prm) or RSDPipeline.pocket().",
+                hint="Use RSDPipeline.from_pretrained(draft, target, prm), from_vllm or pocket.",
             )
         self._backend = backend
         self._engine = BatchEngine(backend) if isinstance(backend, Backend) else TaskEngine(backend)
@@ -129,7 +129,7 @@ class RSDPipeline:
         """The embedded trio: small models for one family of word problems, no network needed.
 
         Args:
-            options: as for ``from_pretrained``.
+            options: as for ``from_pretrained``; ``device`` is the CPU if not given.
         """
         from rsd_integrations.pocket import no_progress_bars, pocket_paths
 
@@ -154,7 +154,7 @@ class RSDPipeline:
     ) -> RSDPipeline:
         """Use three models that vLLM serves, here or elsewhere (extra "vllm").
 
-        Tokenizers and configs are read on this side; prompts and steps go to the servers as token ids.
+        Tokenizers and configs are read on this side; prompts and steps go as token ids.
 
         Args:
             draft: base URL of its server, or of several replicas (a request stays with one of them).
@@ -164,10 +164,11 @@ class RSDPipeline:
             max_batch_size: most requests at work at once; the others queue.
             max_length: most tokens of prompt and answer; the servers' own limits count, too.
             draft_kwargs: options of this role alone: model (the served name, where there are several),
-                api_key, headers, max_concurrency (questions on their way), timeout (seconds an answer may
-                take), attempts, patience; source (folder or hub id of tokenizer and config, where it is not
-                what the server was started with), tokenizer, and revision, token, cache_dir,
-                local_files_only, subfolder, trust_remote_code for these.
+                api_key (or the environment's VLLM_API_KEY), headers, max_concurrency (64 questions on their
+                way), timeout (600 seconds for an answer), attempts (5 for a question), patience (120 seconds
+                for servers that cannot be reached, once the pipeline is made); source (folder or hub id of
+                tokenizer and config, if not what the server was started with), tokenizer, and revision,
+                token, cache_dir, local_files_only, subfolder, trust_remote_code for these.
             target_kwargs: likewise.
             prm_kwargs: likewise.
 

@@ -63,13 +63,21 @@ def test_the_tree_names_every_folder() -> None:
 
 
 def test_files_the_readme_shows_are_there() -> None:
-    for name in re.findall(r"\]\(((?!http)[^)]+)\)", README):
+    for name in re.findall(r"\]\(((?!http|#)[^)]+)\)", README):
         assert (ROOT / name).exists(), name
+
+
+def test_links_within_the_readme_lead_to_a_heading() -> None:
+    headings = re.findall(r"^#+ (.+)$", README, re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+    named = re.findall(r"\]\(#([^)]+)\)", README)
+    assert named
+    assert set(named) <= anchors
 
 
 def test_what_the_readme_and_its_tests_need_is_in_the_source_distribution() -> None:
     packed = {file.distribution_path for file in SdistBuilder(str(ROOT)).recurse_included_files()}
-    linked = re.findall(r"\]\(((?!http)[^)]+)\)", README)
+    linked = re.findall(r"\]\(((?!http|#)[^)]+)\)", README)
     for name in [*linked, "constraints.txt", ".ci/run", "tests/test_readme.py", "dev/gpu.sh"]:
         assert name in packed, name
     assert {str(path.relative_to(ROOT)) for path in SOURCES} <= packed

@@ -32,10 +32,18 @@ class CallSettings:
 
     config: RSDConfig
     timeout: float | None
-    model: str
+    model: str | None
     on_step: OnStep | None
     trace_steps: TraceSteps
     output: Output
+
+    def model_name(self, models: Mapping[str, str]) -> str:
+        """What answers say wrote them. Servers tell their models' names only once they are asked.
+
+        Args:
+            models: names by role, behind loading.
+        """
+        return self.model or models["target"]
 
     def over(self, pipe: RSDPipeline) -> CallSettings:
         """With the threshold that this pipeline recommends, if none was chosen."""
@@ -60,7 +68,7 @@ def call_settings(settings: RSDSettings, given: Mapping[str, Any]) -> CallSettin
             **{name: given[name] for name in given if name not in (*_MORE, *_OUTPUT)}
         ),
         timeout=more["timeout"],
-        model=str(more["model"] or settings.model_names["target"]),
+        model=None if more["model"] is None else str(more["model"]),
         on_step=check_on_step(more["on_step"]),
         trace_steps=more["trace_steps"],
         output=Output.of(**{name: given.get(name) for name in _OUTPUT}),

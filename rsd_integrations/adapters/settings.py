@@ -84,12 +84,15 @@ class RSDSettings(RSDFields):
     """A live ``RSDPipeline``, or "pocket", instead of draft, target and prm."""
 
     prm_format: Any = "auto"
+    """How the PRM reads steps: "auto", the name of a registered format, or a ``PRMFormat``."""
     device: str | None = None
+    """For all that are loaded in this process; None takes the GPU if there is one."""
     dtype: Any = "auto"
+    """For all that are loaded in this process; "auto" takes the checkpoints'."""
     max_batch_size: int = Field(default=8, ge=1)
-    """Most requests at work at once; the others queue."""
+    """Most requests at work at once; the others queue. Over servers 256 if not given."""
     max_length: int = Field(default=4096, ge=2)
-    """Most tokens of prompt and answer."""
+    """Most tokens of prompt and answer. Over servers as many as they take if not given."""
     compile: bool = False
     """Have ``torch.compile`` make faster forwards, some seconds for each kind at its first use."""
     cuda_graphs: bool | None = None
@@ -99,8 +102,11 @@ class RSDSettings(RSDFields):
     prefix_caching: bool = True
     """Requests that begin like an earlier one (the next turn of a chat) start behind what is known of it."""
     draft_kwargs: dict[str, Any] | None = None
+    """Options of this model alone, as of ``RSDPipeline.from_pretrained`` or ``from_vllm``."""
     target_kwargs: dict[str, Any] | None = None
+    """Likewise."""
     prm_kwargs: dict[str, Any] | None = None
+    """Likewise."""
     preload: bool = False
     """Load the models now rather than at the first call."""
 

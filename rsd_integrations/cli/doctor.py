@@ -47,6 +47,9 @@ _EXTRAS = {
     "httpx": ("vllm", "models behind vLLM servers"),
     "accelerate": ("gpu", "device_map, and loading straight onto a GPU"),
 }
+_LENGTH = 4096
+"""Tokens of prompt and answer, as of ``RSDPipeline.from_pretrained``."""
+
 _ROLES: tuple[Role, ...] = ("draft", "target", "prm")
 
 
@@ -71,8 +74,11 @@ def doctor(
     draft_kwargs: DraftKwargs = None,
     target_kwargs: TargetKwargs = None,
     prm_kwargs: PRMKwargs = None,
-    max_batch_size: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 8,
-    max_length: Annotated[int, typer.Option(min=2, help="Tokens of prompt and answer.")] = 4096,
+    max_batch_size: Annotated[int, typer.Option(min=1, help="Requests at once, in this process.")] = 8,
+    max_length: Annotated[
+        int | None,
+        typer.Option(min=2, help=f"Most tokens of prompt and answer; {_LENGTH}, or as many as servers take."),
+    ] = None,
 ) -> None:
     """Check the installation, and tell the memory of three models without loading them. Servers are tried."""
     choice = ModelChoice(
@@ -82,6 +88,7 @@ def doctor(
         prm_format,
         device,
         dtype,
+        max_length=max_length,
         draft_kwargs=draft_kwargs,
         target_kwargs=target_kwargs,
         prm_kwargs=prm_kwargs,
@@ -94,7 +101,7 @@ def doctor(
     if choice.is_served:
         _print_served(choice, console)
         return
-    models = _memory(choice, max_length)
+    models = _memory(choice)
     if not _print_memory(models, max_batch_size, console):
         raise typer.Exit(1)
 
@@ -182,7 +189,7 @@ def _print_served(choice: ModelChoice, console: Console) -> None:
             )
 
 
-def _memory(choice: ModelChoice, max_length: int) -> list[ModelMemory]:
+def _memory(choice: ModelChoice) -> list[ModelMemory]:
     from rsd_integrations.backends.torch.memory import trio_memory
     from rsd_integrations.pocket import pocket_paths
 
@@ -194,7 +201,7 @@ def _memory(choice: ModelChoice, max_length: int) -> list[ModelMemory]:
         named,
         device=choice.device or ("cpu" if choice.is_pocket else None),
         dtype=choice.dtype or "auto",
-        max_length=max_length,
+        max_length=choice.max_length or _LENGTH,
         prm_format=choice.prm_format or "auto",
         **choice.kwargs,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -41,6 +42,10 @@ __all__ = ["tune"]
 _QUESTIONS = "Questions"
 _DECODING = "Decoding"
 _ANSWERS = "tune-answers.jsonl"
+_MAX_TOKENS = 2048
+_QUESTION_TOKENS = 2048
+"""That a question may have, where models are loaded in this process."""
+
 _Settings = dict[str, bool | int | float | str]
 
 
@@ -96,8 +101,11 @@ def tune(
         ),
     ] = "0.3,0.5,0.7,0.8,0.9,0.95",
     max_tokens: Annotated[
-        int, typer.Option(min=1, help="Most tokens of an answer.", rich_help_panel=_DECODING)
-    ] = 2048,
+        int | None,
+        typer.Option(
+            min=1, help=f"Most tokens of an answer; {_MAX_TOKENS} if not given.", rich_help_panel=_DECODING
+        ),
+    ] = None,
     temperature: Annotated[
         float, typer.Option(min=0.0, help="0 is greedy.", rich_help_panel=_DECODING)
     ] = 0.0,
@@ -120,7 +128,6 @@ def tune(
     """Find the threshold for your models on your questions: accuracy, FLOPs and time over a sweep."""
     state: State = ctx.obj
     sweep = read_sweep(thresholds)
-    config = RSDConfig(max_tokens=max_tokens, temperature=temperature, seed=seed)
     choice = ModelChoice(
         draft,
         target,
@@ -133,6 +140,11 @@ def tune(
         target_kwargs=target_kwargs,
         prm_kwargs=prm_kwargs,
     )
+    if not choice.is_pocket:  # Its window is shorter, and ends its answers.
+        max_tokens = max_tokens or _MAX_TOKENS
+        if not choice.is_served:
+            choice = replace(choice, max_length=max_tokens + _QUESTION_TOKENS)
+    config = RSDConfig(max_tokens=max_tokens, temperature=temperature, seed=seed)
     asked, name = _questions(
         questions, problems, seed, fields=(question_field, answer_field), match=match, system=system
     )
@@ -146,7 +158,7 @@ def tune(
         "system": system or "",
         "seed": seed,
         "temperature": temperature,
-        "max_tokens": max_tokens,
+        "max_tokens": max_tokens or "as the window allows",
     }
     from rsd_integrations.bench.figure import draw_tuning
     from rsd_integrations.bench.table import print_tuning

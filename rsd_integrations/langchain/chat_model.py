@@ -29,6 +29,7 @@ from rsd_integrations.adapters.counting import count_tokens
 from rsd_integrations.adapters.running import aevents, events
 from rsd_integrations.adapters.secrets import without_secrets
 from rsd_integrations.adapters.settings import MODELS, OPTIONS, RSDSettings
+from rsd_integrations.documented import documented
 from rsd_integrations.langchain.caching import cache_key
 from rsd_integrations.langchain.errors import langchain_errors
 from rsd_integrations.langchain.messages import Chunks, to_chat, to_result, to_turns
@@ -47,6 +48,7 @@ from rsd_integrations.types import Generation, StepEvent
 __all__ = ["ChatRSD"]
 
 
+@documented
 class ChatRSD(BaseChatModel, RSDSettings):
     """Draft, PRM and target as one chat model.
 
@@ -88,7 +90,7 @@ class ChatRSD(BaseChatModel, RSDSettings):
             call = call_of(self, stop, kwargs)
             for event in self._events(messages, call, run_manager):
                 generation = event.generation
-        return to_result(cast(Generation, generation), call.model)
+        return to_result(cast(Generation, generation), call.model_name(self.model_names))
 
     async def _agenerate(
         self,
@@ -102,7 +104,7 @@ class ChatRSD(BaseChatModel, RSDSettings):
             call = call_of(self, stop, kwargs)
             async for event in await self._aevents(messages, call, run_manager):
                 generation = event.generation
-        return to_result(cast(Generation, generation), call.model)
+        return to_result(cast(Generation, generation), call.model_name(self.model_names))
 
     def _stream(
         self,
@@ -113,8 +115,9 @@ class ChatRSD(BaseChatModel, RSDSettings):
     ) -> Iterator[ChatGenerationChunk]:
         with langchain_errors():
             call = call_of(self, stop, kwargs)
-            chunks = Chunks(call.model)
-            for event in self._events(messages, call, run_manager):
+            happening = self._events(messages, call, run_manager)
+            chunks = Chunks(call.model_name(self.model_names))
+            for event in happening:
                 yield from chunks.of(event)
 
     async def _astream(
@@ -126,8 +129,9 @@ class ChatRSD(BaseChatModel, RSDSettings):
     ) -> AsyncIterator[ChatGenerationChunk]:
         with langchain_errors():
             call = call_of(self, stop, kwargs)
-            chunks = Chunks(call.model)
-            async for event in await self._aevents(messages, call, run_manager):
+            happening = await self._aevents(messages, call, run_manager)
+            chunks = Chunks(call.model_name(self.model_names))
+            async for event in happening:
                 for chunk in chunks.of(event):
                     yield chunk
 

@@ -26,6 +26,7 @@ from rsd_integrations.adapters.calls import TOOLS, CallSettings, call_settings
 from rsd_integrations.adapters.running import aevents, events
 from rsd_integrations.adapters.settings import LOADING, MODELS
 from rsd_integrations.adapters.sources import is_plain
+from rsd_integrations.documented import documented
 from rsd_integrations.errors import ConfigError, PromptError
 from rsd_integrations.llama_index.asked import AskedByEngines, is_asking, seen
 from rsd_integrations.llama_index.calling import ToolCalling
@@ -40,6 +41,7 @@ __all__ = ["RSDLLM"]
 Response = TypeVar("Response", ChatResponse, CompletionResponse)
 
 
+@documented
 class RSDLLM(StructuredPrediction, AskedByEngines, ToolCalling, CustomLLM):
     """Draft, PRM and target as one LLM.
 
@@ -166,11 +168,12 @@ class RSDLLM(StructuredPrediction, AskedByEngines, ToolCalling, CustomLLM):
         asked = is_asking()
         with seen(asked):
             chat, call = self._request(messages, kwargs)
-        answer, context = Answer(call.model), copy_context()
+        context = copy_context()
 
         def states() -> Generator[Response, None, None]:
             with seen(asked):
                 pipe = self.load()
+                answer = Answer(call.model_name(self.model_names))
                 spans = StepSpans(call.over(pipe), context, to_workflow=self.steps_to_workflow)
                 with closing(events(pipe, chat, spans)) as happening:
                     for event in happening:
@@ -188,11 +191,12 @@ class RSDLLM(StructuredPrediction, AskedByEngines, ToolCalling, CustomLLM):
         asked = is_asking()
         with seen(asked):
             chat, call = self._request(messages, kwargs)
-        answer, context = Answer(call.model), copy_context()
+        context = copy_context()
 
         async def states() -> AsyncGenerator[Response, None]:
             with seen(asked):
                 pipe = await self.aload()
+                answer = Answer(call.model_name(self.model_names))
                 spans = StepSpans(call.over(pipe), context, to_workflow=self.steps_to_workflow)
                 async with aclosing(aevents(pipe, chat, spans)) as happening:
                     async for event in happening:

@@ -126,7 +126,9 @@ def test_call_settings_override_the_objects() -> None:
         call = call_settings(settings, {"threshold": 0.9, "timeout": None, "stop": "END"})
         assert (call.config.threshold, call.timeout, call.config.stop) == (0.9, None, ("END",))
         assert call_settings(settings, {}).config == RSDConfig(threshold=0.3)
-        assert call.model == "scripted-target"
+        assert call.model_name(settings.model_names) == "scripted-target"
+        named = call_settings(settings, {"model": "mine"})
+        assert named.model_name(settings.model_names) == "mine"
         assert set(RSDConfig.model_fields) < set(PER_CALL)
         with pytest.raises(ConfigError, match="trace_steps='all'"):
             call_settings(settings, {"trace_steps": "all"})

@@ -42,7 +42,11 @@ def answer() -> str:
 
 def test_chat_model(urls: dict[str, str], answer: str) -> None:
     with ChatRSD(**urls) as model:
-        assert model.invoke(QUESTION).content == answer
+        first, second = model.invoke(QUESTION), model.invoke(QUESTION)
+        assert first.content == answer
+        # Its name, not its URL, from the first answer on.
+        assert first.response_metadata["model_name"] == second.response_metadata["model_name"]
+        assert "http" not in first.response_metadata["model_name"]
         assert "".join(str(chunk.content) for chunk in model.stream(QUESTION)) == answer
         assert asyncio.run(model.ainvoke([HumanMessage(QUESTION)])).content == answer
         assert [one.content for one in model.batch([QUESTION, QUESTION])] == [answer, answer]
@@ -180,15 +184,17 @@ def test_command_line_with_replicas_and_options(
         ]
         assert main(["ask", QUESTION, *command, "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["text"] == answer
-        assert main(["doctor", *command]) == 0
-        assert other.url.removeprefix("http://") in "".join(capsys.readouterr().out.split())
+        assert main(["doctor", *command, "--max-length", "512"]) == 0
+        told = capsys.readouterr().out
+        assert other.url.removeprefix("http://") in "".join(told.split())
+        assert told.count(" 512 ") == 3
         assert main(["doctor", *command[:-1], '{"modle": "x"}']) == 2
         assert "unknown --target-kwargs 'modle'. Did you mean 'model'?" in capsys.readouterr().err
 
 
 def test_tuning_over_servers_measures_the_same(urls: dict[str, str], tmp_path: Path) -> None:
     file = tmp_path / "questions.jsonl"
-    problems = held_out(6)
+    problems = held_out(2)
     file.write_text(
         "\n".join(json.dumps({"question": one.question, "answer": one.answer}) for one in problems)
     )

@@ -261,6 +261,32 @@ def test_what_is_wrong_is_told_before_a_model_is_loaded(
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("models", "options", "max_length", "max_tokens"),
+    [
+        ([], [], None, "as the window allows"),
+        ([], ["--max-tokens", "300"], None, 300),
+        (["a/b"] * 3, [], 4096, 2048),
+        (["a/b"] * 3, ["--max-tokens", "8000"], 10048, 8000),
+        (["http://a"] * 3, [], None, 2048),
+    ],
+)
+def test_models_have_room_for_what_is_asked(
+    file: str, tmp_path: Path, models: list[str], options: list[str], max_length: int | None, max_tokens: Any
+) -> None:
+    named = [
+        part
+        for role, name in zip(("draft", "target", "prm"), models, strict=False)
+        for part in (f"--{role}", name)
+    ]
+    out = ["--thresholds", "0.5", "--out", str(tmp_path / "out")]
+    code, choices = run(file, *named, *options, *out)
+    assert code == 0
+    assert choices[0].max_length == max_length
+    report = TuneReport.model_validate_json((tmp_path / "out" / "tune.json").read_text())
+    assert report.settings["max_tokens"] == max_tokens
+
+
 def test_a_system_message_goes_with_each_question(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
 
@@ -282,7 +308,7 @@ def test_on_pocket_problems_it_measures_what_the_benchmark_does(tmp_path: Path) 
     file = write(tmp_path / "questions.jsonl", problems)
     options = ["--thresholds", "0.9", "--out", str(tmp_path)]
     assert main(["bench", "accuracy", "--problems", "6", *options]) == 0
-    assert main(["tune", file, "--max-tokens", "512", *options]) == 0
+    assert main(["tune", file, *options]) == 0
     bench = AccuracyReport.model_validate_json((tmp_path / "accuracy.json").read_text())
     tuned = TuneReport.model_validate_json((tmp_path / "tune.json").read_text())
     for one, other in zip(bench.points, tuned.points, strict=True):

@@ -265,7 +265,7 @@ def test_a_wrong_step_tag_is_found_out(trio: Trio, where: str) -> None:
 def test_a_writer_in_the_prm_s_place(trio: Trio) -> None:
     with pytest.raises(RSDError, match="PRM format"):
         RSDPipeline.from_vllm(**{**trio.urls, "prm": trio.draft.url})
-    with pytest.raises(BackendError, match=r"answered 404 to /v1/completions.*right kind"):
+    with pytest.raises(BackendError, match=r"answered 404 to /v1/completions.*--runner pooling"):
         RSDPipeline.from_vllm(**{**trio.urls, "draft": trio.prm.url})
 
 

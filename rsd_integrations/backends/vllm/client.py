@@ -200,10 +200,12 @@ class Servers:
         )
 
     def _refused(self, url: str, failed: str, status: int) -> Refused:
+        key = f"Set VLLM_API_KEY, or give {self._address.role}_kwargs={{'api_key': ...}}."
         hints = {
-            401: f"Give {self._address.role}_kwargs={{'api_key': ...}}.",
-            403: f"Give {self._address.role}_kwargs={{'api_key': ...}}.",
-            404: "Check the model's name, and that it is a vLLM server of the right kind (see the README).",
+            401: key,
+            403: key,
+            404: "Check the model's name, and the kind of server: PRMs with a head of their own are served "
+            "with --runner pooling, language models without.",
         }
         hint = hints.get(status, "See what the server says; its version may differ from those tested.")
         return Refused(f"the {self._address.role}'s server at {url} {failed}.", hint=hint)
