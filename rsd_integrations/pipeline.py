@@ -152,9 +152,7 @@ class RSDPipeline:
         target_kwargs: Mapping[str, Any] | None = None,
         prm_kwargs: Mapping[str, Any] | None = None,
     ) -> RSDPipeline:
-        """Use three models that vLLM serves, here or elsewhere (extra "vllm").
-
-        Tokenizers and configs are read on this side; prompts and steps go as token ids.
+        """Use three models that vLLM serves (extra "vllm"). Tokenizers and configs are read on this side.
 
         Args:
             draft: base URL of its server, or of several replicas (a request stays with one of them).

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rsd_integrations.bench.results import AccuracyReport, Point, TuneReport
 from rsd_integrations.report.plot import PlotPoint, accuracy_figure
 
-__all__ = ["draw", "draw_tuning"]
+__all__ = ["draw", "draw_points", "draw_tuning"]
 
 
 def draw(report: AccuracyReport) -> Any:
     """Accuracy against FLOPs, from draft only to target only (a matplotlib figure)."""
     title = f"RSD with the pocket trio, {report.settings['problems']} held-out problems, greedy"
-    return accuracy_figure([_plot_point(point) for point in report.points], title)
+    return draw_points(report.points, title)
 
 
 def draw_tuning(report: TuneReport) -> Any:
@@ -22,7 +23,12 @@ def draw_tuning(report: TuneReport) -> Any:
     names = ", ".join(f"{role} {Path(name).name}" for role, name in report.models.items())
     questions = Path(str(report.settings["questions_from"])).name
     title = f"{names}\n{questions}, {report.settings['problems']} problems"
-    return accuracy_figure([_plot_point(point) for point in report.points], title)
+    return draw_points(report.points, title)
+
+
+def draw_points(points: Sequence[Point], title: str) -> Any:
+    """Accuracy against FLOPs of any sweep's points."""
+    return accuracy_figure([_plot_point(point) for point in points], title)
 
 
 def _plot_point(point: Point) -> PlotPoint:

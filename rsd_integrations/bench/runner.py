@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
 from rsd_integrations.config import RSDConfig
 from rsd_integrations.pipeline import RSDPipeline
@@ -18,24 +18,21 @@ def run_all(
     config: RSDConfig,
     on_done: Callable[[int, Generation], None] = lambda index, generation: None,
 ) -> list[Generation]:
-    """Answer every question, in their order. All are submitted at once; the engine queues them.
+    """Answer every question. All are submitted at once; the engine queues them.
 
     Args:
         pipe: the models.
         prompts: one request each.
         config: for all of them.
-        on_done: called after each answer, with its place.
+        on_done: called with each answer and its place, in their order.
 
     Raises:
         RSDError: one failed; the others are cancelled.
     """
-
-    async def answer(index: int, prompt: GivenPrompt) -> Generation:
-        generation = await pipe.agenerate(prompt, config=config)
-        on_done(index, generation)
-        return generation
-
-    async def everything() -> list[Generation]:
-        return await asyncio.gather(*[answer(index, prompt) for index, prompt in enumerate(prompts)])
-
-    return asyncio.run(everything())
+    made = []
+    with ExitStack() as stack:  # Leaving a stream cancels it.
+        streams = [stack.enter_context(pipe.stream(prompt, config=config)) for prompt in prompts]
+        for index, stream in enumerate(streams):
+            made.append(stream.result())
+            on_done(index, made[-1])
+    return made

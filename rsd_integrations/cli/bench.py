@@ -43,7 +43,7 @@ def accuracy(
     thresholds: Annotated[
         str, typer.Option(help="The sweep; draft only, target only and the recommended one come on top.")
     ] = _SWEEP,
-    seed: Annotated[int, typer.Option(min=0, help="Of the problems and the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the problems and of the bootstrap.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Most problems at work at once.")] = 16,
     device: Annotated[str | None, typer.Option(help="cpu (default), cuda, ...")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for JSON and plot.")] = None,

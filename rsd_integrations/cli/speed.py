@@ -41,20 +41,26 @@ def speed(
         typer.Option(help=f"pocket, {', '.join(_RANDOM)}."),
     ] = "pocket",
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="Of random weights: float32, bfloat16, ...")] = "float32",
-    acceptances: Annotated[str, typer.Option(help="Shares of steps to keep.")] = "0.5,0.7,0.8,0.9,0.95",
+    dtype: Annotated[
+        str, typer.Option(help="Of shapes with random weights: float32, bfloat16, ...")
+    ] = "float32",
+    acceptances: Annotated[
+        str, typer.Option(help="Shares of steps to keep, one measurement each.")
+    ] = "0.5,0.7,0.8,0.9,0.95",
     batches: Annotated[str, typer.Option(help="Requests at once.")] = "1,4,16",
-    steps: Annotated[int, typer.Option(min=2, help="Of an answer, where lengths are forced.")] = 10,
-    step_tokens: Annotated[int, typer.Option(min=1, help="Of a step, likewise.")] = 16,
-    prompt_tokens: Annotated[int, typer.Option(min=8, help="Of a prompt, likewise.")] = 256,
+    steps: Annotated[int, typer.Option(min=2, help="Steps of an answer (shapes with random weights).")] = 10,
+    step_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a step (likewise).")] = 16,
+    prompt_tokens: Annotated[int, typer.Option(min=8, help="Tokens of a prompt (likewise).")] = 256,
     prompts: Annotated[
-        int, typer.Option(min=1, help="Answered in each measurement; the largest batch at least.")
+        int, typer.Option(min=1, help="Prompts answered in each measurement; the largest batch at least.")
     ] = 16,
-    repeats: Annotated[int, typer.Option(min=1, help="Of each measurement; the median counts.")] = 5,
-    compile: Annotated[bool, typer.Option("--compile", help="Compile our engine's forwards.")] = False,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of each measurement; the median counts.")] = 5,
+    compile: Annotated[bool, typer.Option("--compile", help="Use torch.compile in our engine.")] = False,
     growth: Annotated[
         str,
-        typer.Option(help="Tokens of prompts behind which steps are followed up to 80, likewise; or none."),
+        typer.Option(
+            help="Tokens of prompts at which the time of up to 80 steps is followed (likewise); or none."
+        ),
     ] = "256,1024,4096",
     out: Annotated[Path | None, typer.Option(help="Folder for JSON and plot.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Exit 1 where a required number is missed.")] = False,

@@ -112,7 +112,9 @@ def tune(
     seed: Annotated[
         int,
         typer.Option(
-            min=0, help="Of choosing problems, sampling and the bootstrap.", rich_help_panel=_DECODING
+            min=0,
+            help="Seed of the chosen problems, of sampling and of the bootstrap.",
+            rich_help_panel=_DECODING,
         ),
     ] = 0,
     within: Annotated[
@@ -150,7 +152,6 @@ def tune(
     )
     check_out(out)
     settings: _Settings = {
-        "questions_from": str(questions),
         "questions_sha256": hashlib.sha256(questions.read_bytes()).hexdigest(),
         "problems": len(asked),
         "question_field": question_field or "",
@@ -166,7 +167,12 @@ def tune(
 
     run = partial(tuned, tasks=asked, thresholds=sweep, config=config, within=within / 100)
     report = _measured(state, choice, run, settings, out=out)
-    more = {"match": name, "batch_size": batch_size, "thresholds": thresholds}
+    more = {
+        "questions_from": str(questions),
+        "match": name,
+        "batch_size": batch_size,
+        "thresholds": thresholds,
+    }
     report = report.model_copy(update={"settings": {**report.settings, **more}})
     console = Console(highlight=False)
     print_tuning(report, console)

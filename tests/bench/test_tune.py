@@ -81,6 +81,24 @@ def test_points_prm_and_recommendation() -> None:
     assert found.auc.value == pytest.approx((8 + 2 / 2) / 10)
 
 
+async def test_it_runs_where_a_loop_does() -> None:
+    """As in notebooks."""
+    with trio(PROBLEMS[:2], []) as pipe:
+        assert tune(pipe, questions(PROBLEMS[:2]), [0.5], CONFIG).drafts == 2
+
+
+def test_one_that_fails_cancels_the_others() -> None:
+    def script(prompt: object, index: int, text: str) -> Any:
+        return RuntimeError("broken") if prompt == "first" else "x" * 10_000
+
+    asked = [Question(name, "1", lambda text, known: True) for name in ("first", *"abcdefgh")]
+    with scripted_pipeline(script, script, [0.5], max_batch_size=16) as pipe:
+        with pytest.raises(RuntimeError, match="broken"):
+            tune(pipe, asked, [0.5], RSDConfig(max_tokens=10_000, seed=0))
+        pipe.generate("a", max_tokens=1)  # Those that were cancelled are gone by its end.
+        assert pipe.backend.target.open_sessions == 0
+
+
 def test_no_more_than_one_question_is_needed_and_all_may_be_alike() -> None:
     with trio(PROBLEMS[:1], []) as pipe:
         found = tune(pipe, questions(PROBLEMS[:1]), [0.5], CONFIG)
