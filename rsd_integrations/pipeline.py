@@ -178,10 +178,10 @@ class RSDPipeline:
         try:
             from rsd_integrations.backends.vllm.loading import load_remote
         except ModuleNotFoundError as error:
-            if error.name != "httpx":
+            if error.name not in ("aiohttp", "yarl"):
                 raise
             raise ConfigError(
-                "models behind servers need httpx, which is not installed.",
+                "models behind servers need aiohttp, which is not installed.",
                 hint="Run: pip install 'rsd-integrations[vllm]'.",
             ) from error
 

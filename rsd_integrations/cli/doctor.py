@@ -44,7 +44,7 @@ _EXTRAS = {
     "llama-index-core": ("llamaindex", "RSDLLM"),
     "matplotlib": ("report", "plots of rsd bench and rsd tune"),
     "math-verify": ("math", "formulas as answers in rsd tune"),
-    "httpx": ("vllm", "models behind vLLM servers"),
+    "aiohttp": ("vllm", "models behind vLLM servers"),
     "accelerate": ("gpu", "device_map, and loading straight onto a GPU"),
 }
 _LENGTH = 4096

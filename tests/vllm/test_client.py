@@ -92,7 +92,7 @@ def test_tries_end(server: Double) -> None:
     with pytest.raises(BackendError, match=r"answered 503 to /v1/models: as it is \(3 tries\)"):
         ask(server.url)
     assert len(server.asked) == 3
-    with pytest.raises(BackendError, match=r"127.0.0.1:9 cannot be reached: ConnectError.*\(2 tries\)"):
+    with pytest.raises(BackendError, match=r"127.0.0.1:9 cannot be reached: ClientConnectorError.*\(2 tries\)"):
         ask(NOWHERE, attempts=2)
 
 
@@ -319,6 +319,24 @@ def test_the_environment_s_proxy_is_named(server: Double, monkeypatch: pytest.Mo
     monkeypatch.setenv("HTTP_PROXY", NOWHERE)
     with pytest.raises(BackendError, match="cannot be reached through the proxy that the environment names"):
         ask(server.url, attempts=1)
-    monkeypatch.setenv("ALL_PROXY", "nonsense://x")
-    with pytest.raises(ConfigError, match="proxy cannot be used"):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    assert ask(server.url)
+    monkeypatch.delenv("NO_PROXY")
+    monkeypatch.delenv("HTTP_PROXY")
+    monkeypatch.setenv("ALL_PROXY", "socks5://name:secret@x")
+    with pytest.raises(ConfigError, match="proxy cannot be used: it is of the kind 'socks5'") as failed:
         ask(server.url)
+    assert "secret" not in str(failed.value)
+
+
+def test_questions_go_through_the_environment_s_proxy(
+    server: Double, other: Double, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The double stands in for a proxy: it is asked for the whole address."""
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTP_PROXY", other.url.removeprefix("http://"))
+    with pytest.raises(BackendError, match="answered 404"):
+        ask(server.url)
+    assert [path for path, _ in other.asked] == [f"{server.url}/v1/models"]
+    assert server.asked == []

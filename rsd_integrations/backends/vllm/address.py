@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
+from yarl import URL
 
 from rsd_integrations.config import nearest
 from rsd_integrations.errors import ConfigError
@@ -107,13 +107,13 @@ def _may_be_sent(text: Any) -> bool:
 
 def _base_url(role: Role, url: Any) -> str:
     try:
-        parts = httpx.URL(url.strip())
+        parts = URL(url.strip())
         fine = parts.scheme in ("http", "https") and bool(parts.host) and (parts.port or 0) < 2**16
-    except (AttributeError, httpx.InvalidURL):
+    except (AttributeError, ValueError):
         fine = False
     if not fine:
         raise ConfigError(f"{role}={url!r:.200} is no URL.", hint=_URL_HINT)
-    if parts.userinfo:
+    if parts.user is not None or parts.password is not None:
         raise ConfigError(
             f"{role}: the URL of {parts.host!r} names a user or password, which errors and logs would show.",
             hint=f"Give {role}_kwargs={{'headers': {{'Authorization': ...}}}}.",

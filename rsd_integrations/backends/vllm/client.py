@@ -7,12 +7,10 @@ import time
 from collections.abc import Mapping
 from itertools import count
 from typing import Any
-from urllib.request import getproxies, proxy_bypass
-
-import httpx
 
 from rsd_integrations.backends.vllm.address import Address
-from rsd_integrations.errors import BackendError, ConfigError
+from rsd_integrations.backends.vllm.http import Answer, Away, Http, Late, Stale, Unsendable
+from rsd_integrations.errors import BackendError
 
 __all__ = ["Refused", "Servers", "Unreachable"]
 
@@ -31,9 +29,6 @@ _DOWN = 10.0
 _CONNECT, _CONNECT_IF_OTHERS = 10.0, 3.0
 """Seconds to connect, and where there is another replica."""
 
-_IDLE = 2.0
-"""Seconds after which an idle connection is closed, before the server does (5 s) while a question comes."""
-
 
 class Refused(BackendError):
     """A server answered that it will not do what it was asked for."""
@@ -41,14 +36,6 @@ class Refused(BackendError):
 
 class Unreachable(BackendError):
     """No server was there, or none could take it."""
-
-
-class _Away(Exception):
-    """Nobody answers."""
-
-
-class _Stale(Exception):
-    """The connection ended in mid-question."""
 
 
 class _Busy(Exception):
@@ -75,20 +62,10 @@ class Servers:
         self._down: dict[str, float] = {}
         self._keys = count()
         self._slots = asyncio.Semaphore(address.max_concurrency)
-        limits = httpx.Limits(
-            max_connections=None,
-            max_keepalive_connections=address.max_concurrency,
-            keepalive_expiry=_IDLE,
-        )
         connect = _CONNECT if len(address.urls) == 1 else _CONNECT_IF_OTHERS
-        timeout = httpx.Timeout(address.timeout, connect=min(connect, address.timeout), pool=None)
-        try:
-            self._http = httpx.AsyncClient(headers=address.all_headers, timeout=timeout, limits=limits)
-        except (ImportError, ValueError) as error:  # A proxy that the environment names.
-            raise ConfigError(
-                f"the environment's proxy cannot be used: {error}",
-                hint="Unset HTTP_PROXY, HTTPS_PROXY and ALL_PROXY, or name the servers in NO_PROXY.",
-            ) from error
+        self._http = Http(
+            address.urls, address.all_headers, min(connect, address.timeout), float(address.timeout)
+        )
 
     def next_key(self) -> int:
         """For another request: they take the replicas in turn."""
@@ -119,8 +96,8 @@ class Servers:
             url, tries = self._choose(key), tries + 1
             try:
                 return await self._asked(url, path, body)
-            except (_Stale, _Away) as error:
-                if isinstance(error, _Stale) and not stale:
+            except (Stale, Away) as error:
+                if isinstance(error, Stale) and not stale:
                     stale = True  # A connection that the server had given up is no sign of anything.
                     continue
                 failed, retry, gone = self._unreachable(url, error.__cause__ or error), 0.0, True
@@ -145,29 +122,22 @@ class Servers:
         """One try, with one of the slots."""
         try:
             async with self._slots:
-                response = await self._http.request("GET" if body is None else "POST", url + path, json=body)
-        except httpx.ConnectTimeout as error:
-            raise _Away from error
-        except httpx.TimeoutException as error:
+                answer = await self._http.ask(url, path, body)
+        except Late as error:
             self._down[url] = time.monotonic() + _DOWN  # Others go elsewhere.
-            raise self._late(url, path) from error
-        except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError) as error:
-            raise _Stale from error
-        except httpx.LocalProtocolError:
-            # Its text quotes what was to be sent: a key, perhaps.
+            raise self._late(url, path) from error.__cause__
+        except Unsendable:
             raise BackendError(
                 f"the question to the {self._address.role}'s server at {url} cannot be sent.",
                 hint="Check api_key and headers.",
             ) from None
-        except httpx.HTTPError as error:
-            raise _Away from error
-        if response.is_success:
+        if answer.is_success:
             self._down.pop(url, None)
-            return _json(response, url + path)
-        failed = f"answered {response.status_code} to {path}: {_told(response)}"
-        if response.status_code in _AGAIN:
-            raise _Busy(failed, response.status_code, _seconds(response.headers.get("retry-after")))
-        raise self._refused(url, failed, response.status_code)
+            return _json(answer, url + path)
+        failed = f"answered {answer.status} to {path}: {_told(answer)}"
+        if answer.status in _AGAIN:
+            raise _Busy(failed, answer.status, _seconds(answer.headers.get("retry-after")))
+        raise self._refused(url, failed, answer.status)
 
     def _choose(self, key: int) -> str:
         """The request's own server, or the next of those that were there when last asked."""
@@ -187,9 +157,8 @@ class Servers:
         return any(other != url and self._down.get(other, 0.0) <= now for other in urls)
 
     def _unreachable(self, url: str, error: BaseException) -> str:
-        through = ""
-        if getproxies().get(httpx.URL(url).scheme) and not proxy_bypass(httpx.URL(url).host):
-            through = " through the proxy that the environment names"
+        proxied = self._http.is_through_a_proxy(url)
+        through = " through the proxy that the environment names" if proxied else ""
         return f"cannot be reached{through}: {type(error).__name__} {error!s:.200}".rstrip()
 
     def _late(self, url: str, path: str) -> BackendError:
@@ -215,26 +184,26 @@ class Servers:
         await self._http.aclose()
 
 
-def _json(response: httpx.Response, url: str) -> Any:
+def _json(answer: Answer, url: str) -> Any:
     try:
-        return response.json()
+        return answer.json()
     except ValueError as error:
         raise BackendError(
-            f"{url} answered with no JSON but {response.text[:80]!r}.", hint="Check that it is a vLLM server."
+            f"{url} answered with no JSON but {answer.text[:80]!r}.", hint="Check that it is a vLLM server."
         ) from error
 
 
-def _told(response: httpx.Response) -> str:
+def _told(answer: Answer) -> str:
     """What the server says is wrong, in one line."""
-    if response.has_redirect_location:
-        return f"it is at {response.headers['location']!s:.200}"
+    if moved := answer.headers.get("location"):
+        return f"it is at {moved:.200}"
     try:
-        said = response.json()
+        said = answer.json()
         error = said.get("error", said)
         text = str(error.get("message", error) if isinstance(error, Mapping) else error)
     except (ValueError, AttributeError):
-        text = response.text
-    return " ".join(text.split())[:300].rstrip(".") or response.reason_phrase
+        text = answer.text
+    return " ".join(text.split())[:300].rstrip(".") or answer.reason
 
 
 def _seconds(text: str | None) -> float:

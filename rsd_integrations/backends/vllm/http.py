@@ -1,0 +1,153 @@
+"""One try of one question over HTTP (aiohttp): an answer, or one of four ways in which there is none.
+
+aiohttp and not httpx: of a question httpx takes 2 to 4 ms of the event loop, which is more than all else that
+is done for it, aiohttp 0.2 (dev/vllm.md).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import aiohttp
+
+from rsd_integrations.errors import ConfigError
+
+__all__ = ["Answer", "Away", "Http", "Late", "Stale", "Unsendable"]
+
+_IDLE = 2.0
+"""Seconds after which an idle connection is closed, before the server does (5 s) while a question comes."""
+
+
+class Away(Exception):
+    """Nobody answers."""
+
+
+class Stale(Exception):
+    """The connection ended in mid-question."""
+
+
+class Late(Exception):
+    """No answer came in time."""
+
+
+class Unsendable(Exception):
+    """The question is none that HTTP can carry."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a server said."""
+
+    status: int
+    reason: str
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def is_success(self) -> bool:
+        """Whether it did what it was asked for."""
+        return 200 <= self.status < 300
+
+    @property
+    def text(self) -> str:
+        """The body, whatever it is."""
+        return self.body.decode(errors="replace")
+
+    def json(self) -> Any:
+        """The body as JSON.
+
+        Raises:
+            ValueError: it is none.
+        """
+        return json.loads(self.body)
+
+
+class Http:
+    """Connections to some servers. Used on one event loop.
+
+    Args:
+        urls: of the servers, for the proxies of the environment.
+        headers: of every question.
+        connect: seconds to connect.
+        timeout: seconds an answer may take.
+
+    Raises:
+        ConfigError: the environment names a proxy that cannot be used.
+    """
+
+    def __init__(
+        self, urls: Iterable[str], headers: Mapping[str, str], connect: float, timeout: float
+    ) -> None:
+        self._proxies = {url: _proxy(url) for url in urls}
+        self._headers = {"Content-Type": "application/json", **headers}
+        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect, sock_read=timeout)
+        self._session: aiohttp.ClientSession | None = None
+
+    def is_through_a_proxy(self, url: str) -> bool:
+        """Whether the environment names a proxy for a server."""
+        return self._proxies[url] is not None
+
+    async def ask(self, url: str, path: str, body: Mapping[str, Any] | None) -> Answer:
+        """Post a body, or get what is there for None. Cancelled, it closes the connection.
+
+        Raises:
+            Away, Stale, Late, Unsendable: there is no answer; ``__cause__`` says why.
+        """
+        data = None if body is None else json.dumps(body, separators=(",", ":")).encode()
+        method, proxy = "GET" if data is None else "POST", self._proxies[url]
+        try:
+            async with self._open().request(
+                method, url + path, data=data, proxy=proxy, allow_redirects=False
+            ) as response:
+                read = await response.read()
+                return Answer(response.status, response.reason or "", response.headers, read)
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise Away from error
+        except aiohttp.ServerTimeoutError as error:
+            raise Late from error
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, aiohttp.ClientPayloadError) as error:
+            raise Stale from error
+        except ValueError:  # It quotes what was to be sent: a key, perhaps.
+            raise Unsendable from None
+        except aiohttp.ClientError as error:
+            raise Away from error
+
+    def _open(self) -> aiohttp.ClientSession:
+        """The connections, made where they are used first: they belong to that event loop."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                headers=self._headers,
+                timeout=self._timeout,
+            )
+        return self._session
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        if self._session is not None:
+            await self._session.close()
+
+
+def _proxy(url: str) -> str | None:
+    """What the environment names (HTTP_PROXY and the like) for a server.
+
+    Raises:
+        ConfigError: it cannot be used.
+    """
+    parts, proxies = urlsplit(url), getproxies()
+    named = proxies.get(parts.scheme) or proxies.get("all")
+    if not named or proxy_bypass(parts.hostname or ""):
+        return None
+    scheme, _, rest = named.rpartition("://")
+    if scheme not in ("", "http") or not rest:
+        raise ConfigError(
+            f"the environment's proxy cannot be used: it is of the kind {scheme or named!r}, not http.",
+            hint="Unset HTTP_PROXY, HTTPS_PROXY and ALL_PROXY, or name the servers in NO_PROXY.",
+        )
+    return f"http://{rest}"
