@@ -92,7 +92,9 @@ def test_tries_end(server: Double) -> None:
     with pytest.raises(BackendError, match=r"answered 503 to /v1/models: as it is \(3 tries\)"):
         ask(server.url)
     assert len(server.asked) == 3
-    with pytest.raises(BackendError, match=r"127.0.0.1:9 cannot be reached: ClientConnectorError.*\(2 tries\)"):
+    with pytest.raises(
+        BackendError, match=r"127.0.0.1:9 cannot be reached: ClientConnectorError.*\(2 tries\)"
+    ):
         ask(NOWHERE, attempts=2)
 
 

@@ -191,6 +191,7 @@ class ScorerSession(TokenSession):
         super().__init__(prompt, scorer.info.sliding_window, key)
         self._scorer = scorer
         self._last: tuple[int, Feed] | None = None
+        self._proposed: tuple[str, Feed] | None = None
         self.steps = 0
 
     def fork(self) -> ScorerSession:
@@ -207,7 +208,7 @@ class ScorerSession(TokenSession):
             WindowFull: they do not fit.
         """
         if body:
-            start, feed = self.base, self._scorer.format.step(body, self.steps)
+            start, feed = self.base, self._feed(body)
         else:
             assert self._last is not None  # The last step's reward, which nobody has asked for yet.
             start, feed = self._last
@@ -215,12 +216,18 @@ class ScorerSession(TokenSession):
             raise WindowFull
         return [*self.tokens[:start], *feed.ids[: feed.read + 1]], len(feed.ids) if body else 0
 
+    def _feed(self, body: str) -> Feed:
+        """The tokens of a step in this place; made once for what is scored and then committed."""
+        if self._proposed is None or self._proposed[0] != body:
+            self._proposed = body, self._scorer.format.step(body, self.steps)
+        return self._proposed[1]
+
     def commit(self, kept: Kept, *, own: bool) -> None:
         """Go on behind the committed step."""
         if not kept.body:
             return
-        feed = self._scorer.format.step(kept.body, self.steps)
-        self._last = (self.base, feed)
+        feed = self._feed(kept.body)
+        self._last, self._proposed = (self.base, feed), None
         read = self.read
         self.put(feed.ids[: len(feed.ids) - feed.probe])
         if own:
