@@ -11,18 +11,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from rsd_integrations.cli import options
 from rsd_integrations.cli.models import ModelChoice, State
-from rsd_integrations.cli.options import (
-    PRM,
-    Device,
-    Draft,
-    DraftKwargs,
-    Dtype,
-    PRMFormat,
-    PRMKwargs,
-    Target,
-    TargetKwargs,
-)
 from rsd_integrations.cli.saving import check_file
 from rsd_integrations.config import RSDConfig
 from rsd_integrations.errors import PromptError
@@ -37,15 +27,15 @@ def ask(
     ctx: typer.Context,
     question: Annotated[str, typer.Argument(help='The question; "-" or nothing reads a pipe.')] = "-",
     *,
-    draft: Draft = None,
-    target: Target = None,
-    prm: PRM = None,
-    prm_format: PRMFormat = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    draft_kwargs: DraftKwargs = None,
-    target_kwargs: TargetKwargs = None,
-    prm_kwargs: PRMKwargs = None,
+    draft: options.Draft = None,
+    target: options.Target = None,
+    prm: options.PRM = None,
+    prm_format: options.PRMFormat = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    draft_kwargs: options.DraftKwargs = None,
+    target_kwargs: options.TargetKwargs = None,
+    prm_kwargs: options.PRMKwargs = None,
     threshold: Annotated[
         float | None,
         typer.Option(

@@ -17,18 +17,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rsd_integrations.cli import options
 from rsd_integrations.cli.models import ModelChoice, open_pipeline
-from rsd_integrations.cli.options import (
-    PRM,
-    Device,
-    Draft,
-    DraftKwargs,
-    Dtype,
-    PRMFormat,
-    PRMKwargs,
-    Target,
-    TargetKwargs,
-)
 from rsd_integrations.report.whole import print_whole
 from rsd_integrations.report.words import many
 from rsd_integrations.types import Role
@@ -65,15 +55,15 @@ class _Line:
 
 def doctor(
     *,
-    draft: Draft = None,
-    target: Target = None,
-    prm: PRM = None,
-    prm_format: PRMFormat = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    draft_kwargs: DraftKwargs = None,
-    target_kwargs: TargetKwargs = None,
-    prm_kwargs: PRMKwargs = None,
+    draft: options.Draft = None,
+    target: options.Target = None,
+    prm: options.PRM = None,
+    prm_format: options.PRMFormat = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    draft_kwargs: options.DraftKwargs = None,
+    target_kwargs: options.TargetKwargs = None,
+    prm_kwargs: options.PRMKwargs = None,
     max_batch_size: Annotated[int, typer.Option(min=1, help="Requests at once, in this process.")] = 8,
     max_length: Annotated[
         int | None,

@@ -14,18 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from rsd_integrations.cli import options
 from rsd_integrations.cli.models import ModelChoice, State
-from rsd_integrations.cli.options import (
-    PRM,
-    Device,
-    Draft,
-    DraftKwargs,
-    Dtype,
-    PRMFormat,
-    PRMKwargs,
-    Target,
-    TargetKwargs,
-)
 from rsd_integrations.cli.progress import watching
 from rsd_integrations.cli.saving import check_out, conclude
 from rsd_integrations.cli.sweeping import read_sweep
@@ -55,15 +45,15 @@ def tune(
         Path, typer.Argument(help="Questions with known answers: .jsonl, .json, .csv or .tsv.")
     ],
     *,
-    draft: Draft = None,
-    target: Target = None,
-    prm: PRM = None,
-    prm_format: PRMFormat = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    draft_kwargs: DraftKwargs = None,
-    target_kwargs: TargetKwargs = None,
-    prm_kwargs: PRMKwargs = None,
+    draft: options.Draft = None,
+    target: options.Target = None,
+    prm: options.PRM = None,
+    prm_format: options.PRMFormat = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    draft_kwargs: options.DraftKwargs = None,
+    target_kwargs: options.TargetKwargs = None,
+    prm_kwargs: options.PRMKwargs = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Most problems at work at once.")] = 16,
     problems: Annotated[
         int | None,
