@@ -162,7 +162,7 @@ class RSDPipeline:
             max_batch_size: most requests at work at once; the others queue.
             max_length: most tokens of prompt and answer; the servers' own limits count, too.
             draft_kwargs: options of this role alone: model (the served name, where there are several),
-                api_key (or the environment's VLLM_API_KEY), headers, max_concurrency (64 questions on their
+                api_key (or the environment's VLLM_API_KEY), headers, max_concurrency (256 questions on their
                 way), timeout (600 seconds for an answer), attempts (5 for a question), patience (120 seconds
                 for servers that cannot be reached, once the pipeline is made); source (folder or hub id of
                 tokenizer and config, if not what the server was started with), tokenizer, and revision,

@@ -166,6 +166,18 @@ def test_what_is_no_json_is_shown(server: Double, body: bytes) -> None:
         ask(server.url)
 
 
+@pytest.mark.parametrize(
+    ("files", "connections"), [(20_000, 256), (1024, 256), (256, 64), (64, 16), (-1, 256)]
+)
+def test_connections_leave_room_for_other_files(
+    files: int, connections: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """256 is macOS's, 1024 most Linux systems' limit."""
+    monkeypatch.setattr("resource.getrlimit", lambda kind: (files, -1))
+    assert Address.of("draft", "http://x", {}).max_concurrency == connections
+    assert Address.of("draft", "http://x", {"max_concurrency": 7}).max_concurrency == 7
+
+
 def slowly(handler: Any) -> bool:
     time.sleep(0.3)
     return False

@@ -20,6 +20,20 @@ OPTIONS = ("model", "api_key", "headers", "max_concurrency", "timeout", "attempt
 """Options of a role's servers, besides those of its tokenizer."""
 
 
+_MOST, _LEAST, _OTHERS = 256, 16, 64
+"""Connections of a role, and files that this process needs for all else."""
+
+
+def _connections() -> int:
+    """As many as live requests by default, where three roles may have so many files open (macOS: 256)."""
+    try:
+        from resource import RLIMIT_NOFILE, getrlimit
+    except ImportError:  # Windows, which has no such limit.
+        return _MOST
+    files, _ = getrlimit(RLIMIT_NOFILE)
+    return _MOST if files < 0 else max(_LEAST, min(_MOST, (files - _OTHERS) // 3))
+
+
 @dataclass(frozen=True)
 class Address:
     """The servers of one role.
@@ -29,7 +43,8 @@ class Address:
         model: the served name; None: the only one that the server lists.
         api_key: sent as a bearer token; None: that of the environment's VLLM_API_KEY, if there is one.
         headers: sent with each question, too.
-        max_concurrency: questions on their way to all replicas together.
+        max_concurrency: questions on their way to all replicas together, each with a connection: 256 if this
+            process may open so many files, else what is left of them.
         timeout: seconds an answer may take.
         attempts: how often a question is asked that a server could not take.
         patience: seconds for which servers that cannot be reached are tried: one that is started anew needs
@@ -41,7 +56,7 @@ class Address:
     model: str | None = None
     api_key: str | None = field(default=None, repr=False)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    max_concurrency: int = 64
+    max_concurrency: int = field(default_factory=_connections)
     timeout: float = 600.0
     attempts: int = 5
     patience: float = 120.0
