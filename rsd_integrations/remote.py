@@ -26,7 +26,7 @@ __all__ = ["RemoteBackend", "RemoteScorer", "RemoteWriter"]
 
 
 class RemoteWriter(Protocol):
-    """A draft or target model behind servers. Sessions want no guesses and do not go on by themselves."""
+    """A draft or target model behind servers. Sessions want no guesses."""
 
     info: ModelInfo
 
@@ -56,6 +56,13 @@ class RemoteWriter(Protocol):
 
         Raises:
             RSDError: it failed.
+        """
+        ...
+
+    def go_on(self, session: WriterSession) -> None:
+        """Write on in the background, behind a step that waits for its reward. The session goes on, and has
+        begun a ``GuessStep`` that says how far; its next step begins with what was written, or it is
+        committed another's and forgets it.
         """
         ...
 

@@ -14,7 +14,11 @@ from rsd_integrations.engine.thread import EngineThread, closed_error, own
 from rsd_integrations.protocols import ScoreStep, TargetStep
 from rsd_integrations.remote import RemoteBackend, RemoteScorer, RemoteWriter
 
-__all__ = ["TaskEngine"]
+__all__ = ["AHEAD", "TaskEngine"]
+
+AHEAD = 16
+"""Most live requests at which drafts write on behind steps that wait for their reward. With more of them
+servers have other work meanwhile."""
 
 _CLOSING = 5.0
 """Seconds that connections may take to close."""
@@ -138,8 +142,12 @@ class TaskEngine(EngineThread):
             job.resume(Cancelled())
 
     def _do(self, task: Task) -> Any:
-        backend, piece = self._backend, task.piece
+        backend, piece, job = self._backend, task.piece, task.job
         if isinstance(piece, ScoreStep):
+            if len(self._live) <= AHEAD and job.can_wait:
+                job.go_on(job.request.config.max_step_tokens)
+                if job.going_on is not None:
+                    backend.draft.go_on(job.going_on.session)
             return backend.prm.score(task.session, piece)
         return (backend.target if isinstance(piece, TargetStep) else backend.draft).write(task.session)
 

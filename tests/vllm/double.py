@@ -74,7 +74,9 @@ class Double:
         self.faults: list[Fault] = []
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.left = threading.Event()
-        """Set when somebody leaves a question that hangs."""
+        """Set when somebody leaves a question that hangs, or a stream."""
+        self.pace = 0.0
+        """Seconds between two tokens of a stream."""
         self._lock = threading.Lock()
         self._server = _Server(("127.0.0.1", port), _Handler)
         self._server.double = self
@@ -232,7 +234,34 @@ class _Handler(BaseHTTPRequestHandler):
                 answer = double.answer(self.path, body)
             except Exception as error:
                 answer = 500, _error(repr(error))
-            self.say(*answer)
+            if body.get("stream") and answer[0] == 200:
+                self.stream(answer[1])
+            else:
+                self.say(*answer)
+
+    def stream(self, answer: Any) -> None:
+        """The same token by token, as server-sent events."""
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.close_connection = True
+        choice = answer["choices"][0]
+        last = len(choice["token_ids"]) - 1
+        try:
+            for place, token in enumerate(choice["token_ids"]):
+                told = {**choice, "token_ids": [token]}
+                if place < last:
+                    told |= {"finish_reason": None, "stop_reason": None}
+                self.wfile.write(b"data: " + json.dumps({"choices": [told]}).encode() + b"\n\n")
+                self.wfile.flush()
+                if self.server.double.pace:
+                    self.hang(self.server.double.pace)
+                    if self.server.double.left.is_set():
+                        return
+            self.wfile.write(b"data: [DONE]\n\n")
+        except OSError:
+            self.server.double.left.set()
 
     def say(self, status: int, body: Any, **headers: str) -> None:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
-from rsd_integrations.protocols import ScoreStep
+from rsd_integrations.protocols import ScoreStep, Written
 
 __all__ = ["Rounds"]
 
@@ -35,7 +35,23 @@ class Rounds:
         return asyncio.run_coroutine_threadsafe(together(), self._loop).result(60)
 
     def advance(self, sessions: Sequence[Any]) -> list[Any]:
-        return self._all([self._model.write(session) for session in sessions])
+        return self._all([self._turn(session) for session in sessions])
+
+    async def _turn(self, session: Any) -> Written | None:
+        """A step; or, for one that is to go on behind it, first the start of that and then its end."""
+        if session.ahead_room > 0:
+            self._model.go_on(session)
+            return None
+        ahead = session.ahead
+        if (
+            ahead is not None
+            and not session.goes_on
+            and ahead.start == len(session.tokens)
+            and session.so_far
+        ):
+            assert await ahead.whole()
+            return Written("", tuple(ahead.tokens), "limit")
+        return await self._model.write(session)
 
     def score(self, sessions: Sequence[Any], work: Sequence[ScoreStep]) -> list[Any]:
         pairs = zip(sessions, work, strict=True)

@@ -16,7 +16,7 @@ from rsd_integrations.types import Role
 
 __all__ = ["OPTIONS", "Address"]
 
-OPTIONS = ("model", "api_key", "headers", "max_concurrency", "timeout", "attempts", "patience")
+OPTIONS = ("model", "api_key", "headers", "max_concurrency", "timeout", "attempts", "patience", "ahead")
 """Options of a role's servers, besides those of its tokenizer."""
 
 
@@ -49,6 +49,7 @@ class Address:
         attempts: how often a question is asked that a server could not take.
         patience: seconds for which servers that cannot be reached are tried: one that is started anew needs
             a minute or more. While a pipeline is made ``attempts`` counts alone.
+        ahead: of a draft: whether it writes on behind a step that waits for its reward; None: it does.
     """
 
     role: Role
@@ -60,6 +61,7 @@ class Address:
     timeout: float = 600.0
     attempts: int = 5
     patience: float = 120.0
+    ahead: bool | None = None
 
     @classmethod
     def of(cls, role: Role, urls: Any, options: Mapping[str, Any]) -> Address:
@@ -86,6 +88,10 @@ class Address:
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not number or not (value > 0 or (value == 0 and least == "from")):
                 raise ConfigError(f"{where}: {name}={value!r} is no time.", hint=f"Give seconds {least} 0.")
+        if self.ahead is not None and (self.role != "draft" or not isinstance(self.ahead, bool)):
+            raise ConfigError(
+                f"{where}: ahead={self.ahead!r}.", hint="Give True or False, and to the draft alone."
+            )
         for name in ("model", "api_key"):
             if not isinstance(getattr(self, name), str | None):
                 shown = "" if name == "api_key" else f"={getattr(self, name)!r}"

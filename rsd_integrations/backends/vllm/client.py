@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from itertools import count
 from typing import Any
 
@@ -117,6 +118,24 @@ class Servers:
             if not (gone and self._another(url)):
                 await asyncio.sleep(max(pause, min(retry, _LONGEST_PAUSE)))
                 pause = min(2 * pause, _LONGEST_PAUSE)
+
+    async def stream(self, path: str, body: Mapping[str, Any], *, key: int) -> AsyncGenerator[Any, None]:
+        """What a server tells piece by piece. Nothing is tried again.
+
+        Args:
+            path: as of ``ask``, and so are all.
+
+        Raises:
+            Unreachable: no server answered, or not as asked.
+        """
+        url = self._choose(key)
+        try:
+            async with self._slots, aclosing(self._http.stream(url, path, body)) as events:
+                async for event in events:
+                    yield event
+        except (Away, Stale, Late, Unsendable) as error:
+            failed = f"the {self._address.role}'s server at {url} {self._unreachable(url, error)}."
+            raise Unreachable(failed, hint="Check that it runs and what it logs.") from error
 
     async def _asked(self, url: str, path: str, body: Mapping[str, Any] | None) -> Any:
         """One try, with one of the slots."""

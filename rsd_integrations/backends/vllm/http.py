@@ -6,8 +6,9 @@ is done for it, aiohttp 0.2 (dev/vllm.md).
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,6 +22,9 @@ __all__ = ["Answer", "Away", "Http", "Late", "Stale", "Unsendable"]
 
 _IDLE = 2.0
 """Seconds after which an idle connection is closed, before the server does (5 s) while a question comes."""
+
+_LONGEST_EVENT = 1 << 22
+"""Bytes. The first event repeats the prompt's tokens."""
 
 
 class Away(Exception):
@@ -98,14 +102,36 @@ class Http:
         Raises:
             Away, Stale, Late, Unsendable: there is no answer; ``__cause__`` says why.
         """
+        async with self._asked(url, path, body) as response:
+            read = await response.read()
+            return Answer(response.status, response.reason or "", response.headers, read)
+
+    async def stream(self, url: str, path: str, body: Mapping[str, Any]) -> AsyncGenerator[Any, None]:
+        """Post a body, and give the JSON of each server-sent event as it comes.
+
+        Raises:
+            Away, Stale, Late, Unsendable: as ``ask``; Away also for an answer that is no success, Unsendable
+                for events that are no JSON.
+        """
+        async with self._asked(url, path, body) as response:
+            if response.status != 200:
+                raise Away
+            async for line in response.content:
+                data = line.removeprefix(b"data:").strip()
+                if data and data != b"[DONE]" and data != line.strip():
+                    yield json.loads(data)
+
+    @contextlib.asynccontextmanager
+    async def _asked(
+        self, url: str, path: str, body: Mapping[str, Any] | None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
         data = None if body is None else json.dumps(body, separators=(",", ":")).encode()
         method, proxy = "GET" if data is None else "POST", self._proxies[url]
         try:
             async with self._open().request(
                 method, url + path, data=data, proxy=proxy, allow_redirects=False
             ) as response:
-                read = await response.read()
-                return Answer(response.status, response.reason or "", response.headers, read)
+                yield response
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise Away from error
         except aiohttp.ServerTimeoutError as error:
@@ -125,6 +151,7 @@ class Http:
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers=self._headers,
                 timeout=self._timeout,
+                read_bufsize=_LONGEST_EVENT,
             )
         return self._session
 

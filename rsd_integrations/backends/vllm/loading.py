@@ -110,7 +110,8 @@ def _writer(served: Served, **calls: Any) -> VLLMWriter:
         await writer.try_grammars()
         return writer.holds_grammars
 
-    writer = VLLMWriter(Servers(served.address), name, language, info)
+    ahead = served.address.role == "draft" and served.address.ahead is not False
+    writer = VLLMWriter(Servers(served.address), name, language, info, ahead=ahead)
     held = {at_once(tried, one) for one in served.there}
     writer.holds_grammars = held == {True}
     return writer

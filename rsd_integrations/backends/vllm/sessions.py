@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rsd_integrations.backends.shared.detokenize import Detokenizer
+from rsd_integrations.backends.vllm.ahead import Ahead
 from rsd_integrations.output import Output
 from rsd_integrations.prm.base import Feed
 from rsd_integrations.protocols import (
@@ -78,7 +79,6 @@ class WriterSession(TokenSession):
     """One request in a draft or target model (a ``protocols.WriterSession``)."""
 
     wanted = 0
-    goes_on = False
 
     def __init__(
         self,
@@ -98,6 +98,12 @@ class WriterSession(TokenSession):
         self._detokenizer = Detokenizer(writer.tokenizer, writer.hidden_ids - markup)
         self._text = ""
         self.work: DraftStep | TargetStep | None = None
+        self.ahead: Ahead | None = None
+        """What it writes behind a step that waits for its reward."""
+        self.ahead_room = 0
+        self._ends: End | None = None
+        self._kept = True
+        self._unused: float | None = None
 
     def fork(self) -> WriterSession:
         """Another session of the same request; the server knows the prompt of both."""
@@ -105,10 +111,31 @@ class WriterSession(TokenSession):
         return WriterSession(self._writer, prompt, self._output, self.tags, self.key)
 
     def begin(self, work: DraftStep | TargetStep | GuessStep) -> None:
-        """Take a step to write."""
-        assert not isinstance(work, GuessStep)  # It never wants one, and never goes on.
-        self.work, self._text = work, ""
+        """Take a step to write, or leave to go on behind the last."""
+        if isinstance(work, GuessStep):
+            self.ahead_room = min(work.count, self._writer.info.window - len(self.tokens))
+            return
+        self.work, self._text, self._ends = work, "", None
         self._detokenizer.mark()
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the step that it has written may have a next one, which is likely to be wanted: after a
+        rejected step it waits for a kept one.
+        """
+        may = self._writer.ahead and self.form is None and self._kept and self.ahead is None
+        return may and self._ends not in (None, "eos", "stop")
+
+    def draw(self) -> float:
+        """A number to draw the next question's tokens by: the same, whether it went on in vain or not."""
+        unused, self._unused = self._unused, None
+        return self.sampling.draw() if unused is None else unused
+
+    def leave_ahead(self) -> None:
+        """What was written behind the step in progress is not wanted. Safe to repeat."""
+        if self.ahead is not None:
+            self.ahead.leave()
+            self._unused, self.ahead = self.ahead.draw, None
 
     def guess(self, tokens: Sequence[int]) -> None:
         """Servers guess by themselves."""
@@ -166,10 +193,14 @@ class WriterSession(TokenSession):
         assert self.work is not None
         if end == "eos" or (end == "limit" and self.work.closing):
             self._text += self._detokenizer.rest()
+        self._ends = end
         return Written(self._text, self.so_far, end, cut, self._writer.vocabulary)
 
     def commit(self, kept: Kept, *, own: bool) -> None:
         """Put the committed step in place of the one in progress."""
+        self._kept = own
+        if not own:
+            self.leave_ahead()
         step = None if own else self._writer.as_own_tokens(kept.written, markup=self.reader is not None)
         if step is None:
             self.base = len(self.tokens)
@@ -182,6 +213,10 @@ class WriterSession(TokenSession):
             self.form.commit(kept.written.text, () if step and kept.written.end == "eos" else step)
         self._detokenizer.mark()
         self.work = None
+
+    def close(self) -> None:
+        """Nothing is held but what is written ahead."""
+        self.leave_ahead()
 
 
 class ScorerSession(TokenSession):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
 from rsd_integrations.backends.shared.writing import Language, SpeakingWriter
+from rsd_integrations.backends.vllm.ahead import Ahead
 from rsd_integrations.backends.vllm.client import Refused, Servers
 from rsd_integrations.backends.vllm.form import Form
 from rsd_integrations.backends.vllm.sessions import WriterSession
@@ -48,10 +50,14 @@ class VLLMWriter(SpeakingWriter):
         servers: of the model.
         model: its name there.
         language: of the model.
+        ahead: whether it goes on behind steps that wait for their reward.
     """
 
-    def __init__(self, servers: Servers, model: str, language: Language, info: ModelInfo) -> None:
+    def __init__(
+        self, servers: Servers, model: str, language: Language, info: ModelInfo, *, ahead: bool = False
+    ) -> None:
         super().__init__(language, info)
+        self.ahead = ahead
         self._servers = servers
         self._model = model
         self._size = language.size
@@ -92,8 +98,40 @@ class VLLMWriter(SpeakingWriter):
             session.forget()
         return written
 
+    def go_on(self, session: AnyWriterSession) -> None:
+        """Write on in the background behind a step that waits for its reward, as the session was told."""
+        assert isinstance(session, WriterSession)
+        room, session.ahead_room = session.ahead_room, 0
+        if room <= 0:
+            return
+        draw = session.draw() if session.sampling.temperature > 0.0 else None
+        question = {**self._question(session, draw), "max_tokens": room, "stream": True}
+        session.ahead = Ahead(len(session.tokens), room, draw)
+        session.ahead.begin(self._write_on(session, session.ahead, question))
+
+    async def _write_on(self, session: WriterSession, ahead: Ahead, question: dict[str, Any]) -> None:
+        async with aclosing(self._servers.stream("/v1/completions", question, key=session.key)) as events:
+            async for event in events:
+                for choice in event["choices"]:
+                    ahead.tokens += [int(token) for token in choice["token_ids"] or ()]
+                    ahead.ended = _says_that_it_ends(choice)
+                session.count(None, ahead.start + max(0, len(ahead.tokens) - 1))
+
+    async def _written_ahead(self, session: WriterSession) -> _Found | None:
+        """What it has written behind the last step, if that is what the next begins with."""
+        ahead = session.ahead
+        # What was cut short would be drawn on by other numbers than in one question.
+        short = ahead is not None and ahead.draw is not None and ahead.room < session.room
+        if ahead is None or short or ahead.start != len(session.tokens) or not await ahead.whole():
+            session.leave_ahead()
+            return None
+        session.ahead = None
+        return _Found(ahead.tokens or [min(self.eos_ids)], ended=ahead.ended)
+
     async def _next(self, session: WriterSession) -> _Found:
         """The next tokens of a step: all of them, if nothing stops the server before."""
+        if (written := await self._written_ahead(session)) is not None:
+            return written
         form, question = session.form, self._question(session)
         if form is None:
             return await self._asked(session, question)
@@ -162,7 +200,8 @@ class VLLMWriter(SpeakingWriter):
             text = ""
         self.holds_grammars = text.startswith('{"a": ')
 
-    def _question(self, session: WriterSession) -> dict[str, Any]:
+    def _question(self, session: WriterSession, draw: float | None = None) -> dict[str, Any]:
+        """Args: draw: a number that has been drawn for it."""
         sampling, boundary = session.sampling, session.boundary
         return {
             "model": self._model,
@@ -176,14 +215,14 @@ class VLLMWriter(SpeakingWriter):
             "include_stop_str_in_output": True,
             "return_token_ids": True,
             **_PLAIN,
-            **_drawn(session),
+            **(_drawn(session) if draw is None else _seed(draw)),
         }
 
     def _read(self, answer: Any) -> _Found:
         try:
             choice, usage = answer["choices"][0], answer.get("usage") or {}
             tokens = [int(token) for token in choice["token_ids"]]
-            ended = choice["finish_reason"] == "stop" and choice.get("stop_reason") is None
+            ended = _says_that_it_ends(choice)
             cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise BackendError(
@@ -210,5 +249,12 @@ def _some_words() -> DraftStep:
 
 def _drawn(session: WriterSession) -> dict[str, Any]:
     """The seed of one question, of the request's own numbers."""
-    sampling = session.sampling
-    return {"seed": int(sampling.draw() * 2**31)} if sampling.temperature > 0.0 else {}
+    return _seed(session.draw()) if session.sampling.temperature > 0.0 else {}
+
+
+def _seed(draw: float) -> dict[str, Any]:
+    return {"seed": int(draw * 2**31)}
+
+
+def _says_that_it_ends(choice: Any) -> bool:
+    return bool(choice["finish_reason"] == "stop" and choice.get("stop_reason") is None)
