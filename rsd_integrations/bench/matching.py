@@ -20,11 +20,28 @@ Match = Callable[[str, str], bool]
 
 MATCHES = ("auto", "number", "math", "text")
 
-_SAID = re.compile(r"(?:final answer|answer)\s*(?:is|:|=)[\s:]*(.+)", re.IGNORECASE)
-_FRACTION = re.compile(r"\\[dt]?frac\s*\{?\s*(-?\d+)\s*\}?\s*\{?\s*(\d+)\s*\}?")
-_NUMBER = re.compile(r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:\s*/\s*\d[\d,]*)?")
+_SAID = re.compile(
+    r"answer(?:\s+to\b[^.:\n]{0,80}?)?[*_]*\s*(?:is\b|:|=)(?:[\s:*$]|\\[\[(])*(.+)", re.IGNORECASE
+)
+_PART = r"(?:\{\s*(-?[\d.,]*\d)\s*\}|\s*(\d))"
+_FRACTION = re.compile(rf"\\[dt]?frac\s*{_PART}\s*{_PART}")
+_PLAIN = r"(?:(?:\d{1,3}(?:,\d{2,3})*,\d{3}(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
+_NUMBER = re.compile(
+    rf"(?P<sign>-?)(?:(?P<whole>\d+)\s+(?=\d+/\d))?"
+    rf"(?P<over>{_PLAIN}(?:[eE][-+]?\d{{1,3}}(?!\d))?)(?:\s*/\s*(?P<under>-?{_PLAIN}))?"
+)
+_MONEY = r"\\?[$£€¥]"
+_BARE = re.compile(r"(?:[^A-Za-z=^\d]|\\(?:left|text\w*|mathrm|mathbf|approx|boxed))*")
+"""Before a number: nothing but dress."""
+_GOES_ON = re.compile(
+    r"\s*(?:\\(?:sqrt|pi|times|cdot|div|frac)(?![a-z])|[-+*/×÷]\s*[\d(\\]|\^\s*\{?\s*[-\d])|[,:]\d"
+)
+"""Behind a number: it is part of a formula, a range, a list or a time."""
+_LED_UP = re.compile(r"(?:[\^_+*/]|\\sqrt)\s*\{?\s*$")
+"""Before a number: likewise."""
 _CLOSE = Fraction(1, 10**6)
-"""Numbers closer to each other than this share of the larger one are equal: answers are rounded."""
+"""Numbers closer to each other than this share of the larger one are equal, as fractions are rounded. Whole
+numbers are not."""
 
 
 def matcher(name: str, known: Sequence[str]) -> tuple[str, Match]:
@@ -93,17 +110,41 @@ def _boxed(text: str) -> str | None:
 
 
 def number_in(text: str, *, last: bool = False) -> Fraction | None:
-    """The first number in a text (or the last): 1,234.5, -3, 3/4, a fraction of LaTeX. Signs of currency and
-    per cent, and units, are left aside.
+    """The first number in a text (or the last): 1,234.5, -3, 3/4, 3 1/2, 1.5e3; of LaTeX fractions and powers
+    of ten. Signs of currency and per cent, and units, are left aside.
     """
-    plain = _FRACTION.sub(r"\1/\2", text.replace("\u2212", "-").replace("\\!", "").replace("{,}", ","))
-    found = _NUMBER.findall(re.sub(r"(?<=\d)\s*-(?=\s*\d)", " - ", plain))
-    for one in reversed(found) if last else found:
-        try:
-            return Fraction(re.sub(r"[,\s]", "", one))
-        except (ValueError, ZeroDivisionError):
-            continue
-    return None
+    found = list(_NUMBER.finditer(_plain(text)))
+    values = map(_value, reversed(found) if last else found)
+    return next((value for value in values if value is not None), None)
+
+
+def _plain(text: str) -> str:
+    """Numbers as ``_NUMBER`` reads them: thousands by commas, fractions by strokes, powers of ten by e."""
+    plain = text.replace("\u2212", "-").replace("\\!", "").replace("{,}", ",")
+    plain = re.sub(r"(?<=\d)(?:\\[, ]|[\u00a0\u2009\u202f'\u2019])(?=\d{3}(?!\d))", "", plain)
+    plain = re.sub(rf"-\s*{_MONEY}\s*(?=[\d.])", "-", plain)
+    plain = _FRACTION.sub(_stroke, plain)
+    plain = re.sub(r"(?<![\d.,])10\s*\^\s*(?:\{\s*(-?\d{1,3})\s*\}|(-?\d{1,3}))", r"1e\1\2", plain)
+    plain = re.sub(r"(?<=\d)\s*(?:\\times|\\cdot|[x×*])\s*1e(?=-?\d)", "e", plain)
+    return re.sub(r"(?<=\d)\s*-(?=\s*\d)", " - ", plain)
+
+
+def _stroke(found: re.Match[str]) -> str:
+    r"""3\frac{1}{2} is three and a half."""
+    mixed = found.string[: found.start()][-1:].isdigit()
+    return f"{' ' * mixed}{found[1] or found[2]}/{found[3] or found[4]}"
+
+
+def _value(found: re.Match[str]) -> Fraction | None:
+    parts = found.group("whole", "over", "under")
+    try:
+        whole, over, under = (None if part is None else Fraction(part.replace(",", "")) for part in parts)
+    except ValueError:  # More digits than Python reads: of a model that repeats itself.
+        return None
+    if over is None or under == 0:
+        return None
+    value = (whole or 0) + over / (under or 1)
+    return -value if found["sign"] else value
 
 
 def _numbers(text: str, known: str) -> bool:
@@ -112,35 +153,58 @@ def _numbers(text: str, known: str) -> bool:
     right = _number_known(known)
     if found is None or right is None:
         return False
+    if found.denominator == right.denominator == 1:
+        return found == right
     return abs(found - right) <= _CLOSE * max(abs(found), abs(right))
 
 
 def _lone_number(said: str) -> Fraction | None:
-    """Behind the last equals sign, if there is one: "x = 5"."""
-    return number_in(said.rpartition("=")[2]) or number_in(said)
+    r"""That an answer begins with, else the first behind its last equals sign ("x = 5").
+
+    None where it is only a part of what is said: 5 of ``5\sqrt{2}``.
+    """
+    plain = _plain(said)
+    first = _NUMBER.search(plain)
+    if first and _BARE.fullmatch(plain[: first.start()]) and not _GOES_ON.match(plain, first.end()):
+        return _value(first)
+    behind = plain.rpartition("=")[2]
+    found = _NUMBER.search(behind)
+    if not found or _GOES_ON.match(behind, found.end()) or _LED_UP.search(behind[: found.start()]):
+        return None
+    return _value(found)
 
 
 def _number_known(known: str) -> Fraction | None:
     """A known answer that is a number and nothing else but a unit's sign; what is behind ``####`` of more."""
     said = final_answer(known)
-    text = (known if said is None else said).strip().strip("$").rstrip("%.").strip().removeprefix("$")
-    whole = _NUMBER.fullmatch(_FRACTION.sub(r"\1/\2", text.rstrip("\\").strip()))
-    return None if whole is None else number_in(text)
+    text = _plain(known if said is None else said).strip()
+    whole = _NUMBER.fullmatch(re.sub(rf"^{_MONEY}|[\\%.$]+$", "", text).strip())
+    return None if whole is None else _value(whole)
 
 
 def _texts(text: str, known: str) -> bool:
-    said = final_answer(text)
+    if _number_known(known) is not None:
+        return _numbers(text, known)
+    said, right = final_answer(text), final_answer(known) or known
     if said is None:
         lines = [line for line in text.splitlines() if line.strip()]
         said = lines[-1] if lines else ""
-    return _words(said) == _words(final_answer(known) or known)
+    elif letter := re.fullmatch(r"\(?([A-Z])\)?\.?", _undressed(right)):
+        chosen = re.match(r"\(?([A-Z])(?![^\s).:,])", _undressed(said))
+        return (chosen[1] if chosen else _words(said).upper()) == letter[1]
+    return _words(said) == _words(right)
 
 
 def _words(text: str) -> str:
-    r"""Letters and digits in small letters; what is only dress (``\text{}``, dollars, brackets) left out."""
+    """In small letters, without the stop at the end and the brackets around a single word. Signs stay."""
+    bare = _undressed(text).casefold().strip(".,:;!? ")
+    return re.sub(r"^\(?(\w+)\)$", r"\1", bare)
+
+
+def _undressed(text: str) -> str:
+    r"""Without what only shows how it looks (``\text{}``, dollars, stars)."""
     bare = re.sub(r"\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}", r"\1", text)
-    bare = re.sub(r"[*_$`\"'\\]|^\W+|\W+$", "", bare.strip())
-    return " ".join(bare.casefold().split())
+    return " ".join(re.sub(r"[*_$`\"'\\]", "", bare).split())
 
 
 def _formulas(text: str, known: str) -> bool:
@@ -149,7 +213,14 @@ def _formulas(text: str, known: str) -> bool:
     right = final_answer(known) or known
     marked = right if "$" in right or "\\boxed" in right else f"${right}$"
     formula, said = (parse(one, parsing_timeout=_timeout()) for one in (marked, text))
-    return bool(verify(formula, said, timeout_seconds=_timeout())) or _texts(text, known)
+    return bool(verify(formula, said, timeout_seconds=_timeout())) or _same_words(text, right)
+
+
+def _same_words(text: str, right: str) -> bool:
+    """Word for word; with more freedom only where words are known: of a formula letters say too little."""
+    if _undressed(final_answer(text) or "") == _undressed(right):
+        return True
+    return re.fullmatch(r"[^\W\d_]+(?: [^\W\d_]+)*", _words(right)) is not None and _texts(text, right)
 
 
 def _timeout() -> int | None:
