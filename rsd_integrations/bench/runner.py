@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
 from rsd_integrations.config import RSDConfig
@@ -14,25 +14,30 @@ __all__ = ["run_all"]
 
 def run_all(
     pipe: RSDPipeline,
-    prompts: Sequence[GivenPrompt],
+    prompts: Mapping[int, GivenPrompt],
     config: RSDConfig,
-    on_done: Callable[[int, Generation], None] = lambda index, generation: None,
-) -> list[Generation]:
+    on_done: Callable[[int, Generation], None] = lambda place, generation: None,
+) -> None:
     """Answer every question. All are submitted at once; the engine queues them.
 
     Args:
         pipe: the models.
-        prompts: one request each.
+        prompts: one request each, by its place, which is added to the seed: with the same draws for all,
+            questions that are alike would be answered alike.
         config: for all of them.
         on_done: called with each answer and its place, in their order.
 
     Raises:
         RSDError: one failed; the others are cancelled.
     """
-    made = []
     with ExitStack() as stack:  # Leaving a stream cancels it.
-        streams = [stack.enter_context(pipe.stream(prompt, config=config)) for prompt in prompts]
-        for index, stream in enumerate(streams):
-            made.append(stream.result())
-            on_done(index, made[-1])
-    return made
+        streams = {
+            place: stack.enter_context(pipe.stream(prompt, config=_seeded(config, place)))
+            for place, prompt in prompts.items()
+        }
+        for place, stream in streams.items():
+            on_done(place, stream.result())
+
+
+def _seeded(config: RSDConfig, place: int) -> RSDConfig:
+    return config if config.seed is None else config.override(seed=config.seed + place)

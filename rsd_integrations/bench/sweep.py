@@ -153,19 +153,19 @@ class _Runner:
 
     def _run(self, name: str, config: RSDConfig) -> tuple[list[Generation], float | None]:
         made = dict(self._answers.of(name)) if self._answers else {}
-        left = [index for index in range(len(self._tasks)) if index not in made]
+        left = [place for place in range(len(self._tasks)) if place not in made]
         self._watch.on_run(name, len(left))
 
         def done(place: int, generation: Generation) -> None:
-            made[left[place]] = generation
+            made[place] = generation
             if self._answers:
-                self._answers.add(name, left[place], generation)
+                self._answers.add(name, place, generation)
             self._watch.on_done()
 
         start, whole = time.perf_counter(), not made
-        run_all(self._pipe, [self._tasks[index].prompt for index in left], config, done)
+        run_all(self._pipe, {place: self._tasks[place].prompt for place in left}, config, done)
         seconds = time.perf_counter() - start if whole else None
-        return [made[index] for index in range(len(self._tasks))], seconds
+        return [made[place] for place in range(len(self._tasks))], seconds
 
 
 def _point(run: _Run, tasks: Sequence[Task], target: _Run, *, recommended: bool) -> Point:

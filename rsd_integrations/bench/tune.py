@@ -50,7 +50,8 @@ def tune(
         pipe: the models.
         tasks: the questions.
         thresholds: the sweep; the pipeline's recommended one is measured, too.
-        config: how to decode, but for the threshold and the weighting. Its seed draws the bootstrap, too.
+        config: how to decode, but for the threshold and the weighting. Its seed draws the bootstrap, too,
+            and is another for each question (by its place).
         within: accuracy that may be lost to the target, as a share of the questions.
         watch: told how far it is.
         answers: where answers are kept; those that are there are not made again.
@@ -152,7 +153,7 @@ def _warm_up(pipe: RSDPipeline, tasks: Sequence[Task], config: RSDConfig) -> Non
     short = config.override(
         weighting="constant", acceptance_rate=0.5, max_tokens=min(_WARM_UP, config.max_tokens or _WARM_UP)
     )
-    run_all(pipe, [task.prompt for task in tasks[:16]], short)
+    run_all(pipe, {place: task.prompt for place, task in enumerate(tasks[:16])}, short)
 
 
 def _lowest_rewards(swept: Sweep) -> list[tuple[float, bool]]:

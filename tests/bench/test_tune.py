@@ -87,6 +87,27 @@ async def test_it_runs_where_a_loop_does() -> None:
         assert tune(pipe, questions(PROBLEMS[:2]), [0.5], CONFIG).drafts == 2
 
 
+def test_questions_are_sampled_with_seeds_of_their_own(tmp_path: Path) -> None:
+    """Asked again, a question has another answer; a run that goes on takes the seeds of a whole one."""
+    asked = [question for question in questions(PROBLEMS[:2]) for _ in range(3)]
+    config = RSDConfig(max_tokens=100, seed=5, temperature=2.0)
+    whole = SavedAnswers(tmp_path / "whole", {})
+    with RSDPipeline.pocket() as pipe:
+        tune(pipe, asked, [0.5], config, answers=whole)
+    whole.close()
+    lines = (tmp_path / "whole").read_text().splitlines(keepends=True)
+    made = [json.loads(line)["generation"] for line in lines[1:]]
+    assert [one["seed"] for one in made] == [5, 6, 7, 8, 9, 10] * 5
+    assert len({one["text"] for one in made[:3]}) > 1
+    (tmp_path / "part").write_text("".join(lines[:4]))
+    part = SavedAnswers(tmp_path / "part", {})
+    with RSDPipeline.pocket() as pipe:
+        tune(pipe, asked, [0.5], config, answers=part)
+    part.close()
+    again = [json.loads(line)["generation"] for line in (tmp_path / "part").read_text().splitlines()[1:]]
+    assert [one["text"] for one in again] == [one["text"] for one in made]
+
+
 def test_one_that_fails_cancels_the_others() -> None:
     def script(prompt: object, index: int, text: str) -> Any:
         return RuntimeError("broken") if prompt == "first" else "x" * 10_000
