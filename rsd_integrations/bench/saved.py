@@ -29,22 +29,44 @@ class SavedAnswers:
         self._path = path
         self._answers: dict[str, dict[int, Generation]] = {}
         head = json.dumps({"settings": settings}, sort_keys=True)
-        whole = 0
-        if path.exists():
+        try:
+            self._file = path.open("a", encoding="utf-8", newline="\n")
+        except OSError as error:
+            raise ConfigError(
+                f"{str(path)!r} cannot be written to: {error.strerror}.", hint="Name another folder."
+            ) from error
+        try:
+            self._claim()
             whole = self._read(head)
-        self._file = path.open("r+" if path.exists() else "w", encoding="utf-8", newline="\n")
+        except BaseException:
+            self._file.close()
+            raise
         self._file.truncate(whole)  # The last line may have been cut off.
-        self._file.seek(whole)
         if not whole:
             self._write(head)
+
+    def _claim(self) -> None:
+        """For this process alone, until it closes the file or ends: two that write would mix their lines."""
+        try:
+            import fcntl
+        except ImportError:  # Windows.
+            return
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"another run writes to {str(self._path)!r}.", hint="Let it end, or name another folder."
+            ) from error
+        except OSError:  # Some network drives know no locks.
+            return
 
     def _read(self, head: str) -> int:
         """Take what is there; bytes of the lines that are whole."""
         data = self._path.read_bytes()
         lines = data[: data.rfind(b"\n") + 1].splitlines(keepends=True)
-        if not lines:
+        if not lines and head.encode().startswith(data):
             return 0
-        if lines[0].decode(errors="replace").rstrip("\n") != head:
+        if not lines or lines[0].decode(errors="replace").rstrip("\n") != head:
             raise ConfigError(
                 f"{str(self._path)!r} holds answers of other models, questions or settings.",
                 hint="Name another folder, or remove the file.",

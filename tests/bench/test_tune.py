@@ -242,6 +242,30 @@ def test_answers_of_other_settings_are_left_alone(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
+def test_a_file_of_others_is_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    path.write_text("notes, without an end of line")
+    with pytest.raises(ConfigError, match="answers of other models"):
+        SavedAnswers(path, {})
+    assert path.read_text() == "notes, without an end of line"
+    with pytest.raises(ConfigError, match=r"cannot be written to: .*\. Name another folder"):
+        SavedAnswers(tmp_path, {})
+
+
+def test_two_runs_do_not_write_to_one_file(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    first = SavedAnswers(tmp_path / "a", {})
+    made = Generation(text="a", finish_reason="stop", seed=3, threshold=None)
+    first.add("target only", 0, made)
+    with pytest.raises(ConfigError, match="another run writes to"):
+        SavedAnswers(tmp_path / "a", {})
+    first.add("target only", 1, made)
+    first.close()
+    again = SavedAnswers(tmp_path / "a", {})
+    again.close()
+    assert again.count == 2
+
+
 def test_saved_answers_come_back_whole(tmp_path: Path) -> None:
     made = Generation(text="a\u2028b\n", finish_reason="stop", seed=3, threshold=None)
     saved = SavedAnswers(tmp_path / "a", {})
