@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ __all__ = ["Question", "drawn", "read_questions"]
 
 _QUESTION = ("question", "problem", "prompt", "input", "query")
 _ANSWER = ("answer", "expected", "final_answer", "target", "output", "solution")
-_KINDS = "Give a file of questions and answers: .jsonl, .json, .csv or .tsv."
+_KINDS = "Give a file of questions and answers in UTF-8: .jsonl, .json, .csv or .tsv."
 
 
 @dataclass(frozen=True)
@@ -96,27 +98,57 @@ def _entries(path: Path) -> Iterator[_Entry]:
         raise ConfigError(f"{str(path)!r} cannot be read: {reason}.", hint=_KINDS) from error
     kind = path.suffix.lower()
     if kind in (".csv", ".tsv"):
-        rows = csv.DictReader(text.splitlines(keepends=True), delimiter="," if kind == ".csv" else "\t")
-        yield from (_Entry(f"line {rows.line_num} of {str(path)!r}", row) for row in rows)
-    elif kind == ".json":
-        entries = _json(f"{str(path)!r}", text)
-        if not isinstance(entries, list):
-            raise ConfigError(f"{str(path)!r} holds no list.", hint="Give a JSON list of objects.")
-        for number, entry in enumerate(entries, 1):
-            yield _object(f"entry {number} of {str(path)!r}", entry)
-    elif kind in (".jsonl", ".ndjson"):
+        yield from _rows(path, text, "," if kind == ".csv" else "\t")
+    elif kind in (".jsonl", ".ndjson") or (kind == ".json" and _is_lines(text)):
         for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
                 where = f"line {number} of {str(path)!r}"
                 yield _object(where, _json(where, line))
+    elif kind == ".json":
+        entries = _json(f"{str(path)!r}", text)
+        if not isinstance(entries, list):
+            raise ConfigError(
+                f"{str(path)!r} holds no list but {entries!r:.80}.", hint="Give a JSON list of objects."
+            )
+        for number, entry in enumerate(entries, 1):
+            yield _object(f"entry {number} of {str(path)!r}", entry)
     else:
         raise ConfigError(f"{str(path)!r} is of no kind that is known.", hint=_KINDS)
+
+
+def _rows(path: Path, text: str, delimiter: str) -> Iterator[_Entry]:
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    most = csv.field_size_limit(max(1, len(text)))  # Answers may be long.
+    try:
+        for row in rows:
+            where = f"line {rows.line_num} of {str(path)!r}"
+            if any(row.get(None) or ()):  # Empty ones do no harm.
+                raise ConfigError(
+                    f"{where} has more cells than the first line names: {row[None]!r:.80}.",
+                    hint=f"Put cells with {delimiter!r} in quotation marks.",
+                )
+            yield _Entry(where, row)
+    except csv.Error as error:
+        raise ConfigError(f"line {rows.line_num} of {str(path)!r}: {error}.", hint=_KINDS) from error
+    finally:
+        csv.field_size_limit(most)
+
+
+def _is_lines(text: str) -> bool:
+    """Objects, one a line, whatever the file is called (as by the ``to_json`` of Hugging Face's datasets)."""
+    first, _, more = text.strip().partition("\n")
+    if not (first.startswith("{") and more):
+        return False
+    try:
+        return isinstance(json.loads(first), dict)
+    except ValueError:
+        return False
 
 
 def _json(where: str, text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{where} is no JSON: {error}.", hint="Mend it.") from error
 
 
@@ -139,7 +171,8 @@ def _field(entry: _Entry, name: str | None, usual: Sequence[str], what: str) -> 
     small = {str(field).lower(): field for field in fields}
     found = name if name is not None else next((small[one] for one in usual if one in small), None)
     value = None if found is None else fields.get(found)
-    if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not number and not (isinstance(value, str) and value.strip()):
         none = found is None or found not in fields
         said = f"no {what if name is None else repr(name)}" if none else f"{found!r}: {value!r:.60} as {what}"
         raise ConfigError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,10 @@ TWO = [("What is 1 + 1?", "2"), ("Ä, or:\nB?", "B")]
             '{"question": "What is 1 + 1?", "answer": 2}\n\n{"answer": "B", "question": "Ä, or:\\nB?"}\n',
         ),
         ("a.json", '[{"Problem": "What is 1 + 1?", "Answer": 2}, {"Problem": "Ä, or:\\nB?", "Answer": "B"}]'),
+        (
+            "lines.json",
+            '{"question": "What is 1 + 1?", "answer": 2}\r\n{"question": "Ä, or:\\nB?", "answer": "B"}',
+        ),
         ("a.csv", '\ufeffid,prompt,expected\n1,What is 1 + 1?,2\n2,"Ä, or:\nB?",B\n'),
         ("a.TSV", 'problem\tsolution\tanswer\nWhat is 1 + 1?\t.\t2\n"Ä, or:\nB?"\t.\tB\n'),
     ],
@@ -27,6 +32,14 @@ TWO = [("What is 1 + 1?", "2"), ("Ä, or:\nB?", "B")]
 def test_kinds_of_files(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text, encoding="utf-8")
     assert read_questions(tmp_path / name) == TWO
+
+
+def test_cells_of_a_table_are_taken_whole(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    limit, long = csv.field_size_limit(), "x" * 200_000
+    file.write_text(f"question,answer\nWhat\u2028is\x0cit?,1\n{long},2\n", encoding="utf-8")
+    assert read_questions(file) == [("What\u2028is\x0cit?", "1"), (long, "2")]
+    assert csv.field_size_limit() == limit
 
 
 def test_fields_by_their_names(tmp_path: Path) -> None:
@@ -51,6 +64,10 @@ def test_fields_by_their_names(tmp_path: Path) -> None:
         ("a.jsonl", "\n", "has no questions"),
         ("a.json", '{"question": "x"}', "holds no list"),
         ("a.json", "[", "a.json' is no JSON"),
+        ("a.json", "[" * 100_000, "a.json' is no JSON: maximum recursion"),
+        ("a.json", '{"data":\n[]}', r"holds no list but \{'data': \[\]\}"),
+        ("a.jsonl", '{"question": "x", "answer": NaN}', "has 'answer': nan as answer"),
+        ("a.csv", "question,answer\nWhat is 1,000 + 1?,1001\n", "line 2 .* more cells .*1001.* in quotation"),
         ("a.csv", "question,answer\nx\n", r"line 2 .* has 'answer': None as answer"),
         ("a.parquet", "PAR1", "is of no kind that is known. Give a file .*jsonl"),
     ],
