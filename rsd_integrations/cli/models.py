@@ -104,15 +104,13 @@ def _named(model: str | None) -> Any:
 
 
 def _read(name: str, text: str) -> dict[str, Any]:
-    option = "--" + name.replace("_", "-")
+    option, hint = "--" + name.replace("_", "-"), 'Write it as \'{"source": "hub/id"}\'.'
     try:
         options = json.loads(text)
-    except ValueError:
-        options = None
+    except json.JSONDecodeError as error:  # Told without the text, which may hold a secret.
+        raise ConfigError(f"{option} is no JSON: {error}.", hint=hint) from error
     if not isinstance(options, dict):
-        raise ConfigError(
-            f"{option} {text!r:.200} is no JSON object.", hint='Write it as \'{"source": "hub/id"}\'.'
-        )
+        raise ConfigError(f"{option} is no JSON object but a {type(options).__name__}.", hint=hint)
     if has_secrets(options):
         raise ConfigError(
             f"{option} holds a secret, which histories and lists of processes show.",

@@ -69,8 +69,10 @@ def test_replicas_and_options_of_single_models(monkeypatch: pytest.MonkeyPatch, 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{'model': 'x'}", r"--draft-kwargs \"{'model': 'x'}\" is no JSON object\. Write it as"),
-        ("[1]", r"--draft-kwargs '\[1\]' is no JSON object"),
+        ("{'model': 'x'}", r"--draft-kwargs is no JSON: Expecting property name .*column 2.* Write it as"),
+        ("[1]", r"--draft-kwargs is no JSON object but a list\. Write it as"),
+        ('{"api_key": "s3cret"', r"--draft-kwargs is no JSON: .*\(char 20\)"),
+        ('{api_key: "s3cret"}', r"--draft-kwargs is no JSON: "),
         ('{"api_key": "s3cret"}', r"--draft-kwargs holds a secret, .*VLLM_API_KEY"),
         ('{"headers": {"x": "s3cret"}}', "holds a secret"),
         ('{"token": "s3cret"}', "HF_TOKEN"),
