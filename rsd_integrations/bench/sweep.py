@@ -91,7 +91,7 @@ def sweep(
         pipe: the models.
         tasks: what to answer.
         thresholds: the sweep.
-        config: how to decode, but for the threshold.
+        config: how to decode, but for the threshold and the weighting.
         watch: told how far it is.
         answers: where they are kept; those that are there are not made again.
     """
@@ -99,7 +99,7 @@ def sweep(
     target = runner.run("target", TARGET_ONLY)
     draft = runner.run("draft", 0.0)
     recommended = pipe.recommended_threshold
-    middle = [runner.run("rsd", threshold) for threshold in sorted({*thresholds, recommended})]
+    middle = [runner.run("rsd", threshold) for threshold in sorted({*map(float, thresholds), recommended})]
     points = [
         _point(run, tasks, target, recommended=run.threshold == recommended)
         for run in (draft, *middle, target)
@@ -138,8 +138,9 @@ class _Runner:
         self._watch, self._answers = watch, answers
 
     def run(self, kind: Kind, threshold: float) -> _Run:
-        name = f"threshold {threshold:g}" if kind == "rsd" else f"{kind} only"
-        generations, seconds = self._run(name, self._config.override(threshold=threshold))
+        name = f"threshold {threshold}" if kind == "rsd" else f"{kind} only"
+        config = self._config.override(threshold=threshold, weighting="step")
+        generations, seconds = self._run(name, config)
         return _Run(kind, threshold, generations, self.rights(generations), seconds)
 
     def rights(self, generations: Sequence[Generation]) -> list[bool]:

@@ -81,6 +81,18 @@ def test_points_prm_and_recommendation() -> None:
     assert found.auc.value == pytest.approx((8 + 2 / 2) / 10)
 
 
+def test_the_sweep_is_over_thresholds_whatever_the_config_weighs_by(tmp_path: Path) -> None:
+    config = CONFIG.override(weighting="constant", acceptance_rate=0.0, threshold=0.2)
+    thresholds = [0.5, 0.99999999, 0.999999999]  # The last two print alike.
+    answers = SavedAnswers(tmp_path / "a", {})
+    with trio(PROBLEMS[:4], [1]) as pipe:
+        found = tune(pipe, questions(PROBLEMS[:4]), thresholds, config, answers=answers)
+    answers.close()
+    assert [one.target_idle for one in found.points] == [1.0, 0.75, 0.75, 0.0, 0.0, 0.0]
+    runs = {json.loads(line)["run"] for line in (tmp_path / "a").read_text().splitlines()[1:]}
+    assert len(runs) == 7
+
+
 async def test_it_runs_where_a_loop_does() -> None:
     """As in notebooks."""
     with trio(PROBLEMS[:2], []) as pipe:
