@@ -57,7 +57,7 @@ def matcher(name: str, known: Sequence[str]) -> tuple[str, Match]:
         ConfigError: there is no such, or it cannot read one of the known answers.
     """
     if ":" in name:
-        return name, _own(name)
+        return name, _tried(name, _own(name), known)
     if name not in MATCHES:
         raise ConfigError(
             f"unknown match={name!r}.",
@@ -257,3 +257,21 @@ def _own(name: str) -> Match:
     if not callable(found):
         raise ConfigError(f"match={name!r} is no function but {found!r:.80}.", hint="Name a function.")
     return lambda text, known: bool(found(text, known))
+
+
+def _tried(name: str, match: Match, known: Sequence[str]) -> Match:
+    """A function of the user's that takes what it will be given: found out before hours went into answers.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    try:
+        for one in known[:1]:
+            match(one, one)
+    except Exception as error:
+        raise ConfigError(
+            f"match={name!r} failed on {known[0]!r:.60}, given as text and as known answer: "
+            f"{type(error).__name__}: {error}.",
+            hint="Name a function of an answer's text and the known answer.",
+        ) from error
+    return match

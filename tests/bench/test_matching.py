@@ -166,7 +166,7 @@ def test_auto_takes_what_suits_all_known_answers(monkeypatch: pytest.MonkeyPatch
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (tmp_path / "rsd_test_judging.py").write_text(
-        "def longer(text, known): return len(text) > len(known)\nthing = 3\n"
+        "def longer(text, known): return len(text) > len(known)\ndef lone(text): pass\nthing = 3\n"
     )
     monkeypatch.chdir(tmp_path)
     yield
@@ -191,6 +191,7 @@ def test_a_function_of_ones_own() -> None:
         ("no_such_module:it", "1", r"match='no_such_module:it' cannot be loaded"),
         ("rsd_test_judging:shorter", "1", "cannot be loaded"),
         ("rsd_test_judging:thing", "1", "is no function but 3"),
+        ("rsd_test_judging:lone", "7", r"failed on '7', .* TypeError: lone\(\) takes 1 .*Name a function of"),
     ],
 )
 def test_what_cannot_tell_is_refused(name: str, known: str, said: str) -> None:
