@@ -75,11 +75,18 @@ def tune(
 
 
 def cheapest(points: Sequence[Point], within: float) -> Point | None:
-    """RSD's cheapest point (total FLOPs) that loses no more than this to the target, if there is one."""
-    enough = [
-        point for point in points if point.kind == "rsd" and point.against_target.value >= -within - _EPSILON
-    ]
+    """RSD's cheapest point (total FLOPs) that loses no more than this to the target, if there is one.
+
+    There is none where the target (the last point) is never right: then all are as good as it is.
+    """
+    if not points[-1].accuracy.value:
+        return None
+    enough = [point for point in points if point.kind == "rsd" and _good_enough(point, within)]
     return min(enough, key=lambda point: (point.flops.total, point.threshold), default=None)
+
+
+def _good_enough(point: Point, within: float) -> bool:
+    return point.against_target.value >= -within - _EPSILON
 
 
 def advice(points: Sequence[Point], within: float, questions: int) -> list[str]:
@@ -91,31 +98,58 @@ def advice(points: Sequence[Point], within: float, questions: int) -> list[str]:
         questions: how many were answered.
     """
     draft, target = points[0], points[-1]
+    cut = _cut_off(target, questions)
+    if not target.accuracy.value:
+        none = "The target alone is right on none: look at its answers, and at how they are matched."
+        return [none, *cut]
     best = next((point for point in points if point.recommended), None)
     allowed = f"{100 * within:g} point{'' if within == 0.01 else 's'}"
-    if best is None:
-        closest = max((one for one in points if one.kind == "rsd"), key=lambda one: one.accuracy.value)
-        return [
-            f"No threshold is within {allowed} of the target. The closest is {closest.threshold:g}: "
-            f"{_against(closest)}. Raise the thresholds, or take another PRM or draft."
-        ]
+    lines = [_none(points, allowed)] if best is None else _taken(best, target, allowed)
+    if _good_enough(draft, within):
+        lines.append(
+            f"The draft alone is good enough, too, for {_cost(draft, target)}: these questions do not need "
+            "the target."
+        )
+    return [*lines, *cut, *([] if best is None else _doubts(best, within, questions))]
+
+
+def _none(points: Sequence[Point], allowed: str) -> str:
+    closest = max((one for one in points if one.kind == "rsd"), key=lambda one: one.accuracy.value)
+    return (
+        f"No threshold is within {allowed} of the target. The closest is {closest.threshold:g}: "
+        f"{_against(closest)}. Raise the thresholds, or take another PRM or draft."
+    )
+
+
+def _taken(best: Point, target: Point, allowed: str) -> list[str]:
     lines = [
         f"Threshold {best.threshold:g} is the cheapest within {allowed} of the target: {_against(best)}, for "
         f"{_cost(best, target)}."
     ]
     if best.flops_share.total >= 1:
         lines.append("It costs more than the target alone: RSD does not pay here.")
-    if draft.against_target.value >= -within - _EPSILON:
-        lines.append(
-            f"So is the draft alone, for {_cost(draft, target)}: these questions do not need the target."
-        )
-    spread = (best.against_target.high - best.against_target.low) / 2
-    if spread > within:
-        lines.append(
-            f"With {many(questions, 'question')} this difference is uncertain by {100 * spread:.1f} points: "
-            "measure on more before you rely on it."
-        )
+    elif best.seconds and target.seconds and best.seconds >= target.seconds:
+        lines.append("It took longer than the target alone: what it saves in FLOPs it does not save in time.")
     return lines
+
+
+def _cut_off(target: Point, questions: int) -> list[str]:
+    if not target.unfinished:
+        return []
+    return [
+        f"A limit cut off {target.unfinished} of the target's {many(questions, 'answer')}: measure again "
+        "with a higher max_tokens."
+    ]
+
+
+def _doubts(best: Point, within: float, questions: int) -> list[str]:
+    spread = (best.against_target.high - best.against_target.low) / 2
+    if spread <= within:
+        return []
+    return [
+        f"With {many(questions, 'question')} this difference is uncertain by {100 * spread:.1f} points: "
+        "measure on more before you rely on it."
+    ]
 
 
 def _against(point: Point) -> str:
@@ -144,7 +178,7 @@ def _check_lengths(pipe: RSDPipeline, tasks: Sequence[Task], config: RSDConfig) 
                 raise PromptLengthError(
                     f"question {number} ({str(task.prompt)!r:.80}) takes {needed} tokens with its answer, "
                     f"and {model.info.name!r} has a window of {model.info.window}.",
-                    hint="Lower max_tokens, or leave it out.",
+                    hint="Lower max_tokens, or leave the question out.",
                 )
 
 

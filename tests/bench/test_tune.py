@@ -158,6 +158,7 @@ def point(kind: str, threshold: float, right: int, total: float, seconds: float 
     )
 
 
+ALL_ALIKE = [("draft", 0.0, 80, 0.1), ("rsd", 0.7, 80, 0.4), ("target", 1.1, 80, 1.0)]
 DRAFT, TARGET = point("draft", 0.0, 60, 0.1), point("target", 1.1, 80, 1.0, seconds=2.0)
 
 
@@ -198,7 +199,29 @@ def test_advice_says_where_rsd_does_not_pay() -> None:
     none = advised(DRAFT, point("rsd", 0.5, 70, 0.3), point("rsd", 0.7, 75, 0.4), TARGET)
     assert none.startswith("No threshold is within 1 point of the target. The closest is 0.7: 75.0 %, -5.0 [")
     same = advised(point("draft", 0.0, 80, 0.1, seconds=0.2), point("rsd", 0.7, 80, 0.4), TARGET)
-    assert "So is the draft alone, for 0.10 of its FLOPs and 0.10 of its time" in same
+    assert "The draft alone is good enough, too, for 0.10 of its FLOPs and 0.10 of its time" in same
+    slow = advised(DRAFT, point("rsd", 0.7, 80, 0.4, seconds=2.5), TARGET)
+    assert "It took longer than the target alone" in slow
+    # The PRM takes the draft's right steps for wrong ones, and the draft would do.
+    worse = advised(point("draft", 0.0, 80, 0.1), point("rsd", 0.7, 70, 0.4), TARGET)
+    assert "No threshold is within 1 point" in worse
+    assert "The draft alone is good enough" in worse
+
+
+def test_advice_says_where_nothing_was_measured() -> None:
+    """All are as good as a target that is never right."""
+    blank = [point(*one).model_copy(update={"accuracy": wilson(0, 100)}) for one in ALL_ALIKE]
+    assert cheapest(blank, 0.01) is None
+    assert advised(*blank) == (
+        "The target alone is right on none: look at its answers, and at how they are matched."
+    )
+    blank[-1] = blank[-1].model_copy(update={"unfinished": 7})
+    assert advised(*blank).endswith(
+        "A limit cut off 7 of the target's 100 answers: measure again with a higher max_tokens."
+    )
+    cut = advised(DRAFT, point("rsd", 0.7, 80, 0.4), TARGET.model_copy(update={"unfinished": 1}))
+    assert cut.startswith("Threshold 0.7 is the cheapest")
+    assert "A limit cut off 1 of the target's 100 answers" in cut
 
 
 def test_a_question_that_does_not_fit_is_told_before_any_is_answered(tmp_path: Path) -> None:
