@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from rsd_integrations.cli import options
 from rsd_integrations.cli.models import ModelChoice, State
@@ -20,6 +21,7 @@ from rsd_integrations.cli.progress import watching
 from rsd_integrations.cli.saving import check_out, conclude
 from rsd_integrations.cli.sweeping import read_sweep
 from rsd_integrations.config import RSDConfig
+from rsd_integrations.report.words import many
 
 if TYPE_CHECKING:
     from rsd_integrations.bench.questions import Question
@@ -217,7 +219,8 @@ def _measured(
             answers = SavedAnswers(out / _ANSWERS, {**settings, **models, **of_models})
             stack.callback(answers.close)
             if answers.count:
-                Console(stderr=True).print(f"going on from {answers.count} answers in {out}", highlight=False)
+                told = Text(f"going on from {many(answers.count, 'answer')} in {out}")
+                Console(stderr=True).print(told, soft_wrap=True)
         found = run(pipe, watch=stack.enter_context(watching()), answers=answers)
         return TuneReport(
             command=state.command_line,

@@ -314,7 +314,7 @@ def test_saved_answers_come_back_whole(tmp_path: Path) -> None:
 def test_the_command_saves_what_repeats_it(
     file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "out"
+    out = tmp_path / "out[old]"
     options = ["--thresholds", "0.5,0.95", "--out", str(out), "--batch-size", "4", "--problems", "12"]
     code, choices = run(file, *options)
     assert code == 0
@@ -334,7 +334,7 @@ def test_the_command_saves_what_repeats_it(
     code, _ = run(file, *options[:1], "0.5,0.6,0.95", *options[2:], "--match", "text")
     captured = capsys.readouterr()
     assert code == 0
-    assert f"going on from {12 * 6} answers" in captured.err
+    assert f"going on from {12 * 6} answers in {out}" in captured.err
     assert "RSD 0.6" in captured.out
     code, _ = run(file, *options, "--temperature", "0.5")
     assert (code, "Name another folder" in capsys.readouterr().err) == (2, True)
