@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 
 from rsd_integrations.config import RSDConfig
+from rsd_integrations.errors import RSDError
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.types import Generation, GivenPrompt
 
@@ -25,18 +27,26 @@ def run_all(
         prompts: one request each, by its place, which is added to the seed: with the same draws for all,
             questions that are alike would be answered alike.
         config: for all of them.
-        on_done: called with each answer and its place, in their order.
+        on_done: called with each answer and its place, as it is there.
 
     Raises:
         RSDError: one failed; the others are cancelled.
     """
-    with ExitStack() as stack:  # Leaving a stream cancels it.
+    # A thread for each request that can be at work: they wait for the first that are not done.
+    pool = ThreadPoolExecutor(max_workers=max(1, min(len(prompts), pipe.backend.max_batch_size)))
+    with pool, ExitStack() as stack:  # Leaving a stream cancels it.
         streams = {
             place: stack.enter_context(pipe.stream(prompt, config=_seeded(config, place)))
             for place, prompt in prompts.items()
         }
-        for place, stream in streams.items():
-            on_done(place, stream.result())
+        waiting = {pool.submit(stream.result): place for place, stream in streams.items()}
+        for done in as_completed(waiting):
+            place = waiting[done]
+            try:
+                generation = done.result()
+            except RSDError as error:
+                raise type(error)(f"question {place + 1}: {error.message}", hint=error.hint) from error
+            on_done(place, generation)
 
 
 def _seeded(config: RSDConfig, place: int) -> RSDConfig:

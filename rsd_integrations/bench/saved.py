@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.types import Generation
 
-__all__ = ["SavedAnswers"]
+__all__ = ["SavedAnswers", "fingerprint"]
 
 
 class SavedAnswers:
@@ -20,14 +22,19 @@ class SavedAnswers:
     Args:
         path: of the file; made if it is not there.
         settings: equal settings, equal answers.
+        conditions: that times depend on; those of others are left aside.
 
     Raises:
         ConfigError: it holds answers of other settings, or is no such file.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, object]) -> None:
+    def __init__(
+        self, path: Path, settings: Mapping[str, object], conditions: Mapping[str, object] | None = None
+    ) -> None:
         self._path = path
         self._answers: dict[str, dict[int, Generation]] = {}
+        self._seconds: dict[str, float] = {}
+        self._conditions = dict(conditions or {})
         head = json.dumps({"settings": settings}, sort_keys=True)
         try:
             self._file = path.open("a", encoding="utf-8", newline="\n")
@@ -73,15 +80,21 @@ class SavedAnswers:
             )
         for number, line in enumerate(lines[1:], 2):
             try:
-                one = json.loads(line)
-                made = Generation.model_validate(one["generation"])
-                self._answers.setdefault(str(one["run"]), {})[int(one["problem"])] = made
+                self._take(json.loads(line))
             except (ValueError, KeyError, TypeError) as error:
                 raise ConfigError(
                     f"line {number} of {str(self._path)!r} is no answer: {str(error).splitlines()[0]}.",
                     hint="Remove the line, or the file.",
                 ) from error
         return sum(map(len, lines))
+
+    def _take(self, one: Mapping[str, Any]) -> None:
+        run = str(one["run"])
+        if "seconds" not in one:
+            made = Generation.model_validate(one["generation"])
+            self._answers.setdefault(run, {})[int(one["problem"])] = made
+        elif one["conditions"] == self._conditions:
+            self._seconds[run] = float(one["seconds"])
 
     @property
     def count(self) -> int:
@@ -92,10 +105,20 @@ class SavedAnswers:
         """Those of a run, by the problem's place."""
         return self._answers.get(run, {})
 
-    def add(self, run: str, index: int, generation: Generation) -> None:
+    def add(self, run: str, place: int, generation: Generation) -> None:
         """Keep one more, now."""
-        made = {"run": run, "problem": index, "generation": generation.model_dump(mode="json")}
+        made = {"run": run, "problem": place, "generation": generation.model_dump(mode="json")}
         self._write(json.dumps(made))
+        self._answers.setdefault(run, {})[place] = generation
+
+    def seconds(self, run: str) -> float | None:
+        """How long a run took that was made in one go under these conditions."""
+        return self._seconds.get(run)
+
+    def ended(self, run: str, seconds: float) -> None:
+        """Keep how long a run took."""
+        self._seconds[run] = seconds
+        self._write(json.dumps({"run": run, "seconds": seconds, "conditions": self._conditions}))
 
     def _write(self, line: str) -> None:
         self._file.write(line + "\n")
@@ -104,3 +127,13 @@ class SavedAnswers:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def fingerprint(model: Any) -> str | None:
+    """Of a folder's weights and config, by names, sizes and times; None for models that are elsewhere."""
+    folder = Path(model) if isinstance(model, str) else None
+    if folder is None or not folder.is_dir():
+        return None
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("*.json")])
+    told = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()

@@ -48,8 +48,16 @@ class Answers(Protocol):
         """Those of a run that are there, by the question's place."""
         ...
 
-    def add(self, run: str, index: int, generation: Generation) -> None:
+    def add(self, run: str, place: int, generation: Generation) -> None:
         """One more."""
+        ...
+
+    def seconds(self, run: str) -> float | None:
+        """How long a run took that was made in one go, under conditions like today's."""
+        ...
+
+    def ended(self, run: str, seconds: float) -> None:
+        """A run was made in one go."""
         ...
 
 
@@ -85,7 +93,7 @@ def sweep(
     watch: Watch | None = None,
     answers: Answers | None = None,
 ) -> Sweep:
-    """Answer all questions each way. The pipeline's recommended threshold is measured, listed or not.
+    """Answer all questions each way. The PRM's default threshold is measured, listed or not.
 
     Args:
         pipe: the models.
@@ -166,6 +174,10 @@ class _Runner:
         start, whole = time.perf_counter(), not made
         run_all(self._pipe, {place: self._tasks[place].prompt for place in left}, config, done)
         seconds = time.perf_counter() - start if whole else None
+        if self._answers:
+            if seconds is not None:
+                self._answers.ended(name, seconds)
+            seconds = self._answers.seconds(name)
         return [made[place] for place in range(len(self._tasks))], seconds
 
 

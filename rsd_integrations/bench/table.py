@@ -38,7 +38,9 @@ def print_tuning(report: TuneReport, console: Console) -> None:
     console.print(Text(_answers(report)))
     console.print(
         Text(
-            f"{_FLOPS} time: wall time of the run / the target's, with as many requests at once. "
+            f"{_FLOPS} time: wall time of the run / the target's, each run once and with as many requests at "
+            "once, the target's first (what is still known of its prompts helps later ones); - where a run "
+            "was interrupted. "
             "Intervals: 95 % (Wilson; AUC: bootstrap).",
             style="dim",
         )

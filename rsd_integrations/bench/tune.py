@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rsd_integrations.bench.results import Interval, Point
 from rsd_integrations.bench.runner import run_all
 from rsd_integrations.bench.stats import bootstrap_auc
-from rsd_integrations.bench.sweep import Answers, Sweep, Task, Watch, sweep
+from rsd_integrations.bench.sweep import TARGET_ONLY, Answers, Sweep, Task, Watch, sweep
 from rsd_integrations.config import RSDConfig
 from rsd_integrations.errors import PromptLengthError
 from rsd_integrations.pipeline import RSDPipeline
@@ -49,7 +49,7 @@ def tune(
     Args:
         pipe: the models.
         tasks: the questions.
-        thresholds: the sweep; the pipeline's recommended one is measured, too.
+        thresholds: the sweep; the PRM's default is measured, too.
         config: how to decode, but for the threshold and the weighting. Its seed draws the bootstrap, too,
             and is another for each question (by its place).
         within: accuracy that may be lost to the target, as a share of the questions.
@@ -184,10 +184,10 @@ def _check_lengths(pipe: RSDPipeline, tasks: Sequence[Task], config: RSDConfig) 
 
 def _warm_up(pipe: RSDPipeline, tasks: Sequence[Task], config: RSDConfig) -> None:
     """What is made at first use (graphs, traces, connections) is no part of any run's time."""
-    short = config.override(
-        weighting="constant", acceptance_rate=0.5, max_tokens=min(_WARM_UP, config.max_tokens or _WARM_UP)
-    )
-    run_all(pipe, {place: task.prompt for place, task in enumerate(tasks[:16])}, short)
+    short = config.override(max_tokens=min(_WARM_UP, config.max_tokens or _WARM_UP))
+    prompts = {place: task.prompt for place, task in enumerate(tasks[: pipe.backend.max_batch_size])}
+    for how in ({"threshold": TARGET_ONLY}, {"weighting": "constant", "acceptance_rate": 0.5}):
+        run_all(pipe, prompts, short.override(**how))
 
 
 def _lowest_rewards(swept: Sweep) -> list[tuple[float, bool]]:

@@ -26,6 +26,7 @@ from rsd_integrations.report.words import many
 if TYPE_CHECKING:
     from rsd_integrations.bench.questions import Question
     from rsd_integrations.bench.results import TuneReport
+    from rsd_integrations.bench.saved import SavedAnswers
     from rsd_integrations.bench.tune import Tuning
     from rsd_integrations.pipeline import RSDPipeline
 
@@ -88,7 +89,7 @@ def tune(
     thresholds: Annotated[
         str,
         typer.Option(
-            help="The sweep; draft only, target only and the recommended one come on top.",
+            help="The sweep; draft only, target only and the PRM's default come on top.",
             rich_help_panel=_DECODING,
         ),
     ] = "0.3,0.5,0.7,0.8,0.9,0.95",
@@ -96,6 +97,14 @@ def tune(
         int | None,
         typer.Option(
             min=1, help=f"Most tokens of an answer; {_MAX_TOKENS} if not given.", rich_help_panel=_DECODING
+        ),
+    ] = None,
+    max_length: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help=f"Most tokens of question and answer; {_QUESTION_TOKENS} for the question if not given.",
+            rich_help_panel=_DECODING,
         ),
     ] = None,
     temperature: Annotated[
@@ -130,13 +139,14 @@ def tune(
         device,
         dtype,
         max_batch_size=batch_size,
+        max_length=max_length,
         draft_kwargs=draft_kwargs,
         target_kwargs=target_kwargs,
         prm_kwargs=prm_kwargs,
     )
     if not choice.is_pocket:  # Its window is shorter, and ends its answers.
         max_tokens = max_tokens or _MAX_TOKENS
-        if not choice.is_served:
+        if not choice.is_served and max_length is None:
             choice = replace(choice, max_length=max_tokens + _QUESTION_TOKENS)
     config = RSDConfig(max_tokens=max_tokens, temperature=temperature, seed=seed)
     asked, name = _questions(
@@ -153,18 +163,19 @@ def tune(
         "temperature": temperature,
         "max_tokens": max_tokens or "as the window allows",
     }
+    from rsd_integrations.bench.environment import hardware
     from rsd_integrations.bench.figure import draw_tuning
     from rsd_integrations.bench.table import print_tuning
     from rsd_integrations.bench.tune import tune as tuned
 
-    run = partial(tuned, tasks=asked, thresholds=sweep, config=config, within=within / 100)
-    report = _measured(state, choice, run, settings, out=out)
-    more = {
-        "questions_from": str(questions),
-        "match": name,
-        "batch_size": batch_size,
-        "thresholds": thresholds,
-    }
+    machine = {name: hardware()[name] for name in ("processor", "cores")}
+    conditions = {"batch_size": batch_size, "device": device, **machine}
+    answers = None if out is None else _saved(out, choice, settings, conditions)
+    run = partial(tuned, tasks=asked, thresholds=sweep, config=config, within=within / 100, answers=answers)
+    report = _measured(
+        state, choice, run, {**settings, "match": name, "questions_from": str(questions)}, answers
+    )
+    more = {"batch_size": batch_size, "thresholds": thresholds}
     report = report.model_copy(update={"settings": {**report.settings, **more}})
     console = Console(highlight=False)
     print_tuning(report, console)
@@ -195,40 +206,66 @@ def _questions(
     return [Question(prompt(text), known, right) for text, known in chosen], name
 
 
+def _saved(out: Path, choice: ModelChoice, settings: _Settings, conditions: dict[str, Any]) -> SavedAnswers:
+    """Answers in a folder, and what is said of those that are there.
+
+    Raises:
+        ConfigError: they are of other models, questions or settings.
+    """
+    from rsd_integrations import __version__
+    from rsd_integrations.bench.saved import SavedAnswers, fingerprint
+
+    made_by: dict[str, Any] = {
+        "rsd_integrations": __version__,
+        **{str(role): [model, fingerprint(model)] for role, model in choice.models.items()},
+        "dtype": choice.dtype,
+        "prm_format": choice.prm_format,
+        **choice.kwargs,
+    }
+    answers = SavedAnswers(out / _ANSWERS, {**settings, **made_by}, conditions)
+    if answers.count:
+        told = Text(f"going on from {many(answers.count, 'answer')} in {out}")
+        Console(stderr=True).print(told, soft_wrap=True)
+    return answers
+
+
 def _measured(
-    state: State, choice: ModelChoice, run: Callable[..., Tuning], settings: _Settings, *, out: Path | None
+    state: State,
+    choice: ModelChoice,
+    run: Callable[..., Tuning],
+    settings: _Settings,
+    answers: SavedAnswers | None,
 ) -> TuneReport:
     """What comes of a run over the chosen models.
 
     Args:
-        run: takes the pipeline, who watches, and where answers are kept.
-        settings: that answers depend on, besides the models.
-        out: folder for the answers.
+        run: takes the pipeline and who watches.
+        settings: of the report.
+        answers: that the run keeps.
     """
     from rsd_integrations.bench.environment import hardware, versions
     from rsd_integrations.bench.results import TuneReport
-    from rsd_integrations.bench.saved import SavedAnswers
 
-    with Console(stderr=True).status("loading the models"):
-        pipe = state.open_pipeline(choice)
-    with pipe, ExitStack() as stack:
-        models = _models(pipe)
-        answers = None
-        if out is not None:
-            of_models = {"dtype": choice.dtype, "prm_format": choice.prm_format, **choice.kwargs}
-            answers = SavedAnswers(out / _ANSWERS, {**settings, **models, **of_models})
+    with ExitStack() as stack:
+        if answers is not None:
             stack.callback(answers.close)
-            if answers.count:
-                told = Text(f"going on from {many(answers.count, 'answer')} in {out}")
+        with Console(stderr=True).status("loading the models"):
+            pipe = stack.enter_context(state.open_pipeline(choice))
+        try:
+            with watching() as watch:
+                found = run(pipe, watch=watch)
+        except KeyboardInterrupt:
+            if answers is not None:
+                told = Text(f"{many(answers.count, 'answer')} kept: the same command goes on from there")
                 Console(stderr=True).print(told, soft_wrap=True)
-        found = run(pipe, watch=stack.enter_context(watching()), answers=answers)
+            raise
         return TuneReport(
             command=state.command_line,
             date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            versions=versions(),
+            versions=versions(("torch", "transformers", "math-verify")),
             hardware=hardware(),
             settings=settings,
-            models=models,
+            models=_models(pipe),
             **vars(found),
         )
 

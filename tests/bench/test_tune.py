@@ -12,6 +12,7 @@ import pytest
 from rsd_integrations.bench.matching import matcher
 from rsd_integrations.bench.questions import Question
 from rsd_integrations.bench.results import AccuracyReport, Point, TuneReport
+from rsd_integrations.bench.runner import run_all
 from rsd_integrations.bench.saved import SavedAnswers
 from rsd_integrations.bench.stats import paired_difference, wilson
 from rsd_integrations.bench.sweep import Watch
@@ -19,7 +20,7 @@ from rsd_integrations.bench.tune import advice, cheapest, tune
 from rsd_integrations.cli import main
 from rsd_integrations.cli.models import ModelChoice
 from rsd_integrations.config import RSDConfig
-from rsd_integrations.errors import ConfigError, PromptLengthError
+from rsd_integrations.errors import ConfigError, PromptLengthError, RewardError
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.pocket.task import Problem, held_out
 from rsd_integrations.testing import scripted_pipeline
@@ -99,6 +100,12 @@ async def test_it_runs_where_a_loop_does() -> None:
         assert tune(pipe, questions(PROBLEMS[:2]), [0.5], CONFIG).drafts == 2
 
 
+def by_place(lines: Sequence[str]) -> dict[tuple[str, int], Any]:
+    """Saved answers by run and question."""
+    saved = map(json.loads, lines[1:])
+    return {(one["run"], one["problem"]): one["generation"] for one in saved if "generation" in one}
+
+
 def test_questions_are_sampled_with_seeds_of_their_own(tmp_path: Path) -> None:
     """Asked again, a question has another answer; a run that goes on takes the seeds of a whole one."""
     asked = [question for question in questions(PROBLEMS[:2]) for _ in range(3)]
@@ -108,16 +115,18 @@ def test_questions_are_sampled_with_seeds_of_their_own(tmp_path: Path) -> None:
         tune(pipe, asked, [0.5], config, answers=whole)
     whole.close()
     lines = (tmp_path / "whole").read_text().splitlines(keepends=True)
-    made = [json.loads(line)["generation"] for line in lines[1:]]
-    assert [one["seed"] for one in made] == [5, 6, 7, 8, 9, 10] * 5
-    assert len({one["text"] for one in made[:3]}) > 1
+    made = by_place(lines)
+    assert {(place, one["seed"]) for (_, place), one in made.items()} == {(n, n + 5) for n in range(6)}
+    assert len({made["target only", place]["text"] for place in range(3)}) > 1
     (tmp_path / "part").write_text("".join(lines[:4]))
     part = SavedAnswers(tmp_path / "part", {})
     with RSDPipeline.pocket() as pipe:
         tune(pipe, asked, [0.5], config, answers=part)
     part.close()
-    again = [json.loads(line)["generation"] for line in (tmp_path / "part").read_text().splitlines()[1:]]
-    assert [one["text"] for one in again] == [one["text"] for one in made]
+    again = by_place((tmp_path / "part").read_text().splitlines())
+    assert {place: one["text"] for place, one in again.items()} == {
+        place: one["text"] for place, one in made.items()
+    }
 
 
 def test_one_that_fails_cancels_the_others() -> None:
@@ -130,6 +139,30 @@ def test_one_that_fails_cancels_the_others() -> None:
             tune(pipe, asked, [0.5], RSDConfig(max_tokens=10_000, seed=0))
         pipe.generate("a", max_tokens=1)  # Those that were cancelled are gone by its end.
         assert pipe.backend.target.open_sessions == 0
+
+
+def test_what_fails_a_question_names_it() -> None:
+    with trio(PROBLEMS[:9], WRONG) as pipe:
+        asked = questions(PROBLEMS[:9])
+        prm: Any = pipe.backend.prm
+        prm._script = lambda prompt, index, step: 7.0 if prompt == asked[4].prompt else 0.9
+        with pytest.raises(RewardError, match=r"^question 5: the PRM gave reward 7\.0.*prm_format"):
+            tune(pipe, asked, [0.5], CONFIG)
+
+
+def test_answers_are_told_as_they_come() -> None:
+    """Not behind a first one that takes long."""
+    done: list[int] = []
+
+    def script(prompt: object, index: int, text: str) -> str | None:
+        return None if index else "x" * 9000 if prompt == "slow" else "#### 1"
+
+    with scripted_pipeline(script, script, [0.5], max_batch_size=3) as pipe:
+        asked = {0: "slow", 1: "a", 2: "b", 3: "c"}
+        config = RSDConfig(threshold=1.1, seed=0, max_tokens=9999, max_step_tokens=9999)
+        run_all(pipe, asked, config, lambda place, made: done.append(place))
+    assert sorted(done) == [0, 1, 2, 3]
+    assert done[-1] == 0
 
 
 def test_no_more_than_one_question_is_needed_and_all_may_be_alike() -> None:
@@ -245,22 +278,27 @@ def test_answers_that_are_there_are_not_made_again(tmp_path: Path) -> None:
         whole = tune(pipe, questions(), [0.5, 0.95], CONFIG, answers=first)
     first.close()
     lines = path.read_text().splitlines(keepends=True)
-    assert len(lines) == 1 + 30 * 6
+    assert len(lines) == 1 + 31 * 6  # With how long each run took.
     # As if it had been killed in the middle of a line.
     path.write_text("".join(lines[:100]) + lines[100][:40])
     runs: list[tuple[str, int]] = []
     again = SavedAnswers(path, settings)
-    assert again.count == 99
+    assert again.count == 96
     with trio(PROBLEMS, WRONG, blind=BLIND) as pipe:
         watch = Watch(lambda name, count: runs.append((name, count)))
         resumed = tune(pipe, questions(), [0.5, 0.95], CONFIG, watch=watch, answers=again)
     again.close()
-    assert [count for _, count in runs] == [0, 0, 0, 21, 30, 30]
+    assert [count for _, count in runs] == [0, 0, 0, 24, 30, 30]
     bare = [one.model_copy(update={"seconds": None}) for one in whole.points]
     assert [one.model_copy(update={"seconds": None}) for one in resumed.points] == bare
-    assert [one.seconds is None for one in resumed.points] == [True, True, True, False, True]
+    assert [one.seconds is None for one in resumed.points] == [False, False, True, False, False]
+    assert resumed.points[-1].seconds == whole.points[-1].seconds
     assert resumed.auc == whole.auc
-    assert len(path.read_text().splitlines()) == 1 + 30 * 6
+    assert len(path.read_text().splitlines()) == 1 + 31 * 6 - 1
+    elsewhere = SavedAnswers(path, settings, {"cores": 64})
+    elsewhere.close()
+    assert elsewhere.count == 180
+    assert elsewhere.seconds("target only") is None
 
 
 def test_answers_of_other_settings_are_left_alone(tmp_path: Path) -> None:
