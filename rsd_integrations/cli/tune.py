@@ -168,8 +168,8 @@ def tune(
     from rsd_integrations.bench.table import print_tuning
     from rsd_integrations.bench.tune import tune as tuned
 
-    machine = {name: hardware()[name] for name in ("processor", "cores")}
-    conditions = {"batch_size": batch_size, "device": device, **machine}
+    machine = hardware()
+    conditions = {"batch_size": batch_size, "device": device, "processor": machine["processor"]}
     answers = None if out is None else _saved(out, choice, settings, conditions)
     run = partial(tuned, tasks=asked, thresholds=sweep, config=config, within=within / 100, answers=answers)
     report = _measured(

@@ -109,7 +109,7 @@ def by_place(lines: Sequence[str]) -> dict[tuple[str, int], Any]:
 def test_questions_are_sampled_with_seeds_of_their_own(tmp_path: Path) -> None:
     """Asked again, a question has another answer; a run that goes on takes the seeds of a whole one."""
     asked = [question for question in questions(PROBLEMS[:2]) for _ in range(3)]
-    config = RSDConfig(max_tokens=100, seed=5, temperature=2.0)
+    config = RSDConfig(max_tokens=30, seed=5, temperature=2.0)
     whole = SavedAnswers(tmp_path / "whole", {})
     with RSDPipeline.pocket() as pipe:
         tune(pipe, asked, [0.5], config, answers=whole)
@@ -440,10 +440,10 @@ def test_a_system_message_goes_with_each_question(file: str, monkeypatch: pytest
 
 def test_on_pocket_problems_it_measures_what_the_benchmark_does(tmp_path: Path) -> None:
     """The real trio; the benchmark is the oracle."""
-    problems = held_out(6)
+    problems = held_out(3)
     file = write(tmp_path / "questions.jsonl", problems)
     options = ["--thresholds", "0.9", "--out", str(tmp_path)]
-    assert main(["bench", "accuracy", "--problems", "6", *options]) == 0
+    assert main(["bench", "accuracy", "--problems", "3", *options]) == 0
     assert main(["tune", file, *options]) == 0
     bench = AccuracyReport.model_validate_json((tmp_path / "accuracy.json").read_text())
     tuned = TuneReport.model_validate_json((tmp_path / "tune.json").read_text())
