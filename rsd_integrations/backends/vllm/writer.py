@@ -118,11 +118,13 @@ class VLLMWriter(SpeakingWriter):
                 session.count(None, ahead.start + max(0, len(ahead.tokens) - 1))
 
     async def _written_ahead(self, session: WriterSession) -> _Found | None:
-        """What it has written behind the last step, if that is what the next begins with."""
+        """What it has written behind the last step: a step that was not kept took it along."""
         ahead = session.ahead
+        if ahead is None:
+            return None
         # What was cut short would be drawn on by other numbers than in one question.
-        short = ahead is not None and ahead.draw is not None and ahead.room < session.room
-        if ahead is None or short or ahead.start != len(session.tokens) or not await ahead.whole():
+        short = ahead.draw is not None and ahead.room < session.room
+        if short or not await ahead.whole():
             session.leave_ahead()
             return None
         session.ahead = None
