@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import platform
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -168,8 +169,8 @@ def tune(
     from rsd_integrations.bench.table import print_tuning
     from rsd_integrations.bench.tune import tune as tuned
 
-    machine = hardware()
-    conditions = {"batch_size": batch_size, "device": device, "processor": machine["processor"]}
+    # Times of another machine, or of another part of this one, are no measure for today's.
+    conditions = {"batch_size": batch_size, "device": device, "host": platform.node(), **hardware()}
     answers = None if out is None else _saved(out, choice, settings, conditions)
     run = partial(tuned, tasks=asked, thresholds=sweep, config=config, within=within / 100, answers=answers)
     report = _measured(

@@ -26,6 +26,8 @@ from rsd_integrations.adapters.sources import PipelineSource, find_source, label
 from rsd_integrations.adapters.steps import notify, step_event, summarise
 from rsd_integrations.config import RSDConfig
 from rsd_integrations.errors import ConfigError, PromptError
+from rsd_integrations.langchain import ChatRSD
+from rsd_integrations.llama_index import RSDLLM
 from rsd_integrations.output import Output
 from rsd_integrations.testing import scripted_pipeline
 from rsd_integrations.types import Step
@@ -320,3 +322,10 @@ def test_a_live_pipelines_rows_are_known() -> None:
         pytest.raises(ValueError, match="do not fit max_batch_size=2"),
     ):
         RSDSettings(pipeline=pipe, draft_candidates=3, temperature=1.0)
+
+
+@pytest.mark.parametrize("kind", [ChatRSD, RSDLLM])
+def test_help_tells_what_fields_mean(kind: Any) -> None:
+    own = set(RSDSettings.model_fields) - set(RSDConfig.model_fields)
+    missing = [name for name in (*own, "threshold", "stop") if f"\n    {name}: " not in kind.__doc__]
+    assert missing == []

@@ -77,6 +77,8 @@ class Double:
         """Set when somebody leaves a question that hangs, or a stream."""
         self.pace = 0.0
         """Seconds between two tokens of a stream."""
+        self.streamed = 0
+        """Tokens of streams that were sent."""
         self._lock = threading.Lock()
         self._server = _Server(("127.0.0.1", port), _Handler)
         self._server.double = self
@@ -255,6 +257,7 @@ class _Handler(BaseHTTPRequestHandler):
                     told |= {"finish_reason": None, "stop_reason": None}
                 self.wfile.write(b"data: " + json.dumps({"choices": [told]}).encode() + b"\n\n")
                 self.wfile.flush()
+                self.server.double.streamed += 1
                 if self.server.double.pace:
                     self.hang(self.server.double.pace)
                     if self.server.double.left.is_set():
