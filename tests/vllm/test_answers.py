@@ -61,6 +61,19 @@ def test_rejected_steps_go_back_alike(trio: Trio, pocket: RSDPipeline) -> None:
     assert {step.source for answer in answers for step in answer.steps} == {"draft", "target"}
 
 
+def test_the_prm_reads_what_was_committed_and_not_what_was_rejected(trio: Trio, pocket: RSDPipeline) -> None:
+    """The draft is wrong about the first step."""
+    question = (
+        "Clara has 34 books. Ida borrows 31. She wins 32 in a game. She hands 2 friends 4 each. "
+        "How many books does Clara have now?"
+    )
+    over, within = (pipe.generate(question, threshold=0.95) for pipe in (trio.pipe, pocket))
+    assert within.steps[0].rejected_text not in (None, within.steps[0].text)
+    assert told(over) == told(within)
+    rewards = [step.reward for step in within.steps]
+    assert [step.reward for step in over.steps] == pytest.approx(rewards, abs=1e-4)
+
+
 def test_stop_strings_and_limits_end_alike(trio: Trio, pocket: RSDPipeline) -> None:
     whole = pocket.generate(QUESTIONS[0]).text
     for more in (
