@@ -352,7 +352,14 @@ class _Facts:
 
 def _sampling(config: RSDConfig, stream: str) -> Sampling:
     """Draws of their own for each model and candidate, whatever the others draw."""
-    return Sampling(config.temperature, config.top_p, config.top_k, random.Random(stream).random)
+    return Sampling(
+        config.temperature,
+        config.top_p,
+        config.top_k,
+        random.Random(stream).random,
+        config.min_p,
+        config.repetition_penalty,
+    )
 
 
 def _together(pieces: Mapping[int, DraftStep | ScoreStep], *, alone: bool) -> Generator[Work, Any, list[Any]]:

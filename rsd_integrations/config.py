@@ -74,6 +74,13 @@ class RSDFields(BaseModel):
     top_k: int | None = Field(default=None, ge=1)
     """Only the k likeliest tokens; None for all."""
 
+    min_p: float = Field(default=0.0, ge=0.0, le=1.0, allow_inf_nan=False)
+    """Only tokens at least this fraction as likely as the likeliest one; 0 for all."""
+
+    repetition_penalty: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
+    """Above 1, tokens that the prompt or the answer has already become less likely (as in transformers and
+    vLLM). A model's own one (its ``generation_config``) is not taken. 1, none, is the fastest."""
+
     seed: int | None = Field(default=None, ge=0)
     """Fixes every random draw, whatever else runs. None draws a fresh one, told in the result."""
 

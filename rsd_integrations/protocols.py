@@ -58,6 +58,8 @@ class Sampling:
     top_p: float
     top_k: int | None
     draw: Callable[[], float]
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

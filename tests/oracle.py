@@ -16,6 +16,8 @@ import torch
 from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
     StoppingCriteria,
     StoppingCriteriaList,
     TemperatureLogitsWarper,
@@ -62,6 +64,8 @@ class Terms:
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int | None = None
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
     seed: int = 0
     draft_candidates: int = 1
 
@@ -104,14 +108,18 @@ class _Choose(LogitsProcessor):  # type: ignore[misc]
     def __init__(self, terms: Terms, draw: Callable[[], float], story: Story) -> None:
         self._terms, self._draw, self._story = terms, draw, story
         self._warpers = LogitsProcessorList()
+        self._penalty = RepetitionPenaltyLogitsProcessor(terms.repetition_penalty)
         if terms.temperature > 0:
             self._warpers.append(TemperatureLogitsWarper(terms.temperature))
             if terms.top_k is not None:
                 self._warpers.append(TopKLogitsWarper(terms.top_k))
             if terms.top_p < 1.0:
                 self._warpers.append(TopPLogitsWarper(terms.top_p))
+            if terms.min_p > 0.0:
+                self._warpers.append(MinPLogitsWarper(terms.min_p))
 
     def __call__(self, input_ids: Any, scores: torch.Tensor) -> torch.Tensor:
+        scores = self._penalty(input_ids, scores)
         if self._terms.temperature == 0.0:
             best = scores[0].topk(2).values
             self._narrow(float(best[0] - best[1]))
@@ -273,11 +281,17 @@ def _before_stop(text: str, committed: str, terms: Terms) -> str:
     return _first_stop(committed + text, terms)[len(committed) :]
 
 
-def plain_generate(party: Party, prompt: str, max_tokens: int) -> tuple[list[int], str]:
+def plain_generate(
+    party: Party, prompt: str, max_tokens: int, repetition_penalty: float = 1.0
+) -> tuple[list[int], str]:
     """One ordinary greedy ``generate``, HF's own cache included."""
     ids = torch.tensor([party.prompt(prompt)], device=party.model.device)
     output = party.model.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_tokens, do_sample=False
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=max_tokens,
+        do_sample=False,
+        repetition_penalty=repetition_penalty,
     )
     answer = output[0, ids.shape[1] :].tolist()
     return answer, party.decode(answer)

@@ -107,6 +107,7 @@ GREEDY = [
     Terms(threshold=0.3, delimiters=("e",)),
     Terms(threshold=0.6, delimiters=("e", "\n\n", "\n"), max_step_tokens=7),
     Terms(threshold=0.2, delimiters=(" ", "s"), stop=("th",)),
+    Terms(threshold=0.5, delimiters=("e", " "), repetition_penalty=1.3),
     Terms(weighting="constant", acceptance_rate=0.4, delimiters=("a",), seed=3),
     Terms(weighting="clip", delimiters=("o",), seed=1, max_steps=3),
     Terms(weighting="sigmoid", delimiters=("e",), seed=2, max_step_tokens=3),
@@ -131,6 +132,8 @@ def sampled(seed: int) -> Terms:
         temperature=(0.5, 1.0, 1.6)[seed % 3],
         top_k=(None, 5, 40)[seed % 3],
         top_p=(1.0, 0.9, 0.6)[seed // 3 % 3],
+        min_p=(0.0, 0.1)[seed % 2],
+        repetition_penalty=(1.0, 1.0, 1.5, 0.8)[seed % 4],
         max_step_tokens=(512, 6)[seed % 2],
         stop=((), ("e o", "an"))[seed // 2 % 2],
         seed=seed,
@@ -201,11 +204,12 @@ def test_threshold_0_is_the_draft_alone(pair: Any, prompt: str) -> None:
     assert generation.usage.target.forwarded == generation.usage.prm.forwarded == 0
 
 
-@pytest.mark.parametrize("prompt", PROMPTS)
-def test_a_threshold_above_1_is_the_target_alone(pair: Any, prompt: str) -> None:
+@pytest.mark.parametrize(("prompt", "penalty"), [*((prompt, 1.0) for prompt in PROMPTS), (PROMPTS[0], 1.2)])
+def test_a_threshold_above_1_is_the_target_alone(pair: Any, prompt: str, penalty: float) -> None:
     three, pipe = pair
-    ids, text = plain_generate(three[1], prompt, 40)
-    generation = pipe.generate(prompt, threshold=1.5, max_tokens=40, max_step_tokens=9, step_delimiter="e")
+    ids, text = plain_generate(three[1], prompt, 40, penalty)
+    how = {"max_tokens": 40, "max_step_tokens": 9, "step_delimiter": "e", "repetition_penalty": penalty}
+    generation = pipe.generate(prompt, threshold=1.5, **how)
     assert generation.text == text
     assert generation.usage.completion_tokens == len(ids)
     assert {step.source for step in generation.steps} == {"target"}

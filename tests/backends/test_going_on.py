@@ -101,6 +101,7 @@ def test_short_steps_long_waits_limits_and_stop_strings(
         {"stop": "e"},
         {"max_steps": 3},
         {"top_k": 5},
+        {"min_p": 0.1},
     ):
         fields = {"temperature": temperature, **more}
         alone = [ask(pipe, seed, **fields) for seed in range(5)]

@@ -15,6 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import (
     LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -22,7 +24,14 @@ from transformers import (
 
 from rsd_integrations import RSDPipeline
 from rsd_integrations.backends.torch import writer
-from rsd_integrations.backends.torch.sampling import Draws, Row, draw, draw_rows, filtered_probabilities
+from rsd_integrations.backends.torch.sampling import (
+    Draws,
+    Row,
+    draw,
+    draw_rows,
+    filtered_probabilities,
+    penalized,
+)
 from rsd_integrations.protocols import Sampling
 from tests.tiny_models import causal, token_classifier, tokenizer
 
@@ -32,24 +41,39 @@ def sampling(
     top_p: float = 1.0,
     top_k: int | None = None,
     uniform: Callable[[], float] = lambda: 0.5,
+    min_p: float = 0.0,
 ) -> Sampling:
-    return Sampling(temperature, top_p, top_k, uniform)
+    return Sampling(temperature, top_p, top_k, uniform, min_p)
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
 @pytest.mark.parametrize("top_k", [None, 1, 7, 1000])
 @pytest.mark.parametrize("top_p", [1.0, 0.9, 0.3, 1e-6])
-def test_probabilities_are_those_of_hf(temperature: float, top_k: int | None, top_p: float) -> None:
+@pytest.mark.parametrize("min_p", [0.0, 0.1, 1.0])
+def test_probabilities_are_those_of_hf(
+    temperature: float, top_k: int | None, top_p: float, min_p: float
+) -> None:
     warpers = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
     if top_k:
         warpers.append(TopKLogitsWarper(top_k))
     if top_p < 1:
         warpers.append(TopPLogitsWarper(top_p))
+    if min_p:
+        warpers.append(MinPLogitsWarper(min_p))
     for seed in range(5):
         logits = torch.randn(50, generator=torch.Generator().manual_seed(seed)) * 3
         expected = warpers(None, logits[None].double())[0].softmax(-1)
-        got = filtered_probabilities(logits, sampling(temperature, top_p, top_k))
+        got = filtered_probabilities(logits, sampling(temperature, top_p, top_k, min_p=min_p))
         assert torch.allclose(got / got.sum(), expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("penalty", [0.5, 1.0, 1.1, 3.0])
+def test_penalties_are_those_of_hf(penalty: float) -> None:
+    before = [3, 4, 3, 49, 0]
+    for seed in range(5):
+        logits = torch.randn(50, generator=torch.Generator().manual_seed(seed)) * 3
+        expected = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([before]), logits[None].clone())[0]
+        assert torch.equal(penalized(logits, before, penalty), expected)
 
 
 @pytest.mark.parametrize("point", [0.0, 0.0999, 0.1001, 0.4999, 0.5001, 0.9999999, math.nextafter(1.0, 0.0)])

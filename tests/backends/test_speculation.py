@@ -124,6 +124,8 @@ def test_with_stop_strings_limits_and_filters(pipe: RSDPipeline) -> None:
         {"max_step_tokens": 1},
         {"max_step_tokens": 3},
         {"temperature": 1.0, "top_p": 0.5, "top_k": 9, "seed": 3},
+        {"repetition_penalty": 1.2},
+        {"temperature": 1.0, "repetition_penalty": 1.2, "seed": 4},
         {"acceptance_rate": 0.0},
     ):
         given = {**fields, **more}

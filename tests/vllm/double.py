@@ -147,6 +147,7 @@ class Double:
         while len(ids) < min(most, _MOST - len(prompt)):
             logits = self._model(torch.tensor([prompt + ids]), use_cache=False).logits[0, -1]
             told = told or _told(logits, body)
+            logits = _penalized(logits, prompt + ids, body.get("repetition_penalty", 1.0))
             ids.append(_drawn(_allowed(logits, body, matcher), body, draws))
             if matcher:
                 matcher.consume_token(ids[-1])
@@ -177,6 +178,12 @@ def _told(logits: torch.Tensor, body: dict[str, Any]) -> Any:
     return {"top_logprobs": [{f"token_id:{one}": float(logs[one]) for one in body["logprob_token_ids"]}]}
 
 
+def _penalized(logits: torch.Tensor, before: list[int], penalty: float) -> torch.Tensor:
+    seen = torch.zeros_like(logits, dtype=torch.bool)
+    seen[before] = True
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
 def _allowed(logits: torch.Tensor, body: dict[str, Any], matcher: Any) -> torch.Tensor:
     if matcher:
         packed = torch.frombuffer(bytearray(matcher.compute_bitmask()), dtype=torch.uint8)
@@ -195,6 +202,7 @@ def _drawn(logits: torch.Tensor, body: dict[str, Any], draws: torch.Generator) -
     if body.get("temperature", 1.0) == 0:
         return int(logits.argmax())
     chances = (logits / body["temperature"]).softmax(-1)
+    chances[chances < body.get("min_p", 0.0) * chances.max()] = 0
     order = chances.argsort(descending=True)
     if (most := body.get("top_k", -1)) > 0:
         chances[order[most:]] = 0

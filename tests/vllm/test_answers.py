@@ -52,8 +52,15 @@ def test_greedy_answers_are_equal(trio: Trio, pocket: RSDPipeline, threshold: fl
 def test_rejected_steps_go_back_alike(trio: Trio, pocket: RSDPipeline) -> None:
     """Whoever wrote what stands in their place."""
     answers = [
-        pipe.generate(QUESTIONS[0], weighting="constant", acceptance_rate=0.5, seed=seed)
-        for seed in range(3)
+        pipe.generate(
+            QUESTIONS[0],
+            weighting="constant",
+            acceptance_rate=0.5,
+            seed=seed,
+            repetition_penalty=penalty,
+            max_tokens=200,
+        )
+        for seed, penalty in enumerate((1.0, 1.0, 1.0, 1.1))
         for pipe in (trio.pipe, pocket)
     ]
     for over, within in zip(answers[::2], answers[1::2], strict=True):
@@ -134,7 +141,7 @@ def test_what_passes_changes_no_sampled_document(trio: Trio) -> None:
     assert [trio.pipe.generate(QUESTIONS[0], seed=seed, **fields).text for seed in range(4)] == before
 
 
-@pytest.mark.parametrize("cut", [{"top_p": 0.8}, {"top_k": 2}, {}])
+@pytest.mark.parametrize("cut", [{"top_p": 0.8}, {"top_k": 2}, {"min_p": 0.1}, {}])
 def test_token_by_token_draws_are_those_of_what_is_allowed(
     trio: Trio, monkeypatch: pytest.MonkeyPatch, cut: dict[str, Any]
 ) -> None:
@@ -180,18 +187,21 @@ def test_candidates(trio: Trio) -> None:
 
 
 def test_what_the_servers_are_asked(trio: Trio) -> None:
-    trio.pipe.generate(QUESTIONS[0], threshold=0.0, top_p=0.9, temperature=0.7, top_k=5, max_tokens=30)
+    cut = {"top_p": 0.9, "top_k": 5, "min_p": 0.05, "temperature": 0.7, "repetition_penalty": 1.1}
+    trio.pipe.generate(QUESTIONS[0], threshold=0.0, max_tokens=30, **cut)
     path, body = trio.draft.asked[0]
     assert path == "/v1/completions"
     assert body["prompt"] == list(trio.pipe.backend.draft.open(QUESTIONS[0]).tokens)  # type: ignore[attr-defined]
-    assert (body["temperature"], body["top_p"], body["top_k"], body["max_tokens"]) == (0.7, 0.9, 5, 30)
-    assert body["repetition_penalty"] == 1.0  # Qwen's generation_config asks for more.
+    assert {name: body[name] for name in cut} == cut
+    assert body["max_tokens"] == 30
     assert isinstance(body["seed"], int)
     assert not trio.target.asked
     trio.draft.asked.clear()
     trio.pipe.generate(QUESTIONS[0], threshold=0.0, max_tokens=5)
     _, body = trio.draft.asked[0]
     assert (body["temperature"], body["top_k"], "seed" in body) == (0.0, -1, False)
+    # Said outright: a server would take those of the model's generation_config, and Qwen's has a penalty.
+    assert (body["min_p"], body["repetition_penalty"]) == (0.0, 1.0)
 
 
 def test_each_step_is_one_question_and_each_token_is_counted_once(trio: Trio) -> None:

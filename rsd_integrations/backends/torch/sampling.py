@@ -13,7 +13,7 @@ import torch
 
 from rsd_integrations.protocols import Sampling
 
-__all__ = ["Draws", "Row", "draw", "draw_rows", "filtered_probabilities"]
+__all__ = ["Draws", "Row", "draw", "draw_rows", "filtered_probabilities", "penalized"]
 
 
 class Draws:
@@ -56,10 +56,10 @@ def draw(logits_V: torch.Tensor, sampling: Sampling) -> int:
 
 def draw_rows(rows: Sequence[Row]) -> list[list[int]]:
     """A token id for each place of each row, all above temperature 0; the host waits for them once."""
-    alike: dict[tuple[float, float, int | None], list[int]] = {}
+    alike: dict[tuple[float, float, int | None, float], list[int]] = {}
     for index, row in enumerate(rows):
         how = row.sampling
-        alike.setdefault((how.temperature, how.top_p, how.top_k), []).append(index)
+        alike.setdefault((how.temperature, how.top_p, how.top_k, how.min_p), []).append(index)
     order = [index for group in alike.values() for index in group]
     drawn_M = torch.cat([_draw_alike([rows[index] for index in group]) for group in alike.values()])
     tokens, start = drawn_M.tolist(), 0
@@ -84,8 +84,24 @@ def _draw_alike(rows: Sequence[Row]) -> torch.Tensor:
     return token_M1.minimum(torch.searchsorted(cumulative_MV, total_M1.contiguous()))[:, 0]
 
 
+def penalized(logits_V: torch.Tensor, tokens: Sequence[int], penalty: float) -> torch.Tensor:
+    """Logits by which tokens that were there before are less likely (section 4.1 of CTRL, arXiv 1909.05858).
+
+    Args:
+        tokens: of the prompt and the answer so far.
+        penalty: above 0; below 1 it makes them likelier.
+    """
+    if penalty == 1.0:
+        return logits_V
+    before_L = torch.tensor(tokens, device=logits_V.device)
+    theirs_L = logits_V[before_L]
+    return logits_V.scatter(0, before_L, torch.where(theirs_L < 0.0, theirs_L * penalty, theirs_L / penalty))
+
+
 def filtered_probabilities(logits_MV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """Probabilities after temperature, top_k and top_p in this order, in double precision, ``[..., V]``."""
+    """What stays of the probabilities after temperature, top_k, top_p and min_p in this order, in double
+    precision, ``[..., V]``.
+    """
     # Apple's GPUs have no double precision.
     logits_MV = logits_MV.cpu() if logits_MV.device.type == "mps" else logits_MV
     # The largest logit becomes 0: no temperature, however small, makes it infinite.
@@ -100,4 +116,7 @@ def filtered_probabilities(logits_MV: torch.Tensor, sampling: Sampling) -> torch
         before_MV = sorted_MV.cumsum(dim=-1) - sorted_MV
         kept_MV = sorted_MV.masked_fill(before_MV >= sampling.top_p, 0.0)
         probabilities_MV = torch.zeros_like(probabilities_MV).scatter(-1, order_MV, kept_MV)
+    if sampling.min_p > 0.0:
+        least_M1 = probabilities_MV.amax(dim=-1, keepdim=True) * sampling.min_p
+        probabilities_MV = probabilities_MV.masked_fill(probabilities_MV < least_M1, 0.0)
     return probabilities_MV

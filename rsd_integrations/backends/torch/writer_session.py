@@ -12,7 +12,7 @@ from rsd_integrations.backends.shared.detokenize import Detokenizer
 from rsd_integrations.backends.torch.guesses import Guesses
 from rsd_integrations.backends.torch.plan import SlotFeed
 from rsd_integrations.backends.torch.readout import Output as Read
-from rsd_integrations.backends.torch.sampling import Draws, Row, draw
+from rsd_integrations.backends.torch.sampling import Draws, Row, draw, penalized
 from rsd_integrations.backends.torch.slot_session import SlotSession
 from rsd_integrations.output import Output
 from rsd_integrations.protocols import DraftStep, End, GuessStep, Kept, TargetStep, Written
@@ -111,9 +111,14 @@ class TorchWriterSession(SlotSession):
         return self.feed(guesses=self._guesses.next(self._room - 1))
 
     @property
+    def _by_itself(self) -> bool:
+        """Whether what each token is drawn from depends on those before it, here and not in the model."""
+        return self.constraint is not None or self._penalty != 1.0
+
+    @property
     def samples(self) -> bool:
-        """Whether its tokens are drawn by chance, with nothing forbidden."""
-        return self._temperature > 0.0 and self.constraint is None
+        """Whether its tokens are drawn by chance, of what the model gives and nothing else."""
+        return self._temperature > 0.0 and not self._by_itself
 
     def row(self, read: Read) -> Row:
         """What to draw its tokens from."""
@@ -128,7 +133,7 @@ class TorchWriterSession(SlotSession):
 
         Args:
             read: what was read there.
-            tokens: those drawn; where some are forbidden they are drawn here, one knowing the others.
+            tokens: those drawn; where one depends on the others they are drawn here.
             asked: number of guesses.
 
         Raises:
@@ -139,7 +144,7 @@ class TorchWriterSession(SlotSession):
             if isinstance(self.work, GuessStep):
                 written, fed = self._guess_one(drawn), read.own > 0
             else:
-                token = drawn if self.constraint is None else self._constrained(read.kept_R[place])
+                token = self._drawn(read.kept_R[place]) if self._by_itself else drawn
                 if self.samples:
                     self._draws.take()
                 written = self.push(token)
@@ -155,7 +160,7 @@ class TorchWriterSession(SlotSession):
     @property
     def goes_on(self) -> bool:
         """Whether it can write on behind the step it has finished. A constraint would have to go back."""
-        return isinstance(self.work, DraftStep) and self.constraint is None and self._end == "delimiter"
+        return isinstance(self.work, DraftStep) and not self._by_itself and self._end == "delimiter"
 
     def recall(self) -> Written | None:
         """Take the tokens that are known already; the step if it ends there."""
@@ -171,16 +176,22 @@ class TorchWriterSession(SlotSession):
         self.tokens.append(token)
         return self.written("limit") if self.full or token in self._writer.eos_ids else None
 
-    def _constrained(self, logits_V: torch.Tensor) -> int:
-        assert isinstance(self.work, DraftStep | TargetStep) and self.constraint is not None
-        allowed_V = self.constraint.allowed(len(logits_V)).to(logits_V.device)
-        sampling = replace(self.work.sampling, draw=self._draws.take)
-        return draw(logits_V.float().masked_fill(~allowed_V, -torch.inf), sampling)
+    def _drawn(self, logits_V: torch.Tensor) -> int:
+        assert isinstance(self.work, DraftStep | TargetStep)
+        logits_V = penalized(logits_V.float(), self.tokens, self._penalty)
+        if self.constraint is not None:
+            allowed_V = self.constraint.allowed(len(logits_V)).to(logits_V.device)
+            logits_V = logits_V.masked_fill(~allowed_V, -torch.inf)
+        return draw(logits_V, replace(self.work.sampling, draw=self._draws.take))
 
     @property
     def _temperature(self) -> float:
         """Guesses of the target's tokens are greedy."""
         return self.work.sampling.temperature if self.work is not None and self.work.sampling else 0.0
+
+    @property
+    def _penalty(self) -> float:
+        return self.work.sampling.repetition_penalty if self.work is not None and self.work.sampling else 1.0
 
     @property
     def in_progress(self) -> int:
@@ -200,7 +211,7 @@ class TorchWriterSession(SlotSession):
     @property
     def steady(self) -> int:
         """Tokens it may yet take, if each is the likeliest and is fed alone until the step ends; else 0."""
-        greedy = self._temperature == 0.0 and (self.constraint is None or isinstance(self.work, GuessStep))
+        greedy = self._temperature == 0.0 and (isinstance(self.work, GuessStep) or not self._by_itself)
         guessed = bool(self._guesses.next(1)) or self._guesses.wanted > 0
         return self._room if greedy and not guessed and not self._detokenizer.holds else 0
 

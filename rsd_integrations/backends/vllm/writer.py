@@ -25,7 +25,7 @@ _TRIAL = {
     "json_schema": {"schema": {"properties": {"a": {"enum": [1]}}, "required": ["a"], "type": "object"}},
 }
 
-_PLAIN = {"repetition_penalty": 1.0, "frequency_penalty": 0.0, "presence_penalty": 0.0, "min_p": 0.0}
+_PLAIN = {"frequency_penalty": 0.0, "presence_penalty": 0.0}
 """What a server would otherwise take from the model's generation_config."""
 
 
@@ -158,7 +158,7 @@ class VLLMWriter(SpeakingWriter):
         alone = {**question, "max_tokens": 1, "stop": []}
         # Drawn once more among those that are allowed, together that is the distribution over these, but for
         # what cuts it off.
-        if question["top_p"] == 1.0 and question["top_k"] == -1:
+        if question["top_p"] == 1.0 and question["top_k"] == -1 and question["min_p"] == 0.0:
             found = await self._asked(session, alone)
             token = found.tokens[0]  # A vocabulary may be filled up beyond the tokenizer's.
             if token < len(allowed) and allowed[token]:
@@ -212,6 +212,8 @@ class VLLMWriter(SpeakingWriter):
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "top_k": sampling.top_k or -1,
+            "min_p": sampling.min_p,
+            "repetition_penalty": sampling.repetition_penalty,
             "stop": [*dict.fromkeys((*boundary.delimiters, *boundary.stop))],
             "stop_token_ids": sorted(self.eos_ids),
             "include_stop_str_in_output": True,
