@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -14,13 +14,12 @@ from rich.text import Text
 from rsd_integrations.cli import options
 from rsd_integrations.cli.models import ModelChoice, State
 from rsd_integrations.cli.saving import check_file
+from rsd_integrations.cli.settings import read_config
 from rsd_integrations.config import RSDConfig
 from rsd_integrations.errors import PromptError
 from rsd_integrations.types import Generation
 
 __all__ = ["ask"]
-
-_DECODING = "Decoding"
 
 
 def ask(
@@ -40,32 +39,38 @@ def ask(
         float | None,
         typer.Option(
             help="Reward from which a draft step is kept; 0 is draft only, above 1 target only.",
-            rich_help_panel=_DECODING,
+            rich_help_panel=options.DECODING,
         ),
     ] = None,
     weighting: Annotated[
         str | None,
-        typer.Option(help="step, constant, clip, sigmoid or logistic.", rich_help_panel=_DECODING),
+        typer.Option(help="step, constant, clip, sigmoid or logistic.", rich_help_panel=options.DECODING),
     ] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 is greedy.", rich_help_panel=_DECODING)] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="0 is greedy.", rich_help_panel=options.DECODING)
+    ] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(help="Most tokens in the answer.", rich_help_panel=_DECODING)
+        int | None, typer.Option(help="Most tokens in the answer.", rich_help_panel=options.DECODING)
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Repeats a sampled answer.", rich_help_panel=_DECODING)
+        int | None, typer.Option(help="Repeats a sampled answer.", rich_help_panel=options.DECODING)
     ] = None,
     candidates: Annotated[
         int | None,
         typer.Option(
-            "--draft-candidates", help="Drafts for each step; the best is tested.", rich_help_panel=_DECODING
+            "--draft-candidates",
+            help="Drafts for each step; the best is tested.",
+            rich_help_panel=options.DECODING,
         ),
     ] = None,
+    config: options.Config = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, nothing else.")] = False,
     html: Annotated[Path | None, typer.Option(help="Also write the steps as an HTML page.")] = None,
 ) -> None:
     """Answer a question and show every step: kept, or rejected and rewritten by the target."""
     state: State = ctx.obj
-    config = _config(
+    settings = read_config(
+        config,
         threshold=threshold,
         weighting=weighting,
         temperature=temperature,
@@ -74,7 +79,7 @@ def ask(
         draft_candidates=candidates,
     )
     # More candidates than a pipeline has rows by default would be refused.
-    rows = config.rows if config.rows > 8 else None
+    rows = settings.rows if settings.rows > 8 else None
     choice = ModelChoice(
         draft,
         target,
@@ -89,16 +94,12 @@ def ask(
     )
     text = _question(question)
     check_file("--html", html)
-    generation = _answer(state, choice, text, config, as_json=as_json)
+    generation = _answer(state, choice, text, settings, as_json=as_json)
     if html is not None:
         from rsd_integrations.report.html import to_page
 
-        page = to_page(generation, question=text, remedy=_remedy(config))
+        page = to_page(generation, question=text, remedy=_remedy(settings))
         html.write_text(page, encoding="utf-8")
-
-
-def _config(**fields: Any) -> RSDConfig:
-    return RSDConfig(**{name: value for name, value in fields.items() if value is not None})
 
 
 def _question(question: str) -> str:

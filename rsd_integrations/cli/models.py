@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rsd_integrations.adapters.secrets import has_secrets
+from rsd_integrations.cli.settings import json_object
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.opening import are_servers, open_models
 from rsd_integrations.pipeline import RSDPipeline
@@ -104,13 +104,8 @@ def _named(model: str | None) -> Any:
 
 
 def _read(name: str, text: str) -> dict[str, Any]:
-    option, hint = "--" + name.replace("_", "-"), 'Write it as \'{"source": "hub/id"}\'.'
-    try:
-        options = json.loads(text)
-    except json.JSONDecodeError as error:  # Told without the text, which may hold a secret.
-        raise ConfigError(f"{option} is no JSON: {error}.", hint=hint) from error
-    if not isinstance(options, dict):
-        raise ConfigError(f"{option} is no JSON object but a {type(options).__name__}.", hint=hint)
+    option = "--" + name.replace("_", "-")
+    options = json_object(option, text, example='{"source": "hub/id"}')
     if has_secrets(options):
         raise ConfigError(
             f"{option} holds a secret, which histories and lists of processes show.",

@@ -1,4 +1,4 @@
-"""Options that say which models a command runs, the same in all commands."""
+"""Options that several commands have: which models they run, and how these decode."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Annotated
 import typer
 
 __all__ = [
+    "DECODING",
     "PRM",
+    "Config",
     "Device",
     "Draft",
     "DraftKwargs",
@@ -19,6 +21,7 @@ __all__ = [
 ]
 
 _MODELS = "Models (all three, or none for the pocket trio)"
+DECODING = "Decoding"
 
 
 Draft = Annotated[
@@ -49,3 +52,10 @@ DraftKwargs = Annotated[
 ]
 TargetKwargs = Annotated[str | None, typer.Option(help="Likewise.", rich_help_panel=_MODELS)]
 PRMKwargs = Annotated[str | None, typer.Option(help="Likewise.", rich_help_panel=_MODELS)]
+Config = Annotated[
+    str | None,
+    typer.Option(
+        help='Further settings (of RSDConfig), as JSON: \'{"top_p": 0.8, "repetition_penalty": 1.05}\'.',
+        rich_help_panel=DECODING,
+    ),
+]

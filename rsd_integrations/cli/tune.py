@@ -20,8 +20,8 @@ from rsd_integrations.cli import options
 from rsd_integrations.cli.models import ModelChoice, State
 from rsd_integrations.cli.progress import watching
 from rsd_integrations.cli.saving import check_out, conclude
+from rsd_integrations.cli.settings import read_config
 from rsd_integrations.cli.sweeping import read_sweep
-from rsd_integrations.config import RSDConfig
 from rsd_integrations.report.words import many
 
 if TYPE_CHECKING:
@@ -34,11 +34,12 @@ if TYPE_CHECKING:
 __all__ = ["tune"]
 
 _QUESTIONS = "Questions"
-_DECODING = "Decoding"
 _ANSWERS = "tune-answers.jsonl"
 _MAX_TOKENS = 2048
 _QUESTION_TOKENS = 2048
 """That a question may have, where models are loaded in this process."""
+
+_SWEPT = ("threshold", "weighting", "acceptance_rate", "beta")
 
 _Settings = dict[str, bool | int | float | str]
 
@@ -91,13 +92,15 @@ def tune(
         str,
         typer.Option(
             help="The sweep; draft only, target only and the PRM's default come on top.",
-            rich_help_panel=_DECODING,
+            rich_help_panel=options.DECODING,
         ),
     ] = "0.3,0.5,0.7,0.8,0.9,0.95",
     max_tokens: Annotated[
         int | None,
         typer.Option(
-            min=1, help=f"Most tokens of an answer; {_MAX_TOKENS} if not given.", rich_help_panel=_DECODING
+            min=1,
+            help=f"Most tokens of an answer; {_MAX_TOKENS} if not given.",
+            rich_help_panel=options.DECODING,
         ),
     ] = None,
     max_length: Annotated[
@@ -105,20 +108,21 @@ def tune(
         typer.Option(
             min=2,
             help=f"Most tokens of question and answer; {_QUESTION_TOKENS} for the question if not given.",
-            rich_help_panel=_DECODING,
+            rich_help_panel=options.DECODING,
         ),
     ] = None,
     temperature: Annotated[
-        float, typer.Option(min=0.0, help="0 is greedy.", rich_help_panel=_DECODING)
+        float, typer.Option(min=0.0, help="0 is greedy.", rich_help_panel=options.DECODING)
     ] = 0.0,
     seed: Annotated[
         int,
         typer.Option(
             min=0,
             help="Seed of the chosen problems, of sampling and of the bootstrap.",
-            rich_help_panel=_DECODING,
+            rich_help_panel=options.DECODING,
         ),
     ] = 0,
+    config: options.Config = None,
     within: Annotated[
         float, typer.Option(min=0.0, max=100.0, help="Points of accuracy that may be lost to the target.")
     ] = 1.0,
@@ -149,7 +153,7 @@ def tune(
         max_tokens = max_tokens or _MAX_TOKENS
         if not choice.is_served and max_length is None:
             choice = replace(choice, max_length=max_tokens + _QUESTION_TOKENS)
-    config = RSDConfig(max_tokens=max_tokens, temperature=temperature, seed=seed)
+    decoding = read_config(config, swept=_SWEPT, max_tokens=max_tokens, temperature=temperature, seed=seed)
     asked, name = _questions(
         questions, problems, seed, fields=(question_field, answer_field), match=match, system=system
     )
@@ -163,6 +167,7 @@ def tune(
         "seed": seed,
         "temperature": temperature,
         "max_tokens": max_tokens or "as the window allows",
+        "config": config or "",
     }
     from rsd_integrations.bench.environment import hardware
     from rsd_integrations.bench.figure import draw_tuning
@@ -172,7 +177,7 @@ def tune(
     # Times of another machine, or of another part of this one, are no measure for today's.
     conditions = {"batch_size": batch_size, "device": device, "host": platform.node(), **hardware()}
     answers = None if out is None else _saved(out, choice, settings, conditions)
-    run = partial(tuned, tasks=asked, thresholds=sweep, config=config, within=within / 100, answers=answers)
+    run = partial(tuned, tasks=asked, thresholds=sweep, config=decoding, within=within / 100, answers=answers)
     report = _measured(
         state, choice, run, {**settings, "match": name, "questions_from": str(questions)}, answers
     )

@@ -374,8 +374,9 @@ def test_the_command_saves_what_repeats_it(
     assert code == 0
     assert f"going on from {12 * 6} answers in {out}" in captured.err
     assert "RSD 0.6" in captured.out
-    code, _ = run(file, *options, "--temperature", "0.5")
-    assert (code, "Name another folder" in capsys.readouterr().err) == (2, True)
+    for other in (["--temperature", "0.5"], ["--config", '{"max_steps": 9}']):
+        code, _ = run(file, *options, *other)
+        assert (code, "Name another folder" in capsys.readouterr().err) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -386,6 +387,8 @@ def test_the_command_saves_what_repeats_it(
         (["--problems", "31"], "31 problems were asked for, and there are 30"),
         (["--question-field", "q"], "has no 'q'; its fields are 'question', 'answer'"),
         (["--draft", "a/b"], "--target and --prm missing"),
+        (["--config", '{"beta": 2}'], "--config sets 'beta', which is what this measures"),
+        (["--config", '{"temperature": 1}'], "which has an option. Use --temperature"),
         (["--draft-kwargs", "{}"], "--draft-kwargs plays no part in the pocket trio"),
     ],
 )
@@ -421,6 +424,21 @@ def test_models_have_room_for_what_is_asked(
     assert choices[0].max_length == max_length
     report = TuneReport.model_validate_json((tmp_path / "out" / "tune.json").read_text())
     assert report.settings["max_tokens"] == max_tokens
+
+
+def test_settings_decide_how_questions_are_answered(file: str, tmp_path: Path) -> None:
+    out = [
+        "--thresholds",
+        "0.5",
+        "--out",
+        str(tmp_path),
+        "--config",
+        '{"max_step_tokens": 2, "max_steps": 1}',
+    ]
+    assert run(file, *out)[0] == 0
+    report = TuneReport.model_validate_json((tmp_path / "tune.json").read_text())
+    assert report.settings["config"] == out[-1]
+    assert all(point.mean_tokens <= 2 for point in report.points)
 
 
 def test_a_system_message_goes_with_each_question(file: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,6 +90,14 @@ def test_a_threshold_is_told_where_it_plays_a_part(rsd: Rsd, weighting: str, thr
     assert json.loads(rsd(*options, "--json").out)["threshold"] == threshold
 
 
+def test_any_other_setting_is_given_as_json(rsd: Rsd) -> None:
+    rsd.scripted(["One. ", "Two. ", "Three."])
+    made = rsd(
+        "ask", "?", "--config", '{"step_delimiter": ". ", "stop": ["Three"], "max_steps": 9}', "--json"
+    )
+    assert [step.text for step in Generation.model_validate_json(made.out).steps] == ["One. ", "Two. ", ""]
+
+
 def test_several_candidates_are_asked_for(rsd: Rsd) -> None:
     rsd.scripted(["One.\n\n", "Two."], max_batch_size=4)
     made = rsd("ask", "?", "--draft-candidates", "3", "--temperature", "1", "--json")

@@ -29,6 +29,22 @@ THREE = ["--draft", "org/d", "--target", "org/t", "--prm", "org/p"]
         (["ask", "?", "--temperature", "nan"], "--temperature nan"),
         (["ask", "?", "--max-tokens", "0"], "--max-tokens 0"),
         (["ask", "?", "--seed", "-3"], "--seed -3"),
+        (["ask", "?", "--config", "top_p"], "--config is no JSON"),
+        (["ask", "?", "--config", "[1]"], "--config is no JSON object but a list"),
+        (["ask", "?", "--config", '{"top_q": 1}'], "unknown field 'top_q'. Did you mean 'top_p'?"),
+        (
+            ["ask", "?", "--config", '{"top_p": 3}'],
+            "--config: top_p: Input should be less than or equal to 1",
+        ),
+        (
+            ["ask", "?", "--config", '{"stop": ["a", ""]}'],
+            "--config: stop: Value error, stop strings must not",
+        ),
+        (
+            ["ask", "?", "--config", '{"draft_candidates": 2}'],
+            "--config sets 'draft_candidates', which has an option. Use --draft-candidates.",
+        ),
+        (["ask", "?", "--config", '{"min_p": 0.1}', "--seed", "-3"], "--seed -3"),
         (
             ["ask", "?", "--draft-candidates", "3"],
             "error: --draft-candidates 3 are all the same at temperature 0; "

@@ -1,0 +1,60 @@
+"""Options that hold JSON, and how a command line says how to decode."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from typing import Any
+
+from pydantic import ValidationError
+
+from rsd_integrations.config import RSDConfig
+from rsd_integrations.errors import ConfigError
+
+__all__ = ["json_object", "read_config"]
+
+
+def json_object(option: str, text: str, *, example: str) -> dict[str, Any]:
+    """What an option holds.
+
+    Raises:
+        ConfigError: it is no JSON object. The text is not told, for it may hold a secret.
+    """
+    hint = f"Write it as '{example}'."
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{option} is no JSON: {error}.", hint=hint) from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{option} is no JSON object but a {type(found).__name__}.", hint=hint)
+    return found
+
+
+def read_config(text: str | None, *, swept: Collection[str] = (), **options: Any) -> RSDConfig:
+    """How to decode: by options of their own, and by ``--config`` for all others.
+
+    Args:
+        text: of ``--config``.
+        swept: what the command itself sets.
+        options: those of their own; None: not given.
+
+    Raises:
+        ConfigError: ``--config`` is no JSON object, or sets what is wrong, swept, or has an option.
+        pydantic.ValidationError: the value of an option is wrong.
+    """
+    more = {} if text is None else json_object("--config", text, example='{"top_p": 0.8, "stop": ["END"]}')
+    for name in more:
+        if name in swept:
+            raise ConfigError(f"--config sets {name!r}, which is what this measures.", hint="Leave it out.")
+        if name in options:
+            option = "--" + name.replace("_", "-")
+            raise ConfigError(f"--config sets {name!r}, which has an option.", hint=f"Use {option}.")
+    try:
+        return RSDConfig(**{name: value for name, value in options.items() if value is not None}, **more)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else ""
+        if name in more:
+            told = f"--config: {name}: {first['msg']}, not {first['input']!r}."
+            raise ConfigError(told, hint="help(RSDConfig) tells each setting.") from error
+        raise
