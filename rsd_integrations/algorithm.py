@@ -287,7 +287,7 @@ class _Teller:
             source=facts.source,
             text=text,
             reward=facts.reward,
-            threshold=self.config.threshold,
+            threshold=self.config.threshold_in_force,
             acceptance_probability=facts.probability if kind != "proposed" else None,
             **more,
         )

@@ -6,20 +6,31 @@ import difflib
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from typing_extensions import Self
 
 from rsd_integrations import weighting as _weighting
 from rsd_integrations.documented import documented
 from rsd_integrations.types import Role
 
-__all__ = ["RSDConfig", "RSDFields", "nearest"]
+__all__ = ["HELP", "RSDConfig", "RSDFields", "first_wrong", "nearest"]
 
 _ROLES: dict[str, tuple[Role, ...]] = {
     "rsd": ("draft", "target", "prm"),
     "draft": ("draft",),
     "target": ("target",),
 }
+
+HELP = "help(rsd_integrations.RSDConfig) tells what each may be."
+"""Hint of errors about settings."""
 
 WeightingName = Literal["step", "constant", "clip", "sigmoid", "logistic"]
 
@@ -202,6 +213,15 @@ class RSDConfig(RSDFields):
     def rows(self) -> int:
         """Rows of the models' batches that a request takes."""
         return 1 if self.mode == "target" else self.draft_candidates
+
+
+def first_wrong(error: ValidationError) -> str:
+    """The first thing that is wrong with settings, in a line: ``top_p=3: Input should be ...``."""
+    first = error.errors()[0]
+    message = first["msg"].removeprefix("Value error, ")
+    if not first["loc"]:  # Fields that do not go together: the message names them.
+        return message
+    return f"{'.'.join(map(str, first['loc']))}={first['input']!r}: {message}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pydantic import ValidationError
+
 from rsd_integrations.adapters.checks import check_known, check_on_step, without_nones
 from rsd_integrations.adapters.settings import OnStep, RSDSettings, TraceSteps
-from rsd_integrations.config import RSDConfig
+from rsd_integrations.config import HELP, RSDConfig, first_wrong
 from rsd_integrations.errors import ConfigError, TimedOutError
 from rsd_integrations.limits import check_timeout
 from rsd_integrations.output import Output
@@ -37,6 +39,11 @@ class CallSettings:
     trace_steps: TraceSteps
     output: Output
 
+    @property
+    def threshold(self) -> float | None:
+        """What rewards are compared with; None where the weighting compares them with none."""
+        return self.config.threshold_in_force
+
     def model_name(self, models: Mapping[str, str]) -> str:
         """What answers say wrote them. Servers tell their models' names only once they are asked.
 
@@ -54,8 +61,7 @@ def call_settings(settings: RSDSettings, given: Mapping[str, Any]) -> CallSettin
     """The settings with what the call gave in their place.
 
     Raises:
-        ConfigError: a parameter is unknown or malformed, or fixed for the object.
-        pydantic.ValidationError: a value is out of bounds.
+        ConfigError: a parameter is unknown, malformed or out of bounds, or fixed for the object.
     """
     check_known(given, PER_CALL, fixed=type(settings).model_fields)
     given = without_nones(given)
@@ -64,15 +70,20 @@ def call_settings(settings: RSDSettings, given: Mapping[str, Any]) -> CallSettin
         raise ConfigError(f"trace_steps={more['trace_steps']!r}.", hint="Use 'full', 'steps' or 'off'.")
     check_timeout(more["timeout"])
     return CallSettings(
-        config=settings.config.override(
-            **{name: given[name] for name in given if name not in (*_MORE, *_OUTPUT)}
-        ),
+        config=_config(settings, {name: given[name] for name in given if name not in (*_MORE, *_OUTPUT)}),
         timeout=more["timeout"],
         model=None if more["model"] is None else str(more["model"]),
         on_step=check_on_step(more["on_step"]),
         trace_steps=more["trace_steps"],
         output=Output.of(**{name: given.get(name) for name in _OUTPUT}),
     )
+
+
+def _config(settings: RSDSettings, given: Mapping[str, Any]) -> RSDConfig:
+    try:
+        return settings.config.override(**given)
+    except ValidationError as error:
+        raise ConfigError(f"{first_wrong(error)}.", hint=HELP) from error
 
 
 def check_end(event: StepEvent, timeout: float | None) -> StepEvent:

@@ -18,7 +18,7 @@ from rsd_integrations.output import Output
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.types import Role
 
-__all__ = ["LIVE", "POCKET", "PipelineSource", "Spec", "find_source", "is_plain", "is_portable", "label"]
+__all__ = ["LIVE", "POCKET", "PipelineSource", "Spec", "find_source", "is_portable", "label", "plain"]
 
 POCKET = "pocket"
 """As ``pipeline``: the embedded trio."""
@@ -200,19 +200,19 @@ def is_portable(spec: Spec) -> bool:
     named = spec.get("pipeline")
     if isinstance(named, str) and named.startswith(LIVE):
         return False
-    return all(is_plain(value) for _, value in _named(spec))
+    return all(_is_plain(value) for _, value in _named(spec))
 
 
 def label(model: Any) -> str:
     """A model's name from what it was given as."""
     if isinstance(model, tuple) and model:
         model = model[0]
-    return str(model) if is_plain(model) else str(getattr(model, "name_or_path", "") or type(model).__name__)
+    return str(model) if _is_plain(model) else str(getattr(model, "name_or_path", "") or type(model).__name__)
 
 
 def _named(spec: Spec) -> list[tuple[str, Any]]:
-    """What tells these models from others: secrets do not."""
-    return sorted((without_secrets(spec) or {}).items())
+    """What tells these models from others: neither secrets nor spellings do."""
+    return sorted((plain(without_secrets(spec)) or {}).items())
 
 
 def _load(spec: dict[str, Any]) -> RSDPipeline:
@@ -230,15 +230,28 @@ def _named_models(spec: Spec, *roles: Role) -> dict[str, Any]:
     return {name: spec[name] for role in roles for name in (role, f"{role}_kwargs") if name in spec}
 
 
-def is_plain(value: Any) -> bool:
+def _is_plain(value: Any) -> bool:
     """Whether it is data: numbers, strings, paths, dtypes, and what holds them."""
     if isinstance(value, Mapping):
-        return all(is_plain(item) for item in value.values())
+        return all(_is_plain(item) for item in value.values())
     if isinstance(value, list | tuple | set | frozenset):
-        return all(is_plain(item) for item in value)
-    # By name, because torch is not imported here.
-    named = type(value).__name__ in ("dtype", "device") and type(value).__module__ == "torch"
-    return value is None or named or isinstance(value, str | int | float) or hasattr(value, "__fspath__")
+        return all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, str | int | float) or _goes_by_name(value)
+
+
+def plain(value: Any) -> Any:
+    """Data as it is saved: paths and dtypes by their names. What is no data stays what it is."""
+    if isinstance(value, Mapping):
+        return {name: plain(part) for name, part in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(plain, value))
+    return str(value).removeprefix("torch.") if _goes_by_name(value) else value
+
+
+def _goes_by_name(value: Any) -> bool:
+    # By the class's name, because torch is not imported here.
+    of_torch = type(value).__name__ in ("dtype", "device") and type(value).__module__ == "torch"
+    return of_torch or hasattr(value, "__fspath__")
 
 
 def _identity(value: Any) -> Hashable:
@@ -247,4 +260,4 @@ def _identity(value: Any) -> Hashable:
         return tuple((name, _identity(value[name])) for name in sorted(value, key=str))
     if isinstance(value, list | tuple):
         return tuple(_identity(item) for item in value)
-    return (type(value), value) if is_plain(value) and not isinstance(value, set) else (object, id(value))
+    return (type(value), value) if _is_plain(value) and not isinstance(value, set) else (object, id(value))

@@ -20,6 +20,9 @@ __all__ = ["TARGET_ONLY", "Answers", "Sweep", "Task", "Watch", "sweep"]
 TARGET_ONLY = 1.1
 """Any threshold above 1."""
 
+_ALONE = {"draft_candidates": 1}
+"""A draft that writes several lets the PRM choose."""
+
 Kind = Literal["draft", "rsd", "target"]
 
 
@@ -148,6 +151,8 @@ class _Runner:
     def run(self, kind: Kind, threshold: float) -> _Run:
         name = f"threshold {threshold}" if kind == "rsd" else f"{kind} only"
         config = self._config.override(threshold=threshold, weighting="step")
+        if kind == "draft":
+            config = config.override(**_ALONE)
         generations, seconds = self._run(name, config)
         return _Run(kind, threshold, generations, self.rights(generations), seconds)
 
@@ -157,7 +162,7 @@ class _Runner:
 
     def scored_drafts(self) -> list[Generation]:
         """The draft's own answers with a reward for each step: chance 1 keeps every one."""
-        config = self._config.override(weighting="constant", acceptance_rate=1.0)
+        config = self._config.override(weighting="constant", acceptance_rate=1.0, **_ALONE)
         return self._run("rewards of the draft's steps", config)[0]
 
     def _run(self, name: str, config: RSDConfig) -> tuple[list[Generation], float | None]:

@@ -17,8 +17,8 @@ from rsd_integrations.report.words import many
 
 __all__ = ["Tuning", "advice", "cheapest", "tune"]
 
-_WARM_UP = 64
-"""Tokens of each answer that is written before times are taken."""
+_WARM_UP = {"max_steps": 4, "max_step_tokens": 16}
+"""Of each answer that is written before times are taken."""
 
 _EPSILON = 1e-9
 
@@ -184,7 +184,7 @@ def _check_lengths(pipe: RSDPipeline, tasks: Sequence[Task], config: RSDConfig) 
 
 def _warm_up(pipe: RSDPipeline, tasks: Sequence[Task], config: RSDConfig) -> None:
     """What is made at first use (graphs, traces, connections) is no part of any run's time."""
-    short = config.override(max_tokens=min(_WARM_UP, config.max_tokens or _WARM_UP))
+    short = config.override(**{name: min(most, getattr(config, name)) for name, most in _WARM_UP.items()})
     prompts = {place: task.prompt for place, task in enumerate(tasks[: pipe.backend.max_batch_size])}
     for how in ({"threshold": TARGET_ONLY}, {"weighting": "constant", "acceptance_rate": 0.5}):
         run_all(pipe, prompts, short.override(**how))

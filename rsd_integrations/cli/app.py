@@ -21,6 +21,7 @@ from rsd_integrations.cli.models import OpenPipeline, State
 from rsd_integrations.cli.narrow import PANELS, made_narrow
 from rsd_integrations.cli.tune import tune
 from rsd_integrations.cli.wording import in_options, options_of
+from rsd_integrations.config import first_wrong
 from rsd_integrations.errors import ConfigError, PromptError, RSDError
 from rsd_integrations.report.answer import printable
 
@@ -109,7 +110,7 @@ def describe(error: Exception, options: Mapping[str, str]) -> tuple[str, int]:
         options: of the command, by their names in Python.
     """
     if isinstance(error, ValidationError):
-        return in_options(_validation(error), options), USAGE
+        return in_options(_one_line(first_wrong(error)), options), USAGE
     if isinstance(error, RSDError):
         message = in_options(_one_line(str(error)), options)
         return message, USAGE if isinstance(error, (ConfigError, PromptError)) else FAILED
@@ -124,15 +125,6 @@ def _from_typer(error: Any) -> tuple[str, int]:
     """A bare "rsd" has shown its help and says no more; old typers exit 0 for that, new ones 2."""
     said = error.format_message()
     return (_one_line(f"{said} (see --help)"), int(error.exit_code)) if said else ("", OK)
-
-
-def _validation(error: Any) -> str:
-    first = error.errors()[0]
-    message = first["msg"].removeprefix("Value error, ")
-    if not first["loc"]:  # Fields that do not go together: the message names them.
-        return _one_line(message)
-    option = "--" + "-".join(str(part) for part in first["loc"]).replace("_", "-")
-    return _one_line(f"{option} {first['input']!r}: {message}")
 
 
 def _one_line(text: str) -> str:

@@ -162,7 +162,7 @@ def _remedy(config: RSDConfig) -> Callable[[Generation], str]:
         if config.max_tokens is not None and generation.usage.completion_tokens >= config.max_tokens:
             return "see --max-tokens"
         if len(generation.steps) >= config.max_steps:
-            return f"rsd ask takes no more than {config.max_steps} steps"
+            return "raise max_steps in --config"
         return "the models' windows hold no more"
 
     return remedy

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from rsd_integrations.config import RSDConfig
+from rsd_integrations.config import HELP, RSDConfig, first_wrong
 from rsd_integrations.errors import ConfigError
 
 __all__ = ["json_object", "read_config"]
@@ -52,9 +52,6 @@ def read_config(text: str | None, *, swept: Collection[str] = (), **options: Any
     try:
         return RSDConfig(**{name: value for name, value in options.items() if value is not None}, **more)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0]) if first["loc"] else ""
-        if name in more:
-            told = f"--config: {name}: {first['msg']}, not {first['input']!r}."
-            raise ConfigError(told, hint="help(RSDConfig) tells each setting.") from error
-        raise
+        if more.keys().isdisjoint(error.errors()[0]["loc"]):
+            raise
+        raise ConfigError(f"--config: {first_wrong(error)}.", hint=HELP) from error

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from rsd_integrations.bench.results import TuneReport
     from rsd_integrations.bench.saved import SavedAnswers
     from rsd_integrations.bench.tune import Tuning
+    from rsd_integrations.config import RSDConfig
     from rsd_integrations.pipeline import RSDPipeline
 
 __all__ = ["tune"]
@@ -167,7 +169,7 @@ def tune(
         "seed": seed,
         "temperature": temperature,
         "max_tokens": max_tokens or "as the window allows",
-        "config": config or "",
+        "config": _told(decoding, but=("max_tokens", "temperature", "seed")),
     }
     from rsd_integrations.bench.environment import hardware
     from rsd_integrations.bench.figure import draw_tuning
@@ -212,6 +214,12 @@ def _questions(
     return [Question(prompt(text), known, right) for text, known in chosen], name
 
 
+def _told(config: RSDConfig, but: Collection[str]) -> str:
+    """Further settings, whichever way they were spelled."""
+    more = config.model_dump(mode="json", include=config.model_fields_set.difference(but))
+    return json.dumps(more, sort_keys=True) if more else ""
+
+
 def _saved(out: Path, choice: ModelChoice, settings: _Settings, conditions: dict[str, Any]) -> SavedAnswers:
     """Answers in a folder, and what is said of those that are there.
 
@@ -225,6 +233,7 @@ def _saved(out: Path, choice: ModelChoice, settings: _Settings, conditions: dict
         "rsd_integrations": __version__,
         **{str(role): [model, fingerprint(model)] for role, model in choice.models.items()},
         "dtype": choice.dtype,
+        "max_length": choice.max_length,
         "prm_format": choice.prm_format,
         **choice.kwargs,
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from os import PathLike
 from typing import Any, cast
 from uuid import UUID
 
@@ -29,6 +28,7 @@ from rsd_integrations.adapters.counting import count_tokens
 from rsd_integrations.adapters.running import aevents, events
 from rsd_integrations.adapters.secrets import without_secrets
 from rsd_integrations.adapters.settings import MODELS, OPTIONS, RSDSettings
+from rsd_integrations.adapters.sources import plain
 from rsd_integrations.documented import documented
 from rsd_integrations.langchain.caching import cache_key
 from rsd_integrations.langchain.errors import langchain_errors
@@ -360,9 +360,5 @@ class ChatRSD(BaseChatModel, RSDSettings):
     @property
     def lc_attributes(self) -> dict[str, Any]:
         """What is saved (and traced) otherwise than it is kept."""
-        saved = {name: without_secrets(getattr(self, name)) for name in OPTIONS if getattr(self, name)}
-        folders = {name: getattr(self, name) for name in MODELS}
-        saved |= {name: str(folder) for name, folder in folders.items() if isinstance(folder, PathLike)}
-        if not isinstance(self.dtype, str):
-            saved["dtype"] = str(self.dtype).removeprefix("torch.")
-        return saved
+        given = {name: getattr(self, name) for name in (*MODELS, *OPTIONS, "dtype")}
+        return {name: plain(without_secrets(value)) for name, value in given.items() if value is not None}

@@ -11,6 +11,7 @@ from langchain_core.language_models.model_profile import ModelProfile
 from rsd_integrations.adapters.calls import CallSettings, call_settings
 from rsd_integrations.adapters.settings import RSDSettings
 from rsd_integrations.config import RSDConfig
+from rsd_integrations.langchain.errors import langchain_errors
 
 __all__ = [
     "PROVIDER",
@@ -36,12 +37,12 @@ def call_of(settings: RSDSettings, stop: list[str] | None, kwargs: Mapping[str, 
     """The settings of one call.
 
     Raises:
-        ConfigError: a parameter is unknown, malformed, or fixed for the object.
-        pydantic.ValidationError: a value is out of bounds.
+        ConfigError: a parameter is unknown, malformed or out of bounds, or fixed for the object.
     """
     given = {name: value for name, value in kwargs.items() if name not in _CORE}
     # LangChain passes stop=None where the caller said nothing.
-    return call_settings(settings, given if stop is None else {**given, "stop": stop})
+    with langchain_errors():
+        return call_settings(settings, given if stop is None else {**given, "stop": stop})
 
 
 def with_threads(config: Any, inputs: int) -> Any:
@@ -57,8 +58,8 @@ def identifying_params(settings: RSDSettings) -> dict[str, Any]:
     config = {name: _plain(getattr(settings, name)) for name in RSDConfig.model_fields}
     models = {f"{role}_model": name for role, name in settings.model_names.items()}
     pipe = settings.source.loaded
-    if pipe and settings.threshold is None:
-        config["threshold"] = pipe.recommended_threshold
+    call = call_of(settings, None, {})
+    config["threshold"] = (call.over(pipe) if pipe else call).threshold
     return {"model": settings.model or models["target_model"], **models, **config}
 
 
@@ -76,7 +77,7 @@ def langsmith_params(
     if max_tokens := kwargs.get("max_tokens", settings.max_tokens):
         params["ls_max_tokens"] = max_tokens
     # As the call will read it: a lone string is one entry.
-    if stops := settings.stop if stop is None else RSDConfig.model_validate({"stop": stop}).stop:
+    if stops := call_of(settings, stop, {}).config.stop:
         params["ls_stop"] = list(stops)
     return params
 

@@ -25,7 +25,7 @@ from pydantic import ConfigDict, model_validator
 from rsd_integrations.adapters.calls import TOOLS, CallSettings, call_settings
 from rsd_integrations.adapters.running import aevents, events
 from rsd_integrations.adapters.settings import LOADING, MODELS
-from rsd_integrations.adapters.sources import is_plain
+from rsd_integrations.adapters.sources import plain
 from rsd_integrations.documented import documented
 from rsd_integrations.errors import ConfigError, PromptError
 from rsd_integrations.llama_index.asked import AskedByEngines, is_asking, seen
@@ -253,12 +253,5 @@ class RSDLLM(StructuredPrediction, AskedByEngines, ToolCalling, CustomLLM):
         if not self.is_portable:
             data = {name: value for name, value in data.items() if name not in (*MODELS, *LOADING)}
             data["pipeline"] = self.source.name
-        return {name: _plain(value) for name, value in data.items()}
-
-
-def _plain(value: Any) -> Any:
-    """A path or a dtype by its name."""
-    if isinstance(value, dict):
-        return {name: _plain(part) for name, part in value.items()}
-    named = value is not None and is_plain(value) and not isinstance(value, str | int | float | list | tuple)
-    return str(value).removeprefix("torch.") if named else value
+        made: dict[str, Any] = plain(data)
+        return made

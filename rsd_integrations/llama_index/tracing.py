@@ -53,7 +53,7 @@ class StepSpans:
     def __init__(self, call: CallSettings, context: contextvars.Context, *, to_workflow: bool) -> None:
         self.call = call
         self.story = Story(call)
-        self._threshold = call.config.threshold
+        self._threshold = call.threshold
         self._context = context
         self._open: list[_Span] = []
         self._parent = context.get(active_span_id)

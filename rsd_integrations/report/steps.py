@@ -92,7 +92,7 @@ def _in_the_making(event: StepEvent) -> RenderableType:
         if not event.text:
             return waiting
         return Group(_rejected(event.text, score), waiting)
-    return Spinner("dots", Text(f"drafting step {number + 1}", style="dim"))
+    return Spinner("dots", Text(f"writing step {number + 1}", style="dim"))
 
 
 def show_events(events: Iterable[StepEvent], console: Console, remedy: Remedy = in_python) -> Generation:

@@ -61,6 +61,10 @@ def test_the_same_models_are_one_source() -> None:
     half = find_source(SPEC | {"dtype": torch.float16})
     assert half is not find_source(SPEC | {"dtype": torch.float32})
     assert pickle.loads(pickle.dumps(half)) is half
+    # However a folder or a dtype is spelled.
+    assert find_source(SPEC | {"dtype": "float16"}) is half
+    assert find_source(SPEC | {"target": "t"}) is source
+    assert find_source({**SPEC, "draft_kwargs": {"dtype": torch.float32, "x": [1, 2]}}) is source
 
 
 def test_loaded_models_are_one_source_by_identity() -> None:

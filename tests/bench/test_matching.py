@@ -42,6 +42,9 @@ def test_what_a_text_gives_as_its_answer(text: str, answer: str | None) -> None:
         ("She has 7 apples, not 8.", "7", False),  # The last number counts where none is given out.
         ("The answer is 7 apples, not 8.", "7", True),
         ("\\boxed{x = 1,234}", "1234", True),
+        ("The answer is $5 + $3 = $8.", "8", True),
+        ("#### 20 x 3 = 60", "60", True),
+        ("#### 20x", "20", True),
         ("\\boxed{\\dfrac{3}{4}}", "0.75", True),
         ("\\boxed{3/4}", "\\frac34", True),
         ("#### \\$18", "so 9 * 2 = 18\n#### 18", True),

@@ -94,6 +94,23 @@ def test_the_sweep_is_over_thresholds_whatever_the_config_weighs_by(tmp_path: Pa
     assert len(runs) == 7
 
 
+def test_the_draft_alone_writes_each_step_once() -> None:
+    """With candidates the PRM would choose: no draft is alone then."""
+    config = CONFIG.override(draft_candidates=3, temperature=1.0)
+    with trio(PROBLEMS[:4], [1]) as pipe:
+        found = tune(pipe, questions(PROBLEMS[:4]), [0.5], config)
+        plain = tune(pipe, questions(PROBLEMS[:4]), [0.5], CONFIG)
+    assert found.points[0].flops.paper == plain.points[0].flops.paper
+    assert found.points[1].flops.paper > plain.points[1].flops.paper
+
+
+def test_a_question_that_just_fits_is_answered() -> None:
+    """Before times are taken models are warmed up, which takes no more room than an answer."""
+    with scripted_pipeline(["5"], ["5"], [0.9], window=30) as pipe:
+        asked = [Question("How many?", "5", lambda text, known: text == known)]
+        assert tune(pipe, asked, [0.5], CONFIG.override(max_tokens=None)).points[-1].accuracy.value == 1.0
+
+
 async def test_it_runs_where_a_loop_does() -> None:
     """As in notebooks."""
     with trio(PROBLEMS[:2], []) as pipe:
@@ -374,7 +391,7 @@ def test_the_command_saves_what_repeats_it(
     assert code == 0
     assert f"going on from {12 * 6} answers in {out}" in captured.err
     assert "RSD 0.6" in captured.out
-    for other in (["--temperature", "0.5"], ["--config", '{"max_steps": 9}']):
+    for other in (["--temperature", "0.5"], ["--config", '{"max_steps": 9}'], ["--max-length", "900"]):
         code, _ = run(file, *options, *other)
         assert (code, "Name another folder" in capsys.readouterr().err) == (2, True)
 
@@ -437,7 +454,9 @@ def test_settings_decide_how_questions_are_answered(file: str, tmp_path: Path) -
     ]
     assert run(file, *out)[0] == 0
     report = TuneReport.model_validate_json((tmp_path / "tune.json").read_text())
-    assert report.settings["config"] == out[-1]
+    assert report.settings["config"] == '{"max_step_tokens": 2, "max_steps": 1}'
+    assert run(file, *out[:-1], ' {"max_steps":1, "max_step_tokens": 2}')[0] == 0, "the same in other words"
+    assert run(file, *out[:-2])[0] == 2
     assert all(point.mean_tokens <= 2 for point in report.points)
 
 

@@ -148,9 +148,9 @@ def test_a_length_limit_is_told(rsd: Rsd) -> None:
             101,
             None,
             [],
-            "(300 tokens, 100 steps): the answer may be unfinished (rsd ask takes no more than 100",
+            "(300 tokens, 100 steps): the answer may be unfinished (raise max_steps in --config)",
         ),
-        (101, None, ["--max-tokens", "999"], "(rsd ask takes no more than 100 steps)"),
+        (101, None, ["--max-tokens", "999"], "(raise max_steps in --config)"),
         (101, 50, [], "(the models' windows hold no more)"),
     ],
 )

@@ -153,6 +153,11 @@ def doctor_of(folders: dict[str, str], *options: str) -> int:
     return main(["doctor", *[part for role in folders for part in (f"--{role}", folders[role])], *options])
 
 
+def test_a_device_has_one_verdict_however_it_is_spelled(folders: dict[str, str], capsys: Any) -> None:
+    assert doctor_of(folders, "--device", "cpu", "--draft-kwargs", '{"device": "cpu:0"}') == 0
+    assert capsys.readouterr().out.count("needed before activations") == 1
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_what_does_not_fit_says_what_would(
     device: str, folders: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: Any

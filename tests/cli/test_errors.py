@@ -34,11 +34,11 @@ THREE = ["--draft", "org/d", "--target", "org/t", "--prm", "org/p"]
         (["ask", "?", "--config", '{"top_q": 1}'], "unknown field 'top_q'. Did you mean 'top_p'?"),
         (
             ["ask", "?", "--config", '{"top_p": 3}'],
-            "--config: top_p: Input should be less than or equal to 1",
+            "--config: top_p=3: Input should be less than or equal to 1",
         ),
         (
             ["ask", "?", "--config", '{"stop": ["a", ""]}'],
-            "--config: stop: Value error, stop strings must not",
+            "--config: stop=['a', '']: stop strings must not",
         ),
         (
             ["ask", "?", "--config", '{"draft_candidates": 2}'],

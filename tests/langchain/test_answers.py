@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessageChunk
-from pydantic import ValidationError
 
+from rsd_integrations.errors import ConfigError
 from rsd_integrations.langchain import ChatRSD
 from rsd_integrations.segment import ReasoningTags
 from rsd_integrations.testing import scripted_pipeline
@@ -175,7 +175,7 @@ def test_a_lone_stop_string_is_one_everywhere(llm: Any) -> None:
     assert answer.content == "one\n\n"
     assert started[0]["ls_stop"] == ["TWO"]
     for wrong in (5, [None], [""]):
-        with pytest.raises(ValidationError, match="stop"):
+        with pytest.raises(ConfigError, match="stop"):
             llm.invoke(QUESTION, stop=wrong)
-        with pytest.raises(ValidationError, match="stop"):
+        with pytest.raises(ConfigError, match="stop"):
             list(llm.stream(QUESTION, stop=wrong))

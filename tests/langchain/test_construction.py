@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from langchain_core.exceptions import ModelInvalidRequestError
 from langchain_core.load import dumpd, load
 from langchain_core.runnables import ConfigurableField
 from pydantic import ValidationError
@@ -81,12 +82,11 @@ def test_every_config_field_is_a_field() -> None:
 def test_values_out_of_bounds_are_refused_everywhere(llm: Any, pipe: Any, wrong: Any, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         ChatRSD.from_pipeline(pipe, **wrong)
-    with pytest.raises(ValidationError, match=message):
-        llm.invoke(QUESTION, **wrong)
-    with pytest.raises(ValidationError, match=message):
-        llm.bind(**wrong).invoke(QUESTION)
-    with pytest.raises(ValidationError, match=message):
-        list(llm.stream(QUESTION, **wrong))
+    for ask in (llm.invoke, llm.bind(**wrong).invoke, lambda *a, **k: list(llm.stream(*a, **k))):
+        with pytest.raises(ConfigError, match=message) as told:
+            ask(QUESTION, **wrong)
+        assert isinstance(told.value, ModelInvalidRequestError)
+        assert f"{next(iter(wrong))}=" in str(told.value)
     assert llm.invoke(QUESTION).content == ANSWER
 
 
@@ -134,7 +134,7 @@ def test_settings_per_object_call_bind_and_config(pipe: Any) -> None:
     with pytest.raises(ValidationError):
         open_llm.invoke(QUESTION, {"configurable": {"threshold": -1}})
     assert rewarded(llm.model_copy(update={"threshold": 0.05}).invoke(QUESTION)) == low
-    with pytest.raises(ValidationError):
+    with pytest.raises(ConfigError, match="threshold=-1"):
         llm.model_copy(update={"threshold": -1}).invoke(QUESTION)
 
 
@@ -282,9 +282,12 @@ def test_dumpd_and_load(loads: Any) -> None:
 
 @pytest.mark.filterwarnings("ignore::langchain_core._api.beta_decorator.LangChainBetaWarning")
 def test_folders_and_dtypes_are_saved_by_name(loads: Any) -> None:
-    llm = ChatRSD(draft=Path("d"), target=Path("t"), prm="p", dtype=torch.float16)
+    options = {"dtype": torch.bfloat16, "cache_dir": Path("/tmp")}
+    llm = ChatRSD(draft=Path("d"), target=Path("t"), prm="p", dtype=torch.float16, prm_kwargs=options)
     back = load(dumpd(llm), allowed_objects=[ChatRSD], valid_namespaces=["rsd_integrations"])
     assert (back.draft, back.target, back.prm, back.dtype) == ("d", "t", "p", "float16")
+    assert back.prm_kwargs == {"dtype": "bfloat16", "cache_dir": "/tmp"}
+    assert back.source is llm.source
 
 
 def test_secrets_and_pipelines_stay_out_of_the_repr(pipe: Any) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import pickle
 import sys
 from collections.abc import Iterator
+from types import FunctionType
 from typing import Any
 
 import pytest
@@ -97,7 +98,9 @@ def always(reward: float) -> float:
     return 1.0
 
 
-async def test_the_llm_cache_tells_weightings_apart(pipe: Any, cache: InMemoryCache) -> None:
+async def test_the_llm_cache_tells_weightings_apart(
+    pipe: Any, cache: InMemoryCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def constant(probability: float) -> Any:
         return lambda reward: probability
 
@@ -111,6 +114,10 @@ async def test_the_llm_cache_tells_weightings_apart(pipe: Any, cache: InMemoryCa
     ]
     assert (keys[0], keys[3]) == (keys[1], keys[4])
     assert len({*keys}) == 4
+    # Every script is __main__, so its names tell no function from another one.
+    scripted = FunctionType(always.__code__, {"__name__": "__main__"}, "always")
+    monkeypatch.setattr(sys.modules["__main__"], "always", scripted, raising=False)
+    assert _PROCESS in ChatRSD.from_pipeline(pipe, weighting=scripted)._get_llm_string()
     # What has a name of its own is the same in the next process.
     assert "test_ecosystem.always" in keys[3] and _PROCESS in keys[0] and _PROCESS not in keys[3]
 
@@ -126,6 +133,7 @@ def test_the_llm_cache_tells_forms_apart(pipe: Any, cache: InMemoryCache) -> Non
         (("x" * 99, {}), PromptLengthError, ContextOverflowError, "do not fit"),
         (("", {}), PromptError, ModelInvalidRequestError, "the chat is empty"),
         (("x", {"treshold": 1}), ConfigError, ModelInvalidRequestError, "unknown parameter 'treshold'"),
+        (("x", {"max_tokens": 0}), ConfigError, ModelInvalidRequestError, "max_tokens=0: Input should be"),
         (("x", {"timeout": 1e-9}), TimedOutError, ModelTimeoutError, "no whole answer"),
     ],
 )
@@ -145,6 +153,13 @@ async def test_errors_are_langchains_too(asked: Any, ours: Any, langchains: Any,
             assert isinstance(raised.value, langchains)
             again = pickle.loads(pickle.dumps(raised.value))
             assert (type(again), str(again)) == (type(raised.value), str(raised.value))
+
+
+def test_errors_are_langchains_with_a_cache_too(pipe: Any, cache: InMemoryCache) -> None:
+    """It wants to know the call before the model is asked."""
+    for wrong in ({"treshold": 1}, {"temperature": -1}, {"stop": [""]}):
+        with pytest.raises(ModelInvalidRequestError):
+            ChatRSD.from_pipeline(pipe).invoke(QUESTION, **wrong)
 
 
 def test_middleware_does_not_retry_what_cannot_be_mended() -> None:

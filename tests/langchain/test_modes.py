@@ -106,6 +106,15 @@ def test_a_target_alone_and_a_draft_alone_have_their_events(llm: Any) -> None:
         assert {data["reward"] for _, data, _ in handler.custom} == {None}
 
 
+def test_no_threshold_is_told_where_rewards_meet_none(pipe: Any) -> None:
+    handler, llm = Recorder(), ChatRSD.from_pipeline(pipe, weighting="clip", threshold=0.4)
+    answer = llm.invoke(QUESTION, {"callbacks": [handler]})
+    assert {data["threshold"] for _, data, _ in handler.custom} == {None}
+    assert answer.response_metadata["rsd"]["threshold"] is None
+    assert llm._identifying_params["threshold"] is None
+    assert {event.threshold for event in pipe.stream(QUESTION, weighting="clip")} == {None}
+
+
 async def test_async_handlers_run_on_the_callers_loop(llm: Any) -> None:
     handler = AsyncRecorder()
     config = {"callbacks": [handler]}

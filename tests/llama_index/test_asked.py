@@ -35,7 +35,11 @@ GOOD = '{"name": "blue"}'
 
 
 WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
-    "settings": ({"threshold": -1.0}, ValidationError, "greater than or equal to 0"),
+    "settings": (
+        {"threshold": -1.0},
+        ConfigError,
+        "threshold=-1.0: Input should be greater",
+    ),
     "prompt": ({"system_prompt": "x" * 3000}, PromptError, "do not fit the window"),
     "models": ({"system_prompt": "Break."}, TypeError, "it broke"),
 }

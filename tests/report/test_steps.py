@@ -169,7 +169,7 @@ def test_the_live_view_shows_the_step_in_the_making_and_leaves_the_committed_one
     assert "✗ rejected 0.200" in drawn["rejected 1"]
     assert "the target is writing step 2" in drawn["rejected 1"]
     assert "→ target" in drawn["committed 1"]
-    assert "drafting step 3" in drawn["committed 1"]
+    assert "writing step 3" in drawn["committed 1"]
     final = [line.plain for line in styled(console)]
     assert sum("✓ accepted 0.900" in line for line in final) == 1
     assert any("cost" in line for line in final)

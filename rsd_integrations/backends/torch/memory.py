@@ -115,7 +115,7 @@ def _memory(source: Source, device: str, dtype: Any, max_length: int) -> ModelMe
     return ModelMemory(
         role=source.role,
         name=source.name,
-        device=str(source.options.get("device") or device),
+        device=_device(source.options.get("device") or device),
         dtype=str(kind).removeprefix("torch."),
         parameters=parameters,
         quantization=quantization.method if quantization else None,
@@ -123,6 +123,12 @@ def _memory(source: Source, device: str, dtype: Any, max_length: int) -> ModelMe
         cache_per_token=2 * int(config.num_hidden_layers) * heads * size * kind.itemsize,
         window=min(max_length, positions(config) or max_length),
     )
+
+
+def _device(given: Any) -> str:
+    """One name for one device: "cuda" and "cuda:0" are the same memory."""
+    device = torch.device(given)
+    return str(device) if device.index else device.type
 
 
 def _dtype(config: Any, given: Any) -> torch.dtype:
