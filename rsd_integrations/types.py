@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -11,6 +11,7 @@ from rsd_integrations.documented import documented
 
 __all__ = [
     "DEEPEST",
+    "ROLES",
     "Candidate",
     "FLOPs",
     "FinishReason",
@@ -29,6 +30,7 @@ __all__ = [
 ]
 
 Role = Literal["draft", "target", "prm"]
+ROLES: tuple[Role, ...] = get_args(Role)
 Source = Literal["draft", "target"]
 FinishReason = Literal["stop", "tool_calls", "length", "cancelled"]
 DEEPEST = 100

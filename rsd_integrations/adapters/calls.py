@@ -11,13 +11,12 @@ from pydantic import ValidationError
 from rsd_integrations.adapters.checks import check_known, check_on_step, without_nones
 from rsd_integrations.adapters.settings import OnStep, RSDSettings, TraceSteps
 from rsd_integrations.config import HELP, RSDConfig, first_wrong
-from rsd_integrations.errors import ConfigError, TimedOutError
+from rsd_integrations.errors import ConfigError
 from rsd_integrations.limits import check_timeout
 from rsd_integrations.output import Output
 from rsd_integrations.pipeline import RSDPipeline
-from rsd_integrations.types import StepEvent
 
-__all__ = ["PER_CALL", "TOOLS", "CallSettings", "call_settings", "check_end"]
+__all__ = ["PER_CALL", "TOOLS", "CallSettings", "call_settings"]
 
 _MORE = ("timeout", "model", "on_step", "trace_steps")
 TOOLS = ("tools", "tool_choice", "parallel_tool_calls")
@@ -40,7 +39,7 @@ class CallSettings:
     output: Output
 
     @property
-    def threshold(self) -> float | None:
+    def threshold_in_force(self) -> float | None:
         """What rewards are compared with; None where the weighting compares them with none."""
         return self.config.threshold_in_force
 
@@ -84,19 +83,3 @@ def _config(settings: RSDSettings, given: Mapping[str, Any]) -> RSDConfig:
         return settings.config.override(**given)
     except ValidationError as error:
         raise ConfigError(f"{first_wrong(error)}.", hint=HELP) from error
-
-
-def check_end(event: StepEvent, timeout: float | None) -> StepEvent:
-    """The event, unless it ends an answer before its time.
-
-    Raises:
-        TimedOutError: the time was up before the answer's end.
-    """
-    generation = event.generation
-    # Nothing but its deadline cancels a generation that is still listened to.
-    if generation is not None and generation.finish_reason == "cancelled":
-        raise TimedOutError(
-            f"no whole answer within timeout={timeout!r} seconds; {len(generation.steps)} steps were done.",
-            hint="Give it more time, or lower max_tokens or max_steps.",
-        )
-    return event

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Generator, Iterable
 from typing import Protocol
 
-from rsd_integrations.adapters.calls import CallSettings, check_end
 from rsd_integrations.adapters.story import Happening, Story
+from rsd_integrations.errors import TimedOutError
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.types import Message, StepEvent
 
@@ -15,10 +15,6 @@ __all__ = ["Teller", "aevents", "events"]
 
 class Teller(Protocol):
     """Who tells a framework what happens."""
-
-    @property
-    def call(self) -> CallSettings:
-        """The call's settings, the threshold resolved."""
 
     @property
     def story(self) -> Story:
@@ -38,13 +34,14 @@ def events(pipe: RSDPipeline, chat: list[Message], teller: Teller) -> Generator[
         TimedOutError: the time was up before the answer's end.
         RSDError: as ``RSDPipeline.generate``.
     """
-    call, story = teller.call, teller.story
+    story = teller.story
+    call = story.call
     stream = pipe.stream(chat, config=call.config, timeout=call.timeout, output=call.output)
     try:
         teller.tell(story.begin())
         for event in stream:
             teller.tell(story.on(event))
-            yield check_end(event, call.timeout)
+            yield _check_end(event, call.timeout)
     except BaseException as error:
         stream.close()
         teller.tell(story.fail(error))
@@ -53,14 +50,31 @@ def events(pipe: RSDPipeline, chat: list[Message], teller: Teller) -> Generator[
 
 async def aevents(pipe: RSDPipeline, chat: list[Message], teller: Teller) -> AsyncGenerator[StepEvent, None]:
     """The same for asyncio."""
-    call, story = teller.call, teller.story
+    story = teller.story
+    call = story.call
     stream = pipe.astream(chat, config=call.config, timeout=call.timeout, output=call.output)
     try:
         await teller.atell(story.begin())
         async for event in stream:
             await teller.atell(story.on(event))
-            yield check_end(event, call.timeout)
+            yield _check_end(event, call.timeout)
     except BaseException as error:
         await stream.aclose()
         await teller.atell(story.fail(error))
         raise
+
+
+def _check_end(event: StepEvent, timeout: float | None) -> StepEvent:
+    """The event, unless it ends an answer before its time.
+
+    Raises:
+        TimedOutError: the time was up before the answer's end.
+    """
+    generation = event.generation
+    # Nothing but its deadline cancels a generation that is still listened to.
+    if generation is not None and generation.finish_reason == "cancelled":
+        raise TimedOutError(
+            f"no whole answer within timeout={timeout!r} seconds; {len(generation.steps)} steps were done.",
+            hint="Give it more time, or lower max_tokens or max_steps.",
+        )
+    return event

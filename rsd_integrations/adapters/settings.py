@@ -42,16 +42,15 @@ from rsd_integrations.errors import ConfigError
 from rsd_integrations.limits import check_rows
 from rsd_integrations.opening import are_servers
 from rsd_integrations.pipeline import RSDPipeline
-from rsd_integrations.types import Role, Step
+from rsd_integrations.types import ROLES, Role, Step
 
-__all__ = ["LOADING", "MODELS", "OPTIONS", "OnStep", "RSDSettings", "TraceSteps"]
+__all__ = ["LOADING", "OPTIONS", "OnStep", "RSDSettings", "TraceSteps"]
 
 OnStep = Callable[[Step], None]
 """Told of each committed step, on the thread (or loop) of whoever waits for the answer."""
 
 TraceSteps = Literal["full", "steps", "off"]
 
-MODELS: tuple[Role, ...] = ("draft", "target", "prm")
 OPTIONS = ("draft_kwargs", "target_kwargs", "prm_kwargs")
 LOADING = (
     "prm_format",
@@ -214,10 +213,10 @@ class RSDSettings(RSDFields):
     def model_names(self) -> dict[str, str]:
         """Name of each role's model."""
         if self.pipeline == POCKET:
-            return {role: f"{POCKET}-{role}" for role in MODELS}
+            return {role: f"{POCKET}-{role}" for role in ROLES}
         if pipe := self.source.loaded:
-            return {role: getattr(pipe.backend, role).info.name for role in MODELS}
-        return {role: label(getattr(self, role)) for role in MODELS}
+            return {role: getattr(pipe.backend, role).info.name for role in ROLES}
+        return {role: label(getattr(self, role)) for role in ROLES}
 
     @property
     def window(self) -> int:
@@ -256,7 +255,7 @@ class RSDSettings(RSDFields):
     def _spec(self) -> Spec:
         if isinstance(self.pipeline, RSDPipeline):
             return {"pipeline": self.pipeline}
-        names = ("pipeline",) if self.pipeline is not None else MODELS
+        names = ("pipeline",) if self.pipeline is not None else ROLES
         spec = {
             **{name: getattr(self, name) for name in names},
             **{name: getattr(self, name) for name in LOADING if _was_changed(self, name)},
@@ -267,7 +266,7 @@ class RSDSettings(RSDFields):
         """Servers have limits of their own, unless these were set; and keys."""
         spec |= {name: getattr(self, name) for name in _LIMITS if name in self.model_fields_set}
         if self.api_key is not None:
-            keys = {f"{role}_kwargs": {"api_key": self.api_key} for role in MODELS}
+            keys = {f"{role}_kwargs": {"api_key": self.api_key} for role in ROLES}
             spec |= {name: {**key, **(spec.get(name) or {})} for name, key in keys.items()}
         return spec
 
@@ -308,7 +307,7 @@ def _roles(settings: RSDSettings) -> tuple[Role, ...]:
     try:
         return settings.config.roles
     except ValidationError:  # A copy that was changed unchecked: its calls are refused.
-        return MODELS
+        return ROLES
 
 
 def _is_pipeline(given: Any) -> bool:
@@ -318,13 +317,13 @@ def _is_pipeline(given: Any) -> bool:
 
 def _check_models(settings: RSDSettings) -> None:
     name = type(settings).__name__
-    given = [role for role in MODELS if getattr(settings, role) is not None]
+    given = [role for role in ROLES if getattr(settings, role) is not None]
     hint = (
         f"Name all three, {name}(draft=..., target=..., prm=...), by hub id or folder; or take "
         f"{name}.pocket() or {name}.from_pipeline(pipe)."
     )
     if settings.pipeline is None:
-        if missing := [role for role in MODELS if role not in given]:
+        if missing := [role for role in ROLES if role not in given]:
             what = "no models are named." if not given else f"{' and '.join(missing)} missing."
             raise ConfigError(what, hint=hint)
         changed = [option for option in LOADING if _was_changed(settings, option)]

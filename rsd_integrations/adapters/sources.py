@@ -16,7 +16,7 @@ from rsd_integrations.errors import ConfigError
 from rsd_integrations.opening import are_servers, open_models
 from rsd_integrations.output import Output
 from rsd_integrations.pipeline import RSDPipeline
-from rsd_integrations.types import Role
+from rsd_integrations.types import ROLES, Role
 
 __all__ = ["LIVE", "POCKET", "PipelineSource", "Spec", "find_source", "is_portable", "label", "plain"]
 
@@ -25,8 +25,6 @@ POCKET = "pocket"
 
 LIVE = "live:"
 """How the names of sources begin that only this process has."""
-
-_ROLES: tuple[Role, ...] = ("draft", "target", "prm")
 
 Spec = Mapping[str, Any]
 """``pipeline`` alone, or ``draft``, ``target``, ``prm``; and further arguments of the loader."""
@@ -122,7 +120,7 @@ class PipelineSource:
 
     @property
     def _served(self) -> bool:
-        return "pipeline" not in self.spec and are_servers(*(self.spec[role] for role in _ROLES))
+        return "pipeline" not in self.spec and are_servers(*(self.spec[role] for role in ROLES))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PipelineSource:
         return self

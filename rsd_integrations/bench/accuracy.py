@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rsd_integrations.bench.questions import Question
 from rsd_integrations.bench.results import Point, PRMQuality
 from rsd_integrations.bench.stats import Scored, bootstrap_auc
 from rsd_integrations.bench.sweep import Watch, sweep
@@ -27,24 +28,6 @@ class Measurement:
     prm: PRMQuality
 
 
-@dataclass(frozen=True)
-class _Task:
-    """A held-out problem (a ``sweep.Task``)."""
-
-    problem: Problem
-
-    @property
-    def prompt(self) -> str:
-        return self.problem.question
-
-    @property
-    def length(self) -> int:
-        return self.problem.events
-
-    def right(self, text: str) -> bool:
-        return check_answer(self.problem, text)
-
-
 def measure(
     pipe: RSDPipeline,
     problems: Sequence[Problem],
@@ -64,9 +47,16 @@ def measure(
         seed: of the bootstrap (decoding is greedy).
         watch: told how far it is.
     """
-    tasks = [_Task(problem) for problem in problems]
+    tasks = [_question(problem) for problem in problems]
     swept = sweep(pipe, tasks, thresholds, RSDConfig(max_tokens=MAX_TOKENS), watch=watch)
     return Measurement(swept.points, _prm_quality(problems, swept.scored, seed))
+
+
+def _question(problem: Problem) -> Question:
+    def match(text: str, known: str) -> bool:
+        return check_answer(problem, text)
+
+    return Question(problem.question, str(problem.answer), match, problem.events)
 
 
 def _prm_quality(problems: Sequence[Problem], generations: Sequence[Generation], seed: int) -> PRMQuality:

@@ -6,17 +6,33 @@ import hashlib
 import os
 import platform
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from rsd_integrations import __version__
 
-__all__ = ["hardware", "pocket_sha256", "versions", "weights_sha256"]
+__all__ = ["hardware", "made", "weights_sha256"]
 
 
-def versions(packages: Iterable[str] = ("torch", "transformers")) -> dict[str, str]:
+def made(command: str, *packages: str) -> dict[str, Any]:
+    """What every ``Report`` says of how it was made.
+
+    Args:
+        command: that made it.
+        packages: whose versions matter, beside torch and transformers.
+    """
+    return {
+        "command": command,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": _versions("torch", "transformers", *packages),
+        "hardware": hardware(),
+    }
+
+
+def _versions(*packages: str) -> dict[str, str]:
     """This package, Python and the given packages; one that is not installed is left out."""
     found = {"rsd_integrations": __version__, "python": platform.python_version()}
     for package in packages:
@@ -60,11 +76,3 @@ def weights_sha256(folders: Mapping[str, Path]) -> dict[str, str]:
         for role, folder in folders.items()
         for file in sorted(Path(folder).glob("*.safetensors"))
     }
-
-
-def pocket_sha256() -> dict[str, str]:
-    """The same for the embedded trio."""
-    from rsd_integrations.pocket import pocket_paths
-
-    paths = pocket_paths()
-    return weights_sha256({"draft": Path(paths.draft), "target": Path(paths.target), "prm": Path(paths.prm)})

@@ -12,6 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from rsd_integrations.errors import ConfigError
+from rsd_integrations.report.answer import boxed
 
 __all__ = ["MATCHES", "Match", "final_answer", "matcher", "number_in"]
 
@@ -89,24 +90,12 @@ def final_answer(text: str) -> str | None:
     r"""What a text gives as its answer: the last ``\boxed{...}``, what is behind the last ``####``, or behind
     the last "answer is" up to the line's end; None where it has none of these.
     """
-    boxed = _boxed(text)
-    if boxed is not None:
-        return boxed
+    if (found := boxed(text)) is not None:
+        return found
     if "####" in text:
         return text.rpartition("####")[2].strip().partition("\n")[0].strip()
     said = _SAID.findall(text)
     return said[-1].strip() if said else None
-
-
-def _boxed(text: str) -> str | None:
-    """What is in the last box whose braces close."""
-    for found in reversed(list(re.finditer(r"\\(?:boxed|fbox)\s*\{", text))):
-        depth = 1
-        for place in range(found.end(), len(text)):
-            depth += {"{": 1, "}": -1}.get(text[place], 0)
-            if depth == 0:
-                return text[found.end() : place].strip()
-    return None
 
 
 def number_in(text: str, *, last: bool = False) -> Fraction | None:

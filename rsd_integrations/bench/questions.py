@@ -25,7 +25,7 @@ _KINDS = "Give a file of questions and answers in UTF-8: .jsonl, .json, .csv or 
 
 @dataclass(frozen=True)
 class Question:
-    """A question with its known answer (a ``sweep.Task``).
+    """A question with its known answer.
 
     Args:
         prompt: what is asked.

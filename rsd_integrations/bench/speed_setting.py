@@ -14,7 +14,7 @@ from rsd_integrations.pipeline import RSDPipeline
 if TYPE_CHECKING:
     from rsd_integrations.backends.torch.yardsticks.plain import PlainTrio, Workload
 
-__all__ = ["USUAL_SHARE", "Setting", "memory_bandwidth", "open_plain_pocket", "open_shape"]
+__all__ = ["USUAL_SHARE", "Setting", "open_plain_pocket", "open_shape"]
 
 USUAL_SHARE = 0.8
 """Of steps kept, where one share stands for all."""
@@ -126,10 +126,3 @@ def open_plain_pocket() -> PlainTrio:
 
     with no_progress_bars():
         return PlainTrio.load(vars(pocket_paths()))
-
-
-def memory_bandwidth(device: str) -> float:
-    """Bytes a second of a large copy, reads and writes."""
-    from rsd_integrations.backends.torch.yardsticks.bandwidth import copy_bandwidth
-
-    return copy_bandwidth(device)

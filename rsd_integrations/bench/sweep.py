@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Literal, Protocol
+from typing import Literal
 
+from rsd_integrations.bench.questions import Question
 from rsd_integrations.bench.results import LengthClass, Point
 from rsd_integrations.bench.runner import run_all
+from rsd_integrations.bench.saved import SavedAnswers
 from rsd_integrations.bench.stats import paired_difference, wilson
 from rsd_integrations.config import RSDConfig
 from rsd_integrations.pipeline import RSDPipeline
-from rsd_integrations.types import FLOPs, Generation, GivenPrompt
+from rsd_integrations.types import FLOPs, Generation
 
-__all__ = ["TARGET_ONLY", "Answers", "Sweep", "Task", "Watch", "sweep"]
+__all__ = ["TARGET_ONLY", "Sweep", "Watch", "sweep"]
 
 TARGET_ONLY = 1.1
 """Any threshold above 1."""
@@ -24,44 +26,6 @@ _ALONE = {"draft_candidates": 1}
 """A draft that writes several lets the PRM choose."""
 
 Kind = Literal["draft", "rsd", "target"]
-
-
-class Task(Protocol):
-    """A question, and how a right answer to it is known."""
-
-    @property
-    def prompt(self) -> GivenPrompt:
-        """What is asked."""
-        ...
-
-    @property
-    def length(self) -> int | None:
-        """The class of lengths that it is counted in, where there are such."""
-        ...
-
-    def right(self, text: str) -> bool:
-        """Whether an answer's text is right."""
-        ...
-
-
-class Answers(Protocol):
-    """Where answers are kept as they come, so that a run that was interrupted can go on."""
-
-    def of(self, run: str) -> Mapping[int, Generation]:
-        """Those of a run that are there, by the question's place."""
-        ...
-
-    def add(self, run: str, place: int, generation: Generation) -> None:
-        """One more."""
-        ...
-
-    def seconds(self, run: str) -> float | None:
-        """How long a run took that was made in one go, under conditions like today's."""
-        ...
-
-    def ended(self, run: str, seconds: float) -> None:
-        """A run was made in one go."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -89,12 +53,12 @@ class Sweep:
 
 def sweep(
     pipe: RSDPipeline,
-    tasks: Sequence[Task],
+    tasks: Sequence[Question],
     thresholds: Sequence[float],
     config: RSDConfig,
     *,
     watch: Watch | None = None,
-    answers: Answers | None = None,
+    answers: SavedAnswers | None = None,
 ) -> Sweep:
     """Answer all questions each way. The PRM's default threshold is measured, listed or not.
 
@@ -140,10 +104,10 @@ class _Runner:
     def __init__(
         self,
         pipe: RSDPipeline,
-        tasks: Sequence[Task],
+        tasks: Sequence[Question],
         config: RSDConfig,
         watch: Watch,
-        answers: Answers | None,
+        answers: SavedAnswers | None,
     ) -> None:
         self._pipe, self._tasks, self._config = pipe, tasks, config
         self._watch, self._answers = watch, answers
@@ -186,7 +150,7 @@ class _Runner:
         return [made[place] for place in range(len(self._tasks))], seconds
 
 
-def _point(run: _Run, tasks: Sequence[Task], target: _Run, *, recommended: bool) -> Point:
+def _point(run: _Run, tasks: Sequence[Question], target: _Run, *, recommended: bool) -> Point:
     generations, rights = run.generations, run.rights
     steps = [step for generation in generations for step in generation.steps]
     drafted = [step for step in steps if step.accepted or step.rejected_text is not None]
@@ -208,7 +172,7 @@ def _point(run: _Run, tasks: Sequence[Task], target: _Run, *, recommended: bool)
     )
 
 
-def _by_length(tasks: Sequence[Task], rights: Sequence[bool]) -> tuple[LengthClass, ...]:
+def _by_length(tasks: Sequence[Question], rights: Sequence[bool]) -> tuple[LengthClass, ...]:
     classes: dict[int, list[bool]] = {}
     for task, right in zip(tasks, rights, strict=True):
         if task.length is not None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rsd_integrations.bench.questions import Question
 from rsd_integrations.bench.results import Interval, Point
 from rsd_integrations.bench.runner import run_all
+from rsd_integrations.bench.saved import SavedAnswers
 from rsd_integrations.bench.stats import bootstrap_auc
-from rsd_integrations.bench.sweep import TARGET_ONLY, Answers, Sweep, Task, Watch, sweep
+from rsd_integrations.bench.sweep import TARGET_ONLY, Sweep, Watch, sweep
 from rsd_integrations.config import RSDConfig
 from rsd_integrations.errors import PromptLengthError
 from rsd_integrations.pipeline import RSDPipeline
@@ -36,13 +38,13 @@ class Tuning:
 
 def tune(
     pipe: RSDPipeline,
-    tasks: Sequence[Task],
+    tasks: Sequence[Question],
     thresholds: Sequence[float],
     config: RSDConfig,
     *,
     within: float = 0.01,
     watch: Watch | None = None,
-    answers: Answers | None = None,
+    answers: SavedAnswers | None = None,
 ) -> Tuning:
     """Answer all questions by draft, target and RSD at each threshold; find the cheapest that is good enough.
 
@@ -167,7 +169,7 @@ def _cost(point: Point, target: Point) -> str:
     return f"{cost} and {point.seconds / target.seconds:.2f} of its time"
 
 
-def _check_lengths(pipe: RSDPipeline, tasks: Sequence[Task], config: RSDConfig) -> None:
+def _check_lengths(pipe: RSDPipeline, tasks: Sequence[Question], config: RSDConfig) -> None:
     """Find a question that does not fit before hours went into the others."""
     backend = pipe.backend
     for number, task in enumerate(tasks, 1):
@@ -182,7 +184,7 @@ def _check_lengths(pipe: RSDPipeline, tasks: Sequence[Task], config: RSDConfig) 
                 )
 
 
-def _warm_up(pipe: RSDPipeline, tasks: Sequence[Task], config: RSDConfig) -> None:
+def _warm_up(pipe: RSDPipeline, tasks: Sequence[Question], config: RSDConfig) -> None:
     """What is made at first use (graphs, traces, connections) is no part of any run's time."""
     short = config.override(**{name: min(most, getattr(config, name)) for name, most in _WARM_UP.items()})
     prompts = {place: task.prompt for place, task in enumerate(tasks[: pipe.backend.max_batch_size])}

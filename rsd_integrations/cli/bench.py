@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -88,15 +87,13 @@ def _report(
 ) -> AccuracyReport:
     from rsd_integrations.bench.accuracy import MAX_TOKENS
     from rsd_integrations.bench.checks import required_numbers
-    from rsd_integrations.bench.environment import hardware, pocket_sha256, versions
+    from rsd_integrations.bench.environment import made, weights_sha256
     from rsd_integrations.bench.results import AccuracyReport
+    from rsd_integrations.pocket import pocket_paths
 
     return AccuracyReport(
-        command=command,
-        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        versions=versions(),
-        hardware=hardware(),
-        weights_sha256=pocket_sha256(),
+        **made(command),
+        weights_sha256=weights_sha256(vars(pocket_paths())),
         settings={**settings, "max_tokens": MAX_TOKENS},
         recommended_threshold=pipe.recommended_threshold,
         points=measured.points,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
@@ -21,7 +21,7 @@ from rsd_integrations.cli import options
 from rsd_integrations.cli.models import ModelChoice, open_pipeline
 from rsd_integrations.report.whole import print_whole
 from rsd_integrations.report.words import many
-from rsd_integrations.types import Role
+from rsd_integrations.types import ROLES
 
 if TYPE_CHECKING:
     from rsd_integrations.backends.torch.memory import ModelMemory
@@ -39,8 +39,6 @@ _EXTRAS = {
 }
 _LENGTH = 4096
 """Tokens of prompt and answer, as of ``RSDPipeline.from_pretrained``."""
-
-_ROLES: tuple[Role, ...] = ("draft", "target", "prm")
 
 
 @dataclass(frozen=True)
@@ -159,7 +157,7 @@ def _print_served(choice: ModelChoice, console: Console) -> None:
         table.add_column(heading, justify="right", no_wrap=True)
     with open_pipeline(choice) as pipe:
         backend = pipe.backend
-        for role in _ROLES:
+        for role in ROLES:
             info = getattr(backend, role).info
             url = choice.models[role]
             table.add_row(
@@ -183,12 +181,11 @@ def _memory(choice: ModelChoice) -> list[ModelMemory]:
     from rsd_integrations.backends.torch.memory import trio_memory
     from rsd_integrations.pocket import pocket_paths
 
-    named: Mapping[Role, Any] = choice.models
+    models = choice.models
     if choice.is_pocket:
-        paths = pocket_paths()
-        named = {"draft": paths.draft, "target": paths.target, "prm": paths.prm}
+        models = {role: getattr(pocket_paths(), role) for role in ROLES}
     return trio_memory(
-        named,
+        models,
         device=choice.device or ("cpu" if choice.is_pocket else None),
         dtype=choice.dtype or "auto",
         max_length=choice.max_length or _LENGTH,

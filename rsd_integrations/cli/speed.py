@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime, timezone
-from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +11,7 @@ from rich.console import Console
 
 from rsd_integrations.cli.models import ModelChoice, State
 from rsd_integrations.cli.saving import check_out, conclude
+from rsd_integrations.cli.sweeping import numbers
 from rsd_integrations.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -137,8 +136,8 @@ def _setting(shape: str, given: Mapping[str, Any]) -> Setting:
 
     options = {
         "shape": shape,
-        "acceptances": _numbers("--acceptances", given["acceptances"], float),
-        "batches": _numbers("--batches", given["batches"], int),
+        "acceptances": numbers("--acceptances", given["acceptances"], float),
+        "batches": numbers("--batches", given["batches"], int),
         "repeats": given["repeats"],
         "compile": given["compile"],
     }
@@ -149,7 +148,7 @@ def _setting(shape: str, given: Mapping[str, Any]) -> Setting:
         usual_steps = [len(problem.steps) for problem in problems]
         return Setting(prompts=[problem.question for problem in problems], usual_steps=usual_steps, **options)
     growth = given["growth"]
-    lengths = [] if growth == "none" else sorted(_numbers("--growth", growth, int))
+    lengths = [] if growth == "none" else sorted(numbers("--growth", growth, int))
     return Setting(
         prompts=[_spelled(number, given["prompt_tokens"]) for number in range(given["prompts"])],
         steps=given["steps"],
@@ -159,50 +158,27 @@ def _setting(shape: str, given: Mapping[str, Any]) -> Setting:
     )
 
 
-def _numbers(option: str, given: str, kind: Any) -> list[Any]:
-    """Numbers above 0, each once; shares (floats) up to 1.
-
-    Raises:
-        ConfigError: one is none.
-    """
-    most, what = (1.0, "numbers above 0 and up to 1") if kind is float else (inf, "whole numbers above 0")
-    try:
-        numbers = list(dict.fromkeys(kind(part) for part in given.split(",") if part.strip()))
-    except ValueError:
-        numbers = []
-    if not numbers or not all(0 < number <= most for number in numbers):
-        raise ConfigError(f"{option} {given!r} must be {what}.", hint="Separate them by commas.")
-    return numbers
-
-
 def _spelled(number: int, tokens: int) -> str:
     """A prompt of the byte tokenizer's: one token a byte."""
     return (f"Question {number}. " + "What is it? " * tokens)[:tokens]
 
 
 def _measure(state: State, setting: Setting, given: _Given) -> SpeedReport:
-    from rsd_integrations.bench.environment import hardware, versions
+    from rsd_integrations.backends.torch.yardsticks.bandwidth import copy_bandwidth
+    from rsd_integrations.bench.environment import made
     from rsd_integrations.bench.speed import SpeedBench
     from rsd_integrations.bench.speed_results import SpeedReport
-    from rsd_integrations.bench.speed_setting import memory_bandwidth
 
     pipe, plain = _models(setting, state, given)
     with pipe, Console(stderr=True).status("") as line:
-        bandwidth = memory_bandwidth(str(given["device"]))
+        bandwidth = copy_bandwidth(str(given["device"]))
         speeds = SpeedBench(pipe, plain, setting).measure(bandwidth, on_run=line.update)
     return SpeedReport(
-        command=state.command_line,
-        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        versions=versions(),
-        hardware=hardware(),
+        **made(state.command_line),
         shape=setting.shape,
         settings=given,
         bandwidth=bandwidth,
-        timings=tuple(speeds.timings),
-        growth=tuple(speeds.growth),
-        limits=tuple(speeds.limits),
-        breakdown=speeds.breakdown,
-        left_out=speeds.left_out,
+        **vars(speeds),
     )
 
 

@@ -8,7 +8,6 @@ import platform
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import replace
-from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,6 +23,7 @@ from rsd_integrations.cli.saving import check_out, conclude
 from rsd_integrations.cli.settings import read_config
 from rsd_integrations.cli.sweeping import read_sweep
 from rsd_integrations.report.words import many
+from rsd_integrations.types import ROLES
 
 if TYPE_CHECKING:
     from rsd_integrations.bench.questions import Question
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from rsd_integrations.bench.saved import SavedAnswers
     from rsd_integrations.bench.tune import Tuning
     from rsd_integrations.config import RSDConfig
-    from rsd_integrations.pipeline import RSDPipeline
 
 __all__ = ["tune"]
 
@@ -180,11 +179,14 @@ def tune(
     conditions = {"batch_size": batch_size, "device": device, "host": platform.node(), **hardware()}
     answers = None if out is None else _saved(out, choice, settings, conditions)
     run = partial(tuned, tasks=asked, thresholds=sweep, config=decoding, within=within / 100, answers=answers)
-    report = _measured(
-        state, choice, run, {**settings, "match": name, "questions_from": str(questions)}, answers
-    )
-    more = {"batch_size": batch_size, "thresholds": thresholds}
-    report = report.model_copy(update={"settings": {**report.settings, **more}})
+    told: _Settings = {
+        **settings,
+        "match": name,
+        "questions_from": str(questions),
+        "batch_size": batch_size,
+        "thresholds": thresholds,
+    }
+    report = _measured(state, choice, run, told, answers)
     console = Console(highlight=False)
     print_tuning(report, console)
     conclude(report, console, out=out, name="tune", draw=draw_tuning, check=False)
@@ -258,7 +260,7 @@ def _measured(
         settings: of the report.
         answers: that the run keeps.
     """
-    from rsd_integrations.bench.environment import hardware, versions
+    from rsd_integrations.bench.environment import made
     from rsd_integrations.bench.results import TuneReport
 
     with ExitStack() as stack:
@@ -275,20 +277,8 @@ def _measured(
                 Console(stderr=True).print(told, soft_wrap=True)
             raise
         return TuneReport(
-            command=state.command_line,
-            date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            versions=versions(("torch", "transformers", "math-verify")),
-            hardware=hardware(),
+            **made(state.command_line, "math-verify"),
             settings=settings,
-            models=_models(pipe),
+            models={role: getattr(pipe.backend, role).info.name for role in ROLES},
             **vars(found),
         )
-
-
-def _models(pipe: RSDPipeline) -> dict[Any, str]:
-    backend = pipe.backend
-    return {
-        "draft": backend.draft.info.name,
-        "target": backend.target.info.name,
-        "prm": backend.prm.info.name,
-    }

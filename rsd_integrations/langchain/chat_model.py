@@ -27,7 +27,7 @@ from rsd_integrations.adapters.calls import CallSettings
 from rsd_integrations.adapters.counting import count_tokens
 from rsd_integrations.adapters.running import aevents, events
 from rsd_integrations.adapters.secrets import without_secrets
-from rsd_integrations.adapters.settings import MODELS, OPTIONS, RSDSettings
+from rsd_integrations.adapters.settings import OPTIONS, RSDSettings
 from rsd_integrations.adapters.sources import plain
 from rsd_integrations.documented import documented
 from rsd_integrations.langchain.caching import cache_key
@@ -43,7 +43,7 @@ from rsd_integrations.langchain.params import (
 from rsd_integrations.langchain.tools import binding, structured
 from rsd_integrations.langchain.tracing import StepReporter, announced, running, take_running
 from rsd_integrations.output import Output
-from rsd_integrations.types import Generation, StepEvent
+from rsd_integrations.types import ROLES, Generation, StepEvent
 
 __all__ = ["ChatRSD"]
 
@@ -360,5 +360,5 @@ class ChatRSD(BaseChatModel, RSDSettings):
     @property
     def lc_attributes(self) -> dict[str, Any]:
         """What is saved (and traced) otherwise than it is kept."""
-        given = {name: getattr(self, name) for name in (*MODELS, *OPTIONS, "dtype")}
+        given = {name: getattr(self, name) for name in (*ROLES, *OPTIONS, "dtype")}
         return {name: plain(without_secrets(value)) for name, value in given.items() if value is not None}

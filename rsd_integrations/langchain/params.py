@@ -59,7 +59,7 @@ def identifying_params(settings: RSDSettings) -> dict[str, Any]:
     models = {f"{role}_model": name for role, name in settings.model_names.items()}
     pipe = settings.source.loaded
     call = call_of(settings, None, {})
-    config["threshold"] = (call.over(pipe) if pipe else call).threshold
+    config["threshold"] = (call.over(pipe) if pipe else call).threshold_in_force
     return {"model": settings.model or models["target_model"], **models, **config}
 
 

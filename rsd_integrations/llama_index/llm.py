@@ -24,7 +24,7 @@ from pydantic import ConfigDict, model_validator
 
 from rsd_integrations.adapters.calls import TOOLS, CallSettings, call_settings
 from rsd_integrations.adapters.running import aevents, events
-from rsd_integrations.adapters.settings import LOADING, MODELS
+from rsd_integrations.adapters.settings import LOADING
 from rsd_integrations.adapters.sources import plain
 from rsd_integrations.documented import documented
 from rsd_integrations.errors import ConfigError, PromptError
@@ -34,7 +34,7 @@ from rsd_integrations.llama_index.messages import REACT_STOP, Answer, is_react, 
 from rsd_integrations.llama_index.streams import alast, last, told_astream, told_stream
 from rsd_integrations.llama_index.structured import StructuredPrediction
 from rsd_integrations.llama_index.tracing import StepSpans
-from rsd_integrations.types import Message
+from rsd_integrations.types import ROLES, Message
 
 __all__ = ["RSDLLM"]
 
@@ -251,7 +251,7 @@ class RSDLLM(StructuredPrediction, AskedByEngines, ToolCalling, CustomLLM):
             )
         data = super().to_dict(**kwargs)
         if not self.is_portable:
-            data = {name: value for name, value in data.items() if name not in (*MODELS, *LOADING)}
+            data = {name: value for name, value in data.items() if name not in (*ROLES, *LOADING)}
             data["pipeline"] = self.source.name
         made: dict[str, Any] = plain(data)
         return made

@@ -51,9 +51,8 @@ class StepSpans:
     """
 
     def __init__(self, call: CallSettings, context: contextvars.Context, *, to_workflow: bool) -> None:
-        self.call = call
         self.story = Story(call)
-        self._threshold = call.threshold
+        self._threshold = call.threshold_in_force
         self._context = context
         self._open: list[_Span] = []
         self._parent = context.get(active_span_id)

@@ -1,10 +1,10 @@
-"""The training loop of the language models: budgeted, reporting, resumable."""
+"""The training loop of all three models: budgeted, reporting, resumable."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +18,8 @@ from rsd_integrations.pocket.model import count_parameters, use_half_products
 from rsd_integrations.pocket.optim import make_optimizers, set_rates
 
 Report = Callable[[str], None]
+Loss = Callable[[Any, Batch, str], torch.Tensor]
+"""(model, batch, device) -> what is to become small."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one language model is trained."""
+    """How one model is trained."""
 
     seed: int
     size: int = 24
@@ -71,25 +73,54 @@ def train_language_model(
     every: float = 60.0,
 ) -> TrainState:
     """Train in place until the budget is spent, picking up a checkpoint in ``folder``."""
+
+    def stream(start: int) -> Iterator[Batch]:
+        return batches(tokenizer, recipe.seed, size=recipe.size, start=start, mixture=recipe.mixture)
+
     name = f"{folder.parent.name}/{folder.name}"
+    return train(
+        model, stream, language_loss,
+        name=name, recipe=recipe, budget=budget, folder=folder, device=device, report=report, every=every,
+    )  # fmt: skip
+
+
+def train(
+    model: Any,
+    stream: Callable[[int], Iterator[Batch]],
+    loss: Loss,
+    *,
+    name: str,
+    recipe: Recipe,
+    budget: Budget,
+    folder: Path,
+    device: str = "cpu",
+    report: Report = print,
+    every: float = 60.0,
+) -> TrainState:
+    """The same for any loss.
+
+    Args:
+        stream: batches for ever, from a step on.
+        name: in reports.
+    """
     model.to(device).train()
     use_half_products(model, device == "cpu")
     optimizers = make_optimizers(model, muon_lr=recipe.muon_lr, adam_lr=recipe.adam_lr)
     state = load_checkpoint(folder, model, optimizers)
     report(f"{name}: {count_parameters(model):,} parameters, from step {state.step}")
-    stream = batches(tokenizer, recipe.seed, size=recipe.size, start=state.step, mixture=recipe.mixture)
+    coming = stream(state.step)
     last = time.monotonic()
     shown = saved = state.seconds
     while budget.progress(state) < 1.0:
         set_rates(optimizers, budget.progress(state), recipe.constant)
-        batch = next(stream)
-        loss = _update(model, batch, optimizers, device)
+        batch = next(coming)
+        value = _update(loss(model, batch, device), optimizers)
         now = time.monotonic()
         state.seconds += now - last
         last = now
         state.step += 1
         state.tokens += batch.tokens
-        state.loss = loss if state.step == 1 else 0.98 * state.loss + 0.02 * loss
+        state.loss = value if state.step == 1 else 0.98 * state.loss + 0.02 * value
         if state.seconds - shown > every / 4:
             shown = state.seconds
             report(progress_line(name, state, budget))
@@ -118,8 +149,7 @@ def language_loss(model: Any, batch: Batch, device: str) -> torch.Tensor:
     return loss if extra is None else loss + extra(hidden_ND.float(), targets_N)
 
 
-def _update(model: Any, batch: Batch, optimizers: list[torch.optim.Optimizer], device: str) -> float:
-    loss = language_loss(model, batch, device)
+def _update(loss: torch.Tensor, optimizers: list[torch.optim.Optimizer]) -> float:
     loss.backward()
     for optimizer in optimizers:
         optimizer.step()

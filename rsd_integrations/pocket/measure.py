@@ -9,6 +9,7 @@ from typing import Any
 from rsd_integrations.pocket.data import encode_prompt, encode_step, prompt_messages
 from rsd_integrations.pocket.evaluate import Bench, Cost, Run, accuracy, solve, solve_rsd
 from rsd_integrations.pocket.loop import Report
+from rsd_integrations.pocket.model import count_parameters
 from rsd_integrations.pocket.recipes import EVALUATION_PROBLEMS, THRESHOLDS, VALIDATION_PROBLEMS
 from rsd_integrations.pocket.task import held_out, label_steps
 
@@ -29,9 +30,7 @@ def auc(scores: Sequence[float], labels: Sequence[bool]) -> float:
 
 def parameters(bench: Bench) -> dict[str, int]:
     """Parameters of each model, embeddings and tied weights once."""
-    return {
-        name: sum(weight.numel() for weight in model.parameters()) for name, model in bench.models.items()
-    }
+    return {name: count_parameters(model) for name, model in bench.models.items()}
 
 
 def flops(cost: Cost, sizes: dict[str, int], kind: str) -> float:

@@ -9,7 +9,6 @@ these surprises over the step at its separator.
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -20,27 +19,15 @@ from torch import nn
 from transformers import Qwen2ForTokenClassification
 
 from rsd_integrations.pocket.data import Batch, collate
-from rsd_integrations.pocket.loop import (
-    Budget,
-    Report,
-    TrainState,
-    load_checkpoint,
-    progress_line,
-    save_checkpoint,
-)
-from rsd_integrations.pocket.model import (
-    count_parameters,
-    give_look_back_head,
-    make_config,
-    use_half_products,
-)
-from rsd_integrations.pocket.optim import make_optimizers, set_rates
+from rsd_integrations.pocket.loop import Budget, Recipe, Report, TrainState, train
+from rsd_integrations.pocket.model import give_look_back_head, make_config
 from rsd_integrations.pocket.rollouts import Judged, encode_judged, spoilt
 from rsd_integrations.pocket.trunk import CODE, TrunkModel
 
 LOOK_BACK_SHARPNESS = 60.0
 SURPRISE = 0  # the residual place that carries the squared surprise
 SURPRISE_SIZE = 6.0
+SPOILT_SHARE = 0.4  # of the examples, beside what the models wrote
 
 
 @torch.no_grad()
@@ -123,13 +110,7 @@ def freeze_trunk(prm: Any) -> None:
 
 
 def prm_batches(
-    tokenizer: Any,
-    records: Sequence[Judged],
-    seed: int,
-    *,
-    size: int,
-    start: int = 0,
-    spoilt_share: float = 0.4,
+    tokenizer: Any, records: Sequence[Judged], seed: int, *, size: int, start: int = 0
 ) -> Iterator[Batch]:
     """Batches for ever: spoilt gold solutions mixed with what the models wrote."""
     pool, number = 16, start // 16
@@ -137,7 +118,7 @@ def prm_batches(
     while True:
         rng = random.Random(f"prm/{seed}/{number}")
         fresh = spoilt(rng.getrandbits(40), rng.choice((0.1, 0.3)))
-        made = list(islice(fresh, size * pool if not records else int(size * pool * spoilt_share)))
+        made = list(islice(fresh, int(size * pool * SPOILT_SHARE) if records else size * pool))
         made += rng.choices(records, k=size * pool - len(made)) if records else []
         examples = sorted((encode_judged(tokenizer, record) for record in made), key=lambda one: len(one[0]))
         for index in rng.sample(range(pool), pool)[skip:]:
@@ -145,41 +126,23 @@ def prm_batches(
         number, skip = number + 1, 0
 
 
+def verdict_loss(prm: Any, batch: Batch, device: str) -> torch.Tensor:
+    """Mean cross-entropy over the separators."""
+    logits_BTC = prm(input_ids=batch.ids_BT.to(device), use_cache=False).logits
+    return nn.functional.cross_entropy(logits_BTC.flatten(0, 1), batch.labels_BT.to(device).flatten())
+
+
 def train_prm(
     prm: Any, tokenizer: Any, records: Sequence[Judged], budget: Budget, folder: Path, *,
-    seed: int, size: int = 24, muon_lr: float = 0.004, adam_lr: float = 3e-3,
-    device: str = "cpu", report: Report = print, every: float = 60.0,
+    seed: int, device: str = "cpu", report: Report = print,
 ) -> TrainState:  # fmt: skip
     """Train the unfrozen weights on labelled steps; resumes from ``folder``."""
-    prm.to(device).train()
-    use_half_products(prm, device == "cpu")
-    optimizers = make_optimizers(prm, muon_lr=muon_lr, adam_lr=adam_lr)
-    state = load_checkpoint(folder, prm, optimizers)
-    report(f"{folder.name}: {count_parameters(prm):,} parameters, from step {state.step}")
-    stream = prm_batches(tokenizer, records, seed, size=size, start=state.step)
-    last, shown, saved = time.monotonic(), state.seconds, state.seconds
-    while budget.progress(state) < 1.0:
-        set_rates(optimizers, budget.progress(state))
-        batch = next(stream)
-        logits_BTC = prm(input_ids=batch.ids_BT.to(device), use_cache=False).logits
-        loss = nn.functional.cross_entropy(logits_BTC.flatten(0, 1), batch.labels_BT.to(device).flatten())
-        loss.backward()
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        now = time.monotonic()
-        state.seconds, last = state.seconds + now - last, now
-        state.step, state.tokens = state.step + 1, state.tokens + batch.tokens
-        value = float(loss.detach())
-        state.loss = value if state.step == 1 else 0.98 * state.loss + 0.02 * value
-        if state.seconds - shown > every / 4:
-            shown = state.seconds
-            report(progress_line(folder.name, state, budget))
-        if state.seconds - saved > every:
-            saved = state.seconds
-            save_checkpoint(folder, prm, optimizers, state)
-    save_checkpoint(folder, prm, optimizers, state)
-    use_half_products(prm, False)
-    report(progress_line(folder.name, state, budget) + " done")
-    prm.eval()
-    return state
+    recipe = Recipe(seed=seed, muon_lr=0.004)
+
+    def stream(start: int) -> Iterator[Batch]:
+        return prm_batches(tokenizer, records, seed, size=recipe.size, start=start)
+
+    return train(
+        prm, stream, verdict_loss,
+        name=folder.name, recipe=recipe, budget=budget, folder=folder, device=device, report=report,
+    )  # fmt: skip

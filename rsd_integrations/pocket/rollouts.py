@@ -22,6 +22,8 @@ from rsd_integrations.pocket.task import (
     split_of,
 )
 
+KEEP_WRONG = 0.15
+
 
 @dataclass(frozen=True)
 class Judged:
@@ -59,12 +61,12 @@ def judge(problem: Problem, steps: Iterable[str]) -> Judged:
 
 
 def guided_rollouts(
-    bench: Bench, name: str, *, seed: int, count: int, temperature: float, keep_wrong: float = 0.15
+    bench: Bench, name: str, *, seed: int, count: int, temperature: float
 ) -> Iterator[Judged]:
     """What a model writes when its wrong steps are put right, as in RSD.
 
     Each wrong step gives one record that ends with it; with probability
-    ``keep_wrong`` it is also kept, and the model goes on from there.
+    ``KEEP_WRONG`` it is also kept, and the model goes on from there.
     """
     rng = random.Random(f"rollouts/{seed}")
     runs = bench.start(list(islice(generate(seed), count)))
@@ -78,7 +80,7 @@ def guided_rollouts(
                 right = expected_step(run.problem, run.steps)
                 if text != right:
                     yield judge(run.problem, [*run.steps, text])
-                    if right is not None and rng.random() >= keep_wrong:
+                    if right is not None and rng.random() >= KEEP_WRONG:
                         text = right
                 run.steps.append(text)
                 run.ids += tuple(encode_step(bench.tokenizer, text))

@@ -35,9 +35,9 @@ from rsd_integrations.pocket.recipes import (
 from rsd_integrations.pocket.task import SEPARATOR
 from rsd_integrations.pocket.tokenizer import build_tokenizer, load_tokenizer
 from rsd_integrations.pocket.trunk import TrunkModel
+from rsd_integrations.types import ROLES
 
 ORDER = ("tokenizer", "base", "target", "trunk", "draft", "rollouts", "prm", "eval", "card")
-SHIPPED = ("draft", "target", "prm")
 WEIGHTS = Path(__file__).parent / "weights"
 
 
@@ -71,7 +71,7 @@ class Workshop:
     def bench(self, *names: str) -> evaluate.Bench:
         """Finished models, ready to write, to score and to be measured."""
         models: dict[str, Any] = {}
-        for name in names or SHIPPED:
+        for name in names or ROLES:
             kind = AutoModelForTokenClassification if name == "prm" else AutoModelForCausalLM
             models[name] = kind.from_pretrained(self.finished(name))
         return evaluate.Bench(self.tokenizer(), models, device=self.device)
@@ -86,7 +86,10 @@ def run_tokenizer(shop: Workshop) -> None:
 
 def run_base(shop: Workshop) -> None:
     """The small model that the target grows from."""
-    _train_fresh(shop, "base")
+    stage = shop.stage("base")
+    model = new_model(_config(shop, stage), stage.seed)
+    _train(shop, "base", model, stage)
+    shop.keep("base", model)
 
 
 def run_draft(shop: Workshop) -> None:
@@ -199,13 +202,6 @@ def _config(shop: Workshop, stage: Stage) -> Any:
     )  # fmt: skip
 
 
-def _train_fresh(shop: Workshop, name: str) -> None:
-    stage = shop.stage(name)
-    model = new_model(_config(shop, stage), stage.seed)
-    _train(shop, name, model, stage)
-    shop.keep(name, model)
-
-
 def _train(shop: Workshop, name: str, model: Any, stage: Stage) -> None:
     for number, phase in enumerate(stage.phases):
         train_language_model(
@@ -217,7 +213,7 @@ def _train(shop: Workshop, name: str, model: Any, stage: Stage) -> None:
 
 def install(out: Path, weights: Path = WEIGHTS) -> None:
     """Export the finished trio and its card into the package (as Llama: see ``export``)."""
-    for name in SHIPPED:
+    for name in ROLES:
         auto = AutoModelForTokenClassification if name == "prm" else AutoModelForCausalLM
         shutil.rmtree(weights / name, ignore_errors=True)
         export(auto.from_pretrained(out / name / "hf"), load_tokenizer(out / "tokenizer"), weights / name)

@@ -10,19 +10,17 @@ __all__ = ["answer_of", "boxed", "printable", "reward_text", "step_text"]
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _BIDI = re.compile(r"[\u202a-\u202e\u2066-\u2069]")
-_OPENING = "\\boxed{"
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 
 
 def boxed(text: str) -> str | None:
     r"""What the last complete ``\boxed{...}`` holds, nested braces included; None without one."""
-    start = text.rfind(_OPENING)
-    while start >= 0:
-        depth, begin = 1, start + len(_OPENING)
-        for position in range(begin, len(text)):
-            depth += {"{": 1, "}": -1}.get(text[position], 0)
+    for found in reversed(list(_BOX.finditer(text))):
+        depth = 1
+        for place in range(found.end(), len(text)):
+            depth += {"{": 1, "}": -1}.get(text[place], 0)
             if depth == 0:
-                return text[begin:position].strip()
-        start = text.rfind(_OPENING, 0, start)
+                return text[found.end() : place].strip()
     return None
 
 
