@@ -21,13 +21,16 @@ from rsd_integrations import weighting as _weighting
 from rsd_integrations.documented import documented
 from rsd_integrations.types import Role
 
-__all__ = ["HELP", "RSDConfig", "RSDFields", "first_wrong", "nearest"]
+__all__ = ["DEFAULT_THRESHOLD", "HELP", "RSDConfig", "RSDFields", "first_wrong", "nearest"]
 
 _ROLES: dict[str, tuple[Role, ...]] = {
     "rsd": ("draft", "target", "prm"),
     "draft": ("draft",),
     "target": ("target",),
 }
+
+DEFAULT_THRESHOLD = 0.7
+"""The paper's, where neither the PRM's card nor its format recommends another."""
 
 HELP = "help(rsd_integrations.RSDConfig) tells what each may be."
 """Hint of errors about settings."""
@@ -172,7 +175,7 @@ class RSDConfig(RSDFields):
         """
         if not fields:
             return self
-        # exclude_unset keeps the callable weighting as it is: dumping would try to serialise it.
+        # Read and not dumped: a callable weighting cannot be serialised.
         given = {name: getattr(self, name) for name in self.model_fields_set}
         return type(self)(**{**given, **fields})
 
@@ -180,7 +183,7 @@ class RSDConfig(RSDFields):
         """The weighting with its parameters filled in. The threshold must be resolved."""
         if callable(self.weighting):
             return self.weighting
-        threshold = 0.7 if self.threshold is None else self.threshold
+        threshold = DEFAULT_THRESHOLD if self.threshold is None else self.threshold
         return {
             "step": _weighting.step(threshold),
             "constant": _weighting.constant(self.acceptance_rate),

@@ -1,4 +1,4 @@
-"""What a call may ask for, whichever models answer it."""
+"""What may be asked for, whichever models answer it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from rsd_integrations.config import RSDConfig
 from rsd_integrations.errors import ConfigError
 
-__all__ = ["check_rows", "check_timeout"]
+__all__ = ["check_count", "check_rows", "check_timeout"]
 
 
 def check_timeout(timeout: Any) -> None:
@@ -19,6 +19,16 @@ def check_timeout(timeout: Any) -> None:
     number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
     if timeout is not None and not (number and timeout > 0):
         raise ConfigError(f"timeout={timeout!r} is no time.", hint="Give seconds above 0, or None.")
+
+
+def check_count(name: str, value: Any, least: int) -> None:
+    """Refuse what leaves no room.
+
+    Raises:
+        ConfigError: it is no whole number from ``least`` on.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{name}={value!r} leaves no room.", hint=f"Give a whole number from {least} on.")
 
 
 def check_rows(config: RSDConfig, max_batch_size: int) -> None:

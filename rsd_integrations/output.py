@@ -17,12 +17,6 @@ from rsd_integrations.types import DEEPEST
 __all__ = ["Output", "closed_schema"]
 
 Tool = Mapping[str, Any]
-_CHOICES: dict[str, Literal["auto", "required", "none"]] = {
-    "auto": "auto",
-    "none": "none",
-    "any": "required",
-    "required": "required",
-}
 
 _NOT_IN_NAMES = '"\\{}'
 """They would end a tool's name in most models' markup of calls."""
@@ -209,7 +203,9 @@ def _chosen(
 ) -> tuple[Literal["auto", "required"], list[dict[str, Any]], bool]:
     """The choice, the tools that are left to choose from, and whether it is one call."""
     if isinstance(asked, Mapping):
-        asked = (asked.get("function") or asked).get("name", asked.get("type", asked))
+        named = asked.get("function")
+        called = named if isinstance(named, Mapping) else asked
+        asked = called.get("name", named or asked.get("type", asked))
     if asked is None or asked is False or asked == "auto":
         return "auto", tools, False
     if asked is True:
@@ -217,27 +213,28 @@ def _chosen(
     names = [tool["function"]["name"] for tool in tools]
     if asked in names:
         return "required", [tools[names.index(asked)]], True
-    choice = _CHOICES.get(asked) if isinstance(asked, str) else None
-    if choice is None or (choice == "required" and not tools):
-        there = f"The tools are: {', '.join(names)}." if tools else "There are no tools."
-        raise ConfigError(
-            f"tool_choice={asked!r} is no tool that was given.",
-            hint=f'{there} Use "auto", "any", "none" or the name of a tool.',
-        )
-    # A model that may not call is not shown what it could call.
-    return ("auto", [], False) if choice == "none" else (choice, tools, False)
+    if asked == "none":  # A model that may not call is not shown what it could call.
+        return "auto", [], False
+    if asked in ("any", "required") and tools:
+        return "required", tools, False
+    there = f"The tools are: {', '.join(names)}." if tools else "There are no tools."
+    raise ConfigError(
+        f"tool_choice={asked!r} is no tool that was given.",
+        hint=f'{there} Use "auto", "any", "none" or the name of a tool.',
+    )
 
 
 def _format(asked: Any) -> tuple[Mapping[str, Any] | None, bool]:
-    kind = asked.get("type") if isinstance(asked, Mapping) else asked
+    given = asked if isinstance(asked, Mapping) else {"type": asked}
+    kind = given.get("type")
     if kind in (None, "text"):
         return None, False
     if kind == "json_object":
         return {"type": "object"}, False
     if kind == "json_schema":
-        named = asked.get("json_schema")
+        named = given.get("json_schema")
         schema = named.get("schema") if isinstance(named, Mapping) else None
-        if isinstance(schema, Mapping):
+        if isinstance(named, Mapping) and isinstance(schema, Mapping):
             return closed_schema(schema), bool(named.get("strict"))
     raise ConfigError(
         f"response_format={asked!r:.200} is not known.",

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rsd_integrations.config import RSDConfig
+from rsd_integrations.config import DEFAULT_THRESHOLD, RSDConfig
 from rsd_integrations.engine.batch import BatchEngine
 from rsd_integrations.engine.job import Request
 from rsd_integrations.engine.streams import AsyncEventStream, EventStream, Submit
@@ -22,10 +22,7 @@ from rsd_integrations.protocols import FREE, Backend
 from rsd_integrations.remote import RemoteBackend
 from rsd_integrations.types import Generation, GivenPrompt
 
-__all__ = ["DEFAULT_THRESHOLD", "RSDPipeline"]
-
-DEFAULT_THRESHOLD = 0.7
-"""The paper's, where neither the PRM's card nor its format recommends another."""
+__all__ = ["RSDPipeline"]
 
 
 class RSDPipeline:
@@ -50,7 +47,7 @@ class RSDPipeline:
         self._backend = backend
         self._engine = BatchEngine(backend) if isinstance(backend, Backend) else TaskEngine(backend)
         # The engine's thread keeps the engine alive, not the pipeline: a dropped pipeline closes.
-        self._closer = weakref.finalize(self, self._engine.close)
+        weakref.finalize(self, self._engine.close)
 
     @classmethod
     def from_pretrained(

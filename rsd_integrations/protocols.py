@@ -31,6 +31,7 @@ __all__ = [
     "Scored",
     "Scorer",
     "ScorerSession",
+    "Speaker",
     "Tally",
     "TargetStep",
     "Together",
@@ -247,7 +248,7 @@ class WriterSession(Protocol):
 
     @property
     def so_far(self) -> tuple[int, ...]:
-        """The tokens of the step in progress."""
+        """The tokens of the step in progress: those written, not yet committed."""
         ...
 
     def commit(self, kept: Kept, *, own: bool) -> None:
@@ -265,14 +266,9 @@ class WriterSession(Protocol):
         """Free all it holds. Safe to call twice."""
         ...
 
-    @property
-    def in_progress(self) -> int:
-        """Tokens written for the step in progress, not yet committed."""
-        ...
 
-
-class Writer(Protocol):
-    """A draft or target model that writes steps."""
+class Speaker(Protocol):
+    """What a draft or target model is besides writing steps, wherever it runs."""
 
     info: ModelInfo
 
@@ -311,6 +307,10 @@ class Writer(Protocol):
             PromptError: the prompt cannot be rendered.
         """
         ...
+
+
+class Writer(Speaker, Protocol):
+    """A draft or target model in this process."""
 
     def advance(self, sessions: Sequence[WriterSession]) -> Sequence[Written | Exception | None]:
         """One round for these sessions, which all have begun a step: a token each, or a few where many rounds

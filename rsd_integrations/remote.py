@@ -10,13 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from rsd_integrations.output import Output
 from rsd_integrations.protocols import (
-    FREE,
     ModelInfo,
     Scored,
     ScorerSession,
     ScoreStep,
+    Speaker,
     WriterSession,
     Written,
 )
@@ -25,31 +24,8 @@ from rsd_integrations.types import Prompt
 __all__ = ["RemoteBackend", "RemoteScorer", "RemoteWriter"]
 
 
-class RemoteWriter(Protocol):
-    """A draft or target model behind servers. Sessions want no guesses."""
-
-    info: ModelInfo
-
-    @property
-    def takes_tools(self) -> bool:
-        """As of ``protocols.Writer``, and so are all that follow but ``write`` and ``aclose``."""
-        ...
-
-    def open(self, prompt: Prompt, output: Output = FREE) -> WriterSession:
-        """Render and encode a prompt and its tools. Asks no server."""
-        ...
-
-    def check(self, output: Output) -> None:
-        """Refuse an output that it cannot write. Any thread."""
-        ...
-
-    def encode(self, text: str) -> tuple[int, ...]:
-        """A text in this model's tokens. Any thread."""
-        ...
-
-    def count(self, prompt: Prompt, output: Output = FREE) -> int:
-        """Length of a rendered prompt with its tools. Any thread."""
-        ...
+class RemoteWriter(Speaker, Protocol):
+    """A draft or target model behind servers. Sessions want no guesses; ``open`` asks no server."""
 
     async def write(self, session: WriterSession) -> Written:
         """The step that the session has begun. Cancelled, the session is good for closing only.

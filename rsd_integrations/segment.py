@@ -99,40 +99,35 @@ class StepBoundary:
             return stop
         if self.unbroken is None:
             return self._find_delimiter(text, checked)
-        if self.inside:
-            return self._find_closing(self.tail + text, len(self.tail), len(text))
         joined, offset = self.tail + text, len(self.tail)
-        # A marker that was complete before this step belongs to a part that is over.
-        start = self.unbroken.starts(
-            joined, max(0, offset - len(self.unbroken.opening) + 1), blank=self.blank
-        )
-        free = text if start < 0 else text[: max(0, start - offset)]
-        if cut := self._find_delimiter(free, min(checked, len(free))):
-            return Cut(cut.kind, len(text))
-        return (
-            None if start < 0 else self._find_closing(joined, start + len(self.unbroken.opening), len(text))
-        )
+        start = self._start(joined)
+        if not self.inside:
+            free = text if start < 0 else text[: max(0, start - offset)]
+            if cut := self._find_delimiter(free, min(checked, len(free))):
+                return Cut(cut.kind, len(text))
+        return None if start < 0 else self._find_closing(joined, start, len(text))
 
     def ends_inside(self, text: str) -> bool:
         """Whether the whole step's end lies within an unbroken part."""
         if self.unbroken is None:
             return False
-        joined, offset = self.tail + text, len(self.tail)
-        start = offset
-        if not self.inside:
-            start = self.unbroken.starts(
-                joined, max(0, offset - len(self.unbroken.opening) + 1), blank=self.blank
-            )
-            if start < 0:
-                return False
-            start += len(self.unbroken.opening)
-        return self._find_closing(joined, start, len(text)) is None
+        joined = self.tail + text
+        start = self._start(joined)
+        return start >= 0 and self._find_closing(joined, start, len(text)) is None
+
+    def _start(self, joined: str) -> int:
+        """Where the unbroken part begins in tail and text; -1 if it does not."""
+        assert self.unbroken is not None
+        if self.inside:
+            return len(self.tail)
+        # A marker that was complete before this step belongs to a part that is over.
+        after = max(0, len(self.tail) - len(self.unbroken.opening) + 1)
+        return self.unbroken.starts(joined, after, blank=self.blank)
 
     def _find_closing(self, joined: str, start: int, end: int) -> Cut | None:
         assert self.unbroken is not None
         closing = self.unbroken.closing
-        if self.inside:
-            start = max(0, start - len(closing) + 1)
+        start = max(0, start - len(closing) + 1) if self.inside else start + len(self.unbroken.opening)
         return Cut("delimiter", end) if closing and joined.find(closing, start) >= 0 else None
 
     def _find_stop(self, text: str, checked: int) -> Cut | None:

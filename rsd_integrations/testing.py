@@ -115,10 +115,6 @@ class _WriterSession:
         self._closed = False
 
     @property
-    def in_progress(self) -> int:
-        return len(self.tokens)
-
-    @property
     def so_far(self) -> tuple[int, ...]:
         return tuple(self.tokens)
 

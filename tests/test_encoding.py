@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from inspect import signature
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, normalizers
 from transformers import AutoTokenizer
 
+from rsd_integrations.backends.shared.templates import render
 from rsd_integrations.encoding import (
     chat_template_text,
     encode_markup,
@@ -21,6 +23,7 @@ from rsd_integrations.encoding import (
 )
 from rsd_integrations.errors import ModelError, PromptError
 from rsd_integrations.pocket import pocket_paths
+from rsd_integrations.protocols import FREE
 from tests.small_tokenizers import CHATML, LLAMA3, MISTRAL, byte_level, sentencepiece_like
 
 QWEN = byte_level(added=("<extra_0>", "<tool_call>", "</tool_call>", "<think>", "</think>"))
@@ -391,3 +394,12 @@ def test_message_text() -> None:
         message_text({"role": "user", "content": [{"type": "image_url", "image_url": "x"}]})
     with pytest.raises(PromptError, match="int"):
         message_text({"role": "user", "content": 3})
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("text", ["Hi there", "", " Hi", "\nHi"])
+def test_a_lone_text_without_a_template_begins_as_the_tokenizer_has_it(name: str, text: str) -> None:
+    """As ``generate`` is given it: with the space that SentencePiece puts in front."""
+    plain = copy.deepcopy(ALL[name])
+    plain.chat_template = None
+    assert render(plain, text, FREE) == tuple(plain(text)["input_ids"])

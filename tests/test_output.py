@@ -52,6 +52,8 @@ def test_choices(asked: Any, names: list[str], choice: str, parallel: bool) -> N
         {"tool_choice": "any"},
         {"tool_choice": 3},
         {"response_format": "json"},
+        {"response_format": "json_schema"},
+        {"tool_choice": {"type": "function", "function": 5}},
         {"response_format": {"type": "json_schema"}},
         {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
         {"response_format": {"type": "xml"}},
@@ -62,6 +64,7 @@ def test_nonsense_is_refused_with_the_value(fields: dict[str, Any]) -> None:
         Output.of(**fields)
     assert caught.value.hint
     shown = next(iter(reversed(fields.values())))
+    shown = shown.get("function", shown) if isinstance(shown, dict) else shown
     assert (repr(shown)[:20] if not isinstance(shown, list) else "tool") in str(caught.value)
 
 

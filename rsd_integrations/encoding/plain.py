@@ -77,8 +77,10 @@ def encode_opening(
     bos = getattr(tokenizer, "bos_token_id", None)
     added = tokenizer.encode("a", verbose=False)
     start = (bos,) if bos is not None and added[:1] == [bos] else ()
-    space = " " if _facts(tokenizer).adds_prefix and text else ""
-    return start + encode_plain(tokenizer, space + text, never=never, banned=banned)
+    adds = bool(text) and _facts(tokenizer).adds_prefix
+    if adds and text.startswith(" "):  # Some add it to any text, some only where there is none.
+        adds = _encode(tokenizer, " a") != _encode(tokenizer, "a")
+    return start + encode_plain(tokenizer, " " * adds + text, never=never, banned=banned)
 
 
 def encode_markup(tokenizer: Any, text: str, *, opening: bool = False) -> tuple[int, ...]:

@@ -36,13 +36,10 @@ class BatchEngine(EngineThread):
     Requests join and leave at any round, and what one gets does not depend on the others.
     """
 
-    def __init__(
-        self, backend: Backend, *, gather_rounds: int = GATHER_ROUNDS, score_rounds: int = SCORE_ROUNDS
-    ) -> None:
+    def __init__(self, backend: Backend) -> None:
         super().__init__()
         self._backend = backend
-        self._gather_rounds = gather_rounds
-        self._score_rounds = score_rounds
+        self._score_rounds = SCORE_ROUNDS
         self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._queued: list[Job] = []
         self._live: list[Job] = []
@@ -163,8 +160,8 @@ class BatchEngine(EngineThread):
             task.job.rounds_waited += 1
         return (
             2 * len(rewriting) >= len(self._live)
-            or any(task.session.in_progress for task in rewriting)
-            or max(task.job.rounds_waited for task in rewriting) > self._gather_rounds
+            or any(task.session.so_far for task in rewriting)
+            or max(task.job.rounds_waited for task in rewriting) > GATHER_ROUNDS
         )
 
     def _batch(self, tasks: Sequence[Task], run: Callable[[], Sequence[Any]]) -> None:

@@ -22,16 +22,16 @@ from rsd_integrations.protocols import (
     Kept,
     ModelInfo,
     ScoreStep,
+    Speaker,
     Tally,
     TargetStep,
     Together,
     WindowFull,
     Work,
-    Writer,
     Written,
 )
 from rsd_integrations.reading import Outcome
-from rsd_integrations.remote import RemoteBackend, RemoteWriter
+from rsd_integrations.remote import RemoteBackend
 from rsd_integrations.types import Generation, InvalidToolCall, Prompt, Role, StepEvent, ToolCall
 
 __all__ = ["Job", "Request", "Sink", "Task"]
@@ -120,39 +120,31 @@ class Job:
         models: dict[Role, Any] = {"draft": backend.draft, "target": backend.target, "prm": backend.prm}
         self._infos: dict[Role, ModelInfo] = {role: model.info for role, model in models.items()}
         config = self.request.config
-        # Usage compares with the target alone, so its prompt is rendered even if it does not run.
         for role in config.roles:
             if role != "prm":
                 _check_size(models[role], self.request)
+        rooms = []
+        # Usage compares with the target alone, so its prompt is rendered even if it does not run.
         for role in dict.fromkeys((*config.roles, "target")):
             more = () if role == "prm" else (self.request.output,)
             first = models[role].open(self.request.prompt, *more)
             self._sessions[role] = [first]
             if role in config.roles:
                 # At once: a prompt that is far too long takes long to encode, too.
-                _room(self._infos[role], first.prompt_tokens, config.max_tokens)
+                rooms.append(_room(self._infos[role], first.prompt_tokens, config.max_tokens))
             if role != "target":
                 self._sessions[role] += [first.fork() for _ in range(1, config.rows)]
         answering = self._sessions["draft" if config.mode == "draft" else "target"][0]
         self._story: Story = rsd(
             config,
             seed=self.request.seed,
-            max_tokens=self._budget(),
+            max_tokens=config.max_tokens or min(rooms),
             tags=answering.tags,
             output=self.request.output,
             reader=answering.reader,
             clock=time.perf_counter,
         )
         self.resume()
-
-    def _budget(self) -> int:
-        """Tokens the answer may take: max_tokens, or all that the windows in use leave."""
-        most = self.request.config.max_tokens
-        rooms = [
-            _room(self._infos[role], self._sessions[role][0].prompt_tokens, most)
-            for role in self.request.config.roles
-        ]
-        return min(rooms) if most is None else most
 
     def resume(self, result: Any = None) -> None:
         """Send a result (or throw an exception) into the story and run it to its next work.
@@ -274,7 +266,7 @@ class Job:
         for task in self.tasks:
             if isinstance(task.piece, DraftStep | TargetStep):
                 role = _role(task.piece)
-                unfinished[role] = unfinished.get(role, 0) + task.session.in_progress
+                unfinished[role] = unfinished.get(role, 0) + len(task.session.so_far)
         return Generation(
             text=outcome.text,
             reasoning=outcome.reasoning,
@@ -339,7 +331,7 @@ def _role(piece: DraftStep | TargetStep | ScoreStep | GuessStep) -> Role:
     return "target" if isinstance(piece, TargetStep) else "draft"
 
 
-def _check_size(model: Writer | RemoteWriter, request: Request) -> None:
+def _check_size(model: Speaker, request: Request) -> None:
     """Refuse a prompt that is many times too long before all of it is encoded: the others wait meanwhile.
 
     Raises:

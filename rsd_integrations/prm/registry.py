@@ -64,11 +64,8 @@ def find_prm_format(choice: Any, config: Any, tokenizer: Any) -> PRMFormat:
         if options:
             return _named(str(options.get("format")))(tokenizer, options)
         return _detect(config, tokenizer).for_model(config, tokenizer)
-    if isinstance(choice, str):
-        cls = _named(choice)
-        return cls(tokenizer, options) if _meant(cls, options) else cls.for_model(config, tokenizer)
-    if isinstance(choice, type):
-        cls = _concrete(choice)
+    if isinstance(choice, str | type):
+        cls = _named(choice) if isinstance(choice, str) else _concrete(choice)
         return cls(tokenizer, options) if _meant(cls, options) else cls.for_model(config, tokenizer)
     if callable(choice):
         return _made(choice, tokenizer, options)

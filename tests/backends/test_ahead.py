@@ -12,7 +12,7 @@ import torch
 from rsd_integrations import Generation, RSDPipeline
 from rsd_integrations.backends.torch import launch
 from rsd_integrations.backends.torch.plan import SlotFeed
-from rsd_integrations.backends.torch.readout import Output
+from rsd_integrations.backends.torch.readout import Read
 from rsd_integrations.backends.torch.runner import SlotRunner
 from tests.backends.test_slots import recomputed, runner_of
 from tests.backends.test_speculation import FIELDS, PAIRS, check_equal, load
@@ -34,9 +34,9 @@ def runner_and_model() -> tuple[SlotRunner, Any]:
     return runner_of(model, launcher=Recordings().launcher), model
 
 
-def run(runner: SlotRunner, *feeds: SlotFeed, ahead: bool = True) -> list[Output]:
+def run(runner: SlotRunner, *feeds: SlotFeed, ahead: bool = True) -> list[Read]:
     made = runner.run(feeds, ahead=ahead)
-    assert all(isinstance(output, Output) for output in made)
+    assert all(isinstance(output, Read) for output in made)
     return made  # type: ignore[return-value]
 
 

@@ -25,7 +25,7 @@ from rsd_integrations.backends.shared.detokenize import Detokenizer
 from rsd_integrations.backends.torch import bursts, interpreter, traced
 from rsd_integrations.backends.torch.bursts import Burst, Endings, Looped
 from rsd_integrations.backends.torch.plan import SlotFeed
-from rsd_integrations.backends.torch.readout import Output
+from rsd_integrations.backends.torch.readout import Read
 from rsd_integrations.backends.torch.runner import SlotRunner
 from rsd_integrations.engine import job
 from rsd_integrations.errors import BackendError
@@ -103,10 +103,10 @@ ROWS = {
 }
 
 
-def burst(runner: SlotRunner, rows: dict[int, list[int]], made: Burst) -> list[Output]:
+def burst(runner: SlotRunner, rows: dict[int, list[int]], made: Burst) -> list[Read]:
     feeds = [SlotFeed(slot, len(row) - 1, row[-1:]) for slot, row in rows.items()]
     outputs = runner.run(feeds, ahead=True, burst=made)
-    assert all(isinstance(output, Output) for output in outputs)
+    assert all(isinstance(output, Read) for output in outputs)
     return outputs  # type: ignore[return-value]
 
 
@@ -273,9 +273,9 @@ def test_guesses_come_in_one_launch(lengths: Counter[int], monkeypatch: pytest.M
     assert lengths[9] == 2
 
 
-def watched(runner: Any) -> list[Output]:
+def watched(runner: Any) -> list[Read]:
     """What each feed gave, from now on."""
-    run, seen = runner.run, list[Output]()
+    run, seen = runner.run, list[Read]()
 
     def spy(feeds: Any, **more: Any) -> Any:
         outputs = run(feeds, **more)

@@ -14,7 +14,7 @@ from rsd_integrations import Generation, RSDPipeline
 from rsd_integrations.backends.torch.forwards import Compiled
 from rsd_integrations.backends.torch.launch import LaunchOptions
 from rsd_integrations.backends.torch.plan import SlotFeed
-from rsd_integrations.backends.torch.readout import Output, read_logits
+from rsd_integrations.backends.torch.readout import Read, read_logits
 from rsd_integrations.backends.torch.recording import Recorded, recorder_for
 from rsd_integrations.backends.torch.runner import SlotRunner
 from tests.backends.test_slots import run_a_history
@@ -71,7 +71,7 @@ def test_half_precision_differs_by_rounding(way: str) -> None:
     slot, tokens = runner.pool.claim()[0], [5, 9, 13, 21, 34]
     for length in range(1, 6):
         (output,) = runner.run([SlotFeed(slot, length - 1, tokens[length - 1 : length])])
-        assert isinstance(output, Output)
+        assert isinstance(output, Read)
         with torch.no_grad():
             expected = exact(torch.tensor([tokens[:length]])).logits[0, -1]
         got = output.kept_R[-1].float().cpu()
@@ -94,7 +94,7 @@ def test_changed_weights_count(way: str) -> None:
         slot, _ = runner.claim()
         for length in range(1, 6):
             (output,) = runner.run([SlotFeed(slot, length - 1, tokens[length - 1 : length])])
-            assert isinstance(output, Output)
+            assert isinstance(output, Read)
             with torch.no_grad():
                 expected = model(torch.tensor([tokens[:length]], device=CUDA)).logits[0, -1]
             assert torch.allclose(output.kept_R[-1].float(), expected, rtol=1e-3, atol=1e-3)

@@ -18,7 +18,7 @@ from rsd_integrations.backends.torch.forwards import Compiled
 from rsd_integrations.backends.torch.heads import RewardModel
 from rsd_integrations.backends.torch.launch import LaunchOptions
 from rsd_integrations.backends.torch.plan import SlotFeed
-from rsd_integrations.backends.torch.readout import Output, read_hidden, read_logits
+from rsd_integrations.backends.torch.readout import Read, read_hidden, read_logits
 from rsd_integrations.backends.torch.recording import NotRecordable, Recorded, Watch
 from rsd_integrations.backends.torch.runner import SlotRunner
 from rsd_integrations.errors import ConfigError
@@ -169,7 +169,7 @@ def test_a_failure_ahead_of_the_host_does_not_fail_what_it_follows(recordings: R
     runner._launcher.again = lambda shape: 1 / 0  # type: ignore[union-attr]
     slot = runner.pool.claim()[0]
     (output,) = runner.run([SlotFeed(slot, 0, [5])], ahead=True)
-    assert isinstance(output, Output)
+    assert isinstance(output, Read)
     assert not output.followed
     assert close(model, output, [5])
 
@@ -271,7 +271,7 @@ def test_a_compiled_token_is_the_same() -> None:
     runner.run([SlotFeed(slot, 0, tokens[:100])])
     for length in (101, 102):
         output = runner.run([SlotFeed(slot, length - 1, tokens[length - 1 : length])])[0]
-        assert isinstance(output, Output)
+        assert isinstance(output, Read)
         assert close(model, output, tokens[:length])
 
 

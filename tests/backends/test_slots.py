@@ -11,7 +11,7 @@ import torch
 
 from rsd_integrations.backends.torch.forwards import Compiled
 from rsd_integrations.backends.torch.plan import SlotFeed
-from rsd_integrations.backends.torch.readout import Output, read_logits
+from rsd_integrations.backends.torch.readout import Read, read_logits
 from rsd_integrations.backends.torch.runner import PREFILL_CHUNK, SlotRunner
 from rsd_integrations.backends.torch.slot_session import SlotSession
 from tests.recording import Recordings
@@ -51,7 +51,7 @@ def recomputed(model: Any, tokens: list[int]) -> torch.Tensor:
 
 
 def close(model: Any, output: Any, tokens: list[int]) -> bool:
-    assert isinstance(output, Output), output
+    assert isinstance(output, Read), output
     expected = recomputed(model, tokens)
     assert output.fetched[-1] == int(output.kept_R[-1].argmax())
     return float((output.kept_R[-1] - expected).abs().max() / expected.abs().max()) < 1e-4
@@ -162,7 +162,7 @@ def test_a_session_feeds_each_token_once_in_chunks() -> None:
     while session.cached < len(session.tokens):
         feed = session.feed()
         fed += feed.tokens
-        session.fed(feed, Output(torch.empty(0), []))
+        session.fed(feed, Read(torch.empty(0), []))
     assert fed == session.tokens
     assert session.tally.forwarded == PREFILL_CHUNK + 10
     session.tokens += [1, 2, 3]

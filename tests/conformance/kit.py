@@ -220,17 +220,17 @@ class WriterKit:
         for session in (alone, *family):
             session.close()
 
-    def test_in_progress_counts_the_step_s_tokens(self, writer: Writer) -> None:
+    def test_so_far_are_the_step_s_tokens(self, writer: Writer) -> None:
         session = writer.open(PROMPTS[0])
         session.begin(work(3, delimiters=("\0",)))
-        assert session.in_progress == 0
+        assert session.so_far == ()
         written = None
         while written is None:
             (written,) = writer.advance([session])  # type: ignore[assignment]
         assert isinstance(written, Written)
-        assert session.in_progress == len(written.token_ids) == 3
+        assert session.so_far == written.token_ids and len(written.token_ids) == 3
         keep(session, written)
-        assert session.in_progress == 0
+        assert session.so_far == ()
         session.close()
 
     def test_each_context_token_is_counted_once(self, writer: Writer) -> None:

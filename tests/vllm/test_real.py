@@ -85,6 +85,14 @@ def test_what_servers_do_with_grammars_is_found_out(pipes: dict[str, RSDPipeline
         {"threshold": 0.0},
         {"threshold": 1.1},
         {"weighting": "constant", "acceptance_rate": 0.5, "seed": 1},
+        {
+            "weighting": "constant",
+            "acceptance_rate": 0.5,
+            "seed": 2,
+            "repetition_penalty": 1.2,
+            "max_tokens": 90,
+        },
+        {"temperature": 2.0, "min_p": 1.0, "seed": 1},  # None but the likeliest.
         {"max_tokens": 17},
         {"max_step_tokens": 3, "max_steps": 9},
         {"step_delimiter": [".", "\n"]},

@@ -201,9 +201,8 @@ class Grammars:
     def _thinking(self, tags: ReasoningTags) -> list[str]:
         """Free text up to the closing tag, which the prompt may have opened."""
         token = self._token(tags.closing)
-        rules = ["start: thought answer"] if tags.open_in_prompt else ["start: (OPEN_TAG thought)? answer"]
-        if not tags.open_in_prompt:
-            rules = [rules[0].replace("OPEN_TAG", self._literal(tags.opening))]
+        thought = "thought" if tags.open_in_prompt else f"({self._literal(tags.opening)} thought)?"
+        rules = [f"start: {thought} answer"]
         if token is None:
             return [*rules, f"thought: THOUGHT\nTHOUGHT[suffix={json.dumps(tags.closing)}]: /(.|\\n)*/"]
         return [*rules, f'thought: THOUGHT {token} "\\n"*', "THOUGHT: /(.|\\n)*/"]

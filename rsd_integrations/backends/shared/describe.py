@@ -67,7 +67,8 @@ def attention_kinds(config: Any) -> AttentionKinds:
         "sliding_attention": (window, None),
         "chunked_attention": (None, chunk),
     }
-    return {kind: sizes[kind] for kind in kinds}
+    # What is no attention (linear, mamba) counts as full: servers run it, too.
+    return {kind: sizes.get(kind, (None, None)) for kind in kinds}
 
 
 def active_parameters(model: torch.nn.Module) -> int:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rsd_integrations.encoding.plain import added_tokens
 from rsd_integrations.segment import ReasoningTags
 
-__all__ = ["reasoning_tags"]
+__all__ = ["literal", "reasoning_tags"]
 
 _FIELDS = ("reasoning_content", "reasoning", "thinking")
 
@@ -31,19 +32,19 @@ def _from_response_template(tokenizer: Any) -> tuple[str, str] | None:
     fields = template.get("fields", {}) if isinstance(template, Mapping) else {}
     for name in _FIELDS:
         field = fields.get(name) or {}
-        opening, closing = _first(field.get("open")), _first(field.get("close"))
+        opening, closing = literal(field, "open"), literal(field, "close")
         if opening and closing:
             return opening, closing
     return None
 
 
-def _first(literal: Any) -> str | None:
-    """Templates give one literal or a list of them."""
-    if isinstance(literal, list) and literal:
-        literal = literal[0]
-    return literal.strip() if isinstance(literal, str) and literal.strip() else None
+def literal(field: Mapping[str, Any], name: str) -> str | None:
+    """What opens or closes a field: response templates give a text, a list of them, or a pattern."""
+    found = field.get(name)
+    found = found[0] if isinstance(found, list) and found else found
+    return found.strip() if isinstance(found, str) and found.strip() else None
 
 
 def _from_vocabulary(tokenizer: Any) -> tuple[str, str] | None:
-    added = {token.content for token in getattr(tokenizer, "added_tokens_decoder", {}).values()}
+    added = {token.content for token in added_tokens(tokenizer)}
     return ("<think>", "</think>") if {"<think>", "</think>"} <= added else None

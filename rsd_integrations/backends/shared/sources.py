@@ -128,6 +128,24 @@ class Source:
             options["device_map"] = {"": self.options.get("device") or device}
         return {**options, **(self.options.get("model_kwargs") or {})}
 
+    def empty(self, auto: Any) -> Any:
+        """A model of this config without weights.
+
+        Args:
+            auto: one of transformers' auto classes.
+
+        Raises:
+            ModelError: no such model can be made of it.
+        """
+        try:
+            with torch.device("meta"):
+                return auto.from_config(self.config, trust_remote_code=self.hub["trust_remote_code"])
+        except Exception as error:
+            raise ModelError(
+                f"no model can be made of the config of {self.role}={self.name!r}: {first_line(error)}",
+                hint="Check that it is a language model that this version of transformers knows.",
+            ) from error
+
     def place(self, model: torch.nn.Module, device: str | None) -> torch.nn.Module:
         """Move a model that ``from_pretrained`` could not place."""
         if "device_map" not in self.options and not is_accelerate_available():

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rsd_integrations.backends.shared.sources import Source
-from rsd_integrations.encoding import chat_template_text, encode_plain, render_chat
+from rsd_integrations.encoding import chat_template_text, encode_opening, render_chat
 from rsd_integrations.errors import ModelError
 from rsd_integrations.output import Output
 from rsd_integrations.prompts import as_messages
@@ -29,11 +29,5 @@ def check_templates(writers: Sequence[Source]) -> None:
 def render(tokenizer: Any, prompt: Prompt, output: Output) -> tuple[int, ...]:
     """A chat by the template; a lone text to a model without one is plain text to continue."""
     if isinstance(prompt, str) and not chat_template_text(tokenizer):
-        start = (tokenizer.bos_token_id,) if _adds_bos(tokenizer) else ()
-        return start + encode_plain(tokenizer, prompt)
+        return encode_opening(tokenizer, prompt)
     return render_chat(tokenizer, as_messages(prompt), tools=output.tools)
-
-
-def _adds_bos(tokenizer: Any) -> bool:
-    bos = tokenizer.bos_token_id
-    return bos is not None and list(tokenizer("a")["input_ids"][:1]) == [bos]

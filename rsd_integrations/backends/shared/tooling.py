@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from rsd_integrations.backends.shared.reasoning import reasoning_tags
+from rsd_integrations.backends.shared.reasoning import literal, reasoning_tags
 from rsd_integrations.backends.shared.sources import Source
 from rsd_integrations.calls import (
     HERMES,
@@ -16,6 +17,7 @@ from rsd_integrations.calls import (
     read_message,
 )
 from rsd_integrations.encoding import chat_template_text, control_tokens, encode_markup, encode_plain
+from rsd_integrations.encoding.plain import alternatives
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.output import Output
 from rsd_integrations.segment import ReasoningTags, Unbroken
@@ -63,7 +65,6 @@ class Tooling:
         self._form = form
         self.takes_tools = _takes_tools(tokenizer)
         """Whether the chat template shows tools to the model."""
-        self._grammars: Grammars | None = None
         texts = [form.before, form.between or "", form.after, form.again or ""] if form else []
         texts += [reader.unbroken.opening, reader.unbroken.closing]
         special = set(tokenizer.added_tokens_decoder)
@@ -120,8 +121,6 @@ class Tooling:
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Text of an answer in this model's tokens; what marks calls becomes the tokens that do."""
-        from rsd_integrations.encoding.plain import alternatives
-
         marks = frozenset(self._tokenizer.convert_ids_to_tokens(sorted(self.markup_ids)))
         ids: tuple[int, ...] = ()
         start = 0
@@ -131,13 +130,11 @@ class Tooling:
             start = found.end()
         return ids + self.plain(text[start:])
 
-    @property
+    @cached_property
     def _compiler(self) -> Grammars:
-        if self._grammars is None:
-            from rsd_integrations.backends.shared.constrain import Grammars
+        from rsd_integrations.backends.shared.constrain import Grammars
 
-            self._grammars = Grammars(self._tokenizer, self._eos_ids, self._form, self._name)
-        return self._grammars
+        return Grammars(self._tokenizer, self._eos_ids, self._form, self._name)
 
 
 def check_template(source: Source) -> None:
@@ -192,17 +189,10 @@ def call_reader(tokenizer: Any, form: CallFormat | None) -> CallReader:
             return read_message([str(error)], text)
         return read_message(message.get("tool_calls"), text)
 
-    opening, closing = _literal(field, "open"), _literal(field, "close")
+    opening, closing = literal(field, "open"), literal(field, "close")
     if opening is None:
         return CallReader(form.unbroken, read)
     return CallReader(Unbroken(opening, closing or ""), read)
-
-
-def _literal(field: Mapping[str, Any], name: str) -> str | None:
-    """Templates give one literal, a list of them, or a pattern."""
-    found = field.get(name)
-    found = found[0] if isinstance(found, list) and found else found
-    return found.strip() if isinstance(found, str) and found.strip() else None
 
 
 def _text(tokenizer: Any, messages: Sequence[Message], prompting: bool, **more: Any) -> str:

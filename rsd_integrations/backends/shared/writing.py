@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rsd_integrations.backends.shared.describe import eos_ids, fingerprint, hidden_ids
+from rsd_integrations.backends.shared.detokenize import Detokenizer
 from rsd_integrations.backends.shared.reasoning import reasoning_tags
 from rsd_integrations.backends.shared.templates import render
 from rsd_integrations.backends.shared.tooling import Tooling
 from rsd_integrations.calls import CallFormat, CallReader
 from rsd_integrations.errors import ModelError
 from rsd_integrations.output import Output
-from rsd_integrations.protocols import FREE, ModelInfo, Written
-from rsd_integrations.segment import ReasoningTags
+from rsd_integrations.protocols import FREE, End, ModelInfo, Written
+from rsd_integrations.segment import ReasoningTags, StepBoundary
 from rsd_integrations.types import Prompt
 
-__all__ = ["Language", "SpeakingWriter"]
+__all__ = ["Language", "SpeakingWriter", "StepText"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,54 @@ class Language:
             max(tokenizer.get_vocab().values()) + 1,
             Tooling(tokenizer, name, ends, reader=reader, form=form),
         )
+
+
+class StepText:
+    """The text of one request's step in progress, whoever writes its tokens, and where it ends.
+
+    Args:
+        writer: whose tokens they are.
+        markup: whether tokens that mark calls of tools are shown.
+    """
+
+    def __init__(self, writer: SpeakingWriter, *, markup: bool) -> None:
+        marks = writer.tooling.markup_ids if markup else frozenset()
+        self._detokenizer = Detokenizer(writer.tokenizer, writer.hidden_ids - marks)
+        self._eos_ids = writer.eos_ids
+        self.shown = ""
+        """What is certain of it."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether a character is not whole yet."""
+        return self._detokenizer.holds
+
+    def begin(self) -> None:
+        """Begin a step behind what is committed."""
+        self.shown = ""
+        self._detokenizer.mark()
+
+    def push(self, token: int, boundary: StepBoundary) -> tuple[End, int | None] | None:
+        """Take the next token. How the step ends and where a stop string cuts it, if it ends there."""
+        checked = len(self.shown)
+        self.shown += self._detokenizer.push([token])
+        if token in self._eos_ids:
+            return "eos", None
+        cut = boundary.find(self.shown, checked)
+        return None if cut is None else (cut.kind, cut.end if cut.kind == "stop" else None)
+
+    def whole(self, end: End, *, closing: bool) -> str:
+        """All of it. ``closing``: the answer ends with a step that a limit ends."""
+        if end == "eos" or (end == "limit" and closing):
+            self.shown += self._detokenizer.rest()
+        return self.shown
+
+    def commit(self, tokens: Sequence[int] | None) -> None:
+        """Go on behind the step in progress, or behind these tokens in its place."""
+        if tokens is not None:
+            self._detokenizer.back()
+            self._detokenizer.push(tokens)
+        self._detokenizer.mark()
 
 
 class SpeakingWriter:

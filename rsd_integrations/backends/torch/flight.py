@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from rsd_integrations.backends.torch.plan import Shape, SlotFeed
-from rsd_integrations.backends.torch.readout import Output
+from rsd_integrations.backends.torch.readout import Read
 
 __all__ = ["Fetch", "Flight"]
 
@@ -58,7 +58,7 @@ class Flight:
     ahead: bool = False
     """Whether it runs ahead of the host: it feeds the tokens that its forerunner found likeliest."""
 
-    def outputs(self, *, followed: bool = False) -> list[Output]:
+    def outputs(self, *, followed: bool = False) -> list[Read]:
         """What each feed wanted. Waits for the device.
 
         Args:
@@ -70,7 +70,7 @@ class Flight:
             first = feed.reads[0] if self.columns is None else self.columns.index(feed.reads[0])
             places = slice(first, first + 1 + feed.more + self.own)
             fetched = fetched_NC[row][places]
-            made.append(Output(self.kept[row, places], fetched, self.own, self.ahead, followed))
+            made.append(Read(self.kept[row, places], fetched, self.own, self.ahead, followed))
         return made
 
     def next_feeds(self) -> list[SlotFeed] | None:

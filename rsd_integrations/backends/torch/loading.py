@@ -34,7 +34,8 @@ from rsd_integrations.backends.torch.scorer import TorchScorer
 from rsd_integrations.backends.torch.self_check import check_slots
 from rsd_integrations.backends.torch.threads import apart
 from rsd_integrations.backends.torch.writer import TorchWriter
-from rsd_integrations.errors import ConfigError, ModelError
+from rsd_integrations.errors import ModelError
+from rsd_integrations.limits import check_count
 from rsd_integrations.prm import PRMFormat, find_prm_format
 from rsd_integrations.protocols import Backend, ModelInfo
 
@@ -65,11 +66,8 @@ def load_backend(
         ConfigError: an option is unknown or out of bounds.
         ModelError: a model or tokenizer cannot play its role.
     """
-    for name, value, least in (("max_batch_size", max_batch_size, 1), ("max_length", max_length, 2)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ConfigError(
-                f"{name}={value!r} leaves no room.", hint=f"Give a whole number from {least} on."
-            )
+    check_count("max_batch_size", max_batch_size, 1)
+    check_count("max_length", max_length, 2)
     device = str(device or default_device())
     check_placement(device, dtype, "")
     launch = LaunchOptions.of(compile, cuda_graphs, cpu_traces)
@@ -114,11 +112,10 @@ def _load_writer(
     source: Source, device: str, dtype: Any, *, calls: dict[str, Any], **running: Any
 ) -> TorchWriter:
     model = _writing_model(source, device, dtype)
-    vocabulary = max(source.tokenizer.get_vocab().values()) + 1
-    runner = _runner(model, read_logits(model, vocabulary), **running)
-    check_slots(runner, source.name)
     generation = getattr(model, "generation_config", None)
     language = Language.of(source.tokenizer, source.name, generation, **calls)
+    runner = _runner(model, read_logits(model, language.size), **running)
+    check_slots(runner, source.name)
     return TorchWriter(runner, language, _info(source.name, model, runner))
 
 

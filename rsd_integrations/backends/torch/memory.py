@@ -15,7 +15,6 @@ from rsd_integrations.backends.shared.templates import check_templates
 from rsd_integrations.backends.torch.loading import default_device
 from rsd_integrations.backends.torch.quantized import Quantization
 from rsd_integrations.backends.torch.refusals import check_architecture, check_weights
-from rsd_integrations.errors import ModelError
 from rsd_integrations.prm import find_prm_format
 from rsd_integrations.types import Role
 
@@ -108,7 +107,8 @@ def _memory(source: Source, device: str, dtype: Any, max_length: int) -> ModelMe
     kind = _dtype(source.config if chosen == "auto" else None, chosen)
     heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
     size = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-    made = source.model if source.model is not None else _empty(source)
+    kind_of = AutoModel if source.role == "prm" else AutoModelForCausalLM
+    made = source.model if source.model is not None else source.empty(kind_of)
     quantization = Quantization.of(source)
     parameters = sum(parameter.numel() for parameter in made.parameters())
     unquantized = parameters * kind.itemsize
@@ -135,21 +135,3 @@ def _dtype(config: Any, given: Any) -> torch.dtype:
     named = getattr(config, "dtype", None) if config is not None else given
     found = getattr(torch, named, None) if isinstance(named, str) else named
     return found if isinstance(found, torch.dtype) else torch.float32
-
-
-def _empty(source: Source) -> torch.nn.Module:
-    """The model without its weights."""
-    kind = AutoModel if source.role == "prm" else AutoModelForCausalLM
-    try:
-        with torch.device("meta"):
-            made: torch.nn.Module = kind.from_config(source.config, **_trust(source))
-    except Exception as error:
-        raise ModelError(
-            f"no model can be made of the config of {source.role}={source.name!r}: {error!s:.200}",
-            hint="Check that it is a language model that this version of transformers knows.",
-        ) from error
-    return made
-
-
-def _trust(source: Source) -> dict[str, Any]:
-    return {"trust_remote_code": source.hub["trust_remote_code"]}

@@ -11,11 +11,11 @@ from typing import Any, Protocol
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-__all__ = ["Output", "Readout", "read_hidden", "read_logits"]
+__all__ = ["Read", "Readout", "read_hidden", "read_logits"]
 
 
 @dataclass(frozen=True, slots=True)
-class Output:
+class Read:
     """What a feed gave, at each of the R places that were to be read.
 
     ``kept_R``: ``[R, ...]``, on the device, valid until the model's next forward. ``fetched``: R entries, on
@@ -36,7 +36,7 @@ class Output:
         """Whether all that was fetched is finite."""
         return all(map(_finite, self.fetched))
 
-    def without_last(self) -> Output:
+    def without_last(self) -> Read:
         """Of several that were drawn in one launch all but the last."""
         return replace(self, fetched=self.fetched[:-1], own=self.own - 1)
 

@@ -31,7 +31,7 @@ from rsd_integrations.backends.torch.plan import (
     unpack,
 )
 from rsd_integrations.backends.torch.pool import Seen, SlotPool
-from rsd_integrations.backends.torch.readout import Output, Readout
+from rsd_integrations.backends.torch.readout import Read, Readout
 from rsd_integrations.backends.torch.recording import LOCK, NotRecordable, Recorded
 from rsd_integrations.backends.torch.slots import SlotCache
 from rsd_integrations.backends.torch.threads import cpu_threads
@@ -170,7 +170,7 @@ class SlotRunner:
     @torch.inference_mode()
     def run(
         self, feeds: Sequence[SlotFeed], *, ahead: bool = False, burst: Burst | None = None
-    ) -> list[Output | Exception]:
+    ) -> list[Read | Exception]:
         """The wanted outputs of each feed, or what failed it. Feeds of any length.
 
         Without memory for it all there are fewer: the first of them at least.
@@ -185,7 +185,7 @@ class SlotRunner:
             return []
         flight, self._flight = self._flight, None
         carried = flight.carries(feeds) if flight is not None else {}
-        results: dict[int, Output | Exception] = {}
+        results: dict[int, Read | Exception] = {}
         if flight is not None and carried:
             if ahead and self.runs_ahead and len(carried) == len(feeds):
                 self._flight = self._follow(flight)
@@ -202,7 +202,7 @@ class SlotRunner:
                 self.pool.spoil(feeds[index].slot)
         return [results[index] for index in range(len(feeds))]
 
-    def _isolated(self, feeds: list[SlotFeed], ahead: bool, burst: Burst | None) -> list[Output | Exception]:
+    def _isolated(self, feeds: list[SlotFeed], ahead: bool, burst: Burst | None) -> list[Read | Exception]:
         """Run one batch; if it fails, run its rows alone so that only the culprit fails."""
         try:
             return list(self.forward(feeds, ahead=ahead, burst=burst))
@@ -216,7 +216,7 @@ class SlotRunner:
             return [self._alone(feed) for feed in feeds]
         return [self._in_halves(feeds[0]) if isinstance(failed, DeviceMemoryError) else failed]
 
-    def _alone(self, feed: SlotFeed) -> Output | Exception:
+    def _alone(self, feed: SlotFeed) -> Read | Exception:
         """A row of a batch that failed. It is called, for replays of one shape share their outputs."""
         try:
             return self._called([feed])[0]
@@ -224,7 +224,7 @@ class SlotRunner:
             failed = failure(error)
         return self._in_halves(feed) if isinstance(failed, DeviceMemoryError) else failed
 
-    def _in_halves(self, feed: SlotFeed) -> Output | Exception:
+    def _in_halves(self, feed: SlotFeed) -> Read | Exception:
         """A row that ran out of memory once more, in two halves."""
         read = feed.reads[0]
         tokens = feed.tokens[: len(feed.tokens) - feed.more]
@@ -241,7 +241,7 @@ class SlotRunner:
 
     def forward(
         self, feeds: Sequence[SlotFeed], *, ahead: bool = False, burst: Burst | None = None
-    ) -> list[Output]:
+    ) -> list[Read]:
         """One forward of a batch or a burst of them, and perhaps the next one, which is not waited for."""
         shape = self._launcher.shape(feeds) if self._launcher is not None else None
         if shape is None:
@@ -272,16 +272,16 @@ class SlotRunner:
         try:
             with self._threads(flight.shape):
                 made = self._launcher.again(flight.shape)
-            fetch = None if made is None else Fetch(made[1])
+            if made is None:
+                return None
+            fetch = Fetch(made[1])
         except Exception:
             # The forward that it follows is not to fail with it.
-            return None
-        if made is None or fetch is None:
             return None
         self._fill(feeds)
         return Flight(made[0], fetch, flight.shape, feeds, flight.rows, ahead=True)
 
-    def _called(self, feeds: Sequence[SlotFeed], burst: Burst | None = None) -> list[Output]:
+    def _called(self, feeds: Sequence[SlotFeed], burst: Burst | None = None) -> list[Read]:
         """One forward by calling the model, or a burst where it may be and can be."""
         shape = Shape.exact(feeds, idle=_IDLE if self._device.type == "cpu" else 0.0)
         numbers, rows = pack(feeds, shape)

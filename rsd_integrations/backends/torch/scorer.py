@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
+from rsd_integrations.backends.shared.scoring import StepFeeds, scored
 from rsd_integrations.backends.torch.plan import SlotFeed
-from rsd_integrations.backends.torch.readout import Output
+from rsd_integrations.backends.torch.readout import Read
 from rsd_integrations.backends.torch.runner import SlotRunner
 from rsd_integrations.backends.torch.slot_session import SlotSession, to_feed
 from rsd_integrations.errors import RewardError
-from rsd_integrations.prm.base import Feed, PRMFormat
+from rsd_integrations.prm.base import PRMFormat
 from rsd_integrations.prompts import as_messages
 from rsd_integrations.protocols import Kept, ModelInfo, Scored, ScorerSession, ScoreStep, WindowFull
 from rsd_integrations.types import Prompt
@@ -24,11 +24,7 @@ class TorchScorerSession(SlotSession):
     def __init__(self, scorer: TorchScorer, prompt: tuple[int, ...]) -> None:
         super().__init__(scorer.runner, prompt, scorer.info.sliding_window)
         self._scorer = scorer
-        self._format = scorer.format
-        self._capacity = scorer.info.window
-        self._steps = 0
-        self._last: tuple[int, Feed] | None = None
-        self._laid: tuple[str, Feed] | None = None
+        self._feeds = StepFeeds(scorer.format)
         self.scoring = False
         """Whether a step was laid out whose reward was not read yet."""
         self.read = 0
@@ -50,15 +46,10 @@ class TorchScorerSession(SlotSession):
         """
         if self.scoring:
             return
-        if body:
-            start, feed = self.base, self._lay_out(body)
-        else:
-            # The last step's reward: it was written by the target, so nobody has asked for it yet.
-            assert self._last is not None
-            start, feed = self._last
+        start, feed = self._feeds.lay_out(self.base, body)
         self.tokens[start:] = feed.ids
         self.cached = min(self.cached, start)
-        if len(self.tokens) > self._capacity:
+        if len(self.tokens) > self._scorer.info.window:
             raise WindowFull
         self.scoring = True
         self.read = start + feed.read
@@ -67,23 +58,7 @@ class TorchScorerSession(SlotSession):
     def commit(self, kept: Kept, *, own: bool) -> None:
         """Go on behind the committed step."""
         self.scoring = False
-        if not kept.body:
-            self.keep(self.base)
-            return
-        feed = self._lay_out(kept.body)
-        self._last = (self.base, feed)
-        if own and len(self.tokens) > self.base:
-            self.keep(self.base + len(feed.ids) - feed.probe)
-        else:
-            self.replace(feed.ids[: len(feed.ids) - feed.probe])
-        self._steps += 1
-        self._laid = None
-
-    def _lay_out(self, body: str) -> Feed:
-        """The tokens of a body as the next step: encoded once, though they are scored and then committed."""
-        if self._laid is None or self._laid[0] != body:
-            self._laid = body, self._format.step(body, self._steps)
-        return self._laid[1]
+        self.replace(self._feeds.commit(self.base, kept.body) if kept.body else ())
 
 
 class TorchScorer:
@@ -123,24 +98,16 @@ class TorchScorer:
             results[index] = output if isinstance(output, Exception) else self._read(session, feed, output)
         return results
 
-    def _read(self, session: TorchScorerSession, feed: SlotFeed, output: Output) -> Scored | Exception | None:
+    def _read(self, session: TorchScorerSession, feed: SlotFeed, output: Read) -> Scored | Exception | None:
         """The reward, if this chunk reached the position where it is read."""
         session.fed(feed, output)
         if feed.start + len(feed.tokens) <= session.read:
             return None
         session.scoring = False
-        return self._scored(output.fetched[0], session.scored_tokens)
-
-    def _scored(self, values: list[float], tokens: int) -> Scored | Exception:
-        if any(math.isnan(value) for value in values):
-            return Scored(math.nan, tokens)
         try:
-            return Scored(float(self.format.reward(values)), tokens)
-        except Exception as error:
-            return RewardError(
-                f"the PRM format {self.format.name!r} cannot read a reward from {values!r}: {error}.",
-                hint="Choose another prm_format.",
-            )
+            return scored(self.format, output.fetched[0], session.scored_tokens)
+        except RewardError as error:
+            return error
 
     def close(self) -> None:
         """Give the memory back."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 
 from rsd_integrations.backends.torch.plan import SlotFeed
-from rsd_integrations.backends.torch.readout import Output
+from rsd_integrations.backends.torch.readout import Read
 from rsd_integrations.backends.torch.runner import SlotRunner, failure
 from rsd_integrations.errors import ConfigError, DeviceMemoryError, ModelError
 
@@ -121,12 +121,12 @@ def _in_pieces(
     yield tokens, _kept(output)
 
 
-def _kept(output: Output) -> torch.Tensor:
+def _kept(output: Read) -> torch.Tensor:
     """A copy: the next forward may overwrite it."""
     return output.kept_R[0].float().clone()
 
 
-def _first(results: list[Output | Exception]) -> Output:
+def _first(results: list[Read | Exception]) -> Read:
     """The first feed's output.
 
     Raises:
@@ -135,5 +135,5 @@ def _first(results: list[Output | Exception]) -> Output:
     for result in results:
         if isinstance(result, Exception):
             raise result
-    assert isinstance(results[0], Output)
+    assert isinstance(results[0], Read)
     return results[0]

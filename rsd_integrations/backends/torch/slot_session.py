@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from rsd_integrations.backends.torch.plan import SlotFeed
 from rsd_integrations.backends.torch.pool import shared
-from rsd_integrations.backends.torch.readout import Output
+from rsd_integrations.backends.torch.readout import Read
 from rsd_integrations.backends.torch.runner import PREFILL_CHUNK, SlotRunner
 from rsd_integrations.protocols import Tally
 
@@ -98,7 +98,7 @@ class SlotSession:
             return SlotFeed(slot, self.cached, new, early=early)
         return SlotFeed(slot, self.cached, [*new, *guesses], len(new) - 1, len(guesses))
 
-    def fed(self, feed: SlotFeed, output: Output) -> None:
+    def fed(self, feed: SlotFeed, output: Read) -> None:
         """Count a feed that went well. Its guesses are not part of the text, for they may prove wrong; nor is
         what it was fed in one launch, until it is taken.
         """
@@ -111,7 +111,7 @@ class SlotSession:
         self.early = output.followed
         self.cached = end - feed.more
 
-    def unread(self, feed: SlotFeed, output: Output) -> None:
+    def unread(self, feed: SlotFeed, output: Read) -> None:
         """Take back a feed whose outputs are not finite: what it left would spread, masked or not. Of several
         that were fed in one launch only the last can be of that kind.
         """
@@ -140,12 +140,8 @@ class SlotSession:
         self.base = length
         return behind
 
-    def keep(self, length: int | None = None) -> None:
-        """Commit the step in progress, up to a total length."""
-        if length is not None:
-            del self.tokens[length:]
-            self.cached = min(self.cached, length)
-            self.early = False
+    def keep(self) -> None:
+        """Commit the step in progress."""
         self.base = len(self.tokens)
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ from functools import partial
 
 from rsd_integrations.backends.shared.writing import Language, SpeakingWriter
 from rsd_integrations.backends.torch.bursts import MOST_AT_ONCE, Burst, Endings
-from rsd_integrations.backends.torch.readout import Output as Read
+from rsd_integrations.backends.torch.readout import Read
 from rsd_integrations.backends.torch.runner import SlotRunner
 from rsd_integrations.backends.torch.sampling import draw_rows
 from rsd_integrations.backends.torch.slot_session import to_feed

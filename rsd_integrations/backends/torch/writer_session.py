@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from rsd_integrations.backends.shared.detokenize import Detokenizer
+from rsd_integrations.backends.shared.writing import StepText
 from rsd_integrations.backends.torch.guesses import Guesses
 from rsd_integrations.backends.torch.plan import SlotFeed
-from rsd_integrations.backends.torch.readout import Output as Read
+from rsd_integrations.backends.torch.readout import Read
 from rsd_integrations.backends.torch.sampling import Draws, Row, draw, penalized
 from rsd_integrations.backends.torch.slot_session import SlotSession
 from rsd_integrations.output import Output
@@ -40,9 +40,7 @@ class TorchWriterSession(SlotSession):
         self.constraint = writer.tooling.constraint(output, tags)
         self._writer = writer
         self._output = output
-        markup = writer.tooling.markup_ids if self.reader else frozenset()
-        self._detokenizer = Detokenizer(writer.tokenizer, writer.hidden_ids - markup)
-        self._text = ""
+        self._text = StepText(writer, markup=self.reader is not None)
         self._guesses = Guesses()
         self._known: list[int] = []
         """The next tokens of the step to write, drawn and cached before it was begun."""
@@ -70,7 +68,7 @@ class TorchWriterSession(SlotSession):
             return
         if self._draws.source is not work.sampling.draw:
             self._draws = Draws(work.sampling.draw)
-        self._text = ""
+        self._text.begin()
         rejected = work.rejected if isinstance(work, TargetStep) else None
         if rejected is None:
             self._guesses = Guesses()
@@ -78,7 +76,6 @@ class TorchWriterSession(SlotSession):
             same = rejected.vocabulary == self._writer.vocabulary
             own = self._as_own_tokens(rejected)
             self._guesses = Guesses(own, more=same, trusted=self._guesses.trusted)
-        self._detokenizer.mark()
 
     @property
     def wanted(self) -> int:
@@ -213,7 +210,7 @@ class TorchWriterSession(SlotSession):
         """Tokens it may yet take, if each is the likeliest and is fed alone until the step ends; else 0."""
         greedy = self._temperature == 0.0 and (isinstance(self.work, GuessStep) or not self._by_itself)
         guessed = bool(self._guesses.next(1)) or self._guesses.wanted > 0
-        return self._room if greedy and not guessed and not self._detokenizer.holds else 0
+        return self._room if greedy and not guessed and not self._text.holds else 0
 
     @property
     def ending(self) -> frozenset[str]:
@@ -232,13 +229,9 @@ class TorchWriterSession(SlotSession):
         self.tokens.append(token)
         if self.constraint is not None:
             self.constraint.push([token])
-        checked = len(self._text)
-        self._text += self._detokenizer.push([token])
-        if token in self._writer.eos_ids:
-            return self.written("eos")
-        cut = self.work.boundary.find(self._text, checked)
-        if cut is not None:
-            return self.written(cut.kind, cut.end if cut.kind == "stop" else None)
+        ended = self._text.push(token, self.work.boundary)
+        if ended is not None:
+            return self.written(*ended)
         return self.written("limit") if self.full else None
 
     def written(self, end: End, cut: int | None = None) -> Written:
@@ -247,29 +240,26 @@ class TorchWriterSession(SlotSession):
         self._end = end
         if isinstance(self.work, GuessStep):
             return Written("", self.so_far[len(self.work.tokens) :], end, None, self._writer.vocabulary)
-        if end == "eos" or (end == "limit" and self.work.closing):
-            self._text += self._detokenizer.rest()
-        return Written(self._text, tuple(self.tokens[self.base :]), end, cut, self._writer.vocabulary)
+        text = self._text.whole(end, closing=self.work.closing)
+        return Written(text, self.so_far, end, cut, self._writer.vocabulary)
 
     def commit(self, kept: Kept, *, own: bool) -> None:
         """Put the committed step in place of the one in progress."""
+        step = None if own else self._as_own_tokens(kept.written)
         if own and isinstance(self.work, GuessStep):
             self._known = self.settle(self.base + len(self.work.tokens))
-        elif own:
+        elif step is None:
             self.keep()
         else:
             self._known = []
-            self._detokenizer.back()
-            step = self._as_own_tokens(kept.written)
             self.replace(step)
-            self._detokenizer.push(step)
             if self.constraint is not None:
                 self.constraint.back()
                 # Nothing follows the end of an answer, which the other model may spell in its own way.
                 self.constraint.push(step if kept.written.end != "eos" else ())
         if self.constraint is not None:
             self.constraint.keep()
-        self._detokenizer.mark()
+        self._text.commit(step)
         self.work = None
 
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 from difflib import SequenceMatcher
 from typing import Any
 
-import torch
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -22,7 +21,7 @@ from rsd_integrations.backends.shared.describe import (
     model_info,
     text_config,
 )
-from rsd_integrations.backends.shared.sources import HUB_OPTIONS, Source, first_line
+from rsd_integrations.backends.shared.sources import HUB_OPTIONS, Source
 from rsd_integrations.backends.shared.templates import check_templates
 from rsd_integrations.backends.shared.tooling import call_format, call_reader
 from rsd_integrations.backends.shared.writing import Language
@@ -33,6 +32,7 @@ from rsd_integrations.backends.vllm.scorer import STEP_TAGS, VLLMScorer
 from rsd_integrations.backends.vllm.serving import Served, at_once, served_by
 from rsd_integrations.backends.vllm.writer import VLLMWriter
 from rsd_integrations.errors import BackendError, ConfigError, ModelError
+from rsd_integrations.limits import check_count
 from rsd_integrations.prm import PRMFormat, find_prm_format
 from rsd_integrations.prm.base import Head
 from rsd_integrations.protocols import ModelInfo, ScoreStep
@@ -74,11 +74,9 @@ def load_remote(
         BackendError: a server cannot be reached or refuses.
         ModelError: a model or tokenizer cannot play its role.
     """
-    for name, value, least in (("max_batch_size", max_batch_size, 1), ("max_length", max_length, 2)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-            raise ConfigError(
-                f"{name}={value!r} leaves no room.", hint=f"Give a whole number from {least} on."
-            )
+    check_count("max_batch_size", max_batch_size, 1)
+    if max_length is not None:
+        check_count("max_length", max_length, 2)
     given: tuple[tuple[Role, Any, Any], ...] = (
         ("draft", draft, draft_kwargs),
         ("target", target, target_kwargs),
@@ -194,20 +192,9 @@ def _info(served: Served, head: Head, threshold: float | None = None) -> ModelIn
     return model_info(
         served.name,
         config,
-        parameters=_parameters(served.files, _WITH_HEAD.get(head, AutoModel)),
+        parameters=active_parameters(served.files.empty(_WITH_HEAD.get(head, AutoModel))),
         window=served.window,
         attention=attention_kinds(text_config(config)),
         threshold=threshold,
         longest=served.longest,
     )
-
-
-def _parameters(files: Source, auto: Any) -> int:
-    try:
-        with torch.device("meta"):
-            return active_parameters(auto.from_config(files.config, trust_remote_code=False))
-    except Exception as error:  # An architecture that transformers does not know.
-        raise ModelError(
-            f"cannot tell the size of {files.role}={files.name!r}: {first_line(error)}",
-            hint="Its FLOPs could not be counted. Use a model that transformers knows.",
-        ) from error

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
+from rsd_integrations.backends.shared.scoring import scored
 from rsd_integrations.backends.vllm.asking import Asking, Read
 from rsd_integrations.backends.vllm.client import Servers
-from rsd_integrations.backends.vllm.sessions import ScorerSession
-from rsd_integrations.errors import BackendError, RewardError
+from rsd_integrations.backends.vllm.sessions import VLLMScorerSession
+from rsd_integrations.errors import BackendError
 from rsd_integrations.prm.base import PRMFormat
 from rsd_integrations.prompts import as_messages
-from rsd_integrations.protocols import ModelInfo, Scored, ScoreStep
-from rsd_integrations.protocols import ScorerSession as AnyScorerSession
+from rsd_integrations.protocols import ModelInfo, Scored, ScorerSession, ScoreStep
 from rsd_integrations.types import Prompt
 
 __all__ = ["STEP_TAGS", "VLLMScorer"]
@@ -43,11 +42,11 @@ class VLLMScorer:
         self.info = info
         self._asking = asking
 
-    def open(self, prompt: Prompt) -> ScorerSession:
+    def open(self, prompt: Prompt) -> VLLMScorerSession:
         """Encode a prompt as the format wants it."""
-        return ScorerSession(self, self.format.prompt(as_messages(prompt)), self._servers.next_key())
+        return VLLMScorerSession(self, self.format.prompt(as_messages(prompt)), self._servers.next_key())
 
-    async def score(self, session: AnyScorerSession, step: ScoreStep) -> Scored:
+    async def score(self, session: ScorerSession, step: ScoreStep) -> Scored:
         """The reward of a step.
 
         Raises:
@@ -55,22 +54,14 @@ class VLLMScorer:
             BackendError: no server answered, or not as asked.
             RewardError: the format cannot read the outputs.
         """
-        assert isinstance(session, ScorerSession)
+        assert isinstance(session, VLLMScorerSession)
         tokens, count = session.lay_out(step.body)
         read = await self.read(tokens, key=session.key)
         session.count(None if read.cached else 0, len(tokens))
         outputs = read.outputs
         if not outputs:
             raise BackendError(f"{self.info.name!r} gave no reward for a step.", hint=STEP_TAGS)
-        if any(math.isnan(value) for value in outputs):
-            return Scored(math.nan, count)
-        try:
-            return Scored(float(self.format.reward(outputs)), count)
-        except Exception as error:
-            raise RewardError(
-                f"the PRM format {self.format.name!r} cannot read a reward from {outputs!r}: {error}.",
-                hint="Choose another prm_format.",
-            ) from error
+        return scored(self.format, outputs, count)
 
     async def read(self, tokens: Sequence[int], *, key: int = 0) -> Read:
         """What its servers say of a sequence.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rsd_integrations.backends.shared.detokenize import Detokenizer
+from rsd_integrations.backends.shared.scoring import StepFeeds
+from rsd_integrations.backends.shared.writing import StepText
 from rsd_integrations.backends.vllm.ahead import Ahead
 from rsd_integrations.output import Output
-from rsd_integrations.prm.base import Feed
 from rsd_integrations.protocols import (
     DraftStep,
     End,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from rsd_integrations.backends.vllm.scorer import VLLMScorer
     from rsd_integrations.backends.vllm.writer import VLLMWriter
 
-__all__ = ["ScorerSession", "TokenSession", "WriterSession"]
+__all__ = ["TokenSession", "VLLMScorerSession", "VLLMWriterSession"]
 
 
 class TokenSession:
@@ -75,7 +75,7 @@ class TokenSession:
         """Nothing is held."""
 
 
-class WriterSession(TokenSession):
+class VLLMWriterSession(TokenSession):
     """One request in a draft or target model (a ``protocols.WriterSession``)."""
 
     wanted = 0
@@ -94,9 +94,7 @@ class WriterSession(TokenSession):
         self.form = writer.form(output, tags)
         self._writer = writer
         self._output = output
-        markup = writer.tooling.markup_ids if self.reader else frozenset()
-        self._detokenizer = Detokenizer(writer.tokenizer, writer.hidden_ids - markup)
-        self._text = ""
+        self._text = StepText(writer, markup=self.reader is not None)
         self.work: DraftStep | TargetStep | None = None
         self.ahead: Ahead | None = None
         """What it writes behind a step that waits for its reward."""
@@ -105,18 +103,18 @@ class WriterSession(TokenSession):
         self._kept = True
         self._unused: float | None = None
 
-    def fork(self) -> WriterSession:
+    def fork(self) -> VLLMWriterSession:
         """Another session of the same request; the server knows the prompt of both."""
         prompt = tuple(self.tokens[: self.prompt_tokens])
-        return WriterSession(self._writer, prompt, self._output, self.tags, self.key)
+        return VLLMWriterSession(self._writer, prompt, self._output, self.tags, self.key)
 
     def begin(self, work: DraftStep | TargetStep | GuessStep) -> None:
         """Take a step to write, or leave to go on behind the last."""
         if isinstance(work, GuessStep):
             self.ahead_room = min(work.count, self._writer.info.window - len(self.tokens))
             return
-        self.work, self._text, self._ends = work, "", None
-        self._detokenizer.mark()
+        self.work, self._ends = work, None
+        self._text.begin()
 
     @property
     def goes_on(self) -> bool:
@@ -155,7 +153,7 @@ class WriterSession(TokenSession):
     @property
     def text(self) -> str:
         """The text of the step in progress."""
-        return self._text
+        return self._text.shown
 
     @property
     def so_far(self) -> tuple[int, ...]:
@@ -163,15 +161,11 @@ class WriterSession(TokenSession):
         return tuple(self.tokens[self.base :])
 
     @property
-    def in_progress(self) -> int:
-        """Tokens written for the step in progress."""
-        return len(self.tokens) - self.base
-
-    @property
     def room(self) -> int:
         """Tokens by which the step may grow."""
         assert self.work is not None
-        return min(self.work.max_tokens, self._writer.info.window - self.base) - self.in_progress
+        most = min(self.work.max_tokens, self._writer.info.window - self.base)
+        return most - (len(self.tokens) - self.base)
 
     def push(self, token: int) -> Written | None:
         """Take the next token; the step if it ends there."""
@@ -179,22 +173,17 @@ class WriterSession(TokenSession):
         self.tokens.append(token)
         if self.form is not None:
             self.form.push(token)
-        checked = len(self._text)
-        self._text += self._detokenizer.push([token])
-        if token in self._writer.eos_ids:
-            return self.written("eos")
-        cut = self.work.boundary.find(self._text, checked)
-        if cut is not None:
-            return self.written(cut.kind, cut.end if cut.kind == "stop" else None)
+        ended = self._text.push(token, self.work.boundary)
+        if ended is not None:
+            return self.written(*ended)
         return self.written("limit") if self.room <= 0 else None
 
     def written(self, end: End, cut: int | None = None) -> Written:
         """The step in progress as it stands."""
         assert self.work is not None
-        if end == "eos" or (end == "limit" and self.work.closing):
-            self._text += self._detokenizer.rest()
         self._ends = end
-        return Written(self._text, self.so_far, end, cut, self._writer.vocabulary)
+        text = self._text.whole(end, closing=self.work.closing)
+        return Written(text, self.so_far, end, cut, self._writer.vocabulary)
 
     def commit(self, kept: Kept, *, own: bool) -> None:
         """Put the committed step in place of the one in progress."""
@@ -205,13 +194,11 @@ class WriterSession(TokenSession):
         if step is None:
             self.base = len(self.tokens)
         else:
-            self._detokenizer.back()
             self.put(step)
-            self._detokenizer.push(step)
         if self.form is not None:
             # Nothing follows the end of an answer, which the other model may spell in its own way.
             self.form.commit(kept.written.text, () if step and kept.written.end == "eos" else step)
-        self._detokenizer.mark()
+        self._text.commit(step)
         self.work = None
 
     def close(self) -> None:
@@ -219,19 +206,17 @@ class WriterSession(TokenSession):
         self.leave_ahead()
 
 
-class ScorerSession(TokenSession):
+class VLLMScorerSession(TokenSession):
     """One request in a PRM (a ``protocols.ScorerSession``): the steps' tokens, each behind the last."""
 
     def __init__(self, scorer: VLLMScorer, prompt: tuple[int, ...], key: int) -> None:
         super().__init__(prompt, scorer.info.sliding_window, key)
         self._scorer = scorer
-        self._last: tuple[int, Feed] | None = None
-        self._proposed: tuple[str, Feed] | None = None
-        self.steps = 0
+        self._feeds = StepFeeds(scorer.format)
 
-    def fork(self) -> ScorerSession:
+    def fork(self) -> VLLMScorerSession:
         """Another session of the same request."""
-        return ScorerSession(self._scorer, tuple(self.tokens[: self.prompt_tokens]), self.key)
+        return VLLMScorerSession(self._scorer, tuple(self.tokens[: self.prompt_tokens]), self.key)
 
     def lay_out(self, body: str) -> tuple[list[int], int]:
         """All tokens up to where the reward of a step is read, and how many of them are the step's.
@@ -242,29 +227,16 @@ class ScorerSession(TokenSession):
         Raises:
             WindowFull: they do not fit.
         """
-        if body:
-            start, feed = self.base, self._feed(body)
-        else:
-            assert self._last is not None  # The last step's reward, which nobody has asked for yet.
-            start, feed = self._last
+        start, feed = self._feeds.lay_out(self.base, body)
         if start + len(feed.ids) > self._scorer.info.window:
             raise WindowFull
         return [*self.tokens[:start], *feed.ids[: feed.read + 1]], len(feed.ids) if body else 0
-
-    def _feed(self, body: str) -> Feed:
-        """The tokens of a step in this place; made once for what is scored and then committed."""
-        if self._proposed is None or self._proposed[0] != body:
-            self._proposed = body, self._scorer.format.step(body, self.steps)
-        return self._proposed[1]
 
     def commit(self, kept: Kept, *, own: bool) -> None:
         """Go on behind the committed step."""
         if not kept.body:
             return
-        feed = self._feed(kept.body)
-        self._last, self._proposed = (self.base, feed), None
         read = self.read
-        self.put(feed.ids[: len(feed.ids) - feed.probe])
+        self.put(self._feeds.commit(self.base, kept.body))
         if own:
             self.read = min(read, self.base)
-        self.steps += 1

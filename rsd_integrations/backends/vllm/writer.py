@@ -10,11 +10,10 @@ from rsd_integrations.backends.shared.writing import Language, SpeakingWriter
 from rsd_integrations.backends.vllm.ahead import Ahead
 from rsd_integrations.backends.vllm.client import Refused, Servers
 from rsd_integrations.backends.vllm.form import Form
-from rsd_integrations.backends.vllm.sessions import WriterSession
+from rsd_integrations.backends.vllm.sessions import VLLMWriterSession
 from rsd_integrations.errors import BackendError, ConfigError
 from rsd_integrations.output import Output
-from rsd_integrations.protocols import FREE, DraftStep, ModelInfo, Sampling, Written
-from rsd_integrations.protocols import WriterSession as AnyWriterSession
+from rsd_integrations.protocols import FREE, DraftStep, ModelInfo, Sampling, WriterSession, Written
 from rsd_integrations.segment import ReasoningTags, StepBoundary
 from rsd_integrations.types import Prompt
 
@@ -64,23 +63,23 @@ class VLLMWriter(SpeakingWriter):
         self.holds_grammars = False
         """Whether its servers hold to grammars as written here; else tokens are asked for one by one."""
 
-    def open(self, prompt: Prompt, output: Output = FREE) -> WriterSession:
+    def open(self, prompt: Prompt, output: Output = FREE) -> VLLMWriterSession:
         """Render and encode a prompt; the window is checked by the engine, which knows max_tokens."""
         tokens = self.rendered(prompt, output)
-        return WriterSession(self, tokens, output, self.tags(tokens), self._servers.next_key())
+        return VLLMWriterSession(self, tokens, output, self.tags(tokens), self._servers.next_key())
 
     def form(self, output: Output, tags: ReasoningTags | None) -> Form | None:
         """What keeps a new session to the output, if something has to."""
         constraint = self.tooling.constraint(output, tags)
         return None if constraint is None else Form(self.tooling, constraint, output, tags, self._size)
 
-    async def write(self, session: AnyWriterSession) -> Written:
+    async def write(self, session: WriterSession) -> Written:
         """The step that the session has begun.
 
         Raises:
             BackendError: no server answered, or not as asked.
         """
-        assert isinstance(session, WriterSession)
+        assert isinstance(session, VLLMWriterSession)
         written = session.written("limit") if session.room <= 0 else None
         while written is None:
             # A server stops at each delimiter, also where it ends no step.
@@ -98,9 +97,9 @@ class VLLMWriter(SpeakingWriter):
             session.forget()
         return written
 
-    def go_on(self, session: AnyWriterSession) -> None:
+    def go_on(self, session: WriterSession) -> None:
         """Write on in the background behind a step that waits for its reward, as the session was told."""
-        assert isinstance(session, WriterSession)
+        assert isinstance(session, VLLMWriterSession)
         room, session.ahead_room = session.ahead_room, 0
         if room <= 0:
             return
@@ -109,7 +108,7 @@ class VLLMWriter(SpeakingWriter):
         session.ahead = Ahead(len(session.tokens), room, draw)
         session.ahead.begin(self._write_on(session, session.ahead, question))
 
-    async def _write_on(self, session: WriterSession, ahead: Ahead, question: dict[str, Any]) -> None:
+    async def _write_on(self, session: VLLMWriterSession, ahead: Ahead, question: dict[str, Any]) -> None:
         async with aclosing(self._servers.stream("/v1/completions", question, key=session.key)) as events:
             async for event in events:
                 for choice in event["choices"]:
@@ -117,7 +116,7 @@ class VLLMWriter(SpeakingWriter):
                     ahead.ended = _says_that_it_ends(choice)
                 session.count(None, ahead.start + max(0, len(ahead.tokens) - 1))
 
-    async def _written_ahead(self, session: WriterSession) -> _Found | None:
+    async def _written_ahead(self, session: VLLMWriterSession) -> _Found | None:
         """What it has written behind the last step: a step that was not kept took it along."""
         ahead = session.ahead
         if ahead is None:
@@ -130,7 +129,7 @@ class VLLMWriter(SpeakingWriter):
         session.ahead = None
         return _Found(ahead.tokens or [min(self.eos_ids)], ended=ahead.ended)
 
-    async def _next(self, session: WriterSession) -> _Found:
+    async def _next(self, session: VLLMWriterSession) -> _Found:
         """The next tokens of a step: all of them, if nothing stops the server before."""
         if (written := await self._written_ahead(session)) is not None:
             return written
@@ -150,7 +149,7 @@ class VLLMWriter(SpeakingWriter):
             form.distrusted = True
             return await self._one(session, form, question)
 
-    async def _one(self, session: WriterSession, form: Form, question: dict[str, Any]) -> _Found:
+    async def _one(self, session: VLLMWriterSession, form: Form, question: dict[str, Any]) -> _Found:
         """One token that the form allows."""
         allowed = form.allowed()
         if int(allowed.sum()) == 1:
@@ -167,7 +166,7 @@ class VLLMWriter(SpeakingWriter):
         among = {"allowed_token_ids": allowed.nonzero().flatten().tolist()}
         return _Found((await self._asked(session, {**alone, **among})).tokens[:1])
 
-    async def _asked(self, session: WriterSession, question: dict[str, Any]) -> _Found:
+    async def _asked(self, session: VLLMWriterSession, question: dict[str, Any]) -> _Found:
         found = self._read(await self._servers.ask("/v1/completions", question, key=session.key))
         session.count(found.cached, len(session.tokens) + max(0, len(found.tokens) - 1))
         return found
@@ -202,7 +201,7 @@ class VLLMWriter(SpeakingWriter):
             text = ""
         self.holds_grammars = text.startswith('{"a": ')
 
-    def _question(self, session: WriterSession, draw: float | None = None) -> dict[str, Any]:
+    def _question(self, session: VLLMWriterSession, draw: float | None = None) -> dict[str, Any]:
         """Args: draw: a number that has been drawn for it."""
         sampling, boundary = session.sampling, session.boundary
         return {
@@ -251,7 +250,7 @@ def _some_words() -> DraftStep:
     return DraftStep(StepBoundary(("\0",)), 16, Sampling(0.0, 1.0, None, lambda: 0.0))
 
 
-def _drawn(session: WriterSession) -> dict[str, Any]:
+def _drawn(session: VLLMWriterSession) -> dict[str, Any]:
     """The seed of one question, of the request's own numbers."""
     return _seed(session.draw()) if session.sampling.temperature > 0.0 else {}
 
