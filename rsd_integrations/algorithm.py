@@ -266,8 +266,8 @@ class _Teller:
 
     def _boundary(self) -> StepBoundary:
         return StepBoundary(
-            self.config.step_delimiter,
-            self.config.stop,
+            tuple(self.config.step_delimiter),
+            tuple(self.config.stop),
             self._tail,
             self._reading.unbroken,
             self._inside,
@@ -275,7 +275,7 @@ class _Teller:
         )
 
     def _body(self, written: Written) -> str:
-        return step_body(written.shown, self.config.step_delimiter)
+        return step_body(written.shown, tuple(self.config.step_delimiter))
 
     def _event(self, kind: Any, facts: _Facts, **more: Any) -> StepEvent:
         text = more["step"].text if "step" in more else facts.drafted.shown if facts.candidates else ""

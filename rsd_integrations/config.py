@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -45,7 +45,10 @@ def _as_tuple(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
-Strings = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+if TYPE_CHECKING:  # What may be given: a lone string is a sequence of strings, too.
+    Strings = Sequence[str]
+else:
+    Strings = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 
 
 class RSDFields(BaseModel):

@@ -42,7 +42,7 @@ class Reading:
     def __init__(
         self, config: RSDConfig, tags: ReasoningTags | None, output: Output, reader: CallReader | None
     ) -> None:
-        self._held = HoldBack(config.stop)
+        self._held = HoldBack(tuple(config.stop))
         self._splitter = ReasoningSplitter(tags)
         self._reader = reader if output.tools else None
         self._calls = CallSplitter(self._reader.unbroken) if self._reader else None

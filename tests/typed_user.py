@@ -1,0 +1,65 @@
+"""What users write, as a type checker sees it: .ci/run checks it (mypy --strict, no plugin), nobody runs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from langchain_core.tools import tool
+from llama_index.core.llms import ChatMessage
+from pydantic import BaseModel
+
+from rsd_integrations import Output, RSDConfig, RSDPipeline
+from rsd_integrations.langchain import ChatRSD
+from rsd_integrations.llama_index import RSDLLM
+from rsd_integrations.types import Step
+
+
+class Answer(BaseModel):
+    value: int
+
+
+@tool
+def add(a: int, b: int) -> int:
+    """Add."""
+    return a + b
+
+
+def on_step(step: Step) -> None:
+    print(step.accepted, step.reward)
+
+
+def settings() -> str:
+    RSDConfig(stop="END", step_delimiter=["\n\n", "\n"], weighting=lambda reward: reward)
+    return RSDConfig(threshold=0.7, stop=["END"], step_delimiter="\n", weighting="logistic", seed=1).stop[0]
+
+
+def pipeline() -> float:
+    pipe = RSDPipeline.from_pretrained(
+        "draft", Path("target"), "prm", dtype=torch.bfloat16, draft_kwargs={"device": "cuda:1"}
+    )
+    pipe.generate([{"role": "user", "content": "x"}], threshold=0.5, stop=["a"])
+    for event in pipe.stream("x", output=Output.of(response_format={"type": "json_object"})):
+        if event.step is not None:
+            print(event.delta, event.step.reward)
+    return pipe.generate("x").usage.flops.paper
+
+
+async def awaited() -> str:
+    async with RSDPipeline.pocket() as pipe:
+        async for event in pipe.astream("x"):
+            print(event.delta)
+        return (await pipe.agenerate("x")).text
+
+
+def langchain(pipe: RSDPipeline) -> str:
+    ChatRSD(draft="a", target=Path("b"), prm="c", threshold=0.7, stop=["END"], on_step=on_step, max_tokens=5)
+    ChatRSD.from_pipeline(pipe, temperature=0.7, stop="END").with_structured_output(Answer).invoke("hi")
+    llm = ChatRSD.pocket(threshold=0.9)
+    llm.bind_tools([add], tool_choice="any").invoke("hi")
+    return "".join(chunk.text for chunk in llm.stream("hi"))
+
+
+def llama_index(pipe: RSDPipeline) -> str:
+    RSDLLM(draft="a", target="b", prm="c", stop=["END"], system_prompt="Be brief.")
+    return str(RSDLLM.from_pipeline(pipe, temperature=0.3).chat([ChatMessage("x")]))
