@@ -1,4 +1,4 @@
-"""What users write, as a type checker sees it: .ci/run checks it (mypy --strict, no plugin), nobody runs it."""
+"""What users write, as type checkers see it. .ci/run checks it (mypy --strict, no plugin); it never runs."""
 
 from __future__ import annotations
 
