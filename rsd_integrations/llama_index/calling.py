@@ -96,7 +96,9 @@ class ToolCalling(FunctionCallingLLM, RSDSettings):
         fields = type(self).model_fields
         check_known(given, [name for name in PER_CALL if name in fields], fixed=fields)
         call = call_settings(self, given)
-        held = {name: getattr(call if hasattr(call, name) else call.config, name) for name in given}
+        held = {
+            name: getattr(call.config if name in RSDConfig.model_fields else call, name) for name in given
+        }
         return self.model_copy(update=held)
 
     def _prepare_chat_with_tools(  # noqa: PLR0917 (LlamaIndex's signature)
