@@ -92,9 +92,10 @@ class RSDFields(BaseModel):
     """Only the k likeliest tokens; None for all."""
 
     min_p: float = Field(default=0.0, ge=0.0, le=1.0, allow_inf_nan=False)
-    """Only tokens at least this fraction as likely as the likeliest one; 0 for all."""
+    """Only tokens at least this fraction as likely as the likeliest one; 0 for all. Behind ``top_p``, as in
+    transformers (vLLM's servers apply it before, and not with speculative decoding of their own)."""
 
-    repetition_penalty: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
+    repetition_penalty: float = Field(default=1.0, ge=0.01, le=100.0, allow_inf_nan=False)
     """Above 1, tokens that the prompt or the answer has already become less likely (as in transformers and
     vLLM). A model's own one (its ``generation_config``) is not taken. 1, none, is the fastest."""
 
@@ -113,6 +114,16 @@ class RSDFields(BaseModel):
     the answers are no longer distributed as the paper's (equation 3): the draft's part of the mixture
     becomes that of the best of n. Needs a temperature above 0, and n rows of the pipeline's
     ``max_batch_size``."""
+
+    @property
+    def uses_threshold(self) -> bool:
+        """Whether the weighting looks at the threshold."""
+        return self.weighting in ("step", "logistic")
+
+    @property
+    def threshold_in_force(self) -> float | None:
+        """The threshold, where the weighting looks at one."""
+        return self.threshold if self.uses_threshold else None
 
     @field_validator("weighting", mode="before")
     @classmethod
@@ -211,11 +222,6 @@ class RSDConfig(RSDFields):
         return _ROLES[self.mode]
 
     @property
-    def threshold_in_force(self) -> float | None:
-        """The threshold, where the weighting looks at one."""
-        return self.threshold if self.weighting in ("step", "logistic") else None
-
-    @property
     def rows(self) -> int:
         """Rows of the models' batches that a request takes."""
         return 1 if self.mode == "target" else self.draft_candidates
@@ -227,7 +233,8 @@ def first_wrong(error: ValidationError) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if not first["loc"]:  # Fields that do not go together: the message names them.
         return message
-    return f"{'.'.join(map(str, first['loc']))}={first['input']!r}: {message}"
+    name = ".".join(map(str, first["loc"]))
+    return message if message.startswith(name) else f"{name}={first['input']!r:.200}: {message}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from transformers import AutoConfig
 
 from rsd_integrations import FLOPs, Generation, RSDPipeline
 from rsd_integrations.accounting import RoleCount, usage
+from rsd_integrations.backends.shared.describe import attention_kinds, model_info
 from rsd_integrations.protocols import ModelInfo, Tally
 from tests.oracle import Party, Story, StoryStep, Terms, naive_rsd
 from tests.test_oracle import ROUNDING, fields, load, parties
@@ -239,3 +241,11 @@ def test_pairs_of_a_token_and_what_it_attends_to(start: int, count: int, window:
     tally.add(start, count, window)
     seen = [min(position + 1, window or position + 1) for position in range(start, start + count)]
     assert (tally.forwarded, tally.pairs) == (count, sum(seen))
+
+
+def test_layers_that_are_no_attention_are_described() -> None:
+    """Behind servers such models run; in this process they are refused."""
+    hybrid, none = AutoConfig.for_model("qwen3_next"), AutoConfig.for_model("mamba")
+    assert attention_kinds(hybrid) == {"linear_attention": (None, None), "full_attention": (None, None)}
+    info = model_info("m", none, parameters=1, window=9, attention=attention_kinds(none))
+    assert info.pair_flops == 0

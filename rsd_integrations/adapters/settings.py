@@ -44,7 +44,7 @@ from rsd_integrations.opening import are_servers
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.types import ROLES, Role, Step
 
-__all__ = ["LOADING", "OPTIONS", "OnStep", "RSDSettings", "TraceSteps"]
+__all__ = ["LOADING", "OPTIONS", "OnStep", "RSDSettings", "TraceSteps", "unset_limits"]
 
 OnStep = Callable[[Step], None]
 """Told of each committed step, on the thread (or loop) of whoever waits for the answer."""
@@ -351,13 +351,18 @@ def _check_loading(settings: RSDSettings) -> None:
     _check_room(settings)
 
 
+def unset_limits(settings: RSDSettings) -> list[str]:
+    """Limits that nobody has set: servers have their own, so these are not to be saved as if somebody had."""
+    return [name for name in _LIMITS if name not in settings.model_fields_set]
+
+
 def _check_room(settings: RSDSettings) -> None:
     """Refuse what never fits."""
     live = settings.pipeline
     if isinstance(live, str) and live.startswith(LIVE):
         return  # It may be another process's.
     # What nobody has set for servers they will say.
-    unset = [name for name in _LIMITS if _are_servers(settings) and name not in settings.model_fields_set]
+    unset = unset_limits(settings) if _are_servers(settings) else []
     rows = live.backend.max_batch_size if isinstance(live, RSDPipeline) else settings.max_batch_size
     if "max_batch_size" not in unset:
         check_rows(settings.config, rows)

@@ -35,7 +35,7 @@ _MONEY = r"\\?[$£€¥]"
 _BARE = re.compile(r"(?:[^A-Za-z=^\d]|\\(?:left|text\w*|mathrm|mathbf|approx|boxed))*")
 """Before a number: nothing but dress."""
 _GOES_ON = re.compile(
-    r"\s*(?:\\(?:sqrt|pi|times|cdot|div|frac)(?![a-z])|[-+*/×÷x]\s*(?:\\?[$£€¥]\s*)?[\d(\\]|\^\s*\{?\s*[-\d])|[,:]\d"
+    r"\s*(?:\\(?:sqrt|pi|times|cdot|div|frac)(?![a-z])|[-+*/×÷]\s*(?:\\?[$£€¥]\s*)?[\d(\\]|x\s*(?:\\?[$£€¥]\s*)?\d|\^\s*\{?\s*[-\d])|[,:]\d"
 )
 """Behind a number: it is part of a formula, a range, a list or a time."""
 _LED_UP = re.compile(r"(?:[\^_+*/]|\\sqrt)\s*\{?\s*$")

@@ -140,7 +140,7 @@ def _cut_off(target: Point, questions: int) -> list[str]:
         return []
     return [
         f"A limit cut off {target.unfinished} of the target's {many(questions, 'answer')}: measure again "
-        "with a higher max_tokens."
+        "with a higher max_tokens (or max_steps)."
     ]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from rsd_integrations.config import HELP, RSDConfig, first_wrong
+from rsd_integrations.config import HELP, RSDConfig, first_wrong, nearest
 from rsd_integrations.errors import ConfigError
 
 __all__ = ["json_object", "read_config"]
@@ -23,7 +23,7 @@ def json_object(option: str, text: str, *, example: str) -> dict[str, Any]:
     hint = f"Write it as '{example}'."
     try:
         found = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{option} is no JSON: {error}.", hint=hint) from error
     if not isinstance(found, dict):
         raise ConfigError(f"{option} is no JSON object but a {type(found).__name__}.", hint=hint)
@@ -43,7 +43,10 @@ def read_config(text: str | None, *, swept: Collection[str] = (), **options: Any
         pydantic.ValidationError: the value of an option is wrong.
     """
     more = {} if text is None else json_object("--config", text, example='{"top_p": 0.8, "stop": ["END"]}')
+    known = [name for name in RSDConfig.model_fields if name not in (*swept, *options)]
     for name in more:
+        if name not in RSDConfig.model_fields:
+            raise ConfigError(f"--config: unknown setting {name!r}.", hint=nearest(name, known))
         if name in swept:
             raise ConfigError(f"--config sets {name!r}, which is what this measures.", hint="Leave it out.")
         if name in options:

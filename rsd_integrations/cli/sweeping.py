@@ -27,10 +27,12 @@ def numbers(option: str, given: str, kind: Any, *, hint: str = "Separate them by
 
 
 def read_sweep(thresholds: str) -> list[float]:
-    """The thresholds as numbers.
+    """The thresholds as numbers; none is the PRM's default alone.
 
     Raises:
-        ConfigError: there is none, or one is no number in (0, 1].
+        ConfigError: one is no number in (0, 1].
     """
+    if not thresholds.strip():
+        return []
     hint = "Separate them by commas; 0 (draft only) and above 1 (target only) are measured anyway."
     return numbers("--thresholds", thresholds, float, hint=hint)

@@ -22,6 +22,7 @@ from rsd_integrations.cli.progress import watching
 from rsd_integrations.cli.saving import check_out, conclude
 from rsd_integrations.cli.settings import read_config
 from rsd_integrations.cli.sweeping import read_sweep
+from rsd_integrations.errors import ConfigError
 from rsd_integrations.report.words import many
 from rsd_integrations.types import ROLES
 
@@ -158,6 +159,11 @@ def tune(
     asked, name = _questions(
         questions, problems, seed, fields=(question_field, answer_field), match=match, system=system
     )
+    if decoding.rows > batch_size:
+        raise ConfigError(
+            f"--config: draft_candidates={decoding.rows} do not fit --batch-size {batch_size}.",
+            hint=f"Raise it: --batch-size {decoding.rows}.",
+        )
     check_out(out)
     settings: _Settings = {
         "questions_sha256": hashlib.sha256(questions.read_bytes()).hexdigest(),
@@ -217,8 +223,9 @@ def _questions(
 
 
 def _told(config: RSDConfig, but: Collection[str]) -> str:
-    """Further settings, whichever way they were spelled."""
-    more = config.model_dump(mode="json", include=config.model_fields_set.difference(but))
+    """Further settings that answers depend on, whichever way they were spelled."""
+    names = config.model_fields_set.difference(but, ("speculation",))
+    more = config.model_dump(mode="json", include=names, exclude_defaults=True)
     return json.dumps(more, sort_keys=True) if more else ""
 
 

@@ -52,7 +52,7 @@ def _identity(function: Callable[..., Any]) -> str:
 
 def _found(function: Any) -> bool:
     """Whether its module has it by its name, as it has no lambda, closure or method of an object."""
-    if function.__module__ == "__main__":  # Every script is that.
+    if getattr(function, "__module__", None) == "__main__":  # Every script is that.
         return False
     there: Any = sys.modules.get(getattr(function, "__module__", None) or "")
     for part in getattr(function, "__qualname__", "").split("."):

@@ -17,6 +17,7 @@ from langchain_core.callbacks.manager import BaseRunManager
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.model_profile import ModelProfile
+from langchain_core.load.serializable import SerializedConstructor, SerializedNotImplemented
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult, LLMResult
 from langchain_core.runnables import Runnable, RunnableConfig
@@ -27,7 +28,7 @@ from rsd_integrations.adapters.calls import CallSettings
 from rsd_integrations.adapters.counting import count_tokens
 from rsd_integrations.adapters.running import aevents, events
 from rsd_integrations.adapters.secrets import without_secrets
-from rsd_integrations.adapters.settings import OPTIONS, RSDSettings
+from rsd_integrations.adapters.settings import OPTIONS, RSDSettings, unset_limits
 from rsd_integrations.adapters.sources import plain
 from rsd_integrations.documented import documented
 from rsd_integrations.langchain.caching import cache_key
@@ -356,6 +357,14 @@ class ChatRSD(BaseChatModel, RSDSettings):
     def is_lc_serializable(cls) -> bool:
         """Yes: ``load(dumpd(llm), allowed_objects=[ChatRSD], ...)``; secrets have to be given anew."""
         return True
+
+    def to_json(self) -> SerializedConstructor | SerializedNotImplemented:
+        """What ``load`` makes an equal object of."""
+        made = super().to_json()
+        kwargs: dict[str, Any] = cast(dict[str, Any], made).get("kwargs") or {}
+        for name in unset_limits(self):
+            kwargs.pop(name, None)
+        return made
 
     @property
     def lc_attributes(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from langchain_core.language_models.base import LangSmithParams
@@ -56,10 +56,11 @@ def identifying_params(settings: RSDSettings) -> dict[str, Any]:
     """What traces show of a model: its models' names and how it generates."""
     # A callable weighting is told by its name; dumping would try to serialise it.
     config = {name: _plain(getattr(settings, name)) for name in RSDConfig.model_fields}
+    config["threshold"] = settings.threshold_in_force
     models = {f"{role}_model": name for role, name in settings.model_names.items()}
     pipe = settings.source.loaded
-    call = call_of(settings, None, {})
-    config["threshold"] = (call.over(pipe) if pipe else call).threshold_in_force
+    if pipe and settings.threshold is None and settings.uses_threshold:
+        config["threshold"] = pipe.recommended_threshold
     return {"model": settings.model or models["target_model"], **models, **config}
 
 
@@ -76,8 +77,9 @@ def langsmith_params(
     )
     if max_tokens := kwargs.get("max_tokens", settings.max_tokens):
         params["ls_max_tokens"] = max_tokens
-    # As the call will read it: a lone string is one entry.
-    if stops := call_of(settings, stop, {}).config.stop:
+    # As the call will read it, which refuses what is none: a lone string is one entry.
+    stops = settings.stop if stop is None else (stop,) if isinstance(stop, str) else stop
+    if isinstance(stops, Sequence) and stops:
         params["ls_stop"] = list(stops)
     return params
 

@@ -20,6 +20,7 @@ from typing_extensions import Self
 from rsd_integrations.adapters.calls import PER_CALL, call_settings
 from rsd_integrations.adapters.checks import check_known
 from rsd_integrations.adapters.settings import RSDSettings
+from rsd_integrations.config import RSDConfig
 from rsd_integrations.llama_index.asked import asking, is_asking, spanned_by_base
 from rsd_integrations.llama_index.tools import (
     chat_arguments,

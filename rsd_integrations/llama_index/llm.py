@@ -24,7 +24,7 @@ from pydantic import ConfigDict, model_validator
 
 from rsd_integrations.adapters.calls import TOOLS, CallSettings, call_settings
 from rsd_integrations.adapters.running import aevents, events
-from rsd_integrations.adapters.settings import LOADING
+from rsd_integrations.adapters.settings import LOADING, unset_limits
 from rsd_integrations.adapters.sources import plain
 from rsd_integrations.documented import documented
 from rsd_integrations.errors import ConfigError, PromptError
@@ -249,7 +249,8 @@ class RSDLLM(StructuredPrediction, AskedByEngines, ToolCalling, CustomLLM):
                 f"weighting={self.weighting!r} is a function, which is no data.",
                 hint="Use one of the named weightings, or set it again behind from_dict.",
             )
-        data = super().to_dict(**kwargs)
+        unset = unset_limits(self)
+        data = {name: value for name, value in super().to_dict(**kwargs).items() if name not in unset}
         if not self.is_portable:
             data = {name: value for name, value in data.items() if name not in (*ROLES, *LOADING)}
             data["pipeline"] = self.source.name

@@ -73,7 +73,7 @@ def test_penalties_are_those_of_hf(penalty: float) -> None:
     for seed in range(5):
         logits = torch.randn(50, generator=torch.Generator().manual_seed(seed)) * 3
         expected = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([before]), logits[None].clone())[0]
-        assert torch.equal(penalized(logits, before, penalty), expected)
+        assert torch.equal(penalized(logits, torch.tensor(before), penalty), expected)
 
 
 @pytest.mark.parametrize("point", [0.0, 0.0999, 0.1001, 0.4999, 0.5001, 0.9999999, math.nextafter(1.0, 0.0)])

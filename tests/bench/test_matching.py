@@ -45,6 +45,8 @@ def test_what_a_text_gives_as_its_answer(text: str, answer: str | None) -> None:
         ("The answer is $5 + $3 = $8.", "8", True),
         ("#### 20 x 3 = 60", "60", True),
         ("#### 20x", "20", True),
+        ("The answer is \\(20x\\).", "20", True),
+        ("#### 20x (twenty times)", "20", True),
         ("\\boxed{\\dfrac{3}{4}}", "0.75", True),
         ("\\boxed{3/4}", "\\frac34", True),
         ("#### \\$18", "so 9 * 2 = 18\n#### 18", True),

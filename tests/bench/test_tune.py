@@ -94,14 +94,19 @@ def test_the_sweep_is_over_thresholds_whatever_the_config_weighs_by(tmp_path: Pa
     assert len(runs) == 7
 
 
-def test_the_draft_alone_writes_each_step_once() -> None:
+def test_the_draft_alone_writes_each_step_once(tmp_path: Path) -> None:
     """With candidates the PRM would choose: no draft is alone then."""
     config = CONFIG.override(draft_candidates=3, temperature=1.0)
+    answers = SavedAnswers(tmp_path / "a", {})
     with trio(PROBLEMS[:4], [1]) as pipe:
-        found = tune(pipe, questions(PROBLEMS[:4]), [0.5], config)
+        found = tune(pipe, questions(PROBLEMS[:4]), [0.5], config, answers=answers)
         plain = tune(pipe, questions(PROBLEMS[:4]), [0.5], CONFIG)
     assert found.points[0].flops.paper == plain.points[0].flops.paper
     assert found.points[1].flops.paper > plain.points[1].flops.paper
+    for run, candidates in (("threshold 0.5", 3), ("rewards of the draft's steps", 0)):
+        steps = [step for one in answers.of(run).values() for step in one.steps]
+        assert {len(step.candidates) for step in steps if step.source == "draft"} == {candidates}
+    answers.close()
 
 
 def test_a_question_that_just_fits_is_answered() -> None:
@@ -267,7 +272,7 @@ def test_advice_says_where_nothing_was_measured() -> None:
     )
     blank[-1] = blank[-1].model_copy(update={"unfinished": 7})
     assert advised(*blank).endswith(
-        "A limit cut off 7 of the target's 100 answers: measure again with a higher max_tokens."
+        "A limit cut off 7 of the target's 100 answers: measure again with a higher max_tokens (or max_steps)."
     )
     cut = advised(DRAFT, point("rsd", 0.7, 80, 0.4), TARGET.model_copy(update={"unfinished": 1}))
     assert cut.startswith("Threshold 0.7 is the cheapest")
@@ -405,6 +410,11 @@ def test_the_command_saves_what_repeats_it(
         (["--question-field", "q"], "has no 'q'; its fields are 'question', 'answer'"),
         (["--draft", "a/b"], "--target and --prm missing"),
         (["--config", '{"beta": 2}'], "--config sets 'beta', which is what this measures"),
+        (
+            ["--config", '{"draft_candidates": 33}', "--temperature", "1"],
+            "fit --batch-size 16. Raise",
+        ),
+        (["--config", '{"thresh": 1}'], "--config: unknown setting 'thresh'"),
         (["--config", '{"temperature": 1}'], "which has an option. Use --temperature"),
         (["--draft-kwargs", "{}"], "--draft-kwargs plays no part in the pocket trio"),
     ],
@@ -457,6 +467,10 @@ def test_settings_decide_how_questions_are_answered(file: str, tmp_path: Path) -
     assert report.settings["config"] == '{"max_step_tokens": 2, "max_steps": 1}'
     assert run(file, *out[:-1], ' {"max_steps":1, "max_step_tokens": 2}')[0] == 0, "the same in other words"
     assert run(file, *out[:-2])[0] == 2
+    out[3] = str(tmp_path / "other")
+    assert run(file, *out[:-2])[0] == 0
+    assert run(file, *out[:-2], "--config", '{"top_p": 1.0, "speculation": false}')[0] == 0, "the defaults"
+    assert run(file, *out[2:-2], "--thresholds", "")[0] == 0, "the PRM's default alone"
     assert all(point.mean_tokens <= 2 for point in report.points)
 
 

@@ -30,15 +30,19 @@ THREE = ["--draft", "org/d", "--target", "org/t", "--prm", "org/p"]
         (["ask", "?", "--max-tokens", "0"], "--max-tokens 0"),
         (["ask", "?", "--seed", "-3"], "--seed -3"),
         (["ask", "?", "--config", "top_p"], "--config is no JSON"),
+        (["ask", "?", "--config", "[" * 100_000], "--config is no JSON: maximum recursion depth"),
         (["ask", "?", "--config", "[1]"], "--config is no JSON object but a list"),
-        (["ask", "?", "--config", '{"top_q": 1}'], "unknown field 'top_q'. Did you mean 'top_p'?"),
+        (
+            ["ask", "?", "--config", '{"top_q": 1}'],
+            "--config: unknown setting 'top_q'. Did you mean 'top_p'?",
+        ),
         (
             ["ask", "?", "--config", '{"top_p": 3}'],
             "--config: top_p=3: Input should be less than or equal to 1",
         ),
         (
             ["ask", "?", "--config", '{"stop": ["a", ""]}'],
-            "--config: stop=['a', '']: stop strings must not",
+            "--config: stop strings must not be empty, got ('a', '')",
         ),
         (
             ["ask", "?", "--config", '{"draft_candidates": 2}'],

@@ -25,12 +25,16 @@ class Recorder(BaseCallbackHandler):
         self.custom: list[tuple[str, dict[str, Any], UUID]] = []
         self.chains: list[str] = []
         self.ended: list[BaseMessage] = []
+        self.failed: list[BaseException] = []
 
     def on_chat_model_start(self, serialized: Any, messages: Any, *, run_id: UUID, **kwargs: Any) -> None:
         self.models.append(run_id)
 
     def on_llm_end(self, response: Any, **kwargs: Any) -> None:
         self.ended.append(response.generations[0][0].message)
+
+    def on_llm_error(self, error: BaseException, **kwargs: Any) -> None:
+        self.failed.append(error)
 
     def on_chain_start(self, serialized: Any, inputs: Any, *, name: str = "", **kwargs: Any) -> None:
         self.chains.append(name)

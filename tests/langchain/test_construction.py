@@ -24,6 +24,7 @@ from rsd_integrations.adapters import sources
 from rsd_integrations.errors import ConfigError, EngineClosedError, ModelError
 from rsd_integrations.langchain import ChatRSD
 from tests.counting import ANSWER, QUESTION, counting_pipeline
+from tests.langchain.modes import Recorder
 
 NAMED = {"draft": "d", "target": "t", "prm": "p"}
 
@@ -86,7 +87,7 @@ def test_values_out_of_bounds_are_refused_everywhere(llm: Any, pipe: Any, wrong:
         with pytest.raises(ConfigError, match=message) as told:
             ask(QUESTION, **wrong)
         assert isinstance(told.value, ModelInvalidRequestError)
-        assert f"{next(iter(wrong))}=" in str(told.value)
+        assert next(iter(wrong)) in str(told.value)
     assert llm.invoke(QUESTION).content == ANSWER
 
 
@@ -134,8 +135,10 @@ def test_settings_per_object_call_bind_and_config(pipe: Any) -> None:
     with pytest.raises(ValidationError):
         open_llm.invoke(QUESTION, {"configurable": {"threshold": -1}})
     assert rewarded(llm.model_copy(update={"threshold": 0.05}).invoke(QUESTION)) == low
+    handler = Recorder()
     with pytest.raises(ConfigError, match="threshold=-1"):
-        llm.model_copy(update={"threshold": -1}).invoke(QUESTION)
+        llm.model_copy(update={"threshold": -1}).invoke(QUESTION, {"callbacks": [handler]})
+    assert len(handler.models) == len(handler.failed) == 1, "handlers are told"
 
 
 def test_the_pipelines_own_threshold_is_the_default() -> None:
@@ -288,6 +291,16 @@ def test_folders_and_dtypes_are_saved_by_name(loads: Any) -> None:
     assert (back.draft, back.target, back.prm, back.dtype) == ("d", "t", "p", "float16")
     assert back.prm_kwargs == {"dtype": "bfloat16", "cache_dir": "/tmp"}
     assert back.source is llm.source
+
+
+@pytest.mark.filterwarnings("ignore::langchain_core._api.beta_decorator.LangChainBetaWarning")
+@pytest.mark.parametrize("limits", [{}, {"max_batch_size": 8}, {"max_length": 4096, "max_batch_size": 3}])
+def test_limits_that_nobody_set_are_not_saved(limits: Any) -> None:
+    """Servers have their own."""
+    llm = ChatRSD(draft="http://a", target="http://b", prm="http://c", **limits)
+    back = load(dumpd(llm), allowed_objects=[ChatRSD], valid_namespaces=["rsd_integrations"])
+    assert back.source is llm.source
+    assert {"max_batch_size", "max_length"} & back.model_fields_set == set(limits)
 
 
 def test_secrets_and_pipelines_stay_out_of_the_repr(pipe: Any) -> None:

@@ -114,6 +114,7 @@ async def test_the_llm_cache_tells_weightings_apart(
     ]
     assert (keys[0], keys[3]) == (keys[1], keys[4])
     assert len({*keys}) == 4
+    assert ChatRSD.from_pipeline(pipe, weighting=float.__abs__)._get_llm_string(), "it has no module"
     # Every script is __main__, so its names tell no function from another one.
     scripted = FunctionType(always.__code__, {"__name__": "__main__"}, "always")
     monkeypatch.setattr(sys.modules["__main__"], "always", scripted, raising=False)

@@ -238,3 +238,12 @@ def test_the_schema_of_its_settings() -> None:
     properties = RSDLLM.model_json_schema()["properties"]
     assert properties["weighting"]["enum"][0] == "step"
     assert "on_step" not in properties
+
+
+@pytest.mark.parametrize("limits", [{}, {"max_batch_size": 8}, {"max_length": 4096, "max_batch_size": 3}])
+def test_limits_that_nobody_set_are_not_saved(limits: Any) -> None:
+    """Servers have their own."""
+    llm = RSDLLM(draft="http://a", target="http://b", prm="http://c", **limits)
+    back = RSDLLM.from_dict(llm.to_dict())
+    assert back.source is llm.source
+    assert {"max_batch_size", "max_length"} & back.model_fields_set == set(limits)

@@ -65,6 +65,14 @@ def test_what_the_spans_say(llm: Any) -> None:
     assert target.result == {"text": "TWO\n\n"}
 
 
+def test_no_threshold_is_told_where_rewards_meet_none(llm: Any) -> None:
+    with recording() as record:
+        llm.complete(QUESTION, weighting="clip", threshold=0.4, seed=1)
+    assert {span.inputs["threshold"] for span in record.named("rsd_step")} == {None}
+    steps = [event for event in record.events if isinstance(event, RSDStepEvent)]
+    assert {step.threshold for step in steps} == {None}
+
+
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_trace_steps(llm: Any, entry: str) -> None:
     for level, below in (("steps", [("rsd_step", [])] * 3), ("off", [])):

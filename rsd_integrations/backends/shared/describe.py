@@ -41,8 +41,9 @@ def model_info(
 ) -> ModelInfo:
     """A model's numbers for accounting and messages. ``longest`` window: by its config, if not given."""
     config = text_config(config)
-    heads = int(config.num_attention_heads)
-    size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    # A model without attention (behind servers) has no pairs to count.
+    heads = int(getattr(config, "num_attention_heads", 0))
+    size = int(getattr(config, "head_dim", None) or config.hidden_size // max(1, heads))
     only_sliding = set(attention) == {"sliding_attention"}
     return ModelInfo(
         name=name,

@@ -84,16 +84,13 @@ def _draw_alike(rows: Sequence[Row]) -> torch.Tensor:
     return token_M1.minimum(torch.searchsorted(cumulative_MV, total_M1.contiguous()))[:, 0]
 
 
-def penalized(logits_V: torch.Tensor, tokens: Sequence[int], penalty: float) -> torch.Tensor:
+def penalized(logits_V: torch.Tensor, before_L: torch.Tensor, penalty: float) -> torch.Tensor:
     """Logits by which tokens that were there before are less likely (section 4.1 of CTRL, arXiv 1909.05858).
 
     Args:
-        tokens: of the prompt and the answer so far.
+        before_L: tokens of the prompt and the answer so far, ``[L]``.
         penalty: above 0; below 1 it makes them likelier.
     """
-    if penalty == 1.0:
-        return logits_V
-    before_L = torch.tensor(tokens, device=logits_V.device)
     theirs_L = logits_V[before_L]
     return logits_V.scatter(0, before_L, torch.where(theirs_L < 0.0, theirs_L * penalty, theirs_L / penalty))
 

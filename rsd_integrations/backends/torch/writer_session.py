@@ -44,6 +44,8 @@ class TorchWriterSession(SlotSession):
         self._guesses = Guesses()
         self._known: list[int] = []
         """The next tokens of the step to write, drawn and cached before it was begun."""
+        self._committed: torch.Tensor | None = None
+        """The committed tokens, for a penalty on them."""
         self._end: End | None = None
         self._draws = Draws(_nobody)
         self.work: DraftStep | TargetStep | GuessStep | None = None
@@ -175,11 +177,19 @@ class TorchWriterSession(SlotSession):
 
     def _drawn(self, logits_V: torch.Tensor) -> int:
         assert isinstance(self.work, DraftStep | TargetStep)
-        logits_V = penalized(logits_V.float(), self.tokens, self._penalty)
+        logits_V = logits_V.float()
+        if self._penalty != 1.0:
+            logits_V = penalized(logits_V, self._before(logits_V.device), self._penalty)
         if self.constraint is not None:
             allowed_V = self.constraint.allowed(len(logits_V)).to(logits_V.device)
             logits_V = logits_V.masked_fill(~allowed_V, -torch.inf)
         return draw(logits_V, replace(self.work.sampling, draw=self._draws.take))
+
+    def _before(self, device: torch.device) -> torch.Tensor:
+        """All tokens so far, ``[L]``; a long prompt is carried to the device once a step."""
+        if self._committed is None or len(self._committed) != self.base:
+            self._committed = torch.tensor(self.tokens[: self.base], device=device)
+        return torch.cat([self._committed, torch.tensor(self.so_far, dtype=torch.int64, device=device)])
 
     @property
     def _temperature(self) -> float:
