@@ -272,7 +272,8 @@ def test_advice_says_where_nothing_was_measured() -> None:
     )
     blank[-1] = blank[-1].model_copy(update={"unfinished": 7})
     assert advised(*blank).endswith(
-        "A limit cut off 7 of the target's 100 answers: measure again with a higher max_tokens (or max_steps)."
+        "A limit cut off 7 of the target's 100 answers: measure again with a higher max_tokens "
+        "(or max_steps)."
     )
     cut = advised(DRAFT, point("rsd", 0.7, 80, 0.4), TARGET.model_copy(update={"unfinished": 1}))
     assert cut.startswith("Threshold 0.7 is the cheapest")
