@@ -1,4 +1,4 @@
-"""What both backends know of a model from its files: config, tokenizer, chat template."""
+"""What both backends do: read a model's files, render, constrain and detokenize, lay out steps for PRMs."""
 
 from rsd_integrations.backends.shared.openmp import import_torch
 

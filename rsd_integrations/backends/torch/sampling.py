@@ -85,7 +85,7 @@ def _draw_alike(rows: Sequence[Row]) -> torch.Tensor:
 
 
 def penalized(logits_V: torch.Tensor, before_L: torch.Tensor, penalty: float) -> torch.Tensor:
-    """Logits by which tokens that were there before are less likely (section 4.1 of CTRL, arXiv 1909.05858).
+    """Logits by which tokens that were there before are less likely (CTRL, arXiv 1909.05858).
 
     Args:
         before_L: tokens of the prompt and the answer so far, ``[L]``.
