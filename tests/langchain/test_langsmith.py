@@ -111,6 +111,19 @@ def test_what_the_runs_say(smith: Any, llm: Any, mode: str) -> None:
     assert target["outputs"]["text"] == "TWO\n\n"
 
 
+def test_no_threshold_is_traced_where_rewards_meet_none(smith: Any, pipe: Any) -> None:
+    collector = traced(smith, ChatRSD.from_pipeline(pipe, weighting="clip", seed=1), "invoke")
+    run = model_run(collector)
+    assert run["extra"]["metadata"].get("threshold") is None
+    steps = collector.children(run["id"])
+    assert len(steps) == 3
+    for step in steps:
+        _, score, *_ = collector.children(step["id"])
+        assert step["extra"]["metadata"].get("rsd_threshold") is None
+        for told in (step["inputs"], step["outputs"], score["outputs"]):
+            assert told["threshold"] is None
+
+
 @pytest.mark.parametrize("mode", ["invoke", "astream"])
 def test_the_tree_of_one_model_alone(smith: Any, pipe: Any, mode: str) -> None:
     collector, client = smith
