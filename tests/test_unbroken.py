@@ -64,15 +64,15 @@ def test_bare_calls_lead(text: str, shown: str, calls: list[str]) -> None:
     assert split(LEADING, list(text)) == (shown, calls)
 
 
-def steps(text: str, unbroken: Unbroken | None, size: int = 1) -> list[str]:
-    """The text cut into steps as a writer and the algorithm do it."""
+def steps(text: str, unbroken: Unbroken | None, size: int = 1, most: int = 10**6) -> list[str]:
+    """The text cut into steps as a writer and the algorithm do it, of so many characters at most."""
     done: list[str] = []
     inside = False
     while text:
         committed = "".join(done)
         boundary = StepBoundary(("\n\n",), (), committed[-8:], unbroken, inside, blank=not committed.strip())
         end, checked = size, 0
-        while end < len(text) and boundary.find(text[:end], checked) is None:
+        while end < min(most, len(text)) and boundary.find(text[:end], checked) is None:
             checked, end = end, end + size
         done.append(text[:end])
         inside = boundary.ends_inside(text[:end])
@@ -101,6 +101,17 @@ def test_no_call_is_cut(pieces: list[str], size: int) -> None:
         # A token may carry on behind the text that completed a step, so a cut may fall into a marker.
         inner = range(call.start() + 3, call.end())
         assert not [end for end in ends if end in inner and text[: call.end()].endswith("</c>") and size == 1]
+
+
+@given(PIECES, st.integers(1, 9))
+def test_a_call_that_a_limit_cut_goes_on_to_its_end(pieces: list[str], most: int) -> None:
+    text = "".join(pieces)
+    found = steps(text, CALL, most=most)
+    assert "".join(found) == text
+    ends = {len("".join(found[: index + 1])): len(step) for index, step in enumerate(found)}
+    for call in re.finditer(r"<c>(?:.|\n)*?</c>", text):
+        assert call.end() in ends
+        assert all(ends[end] == most for end in ends if call.start() + 3 <= end < call.end())
 
 
 def test_a_document_is_one_step_from_where_it_starts() -> None:
