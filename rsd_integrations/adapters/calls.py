@@ -38,11 +38,6 @@ class CallSettings:
     trace_steps: TraceSteps
     output: Output
 
-    @property
-    def threshold_in_force(self) -> float | None:
-        """What rewards are compared with; None where the weighting compares them with none."""
-        return self.config.threshold_in_force
-
     def model_name(self, models: Mapping[str, str]) -> str:
         """What answers say wrote them. Servers tell their models' names only once they are asked.
 

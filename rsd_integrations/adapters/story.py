@@ -66,7 +66,9 @@ class Story:
 
     def begin(self) -> Iterator[Happening]:
         """A step begins."""
-        yield from self._start("step", {"index": self._index, "threshold": self.call.threshold_in_force})
+        yield from self._start(
+            "step", {"index": self._index, "threshold": self.call.config.threshold_in_force}
+        )
         yield from self._start("target" if self.call.config.mode == "target" else "draft", {})
 
     def on(self, event: StepEvent) -> Iterator[Happening]:
@@ -96,7 +98,7 @@ class Story:
     def _committed(self, step: Step, *, final: bool) -> Iterator[Happening]:
         yield from self._end({"text": step.text}, "target")
         yield Told(step)
-        outputs = step.model_dump(mode="json") | {"threshold": self.call.threshold_in_force}
+        outputs = step.model_dump(mode="json") | {"threshold": self.call.config.threshold_in_force}
         while self._open:
             yield Closed(self._open.pop(), outputs, step)
         self._index += 1

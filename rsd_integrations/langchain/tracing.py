@@ -105,7 +105,7 @@ class StepReporter:
 
     def __init__(self, run: BaseRunManager | None, call: CallSettings, models: dict[str, str]) -> None:
         self._run = run
-        self._threshold = call.threshold_in_force
+        self._threshold = call.config.threshold_in_force
         self._models = models
         self._tracers = [] if run is None else _tracers(run)
         self.story = Story(call if self._tracers else replace(call, trace_steps="off"))

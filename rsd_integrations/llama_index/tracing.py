@@ -52,7 +52,7 @@ class StepSpans:
 
     def __init__(self, call: CallSettings, context: contextvars.Context, *, to_workflow: bool) -> None:
         self.story = Story(call)
-        self._threshold = call.threshold_in_force
+        self._threshold = call.config.threshold_in_force
         self._context = context
         self._open: list[_Span] = []
         self._parent = context.get(active_span_id)

@@ -188,7 +188,7 @@ class TorchWriterSession(SlotSession):
     def _before(self, device: torch.device) -> torch.Tensor:
         """All tokens so far, ``[L]``; a long prompt is carried to the device once a step."""
         if self._committed is None or len(self._committed) != self.base:
-            self._committed = torch.tensor(self.tokens[: self.base], device=device)
+            self._committed = torch.tensor(self.tokens[: self.base], dtype=torch.int64, device=device)
         return torch.cat([self._committed, torch.tensor(self.so_far, dtype=torch.int64, device=device)])
 
     @property
