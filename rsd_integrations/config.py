@@ -19,9 +19,10 @@ from typing_extensions import Self
 
 from rsd_integrations import weighting as _weighting
 from rsd_integrations.documented import documented
+from rsd_integrations.errors import ConfigError
 from rsd_integrations.types import Role
 
-__all__ = ["DEFAULT_THRESHOLD", "HELP", "RSDConfig", "RSDFields", "first_wrong", "nearest"]
+__all__ = ["DEFAULT_THRESHOLD", "RSDConfig", "RSDFields", "first_wrong", "nearest", "refused"]
 
 _ROLES: dict[str, tuple[Role, ...]] = {
     "rsd": ("draft", "target", "prm"),
@@ -31,9 +32,6 @@ _ROLES: dict[str, tuple[Role, ...]] = {
 
 DEFAULT_THRESHOLD = 0.7
 """The paper's, where neither the PRM's card nor its format recommends another."""
-
-HELP = "help(rsd_integrations.RSDConfig) tells what each may be."
-"""Hint of errors about settings."""
 
 WeightingName = Literal["step", "constant", "clip", "sigmoid", "logistic"]
 
@@ -185,13 +183,16 @@ class RSDConfig(RSDFields):
         """A copy with these fields changed, validated like any other.
 
         Raises:
-            pydantic.ValidationError: a field is unknown or out of bounds.
+            ConfigError: a field is unknown or out of bounds.
         """
         if not fields:
             return self
         # Read and not dumped: a callable weighting cannot be serialised.
         given = {name: getattr(self, name) for name in self.model_fields_set}
-        return type(self)(**{**given, **fields})
+        try:
+            return type(self)(**{**given, **fields})
+        except ValidationError as error:
+            raise refused(error) from error
 
     def acceptance(self) -> _weighting.Weighting:
         """The weighting with its parameters filled in. The threshold must be resolved."""
@@ -235,6 +236,14 @@ def first_wrong(error: ValidationError) -> str:
         return message
     name = ".".join(map(str, first["loc"]))
     return message if message.startswith(name) else f"{name}={first['input']!r:.200}: {message}"
+
+
+def refused(error: ValidationError, where: str = "") -> ConfigError:
+    """What is wrong with settings as an error of this package."""
+    wrong = first_wrong(error)
+    end = "" if wrong.endswith((".", "?")) else "."
+    hint = "help(rsd_integrations.RSDConfig) tells what each may be."
+    return ConfigError(f"{where}{wrong}{end}", hint=hint)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -257,9 +257,9 @@ class RSDPipeline:
             fields: fields of RSDConfig for this call (seed=0, threshold=0.9, ...).
 
         Raises:
-            ConfigError: the models' chat templates take no tools, or a schema cannot be enforced.
+            ConfigError: a field is unknown or out of bounds, the models' chat templates take no tools, or a
+                schema cannot be enforced.
             PromptError: the prompt is empty, malformed or too long.
-            pydantic.ValidationError: a field is unknown or out of bounds.
             EngineClosedError: the pipeline was closed.
             RSDError: a model failed.
         """

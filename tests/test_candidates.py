@@ -160,7 +160,7 @@ def test_a_wrong_reward_of_any_candidate_is_an_error(reward: float) -> None:
 def test_greedy_candidates_are_refused() -> None:
     with pytest.raises(ValidationError, match="draft_candidates=3 are all the same at temperature 0"):
         RSDConfig(draft_candidates=3)
-    with pytest.raises(ValidationError, match="set a temperature above 0"):
+    with pytest.raises(ConfigError, match="set a temperature above 0"):
         best_of(2).override(temperature=0.0)
 
 

@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pydantic import ValidationError
-
 from rsd_integrations.adapters.checks import check_known, check_on_step, without_nones
 from rsd_integrations.adapters.settings import OnStep, RSDSettings, TraceSteps
-from rsd_integrations.config import HELP, RSDConfig, first_wrong
+from rsd_integrations.config import RSDConfig
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.limits import check_timeout
 from rsd_integrations.output import Output
@@ -64,17 +62,12 @@ def call_settings(settings: RSDSettings, given: Mapping[str, Any]) -> CallSettin
         raise ConfigError(f"trace_steps={more['trace_steps']!r}.", hint="Use 'full', 'steps' or 'off'.")
     check_timeout(more["timeout"])
     return CallSettings(
-        config=_config(settings, {name: given[name] for name in given if name not in (*_MORE, *_OUTPUT)}),
+        config=settings.config.override(
+            **{name: given[name] for name in given if name not in (*_MORE, *_OUTPUT)}
+        ),
         timeout=more["timeout"],
         model=None if more["model"] is None else str(more["model"]),
         on_step=check_on_step(more["on_step"]),
         trace_steps=more["trace_steps"],
         output=Output.of(**{name: given.get(name) for name in _OUTPUT}),
     )
-
-
-def _config(settings: RSDSettings, given: Mapping[str, Any]) -> RSDConfig:
-    try:
-        return settings.config.override(**given)
-    except ValidationError as error:
-        raise ConfigError(f"{first_wrong(error)}.", hint=HELP) from error

@@ -12,7 +12,6 @@ from pydantic import (
     Field,
     PrivateAttr,
     SecretStr,
-    ValidationError,
     field_serializer,
     field_validator,
     model_validator,
@@ -250,7 +249,7 @@ class RSDSettings(RSDFields):
     @property
     def config(self) -> RSDConfig:
         """The settings of a generation, validated again: a copy may have been changed unchecked."""
-        return RSDConfig(**{name: getattr(self, name) for name in RSDConfig.model_fields})
+        return RSDConfig().override(**{name: getattr(self, name) for name in RSDConfig.model_fields})
 
     def _spec(self) -> Spec:
         if isinstance(self.pipeline, RSDPipeline):
@@ -306,7 +305,7 @@ def _are_servers(settings: RSDSettings) -> bool:
 def _roles(settings: RSDSettings) -> tuple[Role, ...]:
     try:
         return settings.config.roles
-    except ValidationError:  # A copy that was changed unchecked: its calls are refused.
+    except ConfigError:  # A copy that was changed unchecked: its calls are refused.
         return ROLES
 
 

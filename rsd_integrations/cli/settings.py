@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from rsd_integrations.config import HELP, RSDConfig, first_wrong, nearest
+from rsd_integrations.config import RSDConfig, nearest, refused
 from rsd_integrations.errors import ConfigError
 
 __all__ = ["json_object", "read_config"]
@@ -57,4 +57,4 @@ def read_config(text: str | None, *, swept: Collection[str] = (), **options: Any
     except ValidationError as error:
         if more.keys().isdisjoint(error.errors()[0]["loc"]):
             raise
-        raise ConfigError(f"--config: {first_wrong(error)}.", hint=HELP) from error
+        raise refused(error, "--config: ") from error

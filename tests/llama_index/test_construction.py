@@ -181,13 +181,17 @@ async def test_a_closed_pipeline_says_so(loads: list[Any]) -> None:
 
 
 def test_closing_gives_the_memory_back() -> None:
-    llm = RSDLLM.pocket(max_tokens=5)
+    def pocket_models() -> list[weakref.ref[Any]]:
+        return [
+            weakref.ref(item)
+            for item in gc.get_objects()
+            if issubclass(type(item), transformers.PreTrainedModel) and "pocket" in item.name_or_path
+        ]
+
+    of_others = pocket_models()
+    llm = RSDLLM.pocket(max_tokens=5, max_length=300)  # Its length is nobody else's, so its models are its own.
     llm.complete(QUESTION)
-    models = [
-        weakref.ref(item)
-        for item in gc.get_objects()
-        if issubclass(type(item), transformers.PreTrainedModel) and "pocket" in item.name_or_path
-    ]
+    models = [model for model in pocket_models() if model not in of_others]
     assert len(models) >= 3
     llm.close()
     gc.collect()
