@@ -105,13 +105,13 @@ class RSDFields(BaseModel):
 
     speculation: bool = True
     """Whether the target takes the rejected step's tokens as guesses of its own, several in a forward. The
-    text is the same with and without."""
+    text is the same with and without (in half precision rounding may change a token)."""
 
     draft_candidates: int = Field(default=1, ge=1)
     """Steps the draft writes at each place, as one batch; the one of the best reward is tested. Above 1
     the answers are no longer distributed as the paper's (equation 3): the draft's part of the mixture
-    becomes that of the best of n. Needs a temperature above 0, and n rows of the pipeline's
-    ``max_batch_size``."""
+    becomes that of the best of n. Needs a temperature above 0, and in this process n rows of the
+    pipeline's ``max_batch_size``."""
 
     @property
     def uses_threshold(self) -> bool:

@@ -15,7 +15,7 @@
     ├── EngineClosedError      the pipeline was closed                       (also RuntimeError)
     └── AskedError             a framework's own call failed; ``__cause__`` is one of these
 
-Each carries ``hint``, one sentence that says what to do; ``str(error)`` shows both.
+Each carries ``hint``, which says what to do, if something can be done; ``str(error)`` shows both.
 """
 
 from __future__ import annotations

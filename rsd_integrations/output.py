@@ -70,7 +70,8 @@ class Output:
                 called exactly once), or OpenAI's ``{"type": "function", "function": {"name": ...}}``.
             parallel_tool_calls: False: one call at most.
             response_format: ``{"type": "text" | "json_object"}`` or ``{"type": "json_schema",
-                "json_schema": {"schema": {...}, "strict": bool}}``.
+                "json_schema": {"schema": {...}, "strict": bool}}``. Objects that name properties take no
+                others, unless their schema says ``additionalProperties``.
 
         Raises:
             ConfigError: something is malformed, or names a tool that is not there.

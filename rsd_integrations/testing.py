@@ -9,7 +9,8 @@ r"""Scripted models for tests, ours and yours: no weights, the real engine and t
     )
     assert pipe.generate("2 + 2?").text == "2 + 2 = 4.\n\nSo \\boxed{4}."
 
-A token is one character; the end of sequence follows the last scripted step.
+A token is one character. The end of sequence follows the last scripted step, and any that completes no
+delimiter: such a step ends the answer.
 """
 
 from __future__ import annotations

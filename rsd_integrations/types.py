@@ -70,9 +70,10 @@ class Step(_Frozen):
     accepted: bool
     """Whether the draft's step was kept."""
     reward: float | None
-    """The PRM's reward of the draft's step; None where no PRM ran (draft only, target only)."""
+    """The PRM's reward of the draft's step; None where no PRM ran (draft only, target only, no room left in
+    its window)."""
     acceptance_probability: float
-    """omega(reward)."""
+    """omega(reward); without a reward 1.0 in draft only, else 0.0."""
     text: str
     """The committed text, its delimiter included."""
     rejected_text: str | None = None
@@ -154,7 +155,8 @@ class RoleUsage(_Frozen):
     discarded: int = 0
     """Those of them that a rejection or a cancel threw away."""
     forwarded: int = 0
-    """Tokens that went through the model: prompt, catch-up and generated."""
+    """Tokens that went through the model: prompt, catch-up and generated. A draft may write on in vain while
+    others are waited for, so company may change this a little, and ``flops.total`` with it."""
     flops: FLOPs = FLOPs()
 
 
@@ -200,7 +202,7 @@ class Generation(_Frozen):
     """"stop": end of sequence or stop string; "tool_calls": the same, behind a valid call;
     "length": a limit was reached; "cancelled"."""
     seed: int
-    """The seed that reproduces this generation."""
+    """The seed that reproduces this generation (in half precision up to rounding, which company changes)."""
     threshold: float | None
     """The threshold that was in force; None where the weighting knows none."""
 
@@ -220,7 +222,8 @@ class StepEvent(_Frozen):
     index: int
     """The step's position; for "finished" the number of steps."""
     source: Source | None = None
-    """Who wrote ``text``."""
+    """Who wrote ``text``. In target only each step is "rejected" with no text of the draft's, which did not
+    run."""
     text: str = ""
     """proposed, scored, accepted, rejected: the draft's step; committed: the committed step. Of several
     candidates it is the first in "proposed" and the best from "scored" on."""

@@ -84,7 +84,7 @@ class RSDSettings(RSDFields):
     prm_format: Any = "auto"
     """How the PRM reads steps: "auto", the name of a registered format, or a ``PRMFormat``."""
     device: str | None = None
-    """For all that are loaded in this process; None takes the GPU if there is one."""
+    """For all that are loaded in this process; None takes the GPU if there is one (pocket trio: the CPU)."""
     dtype: Any = "auto"
     """For all that are loaded in this process; "auto" takes the checkpoints'."""
     max_batch_size: int = Field(default=8, ge=1)
@@ -111,7 +111,7 @@ class RSDSettings(RSDFields):
     model: str | None = None
     """Name to show in traces and metadata; the target's by default."""
     timeout: float | None = Field(default=None, gt=0)
-    """Seconds after which a call raises ``TimedOutError``."""
+    """Seconds after which a call raises ``TimedOutError``; loading, at the first call, is not counted."""
     max_retries: int = Field(default=0, ge=0)
     """Accepted for the sake of code that sets it on any model; models in this process do not flicker, and of
     servers ``attempts`` and ``patience`` count."""
@@ -119,7 +119,7 @@ class RSDSettings(RSDFields):
     """Of servers for which no other is given; models in this process need none."""
 
     on_step: SkipJsonSchema[OnStep] | None = Field(default=None, exclude=True, repr=False)
-    """A plain function that is told of each committed ``Step``."""
+    """A plain function that is told of each committed ``Step``. If it fails, that is logged, no more."""
     trace_steps: TraceSteps = "full"
     """Runs below the model's own in traces: steps with their draft, score and target; steps; none."""
 

@@ -130,7 +130,9 @@ class SavedAnswers:
 
 
 def fingerprint(model: Any) -> str | None:
-    """Of a folder's weights and config, by names, sizes and times; None for models that are elsewhere."""
+    """Of a folder's weights and config, by names, sizes and times; None for models that are elsewhere: what
+    a hub id or a URL stood for when the first answers were made is not known.
+    """
     folder = Path(model) if isinstance(model, str) else None
     if folder is None or not folder.is_dir():
         return None

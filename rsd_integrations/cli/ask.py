@@ -52,6 +52,14 @@ def ask(
     max_tokens: Annotated[
         int | None, typer.Option(help="Most tokens in the answer.", rich_help_panel=options.DECODING)
     ] = None,
+    max_length: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="Most tokens of question and answer; 4096 if not given (servers: what they take).",
+            rich_help_panel=options.DECODING,
+        ),
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Repeats a sampled answer.", rich_help_panel=options.DECODING)
     ] = None,
@@ -78,8 +86,6 @@ def ask(
         seed=seed,
         draft_candidates=candidates,
     )
-    # More candidates than a pipeline has rows by default would be refused.
-    rows = settings.rows if settings.rows > 8 else None
     choice = ModelChoice(
         draft,
         target,
@@ -87,7 +93,8 @@ def ask(
         prm_format,
         device,
         dtype,
-        max_batch_size=rows,
+        max_batch_size=settings.rows,
+        max_length=max_length,
         draft_kwargs=draft_kwargs,
         target_kwargs=target_kwargs,
         prm_kwargs=prm_kwargs,
@@ -163,7 +170,7 @@ def _remedy(config: RSDConfig) -> Callable[[Generation], str]:
             return "see --max-tokens"
         if len(generation.steps) >= config.max_steps:
             return "raise max_steps in --config"
-        return "the models' windows hold no more"
+        return "raise --max-length if the models take more"
 
     return remedy
 

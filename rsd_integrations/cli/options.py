@@ -37,7 +37,9 @@ PRMFormat = Annotated[
 ]
 Device = Annotated[
     str | None,
-    typer.Option(help="cpu, cuda, cuda:1, ...; a GPU if there is one.", rich_help_panel=_MODELS),
+    typer.Option(
+        help="cpu, cuda, cuda:1, ...; a GPU if there is one (pocket trio: the CPU).", rich_help_panel=_MODELS
+    ),
 ]
 Dtype = Annotated[
     str | None,

@@ -48,7 +48,7 @@ def read_config(text: str | None, *, swept: Collection[str] = (), **options: Any
         if name not in RSDConfig.model_fields:
             raise ConfigError(f"--config: unknown setting {name!r}.", hint=nearest(name, known))
         if name in swept:
-            raise ConfigError(f"--config sets {name!r}, which is what this measures.", hint="Leave it out.")
+            raise ConfigError(f"--config sets {name!r}, which this sets itself.", hint="Leave it out.")
         if name in options:
             option = "--" + name.replace("_", "-")
             raise ConfigError(f"--config sets {name!r}, which has an option.", hint=f"Use {option}.")

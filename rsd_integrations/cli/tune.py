@@ -101,7 +101,7 @@ def tune(
         int | None,
         typer.Option(
             min=1,
-            help=f"Most tokens of an answer; {_MAX_TOKENS} if not given.",
+            help=f"Most tokens of an answer; {_MAX_TOKENS} if not given (pocket trio: the window's rest).",
             rich_help_panel=options.DECODING,
         ),
     ] = None,
@@ -109,7 +109,8 @@ def tune(
         int | None,
         typer.Option(
             min=2,
-            help=f"Most tokens of question and answer; {_QUESTION_TOKENS} for the question if not given.",
+            help=f"Most tokens of question and answer; if not given {_QUESTION_TOKENS} for the question "
+            "(pocket trio, servers: what they take).",
             rich_help_panel=options.DECODING,
         ),
     ] = None,
@@ -131,7 +132,8 @@ def tune(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for JSON, plot, and every answer as it comes: run again, it goes on from these."
+            help="Folder for JSON, plot, and every answer as it comes: run again, it goes on from these. "
+            "Whether a hub id or URL still stands for the same weights it cannot see."
         ),
     ] = None,
 ) -> None:

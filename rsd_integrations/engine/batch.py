@@ -33,7 +33,8 @@ class BatchEngine(EngineThread):
     A round lets each model do one batch at most: the PRM scores all steps that wait, the draft and the
     target each write a token for every request that is with them (small models may write a few). PRM and
     target let requests gather before they run, the target also while the draft guesses for one of them.
-    Requests join and leave at any round, and what one gets does not depend on the others.
+    Requests join and leave at any round, and but for rounding (half precision) what one gets does not depend
+    on the others.
     """
 
     def __init__(self, backend: Backend) -> None:

@@ -355,11 +355,13 @@ class ChatRSD(BaseChatModel, RSDSettings):
 
     @classmethod
     def is_lc_serializable(cls) -> bool:
-        """Yes: ``load(dumpd(llm), allowed_objects=[ChatRSD], ...)``; secrets have to be given anew."""
+        """Yes: ``load(dumpd(llm), allowed_objects=[ChatRSD], valid_namespaces=["rsd_integrations"])``."""
         return True
 
     def to_json(self) -> SerializedConstructor | SerializedNotImplemented:
-        """What ``load`` makes an equal object of."""
+        """What ``load`` makes an equal object of, but for callbacks, ``on_step`` and secrets: these have to
+        be given anew. ``load`` refuses live models and a weighting that is a function.
+        """
         made = super().to_json()
         kwargs: dict[str, Any] = cast(dict[str, Any], made).get("kwargs") or {}
         for name in unset_limits(self):

@@ -29,8 +29,8 @@ _CORE = frozenset({"stream"})
 PROVIDER = "rsd"
 """Whose models these are, in traces and metadata."""
 
-BATCH_THREADS = 128
-"""Most threads of one batch; they only wait."""
+BATCH_THREADS = 256
+"""Most threads of one batch; they only wait. As many as requests run side by side over servers by default."""
 
 
 def call_of(settings: RSDSettings, stop: list[str] | None, kwargs: Mapping[str, Any]) -> CallSettings:

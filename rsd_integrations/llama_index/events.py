@@ -21,7 +21,9 @@ __all__ = [
 
 
 class RSDStepEvent(BaseEvent):
-    """A step was committed. The fields are those of ``rsd_integrations.Step``, and the threshold."""
+    """A step was committed. The fields are those of ``rsd_integrations.Step`` but for ``accepted``,
+    which the kind of event says, and the threshold.
+    """
 
     index: int
     source: str
@@ -49,7 +51,7 @@ class RSDStepAcceptedEvent(RSDStepEvent):
 
 
 class RSDStepRejectedEvent(RSDStepEvent):
-    """The draft's step was rewritten by the target."""
+    """The step is the target's: the draft's was rejected, or no draft ran (target only)."""
 
 
 class RSDWorkflowEvent(Event):
@@ -58,7 +60,7 @@ class RSDWorkflowEvent(Event):
     name: str
     """"rsd_step_accepted" or "rsd_step_rejected"."""
     data: dict[str, Any]
-    """The step and the threshold, of JSON types only."""
+    """The step, but for ``accepted``, and the threshold, of JSON types only."""
 
 
 def instrumentation_event(step: Step, threshold: float | None, span_id: str | None) -> RSDStepEvent:

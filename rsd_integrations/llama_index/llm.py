@@ -85,7 +85,11 @@ class RSDLLM(StructuredPrediction, AskedByEngines, ToolCalling, CustomLLM):
 
     @property
     def metadata(self) -> LLMMetadata:
-        """What LlamaIndex wants to know. Before the first call it may load the tokenizers."""
+        """What LlamaIndex wants to know. Before the first call it may load tokenizers, or ask servers.
+
+        Raises:
+            RSDError: a tokenizer cannot be loaded, or a server does not answer.
+        """
         # First of all: it brings configs of the hub here, which the window is read from.
         takes_tools, window = self.source.takes_tools, self.window
         return LLMMetadata(
@@ -238,8 +242,9 @@ class RSDLLM(StructuredPrediction, AskedByEngines, ToolCalling, CustomLLM):
     # Keeping.
 
     def to_dict(self, **kwargs: Any) -> dict[str, Any]:
-        """Plain data that ``from_dict`` makes an equal object of, over the same models. Live models and
-        pipelines are named; only this process can find them again.
+        """Plain data that ``from_dict`` makes an equal object of, over the same models: but for ``on_step``,
+        callbacks, prompt functions and secrets, which have to be given anew. Live models and pipelines are
+        named; only this process can find them again.
 
         Raises:
             ConfigError: the weighting is a function.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from rsd_integrations.cli import main
 from rsd_integrations.pocket import DESCRIPTION
 from rsd_integrations.types import Generation
 
@@ -104,11 +105,17 @@ def test_several_candidates_are_asked_for(rsd: Rsd) -> None:
     assert [len(step.candidates) for step in Generation.model_validate_json(made.out).steps] == [3, 3]
 
 
-@pytest.mark.parametrize(("candidates", "rows"), [("8", None), ("12", 12)])
-def test_more_candidates_get_more_rows(rsd: Rsd, candidates: str, rows: int | None) -> None:
+@pytest.mark.parametrize(("candidates", "length"), [(1, 100), (12, None)])
+def test_models_get_the_room_that_one_question_needs(rsd: Rsd, candidates: int, length: int | None) -> None:
     rsd.scripted(["One."], max_batch_size=12)
-    assert rsd("ask", "?", "--draft-candidates", candidates, "--temperature", "1").code == 0
-    assert rsd.choices[-1].max_batch_size == rows
+    longer = [] if length is None else ["--max-length", str(length)]
+    assert rsd("ask", "?", "--draft-candidates", str(candidates), "--temperature", "1", *longer).code == 0
+    assert (rsd.choices[-1].max_batch_size, rsd.choices[-1].max_length) == (candidates, length)
+
+
+def test_a_question_that_does_not_fit_names_the_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ask", "How many marbles? " * 20, "--max-length", "50"]) == 2
+    assert "or raise --max-length, here to 1024 at most" in capsys.readouterr().err
 
 
 def test_a_page_that_was_there_stays_until_there_is_another(rsd: Rsd, tmp_path: Path) -> None:
@@ -151,7 +158,7 @@ def test_a_length_limit_is_told(rsd: Rsd) -> None:
             "(300 tokens, 100 steps): the answer may be unfinished (raise max_steps in --config)",
         ),
         (101, None, ["--max-tokens", "999"], "(raise max_steps in --config)"),
-        (101, 50, [], "(the models' windows hold no more)"),
+        (101, 50, [], "(raise --max-length if the models take more)"),
     ],
 )
 def test_what_ended_an_answer_is_told_in_options(

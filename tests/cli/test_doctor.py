@@ -158,6 +158,16 @@ def test_a_device_has_one_verdict_however_it_is_spelled(folders: dict[str, str],
     assert capsys.readouterr().out.count("needed before activations") == 1
 
 
+def test_models_that_are_spread_get_no_verdict(
+    folders: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """How accelerate would place them is not known here."""
+    monkeypatch.setattr(free_memory, "_machine", lambda: 1)
+    assert doctor_of(folders, *(f'--{role}-kwargs={{"device_map": "auto"}}' for role in folders)) == 0
+    shown = capsys.readouterr().out
+    assert "device_map: " in shown and "FIT" not in shown
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_what_does_not_fit_says_what_would(
     device: str, folders: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: Any

@@ -63,6 +63,15 @@ def test_sixteen_calls_are_one_engine_batch(how: str) -> None:
     assert max(writer.batches) == 16
 
 
+def test_a_batch_may_be_as_wide_as_servers_take() -> None:
+    pipe, writer = gated(256)
+    watcher = open_when(pipe, writer, 256)
+    with pipe:
+        ChatRSD.from_pipeline(pipe).batch(["x"] * 256)
+    watcher.join()
+    assert max(writer.batches) == 256
+
+
 def test_generate_keeps_order_runs_and_errors_apart() -> None:
     def script(prompt: Any, index: int, text: str) -> str | Exception | None:
         asked = str(prompt[0]["content"])

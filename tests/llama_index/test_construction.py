@@ -189,7 +189,8 @@ def test_closing_gives_the_memory_back() -> None:
         ]
 
     of_others = pocket_models()
-    llm = RSDLLM.pocket(max_tokens=5, max_length=300)  # Its length is nobody else's, so its models are its own.
+    # Its length is nobody else's, so its models are its own.
+    llm = RSDLLM.pocket(max_tokens=5, max_length=300)
     llm.complete(QUESTION)
     models = [model for model in pocket_models() if model not in of_others]
     assert len(models) >= 3

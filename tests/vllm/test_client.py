@@ -92,10 +92,16 @@ def test_tries_end(server: Double) -> None:
     with pytest.raises(BackendError, match=r"answered 503 to /v1/models: as it is \(3 tries\)"):
         ask(server.url)
     assert len(server.asked) == 3
-    with pytest.raises(
-        BackendError, match=r"127.0.0.1:9 cannot be reached: ClientConnectorError.*\(2 tries\)"
-    ):
+    told = r"127.0.0.1:9 cannot be reached: ClientConnectorError.*\(2 tries\).*raise attempts"
+    with pytest.raises(BackendError, match=told):
         ask(NOWHERE, attempts=2)
+
+
+@pytest.mark.parametrize("code", [429, 500])
+def test_what_is_too_much_or_goes_wrong_is_no_matter_of_patience(server: Double, code: int) -> None:
+    server.faults += [status(code)] * 9
+    with pytest.raises(BackendError, match=r"\(3 tries\).*raise attempts, or lower max_concurrency"):
+        ask(server.url, patience=60)
 
 
 def test_another_replica_takes_over_and_is_kept(server: Double) -> None:

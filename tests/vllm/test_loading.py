@@ -156,6 +156,21 @@ def test_replicas_are_all_looked_at(trio: Trio) -> None:
             RSDPipeline.from_vllm(**{**trio.urls, "draft": [*replicas, stranger.url]})
 
 
+def test_replicas_that_all_are_just_starting_are_waited_for(trio: Trio) -> None:
+    with double(pocket_paths().draft) as second:
+        for server, failures in ((trio.draft, 2), (second, 3)):
+            server.faults += [lambda handler: handler.say(503, {}) or True] * failures
+        urls = {**trio.urls, "draft": [trio.draft.url, second.url]}
+        with RSDPipeline.from_vllm(**urls, draft_kwargs={"attempts": 4}) as pipe:
+            assert pipe.generate(QUESTION, max_tokens=3).text
+
+
+def test_replicas_none_of_which_is_there(trio: Trio) -> None:
+    nowhere = ["http://127.0.0.1:9", "http://127.0.0.1:8"]
+    with pytest.raises(BackendError, match=r"draft's server .* cannot be reached.*\(3 tries\)"):
+        RSDPipeline.from_vllm(**{**trio.urls, "draft": nowhere}, draft_kwargs={"attempts": 3})
+
+
 def test_each_replica_that_answers_is_tried(trio: Trio) -> None:
     with (
         double(pocket_paths().draft, key="sesame") as guarded,

@@ -115,7 +115,7 @@ def _memory(source: Source, device: str, dtype: Any, max_length: int) -> ModelMe
     return ModelMemory(
         role=source.role,
         name=source.name,
-        device=_device(source.options.get("device") or device),
+        device=_device(source.options, device),
         dtype=str(kind).removeprefix("torch."),
         parameters=parameters,
         quantization=quantization.method if quantization else None,
@@ -125,9 +125,11 @@ def _memory(source: Source, device: str, dtype: Any, max_length: int) -> ModelMe
     )
 
 
-def _device(given: Any) -> str:
-    """One name for one device: "cuda" and "cuda:0" are the same memory."""
-    device = torch.device(given)
+def _device(options: Mapping[str, Any], for_all: str) -> str:
+    """One name for one device: "cuda" and "cuda:0" are the same memory. A device map is no single one."""
+    if options.get("device_map") is not None:
+        return "device_map"
+    device = torch.device(options.get("device") or for_all)
     return str(device) if device.index else device.type
 
 

@@ -109,11 +109,10 @@ class Servers:
             # What came of waiting for servers is no sign of what is wrong with the question.
             wrong += not gone
             if (tries if gone else wrong) >= self._address.attempts and not (gone and time.monotonic() < end):
-                more = "patience" if self._address.patience else "attempts"
                 raise Unreachable(
                     f"the {self._address.role}'s server at {url} {failed} "
                     f"({tries} {'try' if tries == 1 else 'tries'}).",
-                    hint=f"Check that it runs and what it logs; raise {more} if it is only starting.",
+                    hint=self._remedy(gone),
                 )
             if not (gone and self._another(url)):
                 await asyncio.sleep(max(pause, min(retry, _LONGEST_PAUSE)))
@@ -179,6 +178,12 @@ class Servers:
         proxied = self._http.is_through_a_proxy(url)
         through = " through the proxy that the environment names" if proxied else ""
         return f"cannot be reached{through}: {type(error).__name__} {error!s:.200}".rstrip()
+
+    def _remedy(self, gone: bool) -> str:
+        if not gone:
+            return "See what it logs; raise attempts, or lower max_concurrency if it has too much to do."
+        more = "patience" if self._address.patience else "attempts"
+        return f"Check that it runs and what it logs; raise {more} if it is only starting."
 
     def _late(self, url: str, path: str) -> BackendError:
         return BackendError(

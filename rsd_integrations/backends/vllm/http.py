@@ -78,7 +78,7 @@ class Http:
         urls: of the servers, for the proxies of the environment.
         headers: of every question.
         connect: seconds to connect.
-        timeout: seconds an answer may take.
+        timeout: seconds of silence, behind a question or within its answer.
 
     Raises:
         ConfigError: the environment names a proxy that cannot be used.

@@ -81,28 +81,18 @@ class _Card:
 
 
 def _cards(address: Address) -> dict[str, _Card]:
-    """Of each replica that answers, by URL.
+    """Of each replica that answers, by URL. One that is missing may come later, if another is there.
 
     Raises:
         BackendError: none does.
         ConfigError: they do not serve one and the same model.
     """
     quick = replace(address, timeout=min(address.timeout, _QUICK))
-    if len(address.urls) > 1:
-        quick = replace(quick, attempts=1)
-    cards: dict[str, _Card] = {}
-    failed: Unreachable | None = None
-    for url in address.urls:
-        one = replace(quick, urls=(url,))
-        try:
-            said = at_once(lambda servers: servers.ask("/v1/models"), one)
-        except Unreachable as error:
-            failed = failed or error  # It may come later, if another is there.
-            continue
-        cards[url] = _card(one, said)
-    if not cards:
-        assert failed is not None
-        raise failed
+    try:
+        cards = _there(replace(quick, attempts=1))
+    except Unreachable:
+        at_once(_models, quick)  # As often as was asked for, until one of them is there.
+        cards = _there(quick)
     names = [card.name for card in cards.values()]
     if len(set(names)) > 1:
         raise ConfigError(
@@ -110,6 +100,29 @@ def _cards(address: Address) -> dict[str, _Card]:
             hint=f"Say which: {address.role}_kwargs={{'model': ...}}.",
         )
     return cards
+
+
+def _there(address: Address) -> dict[str, _Card]:
+    """Of each replica that answers.
+
+    Raises:
+        BackendError: none does.
+    """
+    cards: dict[str, _Card] = {}
+    failed: Unreachable | None = None
+    for url in address.urls:
+        one = replace(address, urls=(url,))
+        try:
+            cards[url] = _card(one, at_once(_models, one))
+        except Unreachable as error:
+            failed = failed or error
+    if failed and not cards:
+        raise failed
+    return cards
+
+
+async def _models(servers: Servers) -> Any:
+    return await servers.ask("/v1/models")
 
 
 def _card(address: Address, said: Any) -> _Card:
