@@ -120,5 +120,6 @@ def test_paired_difference() -> None:
     assert same.value == 0.0
     assert -same.low == pytest.approx(same.high)
     assert 0.02 < same.high < 0.03
-    with pytest.raises(ValueError, match="cannot be paired"):
-        paired_difference([True], [True, False])
+    for two in (([True], [True, False]), ([], [])):
+        with pytest.raises(ValueError, match="cannot be paired"):
+            paired_difference(*two)

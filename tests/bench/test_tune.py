@@ -397,7 +397,18 @@ def test_the_command_saves_what_repeats_it(
     assert code == 0
     assert f"going on from {12 * 6} answers in {out}" in captured.err
     assert "RSD 0.6" in captured.out
-    for other in (["--temperature", "0.5"], ["--config", '{"max_steps": 9}'], ["--max-length", "900"]):
+    for other in (
+        ["--temperature", "0.5"],
+        ["--config", '{"max_steps": 9}'],
+        ["--max-length", "900"],
+        ["--max-tokens", "9"],
+        ["--question-field", "question"],
+        ["--answer-field", "answer"],
+        ["--system", "Think."],
+        ["--seed", "1"],
+        ["--problems", "11"],
+        ["--dtype", "float64"],
+    ):
         code, _ = run(file, *options, *other)
         assert (code, "Name another folder" in capsys.readouterr().err) == (2, True)
 
@@ -410,7 +421,7 @@ def test_the_command_saves_what_repeats_it(
         (["--problems", "31"], "31 problems were asked for, and there are 30"),
         (["--question-field", "q"], "has no 'q'; its fields are 'question', 'answer'"),
         (["--draft", "a/b"], "--target and --prm missing"),
-        (["--config", '{"beta": 2}'], "--config sets 'beta', which is what this measures"),
+        (["--config", '{"beta": 2}'], "--config sets 'beta', which this sets itself"),
         (
             ["--config", '{"draft_candidates": 33}', "--temperature", "1"],
             "fit --batch-size 16. Raise",

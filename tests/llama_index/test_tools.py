@@ -167,6 +167,7 @@ def test_what_the_models_are_told(llm: RSDLLM) -> None:
 def test_results_go_back_to_the_model(llm: RSDLLM) -> None:
     response = llm.chat_with_tools(TOOLS, QUESTION)
     (call,) = llm.get_tool_calls_from_response(response)
+    assert [call.tool_id] == [getattr(block, "tool_call_id", None) for block in response.message.blocks]
     result = ChatMessage("5", role="tool", additional_kwargs={"tool_call_id": call.tool_id})
     answer = llm.chat_with_tools(TOOLS, chat_history=[ChatMessage(QUESTION), response.message, result])
     assert answer.message.content == "The tool says 5."
