@@ -16,6 +16,7 @@ from rsd_integrations.pocket.data import IGNORE, batches, encode_chat, encode_st
 from rsd_integrations.pocket.loop import Budget, Recipe, train_language_model  # noqa: E402
 from rsd_integrations.pocket.measure import auc  # noqa: E402
 from rsd_integrations.pocket.model import grow, make_config, new_model, use_half_products  # noqa: E402
+from rsd_integrations.pocket.optim import make_optimizers, set_rates  # noqa: E402
 from rsd_integrations.pocket.prm import build_prm, freeze_trunk  # noqa: E402
 from rsd_integrations.pocket.task import SEPARATOR, held_out, split_steps  # noqa: E402
 from rsd_integrations.pocket.tokenizer import load_tokenizer  # noqa: E402
@@ -34,6 +35,12 @@ def ids() -> Any:
 
 def small(tokenizer: Any, seed: int = 0) -> Any:
     return new_model(make_config(len(tokenizer), hidden=32, layers=1, heads=2, mlp=48, head_dim=16), seed)
+
+
+def apart(one: Any, other: Any) -> float:
+    """The distance between two models' weights."""
+    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    return float(sum((a - b).detach().square().sum() for a, b in pairs)) ** 0.5
 
 
 def test_labels_cover_the_answer_and_its_end_only(tokenizer: Any) -> None:
@@ -89,6 +96,8 @@ def test_the_comparison_is_code_minus_prediction(tokenizer: Any, ids: Any) -> No
     trunk = TrunkModel(
         make_config(len(tokenizer), hidden=64, layers=1, heads=4, mlp=96, head_dim=16), 0
     ).eval()
+    with torch.no_grad():
+        trunk.model.norm.weight.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(0))
     prm = build_prm(trunk, 0).eval()
     seen: dict[str, Any] = {}
     prm.model.layers[-2].post_attention_layernorm.register_forward_hook(lambda _m, x, _y: seen.update(x=x[0]))
@@ -127,6 +136,30 @@ def test_an_interrupted_run_resumes_to_the_same_weights(tokenizer: Any, tmp_path
     )
     assert state.tokens >= 3000
     assert state.step == json.loads((tmp_path / "whole" / "state.json").read_text())["step"]
+    # As rounded products allow; a momentum that was lost or a batch seen twice is more.
+    assert apart(whole, resumed) < 0.01 * apart(whole, small(tokenizer))
+
+
+def test_training_is_the_plain_loop(tokenizer: Any, tmp_path: Path) -> None:
+    """Gradients of one batch at a time, of the mean over answers' tokens."""
+    recipe, budget = Recipe(seed=1, size=2, constant=1.0), Budget(tokens=1500)
+    trained, plain = small(tokenizer), small(tokenizer)
+    state = train_language_model(trained, tokenizer, recipe, budget, tmp_path, report=lambda _line: None)
+    use_half_products(plain, True)
+    optimizers = make_optimizers(plain, muon_lr=recipe.muon_lr, adam_lr=recipe.adam_lr)
+    stream = batches(tokenizer, 1, size=2)
+    for step in range(state.step):
+        batch = next(stream)
+        plain.zero_grad()
+        logits_BTV = plain(input_ids=batch.ids_BT).logits[:, :-1]
+        torch.nn.functional.cross_entropy(
+            logits_BTV.flatten(0, 1), batch.labels_BT[:, 1:].flatten(), ignore_index=IGNORE
+        ).backward()
+        set_rates(optimizers, 0.5 if step else 0.0, constant=1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+    assert state.step > 2
+    assert apart(trained, plain) < 0.1 * apart(trained, small(tokenizer))  # 0.04: products are rounded.
 
 
 @pytest.mark.slow
