@@ -117,6 +117,8 @@ def test_auto_that_finds_nothing_names_the_model_and_the_choices() -> None:
         find_prm_format("auto", config("LlamaForCausalLM", "meta/llama"), LLAMA)
     for word in ("LlamaForCausalLM", "meta/llama", "math_shepherd", '"judge"', "prm_format="):
         assert word in str(caught.value)
+    with pytest.raises(ModelError, match="Qwen2ForTokenClassification"):  # Of named entities, say.
+        find_prm_format("auto", config("Qwen2ForTokenClassification", "me/ner", num_labels=9), QWEN)
     with pytest.raises(ModelError) as caught:
         find_prm_format("auto", SimpleNamespace(), LLAMA)
     assert "this model" in str(caught.value)
