@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rsd_integrations.errors import PromptError
+from rsd_integrations.prompts import all_texts
 from rsd_integrations.segment import Unbroken
 from rsd_integrations.types import InvalidToolCall, Message, ToolCall
 
@@ -192,6 +194,8 @@ def read_json(text: str) -> Any:
 def _call(item: Any, key: str, text: str) -> ToolCall | InvalidToolCall:
     if not isinstance(item, dict) or not isinstance(item.get("name"), str):
         return _invalid(text, "it names no tool")
+    if flaw := _flaw(item):
+        return _invalid(text, flaw)
     name = item["name"]
     arguments = item.get(key, item.get("arguments", item.get("parameters", {})))
     if isinstance(arguments, str):
@@ -200,9 +204,23 @@ def _call(item: Any, key: str, text: str) -> ToolCall | InvalidToolCall:
             arguments = read_json(arguments)
         except ValueError as error:
             return _invalid(text, f"the JSON of its arguments is malformed: {error}", name, arguments)
+        if flaw := _flaw({key: arguments}):
+            return _invalid(text, flaw, name)
     if not isinstance(arguments, dict):
         return _invalid(text, "its arguments are no JSON object", name, json.dumps(arguments))
     return ToolCall(id=new_id(), name=name, arguments=arguments)
+
+
+def _flaw(item: Any) -> str | None:
+    """What keeps a call from being shown to a model, or sent anywhere, in the next turn."""
+    try:
+        for text in all_texts({"tool_calls": [{"function": item}]}):
+            text.encode()
+    except PromptError:
+        return "it is nested too deep"
+    except UnicodeEncodeError:
+        return "it has half a character"
+    return None
 
 
 def _invalid(text: str, error: str, name: str | None = None, arguments: str | None = None) -> InvalidToolCall:

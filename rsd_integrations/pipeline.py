@@ -160,8 +160,8 @@ class RSDPipeline:
             max_length: most tokens of prompt and answer; the servers' own limits count, too.
             draft_kwargs: options of this role alone: model (the served name, where there are several),
                 api_key (or the environment's VLLM_API_KEY), headers, max_concurrency (256 questions on their
-                way, fewer where few files may be open), timeout (600 seconds of silence), attempts (5 for a
-                question), patience (120 seconds for servers that cannot be reached, once the pipeline is
+                way, fewer where few files may be open), timeout (600 seconds for an answer), attempts (5 for
+                a question), patience (120 seconds for servers that cannot be reached, once the pipeline is
                 made), ahead (True: a draft writes on while its step is scored); source (folder or hub id of
                 tokenizer and config, if not what the server was started with), tokenizer, and revision,
                 token, cache_dir, local_files_only, subfolder, trust_remote_code for these.

@@ -10,7 +10,8 @@ r"""Scripted models for tests, ours and yours: no weights, the real engine and t
     assert pipe.generate("2 + 2?").text == "2 + 2 = 4.\n\nSo \\boxed{4}."
 
 A token is one character. The end of sequence follows the last scripted step, and any that completes no
-delimiter: such a step ends the answer.
+delimiter: such a step ends the answer. What a script says behind a step's end (a delimiter, a tool call) is
+left out: make it the next step.
 """
 
 from __future__ import annotations

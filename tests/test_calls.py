@@ -197,6 +197,9 @@ def test_calls_in_markup_of_another_kind_are_found_but_not_forced() -> None:
     assert [(call.name, call.arguments) for call in found] == [("add", {"x": "22"})]
 
 
+DEEP = "[" * 120 + "]" * 120
+
+
 @pytest.mark.parametrize(
     ("text", "error"),
     [
@@ -207,6 +210,14 @@ def test_calls_in_markup_of_another_kind_are_found_but_not_forced() -> None:
         ('<tool_call>{"name": "add", "arguments": {"x": NaN}}</tool_call>', "malformed: NaN"),
         ('<tool_call>{"name": "add", "arguments": {"x": -1e999}}</tool_call>', "malformed: -1e999"),
         ('<tool_call>"add"</tool_call>', "names no tool"),
+        ('<tool_call>{"name": "add", "arguments": {"x": ["\\ud83d"]}}</tool_call>', "half a character"),
+        ('<tool_call>{"name": "add", "arguments": {"\\ud83d": 1}}</tool_call>', "half a character"),
+        ('<tool_call>{"name": "a\\ud83d", "arguments": {}}</tool_call>', "half a character"),
+        (
+            '<tool_call>{"name": "add", "arguments": "{\\"x\\": \\"\\\\ud83d\\"}"}</tool_call>',
+            "half a character",
+        ),
+        ('<tool_call>{"name": "add", "arguments": {"x": ' + DEEP + "}}</tool_call>", "too deep"),
         ('<tool_call>{"name": "add", "argum', "malformed"),
     ],
 )
@@ -215,6 +226,7 @@ def test_what_is_no_call_says_why(text: str, error: str) -> None:
     assert isinstance(found, InvalidToolCall)
     assert error in found.error
     assert found.text == text
+    found.model_dump_json()  # Whatever is wrong with it, it can be sent and saved.
 
 
 def test_arguments_may_be_a_string_of_json_or_missing() -> None:

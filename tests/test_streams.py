@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import os
+import signal
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -11,7 +15,8 @@ from typing import Any
 import pytest
 
 from rsd_integrations import Generation, RSDPipeline
-from rsd_integrations.errors import BackendError, StreamError
+from rsd_integrations.engine.streams import AsyncEventStream, EventStream
+from rsd_integrations.errors import BackendError, EngineClosedError, StreamError
 from rsd_integrations.testing import scripted_pipeline
 
 PATIENCE = 30.0
@@ -158,3 +163,54 @@ def test_a_result_is_there_as_soon_as_it_was_shown() -> None:
         stream.close()
         assert stream.result().text == "one\n\ntwo"
         assert stream.result().text == "one\n\ntwo"
+
+
+def engines() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "rsd-engine"}
+
+
+def test_requests_that_failed_keep_nothing() -> None:
+    """The error knows the frames that read the stream, and so the stream and its pipeline."""
+
+    async def fail_async(pipe: RSDPipeline) -> None:
+        with pytest.raises(BackendError):
+            await pipe.agenerate("x")
+
+    def streams() -> list[Any]:
+        gc.collect()
+        return [item for item in gc.get_objects() if type(item) in (EventStream, AsyncEventStream)]
+
+    others, before = engines(), len(streams())
+    pipe = scripted_pipeline(failing)
+    for _ in range(5):
+        with pytest.raises(BackendError):
+            pipe.generate("x")
+        asyncio.run(fail_async(pipe))
+    assert len(streams()) == before
+    (engine,) = engines() - others
+    del pipe
+    gc.collect()
+    engine.join(PATIENCE)  # A pipeline that is dropped closes.
+    assert not engine.is_alive()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_stream_of_the_parent_is_refused_in_a_forked_child() -> None:
+    def script(prompt: Any, index: int, text: str) -> str:
+        time.sleep(0.01)
+        return "on\n\n"
+
+    with scripted_pipeline(script) as pipe, pipe.stream("x") as stream:
+        next(stream)
+        child = os.fork()
+        if not child:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(10)
+            try:
+                list(stream)
+            except EngineClosedError as error:
+                os._exit("forked" not in str(error))
+            os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        next(stream)

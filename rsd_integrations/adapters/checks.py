@@ -63,8 +63,9 @@ def check_dtype(dtype: Any, where: str) -> None:
     Raises:
         ConfigError: it is neither "auto" nor a floating-point dtype of torch or its name.
     """
-    named = isinstance(dtype, str) and (dtype in _DTYPES or dtype.startswith("float8_"))
-    if not named and (type(dtype).__module__, type(dtype).__name__) != ("torch", "dtype"):
+    of_torch = (type(dtype).__module__, type(dtype).__name__) == ("torch", "dtype")
+    name = str(dtype).removeprefix("torch.") if of_torch else dtype
+    if not isinstance(name, str) or name not in _DTYPES:
         raise ConfigError(
             f"{where}dtype={dtype!r} is no dtype.", hint='Use "auto", "float32", "bfloat16" or "float16".'
         )

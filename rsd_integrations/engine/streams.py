@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import queue
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 
 from rsd_integrations.engine.job import Job, Sink
+from rsd_integrations.engine.thread import forked_error
 from rsd_integrations.errors import StreamError
 from rsd_integrations.types import Generation, StepEvent
 
@@ -48,6 +50,7 @@ class _Stream:
 
     def __init__(self, job: Job, end: _End, owner: object) -> None:
         self._job = job
+        self._process = os.getpid()
         self._owner = owner
         self._end = end
         self._ended = False
@@ -75,6 +78,15 @@ class _Stream:
             )
         return self._told.generation
 
+    def _check_process(self) -> None:
+        """Refuse to wait where nobody works.
+
+        Raises:
+            EngineClosedError: this is a fork of the process in which the engine runs.
+        """
+        if os.getpid() != self._process:
+            raise forked_error()
+
     def _take(self, event: StepEvent | None, put_back: Callable[[None], object]) -> StepEvent | None:
         """An event, None at the end.
 
@@ -87,6 +99,8 @@ class _Stream:
             return event
         put_back(None)  # Another thread or task may wait for it too.
         self._ended, self._told = True, self._end
+        # It would keep the job, and by the error's traceback whoever read it: the stream and its owner.
+        self._release.detach()
         if self._end.error is not None:
             raise self._end.error
         return None
@@ -104,6 +118,7 @@ class EventStream(_Stream, Iterator[StepEvent]):
         super().__init__(submit(_sink(self._items.put, end)), end, owner)
 
     def __next__(self) -> StepEvent:
+        self._check_process()
         event = None if self._ended else self._take(self._items.get(), self._items.put)
         if event is None:
             raise StopIteration
@@ -156,6 +171,7 @@ class AsyncEventStream(_Stream, AsyncIterator[StepEvent]):
         super().__init__(submit(_sink(put, end)), end, owner)
 
     async def __anext__(self) -> StepEvent:
+        self._check_process()
         if self._ended:
             raise StopAsyncIteration
         if asyncio.get_running_loop() is not self._loop:

@@ -10,7 +10,7 @@ from rsd_integrations.engine.job import Job, Request, Sink
 from rsd_integrations.errors import BackendError, ConfigError, EngineClosedError
 from rsd_integrations.panics import is_panic
 
-__all__ = ["EngineThread", "closed_error", "own"]
+__all__ = ["EngineThread", "closed_error", "forked_error", "own"]
 
 
 class EngineThread(ABC):
@@ -49,10 +49,7 @@ class EngineThread(ABC):
         self.check_open()
         # Without the lock: whoever held it when the process was forked is not in the child.
         if not self._thread.is_alive():
-            raise EngineClosedError(
-                "this process was forked from the one that made the pipeline.",
-                hint="Make the pipeline after the fork.",
-            )
+            raise forked_error()
         with self._lock:
             self.check_open()
             self._put(job)
@@ -102,6 +99,14 @@ def own(error: BaseException) -> Exception:
     made = BackendError(f"{type(error).__name__}: {error!s:.300}.")
     made.__cause__ = error
     return made
+
+
+def forked_error() -> EngineClosedError:
+    """What callers in a forked child are told, which has no threads of its parent's."""
+    return EngineClosedError(
+        "this process was forked from the one that loaded the models.",
+        hint="Make the pipeline here, or another ChatRSD or RSDLLM; before the fork call none.",
+    )
 
 
 def closed_error() -> EngineClosedError:

@@ -14,6 +14,7 @@ from typing import Any, cast
 from langchain_core.tools import BaseTool, create_schema_from_function
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from langchain_core.utils.pydantic import is_basemodel_subclass
+from typing_extensions import is_typeddict
 
 from rsd_integrations.errors import ConfigError
 
@@ -74,10 +75,7 @@ def _converted(given: Any, strict: bool | None) -> dict[str, Any]:
     except Exception as error:  # Of many kinds: what is not a tool fails anywhere in the conversion.
         raise ConfigError(
             f"{given!r:.200} cannot be made into a tool or a schema: {error}",
-            hint='Add a "title", which names the tool; answers of method="json_schema" need none.'
-            if unnamed
-            else "Give a function with a docstring, a @tool, a Pydantic model, a TypedDict, a JSON schema "
-            "with a title, or an OpenAI tool.",
+            hint=_what_is_taken(given, unnamed),
         ) from error
     lost = isinstance(given, Mapping) and "function" in tool and "parameters" not in tool["function"]
     if lost and given.keys() - {"title", "name", "description", "type", "function", "strict"}:
@@ -86,6 +84,20 @@ def _converted(given: Any, strict: bool | None) -> dict[str, Any]:
             hint='Name its "properties", or use method="json_schema".',
         )
     return tool
+
+
+def _what_is_taken(given: Any, unnamed: bool) -> str:
+    if unnamed:
+        return 'Add a "title", which names the tool; answers of method="json_schema" need none.'
+    if is_typeddict(given):
+        return (
+            "LangChain reads no Required or NotRequired: for what may be missing write "
+            "Annotated[T | None, None, 'what it is'], or give a Pydantic model."
+        )
+    return (
+        "Give a function with a docstring, a @tool, a Pydantic model, a TypedDict, a JSON schema with a "
+        "title, or an OpenAI tool."
+    )
 
 
 def _unwrapped(schema: Any) -> Any:

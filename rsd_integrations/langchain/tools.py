@@ -21,6 +21,7 @@ from langchain_core.messages.tool import (
 from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
 from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
 from langchain_core.runnables import Runnable, RunnableLambda, RunnableMap, RunnablePassthrough
+from pydantic import BaseModel, ValidationError
 
 from rsd_integrations.adapters.whole import Flaw, cut_off, no_document, no_whole_call
 from rsd_integrations.errors import ConfigError
@@ -95,7 +96,7 @@ def structured(
         tools, asked = [], {"response_format": _format(document if method == "json_schema" else None, strict)}
         known = is_pydantic(schema)
         parser = RunnableLambda(_whole) | (
-            PydanticOutputParser(pydantic_object=schema) if known else JsonOutputParser()
+            _DocumentParser(pydantic_object=schema) if known else JsonOutputParser()
         )
     told = {"kwargs": {"method": method, "strict": strict}, "schema": tool}
     bound = model.bind_tools(tools, **asked, ls_structured_output_format=told)
@@ -138,6 +139,18 @@ def as_chunks(calls: Sequence[ToolCall | InvalidToolCall], before: int) -> list[
         )
         for index, call in enumerate(calls, _FIRST_CALL + before)
     ]
+
+
+class _DocumentParser(PydanticOutputParser[Any]):
+    """Takes a document for JSON, where dates and members of enums are strings, as strict models must."""
+
+    def _parse_obj(self, obj: Any) -> Any:
+        if not issubclass(self.pydantic_object, BaseModel):  # Of Pydantic 1, which knows no strictness.
+            return super()._parse_obj(obj)
+        try:
+            return self.pydantic_object.model_validate_json(json.dumps(obj))
+        except ValidationError as error:
+            raise self._parser_exception(error, obj) from error
 
 
 def _format(document: dict[str, Any] | None, strict: bool | None) -> dict[str, Any]:

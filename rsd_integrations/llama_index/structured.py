@@ -201,7 +201,8 @@ class LastJSONParser(PydanticOutputParser[Form]):
         error: Exception | None = None
         for found in reversed(list(_objects(text))):
             try:
-                fitting: Form = self._output_cls.model_validate(found)
+                # As JSON: for a strict model a date is a string there alone.
+                fitting: Form = self._output_cls.model_validate_json(json.dumps(found))
             except ValidationError as wrong:
                 error = error or wrong
             else:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from html import escape
 
+from rsd_integrations.errors import ConfigError
 from rsd_integrations.report.answer import answer_of, printable, reward_text, step_text
-from rsd_integrations.report.words import Remedy, cost_lines, ending, in_python
+from rsd_integrations.report.words import Remedy, cost_lines, ending, in_python, token_rows
 from rsd_integrations.types import Generation, RoleUsage, Step
 
 __all__ = ["StepsHTML", "display_steps", "to_html", "to_page"]
@@ -45,7 +46,15 @@ def to_html(generation: Generation, *, question: str | None = None, remedy: Reme
         generation: the answer.
         question: what was asked, shown above it.
         remedy: for an answer that a length limit ended, in the words of who reads it.
+
+    Raises:
+        ConfigError: it is no ``Generation``: messages and responses of frameworks hold no steps.
     """
+    if not isinstance(generation, Generation):
+        raise ConfigError(
+            f"{generation!r:.100} is no Generation.",
+            hint="Show what a pipeline's generate returns; of a ChatRSD or RSDLLM, llm.load().generate(...).",
+        )
     return "".join(
         [
             f'<div class="rsd"><style>{_STYLE}</style>',
@@ -121,19 +130,18 @@ def _block(kind: str, label: str, reward: str, content: str) -> str:
 
 
 def _cost(generation: Generation, remedy: Remedy) -> str:
-    usage = generation.usage
-    roles = (("draft", usage.draft), ("PRM", usage.prm), ("target", usage.target))
     notes = [f"{name}: {words}" for name, words in cost_lines(generation)]
     if warning := ending(generation, remedy):
         notes.append(warning)
     return (
         "".join(f'<div class="rsd-note">{escape(note)}</div>' for note in notes)
         + "<table><tr><th>tokens</th><th>generated</th><th>discarded</th><th>forwarded</th></tr>"
-        + "".join(_row(name, use) for name, use in roles)
+        + "".join(_row(*row) for row in token_rows(generation.usage))
         + "</table>"
     )
 
 
-def _row(name: str, use: RoleUsage) -> str:
+def _row(name: str, done: str, use: RoleUsage) -> str:
+    label = name if done == "generated" else f"{name}, {done}"
     cells = "".join(f"<td>{count:,}</td>" for count in (use.generated, use.discarded, use.forwarded))
-    return f"<tr><td>{name}</td>{cells}</tr>"
+    return f"<tr><td>{label}</td>{cells}</tr>"

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rsd_integrations.report.answer import answer_of, printable
-from rsd_integrations.report.words import Remedy, cost_lines, ending, in_python
+from rsd_integrations.report.words import Remedy, cost_lines, ending, in_python, token_rows
 from rsd_integrations.types import Generation, RoleUsage
 
 __all__ = ["summary"]
@@ -36,16 +36,16 @@ def summary(
 
 def _costs(generation: Generation, console: Console, seconds: float | None) -> RenderableType:
     lines = cost_lines(generation, seconds)
-    roles = {"draft": generation.usage.draft, "PRM": generation.usage.prm, "target": generation.usage.target}
+    rows = token_rows(generation.usage)
     if not console.is_terminal:
-        return Group(*[Text(f"{name:<10}{words}") for name, words in [lines[0], *_tokens(roles), *lines[1:]]])
-    return Group(_pairs(lines[:1]), _token_table(roles, tight=console.width < _TIGHT), _pairs(lines[1:]))
+        return Group(*[Text(f"{name:<10}{words}") for name, words in [lines[0], *_tokens(rows), *lines[1:]]])
+    return Group(_pairs(lines[:1]), _token_table(rows, tight=console.width < _TIGHT), _pairs(lines[1:]))
 
 
-def _tokens(roles: dict[str, RoleUsage]) -> list[tuple[str, str]]:
+def _tokens(rows: list[tuple[str, str, RoleUsage]]) -> list[tuple[str, str]]:
     return [
-        (name, f"{use.generated} tokens generated, {use.discarded} discarded, {use.forwarded} forwarded")
-        for name, use in roles.items()
+        (name, f"{use.generated} tokens {done}, {use.discarded} discarded, {use.forwarded} forwarded")
+        for name, done, use in rows
     ]
 
 
@@ -58,13 +58,14 @@ def _pairs(lines: list[tuple[str, str]]) -> Table:
     return grid
 
 
-def _token_table(roles: dict[str, RoleUsage], *, tight: bool) -> Table:
+def _token_table(rows: list[tuple[str, str, RoleUsage]], *, tight: bool) -> Table:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True, min_width=8)
     for _ in _HEADINGS:
         grid.add_column(justify="right", no_wrap=True)
     headings = ("gen.", "disc.", "fwd.") if tight else _HEADINGS
     grid.add_row("tokens", *[Text(heading, style="dim") for heading in headings])
-    for name, use in roles.items():
-        grid.add_row(name, f"{use.generated:,}", f"{use.discarded:,}", f"{use.forwarded:,}")
+    for name, done, use in rows:
+        label = name if done in _HEADINGS else f"{name}, {done}"
+        grid.add_row(label, f"{use.generated:,}", f"{use.discarded:,}", f"{use.forwarded:,}")
     return grid

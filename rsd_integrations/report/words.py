@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rsd_integrations.types import Generation
+from rsd_integrations.types import Generation, RoleUsage, Usage
 
-__all__ = ["Remedy", "cost_lines", "ending", "in_python", "many"]
+__all__ = ["Remedy", "cost_lines", "ending", "in_python", "many", "token_rows"]
 
 Remedy = Callable[[Generation], str]
 """What to do about an answer that a length limit ended, in the words of who reads it."""
@@ -34,6 +34,15 @@ def cost_lines(generation: Generation, seconds: float | None = None) -> list[tup
     if seconds is not None:
         lines.append(("time", f"{seconds:.2f} s" if seconds < 60 else f"{seconds / 60:.1f} min"))
     return lines
+
+
+def token_rows(usage: Usage) -> list[tuple[str, str, RoleUsage]]:
+    """Each model's name, what it does with tokens, and its usage."""
+    return [
+        ("draft", "generated", usage.draft),
+        ("PRM", "scored", usage.prm),
+        ("target", "generated", usage.target),
+    ]
 
 
 def _acceptance(generation: Generation) -> str:

@@ -296,6 +296,8 @@ def test_tools_that_are_no_list(wrong: Any) -> None:
         ({"prm_format": 3}, "there is no PRM format 3"),
         ({"dtype": "float17"}, "dtype='float17' is no dtype"),
         ({"dtype": 16}, "dtype=16 is no dtype"),
+        ({"dtype": torch.int8}, "dtype=torch.int8 is no dtype"),
+        ({"dtype": "float8_e4m3fn"}, "dtype='float8_e4m3fn' is no dtype"),
         ({"target_kwargs": {"dtype": "half-ish"}}, "target_kwargs: dtype='half-ish' is no dtype"),
     ],
 )
@@ -313,7 +315,7 @@ def test_what_cannot_work_is_refused_at_construction(fields: Any, message: str) 
         {"prm_format": "trl"},
         {"prm_format": lambda tokenizer, options: None},
         {"dtype": torch.bfloat16},
-        {"dtype": "bfloat16", "draft_kwargs": {"dtype": "float8_e4m3fn"}},
+        {"dtype": "bfloat16", "draft_kwargs": {"dtype": torch.float64}},
     ],
 )
 def test_what_may_work_is_not_refused(fields: Any) -> None:

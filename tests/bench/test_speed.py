@@ -152,7 +152,7 @@ def test_models_are_loaded_as_the_setting_says(compile: bool, monkeypatch: pytes
         ("banana", "float32", "device='banana' is no device"),
         ("cuda:99", "float32", "device='cuda:99' is not available here"),
         ("cpu", "float3", "dtype='float3' is no dtype"),
-        ("cpu", "int8", "dtype 'int8' is not known"),
+        ("cpu", "int8", "dtype='int8' is no dtype"),
     ],
 )
 def test_a_place_that_is_not_here(device: str, dtype: str, message: str) -> None:

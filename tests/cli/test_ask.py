@@ -42,10 +42,9 @@ def test_the_cost_stands_below(rsd: Rsd) -> None:
         f"FLOPs     {ratio.paper:.2f}x of the target alone (paper accounting), {ratio.total:.2f}x (total)"
         in out
     )
-    for name, use in (("draft", generation.usage.draft), ("target", generation.usage.target)):
-        assert (
-            f"{use.generated} tokens generated, {use.discarded} discarded, {use.forwarded} forwarded" in out
-        ), name
+    used = generation.usage
+    for done, use in (("generated", used.draft), ("generated", used.target), ("scored", used.prm)):
+        assert f"{use.generated} tokens {done}, {use.discarded} discarded, {use.forwarded} forwarded" in out
     assert "time " in out
 
 

@@ -216,6 +216,7 @@ def test_memory_is_told_for_the_place_and_dtype_asked_for(folders: dict[str, str
     ("options", "message"),
     [
         (["--dtype", "nonsense"], "--dtype 'nonsense' is no dtype"),
+        (["--dtype", "int8"], "--dtype 'int8' is no dtype"),
         (["--device", "banana"], "--device 'banana' is no device"),
         (["--device", "cuda:99"], "--device 'cuda:99' is not available here"),
         (["--prm-format", "nonsense"], "there is no PRM format 'nonsense'"),

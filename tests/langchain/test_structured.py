@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import datetime
+import enum
 import json
 from collections.abc import Iterator
 from typing import Any, Literal
 
 import pytest
 from langchain_core.exceptions import OutputParserException
-from pydantic import BaseModel, Field
-from typing_extensions import TypedDict
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.v1 import BaseModel as OldModel
+from typing_extensions import NotRequired, TypedDict
 
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.langchain import ChatRSD
@@ -224,6 +227,52 @@ def test_a_json_schema_needs_no_title(pocket: ChatRSD) -> None:
     assert pocket.with_structured_output(untitled).invoke(QUESTION, seed=1).keys() == {"unit", "sure"}
     with pytest.raises(ConfigError, match=r'cannot be made into a tool or a schema.*(?s:.)*Add a "title"'):
         pocket.with_structured_output(untitled, method="function_calling")
+
+
+class Unit(enum.Enum):
+    PIECES = "pieces"
+    BAGS = "bags"
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    unit: Unit
+    day: datetime.date
+    pair: tuple[Literal[1, 2], Literal["x"]]
+
+
+@pytest.mark.parametrize("method", ["json_schema", "json_mode"])
+def test_a_strict_model_reads_its_document(method: str) -> None:
+    """Where nothing is a string that has a type of its own, but in JSON."""
+    text = '{"unit": "bags", "day": "2026-11-29", "pair": [2, "x"]}'
+    with scripted_pipeline([text, '{"unit": "cups"}']) as pipe:
+        model = ChatRSD.from_pipeline(pipe).with_structured_output(Strict, method=method)
+        assert model.invoke(QUESTION) == Strict(
+            unit=Unit.BAGS, day=datetime.date(2026, 11, 29), pair=(2, "x")
+        )
+    with scripted_pipeline(['{"unit": "cups"}']) as pipe:
+        model = ChatRSD.from_pipeline(pipe).with_structured_output(Strict, method=method)
+        with pytest.raises(OutputParserException, match="Failed to parse Strict") as caught:
+            model.invoke(QUESTION)
+    assert caught.value.llm_output == '{"unit": "cups"}'
+
+
+class Old(OldModel):
+    marbles: int
+
+
+def test_a_model_of_pydantic_1_reads_its_document() -> None:
+    with scripted_pipeline(['{"marbles": 21}']) as pipe:
+        assert ChatRSD.from_pipeline(pipe).with_structured_output(Old).invoke(QUESTION) == Old(marbles=21)
+
+
+def test_a_typed_dict_that_langchain_cannot_read_says_how_to_write_it(pocket: ChatRSD) -> None:
+    class Loose(TypedDict):
+        marbles: NotRequired[Literal[1, 2]]
+
+    with pytest.raises(ConfigError, match=r"LangChain reads no Required(?s:.)*Annotated\[T \| None"):
+        pocket.with_structured_output(Loose)
 
 
 @pytest.mark.parametrize("wrong", [int, 3, "text", list[bool]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
@@ -9,7 +10,7 @@ import pytest
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.types import PydanticProgramMode
-from pydantic import BaseModel, Field, RootModel, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError, field_validator
 
 from rsd_integrations.errors import BackendError
 from rsd_integrations.llama_index import RSDLLM
@@ -145,6 +146,17 @@ async def test_in_words_the_last_object_that_fits_counts() -> None:
     with scripted_pipeline([WORDS]) as pipe:
         llm = RSDLLM.from_pipeline(pipe, pydantic_program_mode=PydanticProgramMode.LLM)
         assert await every_way(llm) == [Sky(colour="blue", sure=True)] * 5
+
+
+async def test_in_words_a_strict_form_reads_json() -> None:
+    class Visit(BaseModel):
+        model_config = ConfigDict(strict=True)
+
+        day: datetime.date
+
+    with scripted_pipeline(['On {"day": "2026-11-29"}.']) as pipe:
+        llm = RSDLLM.from_pipeline(pipe, pydantic_program_mode=PydanticProgramMode.LLM)
+        assert await every_way(llm, Visit) == [Visit(day=datetime.date(2026, 11, 29))] * 5
 
 
 def test_in_words_the_prompt_of_the_caller_is_left_alone() -> None:

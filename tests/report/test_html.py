@@ -3,6 +3,9 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 
+import pytest
+
+from rsd_integrations.errors import ConfigError
 from rsd_integrations.report.html import display_steps, to_html, to_page
 from rsd_integrations.types import Generation
 from tests.report.conftest import generate
@@ -50,6 +53,12 @@ def test_the_cost_is_told(generation: Generation) -> None:
     assert generation.usage.flops_ratio is not None
     assert f"{generation.usage.flops_ratio.paper:.2f}x of the target alone (paper accounting)" in html
     assert f"<td>target</td><td>{generation.usage.target.generated}</td>" in html
+    assert f"<td>PRM, scored</td><td>{generation.usage.prm.generated}</td>" in html
+
+
+def test_what_holds_no_steps_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"is no Generation.*llm\.load\(\)\.generate"):
+        to_html("an answer")  # type: ignore[arg-type]
 
 
 def test_model_text_stays_text() -> None:

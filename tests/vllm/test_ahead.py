@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -132,12 +133,26 @@ def others(handler: Any) -> bool:
     return True
 
 
+def cut(handler: Any) -> bool:
+    """It breaks off without a sign, as behind some proxies."""
+    token = handler.server.double.tokenizer.encode("She", add_special_tokens=False)[:1]
+    told = {"choices": [{"token_ids": token, "finish_reason": None, "stop_reason": None}]}
+    handler.say(200, b"data: " + json.dumps(told).encode() + b"\n\n", Content_Type="text/event-stream")
+    return True
+
+
+def abort(handler: Any) -> bool:
+    told = {"choices": [{"token_ids": [5], "finish_reason": "abort", "stop_reason": None}]}
+    handler.say(200, b"data: " + json.dumps(told).encode() + b"\n\n", Content_Type="text/event-stream")
+    return True
+
+
 def drop(handler: Any) -> bool:
     handler.drop()
     return True
 
 
-@pytest.mark.parametrize("fault", [refuse, nonsense, nothing, others, drop])
+@pytest.mark.parametrize("fault", [refuse, nonsense, nothing, others, cut, abort, drop])
 def test_where_it_fails_the_question_is_asked_again(trio: Trio, without: Any, fault: Any) -> None:
     fields = {"weighting": "constant", "acceptance_rate": 1.0, "temperature": 1.0, "seed": 1}
     waiting = without(QUESTIONS[1], **fields)

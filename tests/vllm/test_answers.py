@@ -237,6 +237,44 @@ def test_a_failed_server_fails_its_request_alone(trio: Trio) -> None:
     assert {one.finish_reason for one in outcomes if one is not failed[0]} == {"stop"}
 
 
+def answer(tokens: Any, reason: str = "length", **usage: Any) -> Any:
+    choice = {"token_ids": tokens, "finish_reason": reason, "stop_reason": None}
+    return {"choices": [choice], "usage": usage or None}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"[" * 100_000,
+        {**answer([5]), "usage": [1]},
+        answer([5], prompt_tokens_details=[1]),
+        answer([5], prompt_tokens_details={"cached_tokens": "abc"}),
+        answer([5], prompt_tokens_details={"cached_tokens": float("inf")}),
+        answer([-1]),
+        answer([10**12]),
+        answer([100_000]),
+        answer([float("inf")]),
+        answer([5.0]),
+        answer([True]),
+        answer("57"),
+        answer([5], "abort"),
+    ],
+    ids=lambda said: str(said)[:90],
+)
+def test_an_answer_that_is_none_fails_its_request_with_a_clear_error(trio: Trio, said: Any) -> None:
+    trio.target.faults.append(lambda handler: handler.say(200, said) or True)
+    with pytest.raises(BackendError, match=r"(no JSON|without the tokens|no whole answer).*(Check|See)"):
+        trio.pipe.generate(QUESTIONS[0], threshold=1.1, max_tokens=1)
+    assert trio.pipe.generate(QUESTIONS[0], threshold=1.1, max_tokens=1).text
+
+
+def test_what_a_server_knew_is_not_less_than_nothing(trio: Trio) -> None:
+    said = answer([5], prompt_tokens_details={"cached_tokens": -1000})
+    trio.target.faults.append(lambda handler: handler.say(200, said) or True)
+    usage = trio.pipe.generate(QUESTIONS[0], threshold=1.1, max_tokens=1).usage
+    assert usage.target.forwarded == usage.prompt_tokens
+
+
 @pytest.mark.parametrize("ends", ["cancel", "timeout", "close"])
 def test_a_question_is_left_when_its_request_ends(trio: Trio, ends: str) -> None:
     trio.draft.left.clear()

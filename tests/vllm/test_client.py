@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import socket
 import threading
 import time
+import traceback
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -360,3 +363,71 @@ def test_questions_go_through_the_environment_s_proxy(
         ask(server.url)
     assert [path for path, _ in other.asked] == [f"{server.url}/v1/models"]
     assert server.asked == []
+
+
+@pytest.mark.parametrize("code", [200, 400, 301])
+def test_a_key_that_a_server_repeats_is_not_told(server: Double, code: int) -> None:
+    def echo(handler: Any) -> bool:
+        shown = handler.headers["Authorization"]
+        body = b"you sent " + shown.encode() if code == 200 else {"error": {"message": f"you sent {shown}"}}
+        handler.say(code, body, **({"location": f"https://else/?key={shown}"} if code == 301 else {}))
+        return True
+
+    server.faults += [echo]
+    with pytest.raises(BackendError, match=r"\*\*\*") as failed:
+        ask(server.url, api_key="sesame-street")
+    assert "sesame" not in str(failed.value) + repr(failed.value.__cause__)
+
+
+@pytest.fixture
+def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bytes]]:
+    """One that wants another login than the environment's; what it was sent."""
+    sent: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def refuse() -> None:
+            with suppress(OSError):  # It was closed.
+                while True:
+                    connection, _ = listening.accept()
+                    with connection:
+                        sent.append(connection.recv(9999))
+                        connection.sendall(b"HTTP/1.1 407 Who are you\r\nContent-Length: 0\r\n\r\n")
+
+        threading.Thread(target=refuse, daemon=True).start()
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        for name in ("HTTP_PROXY", "HTTPS_PROXY"):
+            address = f"http://user:pr%40xy-secret@127.0.0.1:{listening.getsockname()[1]}"
+            monkeypatch.setenv(name, address)
+            monkeypatch.setenv(name.lower(), address)
+        yield sent
+        listening.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_proxy_s_login_is_shown_to_it_alone(proxy: list[bytes], scheme: str) -> None:
+    with pytest.raises(BackendError, match="407") as failed:
+        ask(f"{scheme}://vllm.example.test", attempts=1)
+    assert base64.b64encode(b"user:pr@xy-secret") in proxy[0]
+    whole = "".join(traceback.format_exception(failed.value))
+    assert "secret" not in whole
+
+
+def test_an_answer_that_comes_drop_by_drop_is_late(server: Double, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "_CONNECT", 0.2)
+    left = threading.Event()
+
+    def drip(handler: Any) -> bool:
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+        with suppress(OSError):
+            while True:
+                handler.wfile.write(b" ")
+                handler.wfile.flush()
+                time.sleep(0.05)
+        left.set()
+        return True
+
+    server.faults += [drip]
+    with pytest.raises(BackendError, match=r"did not answer /v1/models within 0\.3 s"):
+        ask(server.url, timeout=0.3)
+    assert left.wait(10)

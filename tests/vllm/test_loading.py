@@ -115,7 +115,8 @@ def test_a_server_that_is_not_there(trio: Trio) -> None:
 
 
 def test_a_server_that_is_no_vllm(trio: Trio) -> None:
-    for body in ({"models": []}, [], {"data": 3}):
+    long = [{"id": "x", "max_model_len": "1024"}]
+    for body in ({"models": []}, [], {"data": 3}, {"data": long}):
         trio.draft.faults.append(lambda handler, body=body: handler.say(200, body) or True)
         with pytest.raises(BackendError, match="to /v1/models"):
             RSDPipeline.from_vllm(**trio.urls)
@@ -318,7 +319,15 @@ def test_labels_in_the_answer_of_a_language_model(trio: Trio) -> None:
 
 @pytest.mark.parametrize("asking", [Labelling((1, 2)), Pooling()])
 @pytest.mark.parametrize(
-    "answer", [{}, [], {"data": []}, {"data": [{"data": [["x"]]}]}, {"choices": [{"logprobs": None}]}]
+    "answer",
+    [
+        {},
+        [],
+        {"data": []},
+        {"data": [{"data": [["x"]]}]},
+        {"data": [{"data": [[10**400]]}]},
+        {"choices": [{"logprobs": None}]},
+    ],
 )
 def test_an_answer_without_rewards(asking: Any, answer: Any) -> None:
     with pytest.raises(BackendError, match="holds no reward"):

@@ -174,7 +174,7 @@ def _is_loaded(source: ModelSource) -> bool:
 
 
 def check_placement(device: Any, dtype: Any, where: str) -> None:
-    """Refuse a device that is not here and a dtype that does not exist.
+    """Refuse a device that is not here and a dtype that no model computes in.
 
     Args:
         where: whose they are, for the message.
@@ -189,10 +189,8 @@ def check_placement(device: Any, dtype: Any, where: str) -> None:
     missing = {"cuda": index >= torch.cuda.device_count(), "mps": not torch.backends.mps.is_available()}
     if missing.get(kind, False):
         raise ConfigError(f"{where}device={device!r} is not available here.", hint='Use device="cpu".')
-    known = dtype == "auto" or isinstance(
-        getattr(torch, dtype, None) if isinstance(dtype, str) else dtype, torch.dtype
-    )
-    if not known:
+    named = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if dtype != "auto" and named not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         raise ConfigError(
             f"{where}dtype={dtype!r} is no dtype.", hint='Use "auto", "float32", "bfloat16" or "float16".'
         )

@@ -45,7 +45,7 @@ class Address:
         headers: sent with each question, too.
         max_concurrency: questions on their way to all replicas together, each with a connection: 256 if this
             process may open so many files, else what is left of them.
-        timeout: seconds of silence behind a question or within its answer.
+        timeout: seconds an answer may take.
         attempts: how often a question is asked that a server could not take.
         patience: seconds for which servers that cannot be reached are tried: one that is started anew needs
             a minute or more. While a pipeline is made ``attempts`` counts alone.

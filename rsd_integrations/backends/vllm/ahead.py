@@ -30,6 +30,8 @@ class Ahead:
     tokens: list[int] = field(default_factory=list)
     ended: bool = False
     """Whether its server said that the text ends there."""
+    told: bool = False
+    """Whether it said that this was all of it: a stream may break off without a sign."""
     _task: asyncio.Task[None] | None = None
 
     def begin(self, writing: Coroutine[Any, Any, None]) -> None:
@@ -43,7 +45,7 @@ class Ahead:
         assert self._task is not None
         await asyncio.wait([self._task])
         written = not self._task.cancelled() and self._task.exception() is None
-        return written and bool(self.tokens or self.ended)
+        return written and self.told and bool(self.tokens or self.ended)
 
     def leave(self) -> None:
         """Nobody wants it any more. Safe to repeat."""

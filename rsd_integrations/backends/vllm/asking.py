@@ -112,7 +112,7 @@ def are_probabilities(outputs: Sequence[float]) -> bool:
 def _found(path: str, answer: Any, read: Any) -> Any:
     try:
         return read()
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise BackendError(
             f"the PRM's server answered {str(answer)[:200]!r} to {path}, which holds no reward.",
             hint="Check that they are vLLM servers of a version that is known (see the README).",

@@ -6,8 +6,11 @@ is done for it, aiohttp 0.2 (dev/vllm.md).
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import contextlib
 import json
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +18,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
+from yarl import URL
 
 from rsd_integrations.errors import ConfigError
 
@@ -22,6 +26,12 @@ __all__ = ["Answer", "Away", "Http", "Late", "Stale", "Unsendable"]
 
 _IDLE = 2.0
 """Seconds after which an idle connection is closed, before the server does (5 s) while a question comes."""
+
+_SECRET = re.compile("auth|key|token|secret|password|cookie", re.IGNORECASE)
+"""Names of headers whose values are not to be shown."""
+
+_SHORTEST_SECRET = 6
+"""Characters. Shorter ones stand for none ("EMPTY"), and occur in anything."""
 
 _LONGEST_EVENT = 1 << 22
 """Bytes. The first event repeats the prompt's tokens."""
@@ -68,7 +78,10 @@ class Answer:
         Raises:
             ValueError: it is none.
         """
-        return json.loads(self.body)
+        try:
+            return json.loads(self.body)
+        except RecursionError as error:
+            raise ValueError("it is nested too deep") from error
 
 
 class Http:
@@ -78,7 +91,7 @@ class Http:
         urls: of the servers, for the proxies of the environment.
         headers: of every question.
         connect: seconds to connect.
-        timeout: seconds of silence, behind a question or within its answer.
+        timeout: seconds an answer may take; of those that come piece by piece, each piece.
 
     Raises:
         ConfigError: the environment names a proxy that cannot be used.
@@ -89,7 +102,9 @@ class Http:
     ) -> None:
         self._proxies = {url: _proxy(url) for url in urls}
         self._headers = {"Content-Type": "application/json", **headers}
-        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect, sock_read=timeout)
+        self._secrets = _secrets(headers)
+        self._pieces = aiohttp.ClientTimeout(total=None, sock_connect=connect, sock_read=timeout)
+        self._whole = aiohttp.ClientTimeout(total=connect + timeout, sock_connect=connect, sock_read=timeout)
         self._session: aiohttp.ClientSession | None = None
 
     def is_through_a_proxy(self, url: str) -> bool:
@@ -102,9 +117,19 @@ class Http:
         Raises:
             Away, Stale, Late, Unsendable: there is no answer; ``__cause__`` says why.
         """
-        async with self._asked(url, path, body) as response:
-            read = await response.read()
-            return Answer(response.status, response.reason or "", response.headers, read)
+        async with self._asked(url, path, body, self._whole) as response:
+            read = self._hidden(await response.read())
+            headers = {name.lower(): self._hidden_text(value) for name, value in response.headers.items()}
+            return Answer(response.status, self._hidden_text(response.reason or ""), headers, read)
+
+    def _hidden(self, said: bytes) -> bytes:
+        """What a server said without what is secret of what it was told: errors quote it."""
+        for secret in self._secrets:
+            said = said.replace(secret, b"***")
+        return said
+
+    def _hidden_text(self, said: str) -> str:
+        return self._hidden(said.encode(errors="surrogateescape")).decode(errors="surrogateescape")
 
     async def stream(self, url: str, path: str, body: Mapping[str, Any]) -> AsyncGenerator[Any, None]:
         """Post a body, and give the JSON of each server-sent event as it comes.
@@ -113,7 +138,7 @@ class Http:
             Away, Stale, Late, Unsendable: as ``ask``; Away also for an answer that is no success, Unsendable
                 for events that are no JSON.
         """
-        async with self._asked(url, path, body) as response:
+        async with self._asked(url, path, body, self._pieces) as response:
             if response.status != 200:
                 raise Away
             async for line in response.content:
@@ -123,18 +148,22 @@ class Http:
 
     @contextlib.asynccontextmanager
     async def _asked(
-        self, url: str, path: str, body: Mapping[str, Any] | None
+        self, url: str, path: str, body: Mapping[str, Any] | None, timeout: aiohttp.ClientTimeout
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         data = None if body is None else json.dumps(body, separators=(",", ":")).encode()
-        method, proxy = "GET" if data is None else "POST", self._proxies[url]
+        options: dict[str, Any] = {"allow_redirects": False, "timeout": timeout}
+        if (proxy := self._proxies[url]) is not None:
+            # To open a tunnel it is asked apart; else it is what gets the question.
+            tunnel = url.startswith("https:")
+            options |= {"proxy": proxy.address, "proxy_headers" if tunnel else "headers": proxy.headers}
         try:
             async with self._open().request(
-                method, url + path, data=data, proxy=proxy, allow_redirects=False
+                "GET" if data is None else "POST", url + path, data=data, **options
             ) as response:
                 yield response
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise Away from error
-        except aiohttp.ServerTimeoutError as error:
+        except asyncio.TimeoutError as error:
             raise Late from error
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, aiohttp.ClientPayloadError) as error:
             raise Stale from error
@@ -150,7 +179,6 @@ class Http:
                 connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers=self._headers,
-                timeout=self._timeout,
                 read_bufsize=_LONGEST_EVENT,
             )
         return self._session
@@ -161,7 +189,15 @@ class Http:
             await self._session.close()
 
 
-def _proxy(url: str) -> str | None:
+@dataclass(frozen=True)
+class _Proxy:
+    """The login is among the ``headers``: errors show the ``address``."""
+
+    address: str
+    headers: dict[str, str]
+
+
+def _proxy(url: str) -> _Proxy | None:
     """What the environment names (HTTP_PROXY and the like) for a server.
 
     Raises:
@@ -177,4 +213,16 @@ def _proxy(url: str) -> str | None:
             f"the environment's proxy cannot be used: it is of the kind {scheme or named!r}, not http.",
             hint="Unset HTTP_PROXY, HTTPS_PROXY and ALL_PROXY, or name the servers in NO_PROXY.",
         )
-    return f"http://{rest}"
+    address = URL(f"http://{rest}")
+    headers = {}
+    if address.user is not None:
+        login = base64.b64encode(f"{address.user}:{address.password or ''}".encode()).decode()
+        headers["Proxy-Authorization"] = f"Basic {login}"
+    return _Proxy(str(address.with_user(None)), headers)
+
+
+def _secrets(headers: Mapping[str, str]) -> list[bytes]:
+    """What must not be shown of them: whole values, and keys behind the scheme ("Bearer")."""
+    told = [value for name, value in headers.items() if _SECRET.search(name)]
+    keys = [part for value in told for part in (value, value.rpartition(" ")[2])]
+    return [key.encode() for key in keys if len(key) >= _SHORTEST_SECRET]

@@ -101,15 +101,16 @@ def load_remote(
 def _writer(served: Served, **calls: Any) -> VLLMWriter:
     files, name, info = served.files, served.name, _info(served, "lm")
     language = Language.of(files.tokenizer, name, _generation_config(files), **calls)
+    vocabulary = int(getattr(text_config(files.config), "vocab_size", 0))
 
     async def tried(servers: Servers) -> bool:
-        writer = VLLMWriter(servers, name, language, info)
+        writer = VLLMWriter(servers, name, language, info, vocabulary=vocabulary)
         await _write_some(writer)
         await writer.try_grammars()
         return writer.holds_grammars
 
     ahead = served.address.role == "draft" and served.address.ahead is not False
-    writer = VLLMWriter(Servers(served.address), name, language, info, ahead=ahead)
+    writer = VLLMWriter(Servers(served.address), name, language, info, vocabulary=vocabulary, ahead=ahead)
     held = {at_once(tried, one) for one in served.there}
     writer.holds_grammars = held == {True}
     return writer

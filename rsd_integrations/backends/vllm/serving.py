@@ -130,6 +130,9 @@ def _card(address: Address, said: Any) -> _Card:
     where = f"{address.role}={address.urls[0]!r}"
     try:
         models = {str(card["id"]): dict(card) for card in said["data"]}
+        for card in models.values():
+            if not isinstance(card.get("max_model_len"), int | None):
+                raise TypeError("no number of tokens")
     except (KeyError, TypeError, ValueError) as error:
         raise BackendError(
             f"{address.urls[0]} answered {str(said)[:200]!r} to /v1/models.",

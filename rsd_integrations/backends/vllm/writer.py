@@ -49,17 +49,26 @@ class VLLMWriter(SpeakingWriter):
         servers: of the model.
         model: its name there.
         language: of the model.
+        vocabulary: tokens that the model has, which may be more than its tokenizer's.
         ahead: whether it goes on behind steps that wait for their reward.
     """
 
     def __init__(
-        self, servers: Servers, model: str, language: Language, info: ModelInfo, *, ahead: bool = False
+        self,
+        servers: Servers,
+        model: str,
+        language: Language,
+        info: ModelInfo,
+        *,
+        vocabulary: int = 0,
+        ahead: bool = False,
     ) -> None:
         super().__init__(language, info)
         self.ahead = ahead
         self._servers = servers
         self._model = model
         self._size = language.size
+        self._most = max(self._size, vocabulary)
         self.holds_grammars = False
         """Whether its servers hold to grammars as written here; else tokens are asked for one by one."""
 
@@ -112,8 +121,8 @@ class VLLMWriter(SpeakingWriter):
         async with aclosing(self._servers.stream("/v1/completions", question, key=session.key)) as events:
             async for event in events:
                 for choice in event["choices"]:
-                    ahead.tokens += [int(token) for token in choice["token_ids"] or ()]
-                    ahead.ended = _says_that_it_ends(choice)
+                    ahead.tokens += self._tokens(choice["token_ids"] or [])
+                    ahead.ended, ahead.told = _says_that_it_ends(choice), _says_that_it_is_whole(choice)
                 session.count(None, ahead.start + max(0, len(ahead.tokens) - 1))
 
     async def _written_ahead(self, session: VLLMWriterSession) -> _Found | None:
@@ -224,22 +233,34 @@ class VLLMWriter(SpeakingWriter):
     def _read(self, answer: Any) -> _Found:
         try:
             choice, usage = answer["choices"][0], answer.get("usage") or {}
-            tokens = [int(token) for token in choice["token_ids"]]
-            ended = _says_that_it_ends(choice)
+            tokens = self._tokens(choice["token_ids"])
+            ended, whole = _says_that_it_ends(choice), _says_that_it_is_whole(choice)
             cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
-        except (KeyError, IndexError, TypeError, ValueError) as error:
+            cached = None if cached is None else max(0, int(cached))
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise BackendError(
                 f"{self.info.name!r} answered {str(answer)[:200]!r}, without the tokens that were asked for.",
                 hint="Check that it is a vLLM server that knows return_token_ids (0.11 or newer).",
             ) from error
         if not tokens and ended:
             tokens = [min(self.eos_ids)]
-        if not tokens:
+        if not tokens or not whole:
             raise BackendError(
-                f"{self.info.name!r} wrote nothing (finish_reason {choice['finish_reason']!r}).",
+                f"{self.info.name!r} wrote {'nothing' if not tokens else 'no whole answer'} "
+                f"(finish_reason {choice['finish_reason']!r}).",
                 hint="See what the server logs.",
             )
-        return _Found(tokens, None if cached is None else int(cached), ended)
+        return _Found(tokens, cached, ended)
+
+    def _tokens(self, given: Any) -> list[int]:
+        """Tokens as a server tells them.
+
+        Raises:
+            ValueError: they are none of the model's.
+        """
+        if isinstance(given, list) and all(type(one) is int and 0 <= one < self._most for one in given):
+            return given
+        raise ValueError("no tokens of this model")
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -261,3 +282,7 @@ def _seed(draw: float) -> dict[str, Any]:
 
 def _says_that_it_ends(choice: Any) -> bool:
     return bool(choice["finish_reason"] == "stop" and choice.get("stop_reason") is None)
+
+
+def _says_that_it_is_whole(choice: Any) -> bool:
+    return choice["finish_reason"] in ("stop", "length")
