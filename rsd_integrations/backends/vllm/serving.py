@@ -90,8 +90,7 @@ def _cards(address: Address) -> dict[str, _Card]:
     quick = replace(address, timeout=min(address.timeout, _QUICK))
     try:
         cards = _there(replace(quick, attempts=1))
-    except Unreachable:
-        at_once(_models, quick)  # As often as was asked for, until one of them is there.
+    except Unreachable:  # They may all be starting.
         cards = _there(quick)
     names = [card.name for card in cards.values()]
     if len(set(names)) > 1:
@@ -113,16 +112,12 @@ def _there(address: Address) -> dict[str, _Card]:
     for url in address.urls:
         one = replace(address, urls=(url,))
         try:
-            cards[url] = _card(one, at_once(_models, one))
+            cards[url] = _card(one, at_once(lambda servers: servers.ask("/v1/models"), one))
         except Unreachable as error:
             failed = failed or error
     if failed and not cards:
         raise failed
     return cards
-
-
-async def _models(servers: Servers) -> Any:
-    return await servers.ask("/v1/models")
 
 
 def _card(address: Address, said: Any) -> _Card:
