@@ -147,6 +147,17 @@ def test_what_is_forced_is_read_back(name: str, parallel: bool) -> None:
     }
 
 
+def test_an_empty_thought_that_a_template_writes_is_no_part_of_the_format() -> None:
+    """As Qwen 3's does."""
+    template, added, form = TEMPLATES["hermes"]
+    thoughtful = template.replace(
+        "{% for c in m.tool_calls or []",
+        "{% if m.tool_calls %}<think>\n\n</think>\n\n{% endif %}{% for c in m.tool_calls or []",
+    )
+    assert thoughtful != template
+    assert call_format(byte_level(thoughtful, added=(*added, "<think>", "</think>"))) == form
+
+
 def test_a_template_may_take_no_tools() -> None:
     class Source:
         tokenizer = byte_level(HEADER.replace("tools", "nothing") + FOOTER)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from rsd_integrations import RSDPipeline
+from rsd_integrations import Output, RSDPipeline
 from rsd_integrations.backends.shared.describe import active_parameters
 from rsd_integrations.backends.torch.memory import model_memory
 from rsd_integrations.backends.torch.runner import PREFILL_CHUNK
@@ -181,6 +181,9 @@ def test_closing_gives_the_memory_back() -> None:
     gc.collect()
     # Though the pipeline and a finished stream are still held.
     assert [cache() for cache in caches] == [None, None, None]
+    for output in (Output(), Output.of(response_format={"type": "json_object"})):
+        with pytest.raises(EngineClosedError, match="closed"):
+            pipe.generate(PROMPT, output=output)
 
 
 def test_a_dropped_pipeline_closes_but_a_held_stream_keeps_it_open() -> None:

@@ -353,6 +353,7 @@ def test_two_runs_do_not_write_to_one_file(tmp_path: Path) -> None:
     first = SavedAnswers(tmp_path / "a", {})
     made = Generation(text="a", finish_reason="stop", seed=3, threshold=None)
     first.add("target only", 0, made)
+    assert len((tmp_path / "a").read_text().splitlines()) == 2  # At once: the run may be killed.
     with pytest.raises(ConfigError, match="another run writes to"):
         SavedAnswers(tmp_path / "a", {})
     first.add("target only", 1, made)
