@@ -54,7 +54,8 @@ class ChatRSD(BaseChatModel, RSDSettings):
     """Draft, PRM and target as one chat model.
 
     Every field of ``RSDConfig`` is a field here, and can be given per call, bound, or made
-    configurable. Objects that name the same models share them, and the engine's batches.
+    configurable. Objects that name the same models share them, and the engine's batches. Messages of one
+    role that follow one another become one turn, with a blank line between.
 
     Example::
 

@@ -83,7 +83,7 @@ class Chunks:
         """The chunks that tell an event; none where it shows nothing."""
         parts: list[dict[str, Any]] = []
         if event.delta or event.reasoning_delta:
-            thought = _thought(event.reasoning_delta or None)
+            thought = _thought(event.reasoning_delta)
             parts.append({"content": event.delta, "additional_kwargs": thought})
         if event.tool_calls:
             # Beside text, or in the last chunk, LangChain's protocol of events loses sight of calls.
@@ -101,8 +101,8 @@ class Chunks:
 
 
 def _thought(reasoning: str | None) -> dict[str, Any]:
-    """Where ``content_blocks`` finds a thought."""
-    return {} if reasoning is None else {"reasoning_content": reasoning}
+    """Where ``content_blocks`` finds a thought; an empty one is none."""
+    return {"reasoning_content": reasoning} if reasoning else {}
 
 
 def _names(model: str) -> dict[str, Any]:

@@ -47,7 +47,8 @@ class RSDLLM(StructuredPrediction, AskedByEngines, ToolCalling, CustomLLM):
 
     Every field of ``RSDConfig`` is a field here, and can be given per call. Objects that name the same
     models share them, and the engine's batches. A chat goes through the models' own chat templates, each
-    model's its own; a completion is one user turn.
+    model's its own; a completion is one user turn. Messages of one role that follow one another become one
+    turn, with a blank line between.
 
     Example::
 

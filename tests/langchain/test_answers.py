@@ -109,6 +109,13 @@ def test_reasoning_is_not_answer_text(mode: str) -> None:
     assert blocks == [("reasoning", "Hm, 2 + 2.\n\nSo 4."), ("text", "It is 4.\n\nYes.")]
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_an_empty_thought_is_none(mode: str) -> None:
+    with scripted_pipeline(["<think>\n</think>\n\n", "Yes."], tags=ReasoningTags()) as pipe:
+        message = final(ChatRSD.from_pipeline(pipe), mode)
+    assert (message.text, message.additional_kwargs) == ("Yes.", {})
+
+
 def test_reasoning_streams_apart() -> None:
     with scripted_pipeline(THINKING, tags=ReasoningTags()) as pipe:
         chunks = list(ChatRSD.from_pipeline(pipe).stream(QUESTION))
