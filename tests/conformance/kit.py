@@ -312,6 +312,9 @@ class ScorerKit:
     def test_a_rejected_step_leaves_no_trace(self, scorer: Scorer) -> None:
         straight, winding = scorer.open(PROMPTS[0]), scorer.open(PROMPTS[0])
         self.score(scorer, winding, "This one is rejected, alas.")
+        # As good as the first in its place.
+        again = [self.score(scorer, session, "So is this one.").reward for session in (straight, winding)]
+        assert again[0] == pytest.approx(again[1], abs=1e-5)
         for session in (straight, winding):
             keep(session, Written("Right.\n\n", (1,), "delimiter"), own=False, body="Right.")
         rewards = [self.score(scorer, session, "And so on.").reward for session in (straight, winding)]
