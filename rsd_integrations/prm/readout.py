@@ -29,12 +29,14 @@ def single_token(tokenizer: Any, text: str, purpose: str) -> int:
     """The one token that a text is as a continuation.
 
     Raises:
-        ModelError: it takes several, so the model cannot have learnt it as one.
+        ModelError: it takes several or is unknown, so the model cannot have learnt it as one.
     """
     ids = encode_plain(tokenizer, text)
-    if len(ids) != 1 or ids[0] == getattr(tokenizer, "unk_token_id", None):
+    unknown = getattr(tokenizer, "unk_token_id", None) in ids
+    if len(ids) != 1 or unknown:
         raise ModelError(
-            f"the {purpose} {text!r} is not one token of the PRM's tokenizer but {len(ids)}.",
+            f"the {purpose} {text!r} is not one token of the PRM's tokenizer but "
+            f"{'unknown to it' if unknown else len(ids)}.",
             hint="Choose the prm_format that this PRM was trained for, or set its options in rsd_prm.",
         )
     return ids[0]
