@@ -136,12 +136,11 @@ def _cost(generation: Generation, remedy: Remedy) -> str:
     return (
         "".join(f'<div class="rsd-note">{escape(note)}</div>' for note in notes)
         + "<table><tr><th>tokens</th><th>generated</th><th>discarded</th><th>forwarded</th></tr>"
-        + "".join(_row(*row) for row in token_rows(generation.usage))
+        + "".join(_row(name, use) for name, use in token_rows(generation.usage))
         + "</table>"
     )
 
 
-def _row(name: str, done: str, use: RoleUsage) -> str:
-    label = name if done == "generated" else f"{name}, {done}"
+def _row(name: str, use: RoleUsage) -> str:
     cells = "".join(f"<td>{count:,}</td>" for count in (use.generated, use.discarded, use.forwarded))
-    return f"<tr><td>{label}</td>{cells}</tr>"
+    return f"<tr><td>{name}</td>{cells}</tr>"

@@ -38,15 +38,17 @@ def _costs(generation: Generation, console: Console, seconds: float | None) -> R
     lines = cost_lines(generation, seconds)
     rows = token_rows(generation.usage)
     if not console.is_terminal:
-        return Group(*[Text(f"{name:<10}{words}") for name, words in [lines[0], *_tokens(rows), *lines[1:]]])
+        tokens = [_in_words(name, use) for name, use in rows]
+        return Group(*[Text(f"{name:<10}{words}") for name, words in [lines[0], *tokens, *lines[1:]]])
     return Group(_pairs(lines[:1]), _token_table(rows, tight=console.width < _TIGHT), _pairs(lines[1:]))
 
 
-def _tokens(rows: list[tuple[str, str, RoleUsage]]) -> list[tuple[str, str]]:
-    return [
-        (name, f"{use.generated} tokens {done}, {use.discarded} discarded, {use.forwarded} forwarded")
-        for name, done, use in rows
-    ]
+def _in_words(row: str, use: RoleUsage) -> tuple[str, str]:
+    name, _, done = row.partition(", ")
+    told = (
+        f"{use.generated} tokens {done or 'generated'}, {use.discarded} discarded, {use.forwarded} forwarded"
+    )
+    return name, told
 
 
 def _pairs(lines: list[tuple[str, str]]) -> Table:
@@ -58,14 +60,13 @@ def _pairs(lines: list[tuple[str, str]]) -> Table:
     return grid
 
 
-def _token_table(rows: list[tuple[str, str, RoleUsage]], *, tight: bool) -> Table:
+def _token_table(rows: list[tuple[str, RoleUsage]], *, tight: bool) -> Table:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True, min_width=8)
     for _ in _HEADINGS:
         grid.add_column(justify="right", no_wrap=True)
     headings = ("gen.", "disc.", "fwd.") if tight else _HEADINGS
     grid.add_row("tokens", *[Text(heading, style="dim") for heading in headings])
-    for name, done, use in rows:
-        label = name if done in _HEADINGS else f"{name}, {done}"
-        grid.add_row(label, f"{use.generated:,}", f"{use.discarded:,}", f"{use.forwarded:,}")
+    for name, use in rows:
+        grid.add_row(name, f"{use.generated:,}", f"{use.discarded:,}", f"{use.forwarded:,}")
     return grid

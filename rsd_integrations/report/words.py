@@ -36,13 +36,9 @@ def cost_lines(generation: Generation, seconds: float | None = None) -> list[tup
     return lines
 
 
-def token_rows(usage: Usage) -> list[tuple[str, str, RoleUsage]]:
-    """Each model's name, what it does with tokens, and its usage."""
-    return [
-        ("draft", "generated", usage.draft),
-        ("PRM", "scored", usage.prm),
-        ("target", "generated", usage.target),
-    ]
+def token_rows(usage: Usage) -> list[tuple[str, RoleUsage]]:
+    """Rows of a table of generated, discarded and forwarded tokens. A PRM generates none."""
+    return [("draft", usage.draft), ("PRM, scored", usage.prm), ("target", usage.target)]
 
 
 def _acceptance(generation: Generation) -> str:

@@ -111,6 +111,9 @@ def test_one_call_alone_is_shown_even_if_more_were_written() -> None:
         assert len(alone.message.additional_kwargs["tool_calls"]) == 1
         more = llm.chat_with_tools(TOOLS, QUESTION, allow_parallel_tool_calls=True)
         assert called(llm, more) == [("add", {"a": 1, "b": 2}), ("add", {"a": 3, "b": 4})]
+        states = list(llm.stream_chat_with_tools(TOOLS, QUESTION, allow_parallel_tool_calls=True))
+        # Each call is shown as soon as it is whole.
+        assert [len(called(llm, state)) for state in states] == [1, 2, 2]
     # Some models write a list of calls, which is one call's text.
     both = json.dumps([{"name": "add", "arguments": {"a": a, "b": 2}} for a in (1, 3)])
     with scripted_pipeline([f"<tool_call>\n{both}\n</tool_call>"]) as pipe:
