@@ -52,8 +52,9 @@ def test_prompts_are_equal_on_all_paths(entry: str) -> None:
         ENTRIES[entry](RSDLLM.from_pipeline(pipe))
         ENTRIES[entry](RSDLLM.from_pipeline(pipe, system_prompt="Be brief."))
         ENTRIES[entry](RSDLLM.from_pipeline(pipe, completion_to_prompt=lambda text: text.upper()))
+        RSDLLM.from_pipeline(pipe, completion_to_prompt=lambda text: text.upper()).complete(QUESTION, True)
     user = {"role": "user", "content": QUESTION}
-    assert seen[0] == [user]
+    assert seen[0] == seen[3] == [user]  # What is formatted already is left as it is.
     assert seen[1] == [{"role": "system", "content": "Be brief."}, user]
     assert seen[2][0]["content"] == (QUESTION.upper() if "complete" in entry else QUESTION)
 
