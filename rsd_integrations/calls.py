@@ -214,7 +214,8 @@ def _call(item: Any, key: str, text: str) -> ToolCall | InvalidToolCall:
 def _flaw(item: Any) -> str | None:
     """What keeps a call from being shown to a model, or sent anywhere, in the next turn."""
     try:
-        for text in all_texts({"tool_calls": [{"function": item}]}):
+        # As deep as the next turn has it, which is a prompt of messages, beside its tools.
+        for text in all_texts([[{"tool_calls": [{"function": item}]}]]):
             text.encode()
     except PromptError:
         return "it is nested too deep"

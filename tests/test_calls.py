@@ -14,6 +14,7 @@ from rsd_integrations.backends.shared.tooling import Tooling, call_format, call_
 from rsd_integrations.calls import CALL_ID, HERMES, CallFormat, plain_reader
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.output import Output
+from rsd_integrations.testing import scripted_pipeline
 from rsd_integrations.types import InvalidToolCall, Message, ToolCall
 from tests.small_tokenizers import byte_level
 
@@ -238,6 +239,24 @@ def test_what_is_no_call_says_why(text: str, error: str) -> None:
     assert error in found.error
     assert found.text == text
     found.model_dump_json()  # Whatever is wrong with it, it can be sent and saved.
+
+
+def test_what_is_a_call_fits_into_the_next_turn() -> None:
+    """However deep: there it lies in a message of a prompt."""
+    asked: Message = {"role": "user", "content": "x"}
+    kinds = set()
+    with scripted_pipeline(["yes"]) as pipe:
+        for depth in range(85, 101):
+            arguments = '{"x": ' + "[" * depth + "]" * depth + "}"
+            text = f'<tool_call>{{"name": "a", "arguments": {arguments}}}</tool_call>'
+            (call,) = plain_reader(HERMES)(text) or ()
+            kinds.add(type(call))
+            if isinstance(call, ToolCall):
+                function = {"name": call.name, "arguments": call.arguments}
+                calls = [{"type": "function", "function": function}]
+                said: Message = {"role": "assistant", "content": "", "tool_calls": calls}
+                assert pipe.generate([asked, said, asked]).text == "yes"
+    assert kinds == {ToolCall, InvalidToolCall}
 
 
 def test_arguments_may_be_a_string_of_json_or_missing() -> None:

@@ -180,13 +180,20 @@ def test_requests_that_failed_keep_nothing() -> None:
         gc.collect()
         return [item for item in gc.get_objects() if type(item) in (EventStream, AsyncEventStream)]
 
+    def left() -> int:
+        """Once the engine's thread has let go of its last job, too."""
+        end = time.monotonic() + PATIENCE
+        while len(streams()) > before and time.monotonic() < end:
+            time.sleep(0.01)
+        return len(streams())
+
     others, before = engines(), len(streams())
     pipe = scripted_pipeline(failing)
     for _ in range(5):
         with pytest.raises(BackendError):
             pipe.generate("x")
         asyncio.run(fail_async(pipe))
-    assert len(streams()) == before
+    assert left() <= before
     (engine,) = engines() - others
     del pipe
     gc.collect()
@@ -202,6 +209,8 @@ def test_a_stream_of_the_parent_is_refused_in_a_forked_child() -> None:
         return "on\n\n"
 
     with scripted_pipeline(script) as pipe, pipe.stream("x") as stream:
+        ended = pipe.stream("x", max_steps=1)
+        text = ended.result().text
         next(stream)
         child = os.fork()
         if not child:
@@ -210,7 +219,8 @@ def test_a_stream_of_the_parent_is_refused_in_a_forked_child() -> None:
             try:
                 list(stream)
             except EngineClosedError as error:
-                os._exit("forked" not in str(error))
+                known = list(ended) == [] and ended.result().text == text
+                os._exit(0 if known and "forked" in str(error) else 1)
             os._exit(2)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         next(stream)

@@ -248,6 +248,8 @@ def _fits(device: str, models: list[ModelMemory], requests: int, console: Consol
         return True
     fits = needed <= free
     verdict = "fits" if fits else "DOES NOT FIT"
+    if fits and any(model.device == "device_map" for model in models):
+        verdict = "no verdict, for a device_map may put more there"
     console.print(f"{device}: {_size(needed)} needed before activations, {_size(free)} free: {verdict}")
     if not fits:
         most = (free - weights) // sum(model.cache(1) for model in here)

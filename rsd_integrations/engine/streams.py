@@ -118,8 +118,10 @@ class EventStream(_Stream, Iterator[StepEvent]):
         super().__init__(submit(_sink(self._items.put, end)), end, owner)
 
     def __next__(self) -> StepEvent:
+        if self._ended:
+            raise StopIteration
         self._check_process()
-        event = None if self._ended else self._take(self._items.get(), self._items.put)
+        event = self._take(self._items.get(), self._items.put)
         if event is None:
             raise StopIteration
         return event
@@ -171,9 +173,9 @@ class AsyncEventStream(_Stream, AsyncIterator[StepEvent]):
         super().__init__(submit(_sink(put, end)), end, owner)
 
     async def __anext__(self) -> StepEvent:
-        self._check_process()
         if self._ended:
             raise StopAsyncIteration
+        self._check_process()
         if asyncio.get_running_loop() is not self._loop:
             raise StreamError(
                 "the stream was made on another event loop, where its events arrive.",

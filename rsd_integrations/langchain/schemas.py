@@ -14,7 +14,6 @@ from typing import Any, cast
 from langchain_core.tools import BaseTool, create_schema_from_function
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from langchain_core.utils.pydantic import is_basemodel_subclass
-from typing_extensions import is_typeddict
 
 from rsd_integrations.errors import ConfigError
 
@@ -75,7 +74,7 @@ def _converted(given: Any, strict: bool | None) -> dict[str, Any]:
     except Exception as error:  # Of many kinds: what is not a tool fails anywhere in the conversion.
         raise ConfigError(
             f"{given!r:.200} cannot be made into a tool or a schema: {error}",
-            hint=_what_is_taken(given, unnamed),
+            hint=_what_is_taken(unnamed, error),
         ) from error
     lost = isinstance(given, Mapping) and "function" in tool and "parameters" not in tool["function"]
     if lost and given.keys() - {"title", "name", "description", "type", "function", "strict"}:
@@ -86,10 +85,10 @@ def _converted(given: Any, strict: bool | None) -> dict[str, Any]:
     return tool
 
 
-def _what_is_taken(given: Any, unnamed: bool) -> str:
+def _what_is_taken(unnamed: bool, error: Exception) -> str:
     if unnamed:
         return 'Add a "title", which names the tool; answers of method="json_schema" need none.'
-    if is_typeddict(given):
+    if "Required" in str(error):  # Of typing's, in a TypedDict.
         return (
             "LangChain reads no Required or NotRequired: for what may be missing write "
             "Annotated[T | None, None, 'what it is'], or give a Pydantic model."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from operator import itemgetter
 from typing import Any
 
@@ -19,9 +20,10 @@ from langchain_core.messages.tool import (
     tool_call_chunk,
 )
 from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
-from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
+from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser
 from langchain_core.runnables import Runnable, RunnableLambda, RunnableMap, RunnablePassthrough
 from pydantic import BaseModel, ValidationError
+from pydantic.v1 import ValidationError as OldValidationError
 
 from rsd_integrations.adapters.whole import Flaw, cut_off, no_document, no_whole_call
 from rsd_integrations.errors import ConfigError
@@ -142,14 +144,10 @@ def as_chunks(calls: Sequence[ToolCall | InvalidToolCall], before: int) -> list[
 
 
 class _DocumentParser(PydanticOutputParser[Any]):
-    """Takes a document for JSON, where dates and members of enums are strings, as strict models must."""
-
     def _parse_obj(self, obj: Any) -> Any:
-        if not issubclass(self.pydantic_object, BaseModel):  # Of Pydantic 1, which knows no strictness.
-            return super()._parse_obj(obj)
         try:
-            return self.pydantic_object.model_validate_json(json.dumps(obj))
-        except ValidationError as error:
+            return _as_model(self.pydantic_object, obj)
+        except (ValidationError, OldValidationError) as error:
             raise self._parser_exception(error, obj) from error
 
 
@@ -166,9 +164,17 @@ def _shown(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tool_parser(schema: Any, name: str) -> Runnable[Any, Any]:
-    if is_pydantic(schema):
-        return PydanticToolsParser(tools=[schema], first_tool_only=True)
-    return JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
+    parser = JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
+    if not is_pydantic(schema):
+        return parser
+    return parser | RunnableLambda(partial(_as_model, schema))
+
+
+def _as_model(model: Any, document: Any) -> Any:
+    """What a document is, read as JSON: for strict models dates and enums are strings there alone."""
+    if issubclass(model, BaseModel):
+        return model.model_validate_json(json.dumps(document))
+    return model.parse_obj(document)  # Of Pydantic 1, which knows no strictness.
 
 
 def _whole(message: AIMessage) -> AIMessage:

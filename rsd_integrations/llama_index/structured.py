@@ -144,6 +144,9 @@ class StructuredPrediction(LLM):
         # themselves nothing would be enforced.
         if "properties" not in output_cls.model_json_schema():
             return False
+        # They take arguments for Python's objects, which strict forms refuse: a date is a string there.
+        if output_cls.model_config.get("strict"):
+            return False
         return mode == PydanticProgramMode.FUNCTION or self.metadata.is_function_calling_model
 
     def _written(

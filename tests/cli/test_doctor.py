@@ -166,6 +166,10 @@ def test_models_that_are_spread_get_no_verdict(
     assert doctor_of(folders, *(f'--{role}-kwargs={{"device_map": "auto"}}' for role in folders)) == 0
     shown = capsys.readouterr().out
     assert "device_map: " in shown and "FIT" not in shown
+    monkeypatch.setattr(free_memory, "_machine", lambda: 1 << 40)
+    assert doctor_of(folders, "--target-kwargs", '{"device_map": "auto"}') == 0
+    shown = capsys.readouterr().out
+    assert "free: no verdict, for a device_map may put more there" in shown and "free: fits" not in shown
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import pytest
 from langchain_core.exceptions import OutputParserException
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.v1 import BaseModel as OldModel
 from typing_extensions import NotRequired, TypedDict
 
@@ -258,18 +258,41 @@ def test_a_strict_model_reads_its_document(method: str) -> None:
     assert caught.value.llm_output == '{"unit": "cups"}'
 
 
+def called_with(name: str, arguments: str) -> str:
+    return f'<tool_call>\n{{"name": "{name}", "arguments": {arguments}}}\n</tool_call>'
+
+
+def test_a_strict_model_reads_its_call() -> None:
+    arguments = '{"unit": "bags", "day": "2026-11-29", "pair": [2, "x"]}'
+    with scripted_pipeline([called_with("Strict", arguments)]) as pipe:
+        model = ChatRSD.from_pipeline(pipe).with_structured_output(Strict, method="function_calling")
+        assert model.invoke(QUESTION) == Strict(
+            unit=Unit.BAGS, day=datetime.date(2026, 11, 29), pair=(2, "x")
+        )
+    with scripted_pipeline([called_with("Strict", '{"unit": "cups"}')]) as pipe:
+        model = ChatRSD.from_pipeline(pipe).with_structured_output(Strict, method="function_calling")
+        with pytest.raises(ValidationError, match="Strict"):
+            model.invoke(QUESTION)
+
+
 class Old(OldModel):
     marbles: int
 
 
-def test_a_model_of_pydantic_1_reads_its_document() -> None:
-    with scripted_pipeline(['{"marbles": 21}']) as pipe:
-        assert ChatRSD.from_pipeline(pipe).with_structured_output(Old).invoke(QUESTION) == Old(marbles=21)
+@METHODS
+def test_a_model_of_pydantic_1_is_read(method: str) -> None:
+    text = '{"marbles": 21}'
+    with scripted_pipeline([text if method == "json_schema" else called_with("Old", text)]) as pipe:
+        model = ChatRSD.from_pipeline(pipe).with_structured_output(Old, method=method)
+        assert model.invoke(QUESTION) == Old(marbles=21)
+    with scripted_pipeline(['{"marbles": "x"}']) as pipe, pytest.raises(OutputParserException, match="Old"):
+        ChatRSD.from_pipeline(pipe).with_structured_output(Old).invoke(QUESTION)
 
 
 def test_a_typed_dict_that_langchain_cannot_read_says_how_to_write_it(pocket: ChatRSD) -> None:
     class Loose(TypedDict):
         marbles: NotRequired[Literal[1, 2]]
+        more: int
 
     with pytest.raises(ConfigError, match=r"LangChain reads no Required(?s:.)*Annotated\[T \| None"):
         pocket.with_structured_output(Loose)

@@ -148,12 +148,21 @@ async def test_in_words_the_last_object_that_fits_counts() -> None:
         assert await every_way(llm) == [Sky(colour="blue", sure=True)] * 5
 
 
+class Visit(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    day: datetime.date
+
+
+async def test_a_strict_form_is_a_document() -> None:
+    """LlamaIndex's tools would take its arguments for Python's objects."""
+    with scripted_pipeline(['{"day": "2026-11-29"}']) as pipe:
+        llm = RSDLLM.from_pipeline(pipe)
+        assert llm.metadata.is_function_calling_model
+        assert await every_way(llm, Visit) == [Visit(day=datetime.date(2026, 11, 29))] * 5
+
+
 async def test_in_words_a_strict_form_reads_json() -> None:
-    class Visit(BaseModel):
-        model_config = ConfigDict(strict=True)
-
-        day: datetime.date
-
     with scripted_pipeline(['On {"day": "2026-11-29"}.']) as pipe:
         llm = RSDLLM.from_pipeline(pipe, pydantic_program_mode=PydanticProgramMode.LLM)
         assert await every_way(llm, Visit) == [Visit(day=datetime.date(2026, 11, 29))] * 5

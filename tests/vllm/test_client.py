@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import os
 import socket
 import threading
 import time
@@ -381,7 +382,7 @@ def test_a_key_that_a_server_repeats_is_not_told(server: Double, code: int) -> N
 
 @pytest.fixture
 def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bytes]]:
-    """One that wants another login than the environment's; what it was sent."""
+    """One that wants another login than the environment's; what it was sent, behind what it is to say."""
     sent: list[bytes] = []
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
@@ -390,8 +391,9 @@ def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bytes]]:
                 while True:
                     connection, _ = listening.accept()
                     with connection:
+                        told = sent[0] if sent else b""
                         sent.append(connection.recv(9999))
-                        connection.sendall(b"HTTP/1.1 407 Who are you\r\nContent-Length: 0\r\n\r\n")
+                        connection.sendall(b"HTTP/1.1 407 No " + told + b"\r\nContent-Length: 0\r\n\r\n")
 
         threading.Thread(target=refuse, daemon=True).start()
         for name in ("no_proxy", "NO_PROXY"):
@@ -411,6 +413,41 @@ def test_a_proxy_s_login_is_shown_to_it_alone(proxy: list[bytes], scheme: str) -
     assert base64.b64encode(b"user:pr@xy-secret") in proxy[0]
     whole = "".join(traceback.format_exception(failed.value))
     assert "secret" not in whole
+
+
+def test_what_is_no_secret_of_a_question_changes_no_answer(server: Double) -> None:
+    headers = {"x-tokenizer": server.names[0], "x-max-tokens": "max_model_len", "x-key": "EMPTY"}
+    assert ask(server.url, headers=headers, api_key="max_model_len")[0] == server.card()
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_login_that_a_proxy_repeats_is_not_told(proxy: list[bytes], scheme: str) -> None:
+    """It is in the reason of its refusal, which errors of aiohttp tell."""
+    proxy.append(b"Basic " + base64.b64encode(b"user:pr@xy-secret"))
+    with pytest.raises(BackendError, match=r"\*\*\*") as failed:
+        ask(f"{scheme}://vllm.example.test", attempts=1)
+    assert "dXNlcj" not in "".join(traceback.format_exception(failed.value))
+
+
+@pytest.mark.parametrize("wrong", ["http://user:pa/ss@proxy:3128", "http://:8080", "http://x:99999"])
+def test_a_proxy_that_is_no_url_is_refused(
+    server: Double, wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, wrong)
+    with pytest.raises(ConfigError, match=r"proxy cannot be used: it is no URL\. .*HTTP_PROXY") as refused:
+        ask(server.url)
+    assert "pa/ss" not in "".join(traceback.format_exception(refused.value))
+
+
+def test_a_proxy_may_want_a_key_alone(proxy: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, os.environ["HTTP_PROXY"].replace("user:", ":"))
+    with pytest.raises(BackendError, match="407"):
+        ask("http://vllm.example.test", attempts=1)
+    assert base64.b64encode(b":pr@xy-secret") in proxy[0]
 
 
 def test_an_answer_that_comes_drop_by_drop_is_late(server: Double, monkeypatch: pytest.MonkeyPatch) -> None:

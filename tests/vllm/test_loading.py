@@ -167,9 +167,26 @@ def test_replicas_that_all_are_just_starting_are_waited_for(trio: Trio) -> None:
 
 
 def test_replicas_none_of_which_is_there(trio: Trio) -> None:
-    nowhere = ["http://127.0.0.1:9", "http://127.0.0.1:8"]
-    with pytest.raises(BackendError, match=r"draft's server .* cannot be reached.*\(3 tries\)"):
-        RSDPipeline.from_vllm(**{**trio.urls, "draft": nowhere}, draft_kwargs={"attempts": 3})
+    trio.draft.asked.clear()
+    trio.draft.faults += [lambda handler: handler.say(503, {}) or True] * 9
+    for gone in ([trio.draft.url, "http://127.0.0.1:9"], trio.draft.url):
+        with pytest.raises(BackendError, match=r"draft's server .* answered 503 "):
+            RSDPipeline.from_vllm(**{**trio.urls, "draft": gone}, draft_kwargs={"attempts": 3})
+    assert len(trio.draft.asked) == 3 + 3
+    trio.draft.faults.clear()
+
+
+def test_a_key_that_a_server_repeats_is_not_told(trio: Trio) -> None:
+    key = {"api_key": "sesame-street"}
+    card: Any = {"data": [{"id": "x", "max_model_len": "sesame-street"}]}
+    trio.draft.faults += [lambda handler: handler.say(200, card) or True]
+    with pytest.raises(BackendError, match=r"\*\*\*.* to /v1/models"):
+        RSDPipeline.from_vllm(**trio.urls, draft_kwargs=key)
+    with RSDPipeline.from_vllm(**trio.urls, draft_kwargs=key, prm_kwargs=key) as pipe:
+        for server in (trio.prm, trio.draft):
+            server.faults += [lambda handler: handler.say(200, {"got": "sesame-street"}) or True]
+            with pytest.raises(BackendError, match=r"answered .*\*\*\*"):
+                pipe.generate(QUESTION, threshold=0.5)
 
 
 def test_each_replica_that_answers_is_tried(trio: Trio) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from itertools import count
 from typing import Any
 
 from rsd_integrations.backends.vllm.address import Address
 from rsd_integrations.backends.vllm.http import Answer, Away, Http, Late, Stale, Unsendable
-from rsd_integrations.errors import BackendError
+from rsd_integrations.errors import BackendError, RSDError
 
 __all__ = ["Refused", "Servers", "Unreachable"]
 
@@ -90,6 +90,24 @@ class Servers:
             Refused: a server refused it.
             BackendError: no server answered.
         """
+        with self.hiding():
+            return await self._answer(path, body, key)
+
+    @contextmanager
+    def hiding(self) -> Iterator[None]:
+        """Errors that are raised within tell no secrets: what they quote may repeat them."""
+        try:
+            yield
+        except RSDError as error:
+            told = error.message
+            for secret in self._http.secrets:
+                told = told.replace(secret, "***")
+            if told == error.message:
+                raise
+            raise type(error)(told, hint=error.hint) from None  # What caused it may tell them as well.
+
+    async def _answer(self, path: str, body: Mapping[str, Any] | None, key: int) -> Any:
+        """As ``ask``."""
         tries, wrong, pause = 0, 0, _FIRST_PAUSE
         end = time.monotonic() + self._address.patience
         stale = False

@@ -27,7 +27,7 @@ __all__ = ["Answer", "Away", "Http", "Late", "Stale", "Unsendable"]
 _IDLE = 2.0
 """Seconds after which an idle connection is closed, before the server does (5 s) while a question comes."""
 
-_SECRET = re.compile("auth|key|token|secret|password|cookie", re.IGNORECASE)
+_SECRET = re.compile(r"(^|-|_)(\w*authorization|auth|\w*key|token|secret|password|cookie)$", re.IGNORECASE)
 """Names of headers whose values are not to be shown."""
 
 _SHORTEST_SECRET = 6
@@ -102,7 +102,9 @@ class Http:
     ) -> None:
         self._proxies = {url: _proxy(url) for url in urls}
         self._headers = {"Content-Type": "application/json", **headers}
-        self._secrets = _secrets(headers)
+        logins = [proxy.headers for proxy in self._proxies.values() if proxy is not None]
+        self.secrets = _secrets([headers, *logins])
+        """What errors must not tell, though servers and proxies may repeat it."""
         self._pieces = aiohttp.ClientTimeout(total=None, sock_connect=connect, sock_read=timeout)
         self._whole = aiohttp.ClientTimeout(total=connect + timeout, sock_connect=connect, sock_read=timeout)
         self._session: aiohttp.ClientSession | None = None
@@ -118,18 +120,8 @@ class Http:
             Away, Stale, Late, Unsendable: there is no answer; ``__cause__`` says why.
         """
         async with self._asked(url, path, body, self._whole) as response:
-            read = self._hidden(await response.read())
-            headers = {name.lower(): self._hidden_text(value) for name, value in response.headers.items()}
-            return Answer(response.status, self._hidden_text(response.reason or ""), headers, read)
-
-    def _hidden(self, said: bytes) -> bytes:
-        """What a server said without what is secret of what it was told: errors quote it."""
-        for secret in self._secrets:
-            said = said.replace(secret, b"***")
-        return said
-
-    def _hidden_text(self, said: str) -> str:
-        return self._hidden(said.encode(errors="surrogateescape")).decode(errors="surrogateescape")
+            read = await response.read()
+            return Answer(response.status, response.reason or "", response.headers, read)
 
     async def stream(self, url: str, path: str, body: Mapping[str, Any]) -> AsyncGenerator[Any, None]:
         """Post a body, and give the JSON of each server-sent event as it comes.
@@ -213,16 +205,22 @@ def _proxy(url: str) -> _Proxy | None:
             f"the environment's proxy cannot be used: it is of the kind {scheme or named!r}, not http.",
             hint="Unset HTTP_PROXY, HTTPS_PROXY and ALL_PROXY, or name the servers in NO_PROXY.",
         )
-    address = URL(f"http://{rest}")
+    try:
+        address = URL(f"http://{rest}")
+    except ValueError:
+        raise ConfigError(
+            "the environment's proxy cannot be used: it is no URL.",
+            hint="Check HTTP_PROXY, HTTPS_PROXY and ALL_PROXY; a password's signs are to be %-encoded.",
+        ) from None
     headers = {}
-    if address.user is not None:
-        login = base64.b64encode(f"{address.user}:{address.password or ''}".encode()).decode()
-        headers["Proxy-Authorization"] = f"Basic {login}"
+    if address.user is not None or address.password is not None:
+        login = f"{address.user or ''}:{address.password or ''}"
+        headers["Proxy-Authorization"] = f"Basic {base64.b64encode(login.encode()).decode()}"
     return _Proxy(str(address.with_user(None)), headers)
 
 
-def _secrets(headers: Mapping[str, str]) -> list[bytes]:
-    """What must not be shown of them: whole values, and keys behind the scheme ("Bearer")."""
-    told = [value for name, value in headers.items() if _SECRET.search(name)]
-    keys = [part for value in told for part in (value, value.rpartition(" ")[2])]
-    return [key.encode() for key in keys if len(key) >= _SHORTEST_SECRET]
+def _secrets(headers: Iterable[Mapping[str, str]]) -> list[str]:
+    """Whole values, and keys behind the scheme ("Bearer"); the longest first, for one may begin another."""
+    told = [value for some in headers for name, value in some.items() if _SECRET.search(name)]
+    keys = {part for value in told for part in (value, value.rpartition(" ")[2])}
+    return sorted((key for key in keys if len(key) >= _SHORTEST_SECRET), key=len, reverse=True)

@@ -70,7 +70,9 @@ class VLLMScorer:
             BackendError: as ``score``.
         """
         question = {"model": self._model, **self._asking.question(tokens)}
-        return self._asking.read(await self._servers.ask(self._asking.path, question, key=key))
+        answer = await self._servers.ask(self._asking.path, question, key=key)
+        with self._servers.hiding():
+            return self._asking.read(answer)
 
     async def aclose(self) -> None:
         """Close the connections."""

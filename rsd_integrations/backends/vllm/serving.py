@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from rsd_integrations.backends.shared.describe import positions, text_config
@@ -15,6 +18,9 @@ from rsd_integrations.backends.vllm.client import Servers, Unreachable
 from rsd_integrations.errors import BackendError, ConfigError, ModelError
 
 __all__ = ["Served", "at_once", "served_by"]
+
+_PAUSE = 0.25
+"""Seconds before replicas of which none is there are asked again, doubled each time."""
 
 _QUICK = 10.0
 """Seconds in which a server says what it serves."""
@@ -88,10 +94,7 @@ def _cards(address: Address) -> dict[str, _Card]:
         ConfigError: they do not serve one and the same model.
     """
     quick = replace(address, timeout=min(address.timeout, _QUICK))
-    try:
-        cards = _there(replace(quick, attempts=1))
-    except Unreachable:  # They may all be starting.
-        cards = _there(quick)
+    cards = _there(quick) if len(address.urls) == 1 else _there_at_last(quick)
     names = [card.name for card in cards.values()]
     if len(set(names)) > 1:
         raise ConfigError(
@@ -112,12 +115,28 @@ def _there(address: Address) -> dict[str, _Card]:
     for url in address.urls:
         one = replace(address, urls=(url,))
         try:
-            cards[url] = _card(one, at_once(lambda servers: servers.ask("/v1/models"), one))
+            cards[url] = at_once(partial(_asked, one), one)
         except Unreachable as error:
             failed = failed or error
     if failed and not cards:
         raise failed
     return cards
+
+
+def _there_at_last(address: Address) -> dict[str, _Card]:
+    """The same with one question to each in turn, as often as was asked for: they may all be starting."""
+    once = replace(address, attempts=1)
+    for left in range(address.attempts - 1):
+        with suppress(Unreachable):
+            return _there(once)
+        time.sleep(_PAUSE * 2 ** min(left, 4))
+    return _there(once)
+
+
+async def _asked(address: Address, servers: Servers) -> _Card:
+    said = await servers.ask("/v1/models")
+    with servers.hiding():
+        return _card(address, said)
 
 
 def _card(address: Address, said: Any) -> _Card:

@@ -176,7 +176,9 @@ class VLLMWriter(SpeakingWriter):
         return _Found((await self._asked(session, {**alone, **among})).tokens[:1])
 
     async def _asked(self, session: VLLMWriterSession, question: dict[str, Any]) -> _Found:
-        found = self._read(await self._servers.ask("/v1/completions", question, key=session.key))
+        answer = await self._servers.ask("/v1/completions", question, key=session.key)
+        with self._servers.hiding():
+            found = self._read(answer)
         session.count(found.cached, len(session.tokens) + max(0, len(found.tokens) - 1))
         return found
 
