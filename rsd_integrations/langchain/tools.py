@@ -22,8 +22,7 @@ from langchain_core.messages.tool import (
 from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
 from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser
 from langchain_core.runnables import Runnable, RunnableLambda, RunnableMap, RunnablePassthrough
-from pydantic import BaseModel, ValidationError
-from pydantic.v1 import ValidationError as OldValidationError
+from pydantic import BaseModel
 
 from rsd_integrations.adapters.whole import Flaw, cut_off, no_document, no_whole_call
 from rsd_integrations.errors import ConfigError
@@ -147,7 +146,7 @@ class _DocumentParser(PydanticOutputParser[Any]):
     def _parse_obj(self, obj: Any) -> Any:
         try:
             return _as_model(self.pydantic_object, obj)
-        except (ValidationError, OldValidationError) as error:
+        except ValueError as error:  # Of either Pydantic.
             raise self._parser_exception(error, obj) from error
 
 

@@ -188,7 +188,8 @@ class VLLMWriter(SpeakingWriter):
         session.begin(_some_words())
         question = self._question(session)
         answer = await self._servers.ask("/v1/completions", question)
-        tokens = self._read(answer).tokens
+        with self._servers.hiding():
+            tokens = self._read(answer).tokens
         return str(answer["choices"][0].get("text")), self.tokenizer.decode(tokens, skip_special_tokens=True)
 
     async def try_grammars(self) -> None:
