@@ -377,7 +377,18 @@ def test_a_key_that_a_server_repeats_is_not_told(server: Double, code: int) -> N
     server.faults += [echo]
     with pytest.raises(BackendError, match=r"\*\*\*") as failed:
         ask(server.url, api_key="sesame-street")
-    assert "sesame" not in str(failed.value) + repr(failed.value.__cause__)
+    told = str(failed.value) + repr(failed.value.__cause__)
+    assert "sesame" not in told and "street" not in told
+
+
+@pytest.mark.parametrize("before", [280, 287, 290, 294])
+def test_a_key_that_is_cut_off_where_it_is_quoted_is_not_told(server: Double, before: int) -> None:
+    """Of what a server says 300 characters are shown."""
+    message = "x" * before + "sesame-street"
+    server.faults += [status(400, {"error": {"message": message}})]
+    with pytest.raises(BackendError) as failed:
+        ask(server.url, api_key="sesame-street")
+    assert "sesame" not in str(failed.value)
 
 
 @pytest.fixture

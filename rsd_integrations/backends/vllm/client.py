@@ -99,9 +99,7 @@ class Servers:
         try:
             yield
         except RSDError as error:
-            told = error.message
-            for secret in self._http.secrets:
-                told = told.replace(secret, "***")
+            told = self._http.without_secrets(error.message)
             if told == error.message:
                 raise
             raise type(error)(told, hint=error.hint) from None  # What caused it may tell them as well.

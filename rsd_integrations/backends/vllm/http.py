@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
+from os.path import commonprefix
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -29,6 +30,8 @@ _IDLE = 2.0
 
 _SECRET = re.compile(r"(^|-|_)(\w*authorization|auth|\w*key|token|secret|password|cookie)$", re.IGNORECASE)
 """Names of headers whose values are not to be shown."""
+
+_SCHEME = re.compile(r"(bearer|basic|token)\s+", re.IGNORECASE)
 
 _SHORTEST_SECRET = 6
 """Characters. Shorter ones stand for none ("EMPTY"), and occur in anything."""
@@ -103,8 +106,7 @@ class Http:
         self._proxies = {url: _proxy(url) for url in urls}
         self._headers = {"Content-Type": "application/json", **headers}
         logins = [proxy.headers for proxy in self._proxies.values() if proxy is not None]
-        self.secrets = _secrets([headers, *logins])
-        """What errors must not tell, though servers and proxies may repeat it."""
+        self._secrets = _secrets([headers, *logins])
         self._pieces = aiohttp.ClientTimeout(total=None, sock_connect=connect, sock_read=timeout)
         self._whole = aiohttp.ClientTimeout(total=connect + timeout, sock_connect=connect, sock_read=timeout)
         self._session: aiohttp.ClientSession | None = None
@@ -112,6 +114,18 @@ class Http:
     def is_through_a_proxy(self, url: str) -> bool:
         """Whether the environment names a proxy for a server."""
         return self._proxies[url] is not None
+
+    def without_secrets(self, text: str) -> str:
+        """A text that quotes what servers and proxies said, who may repeat what they were told.
+
+        Where the quotation was cut off there may be but the beginning of a secret.
+        """
+        for secret in self._secrets:
+            first, *rest = text.split(secret[:_SHORTEST_SECRET])
+            known = secret[_SHORTEST_SECRET:]
+            same = [commonprefix([part, known]) for part in rest]  # noqa: RUF071 (sign by sign, as is meant)
+            text = "***".join([first, *map(str.removeprefix, rest, same)])
+        return text
 
     async def ask(self, url: str, path: str, body: Mapping[str, Any] | None) -> Answer:
         """Post a body, or get what is there for None. Cancelled, it closes the connection.
@@ -220,7 +234,7 @@ def _proxy(url: str) -> _Proxy | None:
 
 
 def _secrets(headers: Iterable[Mapping[str, str]]) -> list[str]:
-    """Whole values, and keys behind the scheme ("Bearer"); the longest first, for one may begin another."""
+    """Their values, without the scheme ("Bearer"); the longest first, for one may begin another."""
     told = [value for some in headers for name, value in some.items() if _SECRET.search(name)]
-    keys = {part for value in told for part in (value, value.rpartition(" ")[2])}
+    keys = {_SCHEME.sub("", value) for value in told}
     return sorted((key for key in keys if len(key) >= _SHORTEST_SECRET), key=len, reverse=True)

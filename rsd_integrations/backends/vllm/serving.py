@@ -126,10 +126,10 @@ def _there(address: Address) -> dict[str, _Card]:
 def _there_at_last(address: Address) -> dict[str, _Card]:
     """The same with one question to each in turn, as often as was asked for: they may all be starting."""
     once = replace(address, attempts=1)
-    for left in range(address.attempts - 1):
+    for turn in range(address.attempts - 1):
         with suppress(Unreachable):
             return _there(once)
-        time.sleep(_PAUSE * 2 ** min(left, 4))
+        time.sleep(_PAUSE * 2 ** min(turn, 4))
     return _there(once)
 
 
