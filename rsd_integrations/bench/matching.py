@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
+from rsd_integrations.bench.numbers import boxed_number, equal, number_in, said_number, whole_number
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.report.answer import boxed
 
-__all__ = ["MATCHES", "Match", "final_answer", "matcher", "number_in"]
+__all__ = ["MATCHES", "Match", "final_answer", "is_formula", "matcher"]
 
 Match = Callable[[str, str], bool]
 """(an answer's whole text, the known answer) -> whether it is right."""
@@ -22,27 +23,15 @@ Match = Callable[[str, str], bool]
 MATCHES = ("auto", "number", "math", "text")
 
 _SAID = re.compile(
-    r"answer(?:\s+to\b[^.:\n]{0,80}?)?[*_]*\s*(?:is\b|:|=)(?:[\s:*$]|\\[\[(])*(.+)", re.IGNORECASE
+    r"answer(?:\s+to\b[^.:\n]{0,80}?)?[*_]*\s*(?:is\b|:|=)(?:[\s:*$]|\\[\[(])*(?=.)", re.IGNORECASE
 )
-_PART = r"(?:\{\s*(-?[\d.,]*\d)\s*\}|\s*(\d))"
-_FRACTION = re.compile(rf"\\[dt]?frac\s*{_PART}\s*{_PART}")
-_PLAIN = r"(?:(?:\d{1,3}(?:,\d{2,3})*,\d{3}(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
-_NUMBER = re.compile(
-    rf"(?P<sign>-?)(?:(?P<whole>\d+)\s+(?=\d+/\d))?"
-    rf"(?P<over>{_PLAIN}(?:[eE][-+]?\d{{1,3}}(?!\d))?)(?:\s*/\s*(?P<under>-?{_PLAIN}))?"
+_SENTENCE = re.compile(r"[.!?][)\]*$]*\s|\n")
+"""Where one ends."""
+_SIGNS = re.compile(
+    r"(?:[\d\s.,()\[\]{}+*/=<>|!-]|(?<![^\W\d_])[A-Za-zπ](?![^\W\d_])|sqrt|pi|sin|cos|tan|log|ln|exp)+"
 )
-_MONEY = r"\\?[$£€¥]"
-_BARE = re.compile(r"(?:[^A-Za-z=^\d]|\\(?:left|text\w*|mathrm|mathbf|approx|boxed))*")
-"""Before a number: nothing but dress."""
-_GOES_ON = re.compile(
-    r"\s*(?:\\(?:sqrt|pi|times|cdot|div|frac)(?![a-z])|[-+*/×÷]\s*(?:\\?[$£€¥]\s*)?[\d(\\]|x\s*(?:\\?[$£€¥]\s*)?\d|\^\s*\{?\s*[-\d])|[,:]\d"
-)
-"""Behind a number: it is part of a formula, a range, a list or a time."""
-_LED_UP = re.compile(r"(?:[\^_+*/]|\\sqrt)\s*\{?\s*$")
-"""Before a number: likewise."""
-_CLOSE = Fraction(1, 10**6)
-"""Numbers closer to each other than this share of the larger one are equal, as fractions are rounded. Whole
-numbers are not."""
+"""Numbers, single letters, brackets, operators."""
+_OPERATES = re.compile(r"[-+*/=<>]\s*[\w(]|[(\[{].*,|\d\s*[A-Za-zπ(]|(?:sqrt|sin|cos|tan|log|ln|exp)\s*\(")
 
 
 def matcher(name: str, known: Sequence[str]) -> tuple[str, Match]:
@@ -82,8 +71,15 @@ def matcher(name: str, known: Sequence[str]) -> tuple[str, Match]:
 def _suitable(known: Sequence[str]) -> str:
     if not _unread(known, _number_known):
         return "number"
-    formulas = any("\\" in one or "^" in one for one in known)
-    return "math" if formulas and _has_math_verify() else "text"
+    return "math" if any(map(is_formula, known)) and _has_math_verify() else "text"
+
+
+def is_formula(known: str) -> bool:
+    """Whether a known answer can be written in other ways than by the same signs."""
+    if "\\" in known or "^" in known:
+        return True
+    signs = _SIGNS.fullmatch(known.strip()) and not re.fullmatch(r"\(?[A-Z]\)?", known.strip())
+    return bool(signs) and _OPERATES.search(known) is not None
 
 
 def final_answer(text: str) -> str | None:
@@ -94,81 +90,40 @@ def final_answer(text: str) -> str | None:
         return found
     if "####" in text:
         return text.rpartition("####")[2].strip().partition("\n")[0].strip()
-    said = _SAID.findall(text)
-    return said[-1].strip() if said else None
+    return next(reversed(_said(text)), None)
 
 
-def number_in(text: str, *, last: bool = False) -> Fraction | None:
-    """The first number in a text (or the last): 1,234.5, -3, 3/4, 3 1/2, 1.5e3; of LaTeX fractions and powers
-    of ten. Signs of currency and per cent, and units, are left aside.
-    """
-    found = list(_NUMBER.finditer(_plain(text)))
-    values = map(_value, reversed(found) if last else found)
-    return next((value for value in values if value is not None), None)
-
-
-def _plain(text: str) -> str:
-    """Numbers as ``_NUMBER`` reads them: thousands by commas, fractions by strokes, powers of ten by e."""
-    plain = text.replace("\u2212", "-").replace("\\!", "").replace("{,}", ",")
-    plain = re.sub(r"(?<=\d)(?:\\[, ]|[\u00a0\u2009\u202f'\u2019])(?=\d{3}(?!\d))", "", plain)
-    plain = re.sub(rf"-\s*{_MONEY}\s*(?=[\d.])", "-", plain)
-    plain = _FRACTION.sub(_stroke, plain)
-    plain = re.sub(r"(?<![\d.,])10\s*\^\s*(?:\{\s*(-?\d{1,3})\s*\}|(-?\d{1,3}))", r"1e\1\2", plain)
-    plain = re.sub(r"(?<=\d)\s*(?:\\times|\\cdot|[x×*])\s*1e(?=-?\d)", "e", plain)
-    return re.sub(r"(?<=\d)\s*-(?=\s*\d)", " - ", plain)
-
-
-def _stroke(found: re.Match[str]) -> str:
-    r"""3\frac{1}{2} is three and a half."""
-    mixed = found.string[: found.start()][-1:].isdigit()
-    return f"{' ' * mixed}{found[1] or found[2]}/{found[3] or found[4]}"
-
-
-def _value(found: re.Match[str]) -> Fraction | None:
-    parts = found.group("whole", "over", "under")
-    try:
-        whole, over, under = (None if part is None else Fraction(part.replace(",", "")) for part in parts)
-    except ValueError:  # More digits than Python reads: of a model that repeats itself.
-        return None
-    if over is None or under == 0:
-        return None
-    value = (whole or 0) + over / (under or 1)
-    return -value if found["sign"] else value
+def _said(text: str) -> list[str]:
+    """What is behind each "answer is", up to the line's end; the first of each sentence."""
+    said, last = [], None
+    for found in _SAID.finditer(text):
+        if last is None or _SENTENCE.search(text, last.end(), found.start() + 1):
+            said.append(text[found.end() :].partition("\n")[0].strip())
+            last = found
+    return said
 
 
 def _numbers(text: str, known: str) -> bool:
+    found, right = _number_of(text), _number_known(known)
+    return found is not None and right is not None and equal(found, right)
+
+
+def _number_of(text: str) -> Fraction | None:
+    """The number that a text gives as its answer; the last one in it if it does not give out any."""
+    if (held := boxed(text)) is not None:
+        return boxed_number(held)
     said = final_answer(text)
-    found = number_in(text, last=True) if said is None else _lone_number(said)
-    right = _number_known(known)
-    if found is None or right is None:
-        return False
-    if found.denominator == right.denominator == 1:
-        return found == right
-    return abs(found - right) <= _CLOSE * max(abs(found), abs(right))
-
-
-def _lone_number(said: str) -> Fraction | None:
-    r"""That an answer begins with, else the first behind its last equals sign ("x = 5").
-
-    None where it is only a part of what is said: 5 of ``5\sqrt{2}``.
-    """
-    plain = _plain(said)
-    first = _NUMBER.search(plain)
-    if first and _BARE.fullmatch(plain[: first.start()]) and not _GOES_ON.match(plain, first.end()):
-        return _value(first)
-    behind = plain.rpartition("=")[2]
-    found = _NUMBER.search(behind)
-    if not found or _GOES_ON.match(behind, found.end()) or _LED_UP.search(behind[: found.start()]):
-        return None
-    return _value(found)
+    if said is None:
+        return number_in(text, last=True)
+    if "####" not in text:  # "The answer is 5. That answer is right."
+        said = next((one for one in reversed(_said(text)) if number_in(one) is not None), said)
+    return said_number(said)
 
 
 def _number_known(known: str) -> Fraction | None:
     """A known answer that is a number and nothing else but a unit's sign; what is behind ``####`` of more."""
     said = final_answer(known)
-    text = _plain(known if said is None else said).strip()
-    whole = _NUMBER.fullmatch(re.sub(rf"^{_MONEY}|[\\%.$]+$", "", text).strip())
-    return None if whole is None else _value(whole)
+    return whole_number(known if said is None else said)
 
 
 def _texts(text: str, known: str) -> bool:

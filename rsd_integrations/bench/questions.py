@@ -32,12 +32,14 @@ class Question:
         known: the right answer.
         match: whether a text is right, given that.
         length: the class that it is counted in, if any.
+        entry: which of its file it is, from 1 on.
     """
 
     prompt: GivenPrompt
     known: str
     match: Match
     length: int | None = None
+    entry: int | None = None
 
     def right(self, text: str) -> bool:
         """Whether a text is right."""
@@ -66,20 +68,27 @@ def read_questions(
     ]
 
 
-def drawn(questions: Sequence[tuple[str, str]], count: int | None, seed: int) -> list[tuple[str, str]]:
-    """So many of them by chance, in the file's order; all for None.
+def drawn(total: int, count: int | None, seed: int, *, skip: int = 0) -> list[int]:
+    """Places of so many questions by chance, in the file's order.
+
+    Args:
+        total: questions that there are.
+        count: None: all.
+        seed: of the chance; the first of more are the same.
+        skip: leave out the first so many, those of a run that takes so many.
 
     Raises:
         ConfigError: there are fewer.
     """
-    if count is None or count == len(questions):
-        return list(questions)
-    if count > len(questions):
+    left = total - skip
+    if left < max(1, count or 1):
+        without = f" without the {skip} to skip" if skip else ""
         raise ConfigError(
-            f"{count} problems were asked for, and there are {len(questions)}.", hint="Ask for fewer."
+            f"{count or 1} problems were asked for, and there are {max(0, left)}{without}.",
+            hint="Ask for fewer.",
         )
-    chosen = sorted(random.Random(seed).sample(range(len(questions)), count))
-    return [questions[index] for index in chosen]
+    order = random.Random(seed).sample(range(total), total)
+    return sorted(order[skip : total if count is None else skip + count])
 
 
 @dataclass(frozen=True)

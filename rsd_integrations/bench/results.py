@@ -13,7 +13,9 @@ __all__ = [
     "Check",
     "Frozen",
     "Interval",
+    "Item",
     "LengthClass",
+    "Made",
     "PRMQuality",
     "Point",
     "Report",
@@ -97,14 +99,29 @@ class Check(Frozen):
     passed: bool
 
 
-class Report(Frozen):
-    """What every measurement says of itself: enough to repeat it."""
+class Item(Frozen):
+    """A question, and who was right."""
 
-    benchmark: str
+    entry: int | None
+    """Which of its file, from 1 on."""
+    known: str
+    right: dict[str, bool]
+    """By the run: "draft only", "target only", "threshold 0.7", ..."""
+
+
+class Made(Frozen):
+    """How something was made."""
+
     command: str
     date: str
     versions: dict[str, str]
     hardware: dict[str, str]
+
+
+class Report(Made):
+    """What every measurement says of itself: enough to repeat it."""
+
+    benchmark: str
     settings: dict[str, bool | int | float | str]
     checks: tuple[Check, ...] = ()
 
@@ -143,6 +160,10 @@ class TuneReport(Report):
     drafts_wrong: int
     within: float
     """How much accuracy may be lost to the target, as a share of all questions."""
+    items: tuple[Item, ...]
+    """All questions, in the order of the saved answers' "problem"."""
+    answers_made: tuple[Made, ...] = ()
+    """The commands that made the answers, where these were kept; this one may have made none."""
 
     @property
     def recommended(self) -> Point | None:

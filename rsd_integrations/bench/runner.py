@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
@@ -24,8 +25,8 @@ def run_all(
 
     Args:
         pipe: the models.
-        prompts: one request each, by its place, which is added to the seed: with the same draws for all,
-            questions that are alike would be answered alike.
+        prompts: one request each, by its place, which makes its seed together with the config's: with the
+            same draws for all, questions that are alike would be answered alike.
         config: for all of them.
         on_done: called with each answer and its place, as it is there.
 
@@ -50,4 +51,7 @@ def run_all(
 
 
 def _seeded(config: RSDConfig, place: int) -> RSDConfig:
-    return config if config.seed is None else config.override(seed=config.seed + place)
+    if config.seed is None:
+        return config
+    # Not their sum: a run of the next seed would repeat this one's draws a place further on.
+    return config.override(seed=random.Random(f"{config.seed} {place}").getrandbits(32))

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rsd_integrations.bench.results import Made
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.types import Generation
 
@@ -23,18 +24,26 @@ class SavedAnswers:
         path: of the file; made if it is not there.
         settings: equal settings, equal answers.
         conditions: that times depend on; those of others are left aside.
+        made: how those that are added now are made, as of ``Made``.
 
     Raises:
         ConfigError: it holds answers of other settings, or is no such file.
     """
 
     def __init__(
-        self, path: Path, settings: Mapping[str, object], conditions: Mapping[str, object] | None = None
+        self,
+        path: Path,
+        settings: Mapping[str, object],
+        conditions: Mapping[str, object] | None = None,
+        made: Made | None = None,
     ) -> None:
         self._path = path
         self._answers: dict[str, dict[int, Generation]] = {}
         self._seconds: dict[str, float] = {}
         self._conditions = dict(conditions or {})
+        self._now = made
+        self.made: list[Made] = []
+        """How the answers were made, in the order of their first ones."""
         head = json.dumps({"settings": settings}, sort_keys=True)
         try:
             self._file = path.open("a", encoding="utf-8", newline="\n")
@@ -89,6 +98,9 @@ class SavedAnswers:
         return sum(map(len, lines))
 
     def _take(self, one: Mapping[str, Any]) -> None:
+        if "made" in one:
+            self.made.append(Made.model_validate(one["made"]))
+            return
         run = str(one["run"])
         if "seconds" not in one:
             made = Generation.model_validate(one["generation"])
@@ -107,6 +119,10 @@ class SavedAnswers:
 
     def add(self, run: str, place: int, generation: Generation) -> None:
         """Keep one more, now."""
+        if self._now is not None:
+            self._write(json.dumps({"made": self._now.model_dump(mode="json")}))
+            self.made.append(self._now)
+            self._now = None
         made = {"run": run, "problem": place, "generation": generation.model_dump(mode="json")}
         self._write(json.dumps(made))
         self._answers.setdefault(run, {})[place] = generation

@@ -43,12 +43,14 @@ class Watch:
 class Sweep:
     """The points from draft only to target only, and what the PRM says of the draft's own answers.
 
-    ``scored``: these, with a reward for each step; ``scored_right``: whether they are right.
+    ``scored``: these, with a reward for each step; ``scored_right``: whether they are right. ``rights``: of
+    each run of all tasks which answers are right.
     """
 
     points: tuple[Point, ...]
     scored: list[Generation]
     scored_right: list[bool]
+    rights: dict[str, list[bool]]
 
 
 def sweep(
@@ -75,18 +77,17 @@ def sweep(
     draft = runner.run("draft", 0.0)
     recommended = pipe.recommended_threshold
     middle = [runner.run("rsd", threshold) for threshold in sorted({*map(float, thresholds), recommended})]
-    points = [
-        _point(run, tasks, target, recommended=run.threshold == recommended)
-        for run in (draft, *middle, target)
-    ]
+    runs = (draft, *middle, target)
+    points = [_point(run, tasks, target, recommended=run.threshold == recommended) for run in runs]
     scored = runner.scored_drafts()
-    return Sweep(tuple(points), scored, runner.rights(scored))
+    return Sweep(tuple(points), scored, runner.rights(scored), {run.name: run.rights for run in runs})
 
 
 @dataclass(frozen=True)
 class _Run:
     """All questions answered one way. ``seconds``: None where some were answered before."""
 
+    name: str
     kind: Kind
     threshold: float
     generations: list[Generation]
@@ -118,7 +119,7 @@ class _Runner:
         if kind == "draft":
             config = config.override(**_ALONE)
         generations, seconds = self._run(name, config)
-        return _Run(kind, threshold, generations, self.rights(generations), seconds)
+        return _Run(name, kind, threshold, generations, self.rights(generations), seconds)
 
     def rights(self, generations: Sequence[Generation]) -> list[bool]:
         """Whether each is right."""

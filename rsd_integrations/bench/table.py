@@ -36,6 +36,9 @@ def print_tuning(report: TuneReport, console: Console) -> None:
     """The table, what the PRM knows, and what to do."""
     print_whole(_points(report.points, times=True), console)
     console.print(Text(_answers(report)))
+    console.print(Text(f"Answers matched by: {report.settings['match']}."))
+    if len({(*one.versions.items(), *one.hardware.items()) for one in report.answers_made}) > 1:
+        console.print(Text("They were made by several versions or machines: see answers_made in the JSON."))
     console.print(
         Text(
             f"{_FLOPS} time: wall time of the run / the target's, each run once and with as many requests at "

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rsd_integrations.bench.questions import Question
-from rsd_integrations.bench.results import Interval, Point
+from rsd_integrations.bench.results import Interval, Item, Point
 from rsd_integrations.bench.runner import run_all
 from rsd_integrations.bench.saved import SavedAnswers
 from rsd_integrations.bench.stats import bootstrap_auc
@@ -34,6 +34,7 @@ class Tuning:
     auc: Interval | None
     drafts: int
     drafts_wrong: int
+    items: tuple[Item, ...]
 
 
 def tune(
@@ -53,7 +54,7 @@ def tune(
         tasks: the questions.
         thresholds: the sweep; the PRM's default is measured, too.
         config: how to decode, but for the threshold and the weighting. Its seed draws the bootstrap, too,
-            and is another for each question (by its place).
+            and is made into another for each question, by its place.
         within: accuracy that may be lost to the target, as a share of the questions.
         watch: told how far it is.
         answers: where answers are kept; those that are there are not made again.
@@ -73,6 +74,18 @@ def tune(
         bootstrap_auc([[one] for one in lowest], seed=config.seed or 0),
         len(lowest),
         sum(not right for _, right in lowest),
+        _items(tasks, swept),
+    )
+
+
+def _items(tasks: Sequence[Question], swept: Sweep) -> tuple[Item, ...]:
+    return tuple(
+        Item(
+            entry=task.entry,
+            known=task.known,
+            right={name: rights[place] for name, rights in swept.rights.items()},
+        )
+        for place, task in enumerate(tasks)
     )
 
 

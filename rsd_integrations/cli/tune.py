@@ -78,6 +78,22 @@ def tune(
         str | None,
         typer.Option(help="Field of the known answer; answer, ... if not given.", rich_help_panel=_QUESTIONS),
     ] = None,
+    skip: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Take others than the first N of the same seed: to confirm a threshold on questions that "
+            "it was not chosen by.",
+            rich_help_panel=_QUESTIONS,
+            metavar="N",
+        ),
+    ] = 0,
+    problems_seed: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Seed of the chosen problems; --seed if not given.", rich_help_panel=_QUESTIONS
+        ),
+    ] = None,
     match: Annotated[
         str,
         typer.Option(
@@ -121,7 +137,7 @@ def tune(
         int,
         typer.Option(
             min=0,
-            help="Seed of the chosen problems, of sampling and of the bootstrap.",
+            help="Seed of sampling, of the bootstrap and of the chosen problems.",
             rich_help_panel=options.DECODING,
         ),
     ] = 0,
@@ -158,8 +174,14 @@ def tune(
         if not choice.is_served and max_length is None:
             choice = replace(choice, max_length=max_tokens + _QUESTION_TOKENS)
     decoding = read_config(config, swept=_SWEPT, max_tokens=max_tokens, temperature=temperature, seed=seed)
+    from rsd_integrations.bench.questions import drawn
+
     asked, name = _questions(
-        questions, problems, seed, fields=(question_field, answer_field), match=match, system=system
+        questions,
+        lambda total: drawn(total, problems, seed if problems_seed is None else problems_seed, skip=skip),
+        fields=(question_field, answer_field),
+        match=match,
+        system=system,
     )
     if decoding.rows > batch_size:
         raise ConfigError(
@@ -170,6 +192,7 @@ def tune(
     settings: _Settings = {
         "questions_sha256": hashlib.sha256(questions.read_bytes()).hexdigest(),
         "problems": len(asked),
+        "entries_sha256": hashlib.sha256(str([one.entry for one in asked]).encode()).hexdigest(),
         "question_field": question_field or "",
         "answer_field": answer_field or "",
         "system": system or "",
@@ -185,7 +208,7 @@ def tune(
 
     # Times of another machine, or of another part of this one, are no measure for today's.
     conditions = {"batch_size": batch_size, "device": device, "host": platform.node(), **hardware()}
-    answers = None if out is None else _saved(out, choice, settings, conditions)
+    answers = None if out is None else _saved(out, choice, settings, conditions, state.command_line)
     run = partial(tuned, tasks=asked, thresholds=sweep, config=decoding, within=within / 100, answers=answers)
     told: _Settings = {
         **settings,
@@ -193,6 +216,11 @@ def tune(
         "questions_from": str(questions),
         "batch_size": batch_size,
         "thresholds": thresholds,
+        "skip": skip,
+        "device": device or "auto",
+        "dtype": dtype or "auto",
+        "prm_format": prm_format or "auto",
+        **{name: json.dumps(value) for name, value in choice.kwargs.items()},
     }
     report = _measured(state, choice, run, told, answers)
     console = Console(highlight=False)
@@ -202,43 +230,66 @@ def tune(
 
 def _questions(
     path: Path,
-    count: int | None,
-    seed: int,
+    draw: Callable[[int], list[int]],
     *,
     fields: tuple[str | None, str | None],
     match: str,
     system: str | None,
 ) -> tuple[list[Question], str]:
-    """The questions, and the name of what tells right answers."""
-    from rsd_integrations.bench.matching import matcher
-    from rsd_integrations.bench.questions import Question, drawn, read_questions
+    """The questions, and the name of what tells right answers.
 
-    chosen = drawn(read_questions(path, question=fields[0], answer=fields[1]), count, seed)
-    name, right = matcher(match, [known for _, known in chosen])
+    Args:
+        path: of the file.
+        draw: which of so many.
+        fields: of the question and of the known answer.
+        match: what tells right answers.
+        system: the system message.
+    """
+    from rsd_integrations.bench.matching import is_formula, matcher
+    from rsd_integrations.bench.questions import Question, read_questions
+
+    found = read_questions(path, question=fields[0], answer=fields[1])
+    chosen = {place: found[place] for place in draw(len(found))}
+    name, right = matcher(match, [known for _, known in chosen.values()])
+    if (match, name) == ("auto", "text") and any(is_formula(known) for _, known in chosen.values()):
+        _tell(
+            "some known answers are formulas, which are compared sign by sign without math-verify: "
+            'pip install "rsd-integrations[math]"'
+        )
 
     def prompt(text: str) -> Any:
         if system is None:
             return text
         return [{"role": "system", "content": system}, {"role": "user", "content": text}]
 
-    return [Question(prompt(text), known, right) for text, known in chosen], name
+    asked = [Question(prompt(text), known, right, entry=place + 1) for place, (text, known) in chosen.items()]
+    return asked, name
+
+
+def _tell(text: str) -> None:
+    Console(stderr=True).print(Text(text), soft_wrap=True)
 
 
 def _told(config: RSDConfig, but: Collection[str]) -> str:
     """Further settings that answers depend on, whichever way they were spelled."""
-    names = config.model_fields_set.difference(but, ("speculation",))
+    names = config.model_fields_set.difference(but)
     more = config.model_dump(mode="json", include=names, exclude_defaults=True)
     return json.dumps(more, sort_keys=True) if more else ""
 
 
-def _saved(out: Path, choice: ModelChoice, settings: _Settings, conditions: dict[str, Any]) -> SavedAnswers:
+def _saved(
+    out: Path, choice: ModelChoice, settings: _Settings, conditions: dict[str, Any], command: str
+) -> SavedAnswers:
     """Answers in a folder, and what is said of those that are there.
 
     Raises:
         ConfigError: they are of other models, questions or settings.
     """
     from rsd_integrations import __version__
+    from rsd_integrations.bench.environment import made, weights_sha256
+    from rsd_integrations.bench.results import Made
     from rsd_integrations.bench.saved import SavedAnswers, fingerprint
+    from rsd_integrations.pocket import pocket_paths
 
     made_by: dict[str, Any] = {
         "rsd_integrations": __version__,
@@ -246,12 +297,13 @@ def _saved(out: Path, choice: ModelChoice, settings: _Settings, conditions: dict
         "dtype": choice.dtype,
         "max_length": choice.max_length,
         "prm_format": choice.prm_format,
+        "pocket": weights_sha256(vars(pocket_paths())) if choice.is_pocket else None,
         **choice.kwargs,
     }
-    answers = SavedAnswers(out / _ANSWERS, {**settings, **made_by}, conditions)
+    now = Made(**made(command, "math-verify"))
+    answers = SavedAnswers(out / _ANSWERS, {**settings, **made_by}, conditions, now)
     if answers.count:
-        told = Text(f"going on from {many(answers.count, 'answer')} in {out}")
-        Console(stderr=True).print(told, soft_wrap=True)
+        _tell(f"going on from {many(answers.count, 'answer')} in {out}")
     return answers
 
 
@@ -282,12 +334,12 @@ def _measured(
                 found = run(pipe, watch=watch)
         except KeyboardInterrupt:
             if answers is not None:
-                told = Text(f"{many(answers.count, 'answer')} kept: the same command goes on from there")
-                Console(stderr=True).print(told, soft_wrap=True)
+                _tell(f"{many(answers.count, 'answer')} kept: the same command goes on from there")
             raise
         return TuneReport(
             **made(state.command_line, "math-verify"),
             settings=settings,
             models={role: getattr(pipe.backend, role).info.name for role in ROLES},
+            answers_made=() if answers is None else tuple(answers.made),
             **vars(found),
         )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsd_integrations.bench.matching import final_answer, matcher, number_in
+from rsd_integrations.bench.matching import final_answer, is_formula, matcher
+from rsd_integrations.bench.numbers import boxed_number, number_in
 from rsd_integrations.errors import ConfigError
 
 
@@ -93,11 +95,81 @@ def test_what_a_text_gives_as_its_answer(text: str, answer: str | None) -> None:
         ("\\boxed{f(2) = 5}", "5", True),
         ("The answer is 18 = 2*9.", "18", True),
         ("The answer is 12, since x = 3 gives 4 * 3.", "12", True),
+        # The last that is given out, a line or not; of a sentence the first.
+        ("The answer is 41. Wait, I forgot one. So the answer is 42.", "42", True),
+        ("The answer is 42, because the question's answer is not 41.", "42", True),
+        ("The answer is 42. The other answer is wrong.", "42", True),
+        ("The answer is 5 or 6.", "5", False),
+        ("#### 5 or 6", "5", False),
+        ("The answer is 5 \\pm 1.", "5", False),
     ],
 )
 def test_numbers(text: str, known: str, right: bool) -> None:
     name, match = matcher("number", [known])
     assert (name, match(text, known)) == ("number", right)
+
+
+@pytest.mark.parametrize(
+    ("held", "number"),
+    [
+        ("- 5", -5),
+        ("x = -\\,5", -5),
+        ("1 000", 1000),
+        ("12 345 678", 12345678),
+        (".5", 0.5),
+        ("5 \\%", 5),
+        ("\\$5.00/hour", 5),
+        ("\\text{Ava has } 5 \\text{ marbles.}", 5),
+        ("(B) 5", 5),
+        ("\\textbf{(B)}\\ 5", 5),
+        ("{\\boxed{5}}", 5),
+        ("14 \\,\\mathrm{kg \\cdot m^2}", 14),
+        ("14 \\text{ km/h}", 14),
+        ("90^{\\circ}\\text{C}", 90),
+        ("9_{10}", 9),
+        ("5 (five)", 5),
+        ("5个", 5),
+        ("BC = \\frac{10}{2} = 5", 5),
+        ("1,234 + 1 = 1,235", 1235),
+        ("f(2,3) = 5", 5),
+        ("18 = 2*9", 18),
+    ],
+)
+def test_a_box_may_hold_more_than_the_number(held: str, number: float) -> None:
+    assert boxed_number(held) == Fraction(number)
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        *("5 \\text{ or } 6", "5, 6", "5; 6", "5 \\text{ and } -5", "\\pm 5", "5 \\pm 1"),
+        *("x=4 \\text{ or } x=5", "x=4, y=5", "4, x=5", "\\{5, 6\\}", "(5, 6)", "[5, 6]", "\\{5\\}"),
+        *("x > 5", "x \\ge 5", "5 \\le x \\le 6", "5 \\text{ to } 6", "5 : 6", "5 \\text{ or more}"),
+        *(
+            "5x",
+            "5i",
+            "5!",
+            "n = 5k",
+            "\\binom{5}{2}",
+            "\\log 5",
+            "\\sin 5",
+            "5 \\mod 7",
+            "5 pi",
+            "5/ab",
+            "5 - ab",
+        ),
+        *("5 \\text{ remainder } 2", "5 \\text{ hours } 30 \\text{ minutes}", "11_2", "5^2", "5" * 5000),
+        *("\\frac{1}{2} \\text{ or } \\frac{1}{3}", "0.\\overline{3}", "", "x"),
+    ],
+)
+def test_a_box_with_another_answer_is_not_the_number_in_it(held: str) -> None:
+    """Whichever model hedges more would gain by it."""
+    assert boxed_number(held) is None
+
+
+@given(st.text("15 ,.=()-ab\\{}^/%$x", max_size=300))
+def test_no_box_takes_long(held: str) -> None:
+    boxed_number(held)
 
 
 @given(st.integers(-(10**9), 10**9), st.sampled_from(["{}", "{:,}", "\\boxed{{{}}}", "The answer is {}."]))
@@ -158,10 +230,25 @@ def test_formulas(text: str, known: str, right: bool) -> None:
     assert matcher("math", [known])[1](text, known) is right
 
 
+@pytest.mark.parametrize(
+    "known", ["p - q", "x/2", "2(k+1)", "(1, 2)", "x^2", "\\pi", "sqrt(2)", "x = 3", "2x"]
+)
+def test_formulas_are_told_from_words(known: str) -> None:
+    assert is_formula(known)
+
+
+@pytest.mark.parametrize(
+    "known", ["B", "(B)", "New York (USA)", "well-being", "12 apples", "A, B", "C++", "odd"]
+)
+def test_words_are_told_from_formulas(known: str) -> None:
+    assert not is_formula(known)
+
+
 def test_auto_takes_what_suits_all_known_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert matcher("auto", ["1", "#### 2"])[0] == "number"
     assert matcher("auto", ["1", "odd", "\\sqrt{2}"])[0] == "math"
     assert matcher("auto", ["1", "Paris is nice", "B"])[0] == "text"
+    assert matcher("auto", ["1", "p - q"])[0] == "math"
     monkeypatch.setattr("rsd_integrations.bench.matching._has_math_verify", lambda: False)
     assert matcher("auto", ["1", "\\sqrt{2}"])[0] == "text"
     with pytest.raises(ConfigError, match=r"needs math-verify.*rsd-integrations\[math\]"):

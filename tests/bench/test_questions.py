@@ -87,10 +87,21 @@ def test_files_that_are_not_there_or_no_text(tmp_path: Path) -> None:
 
 
 def test_a_draw_keeps_the_order_and_is_repeated_by_its_seed() -> None:
-    many = [(str(number), "") for number in range(100)]
-    some = drawn(many, 10, 3)
+    some = drawn(100, 10, 3)
     assert len(set(some)) == 10
-    assert some == sorted(some, key=lambda one: int(one[0])) == drawn(many, 10, 3) != drawn(many, 10, 4)
-    assert drawn(many, None, 3) == drawn(many, 100, 3) == many
+    assert some == sorted(some) == drawn(100, 10, 3) != drawn(100, 10, 4)
+    assert drawn(100, None, 3) == drawn(100, 100, 3) == list(range(100))
     with pytest.raises(ConfigError, match="101 problems were asked for, and there are 100"):
-        drawn(many, 101, 3)
+        drawn(100, 101, 3)
+
+
+@pytest.mark.parametrize("count", [1, 5, 30, 70])
+def test_what_is_skipped_is_what_a_run_of_so_many_takes(count: int) -> None:
+    """So that a threshold can be confirmed on questions that it was not chosen by."""
+    first, others = drawn(100, count, 3), drawn(100, 30, 3, skip=count)
+    assert sorted({*first, *others}) == drawn(100, count + 30, 3)
+    assert sorted([*first, *drawn(100, None, 3, skip=count)]) == list(range(100))
+    with pytest.raises(ConfigError, match=r"2 problems were .* there are 1 without the 99 to skip"):
+        drawn(100, 2, 3, skip=99)
+    with pytest.raises(ConfigError, match=r"1 problems were .* there are 0 without the 100 to skip"):
+        drawn(100, None, 3, skip=100)

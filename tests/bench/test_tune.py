@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rsd_integrations.bench.matching import matcher
-from rsd_integrations.bench.questions import Question
+from rsd_integrations.bench.questions import Question, drawn
 from rsd_integrations.bench.results import AccuracyReport, Point, TuneReport
 from rsd_integrations.bench.runner import run_all
 from rsd_integrations.bench.saved import SavedAnswers
@@ -138,7 +138,9 @@ def test_questions_are_sampled_with_seeds_of_their_own(tmp_path: Path) -> None:
     whole.close()
     lines = (tmp_path / "whole").read_text().splitlines(keepends=True)
     made = by_place(lines)
-    assert {(place, one["seed"]) for (_, place), one in made.items()} == {(n, n + 5) for n in range(6)}
+    seeds = {place: one["seed"] for (_, place), one in made.items()}
+    assert {(place, one["seed"]) for (_, place), one in made.items()} == set(seeds.items())
+    assert len(set(seeds.values())) == 6
     assert len({made["target only", place]["text"] for place in range(3)}) > 1
     (tmp_path / "part").write_text("".join(lines[:4]))
     part = SavedAnswers(tmp_path / "part", {})
@@ -388,6 +390,7 @@ def test_the_command_saves_what_repeats_it(
     assert report.settings["match"] == "number"
     assert report.models == {role: f"scripted-{role}" for role in ("draft", "target", "prm")}
     assert report.within == 0.01
+    assert [one.command for one in report.answers_made] == [report.command]
     assert report.recommended is not None
     told = capsys.readouterr().out
     assert f"Threshold {report.recommended.threshold:g} is the cheapest within 1 point of the target" in told
@@ -398,6 +401,9 @@ def test_the_command_saves_what_repeats_it(
     assert code == 0
     assert f"going on from {12 * 6} answers in {out}" in captured.err
     assert "RSD 0.6" in captured.out
+    assert "Answers matched by: text." in captured.out
+    again = TuneReport.model_validate_json((out / "tune.json").read_text())
+    assert [one.command for one in again.answers_made] == [report.command, again.command]
     for other in (
         ["--temperature", "0.5"],
         ["--config", '{"max_steps": 9}'],
@@ -408,6 +414,8 @@ def test_the_command_saves_what_repeats_it(
         ["--system", "Think."],
         ["--seed", "1"],
         ["--problems", "11"],
+        ["--problems-seed", "1"],
+        ["--skip", "1"],
         ["--dtype", "float64"],
     ):
         code, _ = run(file, *options, *other)
@@ -482,9 +490,61 @@ def test_settings_decide_how_questions_are_answered(file: str, tmp_path: Path) -
     assert run(file, *out[:-2])[0] == 2
     out[3] = str(tmp_path / "other")
     assert run(file, *out[:-2])[0] == 0
-    assert run(file, *out[:-2], "--config", '{"top_p": 1.0, "speculation": false}')[0] == 0, "the defaults"
+    assert run(file, *out[:-2], "--config", '{"top_p": 1.0, "speculation": true}')[0] == 0, "the defaults"
+    assert run(file, *out[:-2], "--config", '{"speculation": false}')[0] == 2, "it changes FLOPs and times"
     assert run(file, *out[2:-2], "--thresholds", "")[0] == 0, "the PRM's default alone"
     assert all(point.mean_tokens <= 2 for point in report.points)
+
+
+def test_each_question_is_told_by_its_place_and_who_was_right(file: str, tmp_path: Path) -> None:
+    options = [file, "--thresholds", "0.5", "--out", str(tmp_path), "--problems", "7", "--skip", "3"]
+    assert run(*options)[0] == 0
+    report = TuneReport.model_validate_json((tmp_path / "tune.json").read_text())
+    places = [one.entry - 1 for one in report.items if one.entry is not None]
+    assert places == drawn(30, 7, 0, skip=3)
+    assert [one.known for one in report.items] == [str(PROBLEMS[place].answer) for place in places]
+    assert [one.right["draft only"] for one in report.items] == [place not in WRONG for place in places]
+    assert all(
+        one.right.keys() == {"draft only", "target only", "threshold 0.5", "threshold 0.7"}
+        for one in report.items
+    )
+    saved = by_place((tmp_path / "tune-answers.jsonl").read_text().splitlines())
+    assert {place for _, place in saved} == set(range(7))
+
+
+def test_seeds_of_neighbouring_runs_share_no_draws() -> None:
+    asked = dict.fromkeys(range(5), "How many?")
+    seeds = set[int]()
+    with scripted_pipeline(["5"], ["5"], [0.9]) as pipe:
+        for seed in range(20):
+            run_all(pipe, asked, CONFIG.override(seed=seed), lambda place, made: seeds.add(made.seed))
+    assert len(seeds) == 100
+
+
+def test_answers_of_several_versions_are_told(
+    file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = [file, "--thresholds", "0.5", "--out", str(tmp_path), "--problems", "3"]
+    assert run(*options)[0] == 0
+    assert "several versions" not in capsys.readouterr().out
+    monkeypatch.setattr("rsd_integrations.bench.environment.version", lambda package: "99")
+    assert run(*options)[0] == 0  # It made none of them.
+    assert "several versions" not in capsys.readouterr().out
+    assert run(*options[:2], "0.4,0.5", *options[3:])[0] == 0
+    assert "They were made by several versions or machines" in capsys.readouterr().out
+    report = TuneReport.model_validate_json((tmp_path / "tune.json").read_text())
+    assert [one.versions["torch"] == "99" for one in report.answers_made] == [False, True]
+
+
+def test_formulas_without_math_verify_are_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rsd_integrations.bench.matching._has_math_verify", lambda: False)
+    (tmp_path / "a.jsonl").write_text(json.dumps({"question": PROBLEMS[0].question, "answer": "p - q"}))
+    assert run(str(tmp_path / "a.jsonl"), "--thresholds", "0.5")[0] == 0
+    captured = capsys.readouterr()
+    assert "formulas, which are compared sign by sign" in captured.err
+    assert "Answers matched by: text." in captured.out
 
 
 def test_a_system_message_goes_with_each_question(file: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,131 @@
+r"""Numbers as models write them: 1,234.5, -3, 3/4, 3 1/2, 1.5e3, ``\frac{1}{2}``, ``1.5 \times 10^3``."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+__all__ = ["boxed_number", "equal", "number_in", "said_number", "whole_number"]
+
+_PART = r"(?:\{\s*(-?[\d.,]*\d)\s*\}|\s*(\d))"
+_FRACTION = re.compile(rf"\\[dt]?frac\s*{_PART}\s*{_PART}")
+_PLAIN = r"(?:(?:\d{1,3}(?:,\d{2,3})*,\d{3}(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
+_NUMBER = re.compile(
+    rf"(?P<sign>-?)(?:(?P<whole>\d+)\s+(?=\d+/\d))?"
+    rf"(?P<over>{_PLAIN}(?:[eE][-+]?\d{{1,3}}(?!\d))?)(?:\s*/\s*(?P<under>-?{_PLAIN}))?"
+)
+_MONEY = r"\\?[$£€¥]"
+_BARE = re.compile(r"(?:[^A-Za-z=^\d]|\\(?:left|text\w*|mathrm|mathbf|approx|boxed))*")
+"""Before a number: nothing but dress."""
+_GOES_ON = re.compile(
+    r"\s*(?:\\(?:sqrt|pi|times|cdot|div|frac|pm)(?![a-z])|±|[-+*/×÷]\s*(?:\\?[$£€¥]\s*)?[\d(\\]"
+    r"|x\s*(?:\\?[$£€¥]\s*)?\d|\^\s*\{?\s*[-\d])|[,:]\d|\s*(?:or|and|to)\s+-?\\?\$?\d"
+)
+"""Behind a number: it is part of a formula, a range, a list or a time."""
+_LED_UP = re.compile(r"(?:[\^_+*/]|\\sqrt)\s*\{?\s*$")
+"""Before a number: likewise."""
+_CLOSE = Fraction(1, 10**6)
+"""Numbers closer to each other than this share of the larger one are equal, as fractions are rounded. Whole
+numbers are not."""
+
+_TEXT = re.compile(r"\\(?:text\w*|math(?:rm|bf|it)|mbox|operatorname|boxed|fbox)\s*\{([^{}]*)\}")
+_SPACE = re.compile(r"\\(?:left|right|displaystyle|q?quad)(?![a-zA-Z])|\\[,;:! ]|[~*]")
+_SPACED = re.compile(r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d/])")
+_SEVERAL = re.compile(r"(?:=.*|\d\s*)(?:[,;]\s|\b(?:or|and)\b)")
+"""Before the last equals sign: it is not the only one that says something."""
+_MOST = 300
+"""Characters of a box with one number and what may stand around it."""
+_WORD = r"(?:[^\W\d_]{2,}|[^\x00-\u03ff\W\d_])(?![^\W\d_])"
+_BEFORE = rf"(?:[\s(){{+≈,:]|\.(?!\d)|{_MONEY}|\\approx|\([A-J]\)|{_WORD})*"
+_UNIT = rf"(?:{_WORD}|[mgshLlJNVWKCFA](?![^\W\d_]))(?:\s*\^\s*\{{?-?\d\}}?|[²³])?"
+_BEHIND = (
+    r"(?!\s*(?:or|and|to|pi|mod|times)\b)"
+    rf"(?:\s*(?:_\{{?10\}}?|\^?\s*\{{?\s*(?:\\circ|°)\s*\}}?|\\degree|\\?%|{_MONEY}))?"
+    rf"(?:[\s)}}.·]|(?<=[^\W\d_])[-/](?=[^\W\d_])|/(?=\s*[^\W\d_]{{3}})|\\cdot|{_UNIT}|\([^()\d]*\))*"
+)
+_ALONE = re.compile(rf"{_BEFORE}(?P<minus>-\s*)?(?={_PLAIN}){_NUMBER.pattern}{_BEHIND}")
+"""One number with what may stand around it in a box: words, a currency, a unit."""
+
+
+def number_in(text: str, *, last: bool = False) -> Fraction | None:
+    """The first number in a text (or the last). Signs of currency and per cent, and units, are left aside."""
+    found = list(_NUMBER.finditer(_plain(text)))
+    values = map(_value, reversed(found) if last else found)
+    return next((value for value in values if value is not None), None)
+
+
+def said_number(said: str) -> Fraction | None:
+    r"""That an answer begins with, else the first behind its last equals sign ("x = 5").
+
+    None where it is only a part of what is said: 5 of ``5\sqrt{2}``, of "5 or 6".
+    """
+    plain = _plain(said)
+    first = _NUMBER.search(plain)
+    if first and _BARE.fullmatch(plain[: first.start()]) and not _GOES_ON.match(plain, first.end()):
+        return _value(first)
+    behind = plain.rpartition("=")[2]
+    found = _NUMBER.search(behind)
+    if not found or _GOES_ON.match(behind, found.end()) or _LED_UP.search(behind[: found.start()]):
+        return None
+    return _value(found)
+
+
+def boxed_number(said: str) -> Fraction | None:
+    r"""What a ``\boxed{...}`` holds if that is one number: with a unit, behind words, or on a side of an
+    equation. None for lists, ranges, inequalities, formulas: a box holds the answer and nothing else.
+    """
+    plain = _plain(said)
+    for _ in range(3):  # One in the other.
+        plain = _TEXT.sub(r" \1 ", plain)
+    plain = " ".join(_plain(_SPACE.sub(" ", plain)).split())
+    if len(plain) > _MOST:
+        return None
+    plain = _SPACED.sub(lambda found: found[0].replace(" ", ""), plain)
+    sides = plain.split("=")
+    if _SEVERAL.search("=".join(sides[:-1])):
+        return None
+    found = (_ALONE.fullmatch(side.strip()) for side in (sides[-1], sides[0]))
+    return next((_value(one) for one in found if one), None)
+
+
+def whole_number(text: str) -> Fraction | None:
+    """A text that is a number and nothing else but a sign of currency or per cent."""
+    whole = _NUMBER.fullmatch(re.sub(rf"^{_MONEY}|[\\%.$]+$", "", _plain(text).strip()).strip())
+    return None if whole is None else _value(whole)
+
+
+def equal(one: Fraction, other: Fraction) -> bool:
+    """Whether two numbers are the same, but for how fractions are rounded."""
+    if one.denominator == other.denominator == 1:
+        return one == other
+    return abs(one - other) <= _CLOSE * max(abs(one), abs(other))
+
+
+def _plain(text: str) -> str:
+    """Numbers as ``_NUMBER`` reads them: thousands by commas, fractions by strokes, powers of ten by e."""
+    plain = text.replace("\u2212", "-").replace("\\!", "").replace("{,}", ",")
+    plain = re.sub(r"(?<=\d)(?:\\[, ]|[\u00a0\u2009\u202f'\u2019])(?=\d{3}(?!\d))", "", plain)
+    plain = re.sub(rf"-\s*{_MONEY}\s*(?=[\d.])", "-", plain)
+    plain = _FRACTION.sub(_stroke, plain)
+    plain = re.sub(r"(?<![\d.,])10\s*\^\s*(?:\{\s*(-?\d{1,3})\s*\}|(-?\d{1,3}))", r"1e\1\2", plain)
+    plain = re.sub(r"(?<=\d)\s*(?:\\times|\\cdot|[x×*])\s*1e(?=-?\d)", "e", plain)
+    return re.sub(r"(?<=\d)\s*-(?=\s*\d)", " - ", plain)
+
+
+def _stroke(found: re.Match[str]) -> str:
+    r"""3\frac{1}{2} is three and a half."""
+    mixed = found.string[: found.start()][-1:].isdigit()
+    return f"{' ' * mixed}{found[1] or found[2]}/{found[3] or found[4]}"
+
+
+def _value(found: re.Match[str]) -> Fraction | None:
+    parts = found.group("whole", "over", "under")
+    try:
+        whole, over, under = (None if part is None else Fraction(part.replace(",", "")) for part in parts)
+    except ValueError:  # More digits than Python reads: of a model that repeats itself.
+        return None
+    if over is None or under == 0:
+        return None
+    value = (whole or 0) + over / (under or 1)
+    minus = found["sign"] or found.groupdict().get("minus")
+    return -value if minus else value
