@@ -50,7 +50,9 @@ class Reading:
         self.unbroken = self._reader.unbroken if self._reader else None
         if output.schema is not None:
             # A document fills the answer, behind the thinking if there is any.
-            self.unbroken = Unbroken(tags.closing if tags and tags.open_in_prompt else "")
+            self.unbroken = Unbroken()
+            if tags is not None:
+                self.unbroken = Unbroken(tags.closing, behind="" if tags.open_in_prompt else tags.opening)
         self.outcome = Outcome()
 
     def push(self, written: Written) -> tuple[str, str, list[ToolCall | InvalidToolCall]]:

@@ -35,12 +35,14 @@ class Unbroken:
     """A part of an answer that no delimiter cuts: a call of a tool, a JSON document.
 
     It lasts from ``opening`` ("": the answer's start) to the end of ``closing`` ("": the answer's
-    end), which ends the step. ``leading``: only where the answer begins with ``opening``.
+    end), which ends the step. ``leading``: only where the answer begins with ``opening``. ``behind``: only
+    where the answer begins with this is there an ``opening`` to wait for; otherwise it lasts from the start.
     """
 
     opening: str = ""
     closing: str = ""
     leading: bool = False
+    behind: str = ""
 
     @property
     def reach(self) -> int:
@@ -55,8 +57,10 @@ class Unbroken:
         """
         if not self.opening:
             return start
+        body = len(text) - len(text.lstrip())
+        if self.behind and blank and not text.startswith(self.behind, body):
+            return -1 if self.behind.startswith(text[body:]) else start  # It may yet become the markup.
         if self.leading:
-            body = len(text) - len(text.lstrip())
             return body if blank and body >= start and text.startswith(self.opening, body) else -1
         return text.find(self.opening, start)
 

@@ -120,3 +120,13 @@ def test_a_document_is_one_step_from_where_it_starts() -> None:
     assert steps(thinking, Unbroken("</t>")) == ["so\n\n", "thus\n\n", "</t>{\n\n}\n\n"]
     assert steps('{\n\n"a"}', LEADING) == ['{\n\n"a"}']
     assert steps('So {\n\n"a"}', LEADING) == ["So {\n\n", '"a"}']
+
+
+@given(st.text("<t/> \n{a", max_size=30), st.sampled_from(["", "\n\n ", " "]))
+def test_a_document_begins_behind_thoughts_whoever_opened_them(text: str, blank: str) -> None:
+    """The template or the model itself; without any it begins at once."""
+    opened = steps(f"so{text}", Unbroken("</t>"))
+    written = steps(f"{blank}<t>so{text}", Unbroken("</t>", behind="<t>"))
+    assert [written[0].removeprefix(f"{blank}<t>"), *written[1:]] == opened
+    if not text.lstrip().startswith("<t>"):
+        assert steps(blank + text, Unbroken("</t>", behind="<t>")) == steps(blank + text, Unbroken())

@@ -106,13 +106,16 @@ class PipelineSource:
         return self._takes_tools
 
     def check_output(self, output: Output) -> None:
-        """Refuse what the models cannot write. Loads tokenizers at most; servers are asked.
+        """Refuse what the models cannot write. Loads tokenizers at most; servers are asked. Neither on the
+        thread of a running event loop, which would stand still: there the first call refuses it.
 
         Raises:
             ConfigError: the chat templates take no tools, or (once the models are there) a schema cannot
                 be enforced.
             ModelError: a tokenizer cannot be loaded.
         """
+        if self._pipeline is None and _in_a_loop():
+            return
         if self._pipeline is not None or (output.tools and self._served):
             self.get().check_output(output)
         elif output.tools:
@@ -211,6 +214,14 @@ def label(model: Any) -> str:
 def _named(spec: Spec) -> list[tuple[str, Any]]:
     """What tells these models from others: neither secrets nor spellings do."""
     return sorted((plain(without_secrets(spec)) or {}).items())
+
+
+def _in_a_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _load(spec: dict[str, Any]) -> RSDPipeline:

@@ -279,7 +279,8 @@ class ChatRSD(BaseChatModel, RSDSettings):
             kwargs: further parameters of the call.
 
         Raises:
-            ConfigError: the models' chat templates take no tools, or something is no tool.
+            ConfigError: the models' chat templates take no tools, or something is no tool. Of models that
+                are not loaded yet the first call tells it where an event loop is running.
         """
         bound = binding(
             tools,

@@ -221,6 +221,25 @@ def test_a_model_that_takes_no_tools_says_so_before_it_is_loaded() -> None:
     assert llm.profile is not None and not llm.profile["tool_calling"]
 
 
+async def test_on_an_event_loop_nothing_is_loaded_or_asked_to_bind_tools(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """``create_agent`` binds within its first call: everybody on the loop would wait."""
+    llm = ChatRSD.pocket(max_batch_size=5)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            RSDPipeline, "check_tools", lambda **named: pytest.fail("the loop waits for a tokenizer")
+        )
+        bound = llm.bind_tools([add])
+    assert llm.source.loaded is None
+    with pytest.raises(ConfigError, match="takes no tools"):
+        await bound.ainvoke(QUESTION)
+    with pytest.raises(ConfigError, match="takes no tools"):
+        llm.bind_tools([add])  # Once it is loaded nobody has to wait for it.
+    served = ChatRSD(draft="http://127.0.0.1:9", target="http://127.0.0.1:9", prm="http://127.0.0.1:9")
+    assert served.bind_tools([add])
+
+
 def test_the_prompt_has_the_tools(tiny: RSDPipeline) -> None:
     llm = ChatRSD.from_pipeline(tiny)
     messages = [HumanMessage(QUESTION)]
