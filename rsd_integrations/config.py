@@ -11,6 +11,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    JsonValue,
     ValidationError,
     field_validator,
     model_validator,
@@ -42,6 +43,15 @@ def _as_tuple(value: Any) -> Any:
         return ()
     return (value,) if isinstance(value, str) else value
 
+
+_TAKEN = frozenset(
+    (
+        *("conversation", "messages", "tools", "chat_template", "add_generation_prompt", "tokenize"),
+        *("continue_final_message", "padding", "truncation", "max_length", "return_tensors", "return_dict"),
+        *("return_assistant_tokens_mask", "tokenizer_kwargs"),
+    )
+)
+"""Arguments of ``apply_chat_template`` that are no variables of a template, or are set here."""
 
 if TYPE_CHECKING:  # What may be given: a lone string is a sequence of strings, too.
     Strings = Sequence[str]
@@ -113,6 +123,10 @@ class RSDFields(BaseModel):
     becomes that of the best of n. Needs a temperature above 0, and in this process n rows of the
     pipeline's ``max_batch_size``."""
 
+    chat_template_kwargs: dict[str, JsonValue] = {}
+    """Variables of the draft's and the target's chat templates, such as ``{"enable_thinking": False}`` for
+    Qwen 3. Those that neither template looks at are refused; a PRM's template is not given them."""
+
     @property
     def uses_threshold(self) -> bool:
         """Whether the weighting looks at the threshold."""
@@ -148,6 +162,15 @@ class RSDFields(BaseModel):
     def _no_empty_stop(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not all(value):
             raise ValueError(f"stop strings must not be empty, got {value!r}; leave the empty one out")
+        return value
+
+    @field_validator("chat_template_kwargs", mode="after")
+    @classmethod
+    def _variables(cls, value: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        for name in value.keys() & _TAKEN:
+            raise ValueError(
+                f"chat_template_kwargs must not set {name!r}, which is no variable; leave it out"
+            )
         return value
 
     @model_validator(mode="after")

@@ -18,7 +18,7 @@ from rsd_integrations.errors import ConfigError
 from rsd_integrations.limits import check_rows, check_timeout
 from rsd_integrations.output import Output
 from rsd_integrations.prompts import check_prompt, check_text
-from rsd_integrations.protocols import FREE, Backend
+from rsd_integrations.protocols import FREE, NONE, Backend
 from rsd_integrations.remote import RemoteBackend
 from rsd_integrations.types import Generation, GivenPrompt
 
@@ -353,15 +353,17 @@ class RSDPipeline:
         check_text(text, "the text")
         return list(self._backend.target.encode(text))
 
-    def count_tokens(self, prompt: GivenPrompt, output: Output = FREE) -> int:
-        """Length of a prompt in the target's tokens, its chat template and tools included.
+    def count_tokens(
+        self, prompt: GivenPrompt, output: Output = FREE, variables: Mapping[str, Any] = NONE
+    ) -> int:
+        """Length of a prompt in the target's tokens, its chat template (with variables) and tools included.
 
         Raises:
             PromptError: the prompt is empty or malformed.
             EngineClosedError: the pipeline was closed.
         """
         self._engine.check_open()
-        return self._backend.target.count(check_prompt(prompt), output)
+        return self._backend.target.count(check_prompt(prompt), output, variables)
 
     @property
     def closed(self) -> bool:

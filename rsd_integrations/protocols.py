@@ -9,9 +9,10 @@ batch never waits for its slowest row. ``rsd_integrations.testing`` has scripted
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from types import MappingProxyType
+from typing import Any, Literal, Protocol
 
 from rsd_integrations.calls import CallReader
 from rsd_integrations.output import Output
@@ -20,6 +21,7 @@ from rsd_integrations.types import Prompt, Source
 
 __all__ = [
     "FREE",
+    "NONE",
     "Backend",
     "DraftStep",
     "End",
@@ -43,6 +45,8 @@ __all__ = [
 ]
 
 
+NONE: Mapping[str, Any] = MappingProxyType({})
+"""No variables of a chat template."""
 FREE = Output()
 """Text and nothing else."""
 
@@ -277,8 +281,14 @@ class Speaker(Protocol):
         """Whether its chat template shows tools to the model."""
         ...
 
-    def open(self, prompt: Prompt, output: Output = FREE) -> WriterSession:
-        """Render and encode a prompt and its tools. Runs no model.
+    def looks_at(self, variable: str) -> bool:
+        """Whether its chat template looks at a variable."""
+        ...
+
+    def open(
+        self, prompt: Prompt, output: Output = FREE, variables: Mapping[str, Any] = NONE
+    ) -> WriterSession:
+        """Render and encode a prompt and its tools, with variables of the chat template. Runs no model.
 
         What the output forbids is never written; that state goes back with a rejected step and goes
         on behind the committed one, as the caches do.
@@ -300,8 +310,8 @@ class Speaker(Protocol):
         """A text in this model's tokens, special ones never among them. Any thread."""
         ...
 
-    def count(self, prompt: Prompt, output: Output = FREE) -> int:
-        """Length of a rendered prompt with its tools. Any thread.
+    def count(self, prompt: Prompt, output: Output = FREE, variables: Mapping[str, Any] = NONE) -> int:
+        """Length of a prompt rendered likewise. Any thread.
 
         Raises:
             PromptError: the prompt cannot be rendered.

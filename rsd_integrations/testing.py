@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,7 @@ from rsd_integrations.output import Output
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.protocols import (
     FREE,
+    NONE,
     Backend,
     DraftStep,
     GuessStep,
@@ -210,7 +211,13 @@ class ScriptedWriter:
             return self._script(prompt, index, text, *more)
         return self._script[index] if index < len(self._script) else None
 
-    def open(self, prompt: Prompt, output: Output = FREE) -> _WriterSession:
+    def looks_at(self, variable: str) -> bool:
+        """A script may take any for granted."""
+        return True
+
+    def open(
+        self, prompt: Prompt, output: Output = FREE, variables: Mapping[str, Any] = NONE
+    ) -> _WriterSession:
         """Begin a request."""
         reader = CallReader(HERMES.unbroken, plain_reader(HERMES)) if output.tools else None
         return _WriterSession(self, prompt, output, self._tags, reader)
@@ -222,7 +229,7 @@ class ScriptedWriter:
         """The characters' code points."""
         return tuple(map(ord, text))
 
-    def count(self, prompt: Prompt, output: Output = FREE) -> int:
+    def count(self, prompt: Prompt, output: Output = FREE, variables: Mapping[str, Any] = NONE) -> int:
         """The number of its characters."""
         return _length(prompt)
 

@@ -28,7 +28,7 @@ from rsd_integrations.errors import (
     RewardError,
     RSDError,
 )
-from rsd_integrations.protocols import FREE, Backend, WriterSession
+from rsd_integrations.protocols import Backend, WriterSession
 from rsd_integrations.testing import ScriptedScorer, ScriptedWriter, scripted_pipeline
 from tests.tiny_models import causal, token_classifier, tokenizer
 
@@ -481,8 +481,8 @@ def test_a_prompt_of_long_words_fits_whatever_its_characters() -> None:
         def encode(self, text: str) -> tuple[int, ...]:
             return tuple(map(ord, text[::5]))
 
-        def open(self, prompt: Any, output: Any = FREE) -> Any:
-            session = super().open(prompt, output)
+        def open(self, *given: Any) -> Any:
+            session = super().open(*given)
             session.prompt_tokens //= 10
             return session
 
@@ -753,8 +753,8 @@ def test_torch_slots_are_free_after_cancels() -> None:
 class Unclosable(ScriptedWriter):
     """Its sessions fail when they are closed, as all do on a device that has broken."""
 
-    def open(self, prompt: Any, output: Any = FREE) -> Any:
-        session = super().open(prompt, output)
+    def open(self, *given: Any) -> Any:
+        session = super().open(*given)
 
         def close() -> None:
             raise RuntimeError("device lost")

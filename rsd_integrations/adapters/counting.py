@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rsd_integrations.errors import PromptError
 from rsd_integrations.output import Output
 from rsd_integrations.pipeline import RSDPipeline
-from rsd_integrations.protocols import FREE
+from rsd_integrations.protocols import FREE, NONE
 from rsd_integrations.types import Message
 
 __all__ = ["count_tokens"]
@@ -17,7 +18,9 @@ _ASKED: Message = {"role": "user", "content": "x"}
 _SAID: Message = {"role": "assistant", "content": "x"}
 
 
-def count_tokens(pipe: RSDPipeline, turns: Sequence[Message], output: Output = FREE) -> int:
+def count_tokens(
+    pipe: RSDPipeline, turns: Sequence[Message], output: Output = FREE, variables: Mapping[str, Any] = NONE
+) -> int:
     """Length of a chat in the target's tokens, its chat template and tools included; 0 of none.
 
     A part of a chat that the template refuses (an answer first, tools without a call) is counted as its texts
@@ -29,9 +32,11 @@ def count_tokens(pipe: RSDPipeline, turns: Sequence[Message], output: Output = F
     if not turns:
         return 0
     try:
-        return pipe.count_tokens(list(turns), output)
+        return pipe.count_tokens(list(turns), output, variables)
     except PromptError:
-        one, three = pipe.count_tokens([_ASKED], output), pipe.count_tokens([_ASKED, _SAID, _ASKED], output)
+        one, three = (
+            pipe.count_tokens(chat, output, variables) for chat in ([_ASKED], [_ASKED, _SAID, _ASKED])
+        )
         text = len(pipe.token_ids("x"))
         frame = (three - one) // 2 - text
         return one - text - frame + sum(frame + len(pipe.token_ids(_text(turn))) for turn in turns)

@@ -188,7 +188,7 @@ def _check_lengths(pipe: RSDPipeline, tasks: Sequence[Question], config: RSDConf
     for number, task in enumerate(tasks, 1):
         prompt = check_prompt(task.prompt)
         for model in (backend.draft, backend.target):
-            needed = model.count(prompt) + (config.max_tokens or 1)
+            needed = model.count(prompt, variables=config.chat_template_kwargs) + (config.max_tokens or 1)
             if needed > model.info.window:
                 raise PromptLengthError(
                     f"question {number} ({str(task.prompt)!r:.80}) takes {needed} tokens with its answer, "

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from rsd_integrations.accounting import RoleCount, usage
 from rsd_integrations.algorithm import Story, rsd
 from rsd_integrations.config import RSDConfig
-from rsd_integrations.errors import PromptLengthError
+from rsd_integrations.errors import ConfigError, PromptLengthError
 from rsd_integrations.output import Output
 from rsd_integrations.prompts import all_texts
 from rsd_integrations.protocols import (
@@ -123,10 +123,11 @@ class Job:
         for role in config.roles:
             if role != "prm":
                 _check_size(models[role], self.request)
+        _check_variables(config.chat_template_kwargs, backend.draft, backend.target)
         rooms = []
         # Usage compares with the target alone, so its prompt is rendered even if it does not run.
         for role in dict.fromkeys((*config.roles, "target")):
-            more = () if role == "prm" else (self.request.output,)
+            more = () if role == "prm" else (self.request.output, config.chat_template_kwargs)
             first = models[role].open(self.request.prompt, *more)
             self._sessions[role] = [first]
             if role in config.roles:
@@ -329,6 +330,21 @@ def _role(piece: DraftStep | TargetStep | ScoreStep | GuessStep) -> Role:
     if isinstance(piece, ScoreStep):
         return "prm"
     return "target" if isinstance(piece, TargetStep) else "draft"
+
+
+def _check_variables(names: Iterable[str], *writers: Speaker) -> None:
+    """Refuse a variable of chat templates that no template looks at.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    for name in names:
+        if not any(writer.looks_at(name) for writer in writers):
+            told = " and ".join(repr(writer.info.name) for writer in writers)
+            raise ConfigError(
+                f"chat_template_kwargs: the chat templates of {told} look at no variable {name!r}.",
+                hint="Look for variables in tokenizer.chat_template, or leave it out.",
+            )
 
 
 def _check_size(model: Speaker, request: Request) -> None:

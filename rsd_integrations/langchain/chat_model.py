@@ -327,7 +327,8 @@ class ChatRSD(BaseChatModel, RSDSettings):
         Parts of a chat, as ``trim_messages`` asks for, are counted too: what no template would render, by
         the frame that it puts around turns.
         """
-        return count_tokens(self.load(), to_turns(messages), Output.of(**binding(tools or [])))
+        output = Output.of(**binding(tools or []))
+        return count_tokens(self.load(), to_turns(messages), output, self.chat_template_kwargs)
 
     # What LangChain wants to know of a model.
 

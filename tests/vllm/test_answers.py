@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from rsd_integrations.errors import BackendError
 from rsd_integrations.pocket import pocket_paths
 from rsd_integrations.pocket.task import held_out
 from rsd_integrations.types import Generation
-from tests.tiny_models import causal, token_classifier, tokenizer
+from tests.tiny_models import CHATML, causal, token_classifier, tokenizer
 from tests.vllm.conftest import Trio
 from tests.vllm.double import double
 
@@ -329,7 +330,9 @@ def test_random_models_answer_alike(tmp_path: Path, flavours: tuple[str, str]) -
     """
     for name, seed, flavour in (("draft", 1, flavours[0]), ("target", 2, flavours[1])):
         causal("Qwen2", seed, flavour).save_pretrained(tmp_path / name)
-        tokenizer(flavour).save_pretrained(tmp_path / name)
+        words = copy.deepcopy(tokenizer(flavour))
+        words.chat_template = f"{CHATML}{{{{ opening or '' }}}}"
+        words.save_pretrained(tmp_path / name)
     token_classifier(0, "ascii").save_pretrained(tmp_path / "prm")
     tokenizer("ascii").save_pretrained(tmp_path / "prm")
     folders = [tmp_path / name for name in ("draft", "target", "prm")]
@@ -343,6 +346,8 @@ def test_random_models_answer_alike(tmp_path: Path, flavours: tuple[str, str]) -
         RSDPipeline.from_pretrained(*map(str, folders), device="cpu") as within,
     ):
         for seed in range(6):
+            fields["chat_template_kwargs"] = {"opening": "So"} if seed % 2 else {}
             mine, theirs = (pipe.generate("Go on.", seed=seed, **fields) for pipe in (over, within))
             assert told(mine) == told(theirs)
+            assert mine.usage.prompt_tokens == theirs.usage.prompt_tokens
             assert {step.source for step in mine.steps} == {"draft", "target"}

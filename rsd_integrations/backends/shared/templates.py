@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rsd_integrations.backends.shared.sources import Source
@@ -12,7 +13,7 @@ from rsd_integrations.output import Output
 from rsd_integrations.prompts import as_messages
 from rsd_integrations.types import Prompt
 
-__all__ = ["check_templates", "render"]
+__all__ = ["check_templates", "looks_at", "render"]
 
 
 def check_templates(writers: Sequence[Source]) -> None:
@@ -26,8 +27,16 @@ def check_templates(writers: Sequence[Source]) -> None:
         )
 
 
-def render(tokenizer: Any, prompt: Prompt, output: Output) -> tuple[int, ...]:
-    """A chat by the template; a lone text to a model without one is plain text to continue."""
+def looks_at(tokenizer: Any, variable: str) -> bool:
+    """Whether a chat template names a variable."""
+    return re.search(rf"\b{re.escape(variable)}\b", chat_template_text(tokenizer)) is not None
+
+
+def render(tokenizer: Any, prompt: Prompt, output: Output, variables: Mapping[str, Any]) -> tuple[int, ...]:
+    """A chat by the template, with those of the variables that it names; a lone text to a model without one
+    is plain text to continue.
+    """
     if isinstance(prompt, str) and not chat_template_text(tokenizer):
         return encode_opening(tokenizer, prompt)
-    return render_chat(tokenizer, as_messages(prompt), tools=output.tools)
+    named = {name: value for name, value in variables.items() if looks_at(tokenizer, name)}
+    return render_chat(tokenizer, as_messages(prompt), tools=output.tools, **named)

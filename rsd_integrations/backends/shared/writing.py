@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rsd_integrations.backends.shared.describe import eos_ids, fingerprint, hidden_ids
 from rsd_integrations.backends.shared.detokenize import Detokenizer
 from rsd_integrations.backends.shared.reasoning import reasoning_tags
-from rsd_integrations.backends.shared.templates import render
+from rsd_integrations.backends.shared.templates import looks_at, render
 from rsd_integrations.backends.shared.tooling import Tooling
 from rsd_integrations.calls import CallFormat, CallReader
 from rsd_integrations.errors import ModelError
 from rsd_integrations.output import Output
-from rsd_integrations.protocols import FREE, End, ModelInfo, Written
+from rsd_integrations.protocols import FREE, NONE, End, ModelInfo, Written
 from rsd_integrations.segment import ReasoningTags, StepBoundary
 from rsd_integrations.types import Prompt
 
@@ -146,13 +146,17 @@ class SpeakingWriter:
         """A text in this model's tokens, special ones never among them."""
         return self.tooling.plain(text)
 
-    def count(self, prompt: Prompt, output: Output = FREE) -> int:
-        """Length of a rendered prompt."""
-        return len(self.rendered(prompt, output))
+    def looks_at(self, variable: str) -> bool:
+        """Whether its chat template looks at a variable."""
+        return looks_at(self.tokenizer, variable)
 
-    def rendered(self, prompt: Prompt, output: Output) -> tuple[int, ...]:
+    def count(self, prompt: Prompt, output: Output = FREE, variables: Mapping[str, Any] = NONE) -> int:
+        """Length of a rendered prompt."""
+        return len(self.rendered(prompt, output, variables))
+
+    def rendered(self, prompt: Prompt, output: Output, variables: Mapping[str, Any]) -> tuple[int, ...]:
         """A prompt and its tools in tokens, by the model's own chat template."""
-        return render(self.tokenizer, prompt, output)
+        return render(self.tokenizer, prompt, output, variables)
 
     def tags(self, rendered: tuple[int, ...]) -> ReasoningTags | None:
         """The thinking markup behind a rendered prompt; None where the model has none."""

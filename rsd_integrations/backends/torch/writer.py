@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from rsd_integrations.backends.shared.writing import Language, SpeakingWriter
 from rsd_integrations.backends.torch.bursts import MOST_AT_ONCE, Burst, Endings
@@ -14,7 +15,7 @@ from rsd_integrations.backends.torch.slot_session import to_feed
 from rsd_integrations.backends.torch.writer_session import TorchWriterSession
 from rsd_integrations.errors import BackendError
 from rsd_integrations.output import Output
-from rsd_integrations.protocols import FREE, ModelInfo, WriterSession, Written
+from rsd_integrations.protocols import FREE, NONE, ModelInfo, WriterSession, Written
 from rsd_integrations.types import Prompt
 
 __all__ = ["TorchWriter"]
@@ -33,9 +34,11 @@ class TorchWriter(SpeakingWriter):
         self.runner = runner
         self._endings = Endings(language.tokenizer, language.eos_ids)
 
-    def open(self, prompt: Prompt, output: Output = FREE) -> TorchWriterSession:
+    def open(
+        self, prompt: Prompt, output: Output = FREE, variables: Mapping[str, Any] = NONE
+    ) -> TorchWriterSession:
         """Render and encode a prompt; the window is checked by the engine, which knows max_tokens."""
-        tokens = self.rendered(prompt, output)
+        tokens = self.rendered(prompt, output, variables)
         return TorchWriterSession(self, tokens, output, self.tags(tokens))
 
     def advance(self, sessions: Sequence[WriterSession]) -> list[Written | Exception | None]:

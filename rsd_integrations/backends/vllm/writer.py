@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from rsd_integrations.backends.vllm.form import Form
 from rsd_integrations.backends.vllm.sessions import VLLMWriterSession
 from rsd_integrations.errors import BackendError, ConfigError
 from rsd_integrations.output import Output
-from rsd_integrations.protocols import FREE, DraftStep, ModelInfo, Sampling, WriterSession, Written
+from rsd_integrations.protocols import FREE, NONE, DraftStep, ModelInfo, Sampling, WriterSession, Written
 from rsd_integrations.segment import ReasoningTags, StepBoundary
 from rsd_integrations.types import Prompt
 
@@ -72,9 +73,11 @@ class VLLMWriter(SpeakingWriter):
         self.holds_grammars = False
         """Whether its servers hold to grammars as written here; else tokens are asked for one by one."""
 
-    def open(self, prompt: Prompt, output: Output = FREE) -> VLLMWriterSession:
+    def open(
+        self, prompt: Prompt, output: Output = FREE, variables: Mapping[str, Any] = NONE
+    ) -> VLLMWriterSession:
         """Render and encode a prompt; the window is checked by the engine, which knows max_tokens."""
-        tokens = self.rendered(prompt, output)
+        tokens = self.rendered(prompt, output, variables)
         return VLLMWriterSession(self, tokens, output, self.tags(tokens), self._servers.next_key())
 
     def form(self, output: Output, tags: ReasoningTags | None) -> Form | None:
