@@ -41,6 +41,8 @@ def control_tokens(tokenizer: Any) -> frozenset[str]:
 def message_text(message: Message) -> str:
     """A message's content as text; lists of text parts are joined, no content is "".
 
+    Parts begin a new line each, or "12" and "5" would be "125"; an assistant's are one text.
+
     Raises:
         PromptError: the content has parts that are not text.
     """
@@ -50,7 +52,8 @@ def message_text(message: Message) -> str:
     if isinstance(content, str):
         return content
     if isinstance(content, Sequence):
-        return "".join(_part_text(part) for part in content)
+        between = "" if message.get("role") == "assistant" else "\n"
+        return between.join(_part_text(part) for part in content)
     raise PromptError(
         f"a message's content is {type(content).__name__}: {content!r:.80}.",
         hint="Give a string, or a list of strings and {'type': 'text', 'text': ...} parts.",

@@ -187,9 +187,11 @@ def _thoughts(message: AIMessage) -> str:
 
 
 def _text(message: BaseMessage) -> str:
+    """Parts begin a new line each, or "12" and "5" would be "125"; a model's own are one text."""
     if isinstance(message.content, str):
         return message.content
-    return "".join(_part(part, message) for part in message.content)
+    between = "" if isinstance(message, AIMessage) else "\n"
+    return between.join(_part(part, message) for part in message.content)
 
 
 def _part(part: Any, message: BaseMessage) -> str:
