@@ -198,7 +198,7 @@ def _part(part: Any, message: BaseMessage) -> str:
     if isinstance(part, str):
         return part
     kind = part.get("type")
-    if kind in ("text", "text-plain", "output_text"):
+    if kind in ("text", "text-plain", "input_text", "output_text"):
         return _string(part.get("text"), message)
     if kind == "refusal":
         return _string(part.get("refusal"), message)

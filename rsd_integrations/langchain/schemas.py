@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
+from enum import EnumMeta
 from types import GenericAlias
 from typing import Any, cast
 
@@ -75,8 +76,9 @@ def is_pydantic(schema: Any) -> bool:
 def _converted(given: Any) -> dict[str, Any]:
     unnamed = isinstance(given, Mapping) and not given.keys() & _NAMES
     try:
-        if isinstance(given, GenericAlias):  # A class in Python 3.10, of which LangChain makes an empty form.
-            raise TypeError("it is no function, class or schema.")
+        # Of enums, and of what is a class in Python 3.10, LangChain makes forms of something else.
+        if isinstance(given, GenericAlias | EnumMeta):
+            raise TypeError("it is no function, schema or class with fields.")
         tool = convert_to_openai_tool(given)
     except Exception as error:  # Of many kinds: what is not a tool fails anywhere in the conversion.
         raise ConfigError(

@@ -54,7 +54,7 @@ CALL = {"name": "add", "args": {"a": 1, "b": [2]}, "id": "call-1", "type": "tool
             ],
         ),
         (
-            [HumanMessage(["a", {"type": "text", "text": "b"}, "c"])],
+            [HumanMessage(["a", {"type": "text", "text": "b"}, {"type": "input_text", "text": "c"}])],
             [{"role": "user", "content": "a\nb\nc"}],
         ),
         (

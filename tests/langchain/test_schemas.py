@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from enum import Enum
+from functools import partial
 from typing import Annotated, Any, Generic, TypedDict, TypeVar
 
 import pytest
@@ -52,6 +54,10 @@ class Typed(TypedDict):
     """Typed."""
 
     a: int
+
+
+class Colour(Enum):
+    RED = "red"
 
 
 T = TypeVar("T")
@@ -141,6 +147,13 @@ def test_tools_without_named_arguments_are_refused(schema: Any) -> None:
     with pytest.raises(ConfigError, match=r"describes no arguments.*method=\"json_schema\""):
         as_tool(schema, None)
     assert as_tool({"title": "now", "type": "object"}, None)["function"]["name"] == "now"
+
+
+@pytest.mark.parametrize("given", [Colour, list[int]])
+def test_classes_without_fields_are_refused(given: Any) -> None:
+    for convert in (document_schema, partial(as_tool, strict=None)):
+        with pytest.raises(ConfigError, match="no function, schema or class with fields"):
+            convert(given)
 
 
 def test_models_that_hold_each_other() -> None:
