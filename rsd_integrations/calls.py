@@ -12,7 +12,7 @@ import math
 import re
 import secrets
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,6 +102,17 @@ class CallReader:
     unbroken: Unbroken
     read: ReadCall
 
+    def among(self, names: Collection[str]) -> CallReader:
+        """The same where these tools are offered: bare JSON, which may be an answer, has to name one."""
+        if not self.unbroken.leading:
+            return self
+
+        def read(text: str) -> list[ToolCall | InvalidToolCall] | None:
+            calls = self.read(text)
+            return None if any(call.name not in names for call in calls or ()) else calls
+
+        return CallReader(self.unbroken, read)
+
 
 def find_format(
     render: Callable[[Sequence[Message], bool], str], thought_end: str | None = None
@@ -138,7 +149,8 @@ def find_format(
 
 
 def plain_reader(form: CallFormat) -> ReadCall:
-    """Reads calls written as JSON."""
+    """Reads calls written as JSON, which need arguments where no markup tells them from an answer."""
+    keys = {form.arguments_key, "arguments", "parameters"}
 
     def read(text: str) -> list[ToolCall | InvalidToolCall] | None:
         body = text.strip().removeprefix(form.opening).strip()
@@ -158,8 +170,10 @@ def plain_reader(form: CallFormat) -> ReadCall:
         if name is not None:
             items = [{"name": name.strip(), form.arguments_key: value}]
         calls = [_call(item, form.arguments_key, text) for item in items]
-        bare = not form.opening and not all(isinstance(call, ToolCall) for call in calls)
-        return None if bare else calls
+        whole = all(isinstance(call, ToolCall) for call in calls)
+        if not form.opening and not (whole and all(keys & item.keys() for item in items)):
+            return None
+        return calls
 
     return read
 

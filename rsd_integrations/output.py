@@ -196,6 +196,12 @@ def _check_tool(tool: Any) -> dict[str, Any]:
             f"the parameters of tool {function['name']!r} are {parameters!r:.200}.",
             hint="Give the JSON schema of an object.",
         )
+    kind = parameters.get("type", "object") if parameters else "object"
+    if "object" not in (kind if isinstance(kind, list) else [kind]):  # No such call could be read.
+        raise ConfigError(
+            f"the parameters of tool {function['name']!r} are of type {kind!r}, but arguments are an object.",
+            hint='Make it a property of an object, or, where it is the whole answer, use "json_schema".',
+        )
     return {"type": "function", "function": dict(function)}
 
 

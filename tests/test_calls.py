@@ -276,7 +276,21 @@ def test_bare_json_that_is_no_call_is_text() -> None:
     read = plain_reader(TEMPLATES["bare, one at a time"][2])
     for text in ('{"answer": 4}', '{"name": 3, "parameters": {}}', "{x", '{"name": "add", "parameters": 3}'):
         assert read(text) is None
+    assert read('{"name": "add", "age": 12}') is None
     assert [call.name for call in read('{"name": "add", "parameters": {"x": 1}}') or ()] == ["add"]
+
+
+@pytest.mark.parametrize("key", ["parameters", "arguments"])
+def test_bare_json_has_to_name_a_tool_that_is_offered(key: str) -> None:
+    named = [json.dumps({"name": tool, key: {"x": 1}}) for tool in ("Ava", "add")]
+    for name, found in (("bare, one at a time", [None, ["add"]]), ("hermes", [["Ava"], ["add"]])):
+        tok, form = tokenizer(name), call_format(tokenizer(name))
+        tooling = Tooling(tok, name, frozenset(), reader=call_reader(tok, form), form=form)
+        reader = tooling.reader(Output.of(tools=[TOOL]))
+        assert reader is not None
+        opening, closing = reader.unbroken.opening.strip("{"), reader.unbroken.closing
+        read = [reader.read(f"{opening}{text}{closing}") for text in named]
+        assert [calls and [call.name for call in calls] for calls in read] == found
 
 
 def test_a_tools_name_that_spells_markup_is_text_in_the_grammar() -> None:

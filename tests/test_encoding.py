@@ -388,7 +388,8 @@ def test_no_template_is_a_model_error() -> None:
 
 
 def test_message_text() -> None:
-    assert message_text({"role": "user", "content": ["a", {"type": "text", "text": "b"}]}) == "ab"
+    for role, text in (("user", "a\nb"), ("tool", "a\nb"), ("assistant", "ab")):
+        assert message_text({"role": role, "content": ["a", {"type": "text", "text": "b"}]}) == text
     assert message_text({"role": "assistant", "content": None}) == ""
     with pytest.raises(PromptError, match="image_url"):
         message_text({"role": "user", "content": [{"type": "image_url", "image_url": "x"}]})

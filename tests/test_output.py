@@ -68,6 +68,18 @@ def test_nonsense_is_refused_with_the_value(fields: dict[str, Any]) -> None:
     assert (repr(shown)[:20] if not isinstance(shown, list) else "tool") in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", ["array", "string", ["array", "null"], None])
+def test_arguments_that_are_no_object_are_refused(kind: Any) -> None:
+    function = {"name": "f", "parameters": {"type": kind, "items": {}}}
+    with pytest.raises(ConfigError, match=r"tool 'f' are of type .* an object.*\"json_schema\""):
+        Output.of(tools=[{"type": "function", "function": function}])
+
+
+@pytest.mark.parametrize("schema", [{"type": ["object", "null"]}, {"anyOf": [{"type": "object"}]}])
+def test_arguments_that_may_be_an_object_are_taken(schema: Any) -> None:
+    assert Output.of(tools=[{"type": "function", "function": {"name": "f", "parameters": schema}}]).tools
+
+
 def test_formats() -> None:
     assert Output.of(response_format={"type": "text"}) == Output()
     assert not Output.of().constrained

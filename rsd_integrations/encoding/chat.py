@@ -15,6 +15,7 @@ from rsd_integrations.encoding.plain import (
     encode_plain,
     special_tokens,
 )
+from rsd_integrations.encoding.tool_turns import ways_to_write
 from rsd_integrations.errors import ModelError, PromptError
 from rsd_integrations.types import Message
 
@@ -41,6 +42,8 @@ def control_tokens(tokenizer: Any) -> frozenset[str]:
 def message_text(message: Message) -> str:
     """A message's content as text; lists of text parts are joined, no content is "".
 
+    Parts begin a new line each, or "12" and "5" would be "125"; an assistant's are one text.
+
     Raises:
         PromptError: the content has parts that are not text.
     """
@@ -50,7 +53,8 @@ def message_text(message: Message) -> str:
     if isinstance(content, str):
         return content
     if isinstance(content, Sequence):
-        return "".join(_part_text(part) for part in content)
+        between = "" if message.get("role") == "assistant" else "\n"
+        return between.join(_part_text(part) for part in content)
     raise PromptError(
         f"a message's content is {type(content).__name__}: {content!r:.80}.",
         hint="Give a string, or a list of strings and {'type': 'text', 'text': ...} parts.",
@@ -83,7 +87,8 @@ def render_chat(
 
     Args:
         tokenizer: a transformers tokenizer.
-        messages: chat turns; lists of text parts are flattened.
+        messages: chat turns; lists of text parts are flattened, calls that the template refuses are
+            written as more templates take them (see ``ways_to_write``).
         add_generation_prompt: end with the header of the assistant's turn.
         tools: function schemas, as the template takes them.
         never: further tokens that must not arise from messages.
@@ -112,14 +117,18 @@ def render_chat(
 
 
 def _render(tokenizer: Any, messages: Any, **kwargs: Any) -> str:
-    try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, **kwargs))
-    except Exception as error:  # Jinja's, or whatever a template stumbles over.
-        roles = [message.get("role") for message in messages]
-        raise PromptError(
-            f"the chat template of {_name(tokenizer)!r} refuses a chat with roles {roles!r}: {error}",
-            hint="Check the order of the roles, and whether the model takes system turns and tools.",
-        ) from error
+    refused: Exception | None = None
+    for chat in ways_to_write(messages):
+        try:
+            return str(tokenizer.apply_chat_template(chat, tokenize=False, **kwargs))
+        except Exception as error:  # Jinja's, or whatever a template stumbles over.
+            refused = refused or error
+    roles = [message.get("role") for message in messages]
+    raise PromptError(
+        f"the chat template of {_name(tokenizer)!r} refuses a chat with roles {roles!r}: {refused}",
+        hint="Unless that says why: check the order of the roles, and whether the model takes system turns "
+        "and tools.",
+    ) from refused
 
 
 def _encode_rendered(tokenizer: Any, rendered: str, control: frozenset[str]) -> tuple[int, ...]:

@@ -187,16 +187,18 @@ def _thoughts(message: AIMessage) -> str:
 
 
 def _text(message: BaseMessage) -> str:
+    """Parts begin a new line each, or "12" and "5" would be "125"; a model's own are one text."""
     if isinstance(message.content, str):
         return message.content
-    return "".join(_part(part, message) for part in message.content)
+    between = "" if isinstance(message, AIMessage) else "\n"
+    return between.join(_part(part, message) for part in message.content)
 
 
 def _part(part: Any, message: BaseMessage) -> str:
     if isinstance(part, str):
         return part
     kind = part.get("type")
-    if kind in ("text", "text-plain", "output_text"):
+    if kind in ("text", "text-plain", "input_text", "output_text"):
         return _string(part.get("text"), message)
     if kind == "refusal":
         return _string(part.get("refusal"), message)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
+from enum import EnumMeta
 from types import GenericAlias
 from typing import Any, cast
 
@@ -42,17 +43,24 @@ def document_schema(schema: Any) -> dict[str, Any]:
     full = _arguments(schema)
     if full is not None and _holds_itself(full):
         return full
-    return convert_to_json_schema(_converted(schema, None))
+    return convert_to_json_schema(_converted(schema))
 
 
 def as_tool(given: Any, strict: bool | None) -> dict[str, Any]:
     """An OpenAI tool.
 
+    Args:
+        given: whatever LangChain takes.
+        strict: whether its schema holds to the letter, if it does not say so itself.
+
     Raises:
         ConfigError: it cannot be made into one.
     """
     given = _unwrapped(given)
-    tool = _converted(_rooted(given) if isinstance(given, Mapping) else given, strict)
+    tool = _converted(_rooted(given) if isinstance(given, Mapping) else given)
+    if strict is not None and "function" in tool:
+        # LangChain's own conversion to strict tools empties dicts, which only OpenAI's API cannot enforce.
+        tool = {**tool, "function": {"strict": strict, **tool["function"]}}
     full = _arguments(given)
     if full is not None and _holds_itself(full):
         parameters = {name: part for name, part in full.items() if name not in ("title", "description")}
@@ -65,12 +73,13 @@ def is_pydantic(schema: Any) -> bool:
     return isinstance(schema, type) and is_basemodel_subclass(schema)
 
 
-def _converted(given: Any, strict: bool | None) -> dict[str, Any]:
+def _converted(given: Any) -> dict[str, Any]:
     unnamed = isinstance(given, Mapping) and not given.keys() & _NAMES
     try:
-        if isinstance(given, GenericAlias):  # A class in Python 3.10, of which LangChain makes an empty form.
-            raise TypeError("it is no function, class or schema.")
-        tool = convert_to_openai_tool(given, strict=strict)
+        # Of enums, and of what is a class in Python 3.10, LangChain makes forms of something else.
+        if isinstance(given, GenericAlias | EnumMeta):
+            raise TypeError("it is no function, schema or class with fields.")
+        tool = convert_to_openai_tool(given)
     except Exception as error:  # Of many kinds: what is not a tool fails anywhere in the conversion.
         raise ConfigError(
             f"{given!r:.200} cannot be made into a tool or a schema: {error}",

@@ -54,8 +54,16 @@ CALL = {"name": "add", "args": {"a": 1, "b": [2]}, "id": "call-1", "type": "tool
             ],
         ),
         (
-            [HumanMessage(["a", {"type": "text", "text": "b"}, "c"])],
-            [{"role": "user", "content": "abc"}],
+            [HumanMessage(["a", {"type": "text", "text": "b"}, {"type": "input_text", "text": "c"}])],
+            [{"role": "user", "content": "a\nb\nc"}],
+        ),
+        (
+            [SystemMessage(["a", "b"]), AIMessage(["c", "d"]), ToolMessage(["12", "5"], tool_call_id="1")],
+            [
+                {"role": "system", "content": "a\nb"},
+                {"role": "assistant", "content": "cd"},
+                {"role": "tool", "content": "12\n5", "tool_call_id": "1"},
+            ],
         ),
         (
             [ChatMessage("x", role="human"), ChatMessage("y", role="critic"), FunctionMessage("z", name="f")],

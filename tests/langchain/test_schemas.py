@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Generic, TypedDict, TypeVar
+from enum import Enum
+from functools import partial
+from typing import Annotated, Any, Generic, TypedDict, TypeVar
 
 import pytest
 from langchain_core.tools import tool
@@ -54,6 +56,10 @@ class Typed(TypedDict):
     a: int
 
 
+class Colour(Enum):
+    RED = "red"
+
+
 T = TypeVar("T")
 
 
@@ -82,7 +88,16 @@ def reference(schema: Any) -> Any:
 @pytest.mark.parametrize("plain", [Flat, Typed, Box[int]])
 def test_what_loses_nothing_is_as_langchain_has_it(plain: Any) -> None:
     assert document_schema(plain) == convert_to_json_schema(plain)
-    assert as_tool(plain, True) == convert_to_openai_tool(plain, strict=True)
+    assert as_tool(plain, None) == convert_to_openai_tool(plain)
+
+
+def test_strict_tools_keep_their_schemas() -> None:
+    """LangChain's are as OpenAI's API needs them, where a dict can hold nothing."""
+    plain = convert_to_openai_tool(Flat)
+    assert as_tool(Flat, True) == {**plain, "function": {**plain["function"], "strict": True}}
+    assert as_tool(plain, True) == as_tool(Flat, True)
+    assert "strict" not in plain["function"]
+    assert as_tool(as_tool(Flat, False), True) == as_tool(Flat, False)
 
 
 @pytest.mark.parametrize(
@@ -134,6 +149,13 @@ def test_tools_without_named_arguments_are_refused(schema: Any) -> None:
     assert as_tool({"title": "now", "type": "object"}, None)["function"]["name"] == "now"
 
 
+@pytest.mark.parametrize("given", [Colour, list[int]])
+def test_classes_without_fields_are_refused(given: Any) -> None:
+    for convert in (document_schema, partial(as_tool, strict=None)):
+        with pytest.raises(ConfigError, match="no function, schema or class with fields"):
+            convert(given)
+
+
 def test_models_that_hold_each_other() -> None:
     definitions = as_tool(Even, None)["function"]["parameters"]["$defs"]
     assert definitions["Odd"]["properties"]["before"]["anyOf"][0] == {"$ref": "#/$defs/Even"}
@@ -174,6 +196,16 @@ def test_any_object_where_no_properties_are_named(tiny: RSDPipeline) -> None:
     asked = llm.bind_tools([{"type": "function", "function": function}], tool_choice="query")
     calls = [call for seed in range(4) for call in asked.invoke("x", seed=seed).tool_calls]
     assert calls and all(call["args"]["filter"] for call in calls)
+
+
+def test_dicts_of_strict_tools_hold_what_they_have_to(tiny: RSDPipeline) -> None:
+    def put(scores: Annotated[dict[str, bool], Field(min_length=1, max_length=2)]) -> None:
+        """Put scores."""
+
+    llm = ChatRSD.from_pipeline(tiny, temperature=1.5, max_tokens=400)
+    asked = llm.bind_tools([put], tool_choice="put", strict=True)
+    calls = [call for seed in range(4) for call in asked.invoke("x", seed=seed).tool_calls]
+    assert calls and all(call["args"]["scores"] for call in calls)
 
 
 def test_schemas_are_read_where_models_are_asked() -> None:

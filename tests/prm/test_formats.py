@@ -54,7 +54,7 @@ def make(name: str, tokenizer: Any, **options: Any) -> Any:
             [USER, {"role": "assistant", "content": ""}, {"role": "critic", "content": "So?"}],
             "User: How many?\n\nCritic: So?",
         ),
-        ([{"role": "user", "content": [{"type": "text", "text": "How "}, "many?"]}], "How many?"),
+        ([{"role": "user", "content": [{"type": "text", "text": "How"}, "many?"]}], "How\nmany?"),
     ],
 )
 def test_conversation_text(messages: list[Message], expected: str) -> None:

@@ -89,7 +89,8 @@ class Tooling:
 
     def reader(self, output: Output) -> CallReader | None:
         """How to find and read the calls, if there can be any."""
-        return self._reader if output.tools else None
+        names = {tool["function"]["name"] for tool in output.tools}
+        return self._reader.among(names) if names else None
 
     def constraint(self, output: Output, tags: ReasoningTags | None) -> Constraint | None:
         """What keeps a new session to the output, if something has to.

@@ -1,0 +1,98 @@
+"""Chats with calls under templates that take not every one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from rsd_integrations.encoding import render_chat
+from rsd_integrations.errors import PromptError
+from tests.small_tokenizers import CHATML, byte_level
+
+ONE_CALL = CHATML.replace(
+    "{%- for call in message.tool_calls",
+    "{%- if message.tool_calls and message.tool_calls | length > 1 -%}"
+    "{{- raise_exception('single tool-calls at once') -}}{%- endif -%}{%- for call in message.tool_calls",
+)
+"""As Llama 3.1's."""
+
+NINE = (
+    "{%- for m in messages -%}{{- '<|im_start|>' + m.role + '\n' + m.content + '\n' -}}"
+    "{%- set ids = [m.tool_call_id] if m.role == 'tool' else (m.tool_calls or []) | map(attribute='id') -%}"
+    "{%- for id in ids -%}{%- if id is undefined or id | length != 9 -%}"
+    "{{- raise_exception('ids of length 9') -}}{%- endif -%}{{- id + '\n' -}}{%- endfor -%}{%- endfor -%}"
+)
+"""As Mistral's."""
+
+ASKED: dict[str, object] = {"role": "user", "content": "1 + 2, 3 + 4?"}
+
+
+def called(*keys: str, content: str = "") -> dict[str, Any]:
+    calls = [
+        {"type": "function", "id": key, "function": {"name": "add", "arguments": {"k": key}}} for key in keys
+    ]
+    return {"role": "assistant", "content": content, "tool_calls": calls}
+
+
+def result(content: str, key: str | None) -> dict[str, object]:
+    return {"role": "tool", "content": content, "tool_call_id": key}
+
+
+def written(tokenizer: Any, chat: Any) -> str:
+    return str(tokenizer.decode(render_chat(tokenizer, chat)))
+
+
+@pytest.mark.parametrize(
+    "results",
+    [
+        [result("3", "call_a"), result("7", "call_b")],
+        [result("7", "call_b"), result("3", "call_a")],
+        [result("3", None), result("7", None)],
+    ],
+)
+def test_several_calls_of_a_turn_are_written_one_by_one(results: Any) -> None:
+    tokenizer = byte_level(ONE_CALL)
+    chat = [ASKED, called("call_a", "call_b", content="So."), *results, {"role": "user", "content": "And?"}]
+    apart = [ASKED, called("call_a", content="So."), result("3", "call_a"), called("call_b")]
+    apart += [result("7", "call_b"), {"role": "user", "content": "And?"}]
+    assert written(tokenizer, chat) == written(tokenizer, apart)
+
+
+def test_calls_without_results_are_written_too() -> None:
+    tokenizer = byte_level(ONE_CALL)
+    assert written(tokenizer, [ASKED, called("a", "b")]) == written(
+        tokenizer, [ASKED, called("a"), called("b")]
+    )
+
+
+def test_foreign_ids_are_written_as_nine_letters_and_digits() -> None:
+    chat = [ASKED, called("call_Yx7bQ2", "abcDEF123"), result("3", "call_Yx7bQ2"), result("7", "abcDEF123")]
+    shown = written(byte_level(NINE), chat)
+    ids = [line for line in shown.split("\n") if len(line) == 9]
+    foreign, own, *rest = ids
+    assert (own, rest) == ("abcDEF123", [foreign, own]) and foreign.isalnum()
+    assert written(byte_level(NINE), chat) == shown
+
+
+def test_missing_ids_are_written_too() -> None:
+    shown = written(byte_level(NINE), [ASKED, called(""), result("3", None)])
+    first, second = (line for line in shown.split("\n") if len(line) == 9)
+    assert first == second
+
+
+def test_what_a_template_takes_is_left_as_it_is() -> None:
+    tokenizer = byte_level(CHATML)
+    chat = [ASKED, called("call_a", "call_b"), result("7", "call_b"), result("3", "call_a")]
+    expected = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    assert written(tokenizer, chat) == expected
+
+
+def test_what_is_refused_anyway_is_told_as_the_template_says_it() -> None:
+    tokenizer = byte_level(ONE_CALL)
+    chat = [ASKED, called("a", "b"), {"role": "critic", "content": "No."}]
+    with pytest.raises(PromptError, match=r"\['user', 'assistant', 'critic'\]: single tool-calls at once"):
+        render_chat(tokenizer, chat)
+    for odd in ("no calls", ["no call"]):
+        with pytest.raises(PromptError, match="refuses a chat"):
+            render_chat(tokenizer, [ASKED, {"role": "critic", "content": "x", "tool_calls": odd}])
