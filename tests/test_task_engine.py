@@ -200,6 +200,31 @@ def test_closing_tells_all_callers_and_closes_the_connections() -> None:
         pipe.generate("x")
 
 
+def test_its_loop_is_made_where_it_takes_no_signals_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows' loops take them, when they are made in the main thread, from the loop that runs there."""
+    made: list[threading.Thread] = []
+    new = asyncio.new_event_loop
+
+    def seen() -> asyncio.AbstractEventLoop:
+        made.append(threading.current_thread())
+        return new()
+
+    monkeypatch.setattr(asyncio, "new_event_loop", seen)
+    with over(Awaited(ScriptedWriter(["only"]))) as pipe:
+        assert pipe.generate("x").text == "only"
+    assert len(made) == 1
+    assert threading.current_thread() not in made
+
+
+def test_a_loop_that_cannot_be_made_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(asyncio, "new_event_loop", refuse)
+    with pytest.raises(OSError, match="Too many open files"):
+        over(Awaited(ScriptedWriter(["only"])))
+
+
 class Raising(Awaited):
     """Its work, opening or closing raises something."""
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from queue import SimpleQueue
 
 from rsd_integrations.config import RSDConfig
 from rsd_integrations.errors import RSDError
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.types import Generation, GivenPrompt
+from rsd_integrations.waiting import wait_for_item
 
 __all__ = ["run_all"]
 
@@ -41,7 +43,11 @@ def run_all(
             for place, prompt in prompts.items()
         }
         waiting = {pool.submit(stream.result): place for place, stream in streams.items()}
-        for done in as_completed(waiting):
+        finished: SimpleQueue[Future[Generation]] = SimpleQueue()
+        for future in waiting:
+            future.add_done_callback(finished.put)
+        for _ in waiting:
+            done = wait_for_item(finished)
             place = waiting[done]
             try:
                 generation = done.result()

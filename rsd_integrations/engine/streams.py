@@ -14,6 +14,7 @@ from rsd_integrations.engine.job import Job, Sink
 from rsd_integrations.engine.thread import forked_error
 from rsd_integrations.errors import StreamError
 from rsd_integrations.types import Generation, StepEvent
+from rsd_integrations.waiting import wait_for_item
 
 __all__ = ["AsyncEventStream", "EventStream", "Submit"]
 
@@ -121,7 +122,7 @@ class EventStream(_Stream, Iterator[StepEvent]):
         if self._ended:
             raise StopIteration
         self._check_process()
-        event = self._take(self._items.get(), self._items.put)
+        event = self._take(wait_for_item(self._items), self._items.put)
         if event is None:
             raise StopIteration
         return event

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -34,7 +35,7 @@ class TaskEngine(EngineThread):
     def __init__(self, backend: RemoteBackend) -> None:
         super().__init__()
         self._backend = backend
-        self._loop = asyncio.new_event_loop()
+        self._loop = _new_loop()
         self._stop = asyncio.Event()
         self._room = asyncio.Semaphore(backend.max_batch_size)
         self._live: dict[Job, asyncio.Event] = {}
@@ -160,6 +161,12 @@ class TaskEngine(EngineThread):
         finally:
             await _cancel([seen])
         return [future for future in futures if future.done()]
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    """On Windows a loop that is made in the main thread takes signals from the one that runs there."""
+    with ThreadPoolExecutor(1) as apart:
+        return apart.submit(asyncio.new_event_loop).result()
 
 
 async def _closed(model: RemoteWriter | RemoteScorer) -> None:

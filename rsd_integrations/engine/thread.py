@@ -9,6 +9,7 @@ from collections.abc import Callable
 from rsd_integrations.engine.job import Job, Request, Sink
 from rsd_integrations.errors import BackendError, ConfigError, EngineClosedError
 from rsd_integrations.panics import is_panic
+from rsd_integrations.waiting import wait_for_end
 
 __all__ = ["EngineThread", "closed_error", "forked_error", "own"]
 
@@ -83,7 +84,7 @@ class EngineThread(ABC):
                 self._closed = True
                 self._put(None)
         if threading.current_thread() is not self._thread:
-            self._thread.join()
+            wait_for_end(self._thread)
 
 
 def own(error: BaseException) -> Exception:

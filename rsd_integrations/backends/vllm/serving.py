@@ -16,6 +16,7 @@ from rsd_integrations.backends.shared.sources import Source
 from rsd_integrations.backends.vllm.address import Address
 from rsd_integrations.backends.vllm.client import Servers, Unreachable
 from rsd_integrations.errors import BackendError, ConfigError, ModelError
+from rsd_integrations.waiting import wait_for_end
 
 __all__ = ["Served", "at_once", "served_by"]
 
@@ -201,7 +202,7 @@ def _in_thread(work: Coroutine[Any, Any, Made]) -> Made:
     # A daemon: whoever interrupts this need not wait for a server that is silent.
     thread = threading.Thread(target=run, name="rsd-servers", daemon=True)
     thread.start()
-    thread.join()
+    wait_for_end(thread)
     if failed:
         raise failed[0]
     return made[0]

@@ -1,0 +1,39 @@
+"""Waits that Ctrl+C ends, on Windows too."""
+
+from __future__ import annotations
+
+import os
+from queue import Empty, SimpleQueue
+from threading import Thread, current_thread, main_thread
+from typing import TypeVar
+
+__all__ = ["wait_for_end", "wait_for_item"]
+
+Item = TypeVar("Item")
+
+_SIGNALS = 0.1
+"""Seconds within which an interrupt is noticed."""
+
+
+def wait_for_item(items: SimpleQueue[Item]) -> Item:
+    """The next of a queue, once it is there."""
+    while True:
+        try:
+            return items.get(timeout=_at_a_stretch())
+        except Empty:
+            continue
+
+
+def wait_for_end(thread: Thread) -> None:
+    """Until a thread has ended."""
+    thread.join(_at_a_stretch())
+    while thread.is_alive():
+        thread.join(_at_a_stretch())
+
+
+def _at_a_stretch() -> float | None:
+    """Seconds to wait; None: for good.
+
+    On Windows no signal ends a wait (before Python 3.14). Signals are the main thread's alone.
+    """
+    return _SIGNALS if os.name == "nt" and current_thread() is main_thread() else None
