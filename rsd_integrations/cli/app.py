@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import sys
@@ -82,17 +83,27 @@ def run(arguments: list[str], open_pipeline: OpenPipeline) -> int:
         return code if isinstance(code, int) else OK
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read us has gone; Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
     except Exception as error:
+        if _nobody_reads(error):
+            # Python would complain once more when it flushes at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return FAILED
         if debug:
             traceback.print_exc()
         message, code = describe(error, options_of(command, arguments))
         if message:
             print(f"error: {message}", file=sys.stderr)
         return code
+
+
+def _nobody_reads(error: Exception) -> bool:
+    """Whether our reader has gone. Windows calls that an invalid argument, as it does much else."""
+    if os.name == "nt" and isinstance(error, OSError) and error.errno == errno.EINVAL:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            return True
+    return isinstance(error, BrokenPipeError)
 
 
 def _take_debug(arguments: list[str]) -> tuple[bool, list[str]]:

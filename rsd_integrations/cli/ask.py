@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -121,10 +122,17 @@ def _question(question: str) -> str:
 
             example = f'for example: rsd ask "{EXAMPLE_QUESTIONS[0]}"'
             raise PromptError("no question.", hint=f"Give one, or pipe it in; {example}")
-        question = _readable(sys.stdin.read)
+        question = _readable(_piped)
     if not question.strip():
         raise PromptError("the question is empty.", hint='Give one (rsd ask "..."), or pipe it in.')
     return _readable(lambda: question).strip()
+
+
+def _piped() -> str:
+    """As UTF-8 in any locale, and without the mark that programs of Windows put before it."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8-sig")
+    return sys.stdin.read()
 
 
 def _readable(read: Callable[[], str]) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import typer
 from rich.console import Console
@@ -34,8 +34,10 @@ def check_out(out: Path | None) -> None:
         if out.is_file():
             raise ConfigError(f"--out {str(out)!r} is a file.", hint="Name a folder.")
         out.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=out):
-            pass
+        # Not by tempfile, which on Windows takes a refusal for a name that is in use, and tries all others.
+        trial = out / f".rsd-{uuid4().hex}"
+        trial.open("xb").close()
+        trial.unlink()
     except OSError as error:
         raise ConfigError(
             f"--out {str(out)!r} cannot be written to: {error.strerror}.",

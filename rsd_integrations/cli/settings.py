@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection
 from typing import Any
 
@@ -20,7 +21,7 @@ def json_object(option: str, text: str, *, example: str) -> dict[str, Any]:
     Raises:
         ConfigError: it is no JSON object. The text is not told, for it may hold a secret.
     """
-    hint = f"Write it as '{example}'."
+    hint = f"Write it as {_quoted(example)}."
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -28,6 +29,11 @@ def json_object(option: str, text: str, *, example: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ConfigError(f"{option} is no JSON object but a {type(found).__name__}.", hint=hint)
     return found
+
+
+def _quoted(text: str) -> str:
+    """As the usual shell takes it whole. cmd.exe knows no single quotes; PowerShell knows these, too."""
+    return '"' + text.replace('"', '""') + '"' if os.name == "nt" else f"'{text}'"
 
 
 def read_config(text: str | None, *, swept: Collection[str] = (), **options: Any) -> RSDConfig:

@@ -183,6 +183,19 @@ def test_a_question_can_be_piped_in(rsd: Rsd, monkeypatch: pytest.MonkeyPatch, a
     assert seen[0] == "2 + 2?"
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "cp1252", "ascii"])
+def test_a_pipe_is_utf8_in_any_locale_and_may_have_a_mark(
+    rsd: Rsd, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    seen: list[object] = []
+    rsd.scripted(lambda prompt, index, text: None if index else seen.append(prompt) or "4")
+    for mark in ("", "\ufeff"):
+        pipe = io.BytesIO(f"{mark}Is √4 ≤ 2?\r\nOr 3 €?\r\n".encode())
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(pipe, encoding=encoding))
+        assert rsd("ask").code == 0
+    assert seen == ["Is √4 ≤ 2?\nOr 3 €?"] * 2
+
+
 def test_the_html_page_is_written_beside_any_output(rsd: Rsd, tmp_path: Path) -> None:
     page = tmp_path / "steps.html"
     result = rsd("ask", "A <question>?", "--json", "--html", str(page))

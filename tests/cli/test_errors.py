@@ -1,18 +1,23 @@
 from __future__ import annotations
 
+import errno
 import io
 import os
 import subprocess
 import sys
 from importlib.abc import MetaPathFinder
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from rsd_integrations.cli import app, settings
 from rsd_integrations.cli.app import describe
-from rsd_integrations.errors import BackendError, ModelError
+from rsd_integrations.cli.saving import check_out
+from rsd_integrations.errors import BackendError, ConfigError, ModelError
 from rsd_integrations.pocket import EXAMPLE_QUESTIONS
 from tests.processes import interrupted
+from tests.systems import on_system
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Rsd
@@ -63,16 +68,6 @@ THREE = ["--draft", "org/d", "--target", "org/t", "--prm", "org/p"]
         (["ask", "?", *THREE, "--prm", "/no/where/prm"], "--prm '/no/where/prm' is not a folder"),
         (["ask", ""], "the question is empty"),
         (["ask", "  \n"], "the question is empty"),
-        (["ask", "?", "--html", "/no/where/steps.html"], "--html '/no/where/steps.html' cannot be written"),
-        (["ask", "?", "--html", "/"], "--html '/' cannot be written: Is a directory"),
-        (["ask", "?", "--html", "/dev/null/steps.html"], "cannot be written: Not a directory"),
-        (["ask", "?", "--html", 300 * "x"], "cannot be written: File name too long"),
-        (
-            ["bench", "accuracy", "--out", "/dev/null/out"],
-            "--out '/dev/null/out' cannot be written to: Not a",
-        ),
-        (["bench", "speed", "--out", "/dev/null/out"], "--out '/dev/null/out' cannot be written to: Not a"),
-        (["bench", "speed", "--out", 300 * "x"], "cannot be written to: File name too long"),
         (["ask", "?", "--bogus"], "--bogus"),
         (["ask", "one", "two"], "two"),
         (["bogus"], "bogus"),
@@ -89,6 +84,50 @@ def test_wrong_usage_is_one_line_and_loads_no_model(rsd: Rsd, arguments: list[st
     assert said in result.err
     assert result.err.count("\n") == 1
     assert rsd.choices == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="paths and reasons as POSIX has them")
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["ask", "?", "--html", "/no/where/steps.html"], "--html '/no/where/steps.html' cannot be written"),
+        (["ask", "?", "--html", "/"], "--html '/' cannot be written: Is a directory"),
+        (["ask", "?", "--html", "/dev/null/steps.html"], "cannot be written: Not a directory"),
+        (["ask", "?", "--html", 300 * "x"], "cannot be written: File name too long"),
+        (
+            ["bench", "accuracy", "--out", "/dev/null/out"],
+            "--out '/dev/null/out' cannot be written to: Not a",
+        ),
+        (["bench", "speed", "--out", "/dev/null/out"], "--out '/dev/null/out' cannot be written to: Not a"),
+        (["bench", "speed", "--out", 300 * "x"], "cannot be written to: File name too long"),
+    ],
+)
+def test_what_cannot_be_written_is_wrong_usage_too(rsd: Rsd, arguments: list[str], said: str) -> None:
+    test_wrong_usage_is_one_line_and_loads_no_model(rsd, arguments, said)
+
+
+def test_a_folder_is_tried_with_one_file_that_goes_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows' tempfile would go on with names without end where each is refused."""
+    check_out(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    tried: list[tuple[Path, str]] = []
+
+    def refuse(path: Path, mode: str) -> None:
+        tried.append((path.parent, mode))
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(ConfigError, match="cannot be written to: Permission denied"):
+        check_out(tmp_path)
+    assert tried == [(tmp_path, "xb")]
+
+
+def test_json_is_hinted_at_as_windows_shells_take_it(rsd: Rsd, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert """Write it as '{"top_p": 0.8,""" in rsd("ask", "?", "--config", "[1]").err
+    on_system(monkeypatch, settings, "nt")
+    assert 'Write it as "{""top_p"": 0.8, ' in rsd("ask", "?", "--config", "[1]").err
 
 
 def test_an_empty_pipe_is_an_empty_question(rsd: Rsd, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,6 +254,34 @@ def test_a_reader_that_went_away_is_no_traceback() -> None:
     )
     os.close(write)
     assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_a_reader_that_went_away_is_quiet_on_windows(
+    rsd: Rsd, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with (tmp_path / "pipe").open("w", encoding="utf-8") as file:
+
+        class Gone(io.StringIO):
+            fileno = file.fileno
+
+            def flush(self) -> None:
+                raise OSError(errno.EINVAL, "Invalid argument")
+
+        on_system(monkeypatch, app, "nt")
+        monkeypatch.setattr(sys, "stdout", Gone())
+        result = rsd("ask", "?")
+    assert (result.code, result.err) == (1, "")
+
+
+def test_what_else_is_invalid_is_told_on_windows(rsd: Rsd, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_system(monkeypatch, app, "nt")
+
+    def fail() -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    rsd.open = fail  # type: ignore[assignment]
+    result = rsd("ask", "?")
+    assert (result.code, result.out, result.err) == (1, "", "error: [Errno 22] Invalid argument\n")
 
 
 def test_errors_cannot_steer_the_terminal() -> None:
