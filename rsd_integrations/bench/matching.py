@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import re
+import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -168,8 +169,11 @@ def _same_words(text: str, right: str) -> bool:
 
 
 def _timeout() -> int | None:
-    """It interrupts itself by signals, which the main thread alone can have."""
-    return 5 if threading.current_thread() is threading.main_thread() else None
+    """It interrupts itself by signals, which the main thread alone can have; without them (Windows) it starts
+    processes, which cannot do its work.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    return 5 if main and hasattr(signal, "SIGALRM") else None
 
 
 def _has_math_verify() -> bool:

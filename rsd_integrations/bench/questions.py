@@ -107,7 +107,7 @@ def _entries(path: Path) -> Iterator[_Entry]:
         raise ConfigError(f"{str(path)!r} cannot be read: {reason}.", hint=_KINDS) from error
     kind = path.suffix.lower()
     if kind in (".csv", ".tsv"):
-        yield from _rows(path, text, "," if kind == ".csv" else "\t")
+        yield from _rows(path, text, _comma(text) if kind == ".csv" else "\t")
     elif kind in (".jsonl", ".ndjson") or (kind == ".json" and _is_lines(text)):
         for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
@@ -123,6 +123,12 @@ def _entries(path: Path) -> Iterator[_Entry]:
             yield _object(f"entry {number} of {str(path)!r}", entry)
     else:
         raise ConfigError(f"{str(path)!r} is of no kind that is known.", hint=_KINDS)
+
+
+def _comma(text: str) -> str:
+    """What is between cells: Excel saves ";" where numbers have commas."""
+    head = text.partition("\n")[0]
+    return ";" if ";" in head and "," not in head else ","
 
 
 def _rows(path: Path, text: str, delimiter: str) -> Iterator[_Entry]:

@@ -82,7 +82,7 @@ class SavedAnswers:
         lines = data[: data.rfind(b"\n") + 1].splitlines(keepends=True)
         if not lines and head.encode().startswith(data):
             return 0
-        if not lines or lines[0].decode(errors="replace").rstrip("\n") != head:
+        if not lines or lines[0].decode(errors="replace").rstrip("\r\n") != head:
             raise ConfigError(
                 f"{str(self._path)!r} holds answers of other models, questions or settings.",
                 hint="Name another folder, or remove the file.",

@@ -15,7 +15,7 @@ import torch
 from rsd_integrations import Output, RSDPipeline
 from rsd_integrations.backends.shared.describe import active_parameters
 from rsd_integrations.backends.torch.memory import model_memory
-from rsd_integrations.backends.torch.runner import PREFILL_CHUNK
+from rsd_integrations.backends.torch.runner import PREFILL_CHUNK, failure
 from rsd_integrations.errors import (
     BackendError,
     ConfigError,
@@ -154,6 +154,19 @@ def test_out_of_memory_fails_that_request_alone() -> None:
             streams[1].result()
         assert [streams[0].result().text, streams[2].result().text] == [want, want]
         assert runner.pool.free == pipe.backend.max_batch_size
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried to ...",
+        "[enforce fail at alloc_cpu.cpp:121] data. DefaultCPUAllocator: not enough memory: you tried to ...",
+        "MPS backend out of memory (MPS allocated: 7.64 GiB, other allocations: 68.91 GiB, ...)",
+    ],
+)
+def test_out_of_memory_is_known_by_each_system_s_words(said: str) -> None:
+    assert type(failure(RuntimeError(said))) is DeviceMemoryError
+    assert type(failure(RuntimeError(said.replace("memory", "patience")))) is BackendError
 
 
 def test_any_other_failure_has_its_cause() -> None:

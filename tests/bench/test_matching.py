@@ -6,14 +6,18 @@ import sys
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rsd_integrations.bench import matching
 from rsd_integrations.bench.matching import final_answer, is_formula, matcher
 from rsd_integrations.bench.numbers import boxed_number, number_in
 from rsd_integrations.errors import ConfigError
+from tests.systems import on_system
 
 
 @pytest.mark.parametrize(
@@ -242,6 +246,21 @@ def test_formulas_are_told_from_words(known: str) -> None:
 )
 def test_words_are_told_from_formulas(known: str) -> None:
     assert not is_formula(known)
+
+
+def test_formulas_are_read_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To keep a limit of time math-verify starts processes there, with what cannot be sent to them."""
+
+    def refuse(*given: Any, **named: Any) -> None:
+        raise AttributeError("Can't pickle local object")
+
+    from math_verify import utils
+
+    on_system(monkeypatch, utils, "nt")
+    monkeypatch.setattr("multiprocessing.Process", refuse)
+    monkeypatch.setattr(matching, "signal", SimpleNamespace(), raising=False)
+    known = r"\frac{1}{2}x^2"
+    assert matcher("math", [known])[1](r"\boxed{\frac{x^2}{2}}", known)
 
 
 def test_auto_takes_what_suits_all_known_answers(monkeypatch: pytest.MonkeyPatch) -> None:

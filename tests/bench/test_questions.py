@@ -26,6 +26,7 @@ TWO = [("What is 1 + 1?", "2"), ("Ä, or:\nB?", "B")]
             '{"question": "What is 1 + 1?", "answer": 2}\r\n{"question": "Ä, or:\\nB?", "answer": "B"}',
         ),
         ("a.csv", '\ufeffid,prompt,expected\n1,What is 1 + 1?,2\n2,"Ä, or:\nB?",B\n'),
+        ("b.csv", '\ufeffprompt;expected\r\nWhat is 1 + 1?;2\r\n"Ä, or:\nB?";B\r\n'),
         ("a.TSV", 'problem\tsolution\tanswer\nWhat is 1 + 1?\t.\t2\n"Ä, or:\nB?"\t.\tB\n'),
     ],
 )
@@ -68,6 +69,8 @@ def test_fields_by_their_names(tmp_path: Path) -> None:
         ("a.json", '{"data":\n[]}', r"holds no list but \{'data': \[\]\}"),
         ("a.jsonl", '{"question": "x", "answer": NaN}', "has 'answer': nan as answer"),
         ("a.csv", "question,answer\nWhat is 1,000 + 1?,1001\n", "line 2 .* more cells .*1001.* in quotation"),
+        ("a.csv", "question;answer\nIs it 1; 2?;2\n", "line 2 .* Put cells with ';' in quotation marks"),
+        ("a.csv", "question,notes;more\nx,y\n", "has no answer; its fields are 'question', 'notes;more'"),
         ("a.csv", "question,answer\nx\n", r"line 2 .* has 'answer': None as answer"),
         ("a.parquet", "PAR1", "is of no kind that is known. Give a file .*jsonl"),
     ],

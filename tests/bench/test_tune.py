@@ -153,6 +153,20 @@ def test_questions_are_sampled_with_seeds_of_their_own(tmp_path: Path) -> None:
     }
 
 
+def test_answers_that_an_editor_saved_with_other_ends_of_lines_are_taken(tmp_path: Path) -> None:
+    path, settings = tmp_path / "answers.jsonl", {"models": "m"}
+    first = SavedAnswers(path, settings)
+    first.ended("run", 2.0)
+    first.close()
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    again = SavedAnswers(path, settings)
+    again.ended("another", 3.0)
+    again.close()
+    last = SavedAnswers(path, settings)
+    last.close()
+    assert (last.seconds("run"), last.seconds("another")) == (2.0, 3.0)
+
+
 def test_one_that_fails_cancels_the_others() -> None:
     def script(prompt: object, index: int, text: str) -> Any:
         return RuntimeError("broken") if prompt == "first" else "x" * 10_000
@@ -385,7 +399,7 @@ def test_the_command_saves_what_repeats_it(
     assert choices == [ModelChoice(max_batch_size=4)]
     names = ["tune-answers.jsonl", "tune.json", "tune.png", "tune.svg"]
     assert sorted(one.name for one in out.iterdir()) == names
-    report = TuneReport.model_validate_json((out / "tune.json").read_text())
+    report = TuneReport.model_validate_json((out / "tune.json").read_bytes())
     assert report.settings["problems"] == 12
     assert report.settings["match"] == "number"
     assert report.models == {role: f"scripted-{role}" for role in ("draft", "target", "prm")}
@@ -470,7 +484,7 @@ def test_models_have_room_for_what_is_asked(
     code, choices = run(file, *named, *options, *out)
     assert code == 0
     assert choices[0].max_length == max_length
-    report = TuneReport.model_validate_json((tmp_path / "out" / "tune.json").read_text())
+    report = TuneReport.model_validate_json((tmp_path / "out" / "tune.json").read_bytes())
     assert report.settings["max_tokens"] == max_tokens
 
 
@@ -484,7 +498,7 @@ def test_settings_decide_how_questions_are_answered(file: str, tmp_path: Path) -
         '{"max_step_tokens": 2, "max_steps": 1}',
     ]
     assert run(file, *out)[0] == 0
-    report = TuneReport.model_validate_json((tmp_path / "tune.json").read_text())
+    report = TuneReport.model_validate_json((tmp_path / "tune.json").read_bytes())
     assert report.settings["config"] == '{"max_step_tokens": 2, "max_steps": 1}'
     assert run(file, *out[:-1], ' {"max_steps":1, "max_step_tokens": 2}')[0] == 0, "the same in other words"
     assert run(file, *out[:-2])[0] == 2
@@ -569,8 +583,8 @@ def test_on_pocket_problems_it_measures_what_the_benchmark_does(tmp_path: Path) 
     options = ["--thresholds", "0.9", "--out", str(tmp_path)]
     assert main(["bench", "accuracy", "--problems", "3", *options]) == 0
     assert main(["tune", file, *options]) == 0
-    bench = AccuracyReport.model_validate_json((tmp_path / "accuracy.json").read_text())
-    tuned = TuneReport.model_validate_json((tmp_path / "tune.json").read_text())
+    bench = AccuracyReport.model_validate_json((tmp_path / "accuracy.json").read_bytes())
+    tuned = TuneReport.model_validate_json((tmp_path / "tune.json").read_bytes())
     for one, other in zip(bench.points, tuned.points, strict=True):
         assert (one.kind, one.threshold, one.accuracy) == (other.kind, other.threshold, other.accuracy)
         assert one.against_target == other.against_target

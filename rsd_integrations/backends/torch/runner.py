@@ -366,8 +366,13 @@ class SlotRunner:
         )
 
 
+_NO_MEMORY = ("can't allocate memory", "DefaultCPUAllocator: not enough memory", "MPS backend out of memory")
+
+
 def _out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """By a class, or where torch has none by its words: of Linux, of Windows, of Apple's GPUs."""
+    said = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(words in said for words in _NO_MEMORY)
 
 
 def failure(error: Exception) -> Exception:
