@@ -180,7 +180,7 @@ class RSDPipeline:
                 raise
             raise ConfigError(
                 "models behind servers need aiohttp, which is not installed.",
-                hint="Run: pip install 'rsd-integrations[vllm]'.",
+                hint='Run: pip install "rsd-integrations[vllm]".',
             ) from error
 
         return cls(

@@ -117,3 +117,7 @@ def test_no_file_outgrows_a_reader(path: Path) -> None:
 def test_nothing_executes_what_a_model_wrote() -> None:
     for path in SOURCES:
         assert not re.search(r"(?<![\w.])(exec|eval)\(", path.read_text()), path
+
+
+def test_what_to_install_is_quoted_as_every_shell_takes_it() -> None:
+    assert [path for path in SOURCES if "pip install '" in path.read_text(encoding="utf-8")] == []

@@ -19,5 +19,5 @@ def require(module: str, extra: str) -> None:
         found = None
     if found is None:
         raise ModuleNotFoundError(
-            f"{module!r} is not installed. Run: pip install 'rsd-integrations[{extra}]'.", name=module
+            f'{module!r} is not installed. Run: pip install "rsd-integrations[{extra}]".', name=module
         )

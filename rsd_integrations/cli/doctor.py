@@ -101,7 +101,7 @@ def _installation() -> Iterator[_Line]:
         yield _Line(package, found or "missing: pip install rsd-integrations", found is not None)
     for package, (extra, use) in _EXTRAS.items():
         found = _version(package)
-        missing = f"missing; for {use}: pip install 'rsd-integrations[{extra}]'"
+        missing = f'missing; for {use}: pip install "rsd-integrations[{extra}]"'
         yield _Line(package, found or missing, None if found is None else True)
     yield from _devices()
     yield _compiler()

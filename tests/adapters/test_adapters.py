@@ -208,7 +208,7 @@ sys.meta_path.insert(0, Missing())
 import rsd_integrations.{adapter}
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert f"{missing!r} is not installed. Run: pip install 'rsd-integrations[{extra}]'." in done.stderr
+    assert f'{missing!r} is not installed. Run: pip install "rsd-integrations[{extra}]".' in done.stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")

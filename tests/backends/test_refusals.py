@@ -146,7 +146,7 @@ def test_options_of_a_role_are_a_mapping(role: str, value: Any) -> None:
 def test_a_device_map_needs_accelerate(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rsd_integrations.backends.shared.sources.is_accelerate_available", lambda: False)
     with pytest.raises(
-        ConfigError, match=r"target_kwargs: device_map=.*pip install 'rsd-integrations\[gpu\]'"
+        ConfigError, match=r'target_kwargs: device_map=.*pip install "rsd-integrations\[gpu\]"'
     ):
         load(target="some/model", target_kwargs=options)
 

@@ -51,7 +51,7 @@ def test_what_is_missing_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(doctor, "_version", lambda name: None if name in gone else found(name))
     assert main(["doctor"]) == 1  # llguidance is required.
     shown = capsys.readouterr().out
-    assert "missing; for ChatRSD: pip install 'rsd-integrations[langchain]'" in shown
+    assert 'missing; for ChatRSD: pip install "rsd-integrations[langchain]"' in shown
     assert "MISSING" in shown
 
 

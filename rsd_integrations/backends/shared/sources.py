@@ -165,7 +165,7 @@ def _check_device_map(role: Role, options: Mapping[str, Any]) -> None:
     if options.get("device_map") is not None and not is_accelerate_available():
         raise ConfigError(
             f"{role}_kwargs: device_map={options['device_map']!r} needs accelerate, which is not installed.",
-            hint="Run: pip install 'rsd-integrations[gpu]', or give one device=.",
+            hint='Run: pip install "rsd-integrations[gpu]", or give one device=.',
         )
 
 
