@@ -18,9 +18,10 @@ PRELUDE = """
 import socket as _socket
 import warnings as _warnings
 _warnings.filterwarnings("ignore", message="IProgress not found")  # Who has ipywidgets is none of ours.
+_unix = getattr(_socket, "AF_UNIX", None)  # Windows has none.
 def _guard(connect):
     def guarded(self, address):
-        if self.family != _socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1", "localhost"):
+        if self.family != _unix and address[0] not in ("127.0.0.1", "::1", "localhost"):
             raise OSError(f"the cookbook must run without a network, not call {address}")
         return connect(self, address)
     return guarded

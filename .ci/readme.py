@@ -15,7 +15,8 @@ README = Path(__file__).parent.parent / "README.md"
 
 def block(name: str) -> str:
     """The shell commands of a named block."""
-    found = re.search(rf"<!-- ci: {name} -->\n+```bash\n(.*?)```", README.read_text(), re.DOTALL)
+    text = README.read_text(encoding="utf-8")
+    found = re.search(rf"<!-- ci: {name} -->\n+```bash\n(.*?)```", text, re.DOTALL)
     if not found:
         sys.exit(f"README.md has no block named {name!r}")
     return found[1]

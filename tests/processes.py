@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import time
+
+import pytest
 
 __all__ = ["interrupted"]
 
@@ -16,6 +19,8 @@ def interrupted(code: str, *, after: float = 0.0) -> tuple[int, str, str]:
     Returns:
         Its return code, what it printed then, and its errors.
     """
+    if os.name == "nt":
+        pytest.skip("Windows sends no SIGINT to another process alone")
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:

@@ -18,7 +18,7 @@ from rsd_integrations import RSDPipeline
 from tests.tiny_models import causal, token_classifier, tokenizer
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"<!-- test -->\n```python\n(.*?)```", README, re.DOTALL)
 SOURCES = sorted((ROOT / "rsd_integrations").rglob("*.py"))
 
@@ -58,7 +58,8 @@ def test_there_are_code_blocks_to_run() -> None:
 
 def test_the_tree_names_every_folder() -> None:
     folders = {path.parent.relative_to(ROOT / "rsd_integrations") for path in SOURCES} - {Path()}
-    missing = [str(folder) for folder in folders if f"{folder}/" not in README and folder != Path("backends")]
+    names = [folder.as_posix() for folder in folders]
+    missing = [one for one in names if f"{one}/" not in README and one != "backends"]
     assert missing == []
 
 
@@ -76,15 +77,19 @@ def test_links_within_the_readme_lead_to_a_heading() -> None:
 
 
 def test_what_the_readme_and_its_tests_need_is_in_the_source_distribution() -> None:
-    packed = {file.distribution_path for file in SdistBuilder(str(ROOT)).recurse_included_files()}
+    packed = _packed(SdistBuilder(str(ROOT)))
     linked = re.findall(r"\]\(((?!http|#)[^)]+)\)", README)
     for name in [*linked, "constraints.txt", ".ci/run", "tests/test_readme.py", "dev/gpu.sh"]:
         assert name in packed, name
-    assert {str(path.relative_to(ROOT)) for path in SOURCES} <= packed
+    assert {path.relative_to(ROOT).as_posix() for path in SOURCES} <= packed
+
+
+def _packed(builder: Any) -> set[str]:
+    return {Path(file.distribution_path).as_posix() for file in builder.recurse_included_files()}
 
 
 def test_what_the_ecosystem_imports_is_typed_in_the_wheel() -> None:
-    packed = {file.distribution_path for file in WheelBuilder(str(ROOT)).recurse_included_files()}
+    packed = _packed(WheelBuilder(str(ROOT)))
     extra = WheelBuilder(str(ROOT)).config.force_include.values()
     for name in ("rsd_integrations", "llama_index/llms/rsd"):
         assert {f"{name}/__init__.py", f"{name}/py.typed"} <= packed | set(extra)
@@ -92,8 +97,8 @@ def test_what_the_ecosystem_imports_is_typed_in_the_wheel() -> None:
 
 def test_what_is_pinned_is_made_for_the_oldest_python() -> None:
     oldest = "3.10"
-    assert f'requires-python = ">={oldest}"' in (ROOT / "pyproject.toml").read_text()
-    for line in (ROOT / "constraints.txt").read_text().splitlines():
+    assert f'requires-python = ">={oldest}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
         pin = Requirement(line)
         if pin.marker is None or pin.marker.evaluate({"python_version": oldest}):
             assert _made_for(pin).contains(oldest), f'{line}; python_version >= "..."'
@@ -111,13 +116,20 @@ def _made_for(pin: Requirement) -> SpecifierSet:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
 def test_no_file_outgrows_a_reader(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= 400
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
 
 
 def test_nothing_executes_what_a_model_wrote() -> None:
     for path in SOURCES:
-        assert not re.search(r"(?<![\w.])(exec|eval)\(", path.read_text()), path
+        assert not re.search(r"(?<![\w.])(exec|eval)\(", path.read_text(encoding="utf-8")), path
 
 
 def test_what_to_install_is_quoted_as_every_shell_takes_it() -> None:
     assert [path for path in SOURCES if "pip install '" in path.read_text(encoding="utf-8")] == []
+
+
+def test_files_are_read_and_written_alike_in_any_locale() -> None:
+    for path in SOURCES:
+        assert not re.search(
+            r"(read|write)_text\((?!.*(encoding=|utf-8))", path.read_text(encoding="utf-8")
+        ), path

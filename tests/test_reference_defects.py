@@ -241,7 +241,7 @@ def test_10_nothing_that_a_model_writes_is_executed() -> None:
     forbidden = {"exec", "eval", "compile", "__import__", "execfile"}
     modules = {"subprocess", "os.system", "code", "runpy", "pty"}
     for path in root.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 assert node.func.id not in forbidden, f"{path}:{node.lineno}"
             if isinstance(node, ast.Import):

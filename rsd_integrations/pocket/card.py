@@ -35,7 +35,7 @@ Seeds are fixed and training data are a function of seed and batch number; budge
 
 def render(out: Path) -> str:
     """The card for the trio in an output folder."""
-    results = json.loads((out / "eval.json").read_text())
+    results = json.loads((out / "eval.json").read_text(encoding="utf-8"))
     parts = [INTRO, _grammar(), _models(out, results), _accuracy(results), _rewards(results), _sweep(results)]
     return "\n".join([*parts, COMMANDS, _notes(out)])
 
@@ -64,7 +64,9 @@ def _grammar() -> str:
 
 def _state(out: Path, name: str) -> dict[str, float]:
     """Steps, tokens and seconds of a training, its phases added up."""
-    found = [json.loads(path.read_text()) for path in sorted((out / name).glob("**/state.json"))]
+    found = [
+        json.loads(path.read_text(encoding="utf-8")) for path in sorted((out / name).glob("**/state.json"))
+    ]
     return {key: sum(state[key] for state in found) for key in ("step", "tokens", "seconds")}
 
 
@@ -160,7 +162,7 @@ def _notes(out: Path) -> str:
         f"{name} at temperature {temperature}: {count}" for name, temperature, count in ROLLOUTS
     )
     notes = out / "NOTES.md"
-    extra = notes.read_text() if notes.exists() else ""
+    extra = notes.read_text(encoding="utf-8") if notes.exists() else ""
     return (
         f"Reward model data: spoilt gold solutions, and rollouts with wrong steps put right ({counts} problems).\n"
         f"Card written on {platform.machine()}, Python {platform.python_version()}.\n{extra}"

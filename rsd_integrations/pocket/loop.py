@@ -178,7 +178,7 @@ def save_checkpoint(
     }
     torch.save(payload, folder / "checkpoint.tmp")
     (folder / "checkpoint.tmp").replace(folder / "checkpoint.pt")
-    (folder / "state.json").write_text(json.dumps(asdict(state)))
+    (folder / "state.json").write_text(json.dumps(asdict(state)), encoding="utf-8")
 
 
 def save_weights(path: Path, model: nn.Module) -> None:

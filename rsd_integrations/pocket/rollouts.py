@@ -92,13 +92,13 @@ def save(path: Path, records: Iterable[Judged]) -> int:
     """Write records as JSON lines; returns how many."""
     lines = [json.dumps(asdict(record)) for record in records]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return len(lines)
 
 
 def load(path: Path) -> list[Judged]:
     """Read what ``save`` wrote."""
-    rows = (json.loads(line) for line in path.read_text().splitlines())
+    rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
     return [Judged(row["question"], tuple(row["steps"]), tuple(row["labels"])) for row in rows]
 
 

@@ -172,12 +172,12 @@ def run_prm(shop: Workshop) -> None:
 def run_eval(shop: Workshop) -> None:
     """Measure everything on held-out problems; numbers go to ``eval.json``."""
     results = measure.measure(shop.bench(), shop.report)
-    (shop.out / "eval.json").write_text(json.dumps(results, indent=1))
+    (shop.out / "eval.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
 
 
 def run_card(shop: Workshop) -> None:
     """Write the model card from what was measured."""
-    (shop.out / "MODEL_CARD.md").write_text(card.render(shop.out))
+    (shop.out / "MODEL_CARD.md").write_text(card.render(shop.out), encoding="utf-8")
 
 
 RUN: dict[str, Callable[[Workshop], None]] = {name: globals()[f"run_{name}"] for name in ORDER}

@@ -202,7 +202,7 @@ def test_tuning_over_servers_measures_the_same(urls: dict[str, str], tmp_path: P
     assert main(["tune", *options, str(tmp_path / "here")]) == 0
     assert main(["tune", *options, str(tmp_path / "there"), *_command(urls)]) == 0
     here, there = (
-        TuneReport.model_validate_json((tmp_path / name / "tune.json").read_text())
+        TuneReport.model_validate_json((tmp_path / name / "tune.json").read_bytes())
         for name in ("here", "there")
     )
     assert here.auc == there.auc

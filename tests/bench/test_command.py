@@ -37,7 +37,7 @@ def test_results_are_saved_with_all_that_repeats_them(tmp_path: Path) -> None:
     assert code == 0
     assert choices == [ModelChoice(max_batch_size=4, device="cpu")]
     assert sorted(file.name for file in out.iterdir()) == ["accuracy.json", "accuracy.png", "accuracy.svg"]
-    report = AccuracyReport.model_validate_json((out / "accuracy.json").read_text())
+    report = AccuracyReport.model_validate_json((out / "accuracy.json").read_bytes())
     assert [point.threshold for point in report.points] == [0.0, 0.5, 0.7, 0.9, 1.1]
     assert report.recommended_threshold == report.recommended.threshold == 0.7
     assert report.command.startswith("rsd bench accuracy --problems 30 --seed 5 --thresholds 0.5,0.9")
@@ -82,7 +82,7 @@ def test_a_number_that_there_is_not_is_missed_as_such(
     """A draft that is never wrong leaves the PRM nothing to tell apart: its AUC is none, not 0."""
     options = ["--thresholds", "0.5", "--out", str(tmp_path), "--check"]
     assert run(*options, problems=6, wrong=[])[0] == 1
-    report = AccuracyReport.model_validate_json((tmp_path / "accuracy.json").read_text())
+    report = AccuracyReport.model_validate_json((tmp_path / "accuracy.json").read_bytes())
     (auc,) = [check for check in report.checks if check.name == "PRM AUC"]
     assert (report.prm.auc, auc.measured, auc.passed) == (None, None, False)
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "PRM AUC  " in line]

@@ -122,7 +122,7 @@ def test_the_command(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatc
     assert main([*FAST.split(), *options]) == 0
     saved = sorted(file.name for file in tmp_path.iterdir())
     assert saved == ["speed-tiny.json", "speed-tiny.png", "speed-tiny.svg"]
-    loaded = SpeedReport.model_validate_json((tmp_path / "speed-tiny.json").read_text())
+    loaded = SpeedReport.model_validate_json((tmp_path / "speed-tiny.json").read_bytes())
     half = loaded.timing("RSD 0.5, no guesses")
     assert half is not None
     assert (half.acceptance, half.guesses, half.kept, half.tokens) == (0.5, False, 0.5, 4)

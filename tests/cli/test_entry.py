@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -32,6 +33,7 @@ def test_the_package_runs_as_a_module() -> None:
     assert (done.returncode, done.stdout) == (0, f"rsd-integrations {rsd_integrations.__version__}\n")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="written for sh")
 @pytest.mark.parametrize(
     ("closed", "arguments", "code", "out", "said"),
     [

@@ -35,7 +35,8 @@ def test_only_given_options_are_passed_on(calls: list[Any]) -> None:
 def test_three_models_are_loaded_in_their_roles(
     calls: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
+    for home in ("HOME", "USERPROFILE"):  # The latter on Windows.
+        monkeypatch.setenv(home, str(tmp_path))
     (tmp_path / "target").mkdir()
     open_pipeline(ModelChoice("org/draft", "~/target", str(tmp_path), prm_format="trl", dtype="float32"))
     models = {"draft": "org/draft", "target": str(tmp_path / "target"), "prm": str(tmp_path)}

@@ -285,11 +285,11 @@ def test_dumpd_and_load(loads: Any) -> None:
 
 @pytest.mark.filterwarnings("ignore::langchain_core._api.beta_decorator.LangChainBetaWarning")
 def test_folders_and_dtypes_are_saved_by_name(loads: Any) -> None:
-    options = {"dtype": torch.bfloat16, "cache_dir": Path("/tmp")}
+    options = {"dtype": torch.bfloat16, "cache_dir": Path("cache")}
     llm = ChatRSD(draft=Path("d"), target=Path("t"), prm="p", dtype=torch.float16, prm_kwargs=options)
     back = load(dumpd(llm), allowed_objects=[ChatRSD], valid_namespaces=["rsd_integrations"])
     assert (back.draft, back.target, back.prm, back.dtype) == ("d", "t", "p", "float16")
-    assert back.prm_kwargs == {"dtype": "bfloat16", "cache_dir": "/tmp"}
+    assert back.prm_kwargs == {"dtype": "bfloat16", "cache_dir": "cache"}
     assert back.source is llm.source
 
 

@@ -82,7 +82,7 @@ def test_template_renders_many_turns_and_adds_no_system_prompt(tokenizer: Any) -
 
 def test_the_three_models_share_it() -> None:
     paths = pocket_paths()
-    texts = {(folder / "tokenizer.json").read_text() for folder in (paths.draft, paths.target, paths.prm)}
+    texts = {(folder / "tokenizer.json").read_bytes() for folder in (paths.draft, paths.target, paths.prm)}
     assert len(texts) == 1
 
 

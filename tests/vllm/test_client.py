@@ -183,6 +183,7 @@ def test_connections_leave_room_for_other_files(
     files: int, connections: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """256 is macOS's, 1024 most Linux systems' limit."""
+    pytest.importorskip("resource", reason="Windows knows no such limit")
     monkeypatch.setattr("resource.getrlimit", lambda kind: (files, -1))
     assert Address.of("draft", "http://x", {}).max_concurrency == connections
     assert Address.of("draft", "http://x", {"max_concurrency": 7}).max_concurrency == 7
