@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -159,7 +160,7 @@ def _answer(state: State, choice: ModelChoice, text: str, config: RSDConfig, *, 
     with pipe:
         if as_json:
             generation = pipe.generate(text, config=config)
-            print(generation.model_dump_json(indent=2))
+            print(_json(generation))
             return generation
         from rsd_integrations.report.steps import show_events
 
@@ -168,6 +169,16 @@ def _answer(state: State, choice: ModelChoice, text: str, config: RSDConfig, *, 
             console.print(_about_pocket(), soft_wrap=not console.is_terminal)
         with pipe.stream(text, config=config) as events:
             return show_events(events, console, _remedy(config))
+
+
+def _json(generation: Generation) -> str:
+    """JSON's own escapes stand for what the stream's encoding lacks."""
+    text = generation.model_dump_json(indent=2)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(json.loads(text), indent=2)
+    return text
 
 
 def _remedy(config: RSDConfig) -> Callable[[Generation], str]:

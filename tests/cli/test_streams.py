@@ -92,3 +92,12 @@ def test_a_stream_that_was_closed_meanwhile_stays_closed(monkeypatch: pytest.Mon
     with streams.open_streams():
         out.close()
     assert out.closed
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_json_is_json_in_any_encoding(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    text = f"{TEXT} \N{GRINNING FACE}"
+    out = Written(encoding)
+    monkeypatch.setattr(sys, "stdout", out)
+    assert main(["ask", "?", "--json"], open_pipeline=lambda choice: scripted_pipeline([text])) == 0
+    assert Generation.model_validate_json(out.written.decode(encoding)).text == text
