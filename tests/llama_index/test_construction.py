@@ -82,6 +82,21 @@ def test_assigned_fields_hold(llm: Any) -> None:
     assert llm.complete(QUESTION).text == "ONE\n\nTWO\n\nTHREE"
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"max_tokens": 5000}, {"draft": "d"}, {"draft_candidates": 2}, {"preload": True}]
+)
+def test_a_refused_assignment_changes_nothing(wrong: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = RSDLLM.pocket(seed=3)
+    (name, value), given = next(iter(wrong.items())), set(llm.model_fields_set)
+    monkeypatch.setattr(sources, "_load", lambda spec: 1 / 0)
+    kept = getattr(llm, name)
+    with pytest.raises((ValueError, ZeroDivisionError)):
+        setattr(llm, name, value)
+    assert (getattr(llm, name), llm.model_fields_set) == (kept, given)
+    llm.threshold = 0.3
+    assert llm.threshold == 0.3
+
+
 def test_loading_is_lazy_shared_and_once(loads: list[Any]) -> None:
     first, second = RSDLLM(**NAMED), RSDLLM(**NAMED, threshold=2.0)
     assert first.metadata.model_name == "t"
