@@ -145,8 +145,8 @@ def _wrong_call(message: ChatMessage) -> Flaw:
             name = f" of {call['name']!r}" if call["name"] else ""
             return Flaw(
                 f"the call{name} cannot be used, {call['error']}: {call['text'][-200:]!r}.",
-                "Give the tool an object with properties for its arguments, and bounds for its numbers: those "
-                "are enforced.",
+                "Give the tool an object with properties for its arguments, and bounds for its numbers: "
+                "those are enforced.",
             )
     return no_whole_call(message.content or "")
 
