@@ -77,7 +77,8 @@ def rsd(
     Raises:
         RewardError: a reward is NaN or outside [0, 1], or the weighting gave no probability.
     """
-    teller = _Teller(config, seed, max_tokens, Reading(config, tags, output or Output(), reader), clock)
+    reading = Reading(config, tags, output or Output(), reader)
+    teller = _Teller(config, seed, max_tokens, reading, clock, tags=tags)
     try:
         yield from teller.tell()
     except Cancelled:
@@ -97,6 +98,8 @@ class _Teller:
         max_tokens: int,
         reading: Reading,
         clock: Callable[[], float],
+        *,
+        tags: ReasoningTags | None,
     ) -> None:
         self.config = config
         self._reading = reading
@@ -105,8 +108,10 @@ class _Teller:
         self._clock = clock
         self._left = max_tokens
         self._tail = ""
+        self._thoughts = tags if config.stop else None
+        markers = (tags.opening, tags.closing) if self._thoughts and tags else ()
         reach = reading.unbroken.reach if reading.unbroken else 0
-        self._tail_length = max([reach, *(len(string) - 1 for string in config.stop)])
+        self._tail_length = max([reach, *(len(string) - 1 for string in (*config.stop, *markers))])
         self._inside = False
         self._blank = True  # White space at most: there is no step to score yet.
         self._last_reward: float | None = None
@@ -224,7 +229,9 @@ class _Teller:
             outcome.scored_discarded -= facts.scored[facts.best] if facts.scored else 0
         outcome.completion_tokens += len(written.token_ids)
         self._left -= len(written.token_ids)
-        self._inside = self._boundary().ends_inside(written.text)
+        boundary = self._boundary()
+        self._inside = boundary.ends_inside(written.text)
+        self._thoughts = boundary.thoughts_behind(written.text)
         self._blank = self._blank and not self._body(written)
         step = facts.step(written, accepted)
         outcome.steps.append(step)
@@ -272,6 +279,7 @@ class _Teller:
             self._reading.unbroken,
             self._inside,
             self._blank,
+            self._thoughts,
         )
 
     def _body(self, written: Written) -> str:

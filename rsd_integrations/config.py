@@ -111,7 +111,8 @@ class RSDFields(BaseModel):
     """Fixes every random draw, whatever else runs. None draws a fresh one, told in the result."""
 
     stop: Strings = ()
-    """The answer ends before the first of these; they may span tokens and steps."""
+    """The answer ends before the first of these; they may span tokens and steps. In the thinking before the
+    answer they do not count."""
 
     speculation: bool = True
     """Whether the target takes the rejected step's tokens as guesses of its own, several in a forward. The

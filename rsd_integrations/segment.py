@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 __all__ = [
@@ -73,10 +73,11 @@ class StepBoundary:
         delimiters: strings that end a step once it holds more than white space.
         stop: strings that end the answer.
         tail: the end of the committed text, at least as long as the longest stop string or marker of
-            an unbroken part less one.
+            an unbroken part or of the thinking less one.
         unbroken: what delimiters do not cut.
         inside: the step begins within such a part.
         blank: nothing but white space was committed.
+        thoughts: the markup of thinking that may begin here, or is open; stop strings do not count within.
     """
 
     delimiters: tuple[str, ...]
@@ -85,6 +86,7 @@ class StepBoundary:
     unbroken: Unbroken | None = None
     inside: bool = False
     blank: bool = False
+    thoughts: ReasoningTags | None = None
 
     @property
     def last(self) -> frozenset[str]:
@@ -119,6 +121,17 @@ class StepBoundary:
         start = self._start(joined)
         return start >= 0 and self._find_closing(joined, start, len(text)) is None
 
+    def thoughts_behind(self, text: str) -> ReasoningTags | None:
+        """The ``thoughts`` of the next step, to which all of this one is prompt; None where they are over."""
+        if self.thoughts is None:
+            return None
+        joined = self.tail + text
+        body = joined.lstrip()
+        if not self.thoughts.open_in_prompt and not body.startswith(self.thoughts.opening):
+            return self.thoughts if self.thoughts.opening.startswith(body) else None
+        over = self._thinking(joined)[1] < len(joined)
+        return None if over else replace(self.thoughts, open_in_prompt=True)
+
     def _start(self, joined: str) -> int:
         """Where the unbroken part begins in tail and text; -1 if it does not."""
         assert self.unbroken is not None
@@ -137,12 +150,30 @@ class StepBoundary:
     def _find_stop(self, text: str, checked: int) -> Cut | None:
         joined = self.tail + text
         offset = len(self.tail)
-        found = [
-            position
-            for string in self.stop
-            if (position := joined.find(string, max(0, offset + checked - len(string) + 1))) >= 0
-        ]
+        start, end = self._thinking(joined)
+        found = []
+        for string in self.stop:
+            reach = len(string) - 1
+            position = joined.find(string, max(0, offset + checked - reach), start + reach)
+            if position < 0:  # Behind the thinking nothing was searched before it was over.
+                position = joined.find(string, max(0, end - reach))
+            if position >= 0:
+                found.append(position)
         return Cut("stop", min(found) - offset) if found else None
+
+    def _thinking(self, joined: str) -> tuple[int, int]:
+        """Where in tail and text thoughts begin and end, markup aside; their end where there are none."""
+        nowhere, tags = len(joined), self.thoughts
+        if tags is None:
+            return nowhere, nowhere
+        if tags.open_in_prompt:
+            start, after = 0, max(0, len(self.tail) - len(tags.closing) + 1)
+        elif (body := joined.lstrip()).startswith(tags.opening):
+            start = after = nowhere - len(body) + len(tags.opening)
+        else:
+            return nowhere, nowhere
+        end = joined.find(tags.closing, after)
+        return start, nowhere if end < 0 else end
 
     def _find_delimiter(self, text: str, checked: int) -> Cut | None:
         body = len(text) - len(text.lstrip())

@@ -47,6 +47,25 @@ def test_a_rejected_step_inside_the_thinking_is_rewritten() -> None:
     assert out.text == "It is 4.\n\nDone."
 
 
+@pytest.mark.parametrize("tags", [TAGS, ReasoningTags(open_in_prompt=True)])
+@pytest.mark.parametrize("cut", [512, 1])
+def test_stop_strings_are_of_the_answer(tags: ReasoningTags, cut: int) -> None:
+    """Not of the thinking before it, which may name them; steps may cut the markup anywhere."""
+    script = ["<think>\nNo END in sight.\n\n", "END?\n</think>\n\n", "It is 4.\n\n", "END. So."]
+    script = [text.removeprefix("<think>" if tags.open_in_prompt else "") for text in script]
+    written = script if cut > 1 else list("".join(script))
+    with scripted_pipeline(written, tags=tags) as pipe:
+        out = pipe.generate("2 + 2?", stop="END", max_step_tokens=cut)
+    assert out.reasoning == "No END in sight.\n\nEND?"
+    assert (out.text, out.finish_reason) == ("It is 4.\n\n", "stop")
+
+
+def test_the_end_of_the_thinking_as_a_stop_string() -> None:
+    with scripted_pipeline(SCRIPT, tags=TAGS) as pipe:
+        out = pipe.generate("2 + 2?", stop=TAGS.closing)
+    assert (out.reasoning, out.text) == ("First, add.\n\nThen check.", "")
+
+
 def test_a_prompt_that_opens_the_thinking() -> None:
     tags = ReasoningTags(open_in_prompt=True)
     with scripted_pipeline(["Add.\n</think>\n\n", "4."], tags=tags) as pipe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 
 import pytest
@@ -223,3 +224,30 @@ def test_the_body_is_the_text_without_delimiter_and_white_space(
     text: str, delimiters: tuple[str, ...], body: str
 ) -> None:
     assert step_body(text, delimiters) == body
+
+
+def first_stop(text: str, stop: str, tags: ReasoningTags) -> int | None:
+    """The definition, read literally: the first one that does not lie within the thinking."""
+    opened = re.match("" if tags.open_in_prompt else r"\s*<t>", text)
+    start = opened.end() if opened else len(text)
+    end = text.find("</t>", start) if "</t>" in text[start:] else len(text)
+    places = [match.start() for match in re.finditer(f"(?={re.escape(stop)})", text)]
+    return next((place for place in places if place < start or place + len(stop) > end), None)
+
+
+@settings(max_examples=300)
+@given(marked, st.text("</t>ab \n", min_size=1, max_size=4), st.sampled_from([THINK, OPEN]), st.data())
+def test_stop_strings_do_not_count_within_the_thinking(
+    chunks: list[str], stop: str, tags: ReasoningTags, data: st.DataObject
+) -> None:
+    """Tokens of any length, committed as steps of any length."""
+    found, committed, step, thoughts = None, "", "", tags
+    for chunk in chunks:
+        boundary = StepBoundary(("\0",), (stop,), committed[-3:], thoughts=thoughts)
+        checked, step = len(step), step + chunk
+        if cut := boundary.find(step, checked):
+            found = len(committed) + cut.end
+            break
+        if data.draw(st.booleans()):
+            thoughts, committed, step = boundary.thoughts_behind(step), committed + step, ""
+    assert found == first_stop("".join(chunks), stop, tags)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 from copy import copy
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -134,6 +134,20 @@ class RSDSettings(RSDFields):
                 for name, value in fields.items()
             }
         )
+
+    if not TYPE_CHECKING:  # Checkers would take any name for an attribute.
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            # Pydantic keeps what a check of the whole object has refused, and refuses all else for it.
+            before, given = self.__dict__.get(name), name in self.model_fields_set
+            try:
+                super().__setattr__(name, value)
+            except BaseException:
+                if name in self.__dict__:
+                    self.__dict__[name] = before
+                if not given:
+                    self.model_fields_set.discard(name)
+                raise
 
     @classmethod
     def pocket(cls, **fields: Any) -> Self:

@@ -18,7 +18,17 @@ from rsd_integrations.output import Output
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.types import ROLES, Role
 
-__all__ = ["LIVE", "POCKET", "PipelineSource", "Spec", "find_source", "is_portable", "label", "plain"]
+__all__ = [
+    "LIVE",
+    "POCKET",
+    "PipelineSource",
+    "Spec",
+    "find_source",
+    "is_portable",
+    "label",
+    "live_name",
+    "plain",
+]
 
 POCKET = "pocket"
 """As ``pipeline``: the embedded trio."""
@@ -42,7 +52,7 @@ class PipelineSource:
         given = self.spec.get("pipeline")
         self._pipeline: RSDPipeline | None = given if isinstance(given, RSDPipeline) else None
         self.unlock()
-        self.name = repr(_named(self.spec)) if is_portable(spec) else _live_name(self._pipeline or self)
+        self.name = repr(_named(self.spec)) if is_portable(spec) else live_name(self._pipeline or self)
         """For caches, and to find what is live: equal for what loads the same."""
         self._takes_tools: bool | None = None
         self._windows: dict[Role, int | None] = {}
@@ -159,9 +169,13 @@ if hasattr(os, "register_at_fork"):
 _live_names: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 
 
-def _live_name(live: Any) -> str:
-    """Nothing tells one live pipeline (or source of loaded models) from another but itself."""
-    return _live_names.setdefault(live, f"{LIVE}{uuid.uuid4()}")
+def live_name(live: Any) -> str:
+    """Nothing tells one live pipeline (source of loaded models, function) from another but itself."""
+    fresh = f"{LIVE}{uuid.uuid4()}"
+    try:
+        return _live_names.setdefault(live, fresh)
+    except TypeError:  # It cannot be a key, so it is told apart even from itself.
+        return fresh
 
 
 def find_source(spec: Spec) -> PipelineSource:

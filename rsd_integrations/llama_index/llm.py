@@ -20,12 +20,19 @@ from llama_index.core.base.llms.types import (
 )
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.custom import CustomLLM
-from pydantic import ConfigDict, model_validator
+from pydantic import (
+    ConfigDict,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    field_serializer,
+    model_serializer,
+    model_validator,
+)
 
 from rsd_integrations.adapters.calls import TOOLS, CallSettings, call_settings
 from rsd_integrations.adapters.running import aevents, events
 from rsd_integrations.adapters.settings import LOADING, unset_limits
-from rsd_integrations.adapters.sources import plain
+from rsd_integrations.adapters.sources import POCKET, live_name, plain
 from rsd_integrations.documented import documented
 from rsd_integrations.errors import ConfigError, PromptError
 from rsd_integrations.llama_index.asked import AskedByEngines, is_asking, seen
@@ -215,6 +222,8 @@ class RSDLLM(StructuredPrediction, AskedByEngines, ToolCalling, CustomLLM):
     ) -> tuple[list[Message], CallSettings]:
         """Checked at once, not when a stream is first read."""
         chat = to_chat(messages, self.system_prompt)
+        # LlamaIndex's DocumentContextExtractor sends any model headers for Anthropic's servers.
+        kwargs = {name: value for name, value in kwargs.items() if name != "extra_headers"}
         if self.react_stop and "stop" not in kwargs and is_react(messages):
             kwargs = {**kwargs, "stop": (*self.stop, REACT_STOP)}
         return chat, call_settings(self, kwargs)
@@ -242,6 +251,37 @@ class RSDLLM(StructuredPrediction, AskedByEngines, ToolCalling, CustomLLM):
 
     # Keeping.
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_its_name(cls, data: Any) -> Any:
+        # LlamaIndex writes it into all that is saved, and takes it out in ``from_dict`` alone.
+        if isinstance(data, dict) and data.get("class_name") == cls.class_name():
+            return {name: value for name, value in data.items() if name != "class_name"}
+        return data
+
+    @field_serializer("weighting")
+    def _name_functions(self, value: Any) -> str:
+        return live_name(value) if callable(value) else str(value)
+
+    @model_serializer(mode="wrap")
+    def custom_model_dump(
+        self, handler: SerializerFunctionWrapHandler, info: SerializationInfo
+    ) -> dict[str, Any]:
+        """Plain data wherever it is held (caches of ingestion tell extractors by it): live models, pipelines
+        and functions are named.
+        """
+        models = (*ROLES, *LOADING)
+        left_out: Sequence[str] = unset_limits(self)
+        saved = {name: plain(getattr(self, name)) for name in models}
+        if not self.is_portable:
+            left_out = models
+            saved = {name: type(self).model_fields[name].default for name in models}
+            named = isinstance(self.pipeline, str) and self.pipeline != POCKET
+            saved["pipeline"] = self.pipeline if named else self.source.name
+        # The base class dumps whatever it is the method of.
+        data = super(RSDLLM, self.model_copy(update=saved)).custom_model_dump(handler, info)
+        return {name: value for name, value in data.items() if name not in left_out}
+
     def to_dict(self, **kwargs: Any) -> dict[str, Any]:
         """Plain data that ``from_dict`` makes an equal object of, over the same models: but for ``on_step``,
         callbacks, prompt functions and secrets, which have to be given anew. Live models and pipelines are
@@ -255,10 +295,4 @@ class RSDLLM(StructuredPrediction, AskedByEngines, ToolCalling, CustomLLM):
                 f"weighting={self.weighting!r} is a function, which is no data.",
                 hint="Use one of the named weightings, or set it again behind from_dict.",
             )
-        unset = unset_limits(self)
-        data = {name: value for name, value in super().to_dict(**kwargs).items() if name not in unset}
-        if not self.is_portable:
-            data = {name: value for name, value in data.items() if name not in (*ROLES, *LOADING)}
-            data["pipeline"] = self.source.name
-        made: dict[str, Any] = plain(data)
-        return made
+        return super().to_dict(**kwargs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse
@@ -21,7 +22,7 @@ from llama_index_instrumentation import get_dispatcher
 from pydantic import BaseModel, ValidationError
 
 from rsd_integrations.adapters.whole import no_document
-from rsd_integrations.errors import ConfigError
+from rsd_integrations.errors import AskedError, ConfigError, PromptLengthError
 from rsd_integrations.llama_index.asked import asking, seen
 from rsd_integrations.llama_index.tools import cut, refuse
 
@@ -96,7 +97,7 @@ class StructuredPrediction(LLM):
         llm_kwargs: dict[str, Any] | None,
         prompt_args: dict[str, Any],
     ) -> Form:
-        with asking():
+        with asking(), _fitting(output_cls):
             given, program = self._begun(output_cls, prompt, llm_kwargs, prompt_args)
             if program is not None:
                 return cast(Form, program(llm_kwargs=given, **prompt_args))
@@ -110,7 +111,7 @@ class StructuredPrediction(LLM):
         llm_kwargs: dict[str, Any] | None,
         prompt_args: dict[str, Any],
     ) -> Form:
-        with asking():
+        with asking(), _fitting(output_cls):
             given, program = self._begun(output_cls, prompt, llm_kwargs, prompt_args)
             if program is not None:
                 return cast(Form, await program.acall(llm_kwargs=given, **prompt_args))
@@ -227,6 +228,26 @@ def _objects(text: str) -> Iterator[dict[str, Any]]:
         else:
             yield found
             start = text.find("{", end)
+
+
+@contextmanager
+def _fitting(form: type[BaseModel]) -> Iterator[None]:
+    """LlamaIndex fills windows up to ``num_output``, and does not know what the form adds to the prompt.
+
+    Raises:
+        AskedError: prompt and form are too long.
+    """
+    try:
+        yield
+    except AskedError as error:
+        if not isinstance(error.__cause__, PromptLengthError):
+            raise
+        size = len(json.dumps(form.model_json_schema()))
+        hint = (
+            f"The schema of {form.__name__} takes {size} characters of the prompt, which LlamaIndex does not "
+            "count: leave max_tokens out if it is set, or give the synthesizer a roomier prompt_helper."
+        )
+        raise AskedError(error.message, hint=f"{error.hint} {hint}") from error.__cause__
 
 
 def _own_form(llm_kwargs: dict[str, Any] | None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.program.function_program import get_function_tool
 from llama_index.core.tools import BaseTool, FunctionTool
 
-from rsd_integrations.adapters.whole import Flaw, cut_off, no_document, no_whole_call
+from rsd_integrations.adapters.whole import Flaw, cut_off, no_whole_call
 from rsd_integrations.calls import read_json
 from rsd_integrations.errors import BackendError, ConfigError
 
@@ -140,12 +141,23 @@ def refuse(flaw: Flaw | None) -> None:
 
 def _wrong_call(message: ChatMessage) -> Flaw:
     for call in message.additional_kwargs.get("invalid_tool_calls", ()):
-        if no_document(call["arguments"]) is None:  # Whole: nothing cut it.
+        if _is_whole(call["text"]):  # Nothing cut it.
+            name = f" of {call['name']!r}" if call["name"] else ""
             return Flaw(
-                f"the call of {call['name']!r} cannot be used, {call['error']}: {call['text'][-200:]!r}.",
-                "Give the tool an object with properties for its arguments: those are enforced.",
+                f"the call{name} cannot be used, {call['error']}: {call['text'][-200:]!r}.",
+                "Give the tool an object with properties for its arguments, and bounds for its numbers: "
+                "those are enforced.",
             )
     return no_whole_call(message.content or "")
+
+
+def _is_whole(text: str) -> bool:
+    """Whether the JSON of a call is, be it right or wrong: Python's parser takes numbers that are none."""
+    try:
+        json.JSONDecoder().raw_decode(text, max(0, text.find("{")))
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _arguments_of(call: ToolCallBlock) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from pydantic import BaseModel
 
 from rsd_integrations.llama_index import RSDLLM, RSDWorkflowEvent
 from rsd_integrations.pipeline import RSDPipeline
+from rsd_integrations.segment import ReasoningTags
 from rsd_integrations.testing import scripted_pipeline
 from tests.follower import follow
 
@@ -91,6 +92,16 @@ async def test_react_without_the_stop(reacting: RSDPipeline) -> None:
     agent = ReActAgent(tools=[add], llm=RSDLLM.from_pipeline(reacting, react_stop=False))
     _, events = await run(agent)
     assert any("77" in event.response for event in events if isinstance(event, AgentStream))
+
+
+async def test_react_with_a_model_that_thinks_of_the_observation() -> None:
+    def thinking(prompt: Any, index: int, text: str) -> str | None:
+        thought = "<think>I call it, and stop at Observation: or so.</think>\n\n"
+        return thought if index == 0 else react(prompt, index - 1, text)
+
+    with scripted_pipeline(thinking, tags=ReasoningTags()) as pipe:
+        agent = ReActAgent(tools=[add], llm=RSDLLM.from_pipeline(pipe))
+        assert str(await agent.run(QUESTION)) == "It is 5."
 
 
 async def test_a_rewritten_step_does_not_break_react() -> None:

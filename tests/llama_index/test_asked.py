@@ -180,3 +180,17 @@ async def test_what_a_stop_string_cuts_is_an_error(tools: bool) -> None:
             llm.structured_predict(Colour, PROMPT)
         with pytest.raises(BackendError, match=f"no whole {what}.*stop string"):
             await llm.astructured_predict(Colour, PROMPT)
+
+
+@pytest.mark.parametrize("takes_tools", [True, False])
+async def test_a_prompt_that_its_form_makes_too_long(takes_tools: bool) -> None:
+    """LlamaIndex fills the window with texts, and knows nothing of the form."""
+    index = SummaryIndex.from_documents([Document(text="The sky is blue. " * 500)])
+    with scripted_pipeline(script, window=1200) as pipe:
+        pipe.backend.draft.takes_tools = takes_tools  # type: ignore[misc]
+        given: Any = {"output_cls": Colour, "response_mode": "tree_summarize"}
+        engine = index.as_query_engine(llm=RSDLLM.from_pipeline(pipe, max_tokens=100), **given)
+        with pytest.raises(AskedError, match=r"schema of Colour takes \d+ characters.*leave max_tokens out"):
+            engine.query("Which?")
+        with pytest.raises(AskedError, match="schema of Colour"):
+            await engine.aquery("Which?")

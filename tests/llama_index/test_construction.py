@@ -11,16 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
 from llama_index.core import Settings
+from llama_index.core.extractors import TitleExtractor
 from llama_index.core.llms import CustomLLM
 from llama_index.core.llms.function_calling import FunctionCallingLLM
+from pydantic import BaseModel
 
 from rsd_integrations.adapters import sources
 from rsd_integrations.config import RSDConfig
 from rsd_integrations.errors import ConfigError, EngineClosedError, ModelError
 from rsd_integrations.llama_index import RSDLLM, hub
 from rsd_integrations.pipeline import RSDPipeline
+from rsd_integrations.testing import scripted_pipeline
 from tests.counting import ANSWER, QUESTION, counting_pipeline
 from tests.tiny_models import causal, token_classifier, tokenizer
 
@@ -78,6 +82,21 @@ def test_assigned_fields_hold(llm: Any) -> None:
     assert llm.complete(QUESTION).text == "ONE\n\nTWO\n\nTHREE"
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"max_tokens": 5000}, {"draft": "d"}, {"draft_candidates": 2}, {"preload": True}]
+)
+def test_a_refused_assignment_changes_nothing(wrong: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = RSDLLM.pocket(seed=3)
+    (name, value), given = next(iter(wrong.items())), set(llm.model_fields_set)
+    monkeypatch.setattr(sources, "_load", lambda spec: 1 / 0)
+    kept = getattr(llm, name)
+    with pytest.raises((ValueError, ZeroDivisionError)):
+        setattr(llm, name, value)
+    assert (getattr(llm, name), llm.model_fields_set) == (kept, given)
+    llm.threshold = 0.3
+    assert llm.threshold == 0.3
+
+
 def test_loading_is_lazy_shared_and_once(loads: list[Any]) -> None:
     first, second = RSDLLM(**NAMED), RSDLLM(**NAMED, threshold=2.0)
     assert first.metadata.model_name == "t"
@@ -133,8 +152,6 @@ def test_data_and_back(loads: list[Any]) -> None:
 
 
 def test_paths_and_dtypes_are_data() -> None:
-    import torch
-
     llm = RSDLLM(draft=Path("/d"), target="t", prm="p", dtype=torch.float32, draft_kwargs={"device": "cpu"})
     data = json.loads(llm.to_json())
     assert (data["draft"], data["dtype"], data["draft_kwargs"]) == ("/d", "float32", {"device": "cpu"})
@@ -155,6 +172,60 @@ def test_live_models_are_found_again_in_this_process(pipe: Any, llm: Any) -> Non
 def test_a_function_is_no_data(pipe: Any) -> None:
     with pytest.raises(ConfigError, match=r"weighting=.*is a function"):
         RSDLLM.from_pipeline(pipe, weighting=lambda reward: reward).to_dict()
+
+
+def test_what_holds_it_tells_models_and_functions_apart() -> None:
+    """Caches of ingestion know an extractor by its data, without what looks like an address."""
+
+    def made(llm: RSDLLM) -> str:
+        return TitleExtractor(llm=llm).to_json()
+
+    with scripted_pipeline(["a"]) as one, scripted_pipeline(["b"]) as other:
+        first = RSDLLM.from_pipeline(one)
+        assert made(first) == made(RSDLLM.from_pipeline(one)) != made(RSDLLM.from_pipeline(other))
+        assert RSDLLM(**json.loads(made(first))["llm"]).source is first.source
+        weighted = [RSDLLM.from_pipeline(one, weighting=one_of) for one_of in (lambda r: r, lambda r: 0.0)]
+        assert made(weighted[0]) == made(weighted[0]) != made(weighted[1])
+        # Not even a function that can be no key shares its entry.
+        keyless = RSDLLM.from_pipeline(one, weighting=Keyless())
+        assert made(keyless) != made(keyless)
+
+
+class Keyless:
+    """A weighting that has no hash."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __call__(self, reward: float) -> float:
+        return reward
+
+
+def test_data_of_models_that_have_no_name() -> None:
+    prm = (token_classifier(0, "ascii"), tokenizer("ascii"))
+    model = (causal("Qwen2", 0, "ascii"), tokenizer("ascii"))
+    llm = RSDLLM(draft=model, target=model, prm=prm, device="cpu")
+    data = json.loads(llm.model_dump_json())
+    assert "draft" not in data
+    assert RSDLLM(**data).source is llm.source
+    elsewhere = RSDLLM(pipeline="live:elsewhere")
+    assert elsewhere.model_dump()["pipeline"] == "live:elsewhere"
+
+
+class App(BaseModel):
+    """Settings of a user's."""
+
+    llm: RSDLLM
+
+
+def test_pydantics_data_and_back(loads: list[Any]) -> None:
+    llm = RSDLLM(**NAMED, threshold=0.7, api_key="secret", dtype=torch.float32)
+    assert "secret" not in llm.model_dump_json()
+    app = App.model_validate_json(App(llm=llm).model_dump_json())
+    for again in (app.llm, RSDLLM.model_validate(llm.model_dump()), RSDLLM(**llm.dict())):
+        assert again.source is llm.source
+        assert again.threshold == 0.7
+    with pytest.raises(ValueError, match="unknown parameter 'class_name'"):
+        RSDLLM(**{**llm.dict(), "class_name": "MockLLM"})
 
 
 def test_pickling_shares_or_is_refused(loads: list[Any], llm: Any) -> None:

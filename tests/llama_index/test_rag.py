@@ -12,12 +12,14 @@ from llama_index.core import Document, PromptHelper, VectorStoreIndex, get_respo
 from llama_index.core.chat_engine.types import ChatMode
 from llama_index.core.embeddings import MockEmbedding
 from llama_index.core.evaluation import FaithfulnessEvaluator
+from llama_index.core.extractors import DocumentContextExtractor
 from llama_index.core.postprocessor import LLMRerank
 from llama_index.core.query_engine import RouterQueryEngine, SubQuestionQueryEngine
 from llama_index.core.question_gen import LLMQuestionGenerator
 from llama_index.core.response_synthesizers import ResponseMode
-from llama_index.core.schema import NodeWithScore, TextNode
+from llama_index.core.schema import NodeRelationship, NodeWithScore, RelatedNodeInfo, TextNode
 from llama_index.core.selectors import LLMSingleSelector, PydanticSingleSelector
+from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.tools import QueryEngineTool
 
 from rsd_integrations.llama_index import RSDLLM
@@ -192,3 +194,15 @@ def test_what_engines_pack_fits_the_smallest_window(mode: Any) -> None:
         synthesizer = get_response_synthesizer(llm=llm, response_mode=mode, prompt_helper=helper)
         node = NodeWithScore(node=TextNode(text="The sky is blue. " * 300))
         assert "so" in str(synthesizer.synthesize("Which colour?", [node]))
+
+
+async def test_an_extractor_that_sends_headers_of_servers() -> None:
+    """DocumentContextExtractor logs errors, and leaves the metadata out."""
+    store = SimpleDocumentStore()
+    store.add_documents(DOCUMENTS)
+    node = TextNode(text="blue", relationships={NodeRelationship.SOURCE: RelatedNodeInfo(node_id="sky")})
+    with scripted_pipeline(["It is of the sky."]) as pipe:
+        extractor = DocumentContextExtractor(
+            docstore=store, llm=RSDLLM.from_pipeline(pipe), max_context_length=500, show_progress=False
+        )
+        assert await extractor.aextract([node]) == [{"context": "It is of the sky."}]

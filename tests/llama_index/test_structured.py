@@ -90,19 +90,20 @@ async def test_forms_that_are_no_arguments_of_a_tool(tiny: RSDPipeline, form: An
         assert isinstance(found, form)
 
 
-def test_a_call_that_is_whole_and_wrong_says_so() -> None:
-    with scripted_pipeline(['<tool_call>\n{"name": "Sky", "arguments": "blue"}\n</tool_call>']) as pipe:
-        llm = RSDLLM.from_pipeline(pipe)
-        with pytest.raises(BackendError, match="no whole call") as caught:
-            llm.structured_predict(Sky, PROMPT, what="sky")
-        assert "stop string" in str(caught.value)
-    with scripted_pipeline(['<tool_call>\n{"name": "Sky", "arguments": [1]}\n</tool_call>']) as pipe:
-        llm = RSDLLM.from_pipeline(pipe)
-        with pytest.raises(
-            BackendError, match="the call of 'Sky' cannot be used, its arguments are no"
-        ) as caught:
-            llm.structured_predict(Sky, PROMPT, what="sky")
-        assert "stop string" not in str(caught.value)
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ("[1]", "the call of 'Sky' cannot be used, its arguments are no"),
+        ('"blue"', "the call of 'Sky' cannot be used, the JSON of its arguments"),
+        ('{"sure": 1e999}', "the call cannot be used, its JSON is malformed: 1e999 is no finite number"),
+    ],
+)
+def test_a_call_that_is_whole_and_wrong_says_so(arguments: str, why: str) -> None:
+    written = f'<tool_call>\n{{"name": "Sky", "arguments": {arguments}}}\n</tool_call>'
+    for text, said, cut in ((written, why, False), (written[:-15], "no whole call", True)):
+        with scripted_pipeline([text]) as pipe, pytest.raises(BackendError, match=said) as caught:
+            RSDLLM.from_pipeline(pipe).structured_predict(Sky, PROMPT, what="sky")
+        assert ("stop string" in str(caught.value)) is cut
 
 
 @pytest.mark.parametrize("models", ["tiny", "pocket"])
