@@ -264,9 +264,9 @@ def test_a_prompt_is_encoded_once_for_all_candidates(
         writer: Any = getattr(pocket.backend, role)
         render = writer.rendered
 
-        def counting(prompt: Any, output: Any, role: str = role, render: Any = render) -> Any:
+        def counting(*given: Any, role: str = role, render: Any = render) -> Any:
             encoded.append(role)
-            return render(prompt, output)
+            return render(*given)
 
         monkeypatch.setattr(writer, "rendered", counting)
     pocket.generate("What is 2 + 2?", draft_candidates=3, temperature=1.0, seed=0, max_tokens=8)

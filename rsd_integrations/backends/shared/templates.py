@@ -11,6 +11,7 @@ from rsd_integrations.encoding import chat_template_text, encode_opening, render
 from rsd_integrations.errors import ModelError
 from rsd_integrations.output import Output
 from rsd_integrations.prompts import as_messages
+from rsd_integrations.protocols import NONE
 from rsd_integrations.types import Prompt
 
 __all__ = ["check_templates", "looks_at", "render"]
@@ -32,7 +33,9 @@ def looks_at(tokenizer: Any, variable: str) -> bool:
     return re.search(rf"\b{re.escape(variable)}\b", chat_template_text(tokenizer)) is not None
 
 
-def render(tokenizer: Any, prompt: Prompt, output: Output, variables: Mapping[str, Any]) -> tuple[int, ...]:
+def render(
+    tokenizer: Any, prompt: Prompt, output: Output, variables: Mapping[str, Any] = NONE
+) -> tuple[int, ...]:
     """A chat by the template, with those of the variables that it names; a lone text to a model without one
     is plain text to continue.
     """
