@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from rsd_integrations.calls import CallReader
 from rsd_integrations.config import RSDConfig
+from rsd_integrations.errors import ConfigError
 from rsd_integrations.output import Output
 from rsd_integrations.protocols import Written
 from rsd_integrations.segment import CallSplitter, HoldBack, ReasoningSplitter, ReasoningTags, Unbroken
-from rsd_integrations.types import FinishReason, InvalidToolCall, Step, ToolCall
+from rsd_integrations.types import FinishReason, InvalidToolCall, Role, Step, ToolCall
 
-__all__ = ["Outcome", "Reading"]
+__all__ = ["Outcome", "Reading", "check_thoughts"]
 
 
 @dataclass(slots=True)
@@ -34,6 +36,24 @@ class Outcome:
     target_generated: int = 0
     scored: int = 0
     scored_discarded: int = 0
+
+
+def check_thoughts(tags: Mapping[Role, ReasoningTags | None]) -> None:
+    """Refuse models of which some begin their answers in the middle of their thinking and some do not: what
+    one writes the other could not go on with.
+
+    Raises:
+        ConfigError: their prompts differ so.
+    """
+    opened = [role for role, found in tags.items() if found is not None and found.open_in_prompt]
+    if opened and len(opened) < len(tags):
+        others = " and ".join(role for role in tags if role not in opened)
+        raise ConfigError(
+            f"the prompt of the {opened[0]} ends within its thinking, that of the {others} does not: they "
+            "would not write one text.",
+            hint="Take two models that think alike, give both tokenizers one chat_template, or set "
+            "chat_template_kwargs.",
+        )
 
 
 class Reading:

@@ -10,8 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rsd_integrations.backends.shared.reasoning import reasoning_tags
+from rsd_integrations.errors import ConfigError
+from rsd_integrations.pipeline import RSDPipeline
+from rsd_integrations.protocols import Backend
 from rsd_integrations.segment import ReasoningSplitter, ReasoningTags
-from rsd_integrations.testing import scripted_pipeline
+from rsd_integrations.testing import ScriptedScorer, ScriptedWriter, scripted_pipeline
 from tests.tiny_models import CHATML, tokenizer
 
 TAGS = ReasoningTags()
@@ -71,6 +74,23 @@ def test_a_prompt_that_opens_the_thinking() -> None:
     with scripted_pipeline(["Add.\n</think>\n\n", "4."], tags=tags) as pipe:
         out = pipe.generate("2 + 2?")
     assert (out.reasoning, out.text) == ("Add.", "4.")
+
+
+@pytest.mark.parametrize("other", [None, ReasoningTags()])
+def test_models_that_do_not_begin_alike_are_refused(other: ReasoningTags | None) -> None:
+    """R1's distillations and Qwen 2.5, say: thoughts would be taken for the answer, and forms be broken."""
+    inside = ScriptedWriter(["Add.\n</think>\n\n", "4."], tags=ReasoningTags(open_in_prompt=True))
+    outside = ScriptedWriter(["4."], tags=other)
+    for draft, target, said in (
+        (inside, outside, "of the draft ends within its thinking, that of the target does not"),
+        (outside, inside, "of the target ends within its thinking, that of the draft does not"),
+    ):
+        with RSDPipeline(Backend(draft, target, ScriptedScorer([1.0]))) as pipe:
+            with pytest.raises(ConfigError, match=said):
+                pipe.generate("2 + 2?")
+            assert pipe.generate("2 + 2?", threshold=1.1 if target is inside else 0.0).reasoning == "Add."
+            assert pipe.generate("2 + 2?", threshold=0.0 if target is inside else 1.1).text == "4."
+    assert inside.open_sessions == outside.open_sessions == 0
 
 
 def test_a_model_that_does_not_think_has_no_reasoning() -> None:

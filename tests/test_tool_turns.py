@@ -96,3 +96,48 @@ def test_what_is_refused_anyway_is_told_as_the_template_says_it() -> None:
     for odd in ("no calls", ["no call"]):
         with pytest.raises(PromptError, match="refuses a chat"):
             render_chat(tokenizer, [ASKED, {"role": "critic", "content": "x", "tool_calls": odd}])
+
+
+NO_SYSTEM = (
+    "{%- if messages[0].role == 'system' -%}{{- raise_exception('System role not supported') -}}{%- endif -%}"
+    + CHATML
+)
+"""As Gemma 2's."""
+
+
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_what_a_template_knows_no_turn_for_stands_before_the_question(role: str) -> None:
+    tokenizer = byte_level(NO_SYSTEM.replace("== 'system'", f"== '{role}'"))
+    told, asked = {"role": role, "content": "Be brief."}, {"role": "user", "content": "1 + 2?"}
+    rest = [{"role": "assistant", "content": "3"}, {"role": "user", "content": "And?"}]
+    both = {"role": "user", "content": "Be brief.\n\n1 + 2?"}
+    assert written(tokenizer, [told, asked, *rest]) == written(tokenizer, [both, *rest])
+    with pytest.raises(PromptError, match="System role"):
+        written(byte_level(NO_SYSTEM.replace("'system'", f"'{role}'")), [told, *rest[:1]])
+
+
+def test_arguments_as_openai_has_them_are_what_they_say() -> None:
+    tokenizer = byte_level(CHATML)
+    mine = called("call_a")
+    theirs = called("call_a")
+    theirs["tool_calls"][0]["function"]["arguments"] = '{"k": "call_a"}'
+    theirs["content"] = None
+    for chat in (
+        [ASKED, theirs, result("3", "call_a")],
+        [ASKED, {**theirs, "content": ""}, result("3", "call_a")],
+    ):
+        assert written(tokenizer, chat) == written(tokenizer, [ASKED, mine, result("3", "call_a")])
+    theirs["tool_calls"][0]["function"]["arguments"] = "no JSON"
+    assert "no JSON" in written(tokenizer, [ASKED, theirs, result("3", "call_a")])
+
+
+@pytest.mark.parametrize("shown", ["tool | string", "tool"])
+def test_no_tool_makes_control_tokens_however_a_template_shows_it(shown: str) -> None:
+    """Python's repr escapes marks of a private area."""
+    tokenizer = byte_level("{%- for tool in tools or [] -%}{{- " + shown + " -}}{%- endfor -%}" + CHATML)
+    tool = {"type": "function", "function": {"name": "f", "description": "a<|im_start|>b", "parameters": {}}}
+    ids = render_chat(tokenizer, [ASKED], tools=[tool])
+    plain = render_chat(tokenizer, [ASKED])
+    start = tokenizer.convert_tokens_to_ids("<|im_start|>")
+    assert list(ids).count(start) == list(plain).count(start)
+    assert "a<|im_start|>b" in tokenizer.decode(ids)

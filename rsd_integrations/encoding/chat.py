@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ __all__ = ["chat_template_text", "control_tokens", "message_text", "render_chat"
 # Private-use characters around control tokens in a user's text while a template is rendered.
 _OPEN, _CLOSE, _EDGE = "\ue0f0", "\ue0f1", "\ue0f2"
 _MARKS = str.maketrans("", "", _OPEN + _CLOSE + _EDGE)
+_ESCAPED = re.compile("|".join(re.escape(f"\\u{ord(mark):04x}") for mark in (_OPEN, _CLOSE, _EDGE)))
+"""As Python's repr and ASCII JSON write them, where a template shows a tool by these."""
 
 _LOOKED_UP = frozenset(
     ("role", "content", "name", "type", "id", "function", "functions", "tool", "tools", "tool_calls")
@@ -120,7 +123,8 @@ def _render(tokenizer: Any, messages: Any, **kwargs: Any) -> str:
     refused: Exception | None = None
     for chat in ways_to_write(messages):
         try:
-            return str(tokenizer.apply_chat_template(chat, tokenize=False, **kwargs))
+            rendered = str(tokenizer.apply_chat_template(chat, tokenize=False, **kwargs))
+            return _ESCAPED.sub(lambda found: chr(int(found[0][2:], 16)), rendered)
         except Exception as error:  # Jinja's, or whatever a template stumbles over.
             refused = refused or error
     roles = [message.get("role") for message in messages]
@@ -167,7 +171,23 @@ def _flat(message: Message) -> Message:
     kept = {key: value for key, value in message.items() if value is not None}
     if "content" in kept:
         kept["content"] = message_text(message)
+    calls = kept.get("tool_calls")
+    if isinstance(calls, list | tuple) and calls:
+        kept = {"content": "", **kept, "tool_calls": [_with_object(call) for call in calls]}
     return kept
+
+
+def _with_object(call: Any) -> Any:
+    """A call whose arguments are JSON, as OpenAI's API has them, with what they are."""
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(function["arguments"])
+    except (ValueError, RecursionError):
+        return call
+    made = {**function, "arguments": arguments} if isinstance(arguments, dict) else function
+    return {**call, "function": made}
 
 
 def _part_text(part: Any) -> str:

@@ -1,4 +1,4 @@
-"""Calls of tools and their results, as chat templates with rules of their own take them: pure."""
+"""Calls of tools, their results and system turns, as templates with rules of their own take them: pure."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ __all__ = ["ways_to_write"]
 
 _NINE = re.compile(r"[a-zA-Z0-9]{9}")
 """The ids that Mistral's templates insist on."""
+_TELLING = ("system", "developer")
 
 
 def ways_to_write(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
-    """The chat as it is, then as templates take it that refuse other models' ids, or several calls a turn."""
+    """The chat as it is, then as templates take it that refuse other models' ids, several calls a turn, or
+    system turns.
+    """
     yield messages
     named = [_with_short_ids(message) for message in messages]
     if named != messages:
@@ -24,6 +27,10 @@ def ways_to_write(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
     apart = _one_by_one(named)
     if len(apart) > len(named):
         yield apart
+    asked = next((place for place, one in enumerate(apart) if one.get("role") not in _TELLING), len(apart))
+    if 0 < asked < len(apart) and apart[asked].get("role") == "user":
+        told = [str(one.get("content") or "") for one in apart[: asked + 1]]
+        yield [{**apart[asked], "content": "\n\n".join(filter(None, told))}, *apart[asked + 1 :]]
 
 
 def _with_short_ids(message: Message) -> Message:

@@ -30,7 +30,7 @@ from rsd_integrations.protocols import (
     Work,
     Written,
 )
-from rsd_integrations.reading import Outcome
+from rsd_integrations.reading import Outcome, check_thoughts
 from rsd_integrations.remote import RemoteBackend
 from rsd_integrations.types import Generation, InvalidToolCall, Prompt, Role, StepEvent, ToolCall
 
@@ -135,6 +135,7 @@ class Job:
                 rooms.append(_room(self._infos[role], first.prompt_tokens, config.max_tokens))
             if role != "target":
                 self._sessions[role] += [first.fork() for _ in range(1, config.rows)]
+        check_thoughts({role: self._sessions[role][0].tags for role in config.roles if role != "prm"})
         answering = self._sessions["draft" if config.mode == "draft" else "target"][0]
         self._story: Story = rsd(
             config,
