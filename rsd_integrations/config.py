@@ -194,6 +194,10 @@ class RSDConfig(RSDFields):
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
+    def __hash__(self) -> int:
+        # A dict has none; equal configs are equal in the others, too.
+        return hash(tuple(value for name, value in self if name != "chat_template_kwargs"))
+
     @model_validator(mode="before")
     @classmethod
     def _known_fields(cls, given: Any) -> Any:

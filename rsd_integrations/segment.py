@@ -151,12 +151,15 @@ class StepBoundary:
         joined = self.tail + text
         offset = len(self.tail)
         start, end = self._thinking(joined)
+        closing = self.thoughts.closing if self.thoughts else ""
         found = []
         for string in self.stop:
             reach = len(string) - 1
             position = joined.find(string, max(0, offset + checked - reach), start + reach)
             if position < 0:  # Behind the thinking nothing was searched before it was over.
-                position = joined.find(string, max(0, end - reach))
+                # Its closing markup is no part of the answer, but may be a stop string itself.
+                own = string.startswith(closing) and joined.startswith(string, end)
+                position = end if own else joined.find(string, min(len(joined), end + len(closing)))
             if position >= 0:
                 found.append(position)
         return Cut("stop", min(found) - offset) if found else None

@@ -173,3 +173,9 @@ def test_a_failing_weighting_is_named_with_its_reward() -> None:
 def test_a_config_must_be_one() -> None:
     with scripted_pipeline(["One."]) as pipe, pytest.raises(ConfigError, match="is no RSDConfig"):
         pipe.generate("Hi.", config={"threshold": 0.5})  # type: ignore[arg-type]
+
+
+def test_equal_configs_have_one_hash() -> None:
+    one, other = (RSDConfig(threshold=0.5, chat_template_kwargs={"thinking": True}) for _ in range(2))
+    assert one == other
+    assert len({one, other, RSDConfig()}) == 2

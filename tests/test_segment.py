@@ -232,7 +232,9 @@ def first_stop(text: str, stop: str, tags: ReasoningTags) -> int | None:
     start = opened.end() if opened else len(text)
     end = text.find("</t>", start) if "</t>" in text[start:] else len(text)
     places = [match.start() for match in re.finditer(f"(?={re.escape(stop)})", text)]
-    return next((place for place in places if place < start or place + len(stop) > end), None)
+    behind = end + len("</t>")
+    counted = (place < start or place >= behind or (place == end and stop == "</t>") for place in places)
+    return next((place for place, counts in zip(places, counted, strict=True) if counts), None)
 
 
 @settings(max_examples=300)

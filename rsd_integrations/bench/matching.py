@@ -8,11 +8,18 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
-from rsd_integrations.bench.numbers import boxed_number, equal, number_in, said_number, whole_number
+from rsd_integrations.bench.numbers import (
+    begins_with_number,
+    boxed_number,
+    equal,
+    number_in,
+    said_number,
+    whole_number,
+)
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.report.answer import boxed
 
@@ -26,13 +33,19 @@ MATCHES = ("auto", "number", "math", "text")
 _SAID = re.compile(
     r"answer(?:\s+to\b[^.:\n]{0,80}?)?[*_]*\s*(?:is\b|:|=)(?:[\s:*$]|\\[\[(])*(?=.)", re.IGNORECASE
 )
+_LINE = 1000
+"""Characters of a line that are looked at: one may repeat itself for ever."""
 _SENTENCE = re.compile(r"[.!?][)\]*$]*\s|\n")
 """Where one ends."""
 _SIGNS = re.compile(
-    r"(?:[\d\s.,()\[\]{}+*/=<>|!-]|(?<![^\W\d_])[A-Za-zπ](?![^\W\d_])|sqrt|pi|sin|cos|tan|log|ln|exp)+"
+    r"(?:[\d\s.,()\[\]{}+*/=<>|!-]|(?<![^\W\d_])[a-zπ](?![^\W\d_])|sqrt|pi|sin|cos|tan|log|ln|exp)+"
 )
-"""Numbers, single letters, brackets, operators."""
-_OPERATES = re.compile(r"[-+*/=<>]\s*[\w(]|[(\[{].*,|\d\s*[A-Za-zπ(]|(?:sqrt|sin|cos|tan|log|ln|exp)\s*\(")
+"""Numbers, single small letters, brackets, operators."""
+_OPERATES = re.compile(
+    r"(?=.*(?:[\d(]|\s[-+*/=<>]\s))(?=.*[a-zπ])(?:.*[-+*/=<>]\s*[\w(]|.*\d[a-zπ(])"
+    r"|[(\[{].*,|(?:sqrt|sin|cos|tan|log|ln|exp)\s*\("
+)
+"""They are put together: dates, ranges, grades and "N/A" are words."""
 
 
 def matcher(name: str, known: Sequence[str]) -> tuple[str, Match]:
@@ -79,8 +92,7 @@ def is_formula(known: str) -> bool:
     """Whether a known answer can be written in other ways than by the same signs."""
     if "\\" in known or "^" in known:
         return True
-    signs = _SIGNS.fullmatch(known.strip()) and not re.fullmatch(r"\(?[A-Z]\)?", known.strip())
-    return bool(signs) and _OPERATES.search(known) is not None
+    return _SIGNS.fullmatch(known.strip()) is not None and _OPERATES.search(known.strip()) is not None
 
 
 def final_answer(text: str) -> str | None:
@@ -91,17 +103,30 @@ def final_answer(text: str) -> str | None:
         return found
     if "####" in text:
         return text.rpartition("####")[2].strip().partition("\n")[0].strip()
-    return next(reversed(_said(text)), None)
+    return next(_said(text), None)
 
 
-def _said(text: str) -> list[str]:
-    """What is behind each "answer is", up to the line's end; the first of each sentence."""
-    said, last = [], None
+def _said(text: str) -> Iterator[str]:
+    """What is behind each "answer is" up to the line's end, of each sentence the first; the last one first."""
+    starts: list[int] = []
+    before = 0
     for found in _SAID.finditer(text):
-        if last is None or _SENTENCE.search(text, last.end(), found.start() + 1):
-            said.append(text[found.end() :].partition("\n")[0].strip())
-            last = found
-    return said
+        if not starts or _SENTENCE.search(text, before, found.start() + 1):
+            starts.append(found.end())
+        before = found.end()
+    for start in reversed(starts):
+        yield text[start : start + _LINE].partition("\n")[0].strip()
+
+
+def _number_said(text: str) -> str | None:
+    """What is said with a number last; if it can be what begins with one ("That answer is right on day 1.")."""
+    others = None
+    for said in _said(text):
+        if number_in(said) is not None:
+            if begins_with_number(said) or "=" in said:
+                return said
+            others = others or said
+    return others
 
 
 def _numbers(text: str, known: str) -> bool:
@@ -116,8 +141,8 @@ def _number_of(text: str) -> Fraction | None:
     said = final_answer(text)
     if said is None:
         return number_in(text, last=True)
-    if "####" not in text:  # "The answer is 5. That answer is right."
-        said = next((one for one in reversed(_said(text)) if number_in(one) is not None), said)
+    if "####" not in text:
+        said = _number_said(text) or said
     return said_number(said)
 
 
@@ -163,7 +188,7 @@ def _formulas(text: str, known: str) -> bool:
 
 def _same_words(text: str, right: str) -> bool:
     """Word for word; with more freedom only where words are known: of a formula letters say too little."""
-    if _undressed(final_answer(text) or "") == _undressed(right):
+    if _undressed(final_answer(text) or "").removesuffix(".") == _undressed(right).removesuffix("."):
         return True
     return re.fullmatch(r"[^\W\d_]+(?: [^\W\d_]+)*", _words(right)) is not None and _texts(text, right)
 

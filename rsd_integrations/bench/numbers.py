@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-__all__ = ["boxed_number", "equal", "number_in", "said_number", "whole_number"]
+__all__ = ["begins_with_number", "boxed_number", "equal", "number_in", "said_number", "whole_number"]
 
 _PART = r"(?:\{\s*(-?[\d.,]*\d)\s*\}|\s*(\d))"
 _FRACTION = re.compile(rf"\\[dt]?frac\s*{_PART}\s*{_PART}")
@@ -14,12 +14,12 @@ _NUMBER = re.compile(
     rf"(?P<sign>-?)(?:(?P<whole>\d+)\s+(?=\d+/\d))?"
     rf"(?P<over>{_PLAIN}(?:[eE][-+]?\d{{1,3}}(?!\d))?)(?:\s*/\s*(?P<under>-?{_PLAIN}))?"
 )
-_MONEY = r"\\?[$£€¥]"
+_MONEY = r"[A-Z]?\\?[$£€¥¢₹₽₩]"
 _BARE = re.compile(r"(?:[^A-Za-z=^\d]|\\(?:left|text\w*|mathrm|mathbf|approx|boxed))*")
 """Before a number: nothing but dress."""
 _GOES_ON = re.compile(
     r"\s*(?:\\(?:sqrt|pi|times|cdot|div|frac|pm)(?![a-z])|±|[-+*/×÷]\s*(?:\\?[$£€¥]\s*)?[\d(\\]"
-    r"|x\s*(?:\\?[$£€¥]\s*)?\d|\^\s*\{?\s*[-\d])|[,:]\d|\s*(?:or|and|to)\s+-?\\?\$?\d"
+    r"|x\s*(?:\\?[$£€¥]\s*)?\d|\^\s*\{?\s*[-\d])|[,:]\d|\s*(?:or|and|to)\s+-?\\?\$?\d(?!\d*\s*(?:decimal|significant))"
 )
 """Behind a number: it is part of a formula, a range, a list or a time."""
 _LED_UP = re.compile(r"(?:[\^_+*/]|\\sqrt)\s*\{?\s*$")
@@ -28,20 +28,38 @@ _CLOSE = Fraction(1, 10**6)
 """Numbers closer to each other than this share of the larger one are equal, as fractions are rounded. Whole
 numbers are not."""
 
-_TEXT = re.compile(r"\\(?:text\w*|math(?:rm|bf|it)|mbox|operatorname|boxed|fbox)\s*\{([^{}]*)\}")
-_SPACE = re.compile(r"\\(?:left|right|displaystyle|q?quad)(?![a-zA-Z])|\\[,;:! ]|[~*]")
+_TEXT = re.compile(
+    r"\\(?:text\w*|math(?:rm|bf|it|sf|tt)|bm|boldsymbol|bold|emph|underline|mbox|operatorname|boxed|fbox)"
+    r"\s*\{([^{}]*)\}"
+)
+_SPACE = re.compile(
+    r"\\(?:left|right|displaystyle|q?quad|[lL]arge|bf|rm|it|l?dots)(?![a-zA-Z])|\\[,;:! ()\[\]]|\\$|[~*]"
+)
 _SPACED = re.compile(r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d/])")
 _SEVERAL = re.compile(r"(?:=.*|\d\s*)(?:[,;]\s|\b(?:or|and)\b)")
 """Before the last equals sign: it is not the only one that says something."""
+_EQUALS = re.compile(r"=|≈|\\approx(?![a-zA-Z])")
+_NAMED = re.compile(r"\d\s+[a-zA-Z]\s*$")
+"""Between two equals signs: another equation begins."""
 _MOST = 300
 """Characters of a box with one number and what may stand around it."""
-_WORD = r"(?:[^\W\d_]{2,}|[^\x00-\u03ff\W\d_])(?![^\W\d_])"
-_BEFORE = rf"(?:[\s(){{+≈,:]|\.(?!\d)|{_MONEY}|\\approx|\([A-J]\)|{_WORD})*"
+_WORD = (
+    r"(?:[^\W\d_]+['’][^\W\d_]+|(?<!\S)[aI](?=\s+[^\W\d_]{2})|[^\W\d_]{2,}|[^\x00-\u03ff\W\d_])(?![^\W\d_])"
+)
+_BEFORE = (
+    rf"(?:[\s(){{+≈,:]|\.(?!\d)|{_MONEY}|\\approx|\([A-J]\)|(?<![^\W\d_])[A-J][.:)](?!\d)"
+    rf"|(?!(?:sqrt|log|ln|sin|cos|tan|exp|negative|minus)\b){_WORD})*"
+)
 _UNIT = rf"(?:{_WORD}|[mgshLlJNVWKCFA](?![^\W\d_]))(?:\s*\^\s*\{{?-?\d\}}?|[²³])?"
+_SIGN = (
+    r"_\{?10\}?|\^?\s*\{?\s*(?:\\circ|°)\s*\}?|(?:\^\s*)?\\(?:text)?degree"
+    rf"|\^\s*\{{?\s*(?:st|nd|rd|th)\s*\}}?|\\?%|{_MONEY}"
+)
+_STROKE = r"(?:(?<=[^\W\d_])|(?<=[^\W\d_] ))[-/](?=\s?[^\W\d_])|/(?=\s*[^\W\d_]{3})"
 _BEHIND = (
-    r"(?!\s*(?:or|and|to|pi|mod|times)\b)"
-    rf"(?:\s*(?:_\{{?10\}}?|\^?\s*\{{?\s*(?:\\circ|°)\s*\}}?|\\degree|\\?%|{_MONEY}))?"
-    rf"(?:[\s)}}.·]|(?<=[^\W\d_])[-/](?=[^\W\d_])|/(?=\s*[^\W\d_]{{3}})|\\cdot|{_UNIT}|\([^()\d]*\))*"
+    r"(?!\s*(?:(?:or|and|to|pi|mod)\b|times\s+(?![^\W\d_]{2}|a\b)))"
+    rf"(?:\s*(?:{_SIGN}))?"
+    rf"(?:[\s)}}.·]|{_STROKE}|,(?=\s*[^\W\d_]{{2}})|\\cdot|{_UNIT}|\([^()\d]*\))*"
 )
 _ALONE = re.compile(rf"{_BEFORE}(?P<minus>-\s*)?(?={_PLAIN}){_NUMBER.pattern}{_BEHIND}")
 """One number with what may stand around it in a box: words, a currency, a unit."""
@@ -70,6 +88,13 @@ def said_number(said: str) -> Fraction | None:
     return _value(found)
 
 
+def begins_with_number(said: str) -> bool:
+    """Whether nothing but dress is before its first number."""
+    plain = _plain(said)
+    first = _NUMBER.search(plain)
+    return first is not None and _BARE.fullmatch(plain[: first.start()]) is not None
+
+
 def boxed_number(said: str) -> Fraction | None:
     r"""What a ``\boxed{...}`` holds if that is one number: with a unit, behind words, or on a side of an
     equation. None for lists, ranges, inequalities, formulas: a box holds the answer and nothing else.
@@ -81,8 +106,8 @@ def boxed_number(said: str) -> Fraction | None:
     if len(plain) > _MOST:
         return None
     plain = _SPACED.sub(lambda found: found[0].replace(" ", ""), plain)
-    sides = plain.split("=")
-    if _SEVERAL.search("=".join(sides[:-1])):
+    sides = _EQUALS.split(plain)
+    if _SEVERAL.search("=".join(sides[:-1])) or any(map(_NAMED.search, sides[1:-1])):
         return None
     found = (_ALONE.fullmatch(side.strip()) for side in (sides[-1], sides[0]))
     return next((_value(one) for one in found if one), None)

@@ -6,6 +6,7 @@ import io
 import json
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -132,7 +133,8 @@ def _question(question: str) -> str:
 def _piped() -> str:
     """As UTF-8 in any locale, and without the mark that programs of Windows put before it."""
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(encoding="utf-8-sig")
+        with suppress(io.UnsupportedOperation):  # Somebody has read some of it already.
+            sys.stdin.reconfigure(encoding="utf-8-sig")
     return sys.stdin.read()
 
 

@@ -32,7 +32,7 @@ def json_object(option: str, text: str, *, example: str) -> dict[str, Any]:
 
 
 def _quoted(text: str) -> str:
-    """As the usual shell takes it whole. cmd.exe knows no single quotes; PowerShell knows these, too."""
+    """As the usual shell takes it whole. cmd.exe knows no single quotes; PowerShell 7 takes these, too."""
     return '"' + text.replace('"', '""') + '"' if os.name == "nt" else f"'{text}'"
 
 

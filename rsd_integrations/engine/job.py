@@ -127,7 +127,9 @@ class Job:
         rooms = []
         # Usage compares with the target alone, so its prompt is rendered even if it does not run.
         for role in dict.fromkeys((*config.roles, "target")):
-            more = () if role == "prm" else (self.request.output, config.chat_template_kwargs)
+            more: list[Any] = [] if role == "prm" else [self.request.output]
+            if config.chat_template_kwargs and role != "prm":
+                more.append(config.chat_template_kwargs)
             first = models[role].open(self.request.prompt, *more)
             self._sessions[role] = [first]
             if role in config.roles:

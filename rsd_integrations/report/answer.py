@@ -15,13 +15,15 @@ _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 
 def boxed(text: str) -> str | None:
     r"""What the last complete ``\boxed{...}`` holds, nested braces included; None without one."""
-    for found in reversed(list(_BOX.finditer(text))):
-        depth = 1
-        for place in range(found.end(), len(text)):
-            depth += {"{": 1, "}": -1}.get(text[place], 0)
-            if depth == 0:
-                return text[found.end() : place].strip()
-    return None
+    ends = {box.end() for box in _BOX.finditer(text)}
+    opened: list[int] = []
+    last = (0, 0)
+    for brace in re.finditer(r"[{}]", text):
+        if brace[0] == "{":
+            opened.append(brace.end())
+        elif opened and (start := opened.pop()) in ends:
+            last = max(last, (start, brace.start()))
+    return text[slice(*last)].strip() if last[0] else None
 
 
 def answer_of(generation: Generation) -> str:
