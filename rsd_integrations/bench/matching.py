@@ -107,7 +107,7 @@ def final_answer(text: str) -> str | None:
 
 
 def _said(text: str) -> Iterator[str]:
-    """What is behind each "answer is" up to the line's end, of each sentence the first; the last one first."""
+    """What is behind "answer is", up to its line's end: the first of a sentence, the last sentence first."""
     starts: list[int] = []
     before = 0
     for found in _SAID.finditer(text):
@@ -119,7 +119,7 @@ def _said(text: str) -> Iterator[str]:
 
 
 def _number_said(text: str) -> str | None:
-    """What is said with a number last; if it can be what begins with one ("That answer is right on day 1.")."""
+    """The last that is said with a number, best one that begins with it: not "That is right on day 1."."""
     others = None
     for said in _said(text):
         if number_in(said) is not None:
