@@ -38,6 +38,8 @@ ReadCall = Callable[[str], "list[ToolCall | InvalidToolCall] | None"]
 _NAME, _CONTENT, _ID = "rsd_sentinel_tool", "Rsdsentinelanswer", "rsdcallid"
 _ARGUMENTS = {"rsd_sentinel_key": "rsd_sentinel_value"}
 _MARKUP = re.compile(r"\s*(<[^<>\s]+>|\[[A-Z_]+\])")
+_HALF = re.compile(r"[<\[][^<>\[\]\s]*$")
+"""An unfinished piece of markup."""
 CALL_ID = "\0"
 """Stands in a format's literals where the template writes the call's id."""
 
@@ -68,16 +70,23 @@ class CallFormat:
         """What ends a call that another may follow; "" where it goes on to the end of the answer."""
         if not self.opening:
             return ""
-        if self.between is None:
+        if self.between is None or (self.again is not None and self.opening not in self.again):
+            # One markup around all calls.
             marks: list[str] = _MARKUP.findall(self.after)
             return marks[-1] if marks else ""
-        end = self.after if self.again is None else _common_start(self.after, self.again)
+        end = self.after if self.again is None else _HALF.sub("", _common_start(self.after, self.again))
         return end.lstrip().lstrip("}]").strip()
 
     @property
     def unbroken(self) -> Unbroken:
         """The part of an answer that is a call."""
         return Unbroken(self.opening or "{", self.closing, leading=not self.opening)
+
+    @property
+    def name_key(self) -> str:
+        """What the name is called ("tool_name" in Cohere's templates)."""
+        found = re.search(r'"(\w+)"\s*:\s*"$', self.before)
+        return found[1] if found else "name"
 
     @property
     def arguments_key(self) -> str:
@@ -115,13 +124,16 @@ class CallReader:
 
 
 def find_format(
-    render: Callable[[Sequence[Message], bool], str], thought_end: str | None = None
+    render: Callable[[Sequence[Message], bool], str],
+    thought_end: str | None = None,
+    end: str | None = None,
 ) -> CallFormat | None:
     """The format in which a chat template writes calls; None if it writes none.
 
     Args:
         render: (messages, add_generation_prompt) -> text; raises where the template refuses.
         thought_end: closing tag of a thinking markup, which templates may write before a call.
+        end: what ends an answer, whatever a template puts behind it.
     """
     asked: Message = {"role": "user", "content": "Rsdsentinelquestion"}
     try:
@@ -135,13 +147,21 @@ def find_format(
     head = prompt.rpartition("Rsdsentinelquestion")[2]
     turn_end = plain.rpartition(_CONTENT)[2]
     answer = one.rpartition("Rsdsentinelquestion")[2].replace(_ID, CALL_ID)
-    answer = answer[len(_common_start(head, answer)) :].removesuffix(turn_end)
+    opened = _common_start(head, answer)
+    if opened != head:
+        opened = _HALF.sub("", opened)  # "<t" of a prompt's <think> and an answer's <tool_call>.
+    answer = answer[len(opened) :].removesuffix(turn_end)
     before, found, rest = answer.partition(_NAME)
     if not found:
         return None
     if thought_end and thought_end in before:
         before = before.rpartition(thought_end)[2]
-    taken = _take_arguments(rest)
+    rest = rest.partition(end)[0] if end else rest
+    mark = _MARKUP.match(before)
+    if mark and head.rstrip().endswith(mark[1]):
+        return None  # A prompt has more before an answer (Command R+ asks once more), so nothing fits.
+    # {"NAME": ARGUMENTS} (Apertus) is no form that calls are read in.
+    taken = None if mark and before.endswith('{"') else _take_arguments(rest)
     if taken is None:
         return CallFormat(before.lstrip("\n"), None, rest)
     between, after = taken
@@ -166,7 +186,7 @@ def plain_reader(form: CallFormat) -> ReadCall:
             value = read_json(body)
         except ValueError as error:
             return None if not form.opening else [_invalid(text, f"its JSON is malformed: {error}")]
-        items = value if isinstance(value, list) else [value]
+        items = [_function(item, form.name_key) for item in (value if isinstance(value, list) else [value])]
         if name is not None:
             items = [{"name": name.strip(), form.arguments_key: value}]
         calls = [_call(item, form.arguments_key, text) for item in items]
@@ -203,6 +223,15 @@ def read_json(text: str) -> Any:
         return json.loads(text, parse_float=number, parse_constant=number)
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
+
+
+def _function(item: Any, name_key: str) -> Any:
+    """What is called, under "name", if it is written in another way."""
+    if not isinstance(item, dict) or "name" in item:
+        return item
+    if isinstance(item.get("function"), dict):
+        return item["function"]
+    return {**item, "name": item[name_key]} if name_key in item else item
 
 
 def _call(item: Any, key: str, text: str) -> ToolCall | InvalidToolCall:

@@ -170,8 +170,12 @@ def _takes_tools(tokenizer: Any) -> bool:
 def call_format(tokenizer: Any) -> CallFormat | None:
     """How the model's template writes calls; None if it does not."""
     tags = reasoning_tags(tokenizer)
+    # Of templates by name, the one that writes calls is chosen by there being tools.
+    more = {"tools": [_PROBE]} if _takes_tools(tokenizer) else {}
     return find_format(
-        lambda messages, prompting: _text(tokenizer, messages, prompting), tags.closing if tags else None
+        lambda messages, prompting: _text(tokenizer, messages, prompting, **more),
+        tags.closing if tags else None,
+        tokenizer.eos_token,
     )
 
 

@@ -1,0 +1,212 @@
+"""Formats of calls that chat templates of real models write (excerpts), forced and read back."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from rsd_integrations.backends.shared.constrain import Grammars
+from rsd_integrations.backends.shared.tooling import call_format, call_reader
+from rsd_integrations.calls import HERMES, CallFormat
+from rsd_integrations.output import Output
+from rsd_integrations.segment import CallSplitter
+from rsd_integrations.types import InvalidToolCall, Message, ToolCall
+from tests.small_tokenizers import byte_level
+
+HEADER = "{% for tool in tools or [] %}{{ tool | tojson }}{% endfor %}{% for m in messages %}"
+TURN = "<|im_start|>{{ m.role }}\n{{ m.content or '' }}"
+EACH = "{% for c in m.tool_calls or [] %}"
+NAMED = '{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}'
+ARGUMENTS = "{{ c.function.arguments | tojson }}"
+FOOTER = "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+HERMES_CALLS = EACH + "{{ '\n' if not loop.first }}<tool_call>\n" + NAMED + "\n</tool_call>{% endfor %}"
+PLAIN = HEADER + TURN + FOOTER + "{% endif %}"
+
+TEMPLATES: dict[str, tuple[str, tuple[str, ...], CallFormat, tuple[str, str]]] = {
+    "QwQ, whose prompts open a thought": (
+        HEADER + TURN + HERMES_CALLS + FOOTER + "<think>\n{% endif %}",
+        ("<tool_call>", "</tool_call>", "<think>", "</think>"),
+        HERMES,
+        ("<tool_call>", "</tool_call>"),
+    ),
+    "Apriel": (
+        HEADER
+        + TURN
+        + "{% if m.tool_calls %}<tool_calls>["
+        + EACH
+        + NAMED
+        + "{{ ', ' if not loop.last }}{% endfor %}]</tool_calls>{% endif %}"
+        + FOOTER
+        + "{% endif %}",
+        (),
+        CallFormat('<tool_calls>[{"name": "', '", "arguments": ', "}]</tool_calls>", '}, {"name": "'),
+        ("<tool_calls>", "</tool_calls>"),
+    ),
+    "Command R7B, which writes more behind an answer": (
+        HEADER
+        + TURN
+        + "{% if m.tool_calls %}<|START_ACTION|>[\n"
+        + EACH
+        + '    {"tool_call_id": "{{ loop.index0 }}", "tool_name": "{{ c.function.name }}", "parameters": '
+        + ARGUMENTS
+        + "}{{ ',' if not loop.last }}\n{% endfor %}]<|END_ACTION|>{% endif %}"
+        + "<|im_end|>{% endfor %}<|im_start|>assistant\n<|START_THINKING|><|END_THINKING|>",
+        ("<|START_ACTION|>", "<|END_ACTION|>", "<|START_THINKING|>", "<|END_THINKING|>"),
+        CallFormat(
+            '<|START_ACTION|>[\n    {"tool_call_id": "0", "tool_name": "',
+            '", "parameters": ',
+            "}\n]<|END_ACTION|>",
+            '},\n    {"tool_call_id": "1", "tool_name": "',
+        ),
+        ("<|START_ACTION|>", "<|END_ACTION|>"),
+    ),
+    "functionary": (
+        HEADER
+        + TURN
+        + EACH
+        + "<function={{ c.function.name }}>"
+        + ARGUMENTS
+        + "</function>{% endfor %}{% if m.tool_calls %}<|eom_id|>{% endif %}"
+        + FOOTER
+        + "{% endif %}",
+        (),
+        CallFormat("<function=", ">", "</function><|eom_id|>", "</function><function="),
+        ("<function=", "</function>"),
+    ),
+    "Falcon 3, whose calls are wrapped": (
+        HEADER
+        + TURN
+        + "{% if m.tool_calls %}<tool_call>\n["
+        + EACH
+        + '{"type": "function", "function": '
+        + NAMED
+        + "}{{ ', ' if not loop.last }}{% endfor %}]\n</tool_call>{% endif %}"
+        + FOOTER
+        + "{% endif %}",
+        ("<tool_call>", "</tool_call>"),
+        CallFormat(
+            '<tool_call>\n[{"type": "function", "function": {"name": "',
+            '", "arguments": ',
+            "}}]\n</tool_call>",
+            '}}, {"type": "function", "function": {"name": "',
+        ),
+        ("<tool_call>", "</tool_call>"),
+    ),
+}
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": name,
+            "parameters": {"type": "object", "properties": {"x": {"enum": [1, 22]}}, "required": ["x"]},
+        },
+    }
+    for name in ("add", "look_up")
+]
+
+
+def tokenizer(name: str) -> Any:
+    template, added, *_ = TEMPLATES[name]
+    return byte_level(template, added=added)
+
+
+def read(tok: Any, text: str) -> tuple[str, list[ToolCall | InvalidToolCall]]:
+    """(text, calls) of an answer."""
+    reader = call_reader(tok, call_format(tok))
+    shown, calls = CallSplitter(reader.unbroken).push(text, final=True)
+    return shown, [found for call in calls for found in reader.read(call) or ()]
+
+
+def answer(tok: Any, *calls: tuple[str, dict[str, Any]]) -> str:
+    """What the template makes of an answer."""
+    functions = [{"name": name, "arguments": arguments} for name, arguments in calls]
+    said: Message = {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [
+            {"type": "function", "id": f"abcdefgh{index}", "function": function}
+            for index, function in enumerate(functions)
+        ],
+    }
+    text = str(tok.apply_chat_template([said], tokenize=False))
+    return text.removeprefix("<|im_start|>assistant\n").partition("<|im_end|>")[0]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_template_shows_its_format(name: str) -> None:
+    form = call_format(tokenizer(name))
+    assert form == TEMPLATES[name][2]
+    assert (form.opening, form.closing) == TEMPLATES[name][3]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_what_a_template_writes_is_read_back(name: str) -> None:
+    tok = tokenizer(name)
+    calls = [("add", {"x": 1, "why": '{"}]['}), ("look_up", {}), ("add", {"x": {"y": [22]}})]
+    for count in (1, 2, 3):
+        text, found = read(tok, answer(tok, *calls[:count]))
+        assert [(call.name, call.arguments) for call in found] == calls[:count]
+        assert text.strip() in ("", "<|eom_id|>")
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("parallel", [True, False])
+def test_what_is_forced_is_read_back(name: str, parallel: bool) -> None:
+    tok = tokenizer(name)
+    output = Output.of(tools=TOOLS, tool_choice="required", parallel_tool_calls=parallel)
+    grammars = Grammars(tok, frozenset([tok.eos_token_id]), call_format(tok), "x")
+    counts = set()
+    for seed in range(4):
+        constraint, choice, ids = grammars.open(output, None), random.Random(seed), [-1]
+        while ids[-1] != tok.eos_token_id:
+            ids.append(choice.choice(constraint.allowed(len(tok)).nonzero().flatten().tolist()))
+            constraint.push(ids[-1:])
+        _, found = read(tok, tok.decode(ids[1:-1]))
+        assert {call.name for call in found} <= {"add", "look_up"}
+        assert all(call.arguments in ({"x": 1}, {"x": 22}) for call in found)
+        counts.add(len(found))
+    assert min(counts) >= 1
+    assert (max(counts) > 1) == parallel
+
+
+@pytest.mark.parametrize(
+    ("prompted", "call", "opening"),
+    [
+        # GLM 4.7: what ends the thought that a prompt opens begins as the prompt's own markup does.
+        (
+            "<think>",
+            "</think><tool_call>{{ c.function.name }}<arg_value>1</arg_value></tool_call>",
+            "<tool_call>",
+        ),
+        # Apertus
+        (
+            "",
+            '<|tools_prefix|>[{"{{ c.function.name }}": ' + ARGUMENTS + "}]<|tools_suffix|>",
+            "<|tools_prefix|>",
+        ),
+    ],
+)
+def test_what_is_no_json_with_a_name_is_found_but_not_forced(prompted: str, call: str, opening: str) -> None:
+    template = HEADER + TURN + EACH + call + "{% endfor %}" + FOOTER + prompted + "{% endif %}"
+    form = call_format(byte_level(template, added=("<think>", "</think>", "<tool_call>", "</tool_call>")))
+    assert form is not None and form.between is None
+    assert (form.opening, form.closing) == (opening, opening.replace("<t", "</t").replace("prefix", "suffix"))
+
+
+def test_of_templates_by_name_the_one_for_tools_is_looked_at() -> None:
+    """As Hermes 3 has them."""
+    tok = tokenizer("Apriel")
+    tok.chat_template = {"default": PLAIN.replace("tools", "nothing"), "tool_use": tok.chat_template}
+    assert call_format(tok) == TEMPLATES["Apriel"][2]
+
+
+def test_a_prompt_that_ends_in_another_way_than_history_shows_no_format() -> None:
+    """Command R+ asks for calls between the last message and the answer."""
+    turn = (
+        "<|im_start|>{% if m.role == 'assistant' %}<|bot|>{% else %}{{ m.role }}\n{% endif %}{{ m.content }}"
+    )
+    prompt = FOOTER.replace("assistant\n", "system\nCall!<|im_end|>\n<|im_start|><|bot|>")
+    template = HEADER + turn + HERMES_CALLS
+    assert call_format(byte_level(template + prompt + "{% endif %}")) is None
