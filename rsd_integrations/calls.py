@@ -170,25 +170,18 @@ def find_format(
 
 def plain_reader(form: CallFormat) -> ReadCall:
     """Reads calls written as JSON, which need arguments where no markup tells them from an answer."""
+    if form.opening and form.between is not None and "{" not in form.before:
+        return _named_reader(form, form.between)
     keys = {form.arguments_key, "arguments", "parameters"}
 
     def read(text: str) -> list[ToolCall | InvalidToolCall] | None:
         body = text.strip().removeprefix(form.opening).strip()
         body = body.removesuffix(form.closing).strip() if form.closing else body
-        name = None
-        if form.between is not None and "{" not in form.before:
-            # The name stands outside of the JSON.
-            lead = form.before.strip().removeprefix(form.opening)
-            name, brace, body = body.removeprefix(lead).partition("{")
-            name = name.strip().removesuffix(form.between.strip())
-            body = (brace + body).removesuffix(form.after.strip())
         try:
             value = read_json(body)
         except ValueError as error:
             return None if not form.opening else [_invalid(text, f"its JSON is malformed: {error}")]
         items = [_function(item, form.name_key) for item in (value if isinstance(value, list) else [value])]
-        if name is not None:
-            items = [{"name": name.strip(), form.arguments_key: value}]
         calls = [_call(item, form.arguments_key, text) for item in items]
         whole = all(isinstance(call, ToolCall) for call in calls)
         if not form.opening and not (whole and all(keys & item.keys() for item in items)):
@@ -196,6 +189,38 @@ def plain_reader(form: CallFormat) -> ReadCall:
         return calls
 
     return read
+
+
+def _named_reader(form: CallFormat, between: str) -> ReadCall:
+    """Reads calls whose names stand outside of the JSON, one or several in a row."""
+    before = _pattern(form.before.strip().removeprefix(form.opening))
+    behind_name = re.compile(rf"{_pattern(between).pattern}\Z")
+    again = _pattern(form.again) if form.again and form.again.strip() else None
+
+    def read(text: str) -> list[ToolCall | InvalidToolCall]:
+        calls: list[ToolCall | InvalidToolCall] = []
+        rest = text.strip().removeprefix(form.opening).strip()
+        found = before.match(rest)
+        try:
+            while found or not calls:
+                name, brace, rest = (rest[found.end() :] if found else rest).partition("{")
+                arguments, rest = _read_first(brace + rest)
+                name = behind_name.sub("", name.strip()).strip()
+                calls.append(_call({"name": name, "arguments": arguments}, "arguments", text))
+                found = again.match(rest) if again else None
+            if not form.after.strip().startswith(rest):
+                raise ValueError(f"{rest:.40} is behind it")
+        except ValueError as error:
+            return [_invalid(text, f"its JSON is malformed: {error}")]
+        return calls
+
+    return read
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    """What stands around calls, whatever the ids of the calls and their numbers."""
+    parts = (re.sub(r"\d+", r"\\d+", re.escape(part)) for part in text.strip().split(CALL_ID))
+    return re.compile(r"[\w-]+".join(parts))
 
 
 def read_message(calls: Any, text: str) -> list[ToolCall | InvalidToolCall]:
@@ -212,17 +237,30 @@ def read_json(text: str) -> Any:
     Raises:
         ValueError: it is none.
     """
-
-    def number(written: str) -> float:
-        value = float(written)
-        if not math.isfinite(value):
-            raise ValueError(f"{written} is no finite number")
-        return value
-
     try:
-        return json.loads(text, parse_float=number, parse_constant=number)
+        return json.loads(text, parse_float=_finite, parse_constant=_finite)
     except RecursionError as error:
-        raise ValueError("it is nested too deep") from error
+        raise ValueError(_TOO_DEEP) from error
+
+
+def _finite(written: str) -> float:
+    value = float(written)
+    if not math.isfinite(value):
+        raise ValueError(f"{written} is no finite number")
+    return value
+
+
+_DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
+_TOO_DEEP = "it is nested too deep"
+
+
+def _read_first(text: str) -> tuple[Any, str]:
+    """The JSON document that a text begins with, and the text behind it."""
+    try:
+        value, end = _DECODER.raw_decode(text)
+    except RecursionError as error:
+        raise ValueError(_TOO_DEEP) from error
+    return value, text[end:].strip()
 
 
 def _function(item: Any, name_key: str) -> Any:

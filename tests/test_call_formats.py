@@ -9,7 +9,7 @@ import pytest
 
 from rsd_integrations.backends.shared.constrain import Grammars
 from rsd_integrations.backends.shared.tooling import call_format, call_reader
-from rsd_integrations.calls import HERMES, CallFormat
+from rsd_integrations.calls import CALL_ID, HERMES, CallFormat, plain_reader
 from rsd_integrations.output import Output
 from rsd_integrations.segment import CallSplitter
 from rsd_integrations.types import InvalidToolCall, Message, ToolCall
@@ -30,6 +30,32 @@ TEMPLATES: dict[str, tuple[str, tuple[str, ...], CallFormat, tuple[str, str]]] =
         ("<tool_call>", "</tool_call>", "<think>", "</think>"),
         HERMES,
         ("<tool_call>", "</tool_call>"),
+    ),
+    "Mistral Small 3.2": (
+        HEADER
+        + TURN
+        + EACH
+        + "[TOOL_CALLS]{{ c.function.name }}[CALL_ID]{{ c.id }}[ARGS]"
+        + ARGUMENTS
+        + "{% endfor %}"
+        + FOOTER
+        + "{% endif %}",
+        ("[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"),
+        CallFormat("[TOOL_CALLS]", f"[CALL_ID]{CALL_ID}[ARGS]", "", "[TOOL_CALLS]"),
+        ("[TOOL_CALLS]", ""),
+    ),
+    "Devstral": (
+        HEADER
+        + TURN
+        + EACH
+        + "[TOOL_CALLS]{{ c.function.name }}[ARGS]"
+        + ARGUMENTS
+        + "{% endfor %}"
+        + FOOTER
+        + "{% endif %}",
+        ("[TOOL_CALLS]", "[ARGS]"),
+        CallFormat("[TOOL_CALLS]", "[ARGS]", "", "[TOOL_CALLS]"),
+        ("[TOOL_CALLS]", ""),
     ),
     "Apriel": (
         HEADER
@@ -61,6 +87,25 @@ TEMPLATES: dict[str, tuple[str, tuple[str, ...], CallFormat, tuple[str, str]]] =
             '},\n    {"tool_call_id": "1", "tool_name": "',
         ),
         ("<|START_ACTION|>", "<|END_ACTION|>"),
+    ),
+    "Kimi K2": (
+        HEADER
+        + TURN
+        + "{% if m.tool_calls %}<|tool_calls_section_begin|>"
+        + EACH
+        + "<|tool_call_begin|>functions.{{ c.function.name }}:{{ loop.index0 }}<|tool_call_argument_begin|>"
+        + ARGUMENTS
+        + "<|tool_call_end|>{% endfor %}<|tool_calls_section_end|>{% endif %}"
+        + FOOTER
+        + "{% endif %}",
+        ("<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_call_end|>"),
+        CallFormat(
+            "<|tool_calls_section_begin|><|tool_call_begin|>functions.",
+            ":0<|tool_call_argument_begin|>",
+            "<|tool_call_end|><|tool_calls_section_end|>",
+            "<|tool_call_end|><|tool_call_begin|>functions.",
+        ),
+        ("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"),
     ),
     "functionary": (
         HEADER
@@ -210,3 +255,39 @@ def test_a_prompt_that_ends_in_another_way_than_history_shows_no_format() -> Non
     prompt = FOOTER.replace("assistant\n", "system\nCall!<|im_end|>\n<|im_start|><|bot|>")
     template = HEADER + turn + HERMES_CALLS
     assert call_format(byte_level(template + prompt + "{% endif %}")) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("[TOOL_CALLS]add", "malformed"),
+        ("[TOOL_CALLS]add[CALL_ID]abcdefgh0[ARGS]", "malformed"),
+        ('[TOOL_CALLS]add[CALL_ID]abcdefgh0[ARGS]{"x": 1', "malformed"),
+        ('[TOOL_CALLS]add[CALL_ID]abcdefgh0[ARGS]{"x": 1}, I think', "malformed: , I think is behind it"),
+        ('[TOOL_CALLS]add[CALL_ID]abcdefgh0[ARGS]{"x": 1}[TOOL_CALLS]look_up', "malformed"),
+        ('[TOOL_CALLS]add[CALL_ID]abcdefgh0[ARGS]{"x": NaN}', "malformed: NaN"),
+        ('[TOOL_CALLS]add[CALL_ID]abcdefgh0[ARGS]{"x": ' + "[" * 200_000, "too deep"),
+    ],
+)
+def test_calls_with_a_name_outside_of_their_json_are_whole_or_none(text: str, error: str) -> None:
+    [found] = plain_reader(TEMPLATES["Mistral Small 3.2"][2])(text) or []
+    assert isinstance(found, InvalidToolCall)
+    assert error in found.error
+    assert found.text == text
+
+
+def test_a_call_need_not_be_as_the_template_has_it() -> None:
+    for name, text in (
+        ("Mistral Small 3.2", '[TOOL_CALLS] add {"x": 1}'),
+        ("Mistral Small 3.2", '[TOOL_CALLS]add[CALL_ID]call-7[ARGS]\n{"x": 1}\n'),
+        (
+            "Kimi K2",
+            '<|tool_calls_section_begin|>add:12<|tool_call_argument_begin|>{"x": 1}<|tool_call_end|>',
+        ),
+        (
+            "Command R7B, which writes more behind an answer",
+            '<|START_ACTION|>{"name": "add", "arguments": {"x": 1}}',
+        ),
+    ):
+        _, [found] = read(tokenizer(name), text)
+        assert (found.name, found.arguments) == ("add", {"x": 1}), text
