@@ -291,3 +291,36 @@ def test_a_call_need_not_be_as_the_template_has_it() -> None:
     ):
         _, [found] = read(tokenizer(name), text)
         assert (found.name, found.arguments) == ("add", {"x": 1}), text
+
+
+def test_where_a_response_template_gives_a_pattern_the_format_says_what_ends_a_call() -> None:
+    """As TRL's for Qwen does."""
+    tok = byte_level(PLAIN.replace(TURN, TURN + HERMES_CALLS), added=("<tool_call>", "</tool_call>"))
+    calls = {
+        "open": "<tool_call>",
+        "close_pattern": r"</tool_call>\s*",
+        "repeats": True,
+        "content": "json",
+        "transform": {"type": "function", "function": "{content}"},
+    }
+    tok.response_template = {"start_anchor": "<|im_start|>assistant\n", "fields": {"tool_calls": calls}}
+    assert call_reader(tok, call_format(tok)).unbroken.closing == "</tool_call>"
+    text, found = read(tok, answer(tok, ("add", {"x": 1}), ("look_up", {})) + " So be it.")
+    assert [(call.name, call.arguments) for call in found] == [("add", {"x": 1}), ("look_up", {})]
+    assert text.strip() == "So be it."
+
+
+def test_what_a_response_template_does_not_find_is_read_as_the_chat_template_writes_it() -> None:
+    """TRL's for Llama 3.1 wants the end of the answer, which is no part of its text."""
+    tok = byte_level(PLAIN.replace(TURN, TURN + EACH + NAMED + "{% endfor %}"))
+    calls = {
+        "open_pattern": r'\{"name":\s*"(?P<name>[^"]+)",\s*"arguments":\s*',
+        "close_pattern": r"\}<\|im_end\|>\s*",
+        "content": "json",
+        "transform": {"type": "function", "function": {"name": "{name}", "arguments": "{content}"}},
+    }
+    tok.response_template = {"start_anchor": "<|im_start|>assistant\n", "fields": {"tool_calls": calls}}
+    text, [found] = read(tok, answer(tok, ("add", {"x": 1})))
+    assert (found.name, found.arguments, text) == ("add", {"x": 1}, "")
+    reader = call_reader(tok, call_format(tok)).among({"add"})
+    assert reader.read('{"answer": 4}') is None
