@@ -38,6 +38,8 @@ ReadCall = Callable[[str], "list[ToolCall | InvalidToolCall] | None"]
 _NAME, _CONTENT, _ID = "rsd_sentinel_tool", "Rsdsentinelanswer", "rsdcallid"
 _ARGUMENTS = {"rsd_sentinel_key": "rsd_sentinel_value"}
 _MARKUP = re.compile(r"\s*(<[^<>\s]+>|\[[A-Z_]+\])")
+_HALF = re.compile(r"[<\[][^<>\[\]\s]*$")
+"""An unfinished piece of markup."""
 CALL_ID = "\0"
 """Stands in a format's literals where the template writes the call's id."""
 
@@ -68,16 +70,23 @@ class CallFormat:
         """What ends a call that another may follow; "" where it goes on to the end of the answer."""
         if not self.opening:
             return ""
-        if self.between is None:
+        if self.between is None or (self.again is not None and self.opening not in self.again):
+            # One markup around all calls.
             marks: list[str] = _MARKUP.findall(self.after)
             return marks[-1] if marks else ""
-        end = self.after if self.again is None else _common_start(self.after, self.again)
+        end = self.after if self.again is None else _HALF.sub("", _common_start(self.after, self.again))
         return end.lstrip().lstrip("}]").strip()
 
     @property
     def unbroken(self) -> Unbroken:
         """The part of an answer that is a call."""
         return Unbroken(self.opening or "{", self.closing, leading=not self.opening)
+
+    @property
+    def name_key(self) -> str:
+        """What the name is called ("tool_name" in Cohere's templates)."""
+        found = re.search(r'"(\w+)"\s*:\s*"$', self.before)
+        return found[1] if found else "name"
 
     @property
     def arguments_key(self) -> str:
@@ -115,13 +124,16 @@ class CallReader:
 
 
 def find_format(
-    render: Callable[[Sequence[Message], bool], str], thought_end: str | None = None
+    render: Callable[[Sequence[Message], bool], str],
+    thought_end: str | None = None,
+    end: str | None = None,
 ) -> CallFormat | None:
     """The format in which a chat template writes calls; None if it writes none.
 
     Args:
         render: (messages, add_generation_prompt) -> text; raises where the template refuses.
         thought_end: closing tag of a thinking markup, which templates may write before a call.
+        end: what ends an answer, whatever a template puts behind it.
     """
     asked: Message = {"role": "user", "content": "Rsdsentinelquestion"}
     try:
@@ -135,13 +147,21 @@ def find_format(
     head = prompt.rpartition("Rsdsentinelquestion")[2]
     turn_end = plain.rpartition(_CONTENT)[2]
     answer = one.rpartition("Rsdsentinelquestion")[2].replace(_ID, CALL_ID)
-    answer = answer[len(_common_start(head, answer)) :].removesuffix(turn_end)
+    opened = _common_start(head, answer)
+    if opened != head:
+        opened = _HALF.sub("", opened)  # "<t" of a prompt's <think> and an answer's <tool_call>.
+    answer = answer[len(opened) :].removesuffix(turn_end)
     before, found, rest = answer.partition(_NAME)
     if not found:
         return None
     if thought_end and thought_end in before:
         before = before.rpartition(thought_end)[2]
-    taken = _take_arguments(rest)
+    rest = rest.partition(end)[0] if end else rest
+    mark = _MARKUP.match(before)
+    if mark and head.rstrip().endswith(mark[1]):
+        return None  # A prompt has more before an answer (Command R+ asks once more), so nothing fits.
+    # {"NAME": ARGUMENTS} (Apertus) is no form that calls are read in.
+    taken = None if mark and before.endswith('{"') else _take_arguments(rest)
     if taken is None:
         return CallFormat(before.lstrip("\n"), None, rest)
     between, after = taken
@@ -150,25 +170,18 @@ def find_format(
 
 def plain_reader(form: CallFormat) -> ReadCall:
     """Reads calls written as JSON, which need arguments where no markup tells them from an answer."""
+    if form.opening and form.between is not None and "{" not in form.before:
+        return _named_reader(form, form.between)
     keys = {form.arguments_key, "arguments", "parameters"}
 
     def read(text: str) -> list[ToolCall | InvalidToolCall] | None:
         body = text.strip().removeprefix(form.opening).strip()
         body = body.removesuffix(form.closing).strip() if form.closing else body
-        name = None
-        if form.between is not None and "{" not in form.before:
-            # The name stands outside of the JSON.
-            lead = form.before.strip().removeprefix(form.opening)
-            name, brace, body = body.removeprefix(lead).partition("{")
-            name = name.strip().removesuffix(form.between.strip())
-            body = (brace + body).removesuffix(form.after.strip())
         try:
             value = read_json(body)
         except ValueError as error:
             return None if not form.opening else [_invalid(text, f"its JSON is malformed: {error}")]
-        items = value if isinstance(value, list) else [value]
-        if name is not None:
-            items = [{"name": name.strip(), form.arguments_key: value}]
+        items = [_function(item, form.name_key) for item in (value if isinstance(value, list) else [value])]
         calls = [_call(item, form.arguments_key, text) for item in items]
         whole = all(isinstance(call, ToolCall) for call in calls)
         if not form.opening and not (whole and all(keys & item.keys() for item in items)):
@@ -176,6 +189,38 @@ def plain_reader(form: CallFormat) -> ReadCall:
         return calls
 
     return read
+
+
+def _named_reader(form: CallFormat, between: str) -> ReadCall:
+    """Reads calls whose names stand outside of the JSON, one or several in a row."""
+    before = _pattern(form.before.strip().removeprefix(form.opening))
+    behind_name = re.compile(rf"{_pattern(between).pattern}\Z")
+    again = _pattern(form.again) if form.again and form.again.strip() else None
+
+    def read(text: str) -> list[ToolCall | InvalidToolCall]:
+        calls: list[ToolCall | InvalidToolCall] = []
+        rest = text.strip().removeprefix(form.opening).strip()
+        found = before.match(rest)
+        try:
+            while found or not calls:
+                name, brace, rest = (rest[found.end() :] if found else rest).partition("{")
+                arguments, rest = _read_first(brace + rest)
+                name = behind_name.sub("", name.strip()).strip()
+                calls.append(_call({"name": name, "arguments": arguments}, "arguments", text))
+                found = again.match(rest) if again else None
+            if not form.after.strip().startswith(rest):
+                raise ValueError(f"{rest:.40} is behind it")
+        except ValueError as error:
+            return [_invalid(text, f"its JSON is malformed: {error}")]
+        return calls
+
+    return read
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    """What stands around calls, whatever the ids of the calls and their numbers."""
+    parts = (re.sub(r"\d+", r"\\d+", re.escape(part)) for part in text.strip().split(CALL_ID))
+    return re.compile(r"[\w-]+".join(parts))
 
 
 def read_message(calls: Any, text: str) -> list[ToolCall | InvalidToolCall]:
@@ -192,17 +237,39 @@ def read_json(text: str) -> Any:
     Raises:
         ValueError: it is none.
     """
-
-    def number(written: str) -> float:
-        value = float(written)
-        if not math.isfinite(value):
-            raise ValueError(f"{written} is no finite number")
-        return value
-
     try:
-        return json.loads(text, parse_float=number, parse_constant=number)
+        return json.loads(text, parse_float=_finite, parse_constant=_finite)
     except RecursionError as error:
-        raise ValueError("it is nested too deep") from error
+        raise ValueError(_TOO_DEEP) from error
+
+
+def _finite(written: str) -> float:
+    value = float(written)
+    if not math.isfinite(value):
+        raise ValueError(f"{written} is no finite number")
+    return value
+
+
+_DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
+_TOO_DEEP = "it is nested too deep"
+
+
+def _read_first(text: str) -> tuple[Any, str]:
+    """The JSON document that a text begins with, and the text behind it."""
+    try:
+        value, end = _DECODER.raw_decode(text)
+    except RecursionError as error:
+        raise ValueError(_TOO_DEEP) from error
+    return value, text[end:].strip()
+
+
+def _function(item: Any, name_key: str) -> Any:
+    """What is called, under "name", if it is written in another way."""
+    if not isinstance(item, dict) or "name" in item:
+        return item
+    if isinstance(item.get("function"), dict):
+        return item["function"]
+    return {**item, "name": item[name_key]} if name_key in item else item
 
 
 def _call(item: Any, key: str, text: str) -> ToolCall | InvalidToolCall:

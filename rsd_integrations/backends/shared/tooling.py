@@ -170,8 +170,12 @@ def _takes_tools(tokenizer: Any) -> bool:
 def call_format(tokenizer: Any) -> CallFormat | None:
     """How the model's template writes calls; None if it does not."""
     tags = reasoning_tags(tokenizer)
+    # Of templates by name, the one that writes calls is chosen by there being tools.
+    more = {"tools": [_PROBE]} if _takes_tools(tokenizer) else {}
     return find_format(
-        lambda messages, prompting: _text(tokenizer, messages, prompting), tags.closing if tags else None
+        lambda messages, prompting: _text(tokenizer, messages, prompting, **more),
+        tags.closing if tags else None,
+        tokenizer.eos_token,
     )
 
 
@@ -180,19 +184,28 @@ def call_reader(tokenizer: Any, form: CallFormat | None) -> CallReader:
     template = getattr(tokenizer, "response_template", None)
     field = (template.get("fields") or {}).get("tool_calls") if isinstance(template, Mapping) else None
     form = form or HERMES
+    plain = plain_reader(form)
     if not field:
-        return CallReader(form.unbroken, plain_reader(form))
+        return CallReader(form.unbroken, plain)
 
     def read(text: str) -> list[ToolCall | InvalidToolCall] | None:
         try:
             message = tokenizer.parse_response(text, prefix="")
         except Exception as error:  # ValueError, KeyError: the parsers are told by templates what to do.
-            return read_message([str(error)], text)
-        return read_message(message.get("tool_calls"), text)
+            found = read_message([str(error)], text)
+        else:
+            found = read_message(message.get("tool_calls"), text)
+        if any(isinstance(call, ToolCall) for call in found):
+            return found
+        # Some want more than what the chat template itself writes.
+        otherwise = plain(text) or ()
+        return list(otherwise) if any(isinstance(call, ToolCall) for call in otherwise) else found
 
     opening, closing = literal(field, "open"), literal(field, "close")
     if opening is None:
         return CallReader(form.unbroken, read)
+    if opening == form.opening:
+        closing = closing or form.closing
     return CallReader(Unbroken(opening, closing or ""), read)
 
 
