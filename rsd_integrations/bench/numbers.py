@@ -78,8 +78,8 @@ def said_number(said: str) -> Fraction | None:
     None where it is only a part of what is said: 5 of ``5\sqrt{2}``, of "5 or 6".
     """
     plain = _plain(said)
-    first = _NUMBER.search(plain)
-    if first and _BARE.fullmatch(plain[: first.start()]) and not _GOES_ON.match(plain, first.end()):
+    first = _leading(plain)
+    if first and not _GOES_ON.match(plain, first.end()):
         return _value(first)
     behind = plain.rpartition("=")[2]
     found = _NUMBER.search(behind)
@@ -90,9 +90,7 @@ def said_number(said: str) -> Fraction | None:
 
 def begins_with_number(said: str) -> bool:
     """Whether nothing but dress is before its first number."""
-    plain = _plain(said)
-    first = _NUMBER.search(plain)
-    return first is not None and _BARE.fullmatch(plain[: first.start()]) is not None
+    return _leading(_plain(said)) is not None
 
 
 def boxed_number(said: str) -> Fraction | None:
@@ -135,6 +133,12 @@ def _plain(text: str) -> str:
     plain = re.sub(r"(?<![\d.,])10\s*\^\s*(?:\{\s*(-?\d{1,3})\s*\}|(-?\d{1,3}))", r"1e\1\2", plain)
     plain = re.sub(r"(?<=\d)\s*(?:\\times|\\cdot|[x×*])\s*1e(?=-?\d)", "e", plain)
     return re.sub(r"(?<=\d)\s*-(?=\s*\d)", " - ", plain)
+
+
+def _leading(plain: str) -> re.Match[str] | None:
+    """The first number, where nothing but dress is before it."""
+    first = _NUMBER.search(plain)
+    return first if first and _BARE.fullmatch(plain[: first.start()]) else None
 
 
 def _stroke(found: re.Match[str]) -> str:

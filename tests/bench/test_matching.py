@@ -192,12 +192,11 @@ def test_a_box_with_another_answer_is_not_the_number_in_it(held: str) -> None:
     "text",
     [
         *(f"\\boxed{{{part * 250}}}" for part in ("5 ", " ", "ab ", "(", "5(", "=,", "1 000 ", "a", "$")),
-        *("The answer is 5. " * 20_000, "answer is " * 20_000, "5 " * 50_000, "\\boxed{" * 5_000),
+        *("The answer is 5. " * 100_000, "answer is " * 200_000, "5 " * 200_000, "\\boxed{" * 100_000),
     ],
 )
-@pytest.mark.timeout(20)
 def test_answers_that_repeat_themselves_take_no_time(text: str) -> None:
-    """Not by the clock: what goes wrong here takes minutes."""
+    """Not by the clock: what is not linear here never ends."""
     matcher("number", ["5"])[1](text, "7")
 
 
