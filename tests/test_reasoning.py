@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from rsd_integrations.backends.shared.reasoning import reasoning_tags
 from rsd_integrations.errors import ConfigError
+from rsd_integrations.output import Output
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.protocols import Backend
 from rsd_integrations.segment import ReasoningSplitter, ReasoningTags
@@ -74,6 +75,24 @@ def test_a_prompt_that_opens_the_thinking() -> None:
     with scripted_pipeline(["Add.\n</think>\n\n", "4."], tags=tags) as pipe:
         out = pipe.generate("2 + 2?")
     assert (out.reasoning, out.text) == ("Add.", "4.")
+
+
+@pytest.mark.parametrize(
+    ("tags", "first"),
+    [(TAGS, SCRIPT[0]), (ReasoningTags(open_in_prompt=True), SCRIPT[0].removeprefix("<think>"))],
+)
+def test_thoughts_before_a_document_are_steps(tags: ReasoningTags, first: str) -> None:
+    """Whoever opened them; the document itself is one."""
+    document = '{"a":\n\n 4}'
+    whole = first + SCRIPT[1] + document
+
+    def script(prompt: object, index: int, text: str) -> str | None:
+        return whole[len(text) :] or None
+
+    with scripted_pipeline(script, tags=tags) as pipe:
+        out = pipe.generate("2 + 2?", output=Output.of(response_format={"type": "json_object"}))
+    assert [step.text for step in out.steps] == [first, SCRIPT[1] + document]
+    assert (out.reasoning, out.text) == ("First, add.\n\nThen check.", document)
 
 
 @pytest.mark.parametrize("other", [None, ReasoningTags()])

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from rsd_integrations import RSDConfig, RSDPipeline
-from rsd_integrations.errors import ConfigError
+from rsd_integrations.bench.questions import Question
+from rsd_integrations.bench.tune import tune
+from rsd_integrations.errors import ConfigError, PromptLengthError
 from rsd_integrations.langchain import ChatRSD
 from rsd_integrations.llama_index import RSDLLM
 from tests.tiny_models import CHATML, causal, token_classifier, tokenizer
@@ -63,6 +65,14 @@ def test_each_template_is_told_what_it_looks_at() -> None:
         assert pipe.generate("x", chat_template_kwargs=OFF, **LIMITS).steps
         with pytest.raises(ConfigError, match=r"look at no variable 'enable_thinkin'\. Look for variables"):
             pipe.generate("x", chat_template_kwargs={"enable_thinkin": False}, **LIMITS)
+
+
+def test_tuning_counts_what_it_asks() -> None:
+    asked = [Question("2 + 2?", "4", lambda text, known: True)]
+    with pipeline() as pipe:
+        room = 200 - pipe.count_tokens("2 + 2?")
+        with pytest.raises(PromptLengthError, match="has a window of 200"):
+            tune(pipe, asked, [0.5], RSDConfig(max_tokens=room, chat_template_kwargs=OFF))
 
 
 @pytest.mark.parametrize(

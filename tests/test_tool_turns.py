@@ -129,6 +129,14 @@ def test_arguments_as_openai_has_them_are_what_they_say() -> None:
         assert written(tokenizer, chat) == written(tokenizer, [ASKED, mine, result("3", "call_a")])
     theirs["tool_calls"][0]["function"]["arguments"] = "no JSON"
     assert "no JSON" in written(tokenizer, [ASKED, theirs, result("3", "call_a")])
+    theirs["tool_calls"][0]["function"]["arguments"] = "[1]"  # No object: as it was given.
+    assert '"[1]"' in written(tokenizer, [ASKED, theirs, result("3", "call_a")])
+
+
+def test_a_turn_of_calls_has_a_text_for_templates_that_want_one() -> None:
+    tokenizer = byte_level(NINE.replace("length != 9", "length > 9"))
+    silent = {**called("call_a"), "content": None}
+    assert written(tokenizer, [ASKED, silent]) == written(tokenizer, [ASKED, called("call_a")])
 
 
 @pytest.mark.parametrize("shown", ["tool | string", "tool"])

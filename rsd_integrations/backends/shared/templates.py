@@ -36,10 +36,7 @@ def looks_at(tokenizer: Any, variable: str) -> bool:
 def render(
     tokenizer: Any, prompt: Prompt, output: Output, variables: Mapping[str, Any] = NONE
 ) -> tuple[int, ...]:
-    """A chat by the template, with those of the variables that it names; a lone text to a model without one
-    is plain text to continue.
-    """
+    """A chat by the template and its variables; a lone text to a model without one is text to continue."""
     if isinstance(prompt, str) and not chat_template_text(tokenizer):
         return encode_opening(tokenizer, prompt)
-    named = {name: value for name, value in variables.items() if looks_at(tokenizer, name)}
-    return render_chat(tokenizer, as_messages(prompt), tools=output.tools, **named)
+    return render_chat(tokenizer, as_messages(prompt), tools=output.tools, **variables)
