@@ -95,6 +95,14 @@ def test_thoughts_before_a_document_are_steps(tags: ReasoningTags, first: str) -
     assert (out.reasoning, out.text) == ("First, add.\n\nThen check.", document)
 
 
+def test_a_document_without_thoughts_is_one_step() -> None:
+    """Of a model that might have thought."""
+    document = '{"a":\n\n 4}'
+    form = Output.of(response_format={"type": "json_object"})
+    with scripted_pipeline(lambda prompt, index, text: document[len(text) :] or None, tags=TAGS) as pipe:
+        assert [step.text for step in pipe.generate("2 + 2?", output=form).steps] == [document]
+
+
 @pytest.mark.parametrize("other", [None, ReasoningTags()])
 def test_models_that_do_not_begin_alike_are_refused(other: ReasoningTags | None) -> None:
     """R1's distillations and Qwen 2.5, say: thoughts would be taken for the answer, and forms be broken."""
