@@ -13,6 +13,7 @@ from rsd_integrations.positions import positions as positions_by
 from rsd_integrations.protocols import ModelInfo
 
 __all__ = [
+    "ATTENDING",
     "AttentionKinds",
     "active_parameters",
     "attention_kinds",
@@ -24,6 +25,9 @@ __all__ = [
     "text_config",
 ]
 
+
+ATTENDING = ("full_attention", "sliding_attention", "chunked_attention", "hybrid", "hybrid_sliding")
+"""Kinds of layers that attend; the hybrid ones are recurrent, too."""
 
 AttentionKinds = dict[str, tuple[int | None, int | None]]
 """The (window, chunk) of each kind of attention layer."""
@@ -48,12 +52,17 @@ def model_info(
     return ModelInfo(
         name=name,
         parameters=parameters,
-        pair_flops=4 * int(config.num_hidden_layers) * heads * size,
+        pair_flops=4 * _attending_layers(config) * heads * size,
         window=window,
         sliding_window=attention["sliding_attention"][0] if only_sliding else None,
         threshold=threshold,
         longest=longest or positions(config),
     )
+
+
+def _attending_layers(config: Any) -> int:
+    kinds = getattr(config, "layer_types", None)
+    return sum(kind in ATTENDING for kind in kinds) if kinds else int(config.num_hidden_layers)
 
 
 def attention_kinds(config: Any) -> AttentionKinds:
@@ -67,6 +76,7 @@ def attention_kinds(config: Any) -> AttentionKinds:
         "full_attention": (None, None),
         "sliding_attention": (window, None),
         "chunked_attention": (None, chunk),
+        "hybrid_sliding": (window, None),
     }
     # What is no attention (linear, mamba) counts as full: servers run it, too.
     return {kind: sizes.get(kind, (None, None)) for kind in kinds}

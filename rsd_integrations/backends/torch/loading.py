@@ -5,6 +5,7 @@ What cannot work is refused by name, before any weight is loaded where that can 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,7 @@ from rsd_integrations.backends.torch.checkpoint import check_language_model, loa
 from rsd_integrations.backends.torch.heads import RewardModel, load_reward_model
 from rsd_integrations.backends.torch.launch import LaunchOptions, check_choice
 from rsd_integrations.backends.torch.readout import Readout, read_hidden, read_logits
+from rsd_integrations.backends.torch.recurrent import RecurrentRunner, is_recurrent
 from rsd_integrations.backends.torch.refusals import check_architecture
 from rsd_integrations.backends.torch.runner import SlotRunner
 from rsd_integrations.backends.torch.scorer import TorchScorer
@@ -114,7 +116,7 @@ def _load_writer(
     model = _writing_model(source, device, dtype)
     generation = getattr(model, "generation_config", None)
     language = Language.of(source.tokenizer, source.name, generation, **calls)
-    runner = _runner(model, read_logits(model, language.size), **running)
+    runner = _runner(source.name, model, read_logits(model, language.size), **running)
     check_slots(runner, source.name)
     return TorchWriter(runner, language, _info(source.name, model, runner))
 
@@ -135,7 +137,7 @@ def _load_scorer(source: Source, form: PRMFormat, device: str, dtype: Any, **run
     model: RewardModel = _loading(source, lambda: load_reward_model(form.head, origin, **options))
     if source.model is None:
         source.place(model, device)
-    runner = _runner(model, read_hidden(model.body, model.reader(form.columns)), **running)
+    runner = _runner(source.name, model, read_hidden(model.body, model.reader(form.columns)), **running)
     check_slots(runner, source.name)
     info = _info(source.name, model, runner, threshold=form.recommended_threshold)
     return TorchScorer(runner, form, info)
@@ -155,6 +157,7 @@ def _loading(source: Source, load: Any) -> Any:
 
 
 def _runner(
+    name: str,
     model: torch.nn.Module,
     readout: Readout,
     *,
@@ -166,7 +169,14 @@ def _runner(
     embeddings = model.get_input_embeddings()  # type: ignore[operator]
     config = text_config(model.config)
     capacity = min(max_length, positions(config) or max_length)
-    return SlotRunner(
+    kind = RecurrentRunner if is_recurrent(config) else SlotRunner
+    if kind is RecurrentRunner and (launch.compile or launch.cuda_graphs):
+        warnings.warn(
+            f"{name!r} has recurrent layers: its forwards are called, whatever compile and cuda_graphs say.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return kind(
         config,
         readout,
         device=embeddings.weight.device,

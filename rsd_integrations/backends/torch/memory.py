@@ -14,6 +14,7 @@ from rsd_integrations.backends.shared.sources import Source, check_placement
 from rsd_integrations.backends.shared.templates import check_templates
 from rsd_integrations.backends.torch.loading import default_device
 from rsd_integrations.backends.torch.quantized import Quantization
+from rsd_integrations.backends.torch.recurrent import cache_bytes, is_recurrent
 from rsd_integrations.backends.torch.refusals import check_architecture, check_weights
 from rsd_integrations.prm import find_prm_format
 from rsd_integrations.types import Role
@@ -37,12 +38,14 @@ class ModelMemory:
     """Bytes of its weights; None where they are quantized in a way that is not known here."""
     cache_per_token: int
     """Bytes of keys and values of one position of one request."""
+    states: int
+    """Bytes of what recurrent layers keep of one request, at most."""
     window: int
     """Positions of a request."""
 
     def cache(self, requests: int) -> int:
-        """Bytes of keys and values of so many requests at their full length."""
-        return self.cache_per_token * requests * (self.window + 1)
+        """Bytes of what is kept of so many requests at their full length."""
+        return requests * (self.cache_per_token * (self.window + 1) + self.states)
 
 
 def trio_memory(
@@ -105,13 +108,12 @@ def _memory(source: Source, device: str, dtype: Any, max_length: int) -> ModelMe
     config = text_config(source.config)
     chosen = source.options.get("dtype", dtype)
     kind = _dtype(source.config if chosen == "auto" else None, chosen)
-    heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
-    size = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
     kind_of = AutoModel if source.role == "prm" else AutoModelForCausalLM
     made = source.model if source.model is not None else source.empty(kind_of)
     quantization = Quantization.of(source)
     parameters = sum(parameter.numel() for parameter in made.parameters())
     unquantized = parameters * kind.itemsize
+    cache_per_token, states = _cache(source, made, config, kind)
     return ModelMemory(
         role=source.role,
         name=source.name,
@@ -120,9 +122,19 @@ def _memory(source: Source, device: str, dtype: Any, max_length: int) -> ModelMe
         parameters=parameters,
         quantization=quantization.method if quantization else None,
         weights=quantization.weights(made, kind) if quantization else unquantized,
-        cache_per_token=2 * int(config.num_hidden_layers) * heads * size * kind.itemsize,
+        cache_per_token=cache_per_token,
+        states=states,
         window=min(max_length, positions(config) or max_length),
     )
+
+
+def _cache(source: Source, model: Any, config: Any, dtype: torch.dtype) -> tuple[int, int]:
+    """Bytes of a position, and of what recurrent layers keep of a text."""
+    if is_recurrent(config):
+        return cache_bytes(model if source.model is not None else model.to(dtype), config)
+    heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+    size = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    return 2 * int(config.num_hidden_layers) * heads * size * dtype.itemsize, 0
 
 
 def _device(options: Mapping[str, Any], for_all: str) -> str:

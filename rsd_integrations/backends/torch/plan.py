@@ -53,7 +53,8 @@ counts too."""
 class SlotFeed:
     """Tokens for one slot, at positions from ``start`` on; the outputs from index ``read`` on are wanted:
     that one and ``more`` behind it. ``early``: the token is the likeliest one behind what the slot was fed
-    before, so that a forward that ran ahead may have fed it already.
+    before, so that a forward that ran ahead may have fed it already. ``base``: so many tokens of the text
+    will not be taken back.
     """
 
     slot: int
@@ -62,6 +63,7 @@ class SlotFeed:
     read: int = -1
     more: int = 0
     early: bool = False
+    base: int = 0
 
     @property
     def reads(self) -> range:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-__all__ = ["Read", "Readout", "read_hidden", "read_logits"]
+__all__ = ["Read", "Readout", "caller", "read_hidden", "read_logits"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def _finite(fetched: Any) -> bool:
     return math.isfinite(fetched) if isinstance(fetched, float) else fetched != -1
 
 
-def _caller(model: torch.nn.Module) -> Callable[..., Any]:
+def caller(model: torch.nn.Module) -> Callable[..., Any]:
     """Calls a model with a ``Readout``'s inputs."""
     name = _cache_name(model)
 
@@ -95,7 +95,7 @@ def read_logits(model: torch.nn.Module, vocabulary: int | None = None) -> Readou
         vocabulary: V. A padded vocabulary has ids without a token, which another model may not even know.
     """
     keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
-    run = _caller(model)
+    run = caller(model)
 
     def call(inputs: dict[str, Any], columns: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         if columns is None:
@@ -114,7 +114,7 @@ def read_logits(model: torch.nn.Module, vocabulary: int | None = None) -> Readou
 
 def read_hidden(body: torch.nn.Module, outputs: Callable[[torch.Tensor], torch.Tensor]) -> Readout:
     """Whatever ``outputs`` makes of the last hidden states, ``[M, hidden]`` -> ``[M, ...]``."""
-    run = _caller(body)
+    run = caller(body)
 
     def call(inputs: dict[str, Any], columns: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         hidden_NCH: torch.Tensor = run(inputs).last_hidden_state

@@ -7,9 +7,10 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM
 
-from rsd_integrations.backends.shared.describe import text_config
+from rsd_integrations.backends.shared.describe import ATTENDING, text_config
 from rsd_integrations.backends.shared.sources import Source
 from rsd_integrations.backends.torch.attention import meant_attention
+from rsd_integrations.backends.torch.recurrent import is_recurrent
 from rsd_integrations.errors import ModelError
 
 __all__ = ["check_architecture", "check_weights"]
@@ -22,13 +23,14 @@ def check_architecture(source: Source) -> None:
     if getattr(source.config, "is_encoder_decoder", False):
         raise ModelError(f"{name} is an encoder-decoder.", hint="Use a decoder-only causal model.")
     kinds = set(getattr(config, "layer_types", None) or ())
-    known = {"full_attention", "sliding_attention", "chunked_attention"}
     model_class = type(source.model) if source.model is not None else _causal_class(config)
-    if kinds - known or getattr(model_class, "_is_stateful", False):
-        found = ", ".join(sorted(kinds - known)) or "a recurrent state"
+    stateful = getattr(model_class, "_is_stateful", False)
+    if (kinds - {*ATTENDING} or stateful) and not is_recurrent(config):
+        found = ", ".join(sorted(kinds - {*ATTENDING})) or "a recurrent state"
         raise ModelError(
             f"{name} has {found}: its cache cannot be rolled back when a step is rejected.",
-            hint="Use a model with attention layers only (Qwen2/2.5/3, Llama, Mistral, Gemma, Phi, ...).",
+            hint="Use a model whose layers attend, or keep their states in transformers' own caches "
+            "(Qwen 2 to 3.5, Llama, Mistral, Gemma, Phi, LFM, ...).",
         )
     attention = source.options.get("attn_implementation") or meant_attention(config)
     if attention not in (None, "sdpa", "eager"):

@@ -39,7 +39,7 @@ from rsd_integrations.backends.torch.traced import Call, Traced
 from rsd_integrations.backends.torch.weights import Weights
 from rsd_integrations.errors import BackendError, DeviceMemoryError, RSDError
 
-__all__ = ["PREFILL_CHUNK", "SlotRunner", "failure"]
+__all__ = ["PREFILL_CHUNK", "Masks", "SlotRunner", "failure"]
 
 PREFILL_CHUNK = 512
 """Most tokens of one request in one forward: other requests wait no longer than that."""
@@ -50,6 +50,10 @@ _IDLE = 0.5
 
 _GATHERED = 1 << 20
 """Bytes of a layer's keys and values that a CPU gathers as fast as it attends to them in runs."""
+
+
+Masks = torch.Tensor | dict[str, torch.Tensor | None] | None
+"""One for all layers, or one for each kind of layer; None where nothing is masked."""
 
 
 class SlotRunner:
@@ -93,7 +97,7 @@ class SlotRunner:
         self.attention = attention or attention_kinds(config)
         self._dtype = dtype
         self._key_L = torch.arange(capacity, device=device)
-        self.cache = SlotCache(int(config.num_hidden_layers), slots, capacity)
+        self.cache = self._new_cache(config, slots, capacity)
         self.pool = SlotPool(self.cache, keeps=prefix_caching)
         self.capacity = capacity
         self._make_launcher = launcher
@@ -111,8 +115,13 @@ class SlotRunner:
         )
         if device.type == "cpu" and launcher is None:
             self._grouped = partial(cheapest, launch=launch_tokens(parameters))
+        self._idle = _IDLE if device.type == "cpu" else 0.0
         self.runs_ahead = True
         """Whether forwards may be launched before their tokens are known, where that can be."""
+
+    @staticmethod
+    def _new_cache(config: Any, slots: int, capacity: int) -> SlotCache:
+        return SlotCache(int(config.num_hidden_layers), slots, capacity)
 
     def _start(self) -> None:
         """Ways to run a forward that have not seen the weights yet."""
@@ -283,7 +292,7 @@ class SlotRunner:
 
     def _called(self, feeds: Sequence[SlotFeed], burst: Burst | None = None) -> list[Read]:
         """One forward by calling the model, or a burst where it may be and can be."""
-        shape = Shape.exact(feeds, idle=_IDLE if self._device.type == "cpu" else 0.0)
+        shape = Shape.exact(feeds, idle=self._idle)
         numbers, rows = pack(feeds, shape)
         columns = None
         if shape.tokens > 1:
@@ -349,9 +358,9 @@ class SlotRunner:
         }
         return self._readout(inputs, columns)
 
-    def _masks(self, plan: Plan) -> torch.Tensor | dict[str, torch.Tensor]:
+    def _masks(self, plan: Plan) -> Masks:
         """One mask, or one for each kind of attention layer where a model has several."""
-        made = {
+        made: dict[str, torch.Tensor | None] = {
             kind: self._as_model_wants(masks(plan, window, chunk))
             for kind, (window, chunk) in self.attention.items()
         }

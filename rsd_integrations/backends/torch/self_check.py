@@ -10,6 +10,7 @@ import torch
 
 from rsd_integrations.backends.torch.plan import SlotFeed
 from rsd_integrations.backends.torch.readout import Read
+from rsd_integrations.backends.torch.recurrent import RecurrentRunner
 from rsd_integrations.backends.torch.runner import SlotRunner, failure
 from rsd_integrations.errors import ConfigError, DeviceMemoryError, ModelError
 
@@ -55,10 +56,11 @@ def _problem(runner: SlotRunner, name: str) -> ModelError | None:
     if difference <= _most(runner):
         return None
     wrong = "computes something else then" if runner.launches else "cannot continue from per-row positions"
-    return ModelError(
-        f"{name!r} {wrong} (relative difference {difference:.2g}).",
-        hint="Use a model with plain causal attention and rotary or learnt positions.",
-    )
+    hint = "Use a model with plain causal attention and rotary or learnt positions."
+    if isinstance(runner, RecurrentRunner):
+        wrong = "does not read several tokens on from the states of its recurrent layers"
+        hint = "Another version of transformers may do it. Qwen 3.5, LFM 2, Falcon-H1 and Granite 4 do."
+    return ModelError(f"{name!r} {wrong} (relative difference {difference:.2g}).", hint=hint)
 
 
 def _most(runner: SlotRunner) -> float:

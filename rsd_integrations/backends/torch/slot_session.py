@@ -95,8 +95,9 @@ class SlotSession:
         new = self.tokens[self.cached : end]
         early, self.early = self.early and len(new) == 1, False
         if end < len(self.tokens) or not guesses:
-            return SlotFeed(slot, self.cached, new, early=early)
-        return SlotFeed(slot, self.cached, [*new, *guesses], len(new) - 1, len(guesses))
+            return SlotFeed(slot, self.cached, new, early=early, base=self.base)
+        tokens = [*new, *guesses]
+        return SlotFeed(slot, self.cached, tokens, len(new) - 1, len(guesses), base=self.base)
 
     def fed(self, feed: SlotFeed, output: Read) -> None:
         """Count a feed that went well. Its guesses are not part of the text, for they may prove wrong; nor is

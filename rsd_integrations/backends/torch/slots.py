@@ -14,10 +14,10 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from rsd_integrations.backends.torch.plan import Plan, Shape
 
-__all__ = ["SlotCache"]
+__all__ = ["SlotCache", "SlotLayer"]
 
 
-class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]
+class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
     """Keys and values of one layer, ``[slots, heads, capacity + 1, head size]``.
 
     A head's positions lie side by side, as attention reads them. The last one is scratch: padding writes
@@ -85,29 +85,28 @@ class SlotCache(Cache):  # type: ignore[misc]
         self.capacity = capacity
         self.plan: Plan
         """Of the forward that runs; set before each."""
-        super().__init__(layers=[_SlotLayer(self) for _ in range(layers)])
+        super().__init__(layers=[SlotLayer(self) for _ in range(layers)])
 
     @torch.inference_mode()
     def wipe(self, slot: int, start: int, end: int) -> None:
         """Zero positions ``start`` to ``end - 1`` of a slot."""
-        for layer in self.layers:
-            if start < end and layer.is_initialized:
-                layer.keys[slot, :, start:end].zero_()
-                layer.values[slot, :, start:end].zero_()
+        for layer in self._filled() if start < end else ():
+            layer.keys[slot, :, start:end].zero_()
+            layer.values[slot, :, start:end].zero_()
 
     @torch.inference_mode()
     def copy(self, source: int, target: int, start: int, end: int) -> None:
         """Copy positions ``start`` to ``end - 1`` from one slot to another."""
-        for layer in self.layers:
-            if layer.is_initialized:
-                for states in (layer.keys, layer.values):
-                    states[target, :, start:end] = states[source, :, start:end]
+        for states in self.states():
+            states[target, :, start:end] = states[source, :, start:end]
 
     def states(self) -> list[torch.Tensor]:
-        """Keys and values of the layers that have some by now, as of ``_SlotLayer``."""
-        return [
-            states for layer in self.layers if layer.is_initialized for states in (layer.keys, layer.values)
-        ]
+        """Keys and values of the layers that have some by now, as of ``SlotLayer``."""
+        return [states for layer in self._filled() for states in (layer.keys, layer.values)]
+
+    def _filled(self) -> list[SlotLayer]:
+        """Layers that attend and have run."""
+        return [layer for layer in self.layers if isinstance(layer, SlotLayer) and layer.is_initialized]
 
     @property
     def bytes(self) -> int:
