@@ -244,8 +244,10 @@ def test_pairs_of_a_token_and_what_it_attends_to(start: int, count: int, window:
 
 
 def test_layers_that_are_no_attention_are_described() -> None:
-    """Behind servers such models run; in this process they are refused."""
+    """They have no pairs of tokens to count."""
     hybrid, none = AutoConfig.for_model("qwen3_next"), AutoConfig.for_model("mamba")
     assert attention_kinds(hybrid) == {"linear_attention": (None, None), "full_attention": (None, None)}
     info = model_info("m", none, parameters=1, window=9, attention=attention_kinds(none))
     assert info.pair_flops == 0
+    some = model_info("m", hybrid, parameters=1, window=9, attention=attention_kinds(hybrid))
+    assert some.pair_flops == 4 * 12 * hybrid.num_attention_heads * hybrid.head_dim

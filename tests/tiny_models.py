@@ -80,6 +80,33 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 
 
+_DELTA = {
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "head_dim": 16,
+    "pad_token_id": 0,
+}
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+_MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 8}
+
+RECURRENT: dict[str, dict[str, Any]] = {
+    "Qwen3_5Text": {"layer_types": ["linear_attention", "full_attention"], **_DELTA},
+    "Qwen3Next": {
+        "layer_types": ["linear_attention", "full_attention"],
+        "shared_expert_intermediate_size": 16,
+        **_DELTA,
+        **_EXPERTS,
+    },
+    "Lfm2": {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
+    "FalconH1": {**_MAMBA, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_n_groups": 1},
+    "GraniteMoeHybrid": {"layer_types": ["mamba", "attention"], "shared_intermediate_size": 32, **_MAMBA},
+    "Bamba": {"attn_layer_indices": [1], "mamba_n_groups": 1, **_MAMBA},
+}
+"""Some of whose layers keep a state instead of all that they have read."""
+
+
 def config(architecture: str, *, seed_vocabulary: int, **more: Any) -> Any:
     """A config of two or three small layers."""
     fields: dict[str, Any] = {
@@ -99,7 +126,7 @@ def config(architecture: str, *, seed_vocabulary: int, **more: Any) -> Any:
         fields |= {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512}
         for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"):
             del fields[name]
-    fields |= ARCHITECTURES[architecture] | more
+    fields |= {**ARCHITECTURES, **RECURRENT}[architecture] | more
     return getattr(transformers, f"{architecture}Config")(**fields)
 
 
@@ -108,8 +135,8 @@ def causal(architecture: str = "Qwen2", seed: int = 0, flavour: str = "a", **mor
     """A causal LM in fp32 with random weights, its tokenizer's end of sequence included."""
     tok = tokenizer(flavour)
     made = config(architecture, seed_vocabulary=len(tok), **more)
-    odd = {"Gemma3Text": "Gemma3ForCausalLM", "GPT2": "GPT2LMHeadModel"}
-    kind = odd.get(architecture, f"{architecture}ForCausalLM")
+    odd = {"GPT2": "GPT2LMHeadModel"}
+    kind = odd.get(architecture, f"{architecture.removesuffix('Text')}ForCausalLM")
     torch.manual_seed(seed)
     model = getattr(transformers, kind)(made).eval()
     # Of random weights, some norms and biases are constants: shake all, so that each one matters.

@@ -85,10 +85,10 @@ def test_an_encoder_decoder() -> None:
         load(draft=(transformers.T5ForConditionalGeneration(config), tokenizer("ascii")))
 
 
-def test_a_recurrent_model() -> None:
-    config = transformers.MambaConfig(vocab_size=180, hidden_size=16, state_size=4, num_hidden_layers=1)
+def test_a_recurrent_model_with_a_cache_of_its_own() -> None:
+    config = transformers.RwkvConfig(vocab_size=180, hidden_size=16, num_hidden_layers=2)
     with pytest.raises(ModelError, match="rolled back"):
-        load(draft=(transformers.MambaForCausalLM(config), tokenizer("ascii")))
+        load(draft=(transformers.RwkvForCausalLM(config), tokenizer("ascii")))
 
 
 def test_alibi_does_not_go_by_positions() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from transformers import MambaConfig, Qwen3NextConfig
+from transformers import Qwen3NextConfig, RwkvConfig, xLSTMConfig
 
 from rsd_integrations import RSDPipeline
 from rsd_integrations.backends.shared.sources import Source
@@ -239,12 +239,26 @@ def _config(folder: Path, config: Any) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize("config", [MambaConfig(num_hidden_layers=2), Qwen3NextConfig()])
+@pytest.mark.parametrize("config", [RwkvConfig(num_hidden_layers=2), xLSTMConfig(num_hidden_layers=2)])
 def test_a_model_that_cannot_be_rolled_back(
     config: Any, folders: dict[str, str], tmp_path: Path, capsys: Any
 ) -> None:
     assert doctor_of({**folders, "target": _config(tmp_path, config)}) == 1
     assert "its cache cannot be rolled back when a step is rejected" in capsys.readouterr().err
+
+
+def test_a_model_with_recurrent_layers(folders: dict[str, str], tmp_path: Path, capsys: Any) -> None:
+    """Of the states 3 layers of 32 x 128 x 128 are of single precision, the convolutions' inputs of half."""
+    few = {"num_hidden_layers": 4, "num_experts": 4, "num_experts_per_tok": 2, "vocab_size": 500}
+    config = Qwen3NextConfig(dtype="bfloat16", **few)
+    folder = _config(tmp_path, config)
+    assert doctor_of({**folders, "target": folder}) == 0
+    memory = model_memory("target", folder, device="cpu")
+    assert memory.states == 6 * 3 * (32 * 128 * 128 * 4 + 4 * (2 * 16 * 128 + 32 * 128) * 2)
+    assert memory.cache_per_token == 1 * 2 * config.num_key_value_heads * config.head_dim * 2
+    broken = _config(tmp_path, Qwen3NextConfig(**few | {"num_experts": 1}))
+    assert doctor_of({**folders, "target": broken}) == 1
+    assert "does not run on a single token" in capsys.readouterr().err
 
 
 def test_a_folder_without_weights(folders: dict[str, str], tmp_path: Path, capsys: Any) -> None:

@@ -10,12 +10,13 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM
 
 from rsd_integrations.backends.shared.describe import positions, text_config
-from rsd_integrations.backends.shared.sources import Source, check_placement
+from rsd_integrations.backends.shared.sources import Source, check_placement, first_line
 from rsd_integrations.backends.shared.templates import check_templates
 from rsd_integrations.backends.torch.loading import default_device
 from rsd_integrations.backends.torch.quantized import Quantization
 from rsd_integrations.backends.torch.recurrent import cache_bytes, is_recurrent
 from rsd_integrations.backends.torch.refusals import check_architecture, check_weights
+from rsd_integrations.errors import ModelError
 from rsd_integrations.prm import find_prm_format
 from rsd_integrations.types import Role
 
@@ -131,7 +132,14 @@ def _memory(source: Source, device: str, dtype: Any, max_length: int) -> ModelMe
 def _cache(source: Source, model: Any, config: Any, dtype: torch.dtype) -> tuple[int, int]:
     """Bytes of a position, and of what recurrent layers keep of a text."""
     if is_recurrent(config):
-        return cache_bytes(model if source.model is not None else model.to(dtype), config)
+        try:
+            # Experts without weights run in no other precision.
+            return cache_bytes(model if source.model is not None else model.to(torch.bfloat16), config, dtype)
+        except Exception as error:
+            raise ModelError(
+                f"{source.role}={source.name!r} does not run on a single token: {first_line(error)}",
+                hint="Check that the numbers of its config fit one another.",
+            ) from error
     heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
     size = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
     return 2 * int(config.num_hidden_layers) * heads * size * dtype.itemsize, 0

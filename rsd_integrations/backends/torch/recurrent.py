@@ -230,9 +230,14 @@ class RecurrentRunner(SlotRunner):
 
     def _reached(self, feed: SlotFeed) -> SlotFeed:
         """The feed from where its slot's states are known; if that is far before, nearer by some forwards."""
-        while len((reached := self.cache.reach(feed)).tokens) > len(feed.tokens) + PREFILL_CHUNK:
-            self._together(
-                [SlotFeed(feed.slot, reached.start, reached.tokens[:PREFILL_CHUNK], base=feed.base)]
+        reached = self.cache.reach(feed)
+        while len(reached.tokens) > len(feed.tokens) + PREFILL_CHUNK:
+            self._together([replace(reached, tokens=reached.tokens[:PREFILL_CHUNK], read=-1, more=0)])
+            reached = replace(
+                reached,
+                start=reached.start + PREFILL_CHUNK,
+                tokens=reached.tokens[PREFILL_CHUNK:],
+                read=reached.read - PREFILL_CHUNK,
             )
         return reached
 
@@ -265,21 +270,31 @@ def is_recurrent(config: Any) -> bool:
 
 
 @torch.inference_mode()
-def cache_bytes(model: torch.nn.Module, config: Any) -> tuple[int, int]:
+def cache_bytes(model: torch.nn.Module, config: Any, dtype: torch.dtype) -> tuple[int, int]:
     """Bytes of a position's keys and values, and of the states that are kept of a text at most.
 
     Args:
         model: on whatever device; "meta" takes no memory.
         config: its (text) config.
+        dtype: it is to compute in, whatever it does here.
     """
     cache = RecurrentCache(config, 1, 1)
-    runs = [[0, 0, 1], [0]]
-    head_N3, ids_NT = (torch.tensor([numbers], device=model.device) for numbers in runs)  # type: ignore[arg-type]
-    cache.plan = Plan.of(head_N3, ids_NT, torch.zeros(1, dtype=torch.int64, device=ids_NT.device), capacity=1)
+    head_N3, ids_NT, key_L = (
+        torch.tensor(numbers, device=model.device)  # type: ignore[arg-type]
+        for numbers in ([[0, 0, 1]], [[0]], [0])
+    )
+    cache.plan = Plan.of(head_N3, ids_NT, key_L, capacity=1)
     caller(model)({"input_ids": ids_NT, "position_ids": ids_NT, "cache": cache, "use_cache": True})
     states = [kept[index] for layer in cache._recurrent() for kept, _, index in layer.states()]
-    sizes = [state.numel() * state.element_size() for state in states if state is not None]
-    return cache.bytes // 2, (_SETTLED + _GUESSED + 1) * sum(sizes)  # One of two positions is scratch.
+
+    def size(tensors: Sequence[torch.Tensor | None]) -> int:
+        made = [tensor for tensor in tensors if tensor is not None]
+        # Some states are of more precision than the rest.
+        kinds = [dtype if tensor.dtype == model.dtype else tensor.dtype for tensor in made]
+        return sum(tensor.numel() * kind.itemsize for tensor, kind in zip(made, kinds, strict=True))
+
+    # One of two positions is scratch.
+    return size(cache.states()) // 2, (_SETTLED + _GUESSED + 1) * size(states)
 
 
 def _joined(states: Sequence[torch.Tensor | None]) -> torch.Tensor | None:

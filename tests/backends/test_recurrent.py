@@ -1,0 +1,258 @@
+"""Recurrent layers over slots: equal to full recompute, and no more is read again than has to be."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from rsd_integrations import RSDPipeline
+from rsd_integrations.backends.torch.memory import model_memory
+from rsd_integrations.backends.torch.plan import SlotFeed
+from rsd_integrations.backends.torch.readout import Read, read_logits
+from rsd_integrations.backends.torch.recurrent import RecurrentRunner, is_recurrent
+from rsd_integrations.backends.torch.runner import PREFILL_CHUNK
+from rsd_integrations.backends.torch.slot_session import SlotSession
+from rsd_integrations.errors import ModelError
+from tests.backends.test_slots import close, run_a_history
+from tests.oracle import Party
+from tests.test_oracle import GREEDY, PROMPTS, check_all
+from tests.tiny_models import ARCHITECTURES, RECURRENT, causal, config, token_classifier, tokenizer
+
+
+def runner_of(model: Any, slots: int = 4, capacity: int = 128, *, keeps: bool = False) -> RecurrentRunner:
+    return RecurrentRunner(
+        model.config,
+        read_logits(model),
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        slots=slots,
+        capacity=capacity,
+        parameters=10**6,
+        model=model,
+        prefix_caching=keeps,
+    )
+
+
+@contextmanager
+def forwards(model: Any) -> Iterator[list[tuple[int, int]]]:
+    """(rows, tokens) of each forward in the block."""
+    shapes: list[tuple[int, int]] = []
+    hook = model.get_input_embeddings().register_forward_hook(
+        lambda _module, inputs, _output: shapes.append(tuple(inputs[0].shape))
+    )
+    try:
+        yield shapes
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize("architecture", RECURRENT)
+@pytest.mark.parametrize("apart", [False, True])
+def test_any_history_gives_what_a_full_forward_gives(architecture: str, apart: bool) -> None:
+    """Rows of all lengths, appended to, rolled back to anywhere, dropped and begun anew."""
+    model = causal(architecture, 3)
+    assert is_recurrent(model.config)
+    runner = runner_of(model, capacity=96)
+    if apart:
+        runner.most_gathered = 0
+    run_a_history(model, runner, random.Random(architecture))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_what_attends_alone_is_not_recurrent(architecture: str) -> None:
+    assert not is_recurrent(config(architecture, seed_vocabulary=50).get_text_config())
+
+
+def test_a_rejected_step_is_not_read_again_nor_what_was_before_it() -> None:
+    """Back to the step's beginning, after however many tokens: nothing but the new step is read."""
+    model = causal("Qwen3_5Text", 3)
+    runner = runner_of(model)
+    session, slot = list(range(5, 15)), runner.claim()[0]
+    runner.run([SlotFeed(slot, 0, session, base=10)])
+    for round_ in range(3):
+        base = len(session)
+        for token in range(20):  # Written one by one, and then rejected.
+            runner.run([SlotFeed(slot, base + token, [token + round_], base=base)])
+        new = [30 + round_, 31, 32]
+        with forwards(model) as shapes:
+            output = runner.run([SlotFeed(slot, base, new, base=base)])[0]
+        assert shapes == [(1, 3)]
+        session += new
+        assert close(model, output, session)
+
+
+def test_few_states_are_kept_of_a_long_text() -> None:
+    model, rng = causal("Lfm2", 3), random.Random(4)
+    runner = runner_of(model, capacity=400)
+    slot, text, base = runner.claim()[0], [1, 2, 3], 3
+    runner.run([SlotFeed(slot, 0, text, base=3)])
+    while len(text) < 380:
+        new = [rng.randrange(90) for _ in range(rng.choice([1, 1, 4]))]
+        outputs = runner.run([SlotFeed(slot, len(text), new, base=base)])
+        text += new
+        base = rng.choice([base, base, len(text)])
+    assert close(model, outputs[0], text)
+    assert len(runner.cache._texts[slot].places) <= 6
+
+
+def test_far_before_any_state_it_reads_on_in_chunks() -> None:
+    """Which no session asks for, and which must not be wrong or take the memory of one long forward."""
+    model = causal("Lfm2", 3, max_position_embeddings=4096)
+    runner = runner_of(model, slots=1, capacity=3 * PREFILL_CHUNK)
+    text = [7 + number % 80 for number in range(2 * PREFILL_CHUNK + 100)]
+    slot = runner.claim()[0]
+    for start in range(0, len(text), 50):
+        runner.run([SlotFeed(slot, start, text[start : start + 50], base=start)])
+    back = text[: PREFILL_CHUNK + 300]
+    with forwards(model) as shapes:
+        output = runner.run([SlotFeed(slot, len(back), [5])])[0]
+    assert close(model, output, [*back, 5])
+    assert max(tokens for _, tokens in shapes) <= PREFILL_CHUNK + 1
+
+
+def test_rows_of_equal_length_share_a_forward() -> None:
+    model = causal("FalconH1", 3)
+    runner = runner_of(model)
+    texts = [[slot + 2, 9, 4] for slot in range(4)]
+    with forwards(model) as shapes:
+        outputs = runner.run([SlotFeed(slot, 0, text) for slot, text in enumerate(texts)])
+        outputs = runner.run([SlotFeed(slot, 3, [8] * (1 + slot // 3)) for slot in range(4)])
+    assert sorted(shapes) == [(1, 2), (3, 1), (4, 3)]
+    for slot, (text, output) in enumerate(zip(texts, outputs, strict=True)):
+        assert close(model, output, [*text, *[8] * (1 + slot // 3)])
+
+
+def test_a_place_to_read_may_lie_within_what_is_read_again() -> None:
+    """Guesses behind a rollback: outputs at each of them, none of what is read once more before."""
+    model, text = causal("GraniteMoeHybrid", 3), list(range(5, 17))
+    runner = runner_of(model)
+    for start in range(12):
+        runner.run([SlotFeed(0, start, text[start : start + 1])])
+    read = runner.run([SlotFeed(0, 6, [40, 41, 42, 43], 1, 2)])[0]
+    assert isinstance(read, Read)
+    assert len(read.fetched) == 3
+    for place in range(3):
+        one = Read(read.kept_R[place : place + 1], read.fetched[place : place + 1])
+        assert close(model, one, [*text[:6], *[40, 41, 42, 43][: place + 2]])
+
+
+def test_one_bad_row_fails_alone_and_leaves_the_others_states() -> None:
+    model = causal("Qwen3_5Text", 3)
+    runner = runner_of(model)
+    for slot in range(3):
+        runner.run([SlotFeed(slot, 0, [slot + 3, 4])])
+    outputs = runner.run([SlotFeed(0, 2, [1, 2]), SlotFeed(1, 2, [10**6, 2]), SlotFeed(2, 2, [3, 4])])
+    assert isinstance(outputs[1], Exception)
+    assert close(model, outputs[0], [3, 4, 1, 2])
+    assert close(model, outputs[2], [5, 4, 3, 4])
+    again = runner.run([SlotFeed(1, 2, [6, 7])])
+    assert close(model, again[0], [4, 4, 6, 7])
+
+
+def test_a_slot_that_was_given_back_is_begun_anew() -> None:
+    model = causal("Qwen3_5Text", 3)
+    runner = runner_of(model, slots=1)
+    slot = runner.claim()[0]
+    runner.run([SlotFeed(slot, 0, [1, 2, 3])])
+    runner.release(slot, [1, 2, 3])
+    assert runner.claim([1, 2, 3])[0] == slot
+    assert close(model, runner.run([SlotFeed(slot, 0, [4, 5])])[0], [4, 5])
+
+
+def test_the_next_turn_of_a_chat_reads_what_is_new() -> None:
+    model = causal("Qwen3_5Text", 3)
+    runner = runner_of(model, slots=2, capacity=300, keeps=True)
+    prompt = [5 + number % 70 for number in range(100)]
+    asked = [
+        (prompt, 100),
+        ([*prompt, 7, 8, 9], 3),
+        (prompt, 1),  # Of the same again all but the last token is known.
+        ([*prompt[:60], 2, 3], 62),  # Another text, before any state that is kept.
+    ]
+    with forwards(model) as shapes:
+        for text, read in asked:
+            del shapes[:]
+            session = SlotSession(runner, tuple(text), None)
+            feed = session.feed()
+            output = runner.run([feed])[0]
+            assert sum(rows * tokens for rows, tokens in shapes) == read
+            assert close(model, output, text)
+            assert isinstance(output, Read)
+            session.fed(feed, output)
+            session.close()
+
+
+def test_an_answer_reads_no_more_with_candidates_than_it_must() -> None:
+    """What candidates share is read once: the prompt, and the steps that were kept."""
+    draft, tok = causal("Qwen3_5Text", 0, "ascii"), tokenizer("ascii")
+    models = (draft, tok), (causal("Lfm2", 1, "ascii"), tok), (token_classifier(0, "ascii"), tok)
+    how = {"threshold": 0.0, "temperature": 1.0, "seed": 2, "step_delimiter": "e", "max_step_tokens": 9}
+    prompt = "She buys 9 more; how many has she now? " * 3
+    with RSDPipeline.from_pretrained(*models, device="cpu") as pipe, forwards(draft) as shapes:
+        usage = pipe.generate(prompt, draft_candidates=4, max_tokens=40, **how).usage
+    read = sum(rows * tokens for rows, tokens in shapes)
+    assert usage.prompt_tokens <= read <= usage.prompt_tokens + 1.5 * usage.draft.generated
+
+
+def recurrent_prm() -> Any:
+    made = config("Qwen3_5Text", seed_vocabulary=len(tokenizer("ascii")), num_labels=2)
+    made.rsd_prm = {"format": "trl", "separator": "\n\n"}
+    torch.manual_seed(5)
+    return transformers.Qwen3_5ForTokenClassification(made).eval()
+
+
+def test_a_prm_may_be_recurrent() -> None:
+    tok, prm = tokenizer("ascii"), recurrent_prm()
+    pair = (causal("Qwen2", 0, "ascii"), tok), (causal("Llama", 1, "ascii"), tok)
+    three = (*(Party(model, tok) for model, _ in pair), Party(prm, tok))
+    with RSDPipeline.from_pretrained(*pair, (prm, tok), device="cpu") as pipe:
+        check_all(three, pipe, [(PROMPTS[number % 3], terms) for number, terms in enumerate(GREEDY)])  # type: ignore[arg-type]
+
+
+def test_memory_counts_states_and_the_keys_of_layers_that_attend(tmp_path: Any) -> None:
+    tok, model = tokenizer("ascii"), causal("Qwen3_5Text", 0, "ascii")
+    runner = runner_of(model, slots=2, capacity=64)
+    runner.run([SlotFeed(0, 0, [1, 2, 3])])
+    model.save_pretrained(tmp_path)
+    tok.save_pretrained(tmp_path)
+    for source in (str(tmp_path), (model, tok)):
+        memory = model_memory("draft", source, device="cpu", max_length=64)
+        assert 2 * memory.cache_per_token * 65 == runner.cache.bytes
+        states = [state for state in runner.cache._texts[0].places[-1].states if state is not None]
+        assert memory.states == 6 * sum(state.numel() * state.element_size() for state in states)
+
+
+def trio(draft: Any, target: Any) -> list[tuple[Any, Any]]:
+    return [(model, tokenizer("ascii")) for model in (draft, target, recurrent_prm())]
+
+
+def test_that_nothing_is_compiled_is_said() -> None:
+    models = trio(causal("Lfm2", 0, "ascii"), causal("FalconH1", 1, "ascii"))
+    with pytest.warns(RuntimeWarning, match="recurrent layers: its forwards are called") as warned:
+        pipe = RSDPipeline.from_pretrained(*models, device="cpu", compile=True)
+    assert len(warned) == 3
+    with pipe:
+        assert pipe.generate("hello", max_tokens=4, threshold=2).usage.completion_tokens
+
+
+def mamba() -> Any:
+    fields = {"vocab_size": len(tokenizer("ascii")), "hidden_size": 16, "state_size": 4}
+    made = transformers.MambaForCausalLM(transformers.MambaConfig(num_hidden_layers=2, **fields))
+    made.generation_config.eos_token_id = 1
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    return made
+
+
+def test_states_that_are_not_carried_on_are_found_out() -> None:
+    """Of Mamba 1 transformers reads several tokens as if nothing had been before them."""
+    with pytest.raises(ModelError, match="does not read several tokens on"):
+        RSDPipeline.from_pretrained(*trio(mamba(), causal("Llama", 1, "ascii")), device="cpu")
