@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,9 +17,11 @@ __all__ = [
     "ATTENDING",
     "AttentionKinds",
     "active_parameters",
+    "attending_layers",
     "attention_kinds",
     "eos_ids",
     "fingerprint",
+    "head_size",
     "hidden_ids",
     "model_info",
     "positions",
@@ -45,14 +48,11 @@ def model_info(
 ) -> ModelInfo:
     """A model's numbers for accounting and messages. ``longest`` window: by its config, if not given."""
     config = text_config(config)
-    # A model without attention (behind servers) has no pairs to count.
-    heads = int(getattr(config, "num_attention_heads", 0))
-    size = int(getattr(config, "head_dim", None) or config.hidden_size // max(1, heads))
     only_sliding = set(attention) == {"sliding_attention"}
     return ModelInfo(
         name=name,
         parameters=parameters,
-        pair_flops=4 * _attending_layers(config) * heads * size,
+        pair_flops=4 * sum(head_size(layer) * _heads(layer) for layer in attending_layers(config)),
         window=window,
         sliding_window=attention["sliding_attention"][0] if only_sliding else None,
         threshold=threshold,
@@ -60,9 +60,22 @@ def model_info(
     )
 
 
-def _attending_layers(config: Any) -> int:
-    kinds = getattr(config, "layer_types", None)
-    return sum(kind in ATTENDING for kind in kinds) if kinds else int(config.num_hidden_layers)
+def attending_layers(config: Any) -> list[Any]:
+    """The configs of the layers that attend: in some models (Gemma 4) their heads are not all alike."""
+    layers = getattr(config, "per_layer_config", None)
+    count = int(config.num_hidden_layers)
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * count
+    attending = [index for index in range(count) if kinds[index] in ATTENDING]
+    return [layers[index] if layers else config for index in attending]
+
+
+def head_size(config: Any) -> int:
+    """Numbers in a head of a layer's attention; 0 where it has none."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // max(1, _heads(config)))
+
+
+def _heads(config: Any) -> int:
+    return int(getattr(config, "num_attention_heads", 0))
 
 
 def attention_kinds(config: Any) -> AttentionKinds:
@@ -83,18 +96,37 @@ def attention_kinds(config: Any) -> AttentionKinds:
 
 
 def active_parameters(model: torch.nn.Module) -> int:
-    """Parameters a token passes through: tied ones once, of experts only those that are chosen.
+    """Parameters a token of text passes through: tied ones once, of experts only those that are chosen.
 
     Quantizers that keep weights in buffers (GPTQ, AWQ) hide them from this count.
     """
     config = text_config(model.config)
-    experts = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None)
-    chosen = getattr(config, "num_experts_per_tok", None)
-    total = 0
-    for name, parameter in model.named_parameters():
-        share = chosen / experts if experts and chosen and ".experts." in name else 1.0
-        total += round(_numbers(parameter) * share)
-    return total
+    experts, chosen = (_first(config, names) for names in (_EXPERTS, _CHOSEN))
+    share = chosen / experts if experts and chosen else 1.0
+    passed = {
+        parameter: round(_numbers(parameter) * (share if ".experts." in name else 1.0))
+        for part in _read_by_text(model, config)
+        for name, parameter in part.named_parameters()
+    }
+    return sum(passed.values())
+
+
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_CHOSEN = ("num_experts_per_tok", "top_k_experts", "moe_k")
+
+
+def _first(config: Any, names: Sequence[str]) -> int | None:
+    """The first of these numbers that a config has."""
+    return next((found for name in names if isinstance(found := getattr(config, name, None), int)), None)
+
+
+def _read_by_text(model: torch.nn.Module, config: Any) -> list[torch.nn.Module]:
+    """A model, or of one that sees and hears what does neither."""
+    decoder = getattr(model, "get_decoder", lambda: None)()
+    if config is model.config or decoder in (None, model):
+        return [model]
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    return [decoder] if head is None else [decoder, head]
 
 
 def _numbers(parameter: torch.nn.Parameter) -> int:

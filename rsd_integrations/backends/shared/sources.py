@@ -10,7 +10,13 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import HFValidationError
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 from transformers.utils import is_accelerate_available
 
 from rsd_integrations.errors import ConfigError, ModelError
@@ -139,7 +145,9 @@ class Source:
         """
         try:
             with torch.device("meta"):
-                return auto.from_config(self.config, trust_remote_code=self.hub["trust_remote_code"])
+                return auto_class(auto, self.config).from_config(
+                    self.config, trust_remote_code=self.hub["trust_remote_code"]
+                )
         except Exception as error:
             raise ModelError(
                 f"no model can be made of the config of {self.role}={self.name!r}: {first_line(error)}",
@@ -151,6 +159,14 @@ class Source:
         if "device_map" not in self.options and not is_accelerate_available():
             model = model.to(self.options.get("device") or device)
         return model.eval()
+
+
+def auto_class(auto: Any, config: Any) -> Any:
+    """The auto class to make a model with: of language models some are only known as models that see, too."""
+    seeing = AutoModelForImageTextToText
+    if auto is not AutoModelForCausalLM or type(config) in auto._model_mapping:
+        return auto
+    return seeing if type(config) in seeing._model_mapping else auto
 
 
 def _mapping(name: str, value: Any) -> Mapping[str, Any]:

@@ -23,6 +23,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from rsd_integrations.backends.shared.describe import attending_layers
+
 __all__ = [
     "SlotAttention",
     "meant_attention",
@@ -109,8 +111,14 @@ class SlotAttention:
     """
 
     def __init__(self, config: Any) -> None:
-        heads = getattr(config, "num_attention_heads", 1)
-        self._groups = (getattr(config, "num_key_value_heads", None) or heads) != heads
+        heads = {
+            (
+                layer.num_attention_heads,
+                getattr(layer, "num_key_value_heads", None) or layer.num_attention_heads,
+            )
+            for layer in attending_layers(config)
+        }
+        self._groups = any(queries != keys for queries, keys in heads)
         # Where the config's property keeps it: setting the property costs more than a small model's layer.
         self._fields = vars(config)
 

@@ -20,7 +20,13 @@ from rsd_integrations.backends.shared.describe import (
     positions,
     text_config,
 )
-from rsd_integrations.backends.shared.sources import ModelSource, Source, check_placement, first_line
+from rsd_integrations.backends.shared.sources import (
+    ModelSource,
+    Source,
+    auto_class,
+    check_placement,
+    first_line,
+)
 from rsd_integrations.backends.shared.templates import check_templates
 from rsd_integrations.backends.shared.tooling import call_format, call_reader
 from rsd_integrations.backends.shared.writing import Language
@@ -127,7 +133,8 @@ def _writing_model(source: Source, device: str, dtype: Any) -> Any:
         check_language_model(source.model, source.name, hint)
         return source.model
     options = {"meant": "a language model", "hint": hint, **source.load_options(device, dtype)}
-    model = _loading(source, lambda: load_complete(AutoModelForCausalLM, source.name, **options))
+    auto = auto_class(AutoModelForCausalLM, source.config)
+    model = _loading(source, lambda: load_complete(auto, source.name, **options))
     return source.place(model, device)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoModel, AutoModelForCausalLM
 
-from rsd_integrations.backends.shared.describe import positions, text_config
+from rsd_integrations.backends.shared.describe import attending_layers, head_size, positions, text_config
 from rsd_integrations.backends.shared.sources import Source, check_placement, first_line
 from rsd_integrations.backends.shared.templates import check_templates
 from rsd_integrations.backends.torch.loading import default_device
@@ -140,9 +140,13 @@ def _cache(source: Source, model: Any, config: Any, dtype: torch.dtype) -> tuple
                 f"{source.role}={source.name!r} does not run on a single token: {first_line(error)}",
                 hint="Check that the numbers of its config fit one another.",
             ) from error
-    heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
-    size = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-    return 2 * int(config.num_hidden_layers) * heads * size * dtype.itemsize, 0
+    layers = attending_layers(config)
+    shared = int(getattr(config, "num_kv_shared_layers", None) or 0)  # The last ones read what others keep.
+    numbers = [
+        head_size(layer) * int(getattr(layer, "num_key_value_heads", None) or layer.num_attention_heads)
+        for layer in layers[: len(layers) - shared]
+    ]
+    return 2 * sum(numbers) * dtype.itemsize, 0
 
 
 def _device(options: Mapping[str, Any], for_all: str) -> str:
