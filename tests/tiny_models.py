@@ -77,8 +77,23 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "Phi3": {"sliding_window": 16, "pad_token_id": 0},
     "GPTNeoX": {},
     "GPT2": {},
+    "Gemma4Text": {
+        "head_dim": 16,
+        "global_head_dim": 32,
+        "num_hidden_layers": 4,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "num_kv_shared_layers": 2,
+        "sliding_window": 16,
+        "hidden_size_per_layer_input": 8,
+    },
 }
 
+
+EXPERTS: dict[str, dict[str, Any]] = {
+    "GptOss": {"head_dim": 16, "sliding_window": 16, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "Qwen3Moe": {"head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+}
+"""Which tokens go where is known while they are computed only, so these are called."""
 
 _DELTA = {
     "linear_num_value_heads": 4,
@@ -126,7 +141,9 @@ def config(architecture: str, *, seed_vocabulary: int, **more: Any) -> Any:
         fields |= {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512}
         for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"):
             del fields[name]
-    fields |= {**ARCHITECTURES, **RECURRENT}[architecture] | more
+    if architecture == "Gemma4Text":
+        fields["vocab_size_per_layer_input"] = seed_vocabulary
+    fields |= {**ARCHITECTURES, **EXPERTS, **RECURRENT}[architecture] | more
     return getattr(transformers, f"{architecture}Config")(**fields)
 
 

@@ -15,7 +15,7 @@ from rsd_integrations.backends.torch.readout import Read, read_logits
 from rsd_integrations.backends.torch.runner import PREFILL_CHUNK, SlotRunner
 from rsd_integrations.backends.torch.slot_session import SlotSession
 from tests.recording import Recordings
-from tests.tiny_models import ARCHITECTURES, causal
+from tests.tiny_models import ARCHITECTURES, EXPERTS, causal
 
 
 def runner_of(
@@ -66,6 +66,12 @@ def test_any_history_gives_what_a_full_forward_gives(architecture: str, way: str
     runner.most_gathered = math.inf if way == "keys gathered" else 0
     run_a_history(model, runner, random.Random(architecture))
     assert (recordings.replayed > recordings.recorded) == (way == "recorded")
+
+
+@pytest.mark.parametrize("architecture", EXPERTS)
+def test_a_history_of_a_mixture_of_experts(architecture: str) -> None:
+    model = causal(architecture, 3)
+    run_a_history(model, runner_of(model, capacity=96), random.Random(architecture))
 
 
 def run_a_history(model: Any, runner: SlotRunner, rng: random.Random) -> None:

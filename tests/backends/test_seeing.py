@@ -1,0 +1,112 @@
+"""Models that see as well, or whose layers differ, as writers: their checkpoints, their text alone."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from rsd_integrations import RSDPipeline
+from rsd_integrations.backends.shared.describe import active_parameters
+from rsd_integrations.backends.shared.sources import Source
+from rsd_integrations.backends.torch.memory import model_memory
+from tests.oracle import Party, plain_generate
+from tests.tiny_models import EXPERTS, causal, config, token_classifier, tokenizer
+
+_EYES = {"hidden_size": 16, "intermediate_size": 16}
+_SEEING: dict[str, tuple[str, dict[str, Any]]] = {
+    "Gemma4": ("Gemma4Text", {"num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 8, **_EYES}),
+    "Qwen3_5": (
+        "Qwen3_5Text",
+        {"depth": 1, "num_heads": 2, "out_hidden_size": 32, "num_position_embeddings": 16, **_EYES},
+    ),
+    "Mistral3": (
+        "Mistral",
+        {
+            "model_type": "pixtral",
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            **_EYES,
+        },
+    ),
+}
+"""Of the text and of the eyes."""
+
+
+@functools.cache
+def seeing(name: str) -> Any:
+    """A tiny model with random weights that sees and writes."""
+    text, eyes = _SEEING[name]
+    tok = tokenizer("ascii")
+    made = getattr(transformers, f"{name}Config")(
+        text_config=config(text, seed_vocabulary=len(tok), sliding_window=16).to_dict(), vision_config=eyes
+    )
+    torch.manual_seed(2)
+    model = getattr(transformers, f"{name}ForConditionalGeneration")(made).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    model.generation_config.eos_token_id = tok.eos_token_id
+    model.generation_config.pad_token_id = tok.pad_token_id
+    return model
+
+
+def saved(name: str, folder: Path) -> str:
+    seeing(name).save_pretrained(folder)
+    tokenizer("ascii").save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("name", _SEEING)
+def test_a_checkpoint_with_eyes_writes_what_it_writes(name: str, tmp_path: Path) -> None:
+    tok = tokenizer("ascii")
+    others = (causal("Llama", 1, "ascii"), tok), (token_classifier(0, "ascii"), tok)
+    # Of some model types transformers reads a tokenizer in its own way, whatever the checkpoint's.
+    draft = saved(name, tmp_path), tok
+    with RSDPipeline.from_pretrained(draft, *others, device="cpu", max_length=200) as pipe:
+        made = pipe.generate("hello there", threshold=0, max_tokens=40)
+    _, text = plain_generate(Party(seeing(name), tok), "hello there", 40)
+    assert made.text == text
+    assert made.usage.draft.parameters == text_parameters(name)
+
+
+def text_parameters(name: str) -> int:
+    """Those of the decoder and the head, counted by their names."""
+    parameters = seeing(name).named_parameters()
+    return sum(one.numel() for path, one in parameters if "language_model" in path or "lm_head" in path)
+
+
+@pytest.mark.parametrize("name", _SEEING)
+def test_what_it_takes_is_known_before(name: str, tmp_path: Path) -> None:
+    """Weights with the eyes, and as many keys and values as a loaded one allocates."""
+    folder = saved(name, tmp_path)
+    memory = model_memory("draft", folder, device="cpu", max_length=50)
+    assert memory.parameters >= text_parameters(name)
+    assert memory.weights == 4 * memory.parameters
+    tok = tokenizer("ascii")
+    others = (causal("Llama", 1, "ascii"), tok), (token_classifier(0, "ascii"), tok)
+    with RSDPipeline.from_pretrained(folder, *others, device="cpu", max_length=50, max_batch_size=3) as pipe:
+        draft: Any = pipe.backend.draft
+        pipe.generate("hello", threshold=0, max_tokens=3)
+        assert draft.runner.cache.bytes == 3 * 51 * memory.cache_per_token
+
+
+@pytest.mark.parametrize("architecture", EXPERTS)
+def test_of_experts_those_that_are_chosen_count(architecture: str) -> None:
+    model = causal(architecture, 3)
+    parameters = {name: one.numel() for name, one in model.named_parameters()}
+    experts = sum(count for name, count in parameters.items() if ".experts." in name)
+    assert experts
+    assert active_parameters(model) == sum(parameters.values()) - experts // 2
+
+
+def test_a_config_that_no_language_model_has() -> None:
+    source = Source.of("draft", seeing("Mistral3"), {"tokenizer": tokenizer("ascii")})
+    assert (
+        type(source.empty(transformers.AutoModelForCausalLM)) is transformers.Mistral3ForConditionalGeneration
+    )
