@@ -116,7 +116,12 @@ RECURRENT: dict[str, dict[str, Any]] = {
     },
     "Lfm2": {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
     "FalconH1": {**_MAMBA, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_n_groups": 1},
-    "GraniteMoeHybrid": {"layer_types": ["mamba", "attention"], "shared_intermediate_size": 32, **_MAMBA},
+    "GraniteMoeHybrid": {
+        "layer_types": ["mamba", "attention"],
+        "num_local_experts": 0,
+        "shared_intermediate_size": 32,
+        **_MAMBA,
+    },
     "Bamba": {"attn_layer_indices": [1], "mamba_n_groups": 1, **_MAMBA},
 }
 """Some of whose layers keep a state instead of all that they have read."""

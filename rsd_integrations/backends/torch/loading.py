@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -35,11 +36,12 @@ from rsd_integrations.backends.torch.checkpoint import check_language_model, loa
 from rsd_integrations.backends.torch.heads import RewardModel, load_reward_model
 from rsd_integrations.backends.torch.launch import LaunchOptions, check_choice
 from rsd_integrations.backends.torch.readout import Readout, read_hidden, read_logits
-from rsd_integrations.backends.torch.recurrent import RecurrentRunner, is_recurrent
+from rsd_integrations.backends.torch.recurrent import RecurrentRunner
 from rsd_integrations.backends.torch.refusals import check_architecture
 from rsd_integrations.backends.torch.runner import SlotRunner
 from rsd_integrations.backends.torch.scorer import TorchScorer
 from rsd_integrations.backends.torch.self_check import check_slots
+from rsd_integrations.backends.torch.states import is_recurrent
 from rsd_integrations.backends.torch.threads import apart
 from rsd_integrations.backends.torch.writer import TorchWriter
 from rsd_integrations.errors import ModelError
@@ -177,12 +179,13 @@ def _runner(
     config = text_config(model.config)
     capacity = min(max_length, positions(config) or max_length)
     kind = RecurrentRunner if is_recurrent(config) else SlotRunner
-    if kind is RecurrentRunner and (launch.compile or launch.cuda_graphs):
+    if kind is RecurrentRunner and launch.compile:
         warnings.warn(
-            f"{name!r} has recurrent layers: its forwards are called, whatever compile and cuda_graphs say.",
+            f"{name!r} has recurrent layers: it is not compiled.",
             RuntimeWarning,
             stacklevel=2,
         )
+        launch = replace(launch, compile=False)
     return kind(
         config,
         readout,

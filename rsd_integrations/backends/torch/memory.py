@@ -14,8 +14,8 @@ from rsd_integrations.backends.shared.sources import Source, check_placement, fi
 from rsd_integrations.backends.shared.templates import check_templates
 from rsd_integrations.backends.torch.loading import default_device
 from rsd_integrations.backends.torch.quantized import Quantization
-from rsd_integrations.backends.torch.recurrent import cache_bytes, is_recurrent
 from rsd_integrations.backends.torch.refusals import check_architecture, check_weights
+from rsd_integrations.backends.torch.states import cache_bytes, is_recurrent
 from rsd_integrations.errors import ModelError
 from rsd_integrations.prm import find_prm_format
 from rsd_integrations.types import Role

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from rsd_integrations.backends.shared.describe import ATTENDING, text_config
 from rsd_integrations.backends.shared.sources import Source
 from rsd_integrations.backends.torch.attention import meant_attention
-from rsd_integrations.backends.torch.recurrent import is_recurrent
+from rsd_integrations.backends.torch.states import is_recurrent
 from rsd_integrations.errors import ModelError
 
 __all__ = ["check_architecture", "check_weights"]
