@@ -16,11 +16,13 @@ from rsd_integrations.backends.torch.launch import LaunchOptions
 from rsd_integrations.backends.torch.plan import SlotFeed
 from rsd_integrations.backends.torch.readout import Read, read_logits
 from rsd_integrations.backends.torch.recording import Recorded, recorder_for
+from rsd_integrations.backends.torch.recurrent import RecurrentRunner
 from rsd_integrations.backends.torch.runner import SlotRunner
+from rsd_integrations.backends.torch.states import is_recurrent
 from tests.backends.test_slots import run_a_history
 from tests.backends.test_speculation import FIELDS, PAIRS, check_equal
 from tests.oracle import Party, plain_generate
-from tests.tiny_models import ARCHITECTURES, causal, token_classifier, tokenizer
+from tests.tiny_models import ARCHITECTURES, RECURRENT, causal, token_classifier, tokenizer
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here"),
@@ -35,7 +37,8 @@ WAYS = ("called", "recorded", "compiled", "recorded and compiled")
 
 def runner_on_gpu(model: Any, way: str, dtype: torch.dtype = torch.float32, slots: int = 4) -> SlotRunner:
     options = LaunchOptions(compile="compiled" in way, cuda_graphs="recorded" in way)
-    return SlotRunner(
+    kind = RecurrentRunner if is_recurrent(model.config) else SlotRunner
+    return kind(
         model.config,
         read_logits(model),
         device=CUDA,
@@ -55,7 +58,7 @@ def test_the_launcher_is_what_was_asked_for() -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *RECURRENT])
 def test_any_history_gives_what_a_full_forward_gives(architecture: str, way: str) -> None:
     if "compiled" in way and architecture not in ("Qwen2", "Gemma3Text"):
         pytest.skip("two stand for all: compiling takes long")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 import transformers
 
 from rsd_integrations import RSDPipeline
+from rsd_integrations.backends.torch import launch
 from rsd_integrations.backends.torch.memory import model_memory
 from rsd_integrations.backends.torch.plan import SlotFeed
 from rsd_integrations.backends.torch.readout import Read, read_logits
@@ -21,6 +23,7 @@ from rsd_integrations.backends.torch.slot_session import SlotSession
 from rsd_integrations.backends.torch.states import is_recurrent
 from rsd_integrations.errors import ModelError
 from tests.backends.test_slots import close, run_a_history
+from tests.backends.test_speculation import ASKED, ask, check_equal
 from tests.oracle import Party
 from tests.recording import Recordings
 from tests.test_oracle import GREEDY, PROMPTS, check_all
@@ -209,6 +212,19 @@ def test_an_answer_reads_no_more_with_candidates_than_it_must() -> None:
         usage = pipe.generate(prompt, draft_candidates=4, max_tokens=40, **how).usage
     read = sum(rows * tokens for rows, tokens in shapes)
     assert usage.prompt_tokens <= read <= usage.prompt_tokens + 1.5 * usage.draft.generated
+
+
+def test_answers_are_the_same_recorded_and_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Token for token, in company, with guesses, with candidates, past rejected steps."""
+    models, recordings = trio(causal("Qwen3_5Text", 0, "ascii"), causal("Lfm2", 1, "ascii")), Recordings()
+    with RSDPipeline.from_pretrained(*models, device="cpu") as pipe:
+        called = [ask(pipe, given) for given in ASKED[::3]]
+    monkeypatch.setattr(launch, "recorder_for", lambda device: recordings)
+    with RSDPipeline.from_pretrained(*models, device="cpu") as pipe, ThreadPoolExecutor() as pool:
+        recorded = list(pool.map(lambda given: ask(pipe, given), ASKED[::3]))
+    assert recordings.replayed > 2 * recordings.recorded > 0
+    for one, other in zip(called, recorded, strict=True):
+        check_equal(one, other)
 
 
 def recurrent_prm() -> Any:
