@@ -12,8 +12,10 @@ import torch
 from rsd_integrations.backends.torch.forwards import Compiled
 from rsd_integrations.backends.torch.plan import SlotFeed
 from rsd_integrations.backends.torch.readout import Read, read_logits
+from rsd_integrations.backends.torch.recurrent import RecurrentRunner
 from rsd_integrations.backends.torch.runner import PREFILL_CHUNK, SlotRunner
 from rsd_integrations.backends.torch.slot_session import SlotSession
+from rsd_integrations.backends.torch.states import is_recurrent
 from tests.recording import Recordings
 from tests.tiny_models import ARCHITECTURES, EXPERTS, causal
 
@@ -28,7 +30,8 @@ def runner_of(
     parameters: int = 0,
     traces: bool = False,
 ) -> SlotRunner:
-    return SlotRunner(
+    kind = RecurrentRunner if is_recurrent(model.config) else SlotRunner
+    return kind(
         model.config,
         read_logits(model),
         device=torch.device("cpu"),

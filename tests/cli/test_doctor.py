@@ -254,7 +254,7 @@ def test_a_model_with_recurrent_layers(folders: dict[str, str], tmp_path: Path, 
     folder = _config(tmp_path, config)
     assert doctor_of({**folders, "target": folder}) == 0
     memory = model_memory("target", folder, device="cpu")
-    assert memory.states == 7 * 3 * (32 * 128 * 128 * 4 + 4 * (2 * 16 * 128 + 32 * 128) * 2)
+    assert memory.states == 8 * 3 * (32 * 128 * 128 * 4 + 4 * (2 * 16 * 128 + 32 * 128) * 2)
     assert memory.cache_per_token == 1 * 2 * config.num_key_value_heads * config.head_dim * 2
     broken = _config(tmp_path, Qwen3NextConfig(**few | {"num_experts": 1}))
     assert doctor_of({**folders, "target": broken}) == 1

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 
 from rsd_integrations import RSDPipeline
 from rsd_integrations.backends.vllm import client
@@ -236,6 +237,23 @@ def test_what_servers_do_with_grammars_is_found_out(trio: Trio, holds: bool) -> 
         RSDPipeline.from_vllm(**{**trio.urls, "draft": draft.url}) as pipe,
     ):
         assert pipe.backend.draft.holds_grammars is holds  # type: ignore[union-attr]
+
+
+def test_a_model_that_sees_is_measured_by_what_reads_text(trio: Trio, tmp_path: Path) -> None:
+    """Ministral 3 and Qwen 3-VL are no causal language models to transformers; eyes read no text."""
+    own = transformers.AutoConfig.from_pretrained(pocket_paths().draft)
+    eyes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.Mistral3Config(text_config=own, vision_config={"model_type": "pixtral", **eyes})
+    here = tmp_path / "here"
+    shutil.copytree(pocket_paths().draft, here)
+    config.save_pretrained(here)
+    with RSDPipeline.from_vllm(**trio.urls, draft_kwargs={"source": str(here)}) as pipe:
+        info = pipe.backend.draft.info  # type: ignore[union-attr]
+        known = trio.pipe.backend.draft.info  # type: ignore[union-attr]
+        head = own.vocab_size * own.hidden_size if own.tie_word_embeddings else 0
+        assert info.pair_flops == known.pair_flops
+        assert known.parameters <= info.parameters <= known.parameters + head
+        assert pipe.generate(QUESTION, max_tokens=3).text
 
 
 @pytest.mark.parametrize(("pools", "tag"), [("all", -1), ("last", -1), ("tags", 349)])

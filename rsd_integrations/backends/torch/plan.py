@@ -54,7 +54,7 @@ class SlotFeed:
     """Tokens for one slot, at positions from ``start`` on; the outputs from index ``read`` on are wanted:
     that one and ``more`` behind it. ``early``: the token is the likeliest one behind what the slot was fed
     before, so that a forward that ran ahead may have fed it already. ``base``: so many tokens of the text
-    will not be taken back.
+    will not be taken back. ``awaited``: others go on from what is read here.
     """
 
     slot: int
@@ -64,6 +64,7 @@ class SlotFeed:
     more: int = 0
     early: bool = False
     base: int = 0
+    awaited: bool = False
 
     @property
     def reads(self) -> range:

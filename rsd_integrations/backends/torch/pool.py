@@ -122,7 +122,10 @@ class SlotPool:
         if not self.keeps or len(tokens) < LEAST_SHARED:
             return None, 0
         wanted = list(tokens)
-        lengths = [(shared(slot.known, wanted), -index) for index, slot in enumerate(self._slots)]
+        lengths = [
+            (self._cache.usable(index, shared(slot.known, wanted)), -index)
+            for index, slot in enumerate(self._slots)
+        ]
         length, place = max(lengths)
         return (-place, length) if length >= LEAST_SHARED else (None, 0)
 

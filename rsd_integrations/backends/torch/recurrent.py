@@ -135,9 +135,13 @@ class RecurrentRunner(SlotRunner):
 
 
 def _long(feed: SlotFeed) -> bool:
-    """Whether it ends with the prompt, or with another text that stays, and has read much of it."""
+    """Whether it ends with a text that stays, the prompt or more, which is long or which others wait for."""
     last = len(feed.tokens) - 1
-    return last >= _SPLIT and feed.start + last + 1 == feed.base and feed.reads == range(last, last + 1)
+    return (
+        last >= (1 if feed.awaited else _SPLIT)
+        and feed.start + last + 1 == feed.base
+        and feed.reads == range(last, last + 1)
+    )
 
 
 def _single_ones_apart(feeds: Sequence[SlotFeed]) -> list[list[int]]:

@@ -51,8 +51,10 @@ class SlotSession:
         # The last token is always fed: its output is wanted.
         end = min(self.base, len(self.tokens) - 1)
         most = max(self.family, key=lambda session: session.cached)
-        known = min(end, most.cached, most.base)
-        if known > self.cached and most._slot is not None:
+        if most._slot is None:
+            return self.cached >= end
+        known = self._runner.cache.usable(most._slot, min(end, most.cached, most.base))
+        if known > self.cached:
             if self._slot is None:
                 self._slot, _ = self._runner.claim(seen=self._seen)
             self._runner.cache.copy(most._slot, self._slot, self.cached, known)
@@ -67,7 +69,9 @@ class SlotSession:
         wanted = self.tokens[:-1]
         known = self._runner.pool.known(wanted)
         return any(
-            shared(wanted, other.tokens) >= max(known, other.cached) + _LEAST_WAITED for other in others
+            self._runner.cache.to_be_usable(shared(wanted, other.tokens), other.base)
+            >= max(known, other.cached) + _LEAST_WAITED
+            for other in others
         )
 
     def _seen(self) -> list[int]:
@@ -95,7 +99,8 @@ class SlotSession:
         new = self.tokens[self.cached : end]
         early, self.early = self.early and len(new) == 1, False
         if end < len(self.tokens) or not guesses:
-            return SlotFeed(slot, self.cached, new, early=early, base=self.base)
+            awaited = len(self.family) > 1
+            return SlotFeed(slot, self.cached, new, early=early, base=self.base, awaited=awaited)
         tokens = [*new, *guesses]
         return SlotFeed(slot, self.cached, tokens, len(new) - 1, len(guesses), base=self.base)
 

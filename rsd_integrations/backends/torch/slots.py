@@ -100,6 +100,14 @@ class SlotCache(Cache):  # type: ignore[misc]
         for states in self.states():
             states[target, :, start:end] = states[source, :, start:end]
 
+    def usable(self, slot: int, length: int) -> int:
+        """How much of so many tokens that a slot has read a copy of it would know."""
+        return length
+
+    def to_be_usable(self, length: int, base: int) -> int:
+        """The same of tokens that a slot is going to begin with, once it has read so many (``base``)."""
+        return length
+
     def states(self) -> list[torch.Tensor]:
         """Keys and values of the layers that have some by now, as of ``SlotLayer``."""
         return [states for layer in self._filled() for states in (layer.keys, layer.values)]

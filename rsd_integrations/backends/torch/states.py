@@ -27,9 +27,10 @@ from rsd_integrations.backends.torch.slots import SlotCache, SlotLayer
 
 __all__ = ["RecurrentCache", "cache_bytes", "is_recurrent"]
 
-_SETTLED, _GUESSED = 2, 3
-"""Most places that are kept of what stays, for the last token of it is fed again where its output is wanted
-once more; and within a step, where guesses may prove wrong."""
+_PROMPT, _STEPS, _GUESSED = 3, 2, 1
+"""Most places that are kept: within the prompt, where others may begin alike; of the steps that stay, as their
+last token is fed again where its output is wanted once more; within a step, where guesses may prove wrong.
+"""
 
 
 @dataclass(slots=True)
@@ -46,11 +47,12 @@ class _Place:
 
 @dataclass(slots=True)
 class _Text:
-    """What a slot has read, and where its states are known. ``held``: positions by the half that has their
-    states; ``places``: in rising order.
+    """What a slot has read, and where its states are known. ``prompt``: so much of it was there at first;
+    ``held``: positions by the half that has their states; ``places``: in rising order.
     """
 
     tokens: list[int] = field(default_factory=list)
+    prompt: int = 0
     held: dict[int, int] = field(default_factory=dict)
     places: list[_Place] = field(default_factory=list)
 
@@ -71,10 +73,11 @@ class _Text:
 
     def thin_out(self) -> None:
         """Keep those of the places that somebody may go back to."""
-        settled = [place for place in self.places if place.settled]
-        base = settled[-1].position if settled else 0
+        first = [place for place in self.places if place.position < self.prompt]
+        steps = [place for place in self.places[len(first) :] if place.settled]
+        base = steps[-1].position if steps else self.prompt
         within = [place for place in self.places if place.position > base]
-        self.places = [*settled[-_SETTLED:], *within[-_GUESSED:]]
+        self.places = [*first[-_PROMPT:], *steps[-_STEPS:], *within[-_GUESSED:]]
 
 
 class _StateLayer(LinearAttentionLayer):  # type: ignore[misc]
@@ -147,6 +150,7 @@ class RecurrentCache(SlotCache):
         """Make ready for a forward of these feeds, each from where its slot's states are known."""
         for feed in feeds:
             text, start = self._texts[feed.slot], feed.start
+            text.prompt = text.prompt or feed.base
             place = text.place(start)
             if self.stores and text.held.get(start % 2) != start:
                 self._put(feed.slot, start, place)
@@ -213,6 +217,15 @@ class RecurrentCache(SlotCache):
         """Zero positions ``start`` to ``end - 1`` of a slot, and forget the states behind ``start``."""
         super().wipe(slot, start, end)
         self._texts[slot].cut(start)
+        self._texts[slot].prompt = 0
+
+    def usable(self, slot: int, length: int) -> int:
+        """Up to the last place whose states are known."""
+        return self._texts[slot].before(length)
+
+    def to_be_usable(self, length: int, base: int) -> int:
+        """Its last token is read by itself; of what is before no states will be known."""
+        return base - 1 if length >= base - 1 else 0
 
     def copy(self, source: int, target: int, start: int, end: int) -> None:
         """Copy positions ``start`` to ``end - 1`` from one slot to another, which are the same before."""
@@ -225,7 +238,7 @@ class RecurrentCache(SlotCache):
             places[position] = _Place(position, states)
         places |= {place.position: replace(place) for place in text.places}
         known = [places[position] for position in sorted(places) if position <= end]
-        self._texts[target] = _Text(text.tokens[:end], own.held, known)
+        self._texts[target] = _Text(text.tokens[:end], own.prompt, own.held, known)
 
     def _recurrent(self) -> list[_StateLayer]:
         return [layer for layer in self.layers if isinstance(layer, _StateLayer)]
@@ -264,4 +277,4 @@ def cache_bytes(model: torch.nn.Module, config: Any, dtype: torch.dtype) -> tupl
         return sum(tensor[0].numel() * kind.itemsize for tensor, kind in zip(tensors, kinds, strict=True))
 
     # One of two positions is scratch.
-    return size(cache.states()) // 2, (2 + _SETTLED + _GUESSED) * size(cache.stores)
+    return size(cache.states()) // 2, (2 + _PROMPT + _STEPS + _GUESSED) * size(cache.stores)
