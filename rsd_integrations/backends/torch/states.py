@@ -28,7 +28,7 @@ from rsd_integrations.backends.torch.slots import SlotCache, SlotLayer
 __all__ = ["RecurrentCache", "cache_bytes", "is_recurrent"]
 
 _PROMPT, _STEPS, _GUESSED = 3, 2, 1
-"""Most places that are kept: within the prompt, where others may begin alike; of the steps that stay, as their
+"""Most places that are kept: in the prompt, where others may begin alike; of the steps that stay, as their
 last token is fed again where its output is wanted once more; within a step, where guesses may prove wrong.
 """
 
