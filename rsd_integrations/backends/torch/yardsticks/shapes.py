@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForTokenClassification,
+    PreTrainedConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen2ForTokenClassification,
+    Qwen3_5TextConfig,
 )
 
 from rsd_integrations.backends.torch.threads import apart
@@ -29,7 +31,9 @@ _MARKS = ["<|im_end|>", "<|im_start|>", "<|endoftext|>"]
 
 @dataclass(frozen=True)
 class _Size:
-    """The sizes of a Qwen2 model."""
+    """The sizes of a Qwen2 model; of a Qwen 3.5, three of whose four layers are recurrent, if it has
+    ``states``: heads of these.
+    """
 
     hidden: int
     layers: int
@@ -38,6 +42,32 @@ class _Size:
     inner: int
     vocabulary: int
     tied: bool = False
+    states: int = 0
+    head_size: int | None = None
+
+    def config(self, **more: Any) -> PreTrainedConfig:
+        """Of a model like that."""
+        sizes = {
+            "vocab_size": self.vocabulary,
+            "hidden_size": self.hidden,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "intermediate_size": self.inner,
+            "tie_word_embeddings": self.tied,
+        }
+        if not self.states:
+            return Qwen2Config(**sizes, **more)
+        size = (self.head_size or 0) // 2
+        return Qwen3_5TextConfig(
+            **sizes,
+            head_dim=self.head_size,
+            linear_num_value_heads=self.states,
+            linear_num_key_heads=min(self.states, 16),
+            linear_key_head_dim=size,
+            linear_value_head_dim=size,
+            **more,
+        )
 
 
 _TINY = {
@@ -45,19 +75,28 @@ _TINY = {
     "target": _Size(192, 6, 6, 2, 768, 1024),
     "prm": _Size(96, 2, 4, 2, 288, 1024),
 }
+_TINY_RECURRENT = {
+    "draft": _Size(64, 4, 4, 2, 192, 1024, states=4, head_size=32),
+    "target": _Size(192, 8, 6, 2, 768, 1024, states=8, head_size=32),
+    "prm": _TINY["prm"],
+}
 _HALF = _Size(896, 24, 14, 2, 4864, 151_936, tied=True)
 _SMALL = _Size(1536, 28, 12, 2, 8960, 151_936, tied=True)
 _SEVEN = _Size(3584, 28, 28, 4, 18_944, 152_064)
 _THIRTY_TWO = _Size(5120, 64, 40, 8, 27_648, 152_064)
+_RECURRENT_SMALL = _Size(1024, 24, 8, 2, 3584, 248_320, tied=True, states=16, head_size=256)
+_RECURRENT_NINE = _Size(4096, 32, 16, 4, 12_288, 248_320, states=32, head_size=256)
 
 SHAPES: dict[str, dict[str, _Size]] = {
     "tiny": _TINY,
+    "tiny-recurrent": _TINY_RECURRENT,
     "0.5b-1.5b-prm1.5b": {"draft": _HALF, "target": _SMALL, "prm": _SMALL},
     "1.5b-7b-prm1.5b": {"draft": _SMALL, "target": _SEVEN, "prm": _SMALL},
     "1.5b-7b-prm7b": {"draft": _SMALL, "target": _SEVEN, "prm": _SEVEN},
     "1.5b-32b-prm7b": {"draft": _SMALL, "target": _THIRTY_TWO, "prm": _SEVEN},
+    "0.8b-9b-recurrent-prm1.5b": {"draft": _RECURRENT_SMALL, "target": _RECURRENT_NINE, "prm": _SMALL},
 }
-"""Draft, target and PRM of each shape; the large ones are Qwen2.5's."""
+"""Draft, target and PRM of each shape; the large ones are Qwen2.5's, the recurrent ones Qwen 3.5's."""
 
 
 def random_trio(shape: str, *, device: str, dtype: str, window: int) -> dict[str, tuple[Any, Any]]:
@@ -97,27 +136,20 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 def _model(
     role: str, size: _Size, tokenizer: Any, *, device: str, dtype: torch.dtype, window: int
 ) -> torch.nn.Module:
-    config = Qwen2Config(
-        vocab_size=size.vocabulary,
-        hidden_size=size.hidden,
-        num_hidden_layers=size.layers,
-        num_attention_heads=size.heads,
-        num_key_value_heads=size.kv_heads,
-        intermediate_size=size.inner,
+    config = size.config(
         max_position_embeddings=window,
-        tie_word_embeddings=size.tied,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         num_labels=2,
     )
-    kind = Qwen2ForTokenClassification if role == "prm" else Qwen2ForCausalLM
+    auto = AutoModelForTokenClassification if role == "prm" else AutoModelForCausalLM
     # Made where they run: 32 billion parameters do not fit beside themselves.
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
             torch.manual_seed(len(role))
-            model: torch.nn.Module = kind(config).eval()
+            model: torch.nn.Module = auto.from_config(config, dtype=dtype).eval()
     finally:
         torch.set_default_dtype(before)
     if role != "prm":
