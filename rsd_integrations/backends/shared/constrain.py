@@ -23,7 +23,7 @@ from rsd_integrations.encoding import encode_markup, encode_plain
 from rsd_integrations.encoding.plain import added_tokens
 from rsd_integrations.errors import BackendError, ConfigError
 from rsd_integrations.output import Output
-from rsd_integrations.segment import ReasoningTags
+from rsd_integrations.thoughts import ReasoningTags
 
 __all__ = ["Constraint", "Grammars"]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rsd_integrations.encoding.plain import added_tokens
-from rsd_integrations.segment import ReasoningTags
+from rsd_integrations.thoughts import ReasoningTags
 
 __all__ = ["literal", "reasoning_tags"]
 

@@ -20,7 +20,8 @@ from rsd_integrations.encoding import chat_template_text, control_tokens, encode
 from rsd_integrations.encoding.plain import alternatives
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.output import Output
-from rsd_integrations.segment import ReasoningTags, Unbroken
+from rsd_integrations.segment import Unbroken
+from rsd_integrations.thoughts import ReasoningTags
 from rsd_integrations.types import InvalidToolCall, Message, ToolCall
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from rsd_integrations.calls import CallFormat, CallReader
 from rsd_integrations.errors import ModelError
 from rsd_integrations.output import Output
 from rsd_integrations.protocols import FREE, NONE, End, ModelInfo, Written
-from rsd_integrations.segment import ReasoningTags, StepBoundary
+from rsd_integrations.segment import StepBoundary
+from rsd_integrations.thoughts import ReasoningTags
 from rsd_integrations.types import Prompt
 
 __all__ = ["Language", "SpeakingWriter", "StepText"]

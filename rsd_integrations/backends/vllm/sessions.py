@@ -19,7 +19,8 @@ from rsd_integrations.protocols import (
     WindowFull,
     Written,
 )
-from rsd_integrations.segment import ReasoningTags, StepBoundary
+from rsd_integrations.segment import StepBoundary
+from rsd_integrations.thoughts import ReasoningTags
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
