@@ -8,6 +8,7 @@ from typing import Any
 
 from rsd_integrations.backends.shared.describe import eos_ids, fingerprint, hidden_ids
 from rsd_integrations.backends.shared.detokenize import Detokenizer
+from rsd_integrations.backends.shared.headers import Messages
 from rsd_integrations.backends.shared.reasoning import reasoning_tags
 from rsd_integrations.backends.shared.templates import looks_at, render
 from rsd_integrations.backends.shared.tooling import Tooling
@@ -80,12 +81,17 @@ class StepText:
 
     Args:
         writer: whose tokens they are.
+        tags: of the thinking.
         markup: whether tokens that mark calls of tools are shown.
     """
 
-    def __init__(self, writer: SpeakingWriter, *, markup: bool) -> None:
-        marks = writer.tooling.markup_ids if markup else frozenset()
-        self._detokenizer = Detokenizer(writer.tokenizer, writer.hidden_ids - marks)
+    def __init__(self, writer: SpeakingWriter, tags: ReasoningTags | None, *, markup: bool) -> None:
+        hidden = writer.hidden_ids - (writer.tooling.markup_ids if markup else frozenset())
+        if tags is not None and tags.lead:
+            calls = writer.tooling.form if markup else None
+            self._detokenizer: Detokenizer = Messages(writer.tokenizer, hidden, tags, calls)
+        else:
+            self._detokenizer = Detokenizer(writer.tokenizer, hidden)
         self._eos_ids = writer.eos_ids
         self.shown = ""
         """What is certain of it."""
@@ -171,4 +177,4 @@ class SpeakingWriter:
         """
         if written.vocabulary == self.vocabulary:
             return written.token_ids
-        return self.tooling.encode(written.text) if markup else self.encode(written.text)
+        return self.tooling.encode(written.text, calls=markup)

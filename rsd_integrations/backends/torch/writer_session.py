@@ -40,7 +40,7 @@ class TorchWriterSession(SlotSession):
         self.constraint = writer.tooling.constraint(output, tags)
         self._writer = writer
         self._output = output
-        self._text = StepText(writer, markup=self.reader is not None)
+        self._text = StepText(writer, tags, markup=self.reader is not None)
         self._guesses = Guesses()
         self._known: list[int] = []
         """The next tokens of the step to write, drawn and cached before it was begun."""

@@ -95,7 +95,7 @@ class VLLMWriterSession(TokenSession):
         self.form = writer.form(output, tags)
         self._writer = writer
         self._output = output
-        self._text = StepText(writer, markup=self.reader is not None)
+        self._text = StepText(writer, tags, markup=self.reader is not None)
         self.work: DraftStep | TargetStep | None = None
         self.ahead: Ahead | None = None
         """What it writes behind a step that waits for its reward."""
