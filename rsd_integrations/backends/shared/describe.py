@@ -18,6 +18,7 @@ __all__ = [
     "attention_kinds",
     "eos_ids",
     "fingerprint",
+    "head_numbers",
     "hidden_ids",
     "model_info",
     "positions",
@@ -41,19 +42,33 @@ def model_info(
 ) -> ModelInfo:
     """A model's numbers for accounting and messages. ``longest`` window: by its config, if not given."""
     config = text_config(config)
-    # A model without attention (behind servers) has no pairs to count.
-    heads = int(getattr(config, "num_attention_heads", 0))
-    size = int(getattr(config, "head_dim", None) or config.hidden_size // max(1, heads))
     only_sliding = set(attention) == {"sliding_attention"}
     return ModelInfo(
         name=name,
         parameters=parameters,
-        pair_flops=4 * int(config.num_hidden_layers) * heads * size,
+        pair_flops=4 * head_numbers(config),
         window=window,
         sliding_window=attention["sliding_attention"][0] if only_sliding else None,
         threshold=threshold,
         longest=longest or positions(config),
     )
+
+
+def head_numbers(config: Any, heads: str = "num_attention_heads") -> int:
+    """Numbers of a token in the heads of all layers, which need not be alike (Gemma 4).
+
+    Args:
+        heads: "num_key_value_heads": as a cache holds them.
+    """
+    alike = not getattr(config, "is_heterogeneous", False)
+    layers = [config] if alike else list(config.per_layer_config)
+    total = 0
+    for layer in layers:
+        # A model without attention (behind servers) has no pairs to count.
+        count = int(getattr(layer, "num_attention_heads", 0))
+        size = int(getattr(layer, "head_dim", None) or layer.hidden_size // max(1, count))
+        total += int(getattr(layer, heads, None) or count) * size
+    return total * (int(config.num_hidden_layers) if alike else 1)
 
 
 def attention_kinds(config: Any) -> AttentionKinds:

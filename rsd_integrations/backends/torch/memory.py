@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoModel, AutoModelForCausalLM
 
-from rsd_integrations.backends.shared.describe import positions, text_config
+from rsd_integrations.backends.shared.describe import head_numbers, positions, text_config
 from rsd_integrations.backends.shared.sources import Source, check_placement
 from rsd_integrations.backends.shared.templates import check_templates
 from rsd_integrations.backends.torch.loading import default_device
@@ -105,8 +105,6 @@ def _memory(source: Source, device: str, dtype: Any, max_length: int) -> ModelMe
     config = text_config(source.config)
     chosen = source.options.get("dtype", dtype)
     kind = _dtype(source.config if chosen == "auto" else None, chosen)
-    heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
-    size = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
     kind_of = AutoModel if source.role == "prm" else AutoModelForCausalLM
     made = source.model if source.model is not None else source.empty(kind_of)
     quantization = Quantization.of(source)
@@ -120,7 +118,7 @@ def _memory(source: Source, device: str, dtype: Any, max_length: int) -> ModelMe
         parameters=parameters,
         quantization=quantization.method if quantization else None,
         weights=quantization.weights(made, kind) if quantization else unquantized,
-        cache_per_token=2 * int(config.num_hidden_layers) * heads * size * kind.itemsize,
+        cache_per_token=2 * head_numbers(config, "num_key_value_heads") * kind.itemsize,
         window=min(max_length, positions(config) or max_length),
     )
 
