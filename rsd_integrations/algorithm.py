@@ -29,11 +29,8 @@ from rsd_integrations.protocols import (
     Written,
 )
 from rsd_integrations.reading import Outcome, Reading
-from rsd_integrations.segment import (
-    ReasoningTags,
-    StepBoundary,
-    step_body,
-)
+from rsd_integrations.segment import StepBoundary, step_body
+from rsd_integrations.thoughts import ReasoningTags
 from rsd_integrations.types import (
     Candidate,
     FinishReason,

@@ -16,7 +16,8 @@ from typing import Any, Literal, Protocol
 
 from rsd_integrations.calls import CallReader
 from rsd_integrations.output import Output
-from rsd_integrations.segment import ReasoningTags, StepBoundary
+from rsd_integrations.segment import StepBoundary
+from rsd_integrations.thoughts import ReasoningTags
 from rsd_integrations.types import Prompt, Source
 
 __all__ = [

@@ -10,7 +10,8 @@ from rsd_integrations.config import RSDConfig
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.output import Output
 from rsd_integrations.protocols import Written
-from rsd_integrations.segment import CallSplitter, HoldBack, ReasoningSplitter, ReasoningTags, Unbroken
+from rsd_integrations.segment import CallSplitter, HoldBack, Unbroken
+from rsd_integrations.thoughts import ReasoningSplitter, ReasoningTags
 from rsd_integrations.types import FinishReason, InvalidToolCall, Role, Step, ToolCall
 
 __all__ = ["Outcome", "Reading", "check_thoughts"]

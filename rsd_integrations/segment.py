@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from rsd_integrations.thoughts import ReasoningTags, overlap
+
 __all__ = [
     "CallSplitter",
     "Cut",
     "HoldBack",
-    "ReasoningSplitter",
-    "ReasoningTags",
     "StepBoundary",
     "Unbroken",
     "step_body",
@@ -203,7 +203,7 @@ class HoldBack:
     def push(self, text: str) -> str:
         """Take committed text, return what may be shown."""
         joined = self._held + text
-        keep = max((_overlap(joined, string) for string in self.stop), default=0)
+        keep = max((overlap(joined, string) for string in self.stop), default=0)
         self._held = joined[len(joined) - keep :]
         return joined[: len(joined) - keep]
 
@@ -214,87 +214,6 @@ class HoldBack:
             joined = joined[: max(0, len(self._held) + cut)]
         self._held = ""
         return joined
-
-
-def _overlap(text: str, string: str) -> int:
-    """Length of the longest proper prefix of ``string`` that ends ``text``."""
-    for length in range(min(len(string) - 1, len(text)), 0, -1):
-        if text.endswith(string[:length]):
-            return length
-    return 0
-
-
-@dataclass(frozen=True, slots=True)
-class ReasoningTags:
-    """The markup a reasoning model puts around its thinking.
-
-    ``open_in_prompt``: the rendered prompt ends inside the thinking already.
-    """
-
-    opening: str = "<think>"
-    closing: str = "</think>"
-    open_in_prompt: bool = False
-
-
-class ReasoningSplitter:
-    """Splits growing text into answer and reasoning; what it returns is certain.
-
-    One block of thinking at the very start counts as reasoning. White space next to a tag belongs
-    to neither side.
-    """
-
-    def __init__(self, tags: ReasoningTags | None) -> None:
-        self._tag = None if tags is None else (tags.closing if tags.open_in_prompt else tags.opening)
-        self._closing = tags.closing if tags else ""
-        self._inside = tags is not None and tags.open_in_prompt
-        self.seen_reasoning = self._inside
-        """Whether the text has, or began inside, thinking markup."""
-        self._fresh = self._inside
-        self._pending = ""
-
-    def push(self, text: str, *, final: bool = False) -> tuple[str, str]:
-        """Take more text, return the (answer, reasoning) that became certain.
-
-        Args:
-            final: nothing follows, so nothing needs to be held back for a tag to complete.
-        """
-        self._pending += text
-        answer: list[str] = []
-        reasoning: list[str] = []
-        while self._tag is not None:
-            out = reasoning if self._inside else answer
-            position = self._pending.find(self._tag)
-            if position < 0:
-                out.append(self._settled(self._tag, final))
-                return "".join(answer), "".join(reasoning)
-            if not self._inside and self._pending[:position].strip():
-                break  # The answer has begun: a tag in it is text like any other.
-            out.append(self._emit(self._pending[:position].rstrip()))
-            self._pending = self._pending[position + len(self._tag) :]
-            self._tag, self._inside = (None, False) if self._inside else (self._closing, True)
-            self.seen_reasoning = self._fresh = True
-        self._tag = None
-        answer.append(self._emit(self._pending))
-        self._pending = ""
-        return "".join(answer), "".join(reasoning)
-
-    def _settled(self, tag: str, final: bool) -> str:
-        """The pending text less what may yet turn out to be a tag or the space before one."""
-        keep = 0 if final else _overlap(self._pending, tag)
-        body = self._pending[: len(self._pending) - keep]
-        if self._inside or not final:
-            body = body.rstrip()
-        if not self._inside and body:
-            # Anything but white space before the opening tag: the model does not think aloud.
-            body, self._tag = self._pending, None
-        self._pending = self._pending[len(body) :]
-        return self._emit(body)
-
-    def _emit(self, text: str) -> str:
-        if self._fresh:
-            text = text.lstrip()
-            self._fresh = not text
-        return text
 
 
 class CallSplitter:
@@ -345,7 +264,7 @@ class CallSplitter:
         if self._unbroken.leading and (not self._blank or self._pending.strip()):
             keep = 0  # The answer has begun with something else.
         else:
-            keep = 0 if final else _overlap(self._pending, self._unbroken.opening)
+            keep = 0 if final else overlap(self._pending, self._unbroken.opening)
         body = self._pending[: len(self._pending) - keep]
         if not final and not (self._unbroken.leading and not keep and body.strip()):
             body = body.rstrip()

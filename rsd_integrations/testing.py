@@ -42,7 +42,7 @@ from rsd_integrations.protocols import (
     WriterSession,
     Written,
 )
-from rsd_integrations.segment import ReasoningTags
+from rsd_integrations.thoughts import ReasoningTags
 from rsd_integrations.types import Prompt
 
 __all__ = ["ScriptedScorer", "ScriptedWriter", "scripted_pipeline"]

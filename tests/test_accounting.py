@@ -243,6 +243,12 @@ def test_pairs_of_a_token_and_what_it_attends_to(start: int, count: int, window:
     assert (tally.forwarded, tally.pairs) == (count, sum(seen))
 
 
+def test_heads_that_differ_by_layer_are_counted_as_they_are() -> None:
+    config = causal("Gemma4Text").config
+    info = model_info("m", config, parameters=1, window=9, attention=attention_kinds(config))
+    assert info.pair_flops == 4 * (2 * 4 * 16 + 2 * 4 * 32)
+
+
 def test_layers_that_are_no_attention_are_described() -> None:
     """They have no pairs of tokens to count."""
     hybrid, none = AutoConfig.for_model("qwen3_next"), AutoConfig.for_model("mamba")

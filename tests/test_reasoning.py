@@ -14,8 +14,8 @@ from rsd_integrations.errors import ConfigError
 from rsd_integrations.output import Output
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.protocols import Backend
-from rsd_integrations.segment import ReasoningSplitter, ReasoningTags
 from rsd_integrations.testing import ScriptedScorer, ScriptedWriter, scripted_pipeline
+from rsd_integrations.thoughts import ReasoningSplitter, ReasoningTags
 from tests.tiny_models import CHATML, tokenizer
 
 TAGS = ReasoningTags()

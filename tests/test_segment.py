@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rsd_integrations.segment import (
-    Cut,
-    HoldBack,
-    ReasoningSplitter,
-    ReasoningTags,
-    StepBoundary,
-    step_body,
-)
+from rsd_integrations.segment import Cut, HoldBack, StepBoundary, step_body
+from rsd_integrations.thoughts import ReasoningSplitter, ReasoningTags
 
 NEWLINES = ("\n\n",)
 texts = st.text(alphabet="ab. \n", max_size=30)
@@ -164,7 +159,9 @@ def cut_by_tokens(text: str, stop: tuple[str, ...], data: st.DataObject) -> tupl
 
 THINK = ReasoningTags("<t>", "</t>")
 OPEN = ReasoningTags("<t>", "</t>", open_in_prompt=True)
-marked = st.lists(st.sampled_from(["<t>", "</t>", "<", "</", "t>", "a", "b ", "\n", " "]), max_size=10)
+MARKED = replace(THINK, answer="<r>", end="</r>")
+PARTS = ["<t>", "</t>", "<r>", "</r>", "<", "</", "t>", "r>", "a", "b ", "\n", " "]
+marked = st.lists(st.sampled_from(PARTS), max_size=10)
 
 
 def split(tags: ReasoningTags | None, chunks: list[str]) -> tuple[str, str, bool]:
@@ -176,7 +173,7 @@ def split(tags: ReasoningTags | None, chunks: list[str]) -> tuple[str, str, bool
     return answer, reasoning, splitter.seen_reasoning
 
 
-@pytest.mark.parametrize("tags", [THINK, OPEN, None])
+@pytest.mark.parametrize("tags", [THINK, OPEN, None, MARKED, replace(OPEN, answer="<r>")])
 @settings(max_examples=300)
 @given(pieces=marked, data=st.data())
 def test_splitting_off_reasoning_does_not_depend_on_chunks(
@@ -199,12 +196,21 @@ def test_splitting_off_reasoning_does_not_depend_on_chunks(
         (OPEN, "cut", "", "cut"),
         (None, "<t>why</t>so", "<t>why</t>so", ""),
         (THINK, "<t>a</t>b<t>c</t>", "b<t>c</t>", "a"),
+        (MARKED, "<t>a</t>\n<r>\nb\n\nc\n</r>\n", "b\n\nc", "a"),
+        (MARKED, "<t>a</t><r>b<r>c", "b<r>c", "a"),
+        (MARKED, "<t>a</t>b<r>c</r>", "b<r>c</r>", "a"),
+        (MARKED, "<t>a</t><r", "<r", "a"),
+        (MARKED, "<t>a</t><r>b</r>c", "bc", "a"),
+        # Not told to think it marks no answer.
+        (MARKED, "<r>b</r>", "<r>b</r>", ""),
     ],
 )
 def test_one_block_of_thinking_at_the_start_is_reasoning(
     tags: ReasoningTags | None, text: str, answer: str, reasoning: str
 ) -> None:
     assert split(tags, list(text))[:2] == (answer, reasoning)
+    for place in range(len(text) + 1):
+        assert split(tags, [text[:place], text[place:]])[:2] == (answer, reasoning)
 
 
 @pytest.mark.parametrize(

@@ -171,6 +171,8 @@ def _flat(message: Message) -> Message:
     kept = {key: value for key, value in message.items() if value is not None}
     if "content" in kept:
         kept["content"] = message_text(message)
+    if "reasoning_content" in kept:
+        kept = {"thinking": kept["reasoning_content"], **kept}  # For gpt-oss, as newer transformers do.
     calls = kept.get("tool_calls")
     if isinstance(calls, list | tuple) and calls:
         kept = {"content": "", **kept, "tool_calls": [_with_object(call) for call in calls]}

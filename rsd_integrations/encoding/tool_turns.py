@@ -14,11 +14,12 @@ __all__ = ["ways_to_write"]
 _NINE = re.compile(r"[a-zA-Z0-9]{9}")
 """The ids that Mistral's templates insist on."""
 _TELLING = ("system", "developer")
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 
 
 def ways_to_write(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
-    """The chat as it is, then as templates take it that refuse other models' ids, several calls a turn, or
-    system turns.
+    """The chat as it is, then as templates take it that refuse other models' ids, several calls a turn,
+    system turns, or thoughts and words before a call.
     """
     yield messages
     named = [_with_short_ids(message) for message in messages]
@@ -31,6 +32,15 @@ def ways_to_write(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
     if 0 < asked < len(apart) and apart[asked].get("role") == "user":
         told = [str(one.get("content") or "") for one in apart[: asked + 1]]
         yield [{**apart[asked], "content": "\n\n".join(filter(None, told))}, *apart[asked + 1 :]]
+    bare = [_with_words_alone(message) for message in messages]
+    if bare != messages:
+        yield from ways_to_write(bare)
+
+
+def _with_words_alone(message: Message) -> Message:
+    """gpt-oss's template takes either."""
+    thoughts = _THOUGHTS if message.get("content") and _calls(message) else ()
+    return {key: value for key, value in message.items() if key not in thoughts}
 
 
 def _with_short_ids(message: Message) -> Message:

@@ -12,8 +12,8 @@ from langchain_core.messages import AIMessageChunk
 
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.langchain import ChatRSD
-from rsd_integrations.segment import ReasoningTags
 from rsd_integrations.testing import scripted_pipeline
+from rsd_integrations.thoughts import ReasoningTags
 from tests.counting import ANSWER, QUESTION
 from tests.langchain.modes import MODES, Recorder
 

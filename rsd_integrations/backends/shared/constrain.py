@@ -23,7 +23,7 @@ from rsd_integrations.encoding import encode_markup, encode_plain
 from rsd_integrations.encoding.plain import added_tokens
 from rsd_integrations.errors import BackendError, ConfigError
 from rsd_integrations.output import Output
-from rsd_integrations.segment import ReasoningTags
+from rsd_integrations.thoughts import ReasoningTags
 
 __all__ = ["Constraint", "Grammars"]
 
@@ -184,16 +184,18 @@ class Grammars:
             thought: the thinking is over, and nothing is behind it yet.
         """
         _check_multiples([output.schema, *(schema for _, schema in output.functions)])
-        rules = self._thinking(tags) if tags else ['start: "\\n"* answer' if thought else "start: answer"]
+        apart = bool(tags and tags.lead)  # Thoughts, words and calls are messages of their own.
+        started = ['start: "\\n"* answer' if thought and not apart else "start: answer"]
+        rules = self._thinking(tags) if tags and not thought else started
         answers: list[str] = []
         if output.tools and (output.choice == "required" or output.strict or output.schema is not None):
             answers.append("calls")
             rules += self._calls(output)
         if output.schema is not None and output.choice == "auto":
-            answers.append("document")
+            answers += self._said("document", tags, thought)
             rules.append(f"document: {_json(output.schema, strict=output.strict)}")
         elif output.choice == "auto":
-            answers = ["words", "words calls"]
+            answers = [*answers, *self._said("words", tags, thought)] if apart else ["words", "words calls"]
             rules.append(f"words: WORDS\nWORDS: {self._words()}")
         rules.append(f"answer: {' | '.join(answers)}")
         return LLMatcher.grammar_from_lark("\n".join(rules))
@@ -203,9 +205,18 @@ class Grammars:
         token = self._token(tags.closing)
         thought = "thought" if tags.open_in_prompt else f"({self._literal(tags.opening)} thought)?"
         rules = [f"start: {thought} answer"]
+        behind = self._literal(tags.lead) if tags.lead else '"\\n"*'
         if token is None:
-            return [*rules, f"thought: THOUGHT\nTHOUGHT[suffix={json.dumps(tags.closing)}]: /(.|\\n)*/"]
-        return [*rules, f'thought: THOUGHT {token} "\\n"*', "THOUGHT: /(.|\\n)*/"]
+            closing = json.dumps(tags.closing)
+            return [*rules, f"thought: thoughts {behind}", f"thoughts[suffix={closing}]: /(.|\\n)*/"]
+        return [*rules, f"thought: THOUGHT {token} {behind}", "THOUGHT: /(.|\\n)*/"]
+
+    def _said(self, rule: str, tags: ReasoningTags | None, thought: bool) -> list[str]:
+        """How words or a document are written: with what marks them, which headers must and others may."""
+        if tags is None or not tags.answer or (tags.lead and thought):  # A header was there to tell it.
+            return [rule]
+        marked = f"{self._literal(tags.answer)} {rule} {self._literal(tags.end)}"
+        return [marked] if tags.lead else [marked, rule]
 
     def _calls(self, output: Output) -> list[str]:
         form = self._form

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from rsd_integrations.backends.shared.reasoning import reasoning_tags
+from rsd_integrations.backends.shared.reasoning import marking_tokens, reasoning_tags
 from rsd_integrations.encoding import token_id
 from rsd_integrations.positions import positions as positions_by
 from rsd_integrations.protocols import ModelInfo
@@ -150,8 +150,7 @@ def eos_ids(generation_config: Any, tokenizer: Any) -> frozenset[int]:
 
 def hidden_ids(tokenizer: Any) -> frozenset[int]:
     """Special tokens have no text, but for those of the thinking markup."""
-    tags = reasoning_tags(tokenizer)
-    shown = {token_id(tokenizer, tag) for tag in (tags.opening, tags.closing)} if tags else set()
+    shown = {token_id(tokenizer, tag) for tag in marking_tokens(tokenizer, reasoning_tags(tokenizer))}
     added = tokenizer.added_tokens_decoder.items()
     special = {index for index, token in added if token.special} | set(tokenizer.all_special_ids)
     return frozenset(special - shown)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from rsd_integrations.backends.shared.reasoning import literal, reasoning_tags
+from rsd_integrations.backends.shared.headers import CALLS
+from rsd_integrations.backends.shared.reasoning import literal, marking_tokens, reasoning_tags
 from rsd_integrations.backends.shared.sources import Source
 from rsd_integrations.calls import (
     HERMES,
@@ -17,10 +19,11 @@ from rsd_integrations.calls import (
     read_message,
 )
 from rsd_integrations.encoding import chat_template_text, control_tokens, encode_markup, encode_plain
-from rsd_integrations.encoding.plain import alternatives
+from rsd_integrations.encoding.plain import alternatives, special_tokens
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.output import Output
-from rsd_integrations.segment import ReasoningTags, Unbroken
+from rsd_integrations.segment import Unbroken
+from rsd_integrations.thoughts import ReasoningTags
 from rsd_integrations.types import InvalidToolCall, Message, ToolCall
 
 if TYPE_CHECKING:
@@ -62,7 +65,7 @@ class Tooling:
         self._name = name
         self._eos_ids = eos_ids
         self._reader = reader
-        self._form = form
+        self.form = form
         self.takes_tools = _takes_tools(tokenizer)
         """Whether the chat template shows tools to the model."""
         texts = [form.before, form.between or "", form.after, form.again or ""] if form else []
@@ -72,9 +75,9 @@ class Tooling:
             token for text in texts for token in encode_markup(tokenizer, text) if token in special
         )
         """Tokens that mark calls: visible where there are tools, special or not."""
-        tags = reasoning_tags(tokenizer)
-        thought = {tags.opening, tags.closing} if tags else set()
-        self._never = control_tokens(tokenizer) - thought
+        thoughts = marking_tokens(tokenizer, reasoning_tags(tokenizer))
+        self._never = control_tokens(tokenizer) - thoughts
+        self._thoughts = thoughts & special_tokens(tokenizer)  # The others are tokens wherever they stand.
 
     def check(self, output: Output) -> None:
         """Refuse what this model cannot be shown or be made to write.
@@ -113,16 +116,22 @@ class Tooling:
 
     def opens_call(self, text: str) -> bool:
         """Whether a call may have begun in a text, which a grammar that begins behind it would not know."""
-        opening = self._form.opening if self._form else ""
+        opening = self.form.opening if self.form else ""
         return not opening or opening in text
 
     def plain(self, text: str) -> tuple[int, ...]:
         """Text of an answer in this model's tokens; of markup only that of thinking becomes tokens."""
         return encode_plain(self._tokenizer, text, never=self._never)
 
-    def encode(self, text: str) -> tuple[int, ...]:
-        """Text of an answer in this model's tokens; what marks calls becomes the tokens that do."""
-        marks = frozenset(self._tokenizer.convert_ids_to_tokens(sorted(self.markup_ids)))
+    def encode(self, text: str, *, calls: bool = True) -> tuple[int, ...]:
+        """Text of an answer in this model's tokens; what marks thoughts and calls becomes the tokens that do.
+
+        Args:
+            calls: whether what marks these does.
+        """
+        marks = self._thoughts
+        if calls:
+            marks |= frozenset(self._tokenizer.convert_ids_to_tokens(sorted(self.markup_ids)))
         ids: tuple[int, ...] = ()
         start = 0
         for found in alternatives(marks).finditer(text):
@@ -135,7 +144,7 @@ class Tooling:
     def _compiler(self) -> Grammars:
         from rsd_integrations.backends.shared.constrain import Grammars
 
-        return Grammars(self._tokenizer, self._eos_ids, self._form, self._name)
+        return Grammars(self._tokenizer, self._eos_ids, self.form, self._name)
 
 
 def check_template(source: Source) -> None:
@@ -170,6 +179,8 @@ def _takes_tools(tokenizer: Any) -> bool:
 def call_format(tokenizer: Any) -> CallFormat | None:
     """How the model's template writes calls; None if it does not."""
     tags = reasoning_tags(tokenizer)
+    if tags and tags.lead:
+        return CALLS
     # Of templates by name, the one that writes calls is chosen by there being tools.
     more = {"tools": [_PROBE]} if _takes_tools(tokenizer) else {}
     return find_format(
@@ -186,7 +197,7 @@ def call_reader(tokenizer: Any, form: CallFormat | None) -> CallReader:
     form = form or HERMES
     plain = plain_reader(form)
     if not field:
-        return CallReader(form.unbroken, plain)
+        return CallReader(_unbroken(tokenizer, form), plain)
 
     def read(text: str) -> list[ToolCall | InvalidToolCall] | None:
         try:
@@ -203,10 +214,18 @@ def call_reader(tokenizer: Any, form: CallFormat | None) -> CallReader:
 
     opening, closing = literal(field, "open"), literal(field, "close")
     if opening is None:
-        return CallReader(form.unbroken, read)
+        return CallReader(_unbroken(tokenizer, form), read)
     if opening == form.opening:
         closing = closing or form.closing
     return CallReader(Unbroken(opening, closing or ""), read)
+
+
+def _unbroken(tokenizer: Any, form: CallFormat) -> Unbroken:
+    """The part of an answer that is a call, told from thoughts that begin with the same token."""
+    tags = reasoning_tags(tokenizer)
+    if tags is None or not form.opening or not tags.opening.startswith(form.opening):
+        return form.unbroken
+    return replace(form.unbroken, opening=form.before.strip())
 
 
 def _text(tokenizer: Any, messages: Sequence[Message], prompting: bool, **more: Any) -> str:

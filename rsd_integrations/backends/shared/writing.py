@@ -8,6 +8,7 @@ from typing import Any
 
 from rsd_integrations.backends.shared.describe import eos_ids, fingerprint, hidden_ids
 from rsd_integrations.backends.shared.detokenize import Detokenizer
+from rsd_integrations.backends.shared.headers import Messages
 from rsd_integrations.backends.shared.reasoning import reasoning_tags
 from rsd_integrations.backends.shared.templates import looks_at, render
 from rsd_integrations.backends.shared.tooling import Tooling
@@ -15,7 +16,8 @@ from rsd_integrations.calls import CallFormat, CallReader
 from rsd_integrations.errors import ModelError
 from rsd_integrations.output import Output
 from rsd_integrations.protocols import FREE, NONE, End, ModelInfo, Written
-from rsd_integrations.segment import ReasoningTags, StepBoundary
+from rsd_integrations.segment import StepBoundary
+from rsd_integrations.thoughts import ReasoningTags
 from rsd_integrations.types import Prompt
 
 __all__ = ["Language", "SpeakingWriter", "StepText"]
@@ -79,12 +81,17 @@ class StepText:
 
     Args:
         writer: whose tokens they are.
+        tags: of the thinking.
         markup: whether tokens that mark calls of tools are shown.
     """
 
-    def __init__(self, writer: SpeakingWriter, *, markup: bool) -> None:
-        marks = writer.tooling.markup_ids if markup else frozenset()
-        self._detokenizer = Detokenizer(writer.tokenizer, writer.hidden_ids - marks)
+    def __init__(self, writer: SpeakingWriter, tags: ReasoningTags | None, *, markup: bool) -> None:
+        hidden = writer.hidden_ids - (writer.tooling.markup_ids if markup else frozenset())
+        if tags is not None and tags.lead:
+            calls = writer.tooling.form if markup else None
+            self._detokenizer: Detokenizer = Messages(writer.tokenizer, hidden, tags, calls)
+        else:
+            self._detokenizer = Detokenizer(writer.tokenizer, hidden)
         self._eos_ids = writer.eos_ids
         self.shown = ""
         """What is certain of it."""
@@ -170,4 +177,4 @@ class SpeakingWriter:
         """
         if written.vocabulary == self.vocabulary:
             return written.token_ids
-        return self.tooling.encode(written.text) if markup else self.encode(written.text)
+        return self.tooling.encode(written.text, calls=markup)

@@ -16,7 +16,7 @@ from rsd_integrations.backends.torch.sampling import Draws, Row, draw, penalized
 from rsd_integrations.backends.torch.slot_session import SlotSession
 from rsd_integrations.output import Output
 from rsd_integrations.protocols import DraftStep, End, GuessStep, Kept, TargetStep, Written
-from rsd_integrations.segment import ReasoningTags
+from rsd_integrations.thoughts import ReasoningTags
 
 if TYPE_CHECKING:
     from rsd_integrations.backends.torch.writer import TorchWriter
@@ -40,7 +40,7 @@ class TorchWriterSession(SlotSession):
         self.constraint = writer.tooling.constraint(output, tags)
         self._writer = writer
         self._output = output
-        self._text = StepText(writer, markup=self.reader is not None)
+        self._text = StepText(writer, tags, markup=self.reader is not None)
         self._guesses = Guesses()
         self._known: list[int] = []
         """The next tokens of the step to write, drawn and cached before it was begun."""

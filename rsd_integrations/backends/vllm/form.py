@@ -8,11 +8,12 @@ document, where a step was cut, tokens are asked for one by one, and ruled out h
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rsd_integrations.backends.shared.tooling import Tooling
 from rsd_integrations.output import Output
-from rsd_integrations.segment import ReasoningTags
+from rsd_integrations.thoughts import ReasoningTags
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +63,7 @@ class Form:
         if self.distrusted or (rest.strip() and (not self.free or self._tooling.opens_call(rest))):
             return None
         thought = tags is None and self._tags is not None and not rest.strip()
-        return self._tooling.grammar(self._output, tags, thought=thought)
+        return self._tooling.grammar(self._output, self._tags if thought else tags, thought=thought)
 
     def thinks(self, written: str) -> bool:
         """Whether the text ends within the thinking, or thinking may yet come."""
@@ -77,7 +78,7 @@ class Form:
         if closed:
             return None, rest
         if tags.open_in_prompt or tags.opening in before:
-            return ReasoningTags(tags.opening, tags.closing, open_in_prompt=True), ""
+            return replace(tags, open_in_prompt=True), ""
         return (None, text) if text.strip() else (tags, "")
 
     def allowed(self) -> torch.Tensor:

@@ -19,7 +19,8 @@ from rsd_integrations.protocols import (
     WindowFull,
     Written,
 )
-from rsd_integrations.segment import ReasoningTags, StepBoundary
+from rsd_integrations.segment import StepBoundary
+from rsd_integrations.thoughts import ReasoningTags
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -94,7 +95,7 @@ class VLLMWriterSession(TokenSession):
         self.form = writer.form(output, tags)
         self._writer = writer
         self._output = output
-        self._text = StepText(writer, markup=self.reader is not None)
+        self._text = StepText(writer, tags, markup=self.reader is not None)
         self.work: DraftStep | TargetStep | None = None
         self.ahead: Ahead | None = None
         """What it writes behind a step that waits for its reward."""

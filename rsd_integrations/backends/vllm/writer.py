@@ -15,7 +15,8 @@ from rsd_integrations.backends.vllm.sessions import VLLMWriterSession
 from rsd_integrations.errors import BackendError, ConfigError
 from rsd_integrations.output import Output
 from rsd_integrations.protocols import FREE, NONE, DraftStep, ModelInfo, Sampling, WriterSession, Written
-from rsd_integrations.segment import ReasoningTags, StepBoundary
+from rsd_integrations.segment import StepBoundary
+from rsd_integrations.thoughts import ReasoningTags
 from rsd_integrations.types import Prompt
 
 __all__ = ["VLLMWriter"]
