@@ -1,0 +1,213 @@
+"""Arguments of calls in markup of keys and values, where other models write JSON. Pure.
+
+``<parameter=city>`` value ``</parameter>`` (Qwen3-Coder, Qwen 3.5, Seed-OSS), ``<arg_key>city</arg_key>
+<arg_value>`` value ``</arg_value>`` (GLM), ``<parameter name="city">`` value ``</parameter>`` (MiniMax).
+Strings are written as they are, all else as JSON or by Python's ``str``: only the tool's schema tells which.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from rsd_integrations.values import branches, kinds, read_value
+
+__all__ = ["HALF", "Keyed", "KeyedCalls", "common_start", "find_keyed", "named_properties"]
+
+HALF = re.compile(r"[<\[][^<>\[\]\s]*$")
+"""An unfinished piece of markup."""
+_KEYS = ("rsd_sentinel_key", "rsd_sentinel_other")
+_TEXTS = ('Rsd "first"\nvalue', "Rsd <second> value")
+"""Of several words and lines, so that quotes and escapes around strings show."""
+_JSON_WORDS = {"true": True, "false": False, "null": None}
+_PYTHON_WORDS = {"True": True, "False": False, "None": None}
+
+
+@dataclass(frozen=True)
+class Keyed:
+    """Arguments as ``before`` KEY ``between`` VALUE ``after`` each.
+
+    ``words``: how true, false and null are written.
+    """
+
+    before: str
+    between: str
+    after: str
+    words: tuple[str, str, str] = ("true", "false", "null")
+
+    def write(self, value: Any) -> str:
+        """A value as the template has it."""
+        if isinstance(value, str):
+            return value
+        spelled = next(
+            (word for word, one in zip(self.words, (True, False, None), strict=True) if value is one), None
+        )
+        return json.dumps(value, ensure_ascii=False) if spelled is None else spelled
+
+    @cached_property
+    def readable(self) -> dict[str, Any]:
+        """Every spelling of true, false and null that is taken for these."""
+        own = dict(zip(self.words, (True, False, None), strict=True))
+        return {**_JSON_WORDS, **_PYTHON_WORDS, **own}
+
+
+def find_keyed(rest: Callable[[Mapping[str, Any]], str]) -> tuple[str, Keyed, str] | None:
+    """(text in front of the arguments, how each is written, text behind them); None if not by keys.
+
+    Args:
+        rest: what the template writes behind the name of a call with these arguments.
+    """
+    none, two = rest({}), rest(dict(zip(_KEYS, _TEXTS, strict=True)))
+    parts: list[str] = []
+    for mark in (_KEYS[0], _TEXTS[0], _KEYS[1], _TEXTS[1]):
+        part, found, two = two.partition(mark)
+        if not found:
+            return None
+        parts.append(part)
+    first, between, apart, again = parts
+    start = HALF.sub("", common_start(none, first))
+    before = first[len(start) :]
+    after = apart.removesuffix(before)
+    whole = between == again and apart == after + before and two.startswith(after)
+    if not whole or none != start + two[len(after) :] or not all(map(str.strip, (before, between, after))):
+        return None
+    behind = two[len(after) :]
+    head, tail = f"{start}{before}{_KEYS[0]}{between}", after + behind
+
+    def written(value: Any) -> str | None:
+        text = rest({_KEYS[0]: value})
+        whole = text.startswith(head) and text.endswith(tail)
+        return text[len(head) : len(text) - len(tail)] if whole else None
+
+    if written(12) != "12":
+        return None
+
+    def word(value: bool | None) -> str:
+        found = written(value)
+        return found if found in _JSON_WORDS or found in _PYTHON_WORDS else json.dumps(value)
+
+    words = word(True), word(False), word(None)
+    return start, Keyed(before, between, after, words), behind
+
+
+def named_properties(schema: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The objects of which the arguments have to follow one, each with ``properties``."""
+    return [{**one, "properties": one.get("properties") or {}} for one in branches(schema, schema)]
+
+
+class KeyedCalls:
+    """Reads calls one after the other.
+
+    Args:
+        keyed: how each argument is written.
+        before: markup in front of a name.
+        between: markup behind it.
+        end: markup behind the arguments; "" where a call goes on to the end of its text.
+    """
+
+    def __init__(self, keyed: Keyed, before: str, between: str, end: str) -> None:
+        self._keyed = keyed
+        key, end = _loose(keyed.before), _loose(end) or r"\Z"
+        self.open_ended = end == r"\Z"
+        """Whether nothing behind the arguments says that there are no more."""
+        self._begins = re.compile(rf"\s*{_loose(before)}")
+        self._named = re.compile(_loose(between) or f"(?={key}|{end})")
+        self._key = re.compile(rf"\s*{key}")
+        self._key_over = re.compile(_loose(keyed.between))
+        # What closes a value may stand within one, but no other argument begins there.
+        self._value_over = re.compile(rf"{_loose(keyed.after)}(?=\s*(?:{key}|{end}))")
+        self._end = re.compile(rf"\s*(?:{end})")
+        self._lead = keyed.between[len(keyed.between.rstrip()) :]
+        self._trail = keyed.after[: len(keyed.after) - len(keyed.after.lstrip())]
+
+    def read(self, text: str, schemas: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+        """Names and arguments.
+
+        Args:
+            text: of the calls, without the markup around them.
+            schemas: of the arguments of each tool.
+
+        Raises:
+            ValueError: it is no such calls, and why.
+        """
+        calls: list[tuple[str, dict[str, Any]]] = []
+        place, text = 0, text.strip()
+        while place < len(text) or not calls:
+            name, place = self._name(text, place)
+            written, place = self._arguments(text, place)
+            calls.append((name, self._typed(name, written, schemas.get(name, {}))))
+        return calls
+
+    def _name(self, text: str, place: int) -> tuple[str, int]:
+        begun = self._begins.match(text, place)
+        if begun is None:
+            raise ValueError(f"{text[place:].strip()[:40]!r} stands where a call should begin")
+        over = self._named.search(text, begun.end())
+        name = text[begun.end() : over.start()].strip() if over else ""
+        if over is None or not name or "\n" in name:
+            raise ValueError("it names no tool")
+        return name, over.end()
+
+    def _arguments(self, text: str, place: int) -> tuple[dict[str, str], int]:
+        """As they are written."""
+        found: dict[str, str] = {}
+        while (end := self._end.match(text, place)) is None:
+            begun = self._key.match(text, place)
+            if begun is None:
+                rest = text[place:].strip()
+                raise ValueError(
+                    f"{rest[:40]!r} stands where an argument or its end should" if rest else "it has no end"
+                )
+            over = self._key_over.search(text, begun.end())
+            key = text[begun.end() : over.start()].strip() if over else ""
+            if over is None or "\n" in key:
+                raise ValueError("an argument has no value")
+            value, place = self._value(text, over.end(), key)
+            found[key] = value
+        return found, end.end()
+
+    def _value(self, text: str, place: int, key: str) -> tuple[str, int]:
+        over = self._value_over.search(text, place)
+        if over is None:
+            raise ValueError(f"its argument {key!r} has no end")
+        value = text[place : over.start()]
+        # One line break each is the format's; more of them are the value's.
+        return value.removeprefix(self._lead).removesuffix(self._trail), over.end()
+
+    def _typed(self, name: str, written: Mapping[str, str], schema: Mapping[str, Any]) -> dict[str, Any]:
+        objects = named_properties(schema)
+        arguments: dict[str, Any] = {}
+        for key, text in written.items():
+            of_key = [schemas for one in objects if (schemas := _schema_of(key, one)) is not None]
+            if not of_key:
+                raise ValueError(f"{name!r} takes no argument {key!r}")
+            allowed = [kinds(one) for part in of_key for one in branches(part, schema)]
+            types = frozenset[str]().union(*allowed) if all(allowed) else frozenset[str]()
+            arguments[key] = read_value(text, types, self._keyed.readable)
+        return arguments
+
+
+def _schema_of(key: str, arguments: Mapping[str, Any]) -> Any:
+    """What a schema of arguments says of one; None where it takes none of that name."""
+    if key in arguments["properties"]:
+        return arguments["properties"][key]
+    more = arguments.get("additionalProperties", not arguments["properties"] or None)
+    return {} if "patternProperties" in arguments else None if more is False else more
+
+
+def _loose(mark: str) -> str:
+    """A pattern of markup, whatever white space is within it."""
+    return r"\s*".join(map(re.escape, mark.split()))
+
+
+def common_start(first: str, second: str) -> str:
+    """What both texts begin with."""
+    length = next(
+        (index for index, (a, b) in enumerate(zip(first, second, strict=False)) if a != b),
+        min(len(first), len(second)),
+    )
+    return first[:length]
