@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -115,9 +115,9 @@ class KeyedCalls:
         self.open_ended = end == r"\Z"
         """Whether nothing behind the arguments says that there are no more."""
         self._begins = re.compile(rf"\s*{_loose(before)}")
-        self._named = re.compile(_loose(between) or f"(?={key}|{end})")
+        self._named = _loose(between) or f"(?={key}|{end})"
         self._key = re.compile(rf"\s*{key}")
-        self._key_over = re.compile(_loose(keyed.between))
+        self._key_over = _loose(keyed.between)
         # What closes a value may stand within one, but no other argument begins there.
         self._value_over = re.compile(rf"{_loose(keyed.after)}(?=\s*(?:{key}|{end}))")
         self._end = re.compile(rf"\s*(?:{end})")
@@ -137,22 +137,20 @@ class KeyedCalls:
         calls: list[tuple[str, dict[str, Any]]] = []
         place, text = 0, text.strip()
         while place < len(text) or not calls:
-            name, place = self._name(text, place)
-            written, place = self._arguments(text, place)
-            calls.append((name, self._typed(name, written, schemas.get(name, {}))))
+            begun = self._begins.match(text, place)
+            if begun is None:
+                raise ValueError(f"{text[place:].strip()[:40]!r} stands where a call should begin")
+            name, place = _named(text, begun.end(), schemas, self._named)
+            if not name:
+                raise ValueError("it names no tool")
+            schema = schemas.get(name, {})
+            objects = named_properties(schema)
+            known = {key for one in objects for key in one["properties"]}
+            written, place = self._arguments(text, place, known)
+            calls.append((name, self._typed(name, written, objects, schema)))
         return calls
 
-    def _name(self, text: str, place: int) -> tuple[str, int]:
-        begun = self._begins.match(text, place)
-        if begun is None:
-            raise ValueError(f"{text[place:].strip()[:40]!r} stands where a call should begin")
-        over = self._named.search(text, begun.end())
-        name = text[begun.end() : over.start()].strip() if over else ""
-        if over is None or not name or "\n" in name:
-            raise ValueError("it names no tool")
-        return name, over.end()
-
-    def _arguments(self, text: str, place: int) -> tuple[dict[str, str], int]:
+    def _arguments(self, text: str, place: int, known: Collection[str]) -> tuple[dict[str, str], int]:
         """As they are written."""
         found: dict[str, str] = {}
         while (end := self._end.match(text, place)) is None:
@@ -162,12 +160,10 @@ class KeyedCalls:
                 raise ValueError(
                     f"{rest[:40]!r} stands where an argument or its end should" if rest else "it has no end"
                 )
-            over = self._key_over.search(text, begun.end())
-            key = text[begun.end() : over.start()].strip() if over else ""
-            if over is None or "\n" in key:
-                raise ValueError("an argument has no value")
-            value, place = self._value(text, over.end(), key)
-            found[key] = value
+            key, place = _named(text, begun.end(), known, self._key_over)
+            if not key:
+                raise ValueError("it has an argument without a name or a value")
+            found[key], place = self._value(text, place, key)
         return found, end.end()
 
     def _value(self, text: str, place: int, key: str) -> tuple[str, int]:
@@ -178,8 +174,13 @@ class KeyedCalls:
         # One line break each is the format's; more of them are the value's.
         return value.removeprefix(self._lead).removesuffix(self._trail), over.end()
 
-    def _typed(self, name: str, written: Mapping[str, str], schema: Mapping[str, Any]) -> dict[str, Any]:
-        objects = named_properties(schema)
+    def _typed(
+        self,
+        name: str,
+        written: Mapping[str, str],
+        objects: Sequence[Mapping[str, Any]],
+        schema: Mapping[str, Any],
+    ) -> dict[str, Any]:
         arguments: dict[str, Any] = {}
         for key, text in written.items():
             of_key = [schemas for one in objects if (schemas := _schema_of(key, one)) is not None]
@@ -189,6 +190,21 @@ class KeyedCalls:
             types = frozenset[str]().union(*allowed) if all(allowed) else frozenset[str]()
             arguments[key] = read_value(text, types, self._keyed.readable)
         return arguments
+
+
+def _named(text: str, start: int, known: Collection[str], over: str) -> tuple[str, int]:
+    """The name that begins there, and where the markup behind it ends; "" if there is none.
+
+    Args:
+        known: names that may hold what looks like that markup.
+        over: the markup, as a pattern.
+    """
+    for name in sorted(known, key=len, reverse=True):
+        if text.startswith(name, start) and (end := re.compile(rf"\s*{over}").match(text, start + len(name))):
+            return name, end.end()
+    found = re.compile(over).search(text, start)
+    name = text[start : found.start()].strip() if found else ""
+    return ("", start) if found is None or "\n" in name else (name, found.end())
 
 
 def _schema_of(key: str, arguments: Mapping[str, Any]) -> Any:

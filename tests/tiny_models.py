@@ -11,6 +11,8 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from tests.keyed_templates import TEMPLATES as KEYED
+
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -40,12 +42,13 @@ def tokenizer(flavour: str = "a") -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer with ChatML; another flavour has other ids for the same text.
 
     "ascii" and "ascii-b" have no token for half a character, so that whatever random weights write
-    is text. "tools" and "tools-b" are these with tools in the template.
+    is text. "tools" and "tools-b" are these with tools in the template; "keyed" and "keyed-b" write calls
+    as Qwen3-Coder does.
     """
-    if flavour.startswith("tools"):
-        able = copy.deepcopy(tokenizer(flavour.replace("tools", "ascii")))
+    if flavour.startswith(("tools", "keyed")):
+        able = copy.deepcopy(tokenizer(flavour.replace(flavour[:5], "ascii")))
         able.add_tokens(["<tool_call>", "</tool_call>"])
-        able.chat_template = CHATML_TOOLS
+        able.chat_template = CHATML_TOOLS if flavour.startswith("tools") else KEYED["Qwen3-Coder"][0]
         return able
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

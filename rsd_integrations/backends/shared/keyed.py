@@ -46,7 +46,6 @@ class KeyedRules:
         self, form: CallFormat, keyed: Keyed, parts: Callable[[str], list[str]], *, strict: bool
     ) -> None:
         self._keyed = keyed
-        self._form = form
         self._closing = form.closing
         self._before, self._between = " ".join(parts(keyed.before)), " ".join(parts(keyed.between))
         behind = parts(keyed.after)
@@ -66,7 +65,7 @@ class KeyedRules:
             name: its own, for messages.
             schema: of its arguments.
         """
-        self._check(name, self._form.between or "", self._closing)
+        self._check(name, self._closing)
         ways = []
         for number, one in enumerate(named_properties(schema)):
             self._refuse(f"the arguments of {name!r}", one, _OF_ARGUMENTS)
@@ -79,7 +78,7 @@ class KeyedRules:
         properties = {**one["properties"], **{key: {} for key in required if key not in one["properties"]}}
         made = []
         for number, (key, schema) in enumerate(properties.items()):
-            self._check(key, self._keyed.between)
+            self._check(key, self._closing)
             value = self._value(f"{rule}_{number}", schema, root)
             self.rules.append(f"{rule}_{number}: {self._before} {json.dumps(key)} {self._between} {value}")
             made.append(f"{rule}_{number}{'' if key in required else '?'}")
