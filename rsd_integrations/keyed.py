@@ -216,8 +216,8 @@ def _schema_of(key: str, arguments: Mapping[str, Any]) -> Any:
 
 
 def _loose(mark: str) -> str:
-    """A pattern of markup, whatever white space is within it."""
-    return r"\s*".join(map(re.escape, mark.split()))
+    """A pattern of markup, whatever white space is within it and between its pieces."""
+    return r"\s*".join(map(re.escape, re.split(r"\s+|(?<=>)(?=<)", mark.strip())))
 
 
 def common_start(first: str, second: str) -> str:

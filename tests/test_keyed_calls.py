@@ -23,6 +23,7 @@ NAMES = [*TEMPLATES, SPECIAL]
 TOKENIZERS = {name: tokenizer(name) for name in NAMES}
 FORMS = {name: call_format(tok) for name, tok in TOKENIZERS.items()}
 FUNCTION = "<tool_call>\n<function="
+CALLED = f"{FUNCTION}add>\n{{}}</function>\n</tool_call>"
 FORMATS = {
     "Qwen3-Coder": (
         CallFormat(
@@ -244,3 +245,212 @@ def test_what_follows_a_schema_may_be_written_and_means_the_same(name: str, made
         assert takes(opened(name, offered), tok, text)
     _, [found] = read(name, text, offered)
     assert (found.name, found.arguments) == ("add", arguments)
+
+
+TYPED = tool(
+    "add",
+    {
+        "text": {"type": "string"},
+        "count": {"type": "integer"},
+        "sure": {"type": "boolean"},
+        "maybe": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+        "either": {"anyOf": [{"type": "integer"}, {"type": "string"}]},
+        "any": {},
+        "place": {"$ref": "#/$defs/Place"},
+        "list": {"type": "array"},
+        "a>b": {"type": "string"},
+    },
+    [],
+    **{"$defs": {"Place": {"type": "object", "properties": {"x": {"type": "integer"}}}}},
+)
+
+
+@pytest.mark.parametrize(
+    ("key", "written", "meant"),
+    [
+        ("text", "12", "12"),
+        ("text", "null", "null"),
+        ("text", "", ""),
+        ("text", "\na\n\n", "\na\n\n"),
+        ("text", " a ", " a "),
+        ("text", "</parameter>", "</parameter>"),
+        ("text", "if a < b and b > c:\n    <b>'x'</b> \"y\" </function", None),
+        ("a>b", "x", "x"),
+        ("count", "12", 12),
+        ("count", " 12 ", 12),
+        ("count", "twelve", "twelve"),
+        ("count", "1e999", "1e999"),
+        ("count", "9" * 5000, None),
+        ("sure", "true", True),
+        ("sure", "True", True),
+        ("sure", "yes", "yes"),
+        ("maybe", "None", None),
+        ("maybe", "null", None),
+        ("maybe", "12", "12"),
+        ("maybe", "[1]", "[1]"),
+        ("either", "12", 12),
+        ("either", "12 a", "12 a"),
+        ("either", "1.5", "1.5"),
+        ("any", '{"x": [1, null]}', {"x": [1, None]}),
+        ("any", "{'x': [1, None, (True, 'a')]}", {"x": [1, None, [True, "a"]]}),
+        ("any", "so it is", "so it is"),
+        ("any", '"so"', '"so"'),
+        ("place", '{"x": 1}', {"x": 1}),
+        ("place", "{'x': 1}", {"x": 1}),
+        ("place", "{1: 2}", "{1: 2}"),
+        ("place", "{'x': 1e999}", "{'x': 1e999}"),
+        ("place", "{'x': b'a'}", "{'x': b'a'}"),
+        ("list", "{'x'", "{'x'"),
+        ("list", "[" * 100_000, None),
+        ("list", "-" * 100_000, None),
+        ("list", "(" + "-" * 100_000, None),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+@pytest.mark.parametrize("name", ["Qwen3-Coder", "GLM 4.7"])
+def test_values_are_read_by_their_schemas(name: str, key: str, written: str, meant: Any) -> None:
+    unless = {"maybe"}  # Else None stands for the text itself.
+    meant = written if meant is None and key not in unless else meant
+    text = answer(TOKENIZERS[name], ("add", {key: written}))
+    _, [found] = read(name, text, TYPED)
+    assert isinstance(found, ToolCall)
+    assert found.arguments == {key: meant}
+    assert type(found.arguments[key]) is type(meant)
+
+
+def test_without_a_schema_values_are_what_they_look_like() -> None:
+    text = answer(TOKENIZERS["Qwen3-Coder"], ("other", {"x": 12, "y": "so", "z": [True]}))
+    for offered in ([], [TYPED]):
+        _, [found] = read("Qwen3-Coder", text, *offered)
+        assert (found.name, found.arguments) == ("other", {"x": 12, "y": "so", "z": [True]})
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "error"),
+    [
+        ("Qwen3-Coder", "<tool_call>", "'' stands where a call should begin"),
+        ("Qwen3-Coder", "<tool_call>\n{}\n</tool_call>", "'{}' stands where a call should begin"),
+        ("Qwen3-Coder", "<tool_call>\nSo:\n<function=add>\n</function>\n</tool_call>", "stands where a call"),
+        ("Qwen3-Coder", "<tool_call>\n<function=add>\n</function>\nSo.\n</tool_call>", "'So.' stands where"),
+        ("Qwen3-Coder", "<tool_call>\n<function=>\n</function>\n</tool_call>", "it names no tool"),
+        ("Qwen3-Coder", "<tool_call>\n<function=add\n</function>\n</tool_call>", "it names no tool"),
+        ("Qwen3-Coder", "<tool_call>\n<function=add", "it names no tool"),
+        ("Qwen3-Coder", "<tool_call>\n<function=add>\n", "it has no end"),
+        ("Qwen3-Coder", "<tool_call>\n<function=add>\n</tool_call>", "it has no end"),
+        (
+            "Qwen3-Coder",
+            "<tool_call>\n<function=add>\nSo.\n</function>\n</tool_call>",
+            "'So.\\n</function>' stands",
+        ),
+        (
+            "Qwen3-Coder",
+            "<tool_call>\n<function=add>\n<parameter=x\n",
+            "an argument without a name or a value",
+        ),
+        (
+            "Qwen3-Coder",
+            "<tool_call>\n<function=add>\n<parameter=x>\n1\n</tool_call>",
+            "argument 'x' has no end",
+        ),
+        (
+            "Qwen3-Coder",
+            "<tool_call>\n<function=add>\n<parameter=x>\n1\n</parameter>\n",
+            "argument 'x' has no end",
+        ),
+        ("Qwen3-Coder", CALLED.format("<parameter=y>\n1\n</parameter>\n"), "'add' takes no argument 'y'"),
+        (
+            "Qwen3-Coder",
+            CALLED.format("<parameter=x>\n" + "[" * 130 + "]" * 130 + "\n</parameter>\n"),
+            "too deep",
+        ),
+        ("Qwen3-Coder", CALLED.format('<parameter=x>\n["\\ud83d"]\n</parameter>\n'), "half a character"),
+        (
+            "GLM 4.7",
+            "<tool_call>add<arg_key>x</arg_key><arg_value>1</arg_value>",
+            "its </tool_call> is missing",
+        ),
+        ("GLM 4.7", "<tool_call>add<arg_key>x</arg_key></tool_call>", "without a name or a value"),
+        ("GLM 4.7", "<tool_call></tool_call>", "it names no tool"),
+        ("MiniMax-M2", '<minimax:tool_call>\n<invoke name="add">\n</minimax:tool_call>', "it has no end"),
+    ],
+    ids=lambda value: str(value)[:50],
+)
+def test_what_is_no_call_says_why(name: str, text: str, error: str) -> None:
+    _, [found] = read(name, text, tool("add", {"x": {"type": "array"}}))
+    assert isinstance(found, InvalidToolCall)
+    assert error in found.error
+    assert found.text == text
+    found.model_dump_json()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("Qwen3-Coder", "<tool_call><function=add><parameter=x>1</parameter></function></tool_call>"),
+        ("Qwen3-Coder", "<tool_call>\n  <function=add>\n  <parameter=x>\n1\n  </parameter>\n  </function>"),
+        ("GLM 4.5", "<tool_call>add<arg_key>x</arg_key><arg_value>1</arg_value></tool_call>"),
+        ("GLM 4.7", "<tool_call>\nadd\n<arg_key> x </arg_key>\n<arg_value>1</arg_value>\n</tool_call>"),
+        (
+            "MiniMax-M2",
+            '<minimax:tool_call><invoke name="add"><parameter name="x">1</parameter></invoke>',
+        ),
+    ],
+)
+def test_a_call_need_not_be_as_the_template_has_it(name: str, text: str) -> None:
+    _, [found] = read(name, text, tool("add", {"x": {"type": "integer"}}))
+    assert (found.name, found.arguments) == ("add", {"x": 1})
+
+
+def test_several_calls_in_one_markup_are_all_read_or_none() -> None:
+    calls: list[tuple[str, dict[str, Any]]] = [("add", {"x": 1}), ("look_up", {}), ("add", {"x": 2})]
+    tools = tool("add", {"x": {"type": "integer"}}), tool("look_up", {})
+    text = answer(TOKENIZERS["MiniMax-M2"], *calls)
+    assert text.count("<minimax:tool_call>") == 1
+    _, found = read("MiniMax-M2", text, *tools)
+    assert [(call.name, call.arguments) for call in found] == calls
+    _, [flawed] = read("MiniMax-M2", text.replace('"x">2', '"y">2'), *tools)
+    assert isinstance(flawed, InvalidToolCall)
+    both = CALLED.format("<parameter=x>\n1\n</parameter>\n").replace(
+        "</function>\n", "</function>\n<function=look_up>\n</function>\n"
+    )
+    _, found = read("Qwen3-Coder", both, *tools)
+    assert [(call.name, call.arguments) for call in found] == calls[:2]
+
+
+PIECES = [
+    "<tool_call>",
+    "</tool_call>",
+    "<function=",
+    "add",
+    ">",
+    "\n",
+    "</function>",
+    "<parameter=",
+    "x",
+    "</parameter>",
+    "1",
+    "{",
+    "<arg_key>",
+    "</arg_key>",
+    "<arg_value>",
+    "</arg_value>",
+]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(["Qwen3-Coder", "GLM 4.5"]), st.lists(st.sampled_from(PIECES)).map("".join))
+def test_whatever_is_written_is_read(name: str, text: str) -> None:
+    """And raises nothing."""
+    _, found = read(name, "<tool_call>" + text, tool("add", {"x": {"type": "string"}}, []))
+    for call in found:
+        assert isinstance(call, InvalidToolCall) or call.arguments.keys() <= {"x"} or call.name != "add"
+
+
+@pytest.mark.parametrize(
+    "piece", ["</parameter>", "</parameter>\n", " ", "\n", "<parameter=x>\n1\n</parameter>\n", "<", "x>"]
+)
+@pytest.mark.parametrize("before", ["", "<parameter=x>\n"])
+def test_long_calls_are_read_in_time(before: str, piece: str) -> None:
+    """Ten megabytes: what is not linear would never end."""
+    text = f"<tool_call>\n<function=add>\n{before}{piece * (10_000_000 // len(piece))}"
+    assert read("Qwen3-Coder", text, tool("add", {"x": {"type": "string"}}))[1]
