@@ -192,8 +192,8 @@ class Grammars:
             answers.append("document")
             rules.append(f"document: {json_rule(output.schema, strict=output.strict)}")
         elif output.choice == "auto":
-            answers = ["words", "words calls"]
-            rules.append(f"words: WORDS\nWORDS: {self._words()}")
+            answers = ["words", "words_and_calls"]
+            rules += self._words()
         rules.append(f"answer: {' | '.join(answers)}")
         return LLMatcher.grammar_from_lark("\n".join(rules))
 
@@ -229,18 +229,26 @@ class Grammars:
         call = " | ".join(f"call_{index}" for index in range(len(functions)))
         more = f" ({self._literal(form.again)} call)*" if output.parallel and form.again is not None else ""
         rules.append(f"call: {call}")
-        rules.append(f"calls: {self._literal(form.before)} call{more} {self._literal(form.after)}")
+        rules.append(f"called: call{more} {self._literal(form.after)}")
+        rules.append(f"calls: {self._literal(form.before)} called")
         return rules
 
-    def _words(self) -> str:
-        """A regular expression for text that begins no call."""
+    def _words(self) -> list[str]:
+        """Text that begins no call, and such with calls behind it."""
         assert self._form is not None
-        opening = self._form.opening
+        before, opening = self._form.before, self._form.opening
+        rules = ["words: WORDS", "words_and_calls: words calls"]
         if not opening:
-            return r"/\s*([^{\[\s](.|\n)*)?/"
+            return [*rules, r"WORDS: /\s*([^{\[\s](.|\n)*)?/"]
         if self._token(opening):
-            return r"/(.|\n)*/"
-        return rf"/(.|\n)*/ & ~/(.|\n)*{escaped(opening)}(.|\n)*/"
+            return [*rules, r"WORDS: /(.|\n)*/"]
+        # One piece with what begins a call: where else text ends, no lexer would know.
+        rest = self._literal(before[before.index(opening) + len(opening) :])
+        return [
+            rules[0],
+            f"words_and_calls: OPENED {rest} called\nOPENED: WORDS {json.dumps(opening)}",
+            rf"WORDS: /(.|\n)*/ & ~/(.|\n)*{escaped(opening)}(.|\n)*/",
+        ]
 
     def _literal(self, text: str) -> str:
         """A fixed text: markup as the tokens it is, the rest as text."""

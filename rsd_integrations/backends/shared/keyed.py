@@ -94,13 +94,15 @@ class KeyedRules:
         """A value and what closes it."""
         found = branches(schema, root)
         texts = [one for one in found if _may_be_text(one)]
+        beside = frozenset[str]().union(*map(kinds, found))
         defined = {key: root[key] for key in ("$defs", "definitions") if key in root}
         if not texts and not any("enum" in one or "const" in one for one in found):
             whole = {**defined, **schema} if isinstance(schema, Mapping) else {**defined}
-            return self._spelled(whole, frozenset().union(*map(kinds, found)))
+            return self._spelled(whole, beside)
         ways = [self._literal(value) for one in found for value in _prescribed(one)]
-        ways += [self._text(f"{rule}_{number}", one) for number, one in enumerate(texts)]
-        free = any(not _OF_TEXT - _NOTED - {"type"} & one.keys() for one in texts)
+        free = any(not (_OF_TEXT - _NOTED - {"type"}) & one.keys() for one in texts)
+        others = frozenset() if free else beside
+        ways += [self._text(f"{rule}_{number}", one, others) for number, one in enumerate(texts)]
         for one in found:
             left = kinds(one) - {"string"}
             # Text may be anything already.
@@ -129,18 +131,23 @@ class KeyedRules:
         piece = json.dumps(text + self._end) if text + self._end else ""
         return f"{piece} {self._rest}".strip() or '""'
 
-    def _text(self, rule: str, schema: Mapping[str, Any]) -> str:
-        """Any text that follows a schema, and what closes it."""
+    def _text(self, rule: str, schema: Mapping[str, Any], beside: frozenset[str]) -> str:
+        """Any text that follows a schema, and what closes it.
+
+        Args:
+            beside: types of what may stand there instead.
+        """
         self._refuse("text", schema, _OF_TEXT)
-        forms = [rf"/(.|\n){{{_size(schema, 'minLength', 0)},{_size(schema, 'maxLength', '')}}}/"]
+        forms = [form for form in (_sized(schema), _searched(schema), _formatted(schema)) if form]
         for keyword, found in (("pattern", _searched(schema)), ("format", _formatted(schema))):
-            if found is not None:
-                forms.append(found)
-            elif self._strict and keyword in schema:
+            if self._strict and keyword in schema and found is None:
                 raise _not_enforced(f"{keyword} {schema[keyword]!r:.200} of text")
         # Nothing in it ends it, nor the call.
-        marks = {self._keyed.after.strip(), self._closing} - {""}
-        forms += [rf"~/(.|\n)*{escaped(mark)}(.|\n)*/" for mark in sorted(marks)]
+        marks = sorted({self._keyed.after.strip(), self._closing} - {""})
+        # A lexer that counts, too, comes to an end with fewer states only.
+        forms += [_without_heads(marks)] if forms else [f"/{_ANY}/", *map(_without, marks)]
+        if begun := "".join(sign for kind, sign in (("array", "["), ("object", "{")) if kind in beside):
+            forms.append(rf"/([^{escaped(begun)}](.|\n)*)?/")  # Else no lexer would know which it is.
         name = rule.upper()
         end = f" {json.dumps(self._end)}" if self._end else ""
         self.rules.append(f"{rule}_text: {name}\n{name}: {name}_BODY{end}\n{name}_BODY: {' & '.join(forms)}")
@@ -179,9 +186,24 @@ def _prescribed(branch: Mapping[str, Any]) -> Sequence[Any]:
     return list(branch["enum"]) if isinstance(branch.get("enum"), list) else []
 
 
-def _size(schema: Mapping[str, Any], keyword: str, otherwise: int | str) -> int | str:
-    found = schema.get(keyword)
-    return int(found) if isinstance(found, int | float) and 0 <= found < 1 << 31 else otherwise
+def _sized(schema: Mapping[str, Any]) -> str | None:
+    least, most = (_size(schema.get(keyword)) for keyword in ("minLength", "maxLength"))
+    return None if least == most == "" else rf"/(.|\n){{{least or 0},{most}}}/"
+
+
+def _size(given: Any) -> str:
+    return str(int(given)) if isinstance(given, int | float) and 0 <= given < 1 << 31 else ""
+
+
+def _without(mark: str) -> str:
+    return rf"~/(.|\n)*{escaped(mark)}(.|\n)*/"
+
+
+def _without_heads(marks: Sequence[str]) -> str:
+    """A text without the first two signs of these, which few texts hold."""
+    first = escaped("".join({mark[0] for mark in marks}))
+    second = escaped("".join({mark[1:2] for mark in marks}))
+    return f"/([^{first}]|[{first}]+[^{first}{second}])*[{first}]*/"
 
 
 def _searched(schema: Mapping[str, Any]) -> str | None:
@@ -191,12 +213,20 @@ def _searched(schema: Mapping[str, Any]) -> str | None:
         return None
     begins, ends = pattern.startswith("^"), re.search(r"(?<!\\)(\\\\)*\$$", pattern) is not None
     bare = pattern[begins : len(pattern) - ends]
-    if (begins or ends) and "|" in bare:
-        return None  # The anchor may be of one alternative only.
+    if (begins or ends) and _alternates(bare):
+        return None  # The anchor is of one alternative only.
     made = f"{'' if begins else _ANY}({bare}){'' if ends else _ANY}"
     made = re.sub(r"(\\.)|/", lambda found: found[1] or r"\/", made.replace("\n", r"\n"))
     flaw = LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(f"start: X\nX: /{made}/"))
     return None if flaw else f"/{made}/"
+
+
+def _alternates(pattern: str) -> bool:
+    """Whether a pattern has alternatives that are in no group."""
+    bare = re.sub(r"\\.|\[[^\]]*\]", "", pattern)
+    while (without := re.sub(r"\([^()]*\)", "", bare)) != bare:
+        bare = without
+    return "|" in bare
 
 
 def _formatted(schema: Mapping[str, Any]) -> str | None:
