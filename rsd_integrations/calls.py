@@ -96,8 +96,15 @@ class CallFormat:
         """What reads such calls, without the markup around them; None where arguments are JSON."""
         if self.keyed is None or self.between is None:
             return None
-        end = self._end.strip().removesuffix(self.closing)
-        return KeyedCalls(self.keyed, self.before.strip().removeprefix(self.opening), self.between, end)
+        end, rest = self._end, self.after.removeprefix(self._end)
+        return KeyedCalls(
+            self.keyed,
+            before=self.before.strip().removeprefix(self.opening),
+            between=self.between,
+            end=end.strip().removesuffix(self.closing),
+            again=(self.again or "").removeprefix(end),
+            behind=rest.strip().removesuffix(self.closing).strip(),
+        )
 
     @property
     def unbroken(self) -> Unbroken:
@@ -210,9 +217,8 @@ def find_format(
     if not keyed:
         return CallFormat(before, None, behind_name(one))
     between, form, after = keyed
-    (key, value), *_ = _ARGUMENTS.items()
-    written = f"{form.before}{key}{form.between}{value}{form.after}"
-    return CallFormat(before, between, after, _again(render, asked, between + written), form)
+    first = behind_name(one).removesuffix(after)
+    return CallFormat(before, between, after, _again(render, asked, first), form)
 
 
 def plain_reader(form: CallFormat, output: Output = _NO_TOOLS) -> ReadCall:

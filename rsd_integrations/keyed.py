@@ -3,6 +3,7 @@
 ``<parameter=city>`` value ``</parameter>`` (Qwen3-Coder, Qwen 3.5, Seed-OSS), ``<arg_key>city</arg_key>
 <arg_value>`` value ``</arg_value>`` (GLM), ``<parameter name="city">`` value ``</parameter>`` (MiniMax).
 Strings are written as they are, all else as JSON or by Python's ``str``: only the tool's schema tells which.
+Calls as Python has them (``city="Oslo", days=3``: OLMo 3) have strings in quotes, and commas between.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from rsd_integrations.values import branches, kinds, read_value
+from rsd_integrations.values import branches, kinds, literal_end, read_literal, read_value
 
 __all__ = ["HALF", "Keyed", "KeyedCalls", "common_start", "find_keyed", "named_properties"]
 
@@ -31,13 +32,15 @@ _PYTHON_WORDS = {"True": True, "False": False, "None": None}
 class Keyed:
     """Arguments as ``before`` KEY ``between`` VALUE ``after`` each.
 
-    ``words``: how true, false and null are written.
+    ``words``: how true, false and null are written. ``apart``: what stands between two; such values are
+    literals, with quotes around strings.
     """
 
     before: str
     between: str
     after: str
     words: tuple[str, str, str] = ("true", "false", "null")
+    apart: str = ""
 
     def write(self, value: Any) -> str:
         """A value as the template has it."""
@@ -62,21 +65,21 @@ def find_keyed(rest: Callable[[Mapping[str, Any]], str]) -> tuple[str, Keyed, st
         rest: what the template writes behind the name of a call with these arguments.
     """
     none, two = rest({}), rest(dict(zip(_KEYS, _TEXTS, strict=True)))
-    parts: list[str] = []
-    for mark in (_KEYS[0], _TEXTS[0], _KEYS[1], _TEXTS[1]):
-        part, found, two = two.partition(mark)
-        if not found:
-            return None
-        parts.append(part)
-    first, between, apart, again = parts
-    start = HALF.sub("", common_start(none, first))
-    before = first[len(start) :]
-    after = apart.removesuffix(before)
-    whole = between == again and apart == after + before and two.startswith(after)
-    if not whole or none != start + two[len(after) :] or not all(map(str.strip, (before, between, after))):
+    ways = (str, json.dumps, repr)
+    parts = next((parts for way in ways if (parts := _parts(two, *map(way, _TEXTS)))), None)
+    if parts is None:
         return None
-    behind = two[len(after) :]
-    head, tail = f"{start}{before}{_KEYS[0]}{between}", after + behind
+    first, between, apart, again, last = parts
+    start = HALF.sub("", common_start(none, first))
+    before, behind = first[len(start) :], none[len(start) :]
+    after = last.removesuffix(behind)
+    quoted = f"{_KEYS[0]}{between}{_TEXTS[0]}" not in two
+    marks = (between, apart) if quoted else (before, between, after)
+    if between != again or last != after + behind or not all(map(str.strip, marks)):
+        return None
+    if (before or after) if quoted else (apart != after + before):
+        return None
+    head, tail = f"{start}{before}{_KEYS[0]}{between}", last
 
     def written(value: Any) -> str | None:
         text = rest({_KEYS[0]: value})
@@ -91,7 +94,18 @@ def find_keyed(rest: Callable[[Mapping[str, Any]], str]) -> tuple[str, Keyed, st
         return found if found in _JSON_WORDS or found in _PYTHON_WORDS else json.dumps(value)
 
     words = word(True), word(False), word(None)
-    return start, Keyed(before, between, after, words), behind
+    return start, Keyed(before, between, after, words, apart if quoted else ""), behind
+
+
+def _parts(text: str, first: str, second: str) -> list[str] | None:
+    """What stands around the keys and the values as they are written; None if they are not."""
+    parts: list[str] = []
+    for mark in (_KEYS[0], first, _KEYS[1], second):
+        part, found, text = text.partition(mark)
+        if not found:
+            return None
+        parts.append(part)
+    return [*parts, text]
 
 
 def named_properties(schema: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -107,14 +121,19 @@ class KeyedCalls:
         before: markup in front of a name.
         between: markup behind it.
         end: markup behind the arguments; "" where a call goes on to the end of its text.
+        again: in front of a further name, if it is not the same.
+        behind: all the calls.
     """
 
-    def __init__(self, keyed: Keyed, before: str, between: str, end: str) -> None:
+    def __init__(self, keyed: Keyed, *, before: str, between: str, end: str, again: str, behind: str) -> None:
         self._keyed = keyed
+        self._behind = behind
+        self._apart = re.compile(rf"\s*{_loose(keyed.apart)}")
         key, end = _loose(keyed.before), _loose(end) or r"\Z"
         self.open_ended = end == r"\Z"
         """Whether nothing behind the arguments says that there are no more."""
         self._begins = re.compile(rf"\s*{_loose(before)}")
+        self._begins_again = re.compile(rf"\s*(?:{_loose(before)}|{_loose(again)})")
         self._named = _loose(between) or f"(?={key}|{end})"
         self._key = re.compile(rf"\s*{key}")
         self._key_over = _loose(keyed.between)
@@ -135,9 +154,9 @@ class KeyedCalls:
             ValueError: it is no such calls, and why.
         """
         calls: list[tuple[str, dict[str, Any]]] = []
-        place, text = 0, text.strip()
+        place, text = 0, text.strip().removesuffix(self._behind).strip()
         while place < len(text) or not calls:
-            begun = self._begins.match(text, place)
+            begun = (self._begins_again if calls else self._begins).match(text, place)
             if begun is None:
                 raise ValueError(f"{text[place:].strip()[:40]!r} stands where a call should begin")
             name, place = _named(text, begun.end(), schemas, self._named)
@@ -154,8 +173,9 @@ class KeyedCalls:
         """As they are written."""
         found: dict[str, str] = {}
         while (end := self._end.match(text, place)) is None:
-            begun = self._key.match(text, place)
-            if begun is None:
+            apart = self._apart.match(text, place) if found else None
+            begun = self._key.match(text, apart.end() if apart else place)
+            if begun is None or (found and apart is None):
                 rest = text[place:].strip()
                 raise ValueError(
                     f"{rest[:40]!r} stands where an argument or its end should" if rest else "it has no end"
@@ -167,6 +187,9 @@ class KeyedCalls:
         return found, end.end()
 
     def _value(self, text: str, place: int, key: str) -> tuple[str, int]:
+        if self._keyed.apart:
+            end = literal_end(text, place)
+            return text[place:end], end
         over = self._value_over.search(text, place)
         if over is None:
             raise ValueError(f"its argument {key!r} has no end")
@@ -186,6 +209,9 @@ class KeyedCalls:
             of_key = [schemas for one in objects if (schemas := _schema_of(key, one)) is not None]
             if not of_key:
                 raise ValueError(f"{name!r} takes no argument {key!r}")
+            if self._keyed.apart:
+                arguments[key] = read_literal(text, self._keyed.readable)
+                continue
             allowed = [kinds(one) for part in of_key for one in branches(part, schema)]
             types = frozenset[str]().union(*allowed) if all(allowed) else frozenset[str]()
             arguments[key] = read_value(text, types, self._keyed.readable)

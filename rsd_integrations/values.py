@@ -5,15 +5,20 @@ from __future__ import annotations
 import ast
 import json
 import math
+import re
 from collections.abc import Mapping
 from itertools import product
 from typing import Any
 
-__all__ = ["branches", "kinds", "read_first", "read_json", "read_value"]
+__all__ = ["branches", "kinds", "literal_end", "read_first", "read_json", "read_literal", "read_value"]
 
 _TOO_DEEP = "it is nested too deep"
 _JOINED = ("$ref", "anyOf", "oneOf", "allOf")
 _NOT_READ = object()
+_PIECES = re.compile(
+    r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')|([\[({])|([\])}])|(,)|[^\[\](){}"',]+""", re.DOTALL
+)
+"""Of a literal: a text in quotes, what opens a list or an object, what closes it, a comma, all else."""
 _KINDS: dict[type, str] = {
     bool: "boolean",
     int: "integer",
@@ -69,6 +74,33 @@ def read_value(text: str, allowed: frozenset[str], words: Mapping[str, Any]) -> 
     kind = _KINDS[type(value)]
     named = kind in allowed or (kind == "integer" and "number" in allowed)
     return value if kind != "string" and (named or not allowed) else text
+
+
+def read_literal(text: str, words: Mapping[str, Any]) -> Any:
+    """What was written as JSON or Python has it, strings in quotes.
+
+    Args:
+        words: how true, false and null may be spelled.
+
+    Raises:
+        ValueError: it is none.
+    """
+    value = _unquoted(text.strip(), words)
+    if value is _NOT_READ:
+        raise ValueError(f"{text.strip()[:40]!r} is no value")
+    return value
+
+
+def literal_end(text: str, start: int) -> int:
+    """Where a literal ends: in front of a comma or a bracket that is none of its own."""
+    depth = 0
+    while found := _PIECES.match(text, start):
+        _, opens, closes, comma = found.groups()
+        if depth == 0 and (closes or comma):
+            break
+        depth += bool(opens) - bool(closes)
+        start = found.end()
+    return start
 
 
 def branches(
@@ -134,7 +166,7 @@ def _unquoted(text: str, words: Mapping[str, Any]) -> Any:
         return read_json(text)
     except ValueError:
         pass
-    if not text.startswith(("[", "{", "(", "'")):
+    if not text.startswith(("[", "{", "(", "'", '"')):
         return _NOT_READ
     # As Python's str writes lists and objects, which some templates call.
     try:

@@ -55,6 +55,20 @@ _INVOKED = (
     + " + '</parameter>\\n' }}{%- endfor %}{{- '</invoke>\\n' }}{%- endfor %}"
     + "{{- '</minimax:tool_call>' }}{%- endif %}"
 )
+
+
+def _python(opening: str, between: str, closing: str) -> str:
+    return (
+        f"{{%- if m.tool_calls %}}{{{{- '{opening}' }}}}"
+        + _EACH
+        + f"{{{{- ('{between}' if not loop.first else '') + c.function.name + '(' }}}}"
+        + "{%- for k, v in c.function.arguments.items() %}"
+        + "{{- (', ' if not loop.first else '') + k + '=' + (v | tojson) }}{%- endfor %}{{- ')' }}"
+        + "{%- endfor %}"
+        + f"{{{{- '{closing}' }}}}{{%- endif %}}"
+    )
+
+
 _CALLED = ("<tool_call>", "</tool_call>")
 _THINKING = ("<think>", "</think>")
 _THOUGHT = "{%- if m.role == 'assistant' %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}"
@@ -82,6 +96,11 @@ TEMPLATES: dict[str, tuple[str, tuple[str, ...]]] = {
     "MiniMax-M2": (
         _whole(_INVOKED, prompted="'<think>\\n'"),
         ("<minimax:tool_call>", "</minimax:tool_call>", *_THINKING),
+    ),
+    "OLMo 3": (_whole(_python("<function_calls>", "\\n", "</function_calls>")), ()),
+    "LFM2, if its template showed calls": (
+        _whole(_python("<|tool_call_start|>[", ", ", "]<|tool_call_end|>")),
+        ("<|tool_call_start|>", "<|tool_call_end|>"),
     ),
 }
 SPECIAL = "GLM 4.5, with special tokens"

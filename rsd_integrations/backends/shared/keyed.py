@@ -48,6 +48,7 @@ class KeyedRules:
         self._keyed = keyed
         self._closing = form.closing
         self._before, self._between = " ".join(parts(keyed.before)), " ".join(parts(keyed.between))
+        self._apart = " ".join(parts(keyed.apart))
         behind = parts(keyed.after)
         # Text ends by the first text behind it, as one piece with it: where else, no lexer would know.
         plain = bool(behind) and behind[0].startswith('"')
@@ -81,14 +82,29 @@ class KeyedRules:
             self._check(key, self._closing)
             value = self._value(f"{rule}_{number}", schema, root)
             self.rules.append(f"{rule}_{number}: {self._before} {json.dumps(key)} {self._between} {value}")
-            made.append(f"{rule}_{number}{'' if key in required else '?'}")
+            made.append((f"{rule}_{number}", key in required))
         more = one.get("additionalProperties", False)
         if more is not False:
             self.rules.append(f"{rule}_key: {rule.upper()}_KEY\n{rule.upper()}_KEY: {_key_but(properties)}")
             value = self._value(f"{rule}_more", more, root)
             self.rules.append(f"{rule}_more: {self._before} {rule}_key {self._between} {value}")
-            made.append(f"{rule}_more*")
-        return " ".join(made) or '""'
+        return self._in_order(rule, made, more is not False)
+
+    def _in_order(self, rule: str, arguments: Sequence[tuple[str, bool]], more: bool) -> str:
+        """Arguments one after the other, those that need not be there or not.
+
+        Args:
+            arguments: the rule of each, and whether it has to be there.
+            more: further ones may follow.
+        """
+        behind = f"({self._apart} {rule}_more)*" if more else '""'
+        alone = f"({rule}_more {behind})?" if more else '""'
+        for name, needed in reversed(arguments):
+            # Behind others, and as the first.
+            self.rules.append(f"{name}_on: ({self._apart} {name}){'' if needed else '?'} {behind}")
+            self.rules.append(f"{name}_off: {name} {behind}{'' if needed else f' | {alone}'}")
+            behind, alone = f"{name}_on", f"{name}_off"
+        return alone
 
     def _value(self, rule: str, schema: Any, root: Mapping[str, Any]) -> str:
         """A value and what closes it."""
@@ -96,9 +112,10 @@ class KeyedRules:
         texts = [one for one in found if _may_be_text(one)]
         beside = frozenset[str]().union(*map(kinds, found))
         defined = {key: root[key] for key in ("$defs", "definitions") if key in root}
-        if not texts and not any("enum" in one or "const" in one for one in found):
+        prescribed = any(map(_prescribed, found))
+        if self._keyed.apart or not (texts or prescribed):
             whole = {**defined, **schema} if isinstance(schema, Mapping) else {**defined}
-            return self._spelled(whole, beside)
+            return self._spelled(whole, frozenset() if prescribed else beside)
         ways = [self._literal(value) for one in found for value in _prescribed(one)]
         free = any(not (_OF_TEXT - _NOTED - {"type"}) & one.keys() for one in texts)
         others = frozenset() if free else beside
