@@ -12,7 +12,8 @@ import re
 import secrets
 import string
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -88,7 +89,7 @@ class CallFormat:
     @property
     def texts(self) -> list[str]:
         """All that is written around names and arguments."""
-        keyed = (self.keyed.before, self.keyed.between, self.keyed.after) if self.keyed else ()
+        keyed = self.keyed.texts if self.keyed else ()
         return [self.before, self.between or "", self.after, self.again or "", *keyed]
 
     @cached_property
@@ -210,15 +211,16 @@ def find_format(
     if taken and not (mark and before.endswith('{"')):
         between, written, after = taken
         return CallFormat(before, between, after, _again(render, asked, between + written))
-    try:
+    keyed = None
+    with suppress(Exception):  # A template need not take any arguments.
         keyed = find_keyed(rest)
-    except Exception:  # A template need not take any arguments.
-        keyed = None
-    if not keyed:
+    if keyed is None:
         return CallFormat(before, None, behind_name(one))
     between, form, after = keyed
-    first = behind_name(one).removesuffix(after)
-    return CallFormat(before, between, after, _again(render, asked, first), form)
+    again = _again(render, asked, behind_name(one).removesuffix(after))
+    made = CallFormat(before, between, after, again, form)
+    # Gemma 4's template goes on with what begins a result.
+    return replace(made, after=made._end) if again and made.opening in again else made
 
 
 def plain_reader(form: CallFormat, output: Output = _NO_TOOLS) -> ReadCall:

@@ -3,7 +3,8 @@
 ``<parameter=city>`` value ``</parameter>`` (Qwen3-Coder, Qwen 3.5, Seed-OSS), ``<arg_key>city</arg_key>
 <arg_value>`` value ``</arg_value>`` (GLM), ``<parameter name="city">`` value ``</parameter>`` (MiniMax).
 Strings are written as they are, all else as JSON or by Python's ``str``: only the tool's schema tells which.
-Calls as Python has them (``city="Oslo", days=3``: OLMo 3) have strings in quotes, and commas between.
+Calls as Python has them (``city="Oslo", days=3``: OLMo 3) have strings in quotes, and commas between; so have
+Gemma 4's (``city:<|"|>Oslo<|"|>,days:3``), in quotes of their own, without which its keys are.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from rsd_integrations.values import branches, kinds, literal_end, read_literal, read_value
+from rsd_integrations.values import branches, kinds, literal_end, read_literal, read_value, requoted
 
 __all__ = ["HALF", "Keyed", "KeyedCalls", "common_start", "find_keyed", "named_properties"]
 
@@ -33,7 +34,7 @@ class Keyed:
     """Arguments as ``before`` KEY ``between`` VALUE ``after`` each.
 
     ``words``: how true, false and null are written. ``apart``: what stands between two; such values are
-    literals, with quotes around strings.
+    literals, with quotes around strings: ``quotes`` if they are not JSON's, and then keys have none at all.
     """
 
     before: str
@@ -41,6 +42,12 @@ class Keyed:
     after: str
     words: tuple[str, str, str] = ("true", "false", "null")
     apart: str = ""
+    quotes: str = ""
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All that is written around keys and values."""
+        return (self.before, self.between, self.after, self.quotes)
 
     def write(self, value: Any) -> str:
         """A value as the template has it."""
@@ -74,6 +81,15 @@ def find_keyed(rest: Callable[[Mapping[str, Any]], str]) -> tuple[str, Keyed, st
     before, behind = first[len(start) :], none[len(start) :]
     after = last.removesuffix(behind)
     quoted = f"{_KEYS[0]}{between}{_TEXTS[0]}" not in two
+    quotes = ""
+    if after and not before and between.endswith(after) and apart.startswith(after):
+        quoted, quotes = True, after
+        between, again, apart = (
+            between.removesuffix(after),
+            again.removesuffix(after),
+            apart.removeprefix(after),
+        )
+        last, after = behind, ""
     marks = (between, apart) if quoted else (before, between, after)
     if between != again or last != after + behind or not all(map(str.strip, marks)):
         return None
@@ -94,7 +110,7 @@ def find_keyed(rest: Callable[[Mapping[str, Any]], str]) -> tuple[str, Keyed, st
         return found if found in _JSON_WORDS or found in _PYTHON_WORDS else json.dumps(value)
 
     words = word(True), word(False), word(None)
-    return start, Keyed(before, between, after, words, apart if quoted else ""), behind
+    return start, Keyed(before, between, after, words, apart if quoted else "", quotes), behind
 
 
 def _parts(text: str, first: str, second: str) -> list[str] | None:
@@ -154,6 +170,8 @@ class KeyedCalls:
             ValueError: it is no such calls, and why.
         """
         calls: list[tuple[str, dict[str, Any]]] = []
+        if self._keyed.quotes:
+            text = requoted(text, self._keyed.quotes)
         place, text = 0, text.strip().removesuffix(self._behind).strip()
         while place < len(text) or not calls:
             begun = (self._begins_again if calls else self._begins).match(text, place)
@@ -181,6 +199,8 @@ class KeyedCalls:
                     f"{rest[:40]!r} stands where an argument or its end should" if rest else "it has no end"
                 )
             key, place = _named(text, begun.end(), known, self._key_over)
+            if self._keyed.quotes:
+                key = key.strip('"')  # Some are written as JSON's all the same.
             if not key:
                 raise ValueError("it has an argument without a name or a value")
             found[key], place = self._value(text, place, key)

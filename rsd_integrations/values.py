@@ -10,7 +10,16 @@ from collections.abc import Mapping
 from itertools import product
 from typing import Any
 
-__all__ = ["branches", "kinds", "literal_end", "read_first", "read_json", "read_literal", "read_value"]
+__all__ = [
+    "branches",
+    "kinds",
+    "literal_end",
+    "read_first",
+    "read_json",
+    "read_literal",
+    "read_value",
+    "requoted",
+]
 
 _TOO_DEEP = "it is nested too deep"
 _JOINED = ("$ref", "anyOf", "oneOf", "allOf")
@@ -29,6 +38,10 @@ _KINDS: dict[type, str] = {
     type(None): "null",
 }
 """What JSON schemas call the types."""
+
+
+_BARE = re.compile(r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')|([\w.$-]+)(?=\s*:)""", re.DOTALL)
+"""A text in quotes, or a key without any."""
 
 
 def read_json(text: str) -> Any:
@@ -85,10 +98,21 @@ def read_literal(text: str, words: Mapping[str, Any]) -> Any:
     Raises:
         ValueError: it is none.
     """
-    value = _unquoted(text.strip(), words)
+    bare = _BARE.sub(lambda found: found[1] or f'"{found[2]}"', text.strip())
+    value = _unquoted(bare, words)
     if value is _NOT_READ:
         raise ValueError(f"{text.strip()[:40]!r} is no value")
     return value
+
+
+def requoted(text: str, quotes: str) -> str:
+    """A text with JSON's quotes in place of these, and around keys that have none."""
+    parts = text.split(quotes)
+    for place in range(1, len(parts) - 1, 2):
+        parts[place] = json.dumps(parts[place])
+    if len(parts) % 2 == 0:  # One is not closed.
+        parts[-1] = quotes + parts[-1]
+    return "".join(parts)
 
 
 def literal_end(text: str, start: int) -> int:

@@ -69,6 +69,19 @@ def _python(opening: str, between: str, closing: str) -> str:
     )
 
 
+_GEMMA = (
+    "{%- macro written(v) %}{%- if v is string %}{{- '<|\"|>' + v + '<|\"|>' }}"
+    "{%- elif v is mapping %}{{- '{' }}{%- for k, w in v | dictsort %}"
+    "{{- (',' if not loop.first else '') + k + ':' + written(w) }}{%- endfor %}{{- '}' }}"
+    "{%- elif v is sequence %}{{- '[' }}{%- for w in v %}"
+    "{{- (',' if not loop.first else '') + written(w) }}{%- endfor %}{{- ']' }}"
+    "{%- else %}{{- v | tojson }}{%- endif %}{%- endmacro %}"
+)
+_GEMMA_CALLS = (
+    _EACH
+    + "{{- '<|tool_call>call:' + c.function.name + written(c.function.arguments) + '<tool_call|>' }}"
+    + "{%- endfor %}{%- if m.tool_calls %}{{- '<|tool_response>' }}{%- endif %}"
+)
 _CALLED = ("<tool_call>", "</tool_call>")
 _THINKING = ("<think>", "</think>")
 _THOUGHT = "{%- if m.role == 'assistant' %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}"
@@ -103,12 +116,17 @@ TEMPLATES: dict[str, tuple[str, tuple[str, ...]]] = {
         ("<|tool_call_start|>", "<|tool_call_end|>"),
     ),
 }
+GEMMA = "Gemma 4"
 SPECIAL = "GLM 4.5, with special tokens"
 """The same markup, of tokens that no text spells."""
 
 
 def tokenizer(name: str) -> Any:
     """A small one with the template."""
+    if name == GEMMA:
+        marks = ("<|tool_call>", "<tool_call|>", '<|"|>', "<|tool_response>")
+        special = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *marks)
+        return byte_level(_GEMMA + _whole(_GEMMA_CALLS), special=special)
     if name == SPECIAL:
         template, added = TEMPLATES["GLM 4.5"]
         marks = tuple(mark for mark in added if mark not in _THINKING)

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from rsd_integrations.backends.shared.constrain import Constraint, Grammars
@@ -17,9 +17,9 @@ from rsd_integrations.keyed import Keyed
 from rsd_integrations.output import Output
 from rsd_integrations.segment import CallSplitter
 from rsd_integrations.types import InvalidToolCall, Message, ToolCall
-from tests.keyed_templates import SPECIAL, TEMPLATES, tokenizer
+from tests.keyed_templates import GEMMA, SPECIAL, TEMPLATES, tokenizer
 
-NAMES = [*TEMPLATES, SPECIAL]
+NAMES = [*TEMPLATES, SPECIAL, GEMMA]
 TOKENIZERS = {name: tokenizer(name) for name in NAMES}
 FORMS = {name: call_format(tok) for name, tok in TOKENIZERS.items()}
 FUNCTION = "<tool_call>\n<function="
@@ -117,7 +117,8 @@ def answer(tok: Any, *calls: tuple[str, dict[str, Any]]) -> str:
         ],
     }
     text = str(tok.apply_chat_template([said], tokenize=False)).removeprefix("<|im_start|>assistant\n")
-    return text.removesuffix("<|im_end|>\n").rpartition("</think>")[2].lstrip("\n")
+    text = text.removesuffix("<|im_end|>\n").removesuffix("<|tool_response>")
+    return text.rpartition("</think>")[2].lstrip("\n")
 
 
 def read(name: str, text: str, *tools: Any) -> tuple[str, list[ToolCall | InvalidToolCall]]:
@@ -239,6 +240,10 @@ def called(draw: st.DrawFn) -> tuple[dict[str, Any], dict[str, Any]]:
 @given(made=called())
 def test_what_follows_a_schema_may_be_written_and_means_the_same(name: str, made: Any) -> None:
     offered, arguments = made
+    if name == GEMMA:  # Its template sorts keys, and puts no quotes around them.
+        assume(all(re.fullmatch("[a-z]+", key) for key in arguments.get("object", ())))
+        schema = offered["function"]["parameters"]
+        schema["properties"] = dict(sorted(schema["properties"].items()))
     tok = TOKENIZERS[name]
     text = answer(tok, ("add", arguments))
     # Seed-OSS's template shows lists and objects by Python's repr, but what is forced is JSON.
@@ -373,6 +378,9 @@ def test_without_a_schema_values_are_what_they_look_like() -> None:
         ("GLM 4.7", "<tool_call>add<arg_key>x</arg_key></tool_call>", "without a name or a value"),
         ("GLM 4.7", "<tool_call></tool_call>", "it names no tool"),
         ("MiniMax-M2", '<minimax:tool_call>\n<invoke name="add">\n</minimax:tool_call>', "it has no end"),
+        (GEMMA, '<|tool_call>call:add{x:<|"|>a}<tool_call|>', "stands where an argument or its end"),
+        (GEMMA, "<|tool_call>call:add{x:[1]", "it has no end"),
+        (GEMMA, "<|tool_call>call:add{y:1}<tool_call|>", "'add' takes no argument 'y'"),
         ("OLMo 3", '<function_calls>add("so")</function_calls>', "an argument without a name or a value"),
         ("OLMo 3", "<function_calls>add(x=so)</function_calls>", "'so' is no value"),
         ("OLMo 3", "<function_calls>add(x=[1], y=2)</function_calls>", "'add' takes no argument 'y'"),
@@ -401,6 +409,8 @@ def test_what_is_no_call_says_why(name: str, text: str, error: str) -> None:
         ("Qwen3-Coder", "<tool_call>\n  <function=add>\n  <parameter=x>\n1\n  </parameter>\n  </function>"),
         ("GLM 4.5", "<tool_call>add<arg_key>x</arg_key><arg_value>1</arg_value></tool_call>"),
         ("OLMo 3", "<function_calls>\nadd( x = 1 )\n</function_calls>"),
+        (GEMMA, "<|tool_call>call:add{x: 1}<tool_call|>"),
+        (GEMMA, '<|tool_call>call:add{"x": 1}<tool_call|>'),
         ("LFM2, if its template showed calls", "<|tool_call_start|>[add(x=1)]"),
         ("GLM 4.7", "<tool_call>\nadd\n<arg_key> x </arg_key>\n<arg_value>1</arg_value>\n</tool_call>"),
         (
@@ -431,6 +441,13 @@ def test_literals_of_python_and_json_are_read(written: str, meant: Any) -> None:
     text = f"<function_calls>add(x={written}, y={written})\nlook_up()</function_calls>"
     _, found = read("OLMo 3", text, tool("add", {"x": {"type": "string"}, "y": {}}), tool("look_up", {}))
     assert [call.arguments for call in found] == [{"x": meant, "y": meant}, {}]
+
+
+def test_quotes_of_a_format_s_own_hold_any_text() -> None:
+    arguments = {"x": "a, {b: 'c'} \"d\" ]\n", "y": {"k": ["<|", 1, None], "of": "so: {"}}
+    text = answer(TOKENIZERS[GEMMA], ("add", arguments), ("add", {"x": "12"}))
+    _, found = read(GEMMA, text, tool("add", {"x": {"type": "string"}, "y": {}}))
+    assert [call.arguments for call in found] == [arguments, {"x": "12"}]
 
 
 def test_several_calls_in_one_markup_are_all_read_or_none() -> None:

@@ -23,6 +23,9 @@ _NOTED = frozenset(
 """Keywords that forbid nothing."""
 _OF_ARGUMENTS = _NOTED | {"type", "properties", "required", "additionalProperties"}
 _OF_TEXT = _NOTED | {"type", "minLength", "maxLength", "pattern", "format"}
+_OF_LISTS = _NOTED | {"type", "items", "minItems", "maxItems"}
+_SCALARS = frozenset(("integer", "number", "boolean", "null"))
+_ALL = _SCALARS | {"string", "array", "object"}
 _FORMATS = {
     "date": r"[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])",
     "time": r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?(Z|[+-][01][0-9]:[0-5][0-9])",
@@ -49,7 +52,9 @@ class KeyedRules:
         self._closing = form.closing
         self._before, self._between = " ".join(parts(keyed.before)), " ".join(parts(keyed.between))
         self._apart = " ".join(parts(keyed.apart))
-        behind = parts(keyed.after)
+        self._quotes = " ".join(parts(keyed.quotes))
+        self._known: dict[str, str] = {}
+        behind = parts(keyed.quotes or keyed.after)
         # Text ends by the first text behind it, as one piece with it: where else, no lexer would know.
         plain = bool(behind) and behind[0].startswith('"')
         self._end = json.loads(behind[0]) if plain else ""
@@ -80,6 +85,11 @@ class KeyedRules:
         made = []
         for number, (key, schema) in enumerate(properties.items()):
             self._check(key, self._closing)
+            if self._keyed.quotes and not re.fullmatch(r"[\w.$-]+", key):
+                raise ConfigError(
+                    f"the key {key!r:.200} cannot be written in a call of this model, which quotes none.",
+                    hint="Use letters, digits and underscores.",
+                )
             value = self._value(f"{rule}_{number}", schema, root)
             self.rules.append(f"{rule}_{number}: {self._before} {json.dumps(key)} {self._between} {value}")
             made.append((f"{rule}_{number}", key in required))
@@ -108,6 +118,8 @@ class KeyedRules:
 
     def _value(self, rule: str, schema: Any, root: Mapping[str, Any]) -> str:
         """A value and what closes it."""
+        if self._keyed.quotes:
+            return self._requoted(rule, schema, root)
         found = branches(schema, root)
         texts = [one for one in found if _may_be_text(one)]
         beside = frozenset[str]().union(*map(kinds, found))
@@ -126,6 +138,53 @@ class KeyedRules:
             if not free and left and not _prescribed(one):
                 ways.append(self._spelled({**defined, **one, "type": sorted(left)}, left))
         return f"({' | '.join(dict.fromkeys(ways))})"
+
+    def _requoted(self, rule: str, schema: Any, root: Mapping[str, Any]) -> str:
+        """A value with quotes that are not JSON's."""
+        known = json.dumps(schema, sort_keys=True, default=str)
+        if known in self._known:
+            return self._known[known]
+        self._known[known] = rule_of = f"{rule}_value"  # Before it is made: it may hold itself.
+        ways: list[str] = []
+        for number, one in enumerate(branches(schema, root)):
+            prescribed, allowed = _prescribed(one), kinds(one) or _ALL
+            if prescribed:
+                ways += map(self._requoted_literal, prescribed)
+                continue
+            if "string" in allowed:
+                ways.append(f"{self._quotes} {self._text(f'{rule}_{number}', one, frozenset())}")
+            if "array" in allowed:
+                self._refuse("lists", one, _OF_LISTS)
+                ways.append(self._list(f"{rule}_{number}_of", one, root))
+            if "object" in allowed:
+                open_ = {} if "properties" in one else {"additionalProperties": True}
+                inner = {**open_, **one, "properties": one.get("properties") or {}}
+                self._refuse("objects", inner, _OF_ARGUMENTS)
+                ways.append(f'"{{" ({self._object(f"{rule}_{number}_in", inner, root)}) "}}"')
+            if scalars := allowed & _SCALARS:
+                ways.append(json_rule({**one, "type": sorted(scalars)}, strict=self._strict))
+        self.rules.append(f"{rule_of}: {' | '.join(dict.fromkeys(ways))}")
+        return rule_of
+
+    def _list(self, rule: str, one: Mapping[str, Any], root: Mapping[str, Any]) -> str:
+        item = self._requoted(rule, one.get("items", {}), root)
+        least, most = (_size(one.get(keyword)) for keyword in ("minItems", "maxItems"))
+        if most == "0":
+            return '"[]"'
+        more = f"{{{max(0, int(least or 0) - 1)},{int(most) - 1 if most else ''}}}"
+        filled = f"{item} ({self._apart} {item}){more}"
+        return f'"[" ({filled}){"" if int(least or 0) else "?"} "]"'
+
+    def _requoted_literal(self, value: Any) -> str:
+        if isinstance(value, str):
+            self._check(value, self._keyed.quotes, self._closing)
+            return f"{self._quotes} {json.dumps(value)} {self._quotes}"
+        if isinstance(value, Mapping):
+            within = [f"{json.dumps(f'{key}:')} {self._requoted_literal(one)}" for key, one in value.items()]
+            return f'"{{" {f" {self._apart} ".join(within)} "}}"'
+        if isinstance(value, list):
+            return f'"[" {f" {self._apart} ".join(map(self._requoted_literal, value))} "]"'
+        return json.dumps(self._keyed.write(value))
 
     def _spelled(self, schema: Mapping[str, Any], allowed: frozenset[str]) -> str:
         """JSON, but for true, false and null, which the model may know as Python's."""
@@ -160,7 +219,7 @@ class KeyedRules:
             if self._strict and keyword in schema and found is None:
                 raise _not_enforced(f"{keyword} {schema[keyword]!r:.200} of text")
         # Nothing in it ends it, nor the call.
-        marks = sorted({self._keyed.after.strip(), self._closing} - {""})
+        marks = sorted({self._keyed.after.strip(), self._keyed.quotes, self._closing} - {""})
         # A lexer that counts, too, comes to an end with fewer states only.
         forms += [_without_heads(marks)] if forms else [f"/{_ANY}/", *map(_without, marks)]
         if begun := "".join(sign for kind, sign in (("array", "["), ("object", "{")) if kind in beside):
