@@ -18,7 +18,7 @@ from typing import Any
 
 from rsd_integrations.values import branches, kinds, literal_end, read_literal, read_value, requoted
 
-__all__ = ["HALF", "Keyed", "KeyedCalls", "common_start", "find_keyed", "named_properties"]
+__all__ = ["HALF", "Keyed", "KeyedCalls", "as_object", "common_start", "find_keyed", "named_properties"]
 
 HALF = re.compile(r"[<\[][^<>\[\]\s]*$")
 """An unfinished piece of markup."""
@@ -125,8 +125,18 @@ def _parts(text: str, first: str, second: str) -> list[str] | None:
 
 
 def named_properties(schema: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The objects of which the arguments have to follow one, each with ``properties``."""
-    return [{**one, "properties": one.get("properties") or {}} for one in branches(schema, schema)]
+    """The objects of which the arguments have to follow one, each with ``properties`` and ``required``."""
+    return [as_object(one) for one in branches(schema, schema)]
+
+
+def as_object(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """A schema with ``properties`` and ``required``, whatever stands there."""
+    properties, required = schema.get("properties"), schema.get("required")
+    return {
+        **schema,
+        "properties": properties if isinstance(properties, Mapping) else {},
+        "required": [key for key in required if isinstance(key, str)] if isinstance(required, list) else [],
+    }
 
 
 class KeyedCalls:

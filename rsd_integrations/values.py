@@ -156,8 +156,9 @@ def kinds(branch: Mapping[str, Any]) -> frozenset[str]:
     if "const" in branch or isinstance(branch.get("enum"), list):
         given = [branch["const"]] if "const" in branch else branch["enum"]
         return frozenset(_KINDS.get(type(value), "string") for value in given)
-    named = branch.get("type", ())
-    return frozenset([named] if isinstance(named, str) else filter(lambda one: isinstance(one, str), named))
+    named = branch.get("type")
+    given = named if isinstance(named, list) else [named]
+    return frozenset(one for one in given if isinstance(one, str))
 
 
 def _each(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -167,10 +168,12 @@ def _each(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> list[dic
 def _both(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     """A schema of values that follow both, as far as they speak of different things."""
     both = {**first, **second}
-    if "properties" in first and "properties" in second:
-        both["properties"] = {**first["properties"], **second["properties"]}
-    if "required" in first and "required" in second:
-        both["required"] = [*first["required"], *second["required"]]
+    parts = first.get("properties"), second.get("properties")
+    if isinstance(parts[0], Mapping) and isinstance(parts[1], Mapping):
+        both["properties"] = {**parts[0], **parts[1]}
+    needed = first.get("required"), second.get("required")
+    if isinstance(needed[0], list) and isinstance(needed[1], list):
+        both["required"] = [*needed[0], *needed[1]]
     return both
 
 

@@ -87,6 +87,7 @@ _THINKING = ("<think>", "</think>")
 _THOUGHT = "{%- if m.role == 'assistant' %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}"
 _SHORT_THOUGHT = "{%- if m.role == 'assistant' %}{{- '</think>' }}{%- endif %}"
 
+GEMMA = "Gemma 4"
 TEMPLATES: dict[str, tuple[str, tuple[str, ...]]] = {
     "Qwen3-Coder": (_whole(_functions(_AS_STR)), _CALLED),
     "Qwen3-Coder, spelled out": (_whole(_functions(_AS_STR)), ()),
@@ -115,22 +116,18 @@ TEMPLATES: dict[str, tuple[str, tuple[str, ...]]] = {
         _whole(_python("<|tool_call_start|>[", ", ", "]<|tool_call_end|>")),
         ("<|tool_call_start|>", "<|tool_call_end|>"),
     ),
+    GEMMA: (_GEMMA + _whole(_GEMMA_CALLS), ("<|tool_call>", "<tool_call|>", '<|"|>', "<|tool_response>")),
 }
-GEMMA = "Gemma 4"
 SPECIAL = "GLM 4.5, with special tokens"
 """The same markup, of tokens that no text spells."""
 
 
 def tokenizer(name: str) -> Any:
     """A small one with the template."""
-    if name == GEMMA:
-        marks = ("<|tool_call>", "<tool_call|>", '<|"|>', "<|tool_response>")
-        special = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *marks)
-        return byte_level(_GEMMA + _whole(_GEMMA_CALLS), special=special)
-    if name == SPECIAL:
-        template, added = TEMPLATES["GLM 4.5"]
+    template, added = TEMPLATES["GLM 4.5" if name == SPECIAL else name]
+    if name in (SPECIAL, GEMMA):
+        thinking = tuple(mark for mark in added if mark in _THINKING)
         marks = tuple(mark for mark in added if mark not in _THINKING)
         special = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *marks)
-        return byte_level(template, special=special, added=_THINKING)
-    template, added = TEMPLATES[name]
+        return byte_level(template, special=special, added=thinking)
     return byte_level(template, added=added)

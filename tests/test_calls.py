@@ -18,6 +18,7 @@ from rsd_integrations.output import Output
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.testing import scripted_pipeline
 from rsd_integrations.types import InvalidToolCall, Message, ToolCall
+from tests.keyed_templates import tokenizer as tokenizer_of_keyed_calls
 from tests.small_tokenizers import byte_level
 
 TOOL = {
@@ -231,6 +232,26 @@ def test_what_a_response_template_reads_need_not_be_known() -> None:
     tooling.check(Output.of(tools=[TOOL]))
     with pytest.raises(ConfigError, match="not known how 'odd' writes calls of tools, so none can be forced"):
         tooling.check(Output.of(tools=[TOOL], tool_choice="required"))
+
+
+def test_a_response_template_need_not_read_what_the_schemas_tell_better() -> None:
+    tok = tokenizer_of_keyed_calls("Qwen3-Coder")
+    calls = {
+        "open": "<tool_call>",
+        "close": "</tool_call>",
+        "content": "xml-inline",
+        "content_args": {"tag_pattern": r"<parameter=(?P<key>\w+)>\n(?P<value>.*?)\n</parameter>"},
+        "repeats": True,
+        "transform": {"type": "function", "function": {"name": "add", "arguments": "{content}"}},
+    }
+    tok.response_template = {"start_anchor": "<|im_start|>assistant\n", "fields": {"tool_calls": calls}}
+    form = call_format(tok)
+    text = "<tool_call>\n<function=add>\n<parameter=x>\n22\n</parameter>\n</function>\n</tool_call>"
+    reader = call_reader(tok, form)
+    assert (reader.unbroken.opening, reader.unbroken.closing) == ("<tool_call>", "</tool_call>")
+    for written, meant in ((text, 22), (text.replace("</function>\n", ""), "22")):
+        [call] = reader.among(Output.of(tools=[TOOL])).read(written) or []
+        assert (call.name, call.arguments) == ("add", {"x": meant})
 
 
 DEEP = "[" * 120 + "]" * 120

@@ -19,7 +19,7 @@ from rsd_integrations.segment import CallSplitter
 from rsd_integrations.types import InvalidToolCall, Message, ToolCall
 from tests.keyed_templates import GEMMA, SPECIAL, TEMPLATES, tokenizer
 
-NAMES = [*TEMPLATES, SPECIAL, GEMMA]
+NAMES = [*TEMPLATES, SPECIAL]
 TOKENIZERS = {name: tokenizer(name) for name in NAMES}
 FORMS = {name: call_format(tok) for name, tok in TOKENIZERS.items()}
 FUNCTION = "<tool_call>\n<function="

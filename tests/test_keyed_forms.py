@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
 from rsd_integrations.errors import ConfigError
 from tests.keyed_templates import GEMMA, SPECIAL
-from tests.test_keyed_calls import FORMS, TOKENIZERS, answer, opened, takes, tool
+from tests.test_keyed_calls import FORMS, TOKENIZERS, answer, opened, read, takes, tool
 
 NODE = {"type": "object", "properties": {"next": {"$ref": "#/$defs/Node"}, "x": {"type": "integer"}}}
 
@@ -144,6 +145,34 @@ def test_what_cannot_be_enforced_is_refused_where_it_must_be(schema: Any, match:
     assert opened("Qwen3-Coder", {"type": "function", "function": function})
     with pytest.raises(ConfigError, match=match):
         opened("Qwen3-Coder", {"type": "function", "function": {**function, "strict": True}})
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"properties": [1]},
+        {"properties": {"x": 3}},
+        {"properties": {"x": {"type": 3}}},
+        {"properties": {"x": {"type": {"a": 1}}}},
+        {"properties": {"x": {"enum": "so"}}},
+        {"properties": {"x": {"anyOf": 3, "allOf": "so", "$ref": 3}}},
+        {"properties": {"x": {"$ref": "#/nowhere"}}},
+        {"properties": {"x": {"$ref": "#/properties/x"}}},
+        {"properties": {"x": {}}, "required": True},
+        {"properties": {"x": {}}, "required": [3]},
+        {"allOf": [{"properties": [1], "required": 3}, {"properties": {"x": {}}, "required": ["x"]}]},
+        {"$ref": "#"},
+        {"properties": {"x": {"type": "string", "pattern": 3, "minLength": "so", "format": ["so"]}}},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["Qwen3-Coder", GEMMA])
+def test_schemas_that_are_none_break_nothing(name: str, odd: Any) -> None:
+    offered = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", **odd}}}
+    with suppress(ConfigError):
+        opened(name, offered)
+    for value in (1, "so", None):
+        assert read(name, answer(TOKENIZERS[name], ("add", {"x": value})), offered)[1]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from llguidance import LLMatcher
 from rsd_integrations.backends.shared.lark import escaped, json_rule
 from rsd_integrations.calls import CallFormat
 from rsd_integrations.errors import ConfigError
-from rsd_integrations.keyed import Keyed, named_properties
+from rsd_integrations.keyed import Keyed, as_object, named_properties
 from rsd_integrations.values import branches, kinds
 
 __all__ = ["KeyedRules"]
@@ -79,7 +79,7 @@ class KeyedRules:
         return f"({' | '.join(ways)})"
 
     def _object(self, rule: str, one: Mapping[str, Any], root: Mapping[str, Any]) -> str:
-        required = [*one.get("required", ())]
+        required = one["required"]
         # What is required and described nowhere has to be there all the same.
         properties = {**one["properties"], **{key: {} for key in required if key not in one["properties"]}}
         made = []
@@ -157,9 +157,8 @@ class KeyedRules:
                 self._refuse("lists", one, _OF_LISTS)
                 ways.append(self._list(f"{rule}_{number}_of", one, root))
             if "object" in allowed:
-                open_ = {} if "properties" in one else {"additionalProperties": True}
-                inner = {**open_, **one, "properties": one.get("properties") or {}}
-                self._refuse("objects", inner, _OF_ARGUMENTS)
+                self._refuse("objects", one, _OF_ARGUMENTS)
+                inner = as_object(one if "properties" in one else {"additionalProperties": True, **one})
                 ways.append(f'"{{" ({self._object(f"{rule}_{number}_in", inner, root)}) "}}"')
             if scalars := allowed & _SCALARS:
                 ways.append(json_rule({**one, "type": sorted(scalars)}, strict=self._strict))
@@ -214,10 +213,11 @@ class KeyedRules:
             beside: types of what may stand there instead.
         """
         self._refuse("text", schema, _OF_TEXT)
-        forms = [form for form in (_sized(schema), _searched(schema), _formatted(schema)) if form]
-        for keyword, found in (("pattern", _searched(schema)), ("format", _formatted(schema))):
-            if self._strict and keyword in schema and found is None:
+        found = {"length": _sized(schema), "pattern": _searched(schema), "format": _formatted(schema)}
+        for keyword in found.keys() & schema.keys() if self._strict else ():
+            if found[keyword] is None:
                 raise _not_enforced(f"{keyword} {schema[keyword]!r:.200} of text")
+        forms = [form for form in found.values() if form is not None]
         # Nothing in it ends it, nor the call.
         marks = sorted({self._keyed.after.strip(), self._keyed.quotes, self._closing} - {""})
         # A lexer that counts, too, comes to an end with fewer states only.
