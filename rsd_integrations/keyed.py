@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -71,7 +71,28 @@ def find_keyed(rest: Callable[[Mapping[str, Any]], str]) -> tuple[str, Keyed, st
     Args:
         rest: what the template writes behind the name of a call with these arguments.
     """
-    none, two = rest({}), rest(dict(zip(_KEYS, _TEXTS, strict=True)))
+    taken = _taken_apart(rest({}), rest(dict(zip(_KEYS, _TEXTS, strict=True))))
+    if taken is None:
+        return None
+    start, form, behind = taken
+    head, tail = f"{start}{form.before}{_KEYS[0]}{form.between}", form.after + behind
+
+    def written(value: Any) -> str | None:
+        text = rest({_KEYS[0]: value})
+        whole = text.startswith(head) and text.endswith(tail)
+        return text[len(head) : len(text) - len(tail)] if whole else None
+
+    def word(value: bool | None) -> str:
+        found = written(value)
+        return found if found in _JSON_WORDS or found in _PYTHON_WORDS else json.dumps(value)
+
+    if written(12) != "12":
+        return None
+    return start, replace(form, words=(word(True), word(False), word(None))), behind
+
+
+def _taken_apart(none: str, two: str) -> tuple[str, Keyed, str] | None:
+    """The same by what is written for no arguments and for two texts; None if they are not its parts."""
     ways = (str, json.dumps, repr)
     parts = next((parts for way in ways if (parts := _parts(two, *map(way, _TEXTS)))), None)
     if parts is None:
@@ -80,37 +101,17 @@ def find_keyed(rest: Callable[[Mapping[str, Any]], str]) -> tuple[str, Keyed, st
     start = HALF.sub("", common_start(none, first))
     before, behind = first[len(start) :], none[len(start) :]
     after = last.removesuffix(behind)
-    quoted = f"{_KEYS[0]}{between}{_TEXTS[0]}" not in two
-    quotes = ""
+    if between != again or last != after + behind:
+        return None
+    if f"{_KEYS[0]}{between}{_TEXTS[0]}" not in two:
+        form, marks = Keyed(before, between, after, apart=apart), (between, apart)
+        return (start, form, behind) if not before + after and all(map(str.strip, marks)) else None
     if after and not before and between.endswith(after) and apart.startswith(after):
-        quoted, quotes = True, after
-        between, again, apart = (
-            between.removesuffix(after),
-            again.removesuffix(after),
-            apart.removeprefix(after),
-        )
-        last, after = behind, ""
-    marks = (between, apart) if quoted else (before, between, after)
-    if between != again or last != after + behind or not all(map(str.strip, marks)):
-        return None
-    if (before or after) if quoted else (apart != after + before):
-        return None
-    head, tail = f"{start}{before}{_KEYS[0]}{between}", last
-
-    def written(value: Any) -> str | None:
-        text = rest({_KEYS[0]: value})
-        whole = text.startswith(head) and text.endswith(tail)
-        return text[len(head) : len(text) - len(tail)] if whole else None
-
-    if written(12) != "12":
-        return None
-
-    def word(value: bool | None) -> str:
-        found = written(value)
-        return found if found in _JSON_WORDS or found in _PYTHON_WORDS else json.dumps(value)
-
-    words = word(True), word(False), word(None)
-    return start, Keyed(before, between, after, words, apart if quoted else "", quotes), behind
+        between, apart = between.removesuffix(after), apart.removeprefix(after)
+        whole = all(map(str.strip, (between, apart)))
+        return (start, Keyed("", between, "", apart=apart, quotes=after), behind) if whole else None
+    whole = apart == after + before and all(map(str.strip, (before, between, after)))
+    return (start, Keyed(before, between, after), behind) if whole else None
 
 
 def _parts(text: str, first: str, second: str) -> list[str] | None:

@@ -75,6 +75,20 @@ FORMATS = {
         ),
         ("<minimax:tool_call>", "</minimax:tool_call>"),
     ),
+    "OLMo 3": (
+        CallFormat("<function_calls>", "(", ")</function_calls>", ")\n", Keyed("", "=", "", apart=", ")),
+        ("<function_calls>", "</function_calls>"),
+    ),
+    GEMMA: (
+        CallFormat(
+            "<|tool_call>call:",
+            "{",
+            "}<tool_call|>",
+            "}<tool_call|><|tool_call>call:",
+            Keyed("", ":", "", apart=",", quotes='<|"|>'),
+        ),
+        ("<|tool_call>", "<tool_call|>"),
+    ),
 }
 
 
