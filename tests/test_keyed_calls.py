@@ -523,3 +523,13 @@ def test_long_calls_are_read_in_time(before: str, piece: str) -> None:
 def test_long_calls_of_python_are_read_in_time(piece: str) -> None:
     text = f"<function_calls>add({piece * (10_000_000 // len(piece))}"
     assert read("OLMo 3", text, tool("add", {"x": {"type": "string"}}))[1]
+
+
+def test_a_format_that_marks_types_is_not_known() -> None:
+    """As DeepSeek V3.2's: what is around a number is not what is around a text."""
+    tok = tokenizer("MiniMax-M2")
+    assert tok.chat_template.count("'\">' +") == 1
+    tok.chat_template = tok.chat_template.replace("'\">' +", "('\">' if v is string else '\" json>') +")
+    form = call_format(tok)
+    assert form is not None and form.between is None
+    assert not call_reader(tok, form).known

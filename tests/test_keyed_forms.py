@@ -208,3 +208,24 @@ def test_strict_tools_leave_words_free(name: str) -> None:
         (answer(tok, ("other", {})), False),
     ):
         assert takes(opened(name, offered, tool_choice="auto"), tok, text) == good, text
+
+
+@pytest.mark.parametrize("name", [name for name in FORMS if not name.startswith(("OLMo", "LFM2"))])
+def test_text_that_is_free_does_not_end_the_call(name: str) -> None:
+    """Names in JSON's quotes aside, which the splitter of an answer cuts as it ever did."""
+    form = FORMS[name]
+    assert form is not None
+    for offered in (tool("add", {"x": {"type": "string"}}), tool("add", {"x": {}})):
+        tok, text = TOKENIZERS[name], answer(TOKENIZERS[name], ("add", {"x": "a rsd b"}))
+        head, tail = text.split("rsd")
+        constraint = opened(name, offered)
+        constraint.push(tok.encode(head, add_special_tokens=False))
+        spelled = [token for sign in form.closing for token in tok.encode(sign, add_special_tokens=False)]
+        assert not all(constraint.takes(token) and constraint.push([token]) is None for token in spelled)
+        assert fits(name, offered, {"x": "a rsd b"}) and tail
+
+
+def test_further_arguments_are_none_of_those_that_are_named() -> None:
+    offered = tool("add", {"a": {"type": "integer"}}, [], additionalProperties={"type": "string"})
+    assert fits("Qwen3-Coder", offered, {"b": "so"})
+    assert not fits("Qwen3-Coder", offered, {"b": "so", "a": "so"})
