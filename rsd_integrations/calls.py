@@ -8,18 +8,22 @@ history is the one the model was trained with.
 from __future__ import annotations
 
 import json
-import math
 import re
 import secrets
 import string
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from rsd_integrations.errors import PromptError
+from rsd_integrations.keyed import HALF, Keyed, KeyedCalls, common_start, find_keyed
+from rsd_integrations.output import Output
 from rsd_integrations.prompts import all_texts
 from rsd_integrations.segment import Unbroken
 from rsd_integrations.types import InvalidToolCall, Message, ToolCall
+from rsd_integrations.values import read_first, read_json
 
 __all__ = [
     "CALL_ID",
@@ -29,7 +33,6 @@ __all__ = [
     "find_format",
     "new_id",
     "plain_reader",
-    "read_json",
 ]
 
 ReadCall = Callable[[str], "list[ToolCall | InvalidToolCall] | None"]
@@ -38,8 +41,8 @@ ReadCall = Callable[[str], "list[ToolCall | InvalidToolCall] | None"]
 _NAME, _CONTENT, _ID = "rsd_sentinel_tool", "Rsdsentinelanswer", "rsdcallid"
 _ARGUMENTS = {"rsd_sentinel_key": "rsd_sentinel_value"}
 _MARKUP = re.compile(r"\s*(<[^<>\s]+>|\[[A-Z_]+\])")
-_HALF = re.compile(r"[<\[][^<>\[\]\s]*$")
-"""An unfinished piece of markup."""
+_NO_TOOLS = Output()
+_UNKNOWN = "the format that this model's calls are written in is not known"
 CALL_ID = "\0"
 """Stands in a format's literals where the template writes the call's id."""
 
@@ -49,14 +52,16 @@ class CallFormat:
     """The text of calls: ``before`` NAME ``between`` ARGUMENTS ``after``.
 
     ``again`` lies between the arguments of a call and the name of the next one; None where the
-    template takes one call only. ``between`` is None where the arguments are not written as JSON: such
-    calls are found, but only the model's own parser can read them, and none can be forced.
+    template takes one call only. The arguments are JSON unless ``keyed`` says how each of them is written.
+    ``between`` is None where it is not known how they are: such calls are found, but only the model's own
+    parser can read them, and none can be forced.
     """
 
     before: str
     between: str | None
     after: str
     again: str | None = None
+    keyed: Keyed | None = None
 
     @property
     def opening(self) -> str:
@@ -70,12 +75,37 @@ class CallFormat:
         """What ends a call that another may follow; "" where it goes on to the end of the answer."""
         if not self.opening:
             return ""
-        if self.between is None or (self.again is not None and self.opening not in self.again):
-            # One markup around all calls.
-            marks: list[str] = _MARKUP.findall(self.after)
+        around = self.again is not None and self.opening not in self.again  # One markup around all calls.
+        if self.between is None or self.keyed or around:
+            marks: list[str] = _MARKUP.findall(self.after if self.between is None or around else self._end)
             return marks[-1] if marks else ""
-        end = self.after if self.again is None else _HALF.sub("", _common_start(self.after, self.again))
-        return end.lstrip().lstrip("}]").strip()
+        return self._end.lstrip().lstrip("}]").strip()
+
+    @property
+    def _end(self) -> str:
+        """What stands behind the arguments of each call."""
+        return self.after if self.again is None else HALF.sub("", common_start(self.after, self.again))
+
+    @property
+    def texts(self) -> list[str]:
+        """All that is written around names and arguments."""
+        keyed = self.keyed.texts if self.keyed else ()
+        return [self.before, self.between or "", self.after, self.again or "", *keyed]
+
+    @cached_property
+    def keyed_calls(self) -> KeyedCalls | None:
+        """What reads such calls, without the markup around them; None where arguments are JSON."""
+        if self.keyed is None or self.between is None:
+            return None
+        end, rest = self._end, self.after.removeprefix(self._end)
+        return KeyedCalls(
+            self.keyed,
+            before=self.before.strip().removeprefix(self.opening),
+            between=self.between,
+            end=end.strip().removesuffix(self.closing),
+            again=(self.again or "").removeprefix(end),
+            behind=rest.strip().removesuffix(self.closing).strip(),
+        )
 
     @property
     def unbroken(self) -> Unbroken:
@@ -106,15 +136,24 @@ HERMES = CallFormat(
 
 @dataclass(frozen=True)
 class CallReader:
-    """How to find calls in an answer (``unbroken``) and how to read one (``read``)."""
+    """How to find calls in an answer (``unbroken``) and how to read one (``read``).
+
+    ``typed``: how to read one where these tools are offered, if their schemas say what is meant.
+    ``known``: whether there is any call that could be read.
+    """
 
     unbroken: Unbroken
     read: ReadCall
+    typed: Callable[[Output], ReadCall] | None = None
+    known: bool = True
 
-    def among(self, names: Collection[str]) -> CallReader:
-        """The same where these tools are offered: bare JSON, which may be an answer, has to name one."""
+    def among(self, output: Output) -> CallReader:
+        """The same where tools are offered: bare JSON, which may be an answer, has to name one."""
+        if self.typed is not None:
+            return CallReader(self.unbroken, self.typed(output))
         if not self.unbroken.leading:
             return self
+        names = {tool["function"]["name"] for tool in output.tools}
 
         def read(text: str) -> list[ToolCall | InvalidToolCall] | None:
             calls = self.read(text)
@@ -147,29 +186,51 @@ def find_format(
     head = prompt.rpartition("Rsdsentinelquestion")[2]
     turn_end = plain.rpartition(_CONTENT)[2]
     answer = one.rpartition("Rsdsentinelquestion")[2].replace(_ID, CALL_ID)
-    opened = _common_start(head, answer)
+    opened = common_start(head, answer)
     if opened != head:
-        opened = _HALF.sub("", opened)  # "<t" of a prompt's <think> and an answer's <tool_call>.
-    answer = answer[len(opened) :].removesuffix(turn_end)
-    before, found, rest = answer.partition(_NAME)
+        opened = HALF.sub("", opened)  # "<t" of a prompt's <think> and an answer's <tool_call>.
+    before, found, _ = answer[len(opened) :].removesuffix(turn_end).partition(_NAME)
     if not found:
         return None
     if thought_end and thought_end in before:
         before = before.rpartition(thought_end)[2]
-    rest = rest.partition(end)[0] if end else rest
     mark = _MARKUP.match(before)
     if mark and head.rstrip().endswith(mark[1]):
         return None  # A prompt has more before an answer (Command R+ asks once more), so nothing fits.
+
+    def behind_name(text: str) -> str:
+        rest = text.replace(_ID, CALL_ID).removesuffix(turn_end).partition(_NAME)[2]
+        return rest.partition(end)[0] if end else rest
+
+    def rest(arguments: Mapping[str, Any]) -> str:
+        return behind_name(render([asked, _calling(1, arguments)], False))
+
+    before = before.lstrip("\n")
+    taken = _take_arguments(behind_name(one))
     # {"NAME": ARGUMENTS} (Apertus) is no form that calls are read in.
-    taken = None if mark and before.endswith('{"') else _take_arguments(rest)
-    if taken is None:
-        return CallFormat(before.lstrip("\n"), None, rest)
-    between, after = taken
-    return CallFormat(before.lstrip("\n"), between, after, _again(render, asked))
+    if taken and not (mark and before.endswith('{"')):
+        between, written, after = taken
+        return CallFormat(before, between, after, _again(render, asked, between + written))
+    keyed = None
+    with suppress(Exception):  # A template need not take any arguments.
+        keyed = find_keyed(rest)
+    if keyed is None:
+        return CallFormat(before, None, behind_name(one))
+    between, form, after = keyed
+    again = _again(render, asked, behind_name(one).removesuffix(after))
+    made = CallFormat(before, between, after, again, form)
+    # Gemma 4's template goes on with what begins a result.
+    return replace(made, after=made._end) if again and made.opening in again else made
 
 
-def plain_reader(form: CallFormat) -> ReadCall:
-    """Reads calls written as JSON, which need arguments where no markup tells them from an answer."""
+def plain_reader(form: CallFormat, output: Output = _NO_TOOLS) -> ReadCall:
+    """Reads calls as a format has them. Bare JSON needs arguments, or nothing tells it from an answer.
+
+    Args:
+        output: the tools that are offered: what is written by keys is read by their schemas.
+    """
+    if form.keyed_calls is not None:
+        return _keyed_reader(form, form.keyed_calls, output)
     if form.opening and form.between is not None and "{" not in form.before:
         return _named_reader(form, form.between)
     keys = {form.arguments_key, "arguments", "parameters"}
@@ -180,13 +241,30 @@ def plain_reader(form: CallFormat) -> ReadCall:
         try:
             value = read_json(body)
         except ValueError as error:
-            return None if not form.opening else [_invalid(text, f"its JSON is malformed: {error}")]
+            flaw = _UNKNOWN if form.between is None else f"its JSON is malformed: {error}"
+            return [_invalid(text, flaw)] if form.opening else None
         items = [_function(item, form.name_key) for item in (value if isinstance(value, list) else [value])]
         calls = [_call(item, form.arguments_key, text) for item in items]
         whole = all(isinstance(call, ToolCall) for call in calls)
         if not form.opening and not (whole and all(keys & item.keys() for item in items)):
             return None
         return calls
+
+    return read
+
+
+def _keyed_reader(form: CallFormat, calls: KeyedCalls, output: Output) -> ReadCall:
+    """Reads calls whose arguments are written one by one: all of them, or none."""
+
+    def read(text: str) -> list[ToolCall | InvalidToolCall]:
+        body = text.strip().removeprefix(form.opening)
+        try:
+            if calls.open_ended and not body.endswith(form.closing):
+                raise ValueError(f"its {form.closing} is missing")
+            found = calls.read(body.removesuffix(form.closing), dict(output.functions))
+        except ValueError as error:
+            return [_invalid(text, str(error))]
+        return [_call({"name": name, "arguments": given}, "arguments", text) for name, given in found]
 
     return read
 
@@ -204,7 +282,7 @@ def _named_reader(form: CallFormat, between: str) -> ReadCall:
         try:
             while found or not calls:
                 name, brace, rest = (rest[found.end() :] if found else rest).partition("{")
-                arguments, rest = _read_first(brace + rest)
+                arguments, rest = read_first(brace + rest)
                 name = behind_name.sub("", name.strip()).strip()
                 calls.append(_call({"name": name, "arguments": arguments}, "arguments", text))
                 found = again.match(rest) if again else None
@@ -229,38 +307,6 @@ def read_message(calls: Any, text: str) -> list[ToolCall | InvalidToolCall]:
         _call(call.get("function", call) if isinstance(call, dict) else call, "arguments", text)
         for call in calls or ()
     ] or [_invalid(text, "it is no call")]
-
-
-def read_json(text: str) -> Any:
-    """A JSON document. Python's own parser takes NaN and makes infinities, which are no JSON.
-
-    Raises:
-        ValueError: it is none.
-    """
-    try:
-        return json.loads(text, parse_float=_finite, parse_constant=_finite)
-    except RecursionError as error:
-        raise ValueError(_TOO_DEEP) from error
-
-
-def _finite(written: str) -> float:
-    value = float(written)
-    if not math.isfinite(value):
-        raise ValueError(f"{written} is no finite number")
-    return value
-
-
-_DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
-_TOO_DEEP = "it is nested too deep"
-
-
-def _read_first(text: str) -> tuple[Any, str]:
-    """The JSON document that a text begins with, and the text behind it."""
-    try:
-        value, end = _DECODER.raw_decode(text)
-    except RecursionError as error:
-        raise ValueError(_TOO_DEEP) from error
-    return value, text[end:].strip()
 
 
 def _function(item: Any, name_key: str) -> Any:
@@ -316,8 +362,8 @@ def new_id() -> str:
     return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(9))
 
 
-def _calling(count: int) -> Message:
-    function = {"name": _NAME, "arguments": _ARGUMENTS}
+def _calling(count: int, arguments: Mapping[str, Any] = _ARGUMENTS) -> Message:
+    function = {"name": _NAME, "arguments": arguments}
     return {
         "role": "assistant",
         "content": "",
@@ -325,8 +371,8 @@ def _calling(count: int) -> Message:
     }
 
 
-def _take_arguments(rest: str) -> tuple[str, str] | None:
-    """(text before, text behind) the arguments' JSON."""
+def _take_arguments(rest: str) -> tuple[str, str, str] | None:
+    """The arguments' JSON, and the texts before and behind it."""
     start = rest.find("{")
     while start >= 0:
         try:
@@ -334,24 +380,17 @@ def _take_arguments(rest: str) -> tuple[str, str] | None:
         except ValueError:
             value, end = None, 0
         if value == _ARGUMENTS:
-            return rest[:start], rest[end:]
+            return rest[:start], rest[start:end], rest[end:]
         start = rest.find("{", start + 1)
     return None
 
 
-def _again(render: Callable[[Sequence[Message], bool], str], asked: Message) -> str | None:
+def _again(render: Callable[[Sequence[Message], bool], str], asked: Message, first: str) -> str | None:
+    """What stands between two calls. ``first``: all of the one behind its name."""
     try:
         two = render([asked, _calling(2)], False).replace(_ID, CALL_ID)
     except Exception:  # Llama's templates take one call at a time.
         return None
-    taken = _take_arguments(two.partition(_NAME)[2])
-    again, found, _ = taken[1].partition(_NAME) if taken else ("", "", "")
-    return again if found else None
-
-
-def _common_start(first: str, second: str) -> str:
-    length = next(
-        (index for index, (a, b) in enumerate(zip(first, second, strict=False)) if a != b),
-        min(len(first), len(second)),
-    )
-    return first[:length]
+    rest = two.partition(_NAME)[2]
+    again, found, _ = rest.removeprefix(first).partition(_NAME)
+    return again if found and rest.startswith(first) else None

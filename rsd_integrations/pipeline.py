@@ -211,14 +211,15 @@ class RSDPipeline:
             draft: as for ``from_pretrained``, and so the others.
 
         Raises:
-            ConfigError: a chat template takes no tools, or an option is unknown.
+            ConfigError: a chat template takes no tools, nobody could read the target's calls, or an option
+                is unknown.
             ModelError: a tokenizer cannot be loaded.
         """
         from rsd_integrations.backends.shared.sources import Source
         from rsd_integrations.backends.shared.tooling import check_template
 
         check_template(Source.of("draft", draft, draft_kwargs))
-        check_template(Source.of("target", target, target_kwargs))
+        check_template(Source.of("target", target, target_kwargs), calls=True)
 
     @property
     def recommended_threshold(self) -> float:

@@ -14,6 +14,7 @@ from rsd_integrations.backends.shared.describe import attention_kinds, model_inf
 from rsd_integrations.protocols import ModelInfo, Tally
 from tests.oracle import Party, Story, StoryStep, Terms, naive_rsd
 from tests.test_oracle import ROUNDING, fields, load, parties
+from tests.tiny_models import causal
 
 PROMPT = "Ava has 12 marbles."
 TERMS = [

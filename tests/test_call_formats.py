@@ -322,5 +322,5 @@ def test_what_a_response_template_does_not_find_is_read_as_the_chat_template_wri
     tok.response_template = {"start_anchor": "<|im_start|>assistant\n", "fields": {"tool_calls": calls}}
     text, [found] = read(tok, answer(tok, ("add", {"x": 1})))
     assert (found.name, found.arguments, text) == ("add", {"x": 1}, "")
-    reader = call_reader(tok, call_format(tok)).among({"add"})
+    reader = call_reader(tok, call_format(tok)).among(Output.of(tools=TOOLS))
     assert reader.read('{"answer": 4}') is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +15,10 @@ from rsd_integrations.backends.shared.tooling import Tooling, call_format, call_
 from rsd_integrations.calls import CALL_ID, HERMES, CallFormat, plain_reader
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.output import Output
+from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.testing import scripted_pipeline
 from rsd_integrations.types import InvalidToolCall, Message, ToolCall
+from tests.keyed_templates import tokenizer as tokenizer_of_keyed_calls
 from tests.small_tokenizers import byte_level
 
 TOOL = {
@@ -169,23 +172,42 @@ def test_a_template_may_take_no_tools() -> None:
     assert call_format(Source.tokenizer) is None
 
 
-def test_calls_in_markup_of_another_kind_are_found_but_not_forced() -> None:
-    template = (
-        HEADER
-        + "{% for c in m.tool_calls or [] %}<tool_call>\n<function={{ c.function.name }}>\n"
-        + "{% for k, v in c.function.arguments.items() %}<parameter={{ k }}>\n{{ v }}\n</parameter>\n"
-        + "{% endfor %}</function>\n</tool_call>{% endfor %}"
-        + FOOTER
-    )
-    tok = byte_level(template, added=("<tool_call>", "</tool_call>"))
+UNKNOWN = (
+    HEADER
+    + "{% for c in m.tool_calls or [] %}<tool_call>\n{{ c.function.name }}: "
+    + "{% for k, v in c.function.arguments.items() %}{{ v }}; {% endfor %}\n</tool_call>{% endfor %}"
+    + FOOTER
+)
+"""A template whose calls do not say what is what."""
+
+
+def test_calls_that_nobody_could_read_are_refused_before(tmp_path: Path) -> None:
+    tok = byte_level(UNKNOWN, added=("<tool_call>", "</tool_call>"))
     form = call_format(tok)
     assert form is not None and form.between is None
     assert (form.unbroken.opening, form.unbroken.closing) == ("<tool_call>", "</tool_call>")
-    tooling = Tooling(tok, "xml", frozenset([tok.eos_token_id]), reader=call_reader(tok, form), form=form)
-    tooling.check(Output.of(tools=[TOOL]))
-    with pytest.raises(ValueError, match="not known how 'xml' writes calls"):
-        tooling.check(Output.of(tools=[TOOL], tool_choice="required"))
-    # The model's own response template reads them.
+    tooling = Tooling(tok, "odd", frozenset([tok.eos_token_id]), reader=call_reader(tok, form), form=form)
+    assert not tooling.takes_tools
+    for choice in ("auto", "required"):
+        with pytest.raises(ConfigError, match="not known how 'odd' writes calls"):
+            tooling.check(Output.of(tools=[TOOL], tool_choice=choice))
+    tooling.check(Output())
+    [call] = call_reader(tok, form).read("<tool_call>\nadd: 22;\n</tool_call>") or []
+    assert isinstance(call, InvalidToolCall)
+    assert call.error == "the format that this model's calls are written in is not known"
+    # Only what the target writes is read.
+    readable = byte_level(TEMPLATES["hermes"][0])
+    for name, saved in (("odd", tok), ("readable", readable)):
+        saved.save_pretrained(tmp_path / name)
+        (tmp_path / name / "config.json").write_text('{"model_type": "llama"}')
+    odd, good = str(tmp_path / "odd"), str(tmp_path / "readable")
+    RSDPipeline.check_tools(odd, good)
+    with pytest.raises(ConfigError, match=r"not known how .*odd' writes calls"):
+        RSDPipeline.check_tools(good, odd)
+
+
+def test_what_a_response_template_reads_need_not_be_known() -> None:
+    tok = byte_level(UNKNOWN, added=("<tool_call>", "</tool_call>"))
     tok.response_template = {
         "start_anchor": "<|im_start|>assistant\n",
         "fields": {
@@ -194,19 +216,42 @@ def test_calls_in_markup_of_another_kind_are_found_but_not_forced() -> None:
                 "open": "<tool_call>",
                 "close": "</tool_call>",
                 "content": "xml-inline",
-                "content_args": {"tag_pattern": r"<parameter=(?P<key>\w+)>\n(?P<value>.*?)\n</parameter>"},
+                "content_args": {"tag_pattern": r"(?P<key>\w+): (?P<value>.*?);"},
                 "repeats": True,
                 "transform": {"type": "function", "function": {"name": "add", "arguments": "{content}"}},
             },
         },
     }
+    form = call_format(tok)
     reader = call_reader(tok, form)
     assert (reader.unbroken.opening, reader.unbroken.closing) == ("<tool_call>", "</tool_call>")
-    found = reader.read(
-        "<tool_call>\n<function=add>\n<parameter=x>\n22\n</parameter>\n</function>\n</tool_call>"
-    )
-    assert found is not None
-    assert [(call.name, call.arguments) for call in found] == [("add", {"x": "22"})]
+    [call] = reader.read("<tool_call>\nx: 22;\n</tool_call>") or []
+    assert (call.name, call.arguments) == ("add", {"x": "22"})
+    tooling = Tooling(tok, "odd", frozenset([tok.eos_token_id]), reader=reader, form=form)
+    assert tooling.takes_tools
+    tooling.check(Output.of(tools=[TOOL]))
+    with pytest.raises(ConfigError, match="not known how 'odd' writes calls of tools, so none can be forced"):
+        tooling.check(Output.of(tools=[TOOL], tool_choice="required"))
+
+
+def test_a_response_template_need_not_read_what_the_schemas_tell_better() -> None:
+    tok = tokenizer_of_keyed_calls("Qwen3-Coder")
+    calls = {
+        "open": "<tool_call>",
+        "close": "</tool_call>",
+        "content": "xml-inline",
+        "content_args": {"tag_pattern": r"<parameter=(?P<key>\w+)>\n(?P<value>.*?)\n</parameter>"},
+        "repeats": True,
+        "transform": {"type": "function", "function": {"name": "add", "arguments": "{content}"}},
+    }
+    tok.response_template = {"start_anchor": "<|im_start|>assistant\n", "fields": {"tool_calls": calls}}
+    form = call_format(tok)
+    text = "<tool_call>\n<function=add>\n<parameter=x>\n22\n</parameter>\n</function>\n</tool_call>"
+    reader = call_reader(tok, form)
+    assert (reader.unbroken.opening, reader.unbroken.closing) == ("<tool_call>", "</tool_call>")
+    for written, meant in ((text, 22), (text.replace("</function>\n", ""), "22")):
+        [call] = reader.among(Output.of(tools=[TOOL])).read(written) or []
+        assert (call.name, call.arguments) == ("add", {"x": meant})
 
 
 DEEP = "[" * 120 + "]" * 120

@@ -11,6 +11,8 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from tests.keyed_templates import TEMPLATES
+
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -24,6 +26,13 @@ CHATML_TOOLS = (
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 """ChatML whose model is told of tools and calls them as Hermes does, as Qwen 2.5's."""
+
+ABLE = {
+    "tools": (CHATML_TOOLS, ("<tool_call>", "</tool_call>")),
+    "keyed": TEMPLATES["Qwen3-Coder"],
+    "gemma": TEMPLATES["Gemma 4"],
+}
+"""Templates with tools, and the tokens that mark calls."""
 
 _CORPUS = [
     "Ava has 12 marbles. She buys 9 more.\n\nNow she has 12 + 9 = 21.\n\nThe answer is \\boxed{21}.",
@@ -40,12 +49,13 @@ def tokenizer(flavour: str = "a") -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer with ChatML; another flavour has other ids for the same text.
 
     "ascii" and "ascii-b" have no token for half a character, so that whatever random weights write
-    is text. "tools" and "tools-b" are these with tools in the template.
+    is text. "tools" and "tools-b" are these with tools in the template; "keyed" and "keyed-b" write calls
+    as Qwen3-Coder does, "gemma" and "gemma-b" as Gemma 4.
     """
-    if flavour.startswith("tools"):
-        able = copy.deepcopy(tokenizer(flavour.replace("tools", "ascii")))
-        able.add_tokens(["<tool_call>", "</tool_call>"])
-        able.chat_template = CHATML_TOOLS
+    if (kind := flavour.partition("-")[0]) in ABLE:
+        able = copy.deepcopy(tokenizer(flavour.replace(kind, "ascii")))
+        able.chat_template, marks = ABLE[kind]
+        able.add_tokens(list(marks), special_tokens=kind == "gemma")
         return able
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

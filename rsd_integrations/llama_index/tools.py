@@ -14,8 +14,8 @@ from llama_index.core.program.function_program import get_function_tool
 from llama_index.core.tools import BaseTool, FunctionTool
 
 from rsd_integrations.adapters.whole import Flaw, cut_off, no_whole_call
-from rsd_integrations.calls import read_json
 from rsd_integrations.errors import BackendError, ConfigError
+from rsd_integrations.values import read_json
 
 __all__ = [
     "chat_arguments",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from langchain.agents import create_agent
@@ -14,7 +14,7 @@ from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import tool
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode, tools_condition
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.langchain import ChatRSD
@@ -55,9 +55,10 @@ def llm() -> Iterator[ChatRSD]:
         yield ChatRSD.from_pipeline(pipe)
 
 
-@pytest.fixture(scope="module")
-def tiny() -> Iterator[RSDPipeline]:
-    with loaded(("tools", "tools-b", "ascii")) as pipe:
+@pytest.fixture(scope="module", params=["tools", "keyed"])
+def tiny(request: pytest.FixtureRequest) -> Iterator[RSDPipeline]:
+    """Models that write calls as JSON, or by keys and values."""
+    with loaded((request.param, f"{request.param}-b", "ascii")) as pipe:
         yield pipe
 
 
@@ -259,6 +260,29 @@ async def test_real_models_call_what_they_must(tiny: RSDPipeline, choice: str) -
     (call,) = answers[0].tool_calls
     assert call["args"]["x"] in (1, 22) and call["args"]["why"] in ("so", "no")
     assert choice in ("any", call["name"])
+
+
+class Colour(BaseModel):
+    """A colour."""
+
+    red: int = Field(ge=0, le=255)
+    name: Literal["sky blue", "sea green"]
+    of: Named | None
+    dark: bool
+
+
+class Named(BaseModel):
+    """A thing."""
+
+    kind: Literal["sky", "sea"]
+
+
+def test_real_models_fill_forms_by_calls(tiny: RSDPipeline) -> None:
+    llm = ChatRSD.from_pipeline(tiny, temperature=1.0, weighting="constant", max_tokens=300)
+    form = llm.with_structured_output(Colour, method="function_calling")
+    found = [form.invoke(QUESTION, seed=seed) for seed in range(6)]
+    assert all(isinstance(one, Colour) for one in found)
+    assert len({str(one) for one in found}) > 1
 
 
 def test_caches_tell_tools_apart(llm: ChatRSD) -> None:

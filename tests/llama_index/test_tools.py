@@ -57,9 +57,10 @@ def llm() -> Iterator[RSDLLM]:
         yield RSDLLM.from_pipeline(pipe)
 
 
-@pytest.fixture(scope="module")
-def tiny() -> Iterator[RSDPipeline]:
-    with loaded(("tools", "tools-b", "ascii")) as pipe:
+@pytest.fixture(scope="module", params=["tools", "keyed"])
+def tiny(request: pytest.FixtureRequest) -> Iterator[RSDPipeline]:
+    """Models that write calls as JSON, or by keys and values."""
+    with loaded((request.param, f"{request.param}-b", "ascii")) as pipe:
         yield pipe
 
 

@@ -18,6 +18,8 @@ import torch
 from llguidance import LLMatcher, LLTokenizer
 from llguidance.hf import from_tokenizer
 
+from rsd_integrations.backends.shared.keyed import KeyedRules
+from rsd_integrations.backends.shared.lark import escaped, json_rule
 from rsd_integrations.calls import CALL_ID, CallFormat
 from rsd_integrations.encoding import encode_markup, encode_plain
 from rsd_integrations.encoding.plain import added_tokens
@@ -32,9 +34,6 @@ _KEPT = 32
 
 _MOST_REMAINDERS = 100_000
 """Of a multiple: the grammar has a state for each, and takes half a second to compile for so many."""
-
-_COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-"""As json.dumps writes it. White space that may go on for ever does, with a weak model."""
 
 
 class Constraint:
@@ -193,10 +192,12 @@ class Grammars:
             rules += self._calls(output)
         if output.schema is not None and output.choice == "auto":
             answers += self._said("document", tags, thought)
-            rules.append(f"document: {_json(output.schema, strict=output.strict)}")
+            rules.append(f"document: {json_rule(output.schema, strict=output.strict)}")
         elif output.choice == "auto":
-            answers = [*answers, *self._said("words", tags, thought)] if apart else ["words", "words calls"]
-            rules.append(f"words: WORDS\nWORDS: {self._words()}")
+            answers = (
+                [*answers, *self._said("words", tags, thought)] if apart else ["words", "words_and_calls"]
+            )
+            rules += self._words()
         rules.append(f"answer: {' | '.join(answers)}")
         return LLMatcher.grammar_from_lark("\n".join(rules))
 
@@ -223,38 +224,53 @@ class Grammars:
         if form is None or form.between is None:
             raise ConfigError(
                 f"it is not known how {self._name!r} writes calls of tools, so none can be forced.",
-                hint='Use tool_choice="auto" without strict, or a model whose template writes JSON calls.',
+                hint='Use tool_choice="auto" without strict, or a model whose template writes its calls.',
             )
         functions, between = output.functions, self._literal(form.between)
-        rules = [
+        keyed = None
+        if form.keyed is not None:
+            keyed = KeyedRules(form, form.keyed, self._pieces, strict=output.strict)
+        rules = []
+        for index, (name, schema) in enumerate(functions):
+            if keyed is None:
+                arguments = json_rule(schema, strict=output.strict)
+            else:
+                arguments = keyed.arguments(f"call_{index}", name, schema)
             # A name is text, even where it spells markup.
-            f"call_{index}: {json.dumps(name)} {between} {_json(schema, strict=output.strict)}"
-            for index, (name, schema) in enumerate(functions)
-        ]
+            rules.append(f"call_{index}: {json.dumps(name)} {between} {arguments}")
+        rules += keyed.rules if keyed else []
         call = " | ".join(f"call_{index}" for index in range(len(functions)))
         more = f" ({self._literal(form.again)} call)*" if output.parallel and form.again is not None else ""
         rules.append(f"call: {call}")
-        rules.append(f"calls: {self._literal(form.before)} call{more} {self._literal(form.after)}")
+        rules.append(f"called: call{more} {self._literal(form.after)}")
+        rules.append(f"calls: {self._literal(form.before)} called")
         return rules
 
-    def _words(self) -> str:
-        """A regular expression for text that begins no call."""
+    def _words(self) -> list[str]:
+        """Text that begins no call, and such with calls behind it."""
         assert self._form is not None
-        opening = self._form.opening
+        before, opening = self._form.before, self._form.opening
+        rules = ["words: WORDS", "words_and_calls: words calls"]
         if not opening:
-            return r"/\s*([^{\[\s](.|\n)*)?/"
+            return [*rules, r"WORDS: /\s*([^{\[\s](.|\n)*)?/"]
         if self._token(opening):
-            return r"/(.|\n)*/"
-        return rf"/(.|\n)*/ & ~/(.|\n)*{_escaped(opening)}(.|\n)*/"
+            return [*rules, r"WORDS: /(.|\n)*/"]
+        # One piece with what begins a call: where else text ends, no lexer would know.
+        rest = self._literal(before[before.index(opening) + len(opening) :])
+        return [
+            rules[0],
+            f"words_and_calls: OPENED {rest} called\nOPENED: WORDS {json.dumps(opening)}",
+            rf"WORDS: /(.|\n)*/ & ~/(.|\n)*{escaped(opening)}(.|\n)*/",
+        ]
 
     def _literal(self, text: str) -> str:
         """A fixed text: markup as the tokens it is, the rest as text."""
         parts: list[str] = []
         for piece in text.split(CALL_ID):
-            parts += [self._pieces(piece), "/[a-zA-Z0-9]{9}/"]
-        return " ".join(part for part in parts[:-1] if part)
+            parts += [*self._pieces(piece), "/[a-zA-Z0-9]{9}/"]
+        return " ".join(parts[:-1])
 
-    def _pieces(self, text: str) -> str:
+    def _pieces(self, text: str) -> list[str]:
         parts: list[str] = []
         plain: list[int] = []
         for token in [*encode_markup(self._tokenizer, text), None]:
@@ -266,7 +282,7 @@ class Grammars:
             plain = []
             if token is not None:
                 parts.append(f"<[{token}]>")
-        return " ".join(parts)
+        return parts
 
     def _text(self, tokens: Sequence[int]) -> str:
         return self._vocabulary.decode_str(list(tokens))
@@ -305,12 +321,3 @@ def _multiples(part: Any) -> Iterator[float]:
         part = list(part.values())
     for one in part if isinstance(part, list | tuple) else ():
         yield from _multiples(one)
-
-
-def _json(schema: Mapping[str, Any], *, strict: bool) -> str:
-    options = {**_COMPACT, "lenient": not strict}
-    return f"%json {json.dumps({**schema, 'x-guidance': options})}"
-
-
-def _escaped(text: str) -> str:
-    return "".join(f"\\{char}" if not char.isalnum() else char for char in text)

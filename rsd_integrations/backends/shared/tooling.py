@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from rsd_integrations.backends.shared.headers import CALLS
@@ -14,6 +14,7 @@ from rsd_integrations.calls import (
     HERMES,
     CallFormat,
     CallReader,
+    ReadCall,
     find_format,
     plain_reader,
     read_message,
@@ -66,10 +67,10 @@ class Tooling:
         self._eos_ids = eos_ids
         self._reader = reader
         self.form = form
-        self.takes_tools = _takes_tools(tokenizer)
-        """Whether the chat template shows tools to the model."""
-        texts = [form.before, form.between or "", form.after, form.again or ""] if form else []
-        texts += [reader.unbroken.opening, reader.unbroken.closing]
+        self._shows_tools = _takes_tools(tokenizer)
+        self.takes_tools = self._shows_tools and reader.known
+        """Whether the chat template shows tools to the model, and its calls can be read."""
+        texts = [*(form.texts if form else ()), reader.unbroken.opening, reader.unbroken.closing]
         special = set(tokenizer.added_tokens_decoder)
         self.markup_ids = frozenset(
             token for text in texts for token in encode_markup(tokenizer, text) if token in special
@@ -83,17 +84,19 @@ class Tooling:
         """Refuse what this model cannot be shown or be made to write.
 
         Raises:
-            ConfigError: its template takes no tools, or a schema cannot be enforced.
+            ConfigError: its template takes no tools, nobody could read its calls, or a schema cannot be
+                enforced.
         """
-        if output.tools and not self.takes_tools:
+        if output.tools and not self._shows_tools:
             raise _no_tools(self._name)
+        if output.tools and not self.takes_tools:
+            raise _no_calls(self._name)
         if output.constrained:
             self._compiler.check(output)
 
     def reader(self, output: Output) -> CallReader | None:
         """How to find and read the calls, if there can be any."""
-        names = {tool["function"]["name"] for tool in output.tools}
-        return self._reader.among(names) if names else None
+        return self._reader.among(output) if output.tools else None
 
     def constraint(self, output: Output, tags: ReasoningTags | None) -> Constraint | None:
         """What keeps a new session to the output, if something has to.
@@ -147,14 +150,19 @@ class Tooling:
         return Grammars(self._tokenizer, self._eos_ids, self.form, self._name)
 
 
-def check_template(source: Source) -> None:
+def check_template(source: Source, *, calls: bool = False) -> None:
     """Refuse a model that cannot be told of tools.
 
+    Args:
+        calls: it says how they are called, for both models.
+
     Raises:
-        ConfigError: its template shows none.
+        ConfigError: its template shows none, or nobody could read its calls.
     """
     if not _takes_tools(source.tokenizer):
         raise _no_tools(source.name)
+    if calls and not call_reader(source.tokenizer, call_format(source.tokenizer)).known:
+        raise _no_calls(source.name)
 
 
 def _no_tools(name: str) -> ConfigError:
@@ -162,6 +170,15 @@ def _no_tools(name: str) -> ConfigError:
     return ConfigError(
         f"the chat template of {name!r} takes no tools.",
         hint="Use models made for tool calling (Qwen 2.5 Instruct, Qwen 3, Llama 3.1 Instruct, ...).",
+    )
+
+
+def _no_calls(name: str) -> ConfigError:
+    """The error for a model of whose calls only their beginning is known."""
+    return ConfigError(
+        f"it is not known how {name!r} writes calls of tools, so none could be read.",
+        hint="Use a target whose chat template writes calls as JSON or by keys and values (Qwen, GLM, "
+        "Llama 3, Mistral, MiniMax, ...), or set its tokenizer's response_template.",
     )
 
 
@@ -195,29 +212,38 @@ def call_reader(tokenizer: Any, form: CallFormat | None) -> CallReader:
     template = getattr(tokenizer, "response_template", None)
     field = (template.get("fields") or {}).get("tool_calls") if isinstance(template, Mapping) else None
     form = form or HERMES
-    plain = plain_reader(form)
-    if not field:
-        return CallReader(_unbroken(tokenizer, form), plain)
+    typed = partial(_reader, tokenizer, form) if field else partial(plain_reader, form)
+    known = bool(field) or form.between is not None
+    opening, closing = (literal(field, "open"), literal(field, "close")) if field else (None, None)
+    if opening is None:
+        unbroken = _unbroken(tokenizer, form)
+    else:
+        unbroken = Unbroken(opening, closing or (form.closing if opening == form.opening else ""))
+    return CallReader(unbroken, typed(Output()), typed if form.keyed else None, known)
 
-    def read(text: str) -> list[ToolCall | InvalidToolCall] | None:
+
+def _reader(tokenizer: Any, form: CallFormat, output: Output) -> ReadCall:
+    """By a response template; what it does not find, or would leave untyped, by the format."""
+    plain = plain_reader(form, output)
+
+    def parsed(text: str) -> list[ToolCall | InvalidToolCall]:
         try:
             message = tokenizer.parse_response(text, prefix="")
         except Exception as error:  # ValueError, KeyError: the parsers are told by templates what to do.
-            found = read_message([str(error)], text)
-        else:
-            found = read_message(message.get("tool_calls"), text)
-        if any(isinstance(call, ToolCall) for call in found):
+            return read_message([str(error)], text)
+        return read_message(message.get("tool_calls"), text)
+
+    def read(text: str) -> list[ToolCall | InvalidToolCall] | None:
+        # Response templates know no schemas, so of what is written by keys they make nothing but strings.
+        ways = [plain, parsed] if form.keyed else [parsed, plain]
+        found = ways[0](text)
+        if any(isinstance(call, ToolCall) for call in found or ()):
             return found
         # Some want more than what the chat template itself writes.
-        otherwise = plain(text) or ()
-        return list(otherwise) if any(isinstance(call, ToolCall) for call in otherwise) else found
+        otherwise = ways[1](text)
+        return otherwise if any(isinstance(call, ToolCall) for call in otherwise or ()) else found
 
-    opening, closing = literal(field, "open"), literal(field, "close")
-    if opening is None:
-        return CallReader(_unbroken(tokenizer, form), read)
-    if opening == form.opening:
-        closing = closing or form.closing
-    return CallReader(Unbroken(opening, closing or ""), read)
+    return read
 
 
 def _unbroken(tokenizer: Any, form: CallFormat) -> Unbroken:

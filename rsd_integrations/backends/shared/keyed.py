@@ -1,0 +1,319 @@
+"""The grammar of arguments in markup of keys and values (see ``rsd_integrations.keyed``)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from llguidance import LLMatcher
+
+from rsd_integrations.backends.shared.lark import escaped, json_rule
+from rsd_integrations.calls import CallFormat
+from rsd_integrations.errors import ConfigError
+from rsd_integrations.keyed import Keyed, as_object, named_properties
+from rsd_integrations.values import branches, kinds
+
+__all__ = ["KeyedRules"]
+
+_NOTED = frozenset(
+    ("title", "description", "default", "examples", "$schema", "$id", "$comment", "$defs", "definitions")
+) | {"deprecated", "readOnly", "writeOnly", "strict", "x-guidance"}
+"""Keywords that forbid nothing."""
+_OF_ARGUMENTS = _NOTED | {"type", "properties", "required", "additionalProperties"}
+_OF_TEXT = _NOTED | {"type", "minLength", "maxLength", "pattern", "format"}
+_OF_LISTS = _NOTED | {"type", "items", "minItems", "maxItems"}
+_SCALARS = frozenset(("integer", "number", "boolean", "null"))
+_ALL = _SCALARS | {"string", "array", "object"}
+_FORMATS = {
+    "date": r"[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])",
+    "time": r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?(Z|[+-][01][0-9]:[0-5][0-9])",
+    "uuid": r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}",
+    "email": r"[A-Za-z0-9._+-]{1,64}@[A-Za-z0-9-]{1,63}(\.[A-Za-z0-9-]{1,63}){1,3}",
+}
+_FORMATS["date-time"] = f"{_FORMATS['date']}T{_FORMATS['time']}"
+
+
+class KeyedRules:
+    """Rules for the arguments of several tools.
+
+    Args:
+        form: of the calls.
+        keyed: how each argument is written.
+        parts: a fixed text -> its pieces in the grammar, quoted where they are text.
+        strict: whatever cannot be enforced is refused; else it is left out.
+    """
+
+    def __init__(
+        self, form: CallFormat, keyed: Keyed, parts: Callable[[str], list[str]], *, strict: bool
+    ) -> None:
+        self._keyed = keyed
+        self._closing = form.closing
+        self._before, self._between = " ".join(parts(keyed.before)), " ".join(parts(keyed.between))
+        self._apart = " ".join(parts(keyed.apart))
+        self._quotes = " ".join(parts(keyed.quotes))
+        self._known: dict[str, str] = {}
+        behind = parts(keyed.quotes or keyed.after)
+        # Text ends by the first text behind it, as one piece with it: where else, no lexer would know.
+        plain = bool(behind) and behind[0].startswith('"')
+        self._end = json.loads(behind[0]) if plain else ""
+        self._rest = " ".join(behind[plain:])
+        self._strict = strict
+        self.rules: list[str] = []
+        """Of all arguments, and what they are made of."""
+
+    def arguments(self, tool: str, name: str, schema: Mapping[str, Any]) -> str:
+        """What may stand behind the name of a tool and before the end of its call.
+
+        Args:
+            tool: begins the names of its rules.
+            name: its own, for messages.
+            schema: of its arguments.
+        """
+        self._check(name, self._closing)
+        ways = []
+        for number, one in enumerate(named_properties(schema)):
+            self._refuse(f"the arguments of {name!r}", one, _OF_ARGUMENTS)
+            ways.append(self._object(f"{tool}_{number}", one, schema))
+        return f"({' | '.join(ways)})"
+
+    def _object(self, rule: str, one: Mapping[str, Any], root: Mapping[str, Any]) -> str:
+        required = one["required"]
+        # What is required and described nowhere has to be there all the same.
+        properties = {**one["properties"], **{key: {} for key in required if key not in one["properties"]}}
+        made = []
+        for number, (key, schema) in enumerate(properties.items()):
+            self._check(key, self._closing)
+            if self._keyed.quotes and not re.fullmatch(r"[\w.$-]+", key):
+                raise ConfigError(
+                    f"the key {key!r:.200} cannot be written in a call of this model, which quotes none.",
+                    hint="Use letters, digits and underscores.",
+                )
+            value = self._value(f"{rule}_{number}", schema, root)
+            self.rules.append(f"{rule}_{number}: {self._before} {json.dumps(key)} {self._between} {value}")
+            made.append((f"{rule}_{number}", key in required))
+        more = one.get("additionalProperties", False)
+        if more is not False:
+            self.rules.append(f"{rule}_key: {rule.upper()}_KEY\n{rule.upper()}_KEY: {_key_but(properties)}")
+            value = self._value(f"{rule}_more", more, root)
+            self.rules.append(f"{rule}_more: {self._before} {rule}_key {self._between} {value}")
+        return self._in_order(rule, made, more is not False)
+
+    def _in_order(self, rule: str, arguments: Sequence[tuple[str, bool]], more: bool) -> str:
+        """Arguments one after the other, those that need not be there or not.
+
+        Args:
+            arguments: the rule of each, and whether it has to be there.
+            more: further ones may follow.
+        """
+        behind = f"({self._apart} {rule}_more)*" if more else '""'
+        alone = f"({rule}_more {behind})?" if more else '""'
+        for name, needed in reversed(arguments):
+            # Behind others, and as the first.
+            self.rules.append(f"{name}_on: ({self._apart} {name}){'' if needed else '?'} {behind}")
+            self.rules.append(f"{name}_off: {name} {behind}{'' if needed else f' | {alone}'}")
+            behind, alone = f"{name}_on", f"{name}_off"
+        return alone
+
+    def _value(self, rule: str, schema: Any, root: Mapping[str, Any]) -> str:
+        """A value and what closes it."""
+        if self._keyed.quotes:
+            return self._requoted(rule, schema, root)
+        found = branches(schema, root)
+        texts = [one for one in found if _may_be_text(one)]
+        beside = frozenset[str]().union(*map(kinds, found))
+        defined = {key: root[key] for key in ("$defs", "definitions") if key in root}
+        prescribed = any(map(_prescribed, found))
+        if self._keyed.apart or not (texts or prescribed):
+            whole = {**defined, **schema} if isinstance(schema, Mapping) else {**defined}
+            return self._spelled(whole, frozenset() if prescribed else beside)
+        ways = [self._literal(value) for one in found for value in _prescribed(one)]
+        free = any(not (_OF_TEXT - _NOTED - {"type"}) & one.keys() for one in texts)
+        others = frozenset() if free else beside
+        ways += [self._text(f"{rule}_{number}", one, others) for number, one in enumerate(texts)]
+        for one in found:
+            left = kinds(one) - {"string"}
+            # Text may be anything already.
+            if not free and left and not _prescribed(one):
+                ways.append(self._spelled({**defined, **one, "type": sorted(left)}, left))
+        return f"({' | '.join(dict.fromkeys(ways))})"
+
+    def _requoted(self, rule: str, schema: Any, root: Mapping[str, Any]) -> str:
+        """A value with quotes that are not JSON's."""
+        known = json.dumps(schema, sort_keys=True, default=str)
+        if known in self._known:
+            return self._known[known]
+        self._known[known] = rule_of = f"{rule}_value"  # Before it is made: it may hold itself.
+        ways: list[str] = []
+        for number, one in enumerate(branches(schema, root)):
+            prescribed, allowed = _prescribed(one), kinds(one) or _ALL
+            if prescribed:
+                ways += map(self._requoted_literal, prescribed)
+                continue
+            if "string" in allowed:
+                ways.append(f"{self._quotes} {self._text(f'{rule}_{number}', one, frozenset())}")
+            if "array" in allowed:
+                self._refuse("lists", one, _OF_LISTS)
+                ways.append(self._list(f"{rule}_{number}_of", one, root))
+            if "object" in allowed:
+                self._refuse("objects", one, _OF_ARGUMENTS)
+                inner = as_object(one if "properties" in one else {"additionalProperties": True, **one})
+                ways.append(f'"{{" ({self._object(f"{rule}_{number}_in", inner, root)}) "}}"')
+            if scalars := allowed & _SCALARS:
+                ways.append(json_rule({**one, "type": sorted(scalars)}, strict=self._strict))
+        self.rules.append(f"{rule_of}: {' | '.join(dict.fromkeys(ways))}")
+        return rule_of
+
+    def _list(self, rule: str, one: Mapping[str, Any], root: Mapping[str, Any]) -> str:
+        item = self._requoted(rule, one.get("items", {}), root)
+        least, most = (_size(one.get(keyword)) for keyword in ("minItems", "maxItems"))
+        if most == "0":
+            return '"[]"'
+        more = f"{{{max(0, int(least or 0) - 1)},{int(most) - 1 if most else ''}}}"
+        filled = f"{item} ({self._apart} {item}){more}"
+        return f'"[" ({filled}){"" if int(least or 0) else "?"} "]"'
+
+    def _requoted_literal(self, value: Any) -> str:
+        if isinstance(value, str):
+            self._check(value, self._keyed.quotes, self._closing)
+            return f"{self._quotes} {json.dumps(value)} {self._quotes}"
+        if isinstance(value, Mapping):
+            within = [f"{json.dumps(f'{key}:')} {self._requoted_literal(one)}" for key, one in value.items()]
+            return f'"{{" {f" {self._apart} ".join(within)} "}}"'
+        if isinstance(value, list):
+            return f'"[" {f" {self._apart} ".join(map(self._requoted_literal, value))} "]"'
+        return json.dumps(self._keyed.write(value))
+
+    def _spelled(self, schema: Mapping[str, Any], allowed: frozenset[str]) -> str:
+        """JSON, but for true, false and null, which the model may know as Python's."""
+        words = self._keyed.words
+        own = {"boolean": words[:2], "null": words[2:]}
+        if words == ("true", "false", "null") or not allowed & own.keys():
+            return f"{json_rule(schema, strict=self._strict)} {self._closed('')}"
+        ways = [self._closed(word) for kind in sorted(allowed & own.keys()) for word in own[kind]]
+        if left := sorted(allowed - own.keys()):
+            ways.append(self._spelled({**schema, "type": left}, frozenset(left)))
+        return f"({' | '.join(ways)})"
+
+    def _literal(self, value: Any) -> str:
+        text = self._keyed.write(value)
+        self._check(text, self._keyed.after, self._closing)
+        return self._closed(text)
+
+    def _closed(self, text: str) -> str:
+        """A text and what closes it, one piece."""
+        piece = json.dumps(text + self._end) if text + self._end else ""
+        return f"{piece} {self._rest}".strip() or '""'
+
+    def _text(self, rule: str, schema: Mapping[str, Any], beside: frozenset[str]) -> str:
+        """Any text that follows a schema, and what closes it.
+
+        Args:
+            beside: types of what may stand there instead.
+        """
+        self._refuse("text", schema, _OF_TEXT)
+        found = {"length": _sized(schema), "pattern": _searched(schema), "format": _formatted(schema)}
+        for keyword in found.keys() & schema.keys() if self._strict else ():
+            if found[keyword] is None:
+                raise _not_enforced(f"{keyword} {schema[keyword]!r:.200} of text")
+        forms = [form for form in found.values() if form is not None]
+        # Nothing in it ends it, nor the call.
+        marks = sorted({self._keyed.after.strip(), self._keyed.quotes, self._closing} - {""})
+        # A lexer that counts, too, comes to an end with fewer states only.
+        forms += [_without_heads(marks)] if forms else [f"/{_ANY}/", *map(_without, marks)]
+        if begun := "".join(sign for kind, sign in (("array", "["), ("object", "{")) if kind in beside):
+            forms.append(rf"/([^{escaped(begun)}](.|\n)*)?/")  # Else no lexer would know which it is.
+        name = rule.upper()
+        end = f" {json.dumps(self._end)}" if self._end else ""
+        self.rules.append(f"{rule}_text: {name}\n{name}: {name}_BODY{end}\n{name}_BODY: {' & '.join(forms)}")
+        return f"{rule}_text {self._rest}".strip()
+
+    def _refuse(self, what: str, schema: Mapping[str, Any], known: frozenset[str]) -> None:
+        """Refuse a keyword that forbids something, and would not be enforced."""
+        if self._strict and (unknown := sorted(schema.keys() - known)):
+            raise _not_enforced(f"{', '.join(unknown)} of {what}")
+
+    def _check(self, text: str, *marks: str) -> None:
+        """Refuse a text that could not be read back."""
+        for mark in filter(None, map(str.strip, marks)):
+            if mark in text:
+                raise ConfigError(
+                    f"{text!r:.200} cannot be written in a call of this model: it holds {mark!r}.",
+                    hint="Name it in another way.",
+                )
+
+
+def _not_enforced(what: str) -> ConfigError:
+    return ConfigError(
+        f"a schema cannot be enforced while writing: {what}, in calls as this model writes them.",
+        hint="Simplify it, or leave strict out, which lets unknown keywords pass.",
+    )
+
+
+def _may_be_text(branch: Mapping[str, Any]) -> bool:
+    found = kinds(branch)
+    return not _prescribed(branch) and (not found or "string" in found)
+
+
+def _prescribed(branch: Mapping[str, Any]) -> Sequence[Any]:
+    if "const" in branch:
+        return [branch["const"]]
+    return list(branch["enum"]) if isinstance(branch.get("enum"), list) else []
+
+
+def _sized(schema: Mapping[str, Any]) -> str | None:
+    least, most = (_size(schema.get(keyword)) for keyword in ("minLength", "maxLength"))
+    return None if least == most == "" else rf"/(.|\n){{{least or 0},{most}}}/"
+
+
+def _size(given: Any) -> str:
+    return str(int(given)) if isinstance(given, int | float) and 0 <= given < 1 << 31 else ""
+
+
+def _without(mark: str) -> str:
+    return rf"~/(.|\n)*{escaped(mark)}(.|\n)*/"
+
+
+def _without_heads(marks: Sequence[str]) -> str:
+    """A text without the first two signs of these, which few texts hold."""
+    first = escaped("".join({mark[0] for mark in marks}))
+    second = escaped("".join({mark[1:2] for mark in marks}))
+    return f"/([^{first}]|[{first}]+[^{first}{second}])*[{first}]*/"
+
+
+def _searched(schema: Mapping[str, Any]) -> str | None:
+    """A pattern, which may be anywhere in a text; None where llguidance knows no such."""
+    pattern = schema.get("pattern")
+    if not isinstance(pattern, str):
+        return None
+    begins, ends = pattern.startswith("^"), re.search(r"(?<!\\)(\\\\)*\$$", pattern) is not None
+    bare = pattern[begins : len(pattern) - ends]
+    if (begins or ends) and _alternates(bare):
+        return None  # The anchor is of one alternative only.
+    made = f"{'' if begins else _ANY}({bare}){'' if ends else _ANY}"
+    made = re.sub(r"(\\.)|/", lambda found: found[1] or r"\/", made.replace("\n", r"\n"))
+    flaw = LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(f"start: X\nX: /{made}/"))
+    return None if flaw else f"/{made}/"
+
+
+def _alternates(pattern: str) -> bool:
+    """Whether a pattern has alternatives that are in no group."""
+    bare = re.sub(r"\\.|\[[^\]]*\]", "", pattern)
+    while (without := re.sub(r"\([^()]*\)", "", bare)) != bare:
+        bare = without
+    return "|" in bare
+
+
+def _formatted(schema: Mapping[str, Any]) -> str | None:
+    found = _FORMATS.get(str(schema.get("format")))
+    return f"/{found}/" if found else None
+
+
+def _key_but(names: Mapping[str, Any]) -> str:
+    """A name that is none of these."""
+    others = "|".join(map(escaped, names))
+    return rf"/[A-Za-z_][A-Za-z0-9_]{{0,63}}/{f' & ~/{others}/' if others else ''}"
+
+
+_ANY = r"(.|\n)*"

@@ -1,0 +1,227 @@
+"""Values as models write them: JSON, Python's literals, and text that a schema tells from these. Pure."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import re
+from collections.abc import Mapping
+from itertools import product
+from typing import Any
+
+__all__ = [
+    "branches",
+    "kinds",
+    "literal_end",
+    "read_first",
+    "read_json",
+    "read_literal",
+    "read_value",
+    "requoted",
+]
+
+_TOO_DEEP = "it is nested too deep"
+_JOINED = ("$ref", "anyOf", "oneOf", "allOf")
+_NOT_READ = object()
+_PIECES = re.compile(
+    r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')|([\[({])|([\])}])|(,)|[^\[\](){}"',]+""", re.DOTALL
+)
+"""Of a literal: a text in quotes, what opens a list or an object, what closes it, a comma, all else."""
+_KINDS: dict[type, str] = {
+    bool: "boolean",
+    int: "integer",
+    float: "number",
+    str: "string",
+    list: "array",
+    dict: "object",
+    type(None): "null",
+}
+"""What JSON schemas call the types."""
+
+
+_BARE = re.compile(r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')|([\w.$-]+)(?=\s*:)""", re.DOTALL)
+"""A text in quotes, or a key without any."""
+
+
+def read_json(text: str) -> Any:
+    """A JSON document. Python's own parser takes NaN and makes infinities, which are no JSON.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return json.loads(text, parse_float=_finite, parse_constant=_finite)
+    except RecursionError as error:
+        raise ValueError(_TOO_DEEP) from error
+
+
+def read_first(text: str) -> tuple[Any, str]:
+    """The JSON document that a text begins with, and the text behind it.
+
+    Raises:
+        ValueError: it begins with none.
+    """
+    try:
+        value, end = _DECODER.raw_decode(text)
+    except RecursionError as error:
+        raise ValueError(_TOO_DEEP) from error
+    return value, text[end:].strip()
+
+
+def read_value(text: str, allowed: frozenset[str], words: Mapping[str, Any]) -> Any:
+    """What was written without quotes, where strings and all else look alike.
+
+    Args:
+        allowed: JSON types that it may have; none: any.
+        words: how true, false and null may be spelled.
+    """
+    if allowed == {"string"}:
+        return text
+    value = _unquoted(text.strip(), words)
+    if value is _NOT_READ:
+        return text
+    if allowed and "string" not in allowed:
+        return value
+    # Whatever is not what its schema says, or is a string in quotes that nobody asked for, is text.
+    kind = _KINDS[type(value)]
+    named = kind in allowed or (kind == "integer" and "number" in allowed)
+    return value if kind != "string" and (named or not allowed) else text
+
+
+def read_literal(text: str, words: Mapping[str, Any]) -> Any:
+    """What was written as JSON or Python has it, strings in quotes.
+
+    Args:
+        words: how true, false and null may be spelled.
+
+    Raises:
+        ValueError: it is none.
+    """
+    bare = _BARE.sub(lambda found: found[1] or f'"{found[2]}"', text.strip())
+    value = _unquoted(bare, words)
+    if value is _NOT_READ:
+        raise ValueError(f"{text.strip()[:40]!r} is no value")
+    return value
+
+
+def requoted(text: str, quotes: str) -> str:
+    """A text with JSON's quotes in place of these, and around keys that have none."""
+    parts = text.split(quotes)
+    for place in range(1, len(parts) - 1, 2):
+        parts[place] = json.dumps(parts[place])
+    if len(parts) % 2 == 0:  # One is not closed.
+        parts[-1] = quotes + parts[-1]
+    return "".join(parts)
+
+
+def literal_end(text: str, start: int) -> int:
+    """Where a literal ends: in front of a comma or a bracket that is none of its own."""
+    depth = 0
+    while found := _PIECES.match(text, start):
+        _, opens, closes, comma = found.groups()
+        if depth == 0 and (closes or comma):
+            break
+        depth += bool(opens) - bool(closes)
+        start = found.end()
+    return start
+
+
+def branches(
+    schema: Any, root: Mapping[str, Any], seen: frozenset[str] = frozenset()
+) -> list[dict[str, Any]]:
+    """The schemas of which a value has to follow one: without references and unions at their top.
+
+    Args:
+        root: what references refer to.
+        seen: references that led here.
+    """
+    if not isinstance(schema, Mapping):
+        return [{}]
+    found = [{key: value for key, value in schema.items() if key not in _JOINED}]
+    reference = schema.get("$ref")
+    if isinstance(reference, str) and reference not in seen:
+        found = _each(branches(_referred(reference, root), root, seen | {reference}), found)
+    for union in (schema.get("anyOf"), schema.get("oneOf")):
+        if isinstance(union, list) and union:
+            found = _each(found, [one for part in union for one in branches(part, root, seen)])
+    parts = schema.get("allOf")
+    for part in parts if isinstance(parts, list) else ():
+        found = _each(found, branches(part, root, seen))
+    return found
+
+
+def kinds(branch: Mapping[str, Any]) -> frozenset[str]:
+    """The JSON types that a schema's values have; none where it does not say."""
+    if "const" in branch or isinstance(branch.get("enum"), list):
+        given = [branch["const"]] if "const" in branch else branch["enum"]
+        return frozenset(_KINDS.get(type(value), "string") for value in given)
+    named = branch.get("type")
+    given = named if isinstance(named, list) else [named]
+    return frozenset(one for one in given if isinstance(one, str))
+
+
+def _each(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [_both(one, other) for one, other in product(first, second)]
+
+
+def _both(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """A schema of values that follow both, as far as they speak of different things."""
+    both = {**first, **second}
+    parts = first.get("properties"), second.get("properties")
+    if isinstance(parts[0], Mapping) and isinstance(parts[1], Mapping):
+        both["properties"] = {**parts[0], **parts[1]}
+    needed = first.get("required"), second.get("required")
+    if isinstance(needed[0], list) and isinstance(needed[1], list):
+        both["required"] = [*needed[0], *needed[1]]
+    return both
+
+
+def _referred(reference: str, root: Any) -> Any:
+    """What a reference within a schema refers to; nothing in particular where that is not there."""
+    if not reference.startswith("#"):
+        return {}
+    for part in filter(None, reference[1:].split("/")):
+        root = root.get(part.replace("~1", "/").replace("~0", "~")) if isinstance(root, Mapping) else None
+    return root
+
+
+def _unquoted(text: str, words: Mapping[str, Any]) -> Any:
+    if text in words:
+        return words[text]
+    try:
+        return read_json(text)
+    except ValueError:
+        pass
+    if not text.startswith(("[", "{", "(", "'", '"')):
+        return _NOT_READ
+    # As Python's str writes lists and objects, which some templates call.
+    try:
+        return _plain(ast.literal_eval(text))
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        return _NOT_READ
+
+
+def _plain(value: Any) -> Any:
+    """The same as JSON has it.
+
+    Raises:
+        ValueError: JSON has no such thing.
+    """
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    raise ValueError(f"{value!r:.80} is nothing that JSON has")
+
+
+def _finite(written: str) -> float:
+    value = float(written)
+    if not math.isfinite(value):
+        raise ValueError(f"{written} is no finite number")
+    return value
+
+
+_DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)

@@ -1,0 +1,231 @@
+"""What a schema lets be written as the arguments of a call by keys and values."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from rsd_integrations.errors import ConfigError
+from tests.keyed_templates import GEMMA, SPECIAL
+from tests.test_keyed_calls import FORMS, TOKENIZERS, answer, opened, read, takes, tool
+
+NODE = {"type": "object", "properties": {"next": {"$ref": "#/$defs/Node"}, "x": {"type": "integer"}}}
+
+
+def fits(name: str, offered: Any, arguments: dict[str, Any], **asked: Any) -> bool:
+    """Whether a call may be written so."""
+    tok = TOKENIZERS[name]
+    return takes(opened(name, offered, **asked), tok, answer(tok, ("add", arguments)))
+
+
+@pytest.mark.parametrize(
+    ("schema", "good", "bad"),
+    [
+        ({"type": "string"}, ["", "a", "12", "\n", 'say "so"\n\n', "<b>é 🌡</b>"], []),
+        ({"type": "string", "minLength": 2, "maxLength": 3}, ["ab", "a\nb", "é🌡"], ["a", "abcd", ""]),
+        ({"type": "string", "maxLength": 5000}, ["a <b" * 99], []),
+        ({"type": "string", "pattern": "^a+$"}, ["a", "aa"], ["", "ab", "ba"]),
+        ({"type": "string", "pattern": "b"}, ["abc", "\nb"], ["ac"]),
+        ({"type": "string", "pattern": "^(a|/)b"}, ["abc", "/b"], ["bab"]),
+        ({"type": "string", "pattern": "^/\\d+/$", "maxLength": 4}, ["/12/"], ["/123/", "12"]),
+        ({"type": "string", "format": "date"}, ["2026-11-29"], ["2026-13-01", "so"]),
+        ({"type": "string", "format": "date-time"}, ["2026-11-29T12:00:00Z"], ["2026-11-29"]),
+        ({"type": "string", "format": "email"}, ["a.b@c.de"], ["a"]),
+        ({"type": "string", "format": "odd"}, ["so"], []),
+        ({"type": "integer", "minimum": 3, "maximum": 12}, [3, 12], [2, 13, "so"]),
+        ({"type": "number"}, [1, -1.5], ["so"]),
+        ({"type": "boolean"}, [True, False], ["yes", 1]),
+        ({"type": "null"}, [None], ["so"]),
+        ({"type": ["integer", "null", "boolean"]}, [1, None, True], ["so", 1.5]),
+        ({"const": "so"}, ["so"], ["no", ""]),
+        ({"enum": ["a", "a\n", "ab", 1, None, [2]]}, ["a", "a\n", "ab", 1, None, [2]], ["b", 2, ""]),
+        ({"type": "string", "enum": ["a"]}, ["a"], ["b"]),
+        ({"anyOf": [{"type": "string"}, {"type": "null"}]}, ["so", None, "12"], []),
+        (
+            {"anyOf": [{"type": "string", "maxLength": 2}, {"type": "array"}]},
+            ["so", [1, 2]],
+            ["so long", {"x": 1}],
+        ),
+        ({"oneOf": [{"const": "so"}, {"type": "integer"}]}, ["so", 3], ["no"]),
+        ({"allOf": [{"$ref": "#/$defs/Node"}], "description": "x"}, [{"next": {"x": 1}}], ["so", {"y": 1}]),
+        ({"$ref": "#/$defs/Node"}, [{"next": {"x": 1}}, {}], ["so", {"y": 1}]),
+        ({"type": "array", "items": {"$ref": "#/$defs/Word"}}, [["so"], []], [["no"], "so"]),
+        ({"$ref": "#/$defs/Word"}, ["so"], ["no"]),
+        ({}, ["so", 1, None, {"x": [1]}], []),
+        (True, ["so", 1], []),
+        (
+            {"type": "array", "items": {"type": "integer"}, "minItems": 1, "maxItems": 2},
+            [[1], [1, 2]],
+            [[], [1, 2, 3]],
+        ),
+        ({"type": "array"}, [[], [1, "so", None, ["a"], {"b": True}]], ["so"]),
+        ({"type": "object"}, [{}, {"a": {"b": [1, "so"]}, "c": "so"}], ["so", [1]]),
+        (
+            {"type": "object", "properties": {"a": {"type": "string"}}},
+            [{}, {"a": "so"}],
+            [{"a": 1}, {"b": 1}],
+        ),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["Qwen3-Coder", "MiniMax-M2", "OLMo 3", SPECIAL, GEMMA])
+def test_values_follow_their_schemas(name: str, schema: Any, good: list[Any], bad: list[Any]) -> None:
+    offered = tool("add", {"x": schema}, **{"$defs": {"Node": NODE, "Word": {"const": "so"}}})
+    for value in good:
+        assert fits(name, offered, {"x": value}), value
+    for value in bad:
+        assert not fits(name, offered, {"x": value}), value
+    assert not fits(name, offered, {})
+
+
+@pytest.mark.parametrize("name", ["Qwen3-Coder", "MiniMax-M2", SPECIAL])
+def test_what_cannot_be_enforced_is_left_out_where_it_may_be(name: str) -> None:
+    for pattern in ("^a|b$", "(?=a)"):
+        assert fits(name, tool("add", {"x": {"type": "string", "pattern": pattern}}), {"x": "so"})
+    # Bounded text holds no closing markup at all.
+    assert not fits(name, tool("add", {"x": {"type": "string", "maxLength": 99}}), {"x": "</b>"})
+
+
+@pytest.mark.parametrize("name", [name for name in FORMS if name != GEMMA])  # Whose template sorts them.
+def test_arguments_are_those_that_a_tool_takes(name: str) -> None:
+    number, text = {"type": "integer"}, {"type": "string"}
+    offered = tool("add", {"a": number, "ab": text, "c": number}, ["ab"])
+    for good in ({"ab": "x"}, {"a": 1, "ab": "x"}, {"a": 1, "ab": "x", "c": 2}, {"ab": "x", "c": 2}):
+        assert fits(name, offered, good)
+    for bad in ({}, {"a": 1}, {"ab": "x", "a": 1}, {"ab": "x", "d": 1}, {"ab": "x", "c": 2, "x": 1}):
+        assert not fits(name, offered, bad)
+    # What is required need not be described.
+    assert fits(name, tool("add", {}, ["x"]), {"x": "so"})
+    assert not fits(name, tool("add", {}, ["x"]), {})
+    assert fits(name, tool("add", {}), {})
+    assert not fits(name, tool("add", {}), {"x": 1})
+
+
+def test_further_arguments_where_a_schema_lets_them_be() -> None:
+    number = {"type": "integer"}
+    offered = tool("add", {"a": number}, additionalProperties=number)
+    for good in ({"a": 1}, {"a": 1, "b": 2}, {"a": 1, "b": 2, "ab_1": 3}):
+        assert fits("Qwen3-Coder", offered, good)
+    for bad in ({"a": 1, "b": "so"}, {"b": 2}, {"a": 1, "b c": 2}):
+        assert not fits("Qwen3-Coder", offered, bad)
+    assert fits("Qwen3-Coder", tool("add", {}, additionalProperties=True), {"b": "so", "c": 1})
+
+
+def test_arguments_of_several_shapes() -> None:
+    shapes = [
+        {"properties": {"kind": {"const": kind}, kind: {"type": "integer"}}, "required": ["kind", kind]}
+        for kind in ("a", "b")
+    ]
+    function = {"name": "add", "parameters": {"type": "object", "anyOf": shapes}}
+    offered = {"type": "function", "function": function}
+    for kind in ("a", "b"):
+        assert fits("GLM 4.7", offered, {"kind": kind, kind: 1})
+    assert not fits("GLM 4.7", offered, {"kind": "a", "b": 1})
+    refers = {"$ref": "#/$defs/Node", "$defs": {"Node": {**NODE, "required": ["x"]}}}
+    offered = {"type": "function", "function": {"name": "add", "parameters": refers}}
+    assert fits("GLM 4.7", offered, {"next": {"x": 1}, "x": 2})
+    assert not fits("GLM 4.7", offered, {"next": {"x": 1}})
+
+
+@pytest.mark.parametrize(
+    ("schema", "match"),
+    [
+        ({"properties": {"x": {"type": "string", "pattern": "^a|b$"}}}, "pattern '\\^a\\|b\\$' of text"),
+        ({"properties": {"x": {"type": "string", "format": "odd"}}}, "format 'odd' of text"),
+        ({"properties": {"x": {"type": "string", "contentEncoding": "a"}}}, "contentEncoding of text"),
+        ({"properties": {"x": {"type": "array", "uniqueItems": True}}}, "uniqueItems"),
+        ({"properties": {"x": {}}, "minProperties": 1}, "minProperties of the arguments of 'add'"),
+        ({"patternProperties": {"^x": {}}}, "patternProperties of the arguments of 'add'"),
+    ],
+)
+def test_what_cannot_be_enforced_is_refused_where_it_must_be(schema: Any, match: str) -> None:
+    function = {"name": "add", "parameters": {"type": "object", **schema}}
+    assert opened("Qwen3-Coder", {"type": "function", "function": function})
+    with pytest.raises(ConfigError, match=match):
+        opened("Qwen3-Coder", {"type": "function", "function": {**function, "strict": True}})
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"properties": [1]},
+        {"properties": {"x": 3}},
+        {"properties": {"x": {"type": 3}}},
+        {"properties": {"x": {"type": {"a": 1}}}},
+        {"properties": {"x": {"enum": "so"}}},
+        {"properties": {"x": {"anyOf": 3, "allOf": "so", "$ref": 3}}},
+        {"properties": {"x": {"$ref": "#/nowhere"}}},
+        {"properties": {"x": {"$ref": "#/properties/x"}}},
+        {"properties": {"x": {}}, "required": True},
+        {"properties": {"x": {}}, "required": [3]},
+        {"allOf": [{"properties": [1], "required": 3}, {"properties": {"x": {}}, "required": ["x"]}]},
+        {"$ref": "#"},
+        {"properties": {"x": {"type": "string", "pattern": 3, "minLength": "so", "format": ["so"]}}},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["Qwen3-Coder", GEMMA])
+def test_schemas_that_are_none_break_nothing(name: str, odd: Any) -> None:
+    offered = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", **odd}}}
+    with suppress(ConfigError):
+        opened(name, offered)
+    for value in (1, "so", None):
+        assert read(name, answer(TOKENIZERS[name], ("add", {"x": value})), offered)[1]
+
+
+@pytest.mark.parametrize(
+    "offered",
+    [
+        tool("add", {"x": {"enum": ["a</tool_call>"]}}),
+        tool("add", {"x": {"const": "a</parameter>"}}),
+        tool("add", {"</tool_call>": {}}),
+        tool("</tool_call>", {}),
+    ],
+)
+def test_what_would_end_a_call_is_no_part_of_one(offered: Any) -> None:
+    with pytest.raises(ConfigError, match="cannot be written in a call of this model: it holds '</"):
+        opened("Qwen3-Coder", offered)
+
+
+def test_keys_without_quotes_are_words() -> None:
+    assert opened(GEMMA, tool("add", {"a.b-c_1": {}}))
+    with pytest.raises(ConfigError, match="the key 'a b' cannot be written"):
+        opened(GEMMA, tool("add", {"x": {"type": "object", "properties": {"a b": {}}}}))
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_strict_tools_leave_words_free(name: str) -> None:
+    tok = TOKENIZERS[name]
+    offered = tool("add", {"x": {"type": "integer"}})
+    offered["function"]["strict"] = True
+    for text, good in (
+        ("So be it.", True),
+        (answer(tok, ("add", {"x": 1})), True),
+        ("So: " + answer(tok, ("add", {"x": 1}), ("add", {"x": 2})), True),
+        (answer(tok, ("add", {"x": "so"})), False),
+        (answer(tok, ("other", {})), False),
+    ):
+        assert takes(opened(name, offered, tool_choice="auto"), tok, text) == good, text
+
+
+@pytest.mark.parametrize("name", [name for name in FORMS if not name.startswith(("OLMo", "LFM2"))])
+def test_text_that_is_free_does_not_end_the_call(name: str) -> None:
+    """Names in JSON's quotes aside, which the splitter of an answer cuts as it ever did."""
+    form = FORMS[name]
+    assert form is not None
+    for offered in (tool("add", {"x": {"type": "string"}}), tool("add", {"x": {}})):
+        tok, text = TOKENIZERS[name], answer(TOKENIZERS[name], ("add", {"x": "a rsd b"}))
+        head, tail = text.split("rsd")
+        constraint = opened(name, offered)
+        constraint.push(tok.encode(head, add_special_tokens=False))
+        spelled = [token for sign in form.closing for token in tok.encode(sign, add_special_tokens=False)]
+        assert not all(constraint.takes(token) and constraint.push([token]) is None for token in spelled)
+        assert fits(name, offered, {"x": "a rsd b"}) and tail
+
+
+def test_further_arguments_are_none_of_those_that_are_named() -> None:
+    offered = tool("add", {"a": {"type": "integer"}}, [], additionalProperties={"type": "string"})
+    assert fits("Qwen3-Coder", offered, {"b": "so"})
+    assert not fits("Qwen3-Coder", offered, {"b": "so", "a": "so"})
