@@ -195,7 +195,9 @@ def test_a_slot_that_was_given_back_is_begun_anew() -> None:
     runner = runner_of(model, slots=1)
     slot = runner.claim()[0]
     runner.run([SlotFeed(slot, 0, [1, 2, 3])])
+    runner.run([SlotFeed(slot, 3, [4, 5], base=3)])
     runner.release(slot, [1, 2, 3])
+    assert not runner.cache._texts[slot].places  # It holds no memory for nobody.
     assert runner.claim([1, 2, 3])[0] == slot
     assert close(model, runner.run([SlotFeed(slot, 0, [4, 5])])[0], [4, 5])
 
@@ -240,25 +242,47 @@ def test_what_candidates_share_is_read_once(rate: float) -> None:
 
 
 def test_other_questions_on_long_documents_read_them_in_part() -> None:
-    """From the last chunk that both begin with; of the answer to the first nothing is needed for that."""
+    """From the last chunk that both begin with; of the answer to the first nothing is needed for that, nor of
+    who had the slot before.
+    """
     model = causal("Lfm2", 3, max_position_embeddings=4096)
-    runner = runner_of(model, slots=2, capacity=3 * PREFILL_CHUNK, keeps=True)
-    documents = [7 + number % 80 for number in range(2 * PREFILL_CHUNK + 100)]
-    first = SlotSession(runner, (*documents, 1, 2, 3), None)
-    for _ in range(30):
-        while first.cached < len(first.tokens):
-            feed = first.feed()
-            first.fed(feed, runner.run([feed])[0])  # type: ignore[arg-type]
-        first.tokens.append(9)
-        if len(first.tokens) % 3 == 0:
-            first.keep()
-    first.close()
-    assert runner.pool.known([*documents, 5]) == 2 * PREFILL_CHUNK
-    assert runner.pool.known([*documents[: 2 * PREFILL_CHUNK - 50], 5]) == PREFILL_CHUNK
+    runner = runner_of(model, slots=2, capacity=6 * PREFILL_CHUNK, keeps=True)
+    documents = [7 + number % 80 for number in range(5 * PREFILL_CHUNK + 100)]
+    for prompt in ([5, 6, 7], [*documents, 1, 2, 3]):
+        first = SlotSession(runner, tuple(prompt), None)
+        for _ in range(30):
+            while first.cached < len(first.tokens):
+                feed = first.feed()
+                first.fed(feed, runner.run([feed])[0])  # type: ignore[arg-type]
+            first.tokens.append(9)
+            if len(first.tokens) % 3 == 0:
+                first.keep()
+        first.close()
+    assert runner.pool.known([*documents, 5]) == 5 * PREFILL_CHUNK
+    assert runner.pool.known([*documents[: 5 * PREFILL_CHUNK - 50], 5]) == 4 * PREFILL_CHUNK
+    places = runner.cache._texts[0].places
+    assert len([place for place in places if place.position < len(documents)]) <= 3
     second = SlotSession(runner, (*documents, 5), None)
     feed = second.feed()
     assert close(model, runner.run([feed])[0], [*documents, 5])
     assert len(feed.tokens) == 101
+
+
+def test_a_copy_forgets_what_its_slot_had_read_otherwise() -> None:
+    """A candidate's own step was not the one that was kept."""
+    model, text = causal("Qwen3_5Text", 3), [5, 6, 7, 8]
+    runner = runner_of(model)
+    for slot, step in enumerate(([20, 21, 22, 23, 24], [30, 31, 32, 33, 34])):
+        runner.run([SlotFeed(slot, 0, text, base=4)])
+        for place, token in enumerate(step):
+            runner.run([SlotFeed(slot, 4 + place, [token], base=4)])
+    for end in (9, 6):
+        runner.cache.copy(0, 1, 4, end)
+        known = runner.cache._texts[1]
+        assert all(position <= end for position in known.held.values())
+        assert all(place.position <= end for place in known.places)
+        assert close(model, runner.run([SlotFeed(1, end, [9])])[0], [*[*text, 20, 21, 22, 23, 24][:end], 9])
+        runner.run([SlotFeed(1, 4, [30, 31, 32, 33, 34])])
 
 
 def test_others_wait_for_the_same_prompt_and_not_for_another() -> None:
