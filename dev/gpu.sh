@@ -4,7 +4,7 @@
 #   dev/gpu.sh wheels            here, once: what such a machine lacks, into .whl/ (which git ignores)
 #   dev/gpu.sh STAGE [FOLDER]    there: install them, run, write results to FOLDER/STAGE ($OUT by default)
 #
-# Stages: tests, one, one-compiled, one-tuned, many; large, large-compiled (77 GiB of weights: an H200). Each should
+# Stages: tests, one, one-compiled, one-tuned, many, recurrent; large, large-compiled (77 GiB of weights: an H200). Each should
 # take four to eight minutes, by estimate: 12 ms a token of eager generate with 7B. Results come at the end only.
 set -euo pipefail
 stage=${1:?name a stage: see above} out=$(realpath -m "${2:-${OUT:-/tmp/rsd-gpu}}")/$1
@@ -37,6 +37,7 @@ case $stage in
   # Matrix products of one row become kernels of their own, which fuse with what is around them.
   one-tuned) TORCHINDUCTOR_COORDINATE_DESCENT_TUNING=1 bench "${one[@]}" --steps 10 --compile ;;
   many) bench --shape 1.5b-7b-prm1.5b --prompts 16 --batches 16 --repeats 3 --acceptances 0.9 ;;
+  recurrent) bench --shape 0.8b-9b-recurrent-prm1.5b --prompts 1 --batches 1 --repeats 1 --acceptances 0.8 --steps 10 ;;
   large) bench "${large[@]}" ;;
   large-compiled) bench "${large[@]}" --compile ;;
   *) echo "stage '$stage' is none of those above" >&2; exit 2 ;;
