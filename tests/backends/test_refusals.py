@@ -11,6 +11,8 @@ import torch
 import transformers
 
 from rsd_integrations import RSDPipeline
+from rsd_integrations.backends.shared.sources import Source
+from rsd_integrations.backends.torch.refusals import check_architecture
 from rsd_integrations.errors import ConfigError, ModelError
 from tests.tiny_models import causal, token_classifier, tokenizer
 
@@ -89,6 +91,16 @@ def test_a_recurrent_model_with_a_cache_of_its_own() -> None:
     config = transformers.RwkvConfig(vocab_size=180, hidden_size=16, num_hidden_layers=2)
     with pytest.raises(ModelError, match="rolled back"):
         load(draft=(transformers.RwkvForCausalLM(config), tokenizer("ascii")))
+
+
+def test_layers_that_transformers_own_caches_do_not_know() -> None:
+    config = getattr(transformers, "DeepseekV4Config", None)
+    if config is None:
+        pytest.skip("this transformers has none")
+    source = Source.of("draft", causal("Qwen2", 0, "ascii"), {"tokenizer": tokenizer("ascii")})
+    source.config, source.model = config(), None
+    with pytest.raises(ModelError, match=r"heavily_compressed_attention.*rolled back"):
+        check_architecture(source)
 
 
 def test_alibi_does_not_go_by_positions() -> None:

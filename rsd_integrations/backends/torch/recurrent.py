@@ -78,7 +78,6 @@ class RecurrentRunner(SlotRunner):
         self.attention = {
             kind: places for kind, places in self.attention.items() if kind not in self._maskless
         }
-        self._idle = 0.0
         self._grouped = _single_ones_apart
 
     @staticmethod
@@ -136,12 +135,8 @@ class RecurrentRunner(SlotRunner):
 
 def _long(feed: SlotFeed) -> bool:
     """Whether it ends with a text that stays, the prompt or more, which is long or which others wait for."""
-    last = len(feed.tokens) - 1
-    return (
-        last >= (1 if feed.awaited else _SPLIT)
-        and feed.start + last + 1 == feed.base
-        and feed.reads == range(last, last + 1)
-    )
+    tokens = len(feed.tokens)
+    return tokens > (1 if feed.awaited else _SPLIT) and feed.start + tokens == feed.base
 
 
 def _single_ones_apart(feeds: Sequence[SlotFeed]) -> list[list[int]]:

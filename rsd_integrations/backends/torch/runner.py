@@ -115,7 +115,6 @@ class SlotRunner:
         )
         if device.type == "cpu" and launcher is None:
             self._grouped = partial(cheapest, launch=launch_tokens(parameters))
-        self._idle = _IDLE if device.type == "cpu" else 0.0
         self.runs_ahead = True
         """Whether forwards may be launched before their tokens are known, where that can be."""
 
@@ -292,7 +291,7 @@ class SlotRunner:
 
     def _called(self, feeds: Sequence[SlotFeed], burst: Burst | None = None) -> list[Read]:
         """One forward by calling the model, or a burst where it may be and can be."""
-        shape = Shape.exact(feeds, idle=self._idle)
+        shape = Shape.exact(feeds, idle=_IDLE if self._device.type == "cpu" else 0.0)
         numbers, rows = pack(feeds, shape)
         columns = None
         if shape.tokens > 1:
