@@ -135,6 +135,14 @@ RECURRENT: dict[str, dict[str, Any]] = {
     "Bamba": {"attn_layer_indices": [1], "mamba_n_groups": 1, **_MAMBA},
 }
 """Some of whose layers keep a state instead of all that they have read."""
+if hasattr(transformers, "Lfm3Config"):  # Which attends in two ways besides.
+    layers = ["conv", "full_attention", "sliding_attention"]
+    RECURRENT["Lfm3"] = {
+        "num_hidden_layers": 3,
+        "layer_types": layers,
+        "sliding_window": 16,
+        "pad_token_id": 0,
+    }
 
 
 def config(architecture: str, *, seed_vocabulary: int, **more: Any) -> Any:

@@ -44,7 +44,9 @@ def seeing(name: str) -> Any:
     text, eyes = _SEEING[name]
     tok = tokenizer("ascii")
     made = getattr(transformers, f"{name}Config")(
-        text_config=config(text, seed_vocabulary=len(tok), sliding_window=16).to_dict(), vision_config=eyes
+        text_config=config(text, seed_vocabulary=len(tok), sliding_window=16).to_dict(),
+        vision_config=eyes,
+        tie_word_embeddings=name == "Gemma4",
     )
     torch.manual_seed(2)
     model = getattr(transformers, f"{name}ForConditionalGeneration")(made).eval()
