@@ -224,7 +224,7 @@ def _print_memory(models: list[ModelMemory], requests: int, console: Console) ->
             str(model.window),
         )
     print_whole(table, console)
-    console.print(Text(f"cache: keys and values of {many(requests, 'request')} at full length", "dim"))
+    console.print(Text(f"cache: what is kept of {many(requests, 'request')} at full length", "dim"))
     where = dict.fromkeys(model.device for model in models)
     fits = [_fits(device, models, requests, console) for device in where]
     return all(fits)

@@ -14,6 +14,7 @@ import transformers
 
 from rsd_integrations import RSDPipeline
 from rsd_integrations.backends.torch import launch
+from rsd_integrations.backends.torch.forwards import Compiled
 from rsd_integrations.backends.torch.memory import model_memory
 from rsd_integrations.backends.torch.plan import SlotFeed
 from rsd_integrations.backends.torch.readout import Read, read_logits
@@ -21,6 +22,7 @@ from rsd_integrations.backends.torch.recurrent import RecurrentRunner
 from rsd_integrations.backends.torch.runner import PREFILL_CHUNK
 from rsd_integrations.backends.torch.slot_session import SlotSession
 from rsd_integrations.backends.torch.states import is_recurrent
+from rsd_integrations.engine import job
 from rsd_integrations.errors import ModelError
 from tests.backends.test_slots import close, run_a_history
 from tests.backends.test_speculation import ASKED, ask, check_equal
@@ -31,7 +33,7 @@ from tests.tiny_models import ARCHITECTURES, RECURRENT, causal, config, tokenize
 
 
 def runner_of(
-    model: Any, slots: int = 4, capacity: int = 128, *, keeps: bool = False, recordings: Any = None
+    model: Any, slots: int = 4, capacity: int = 128, *, keeps: bool = False, launcher: Any = None
 ) -> RecurrentRunner:
     return RecurrentRunner(
         model.config,
@@ -41,7 +43,7 @@ def runner_of(
         slots=slots,
         capacity=capacity,
         parameters=10**6,
-        launcher=recordings and recordings.launcher(slots, capacity),
+        launcher=launcher,
         model=model,
         prefix_caching=keeps,
     )
@@ -68,7 +70,8 @@ def test_any_history_gives_what_a_full_forward_gives(architecture: str, way: str
         pytest.skip("experts are recorded in bfloat16 only")
     model, recordings = causal(architecture, 3), Recordings()
     assert is_recurrent(model.config)
-    runner = runner_of(model, capacity=96, recordings=recordings if way == "recorded" else None)
+    launcher = recordings.launcher(4, 96) if way == "recorded" else None
+    runner = runner_of(model, capacity=96, launcher=launcher)
     if way == "in runs":
         runner.most_gathered = 0
     for seed in range(3):
@@ -293,6 +296,9 @@ def test_others_wait_for_the_same_prompt_and_not_for_another() -> None:
     assert SlotSession(runner, prompt, None).waits([first])
     assert SlotSession(runner, (*prompt, 9, 9), None).waits([first])
     assert not SlotSession(runner, (*prompt[:140], *[3] * 90), None).waits([first])
+    documents = tuple(5 + number % 70 for number in range(2 * PREFILL_CHUNK))
+    reading = SlotSession(runner, (*documents, 1, 2), None)
+    assert SlotSession(runner, (*documents[:-9], 3), None).waits([reading])  # For the first chunk.
     first.fed(feed := first.feed(), runner.run([feed])[0])  # type: ignore[arg-type]
     assert runner.pool.known([*prompt, 9]) == 150
     assert runner.pool.known([*prompt[:140], 9]) == 0
@@ -344,13 +350,32 @@ def trio(draft: Any, target: Any) -> list[tuple[Any, Any]]:
     return [(model, tokenizer("ascii")) for model in (draft, target, recurrent_prm())]
 
 
-def test_that_nothing_is_compiled_is_said() -> None:
-    models = trio(causal("Lfm2", 0, "ascii"), causal("FalconH1", 1, "ascii"))
-    with pytest.warns(RuntimeWarning, match="recurrent layers: it is not compiled") as warned:
-        pipe = RSDPipeline.from_pretrained(*models, device="cpu", compile=True)
-    assert len(warned) == 3
-    with pipe:
-        assert pipe.generate("hello", max_tokens=4, threshold=2).usage.completion_tokens
+@pytest.mark.slow  # Compiling takes half a minute.
+def test_compiled_ones_read_any_history() -> None:
+    model = causal("Lfm2", 3)
+    runner = runner_of(model, capacity=96, launcher=Compiled)
+    run_a_history(model, runner, random.Random(1))
+
+
+@pytest.mark.parametrize("guesses", [True, False])
+def test_guesses_do_not_have_the_text_before_them_read_again(
+    guesses: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rewrite behind a long prompt, and one behind many steps that were kept."""
+    monkeypatch.setattr(job, "GUESSING_PAYS", 0)
+    draft, target = causal("Qwen3_5Text", 0, "ascii"), causal("Qwen3_5Text", 1, "ascii")
+    how = {"step_delimiter": "e", "max_step_tokens": 12, "max_tokens": 100, "temperature": 1.0, "seed": 1}
+    prompt = "The quick brown fox jumps over it. " * 8
+    with RSDPipeline.from_pretrained(*trio(draft, target), device="cpu", max_length=500) as pipe:
+        for rate in (0.0, 0.8):
+            with forwards(target) as shapes:
+                made = pipe.generate(
+                    prompt, weighting="constant", acceptance_rate=rate, speculation=guesses, **how
+                )
+            read = sum(rows * tokens for rows, tokens in shapes)
+            assert any(step.target_tokens for step in made.steps)
+            # Wrong guesses are read, too, and a few tokens before them once more.
+            assert read < made.usage.prompt_tokens + (3 if guesses else 1.2) * made.usage.completion_tokens
 
 
 def mamba() -> Any:

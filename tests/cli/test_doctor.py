@@ -80,7 +80,7 @@ def test_one_is_not_told_as_several(
     assert main(["doctor", "--max-batch-size", str(count)]) == 0
     shown = capsys.readouterr().out
     assert f"no GPU, {count} thread{ending} " in shown
-    assert f"values of {count} request{ending} at" in shown
+    assert f"what is kept of {count} request{ending} at" in shown
 
 
 def test_names_and_paths_are_whole_in_a_narrow_terminal(

@@ -117,7 +117,7 @@ _CHOSEN = ("num_experts_per_tok", "top_k_experts", "moe_k")
 
 def _first(config: Any, names: Sequence[str]) -> int | None:
     """The first of these numbers that a config has."""
-    return next((found for name in names if isinstance(found := getattr(config, name, None), int)), None)
+    return next((found for name in names if (found := getattr(config, name, None))), None)
 
 
 def _read_by_text(model: torch.nn.Module, config: Any) -> list[torch.nn.Module]:

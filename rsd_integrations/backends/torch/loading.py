@@ -5,9 +5,7 @@ What cannot work is refused by name, before any weight is loaded where that can 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -124,7 +122,7 @@ def _load_writer(
     model = _writing_model(source, device, dtype)
     generation = getattr(model, "generation_config", None)
     language = Language.of(source.tokenizer, source.name, generation, **calls)
-    runner = _runner(source.name, model, read_logits(model, language.size), **running)
+    runner = _runner(model, read_logits(model, language.size), **running)
     check_slots(runner, source.name)
     return TorchWriter(runner, language, _info(source.name, model, runner))
 
@@ -146,7 +144,7 @@ def _load_scorer(source: Source, form: PRMFormat, device: str, dtype: Any, **run
     model: RewardModel = _loading(source, lambda: load_reward_model(form.head, origin, **options))
     if source.model is None:
         source.place(model, device)
-    runner = _runner(source.name, model, read_hidden(model.body, model.reader(form.columns)), **running)
+    runner = _runner(model, read_hidden(model.body, model.reader(form.columns)), **running)
     check_slots(runner, source.name)
     info = _info(source.name, model, runner, threshold=form.recommended_threshold)
     return TorchScorer(runner, form, info)
@@ -166,7 +164,6 @@ def _loading(source: Source, load: Any) -> Any:
 
 
 def _runner(
-    name: str,
     model: torch.nn.Module,
     readout: Readout,
     *,
@@ -179,13 +176,6 @@ def _runner(
     config = text_config(model.config)
     capacity = min(max_length, positions(config) or max_length)
     kind = RecurrentRunner if is_recurrent(config) else SlotRunner
-    if kind is RecurrentRunner and launch.compile:
-        warnings.warn(
-            f"{name!r} has recurrent layers: it is not compiled.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        launch = replace(launch, compile=False)
     return kind(
         config,
         readout,

@@ -15,6 +15,7 @@ import torch
 
 __all__ = [
     "MOST_TOGETHER",
+    "PREFILL_CHUNK",
     "Place",
     "Plan",
     "Shape",
@@ -29,6 +30,9 @@ __all__ = [
 
 Place = int | torch.Tensor
 """A slot or a position. As a tensor it is a variable of what is traced."""
+
+PREFILL_CHUNK = 512
+"""Most tokens of one request in one forward: other requests wait no longer than that."""
 
 _SPAN = 256
 """Least positions that a rounded shape reads."""

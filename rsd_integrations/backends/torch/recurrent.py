@@ -15,9 +15,9 @@ import torch
 from rsd_integrations.backends.shared.describe import ATTENDING
 from rsd_integrations.backends.torch.bursts import Burst
 from rsd_integrations.backends.torch.forwards import Compute, Launcher, Pair
-from rsd_integrations.backends.torch.plan import Plan, Shape, SlotFeed
+from rsd_integrations.backends.torch.plan import PREFILL_CHUNK, Plan, Shape, SlotFeed
 from rsd_integrations.backends.torch.readout import Read
-from rsd_integrations.backends.torch.runner import PREFILL_CHUNK, Masks, SlotRunner
+from rsd_integrations.backends.torch.runner import Masks, SlotRunner
 from rsd_integrations.backends.torch.slots import SlotCache
 from rsd_integrations.backends.torch.states import RecurrentCache
 
@@ -25,6 +25,9 @@ __all__ = ["RecurrentRunner"]
 
 _SPLIT = 64
 """Tokens from which the last one is read by itself, for others that begin alike to start before it."""
+
+_READ_AGAIN = 16
+"""Tokens before guesses, fewer than which are rather read again where a guess is wrong than by themselves."""
 
 
 class _Single:
@@ -92,13 +95,19 @@ class RecurrentRunner(SlotRunner):
 
     def _called(self, feeds: Sequence[SlotFeed], burst: Burst | None = None) -> list[Read]:
         reached = [self._reached(feed) for feed in feeds]
-        # Others that begin alike start before the last token, which each has to read by itself.
-        begun = [index for index, feed in enumerate(reached) if _long(feed)]
-        if begun:
-            self._together([replace(reached[index], tokens=reached[index].tokens[:-1]) for index in begun])
-        for index in begun:
-            feed = reached[index]
-            reached[index] = replace(feed, start=feed.start + len(feed.tokens) - 1, tokens=feed.tokens[-1:])
+        heads = {index: head for index, feed in enumerate(reached) if (head := _apart(feed))}
+        if heads:
+            self._together(
+                [replace(reached[index], tokens=head, read=-1, more=0) for index, head in heads.items()]
+            )
+        for index, head in heads.items():
+            feed, length = reached[index], len(head)
+            reached[index] = replace(
+                feed,
+                start=feed.start + length,
+                tokens=feed.tokens[length:],
+                read=feed.reads[0] - length,
+            )
         return self._together(reached)
 
     def _reached(self, feed: SlotFeed) -> SlotFeed:
@@ -133,10 +142,15 @@ class RecurrentRunner(SlotRunner):
         return made | dict.fromkeys(self._maskless) if isinstance(made, dict) else made
 
 
-def _long(feed: SlotFeed) -> bool:
-    """Whether it ends with a text that stays, the prompt or more, which is long or which others wait for."""
-    tokens = len(feed.tokens)
-    return tokens > (1 if feed.awaited else _SPLIT) and feed.start + tokens == feed.base
+def _apart(feed: SlotFeed) -> Sequence[int]:
+    """The tokens that are read by themselves before the others, so that a place is behind them: all but the
+    last of a text that stays, if it is long or others wait for it; and what is before guesses.
+    """
+    first, tokens = feed.reads[0], len(feed.tokens)
+    if feed.more:
+        return feed.tokens[:first] if first >= _READ_AGAIN else ()
+    long = tokens > (1 if feed.awaited else _SPLIT)
+    return feed.tokens[:-1] if long and feed.start + tokens == feed.base else ()
 
 
 def _single_ones_apart(feeds: Sequence[SlotFeed]) -> list[list[int]]:

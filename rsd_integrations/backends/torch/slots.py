@@ -123,5 +123,5 @@ class SlotCache(Cache):  # type: ignore[misc]
 
     def bytes_read(self, shape: Shape) -> int:
         """What a layer reads in a forward, on average."""
-        positions = len(self.layers) * self.slots * (self.capacity + 1)
+        positions = max(1, len(self._filled())) * self.slots * (self.capacity + 1)
         return shape.rows * shape.span * self.bytes // positions

@@ -21,7 +21,7 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
-from rsd_integrations.backends.torch.plan import Plan, SlotFeed
+from rsd_integrations.backends.torch.plan import PREFILL_CHUNK, Plan, SlotFeed
 from rsd_integrations.backends.torch.readout import caller
 from rsd_integrations.backends.torch.slots import SlotCache, SlotLayer
 
@@ -224,8 +224,8 @@ class RecurrentCache(SlotCache):
         return self._texts[slot].before(length)
 
     def to_be_usable(self, length: int, base: int) -> int:
-        """Its last token is read by itself; of what is before no states will be known."""
-        return base - 1 if length >= base - 1 else 0
+        """Its last token is read by itself, and before that chunk by chunk."""
+        return base - 1 if length >= base - 1 else length // PREFILL_CHUNK * PREFILL_CHUNK
 
     def copy(self, source: int, target: int, start: int, end: int) -> None:
         """Copy positions ``start`` to ``end - 1`` from one slot to another, which are the same before."""
@@ -238,7 +238,8 @@ class RecurrentCache(SlotCache):
             places[position] = _Place(position, states)
         places |= {place.position: replace(place) for place in text.places}
         known = [places[position] for position in sorted(places) if position <= end]
-        self._texts[target] = _Text(text.tokens[:end], own.prompt, own.held, known)
+        self._texts[target] = made = _Text(text.tokens[:end], own.prompt, own.held, known)
+        made.thin_out()
 
     def _recurrent(self) -> list[_StateLayer]:
         return [layer for layer in self.layers if isinstance(layer, _StateLayer)]
