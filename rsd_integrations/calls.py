@@ -210,7 +210,7 @@ def find_format(
     # {"NAME": ARGUMENTS} (Apertus) is no form that calls are read in.
     if taken and not (mark and before.endswith('{"')):
         between, written, after = taken
-        return CallFormat(before, between, after, _again(render, asked, between + written))
+        return _unnamed(CallFormat(before, between, after, _again(render, asked, between + written)))
     keyed = None
     with suppress(Exception):  # A template need not take any arguments.
         keyed = find_keyed(rest)
@@ -218,9 +218,15 @@ def find_format(
         return CallFormat(before, None, behind_name(one))
     between, form, after = keyed
     again = _again(render, asked, behind_name(one).removesuffix(after))
-    made = CallFormat(before, between, after, again, form)
+    made = _unnamed(CallFormat(before, between, after, again, form))
     # Gemma 4's template goes on with what begins a result.
     return replace(made, after=made._end) if again and made.opening in again else made
+
+
+def _unnamed(form: CallFormat) -> CallFormat:
+    """A format of which the name stands in one place; else it is not known how others are written."""
+    named = any(_NAME in (part or "") for part in (form.between, form.after, form.again))
+    return CallFormat(form.before, None, "") if named else form
 
 
 def plain_reader(form: CallFormat, output: Output = _NO_TOOLS) -> ReadCall:

@@ -24,6 +24,7 @@ HALF = re.compile(r"[<\[][^<>\[\]\s]*$")
 """An unfinished piece of markup."""
 _KEYS = ("rsd_sentinel_key", "rsd_sentinel_other")
 _TEXTS = ('Rsd "first"\nvalue', "Rsd <second> value")
+_QUOTES = ("'", '"')
 """Of several words and lines, so that quotes and escapes around strings show."""
 _JSON_WORDS = {"true": True, "false": False, "null": None}
 _PYTHON_WORDS = {"True": True, "False": False, "None": None}
@@ -109,7 +110,8 @@ def _taken_apart(none: str, two: str) -> tuple[str, Keyed, str] | None:
     if after and not before and between.endswith(after) and apart.startswith(after):
         between, apart = between.removesuffix(after), apart.removeprefix(after)
         whole = all(map(str.strip, (between, apart)))
-        return (start, Keyed("", between, "", apart=apart, quotes=after), behind) if whole else None
+        quotes = "" if after in _QUOTES else after  # Python's are read as such.
+        return (start, Keyed("", between, "", apart=apart, quotes=quotes), behind) if whole else None
     whole = apart == after + before and all(map(str.strip, (before, between, after)))
     return (start, Keyed(before, between, after), behind) if whole else None
 

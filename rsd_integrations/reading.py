@@ -40,11 +40,11 @@ class Outcome:
 
 
 def check_thoughts(tags: Mapping[Role, ReasoningTags | None]) -> None:
-    """Refuse models of which some begin their answers in the middle of their thinking and some do not: what
-    one writes the other could not go on with.
+    """Refuse models of which some begin their answers in the middle of their thinking and some do not, or
+    that mark it in different ways: what one writes the other could not go on with.
 
     Raises:
-        ConfigError: their prompts differ so.
+        ConfigError: they differ so.
     """
     opened = [role for role, found in tags.items() if found is not None and found.open_in_prompt]
     if opened and len(opened) < len(tags):
@@ -54,6 +54,13 @@ def check_thoughts(tags: Mapping[Role, ReasoningTags | None]) -> None:
             "would not write one text.",
             hint="Take two models that think alike, give both tokenizers one chat_template, or set "
             "chat_template_kwargs.",
+        )
+    marks = {role: (found.opening, found.closing) for role, found in tags.items() if found is not None}
+    if len({*marks.values()}) > 1:
+        told = " and ".join(f"the {role} {''.join(mark)!r}" for role, mark in marks.items())
+        raise ConfigError(
+            f"the models mark their thinking in different ways: {told}. They would not write one text.",
+            hint="Take two models that think alike, or have neither think (chat_template_kwargs).",
         )
 
 
@@ -100,6 +107,8 @@ class Reading:
                 read = self._reader.read(call)
                 delta += call if read is None else ""
                 found += read or ()
+        if self.single:  # Of a list of calls, too.
+            found = found[: 1 - len(self.outcome.calls)]
         self.outcome.text += delta
         self.outcome.reasoning = (self.outcome.reasoning or "") + reasoning
         self.outcome.calls += found

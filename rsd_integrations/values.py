@@ -24,6 +24,8 @@ __all__ = [
 _TOO_DEEP = "it is nested too deep"
 _JOINED = ("$ref", "anyOf", "oneOf", "allOf")
 _NOT_READ = object()
+_MOST_BRANCHES = 1024
+"""Unions in unions, from which anything is taken."""
 _PIECES = re.compile(
     r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')|([\[({])|([\])}])|(,)|[^\[\](){}"',]+""", re.DOTALL
 )
@@ -40,8 +42,14 @@ _KINDS: dict[type, str] = {
 """What JSON schemas call the types."""
 
 
-_BARE = re.compile(r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')|([\w.$-]+)(?=\s*:)""", re.DOTALL)
-"""A text in quotes, or a key without any."""
+_BARE = re.compile(r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')|([\w.$+-]+)(\s*:)?""", re.DOTALL)
+"""A text in quotes, or a word without any, perhaps a key."""
+_NO_ESCAPE = re.compile(r"""\\(\\|['"abfnrtv0-7xNuU\n])|\\""")
+"""A backslash, and what it makes something else of."""
+
+
+_PYTHON = re.compile(r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')|\b(true|false|null)\b""", re.DOTALL)
+"""A text in quotes, or a word of JSON's that Python spells otherwise."""
 
 
 def read_json(text: str) -> Any:
@@ -98,11 +106,20 @@ def read_literal(text: str, words: Mapping[str, Any]) -> Any:
     Raises:
         ValueError: it is none.
     """
-    bare = _BARE.sub(lambda found: found[1] or f'"{found[2]}"', text.strip())
-    value = _unquoted(bare, words)
-    if value is _NOT_READ:
-        raise ValueError(f"{text.strip()[:40]!r} is no value")
-    return value
+
+    def spelled(found: re.Match[str]) -> str:
+        quoted, word, colon = found.groups()
+        if colon:
+            return f'"{word}"{colon}'
+        return quoted or (json.dumps(words[word]) if word in words else word)
+
+    text = text.strip()
+    value = _unquoted(_BARE.sub(spelled, text), words)
+    if value is not _NOT_READ:
+        return value
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        return text[1:-1]  # Some templates put quotes around a text as it is.
+    raise ValueError(f"{text[:40]!r} is no value")
 
 
 def requoted(text: str, quotes: str) -> str:
@@ -127,27 +144,38 @@ def literal_end(text: str, start: int) -> int:
     return start
 
 
-def branches(
-    schema: Any, root: Mapping[str, Any], seen: frozenset[str] = frozenset()
-) -> list[dict[str, Any]]:
+def branches(schema: Any, root: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The schemas of which a value has to follow one: without references and unions at their top.
 
     Args:
         root: what references refer to.
+    """
+    return _branches(schema, root, frozenset(), {})
+
+
+def _branches(
+    schema: Any, root: Mapping[str, Any], seen: frozenset[str], known: dict[str, list[dict[str, Any]]]
+) -> list[dict[str, Any]]:
+    """The same.
+
+    Args:
         seen: references that led here.
+        known: what references were found to be.
     """
     if not isinstance(schema, Mapping):
         return [{}]
     found = [{key: value for key, value in schema.items() if key not in _JOINED}]
     reference = schema.get("$ref")
     if isinstance(reference, str) and reference not in seen:
-        found = _each(branches(_referred(reference, root), root, seen | {reference}), found)
+        if reference not in known:
+            known[reference] = _branches(_referred(reference, root), root, seen | {reference}, known)
+        found = _each(known[reference], found)
     for union in (schema.get("anyOf"), schema.get("oneOf")):
         if isinstance(union, list) and union:
-            found = _each(found, [one for part in union for one in branches(part, root, seen)])
+            found = _each(found, [one for part in union for one in _branches(part, root, seen, known)])
     parts = schema.get("allOf")
     for part in parts if isinstance(parts, list) else ():
-        found = _each(found, branches(part, root, seen))
+        found = _each(found, _branches(part, root, seen, known))
     return found
 
 
@@ -162,7 +190,10 @@ def kinds(branch: Mapping[str, Any]) -> frozenset[str]:
 
 
 def _each(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [_both(one, other) for one, other in product(first, second)]
+    if len(first) * len(second) > _MOST_BRANCHES:
+        return [{}]
+    made = [_both(one, other) for one, other in product(first, second)]
+    return list({json.dumps(one, sort_keys=True, default=str): one for one in made}.values())
 
 
 def _both(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
@@ -195,11 +226,17 @@ def _unquoted(text: str, words: Mapping[str, Any]) -> Any:
         pass
     if not text.startswith(("[", "{", "(", "'", '"')):
         return _NOT_READ
-    # As Python's str writes lists and objects, which some templates call.
+    # As Python's str writes lists and objects, which some templates call. Python would warn of what escapes
+    # nothing.
+    text = _NO_ESCAPE.sub(lambda found: found[0] if found[1] else r"\\", text)
     try:
-        return _plain(ast.literal_eval(text))
+        return _plain(ast.literal_eval(_PYTHON.sub(_as_python, text)))
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return _NOT_READ
+
+
+def _as_python(found: re.Match[str]) -> str:
+    return found[1] or {"true": "True", "false": "False", "null": "None"}[found[2]]
 
 
 def _plain(value: Any) -> Any:

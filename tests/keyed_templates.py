@@ -75,7 +75,7 @@ _GEMMA = (
     "{{- (',' if not loop.first else '') + k + ':' + written(w) }}{%- endfor %}{{- '}' }}"
     "{%- elif v is sequence %}{{- '[' }}{%- for w in v %}"
     "{{- (',' if not loop.first else '') + written(w) }}{%- endfor %}{{- ']' }}"
-    "{%- else %}{{- v | tojson }}{%- endif %}{%- endmacro %}"
+    "{%- else %}{{- 'None' if v is none else v | tojson }}{%- endif %}{%- endmacro %}"
 )
 _GEMMA_CALLS = (
     _EACH
@@ -86,6 +86,14 @@ _CALLED = ("<tool_call>", "</tool_call>")
 _THINKING = ("<think>", "</think>")
 _THOUGHT = "{%- if m.role == 'assistant' %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}"
 _SHORT_THOUGHT = "{%- if m.role == 'assistant' %}{{- '</think>' }}{%- endif %}"
+
+QUOTED = (
+    _START + _SAID + _EACH + "{{- '<|tool_call_start|>[' + c.function.name + '(' }}"
+    "{%- for k, v in c.function.arguments.items() %}{{- (', ' if not loop.first else '') + k + '=' + "
+    '("\'" + v + "\'" if v is string else v | string) }}{%- endfor %}'
+    "{{- ')]<|tool_call_end|>' }}{%- endfor %}" + _END.replace("PROMPTED", "''")
+)
+"""LFM 2.5's: Python, but for texts that are put between quotes as they are."""
 
 GEMMA = "Gemma 4"
 TEMPLATES: dict[str, tuple[str, tuple[str, ...]]] = {

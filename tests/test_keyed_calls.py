@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import warnings
 from typing import Any
 
 import pytest
@@ -13,11 +14,15 @@ from hypothesis import strategies as st
 from rsd_integrations.backends.shared.constrain import Constraint, Grammars
 from rsd_integrations.backends.shared.tooling import call_format, call_reader
 from rsd_integrations.calls import CallFormat
+from rsd_integrations.config import RSDConfig
 from rsd_integrations.keyed import Keyed
 from rsd_integrations.output import Output
+from rsd_integrations.protocols import Written
+from rsd_integrations.reading import Reading
 from rsd_integrations.segment import CallSplitter
 from rsd_integrations.types import InvalidToolCall, Message, ToolCall
-from tests.keyed_templates import GEMMA, SPECIAL, TEMPLATES, tokenizer
+from tests.keyed_templates import GEMMA, QUOTED, SPECIAL, TEMPLATES, tokenizer
+from tests.small_tokenizers import byte_level
 
 NAMES = [*TEMPLATES, SPECIAL]
 TOKENIZERS = {name: tokenizer(name) for name in NAMES}
@@ -85,7 +90,7 @@ FORMATS = {
             "{",
             "}<tool_call|>",
             "}<tool_call|><|tool_call>call:",
-            Keyed("", ":", "", apart=",", quotes='<|"|>'),
+            Keyed("", ":", "", ("true", "false", "None"), apart=",", quotes='<|"|>'),
         ),
         ("<|tool_call>", "<tool_call|>"),
     ),
@@ -519,7 +524,7 @@ def test_long_calls_are_read_in_time(before: str, piece: str) -> None:
     assert read("Qwen3-Coder", text, tool("add", {"x": {"type": "string"}}))[1]
 
 
-@pytest.mark.parametrize("piece", ["a(", "x=", "x=1, ", "'", '"', "[", "x='", " ", "\\"])
+@pytest.mark.parametrize("piece", ["a(", "x=", "x=1, ", "'", '"', "[", "x='", " ", "\\", "x=[a", "x=a"])
 def test_long_calls_of_python_are_read_in_time(piece: str) -> None:
     text = f"<function_calls>add({piece * (10_000_000 // len(piece))}"
     assert read("OLMo 3", text, tool("add", {"x": {"type": "string"}}))[1]
@@ -533,3 +538,77 @@ def test_a_format_that_marks_types_is_not_known() -> None:
     form = call_format(tok)
     assert form is not None and form.between is None
     assert not call_reader(tok, form).known
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("x='a\\nb'", "a\nb"),
+        ("x='a\nb'", "a\nb"),
+        ('x="it\'s"', "it's"),
+        ("x='it\\'s'", "it's"),
+        ("x='C:\\dir'", "C:\\dir"),
+        ("x=[\"it's\", 'b', True, None]", ["it's", "b", True, None]),
+        ("x={'a': [1, 'b']}", {"a": [1, "b"]}),
+    ],
+)
+def test_texts_that_a_template_quotes_by_hand_are_read_as_python(written: str, meant: Any) -> None:
+    tok = byte_level(QUOTED, added=("<|tool_call_start|>", "<|tool_call_end|>"))
+    form = call_format(tok)
+    assert form is not None and form.keyed is not None
+    assert (form.keyed.apart, form.keyed.quotes) == (", ", "")
+    reader = call_reader(tok, form).among(Output.of(tools=[tool("add", {"x": {}})]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        [found] = reader.read(f"<|tool_call_start|>[add({written})]<|tool_call_end|>") or []
+    assert isinstance(found, ToolCall), found
+    assert found.arguments == {"x": meant}
+
+
+def test_a_format_that_says_the_name_twice_is_not_known() -> None:
+    template = (
+        "{%- for m in messages %}{{- '<|im_start|>' + m.role + '\n' + (m.content or '') }}"
+        "{%- for c in m.tool_calls or [] %}"
+        "{{- '<call to=' + c.function.name + '><invoke ' + c.function.name + '>' }}"
+        "{{- c.function.arguments | tojson + '</call>' }}{%- endfor %}{{- '<|im_end|>\n' }}{%- endfor %}"
+        "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
+    )
+    form = call_format(byte_level(template))
+    assert form is not None and form.between is None
+
+
+def test_each_tool_s_references_are_its_own() -> None:
+    """Pydantic names models alike that are not."""
+    places = {"one": {"x": {"type": "integer"}}, "two": {"y": {"enum": ["p", "q"]}}}
+    offered = [
+        tool(
+            name,
+            {"at": {"$ref": "#/$defs/Place"}},
+            **{"$defs": {"Place": {"type": "object", "properties": properties, "required": [*properties]}}},
+        )
+        for name, properties in places.items()
+    ]
+    made = ("one", {"x": 3}, True), ("two", {"y": "p"}, True), ("two", {"x": 3}, False)
+    for name in set(NAMES) - {"Seed-OSS"}:  # Its template shows objects by Python's repr.
+        tok = TOKENIZERS[name]
+        for called, at, fits in made:
+            assert takes(opened(name, *offered), tok, answer(tok, (called, {"at": at}))) is fits, (name, at)
+
+
+def test_many_unions_in_unions_take_no_time() -> None:
+    """Twice itself each, 2 to the 40th; whatever they say is taken."""
+    defs = {f"D{n}": {"anyOf": [{"$ref": f"#/$defs/D{n + 1}"}] * 2} for n in range(40)}
+    offered = tool("add", {"x": {"$ref": "#/$defs/D0"}}, **{"$defs": {**defs, "D40": {"type": "string"}}})
+    _, [found] = read("Qwen3-Coder", answer(TOKENIZERS["Qwen3-Coder"], ("add", {"x": "12"})), offered)
+    assert found.arguments == {"x": "12"}
+
+
+def test_of_several_calls_in_one_markup_one_is_taken_where_there_may_be_one() -> None:
+    tok = TOKENIZERS["MiniMax-M2"]
+    output = Output.of(tools=[tool("add", {"x": {"type": "integer"}})], parallel_tool_calls=False)
+    reader = call_reader(tok, FORMS["MiniMax-M2"]).among(output)
+    reading = Reading(RSDConfig(), None, output, reader)
+    text = answer(tok, ("add", {"x": 1}), ("add", {"x": 2}))
+    reading.push(Written(text, (), "eos", None, ""))
+    reading.finish()
+    assert [call.arguments for call in reading.outcome.calls] == [{"x": 1}]

@@ -120,6 +120,16 @@ def test_models_that_do_not_begin_alike_are_refused(other: ReasoningTags | None)
     assert inside.open_sessions == outside.open_sessions == 0
 
 
+def test_models_that_mark_their_thoughts_in_different_ways_are_refused() -> None:
+    """One would take the other's thoughts for the answer."""
+    draft = ScriptedWriter(["<think>Add.</think>", "4."], tags=ReasoningTags())
+    target = ScriptedWriter(["[THINK]Add.[/THINK]", "4."], tags=ReasoningTags("[THINK]", "[/THINK]"))
+    with RSDPipeline(Backend(draft, target, ScriptedScorer([1.0]))) as pipe:
+        with pytest.raises(ConfigError, match=r"draft '<think></think>' and the target '\[THINK\]"):
+            pipe.generate("2 + 2?")
+        assert pipe.generate("2 + 2?", threshold=1.1).reasoning == "Add."
+
+
 def test_a_model_that_does_not_think_has_no_reasoning() -> None:
     with scripted_pipeline(["  It is 4, not <think>5</think>."], tags=TAGS) as pipe:
         out = pipe.generate("2 + 2?")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
@@ -295,7 +296,7 @@ class Grammars:
 
 def _reason(matcher: LLMatcher) -> str:
     """Why it gave up, without the state that it was in."""
-    return str(matcher.get_error() or "no token fits").partition("\n<state>")[0]
+    return re.split(r"\n<(?:state|backtrace)>", str(matcher.get_error() or "no token fits"))[0]
 
 
 def _check_multiples(schemas: Any) -> None:

@@ -19,7 +19,7 @@ __all__ = ["KeyedRules"]
 
 _NOTED = frozenset(
     ("title", "description", "default", "examples", "$schema", "$id", "$comment", "$defs", "definitions")
-) | {"deprecated", "readOnly", "writeOnly", "strict", "x-guidance"}
+) | {"deprecated", "readOnly", "writeOnly", "strict", "x-guidance", "discriminator"}
 """Keywords that forbid nothing."""
 _OF_ARGUMENTS = _NOTED | {"type", "properties", "required", "additionalProperties"}
 _OF_TEXT = _NOTED | {"type", "minLength", "maxLength", "pattern", "format"}
@@ -72,6 +72,7 @@ class KeyedRules:
             schema: of its arguments.
         """
         self._check(name, self._closing)
+        self._known = {}  # What references refer to is each tool's own.
         ways = []
         for number, one in enumerate(named_properties(schema)):
             self._refuse(f"the arguments of {name!r}", one, _OF_ARGUMENTS)
@@ -161,7 +162,10 @@ class KeyedRules:
                 inner = as_object(one if "properties" in one else {"additionalProperties": True, **one})
                 ways.append(f'"{{" ({self._object(f"{rule}_{number}_in", inner, root)}) "}}"')
             if scalars := allowed & _SCALARS:
-                ways.append(json_rule({**one, "type": sorted(scalars)}, strict=self._strict))
+                said, left = self._own_words(scalars)
+                ways += map(json.dumps, said)
+                if left:
+                    ways.append(json_rule({**one, "type": sorted(left)}, strict=self._strict))
         self.rules.append(f"{rule_of}: {' | '.join(dict.fromkeys(ways))}")
         return rule_of
 
@@ -187,14 +191,20 @@ class KeyedRules:
 
     def _spelled(self, schema: Mapping[str, Any], allowed: frozenset[str]) -> str:
         """JSON, but for true, false and null, which the model may know as Python's."""
+        said, left = self._own_words(allowed)
+        ways = [self._closed(word) for word in said]
+        if left or not said:
+            schema = {**schema, "type": sorted(left)} if said else schema
+            ways.append(f"{json_rule(schema, strict=self._strict)} {self._closed('')}")
+        return f"({' | '.join(ways)})"
+
+    def _own_words(self, allowed: frozenset[str]) -> tuple[list[str], frozenset[str]]:
+        """The words for values of these types that are not JSON's, and the types that are left."""
         words = self._keyed.words
         own = {"boolean": words[:2], "null": words[2:]}
-        if words == ("true", "false", "null") or not allowed & own.keys():
-            return f"{json_rule(schema, strict=self._strict)} {self._closed('')}"
-        ways = [self._closed(word) for kind in sorted(allowed & own.keys()) for word in own[kind]]
-        if left := sorted(allowed - own.keys()):
-            ways.append(self._spelled({**schema, "type": left}, frozenset(left)))
-        return f"({' | '.join(ways)})"
+        if words == ("true", "false", "null"):
+            return [], allowed
+        return [word for kind in sorted(allowed & own.keys()) for word in own[kind]], allowed - own.keys()
 
     def _literal(self, value: Any) -> str:
         text = self._keyed.write(value)
