@@ -205,8 +205,7 @@ def find_format(
     def rest(arguments: Mapping[str, Any]) -> str:
         return behind_name(render([asked, _calling(1, arguments)], False))
 
-    before = before.lstrip("\n")
-    taken = _take_arguments(behind_name(one))
+    before, taken = before.lstrip("\n"), _take_arguments(behind_name(one))
     # {"NAME": ARGUMENTS} (Apertus) is no form that calls are read in.
     if taken and not (mark and before.endswith('{"')):
         between, written, after = taken
@@ -225,8 +224,7 @@ def find_format(
 
 def _unnamed(form: CallFormat) -> CallFormat:
     """A format of which the name stands in one place; else it is not known how others are written."""
-    named = any(_NAME in (part or "") for part in (form.between, form.after, form.again))
-    return CallFormat(form.before, None, "") if named else form
+    return replace(form, between=None) if _NAME in f"{form.between}{form.after}{form.again}" else form
 
 
 def plain_reader(form: CallFormat, output: Output = _NO_TOOLS) -> ReadCall:
@@ -397,6 +395,6 @@ def _again(render: Callable[[Sequence[Message], bool], str], asked: Message, fir
         two = render([asked, _calling(2)], False).replace(_ID, CALL_ID)
     except Exception:  # Llama's templates take one call at a time.
         return None
-    rest = two.partition(_NAME)[2]
-    again, found, _ = rest.removeprefix(first).partition(_NAME)
-    return again if found and rest.startswith(first) else None
+    same, _, rest = two.partition(_NAME)[2].partition(first)
+    again, found, _ = rest.partition(_NAME)
+    return again if found and not same else None
