@@ -22,8 +22,7 @@ PAIRS = {
     "gemma": ("Gemma2", "Gemma3Text"),
     "phi": ("Phi3", "Mistral"),
     "gpt": ("GPT2", "GPTNeoX"),
-    "recurrent": ("Qwen3_5Text", "Lfm2"),
-    "hybrid": ("FalconH1", "GraniteMoeHybrid"),
+    "recurrent": ("Qwen3_5Text", "FalconH1"),
 }
 PROMPTS = ("hello there", "Ava has 12 marbles.", "She buys 9 more; how many has she now? " * 3)
 ROUNDING = 2e-5

@@ -28,7 +28,15 @@ _Given = dict[str, Any]
 _FORCED = ("dtype", "steps", "step_tokens", "prompt_tokens", "growth")
 """Options of shapes whose lengths are forced."""
 
-_RANDOM = ("tiny", "0.5b-1.5b-prm1.5b", "1.5b-7b-prm1.5b", "1.5b-7b-prm7b", "1.5b-32b-prm7b")
+_RANDOM = (
+    "tiny",
+    "tiny-recurrent",
+    "0.5b-1.5b-prm1.5b",
+    "1.5b-7b-prm1.5b",
+    "1.5b-7b-prm7b",
+    "1.5b-32b-prm7b",
+    "0.8b-9b-recurrent-prm1.5b",
+)
 """Shapes of random weights: those of ``yardsticks.shapes``, which loads torch."""
 
 

@@ -101,8 +101,7 @@ def test_strict_tools_leave_words_free_and_calls_valid(pipe: RSDPipeline, seed: 
     assert not answer.invalid_tool_calls or answer.finish_reason == "length"
 
 
-@pytest.mark.parametrize("step", [512, 9])
-@pytest.mark.parametrize("kind", ["keyed", "gemma"])
+@pytest.mark.parametrize(("kind", "step"), [("keyed", 9), ("gemma", 512)])
 def test_servers_write_the_same(tmp_path: Path, kind: str, step: int) -> None:
     for name, seed, flavour in (("draft", 1, kind), ("target", 2, f"{kind}-b")):
         causal("Qwen2", seed, flavour, max_position_embeddings=2048).save_pretrained(tmp_path / name)
@@ -118,7 +117,7 @@ def test_servers_write_the_same(tmp_path: Path, kind: str, step: int) -> None:
         RSDPipeline.from_vllm(draft.url, target.url, prm.url) as over,
         RSDPipeline.from_pretrained(*map(str, folders), device="cpu") as within,
     ):
-        for seed in range(3):
+        for seed in range(2):
             mine, theirs = (
                 pipe.generate(QUESTION, output=FORCED, seed=seed, **fields) for pipe in (over, within)
             )
