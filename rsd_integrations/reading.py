@@ -60,7 +60,7 @@ def check_thoughts(tags: Mapping[Role, ReasoningTags | None]) -> None:
         told = " and ".join(f"the {role} {''.join(mark)!r}" for role, mark in marks.items())
         raise ConfigError(
             f"the models mark their thinking in different ways: {told}. They would not write one text.",
-            hint="Take two models that think alike, or have neither think (chat_template_kwargs).",
+            hint="Take two models that think alike, or give one a chat_template without such marks.",
         )
 
 

@@ -178,10 +178,15 @@ def causal(architecture: str = "Qwen2", seed: int = 0, flavour: str = "a", **mor
     odd = {"GPT2": "GPT2LMHeadModel"}
     kind = odd.get(architecture, f"{architecture.removesuffix('Text')}ForCausalLM")
     torch.manual_seed(seed)
-    model = getattr(transformers, kind)(made).eval()
-    # Of random weights, some norms and biases are constants: shake all, so that each one matters.
+    return shaken(getattr(transformers, kind)(made), tok)
+
+
+def shaken(model: Any, tok: PreTrainedTokenizerFast) -> Any:
+    """A new model to write with: of random weights, some norms and biases are constants, and each one is to
+    matter.
+    """
     with torch.no_grad():
-        for parameter in model.parameters():
+        for parameter in model.eval().parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
     model.generation_config.eos_token_id = tok.eos_token_id
     model.generation_config.pad_token_id = tok.pad_token_id

@@ -17,7 +17,7 @@ from rsd_integrations.backends.torch import launch
 from rsd_integrations.backends.torch.forwards import Compiled
 from rsd_integrations.backends.torch.memory import model_memory
 from rsd_integrations.backends.torch.plan import SlotFeed
-from rsd_integrations.backends.torch.readout import Read, read_logits
+from rsd_integrations.backends.torch.readout import Read
 from rsd_integrations.backends.torch.recurrent import RecurrentRunner
 from rsd_integrations.backends.torch.runner import PREFILL_CHUNK
 from rsd_integrations.backends.torch.slot_session import SlotSession
@@ -25,6 +25,7 @@ from rsd_integrations.backends.torch.states import is_recurrent
 from rsd_integrations.engine import job
 from rsd_integrations.errors import ModelError
 from tests.backends.test_slots import close, run_a_history
+from tests.backends.test_slots import runner_of as slot_runner
 from tests.backends.test_speculation import ASKED, ask, check_equal
 from tests.oracle import Party
 from tests.recording import Recordings
@@ -32,21 +33,10 @@ from tests.test_oracle import GREEDY, PROMPTS, check_all
 from tests.tiny_models import ARCHITECTURES, RECURRENT, causal, config, tokenizer
 
 
-def runner_of(
-    model: Any, slots: int = 4, capacity: int = 128, *, keeps: bool = False, launcher: Any = None
-) -> RecurrentRunner:
-    return RecurrentRunner(
-        model.config,
-        read_logits(model),
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-        slots=slots,
-        capacity=capacity,
-        parameters=10**6,
-        launcher=launcher,
-        model=model,
-        prefix_caching=keeps,
-    )
+def runner_of(model: Any, slots: int = 4, capacity: int = 128, **options: Any) -> RecurrentRunner:
+    made = slot_runner(model, slots, capacity, **options)
+    assert isinstance(made, RecurrentRunner)
+    return made
 
 
 @contextmanager
@@ -70,8 +60,7 @@ def test_any_history_gives_what_a_full_forward_gives(architecture: str, way: str
         pytest.skip("experts are recorded in bfloat16 only")
     model, recordings = causal(architecture, 3), Recordings()
     assert is_recurrent(model.config)
-    launcher = recordings.launcher(4, 96) if way == "recorded" else None
-    runner = runner_of(model, capacity=96, launcher=launcher)
+    runner = runner_of(model, capacity=96, launcher=recordings.launcher if way == "recorded" else None)
     if way == "in runs":
         runner.most_gathered = 0
     for seed in range(3):
@@ -353,7 +342,7 @@ def trio(draft: Any, target: Any) -> list[tuple[Any, Any]]:
 @pytest.mark.slow  # Compiling takes half a minute.
 def test_compiled_ones_read_any_history() -> None:
     model = causal("Lfm2", 3)
-    runner = runner_of(model, capacity=96, launcher=Compiled)
+    runner = runner_of(model, capacity=96, launcher=lambda slots, capacity: Compiled)
     run_a_history(model, runner, random.Random(1))
 
 

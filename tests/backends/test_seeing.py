@@ -15,7 +15,7 @@ from rsd_integrations.backends.shared.describe import active_parameters
 from rsd_integrations.backends.shared.sources import Source
 from rsd_integrations.backends.torch.memory import model_memory
 from tests.oracle import Party, plain_generate
-from tests.tiny_models import EXPERTS, causal, config, token_classifier, tokenizer
+from tests.tiny_models import EXPERTS, causal, config, shaken, token_classifier, tokenizer
 
 _EYES = {"hidden_size": 16, "intermediate_size": 16}
 _SEEING: dict[str, tuple[str, dict[str, Any]]] = {
@@ -49,13 +49,7 @@ def seeing(name: str) -> Any:
         tie_word_embeddings=name == "Gemma4",
     )
     torch.manual_seed(2)
-    model = getattr(transformers, f"{name}ForConditionalGeneration")(made).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.05)
-    model.generation_config.eos_token_id = tok.eos_token_id
-    model.generation_config.pad_token_id = tok.pad_token_id
-    return model
+    return shaken(getattr(transformers, f"{name}ForConditionalGeneration")(made), tok)
 
 
 def saved(name: str, folder: Path) -> str:
