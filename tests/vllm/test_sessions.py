@@ -168,11 +168,14 @@ def test_a_grammar_from_the_middle_allows_what_the_whole_one_does(kind: str, com
     form, tok = session.form, session._writer.tokenizer
     assert form is not None
     tokens = encode_markup(tok, committed)
-    form.commit(committed, tokens)
+    session.commit(
+        Kept("target", Written(committed, tokens, "delimiter", None, session._writer.vocabulary), ""),
+        own=False,
+    )
     grammar = form.grammar("")
     assert grammar is not None
     rest = LLMatcher(from_tokenizer(tok), grammar)
     packed = torch.frombuffer(bytearray(rest.compute_bitmask()), dtype=torch.uint8)
     bits = ((packed[:, None] >> torch.arange(8, dtype=torch.uint8)) & 1).flatten().bool()[: len(tok)]
-    assert bits.tolist() == form.allowed().tolist()
+    assert bits.tolist() == form.constraint.allowed(len(tok)).tolist()
     assert form.thinks("") is ("</think>" not in committed)

@@ -15,6 +15,7 @@ from rsd_integrations.backends.vllm.writer import VLLMWriter
 from rsd_integrations.encoding import encode_markup
 from rsd_integrations.output import Output
 from rsd_integrations.pocket import pocket_paths
+from rsd_integrations.protocols import Kept, Written
 from tests.parrots import GPT_OSS, SPEAKERS
 from tests.test_thinking_formats import ANSWER, DOCUMENT, FINAL, FORM, THOUGHT, TOOL
 from tests.vllm.double import double
@@ -92,11 +93,13 @@ def test_a_grammar_from_the_middle_allows_what_the_whole_one_does(
     tok = SPEAKERS[name].tokenizer()
     calls = call_format(tok)
     language = Language.of(tok, "tiny", None, reader=call_reader(tok, calls), form=calls)
-    form = VLLMWriter(SERVERS, "tiny", language, INFO).open("hi", FORM).form
+    session = VLLMWriter(SERVERS, "tiny", language, INFO).open("hi", FORM)
+    form = session.form
     assert form is not None
-    form.commit(shown, encode_markup(tok, written))
+    step = Written(shown, encode_markup(tok, written), "delimiter", None, language.vocabulary)
+    session.commit(Kept("target", step, ""), own=False)
     grammar = form.grammar("")
     assert grammar is not None
     packed = bytearray(LLMatcher(from_tokenizer(tok), grammar).compute_bitmask())
-    allowed = form.allowed().tolist()
+    allowed = form.constraint.allowed(language.size).tolist()
     assert [bool(packed[one // 8] >> one % 8 & 1) for one in range(len(allowed))] == allowed

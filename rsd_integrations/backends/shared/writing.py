@@ -77,22 +77,27 @@ class Language:
 
 
 class StepText:
-    """The text of one request's step in progress, whoever writes its tokens, and where it ends.
+    """One request's step in progress, whoever writes its tokens: its text, where it ends, and what it may be.
 
     Args:
         writer: whose tokens they are.
+        output: what the answer may be.
         tags: of the thinking.
-        markup: whether tokens that mark calls of tools are shown.
     """
 
-    def __init__(self, writer: SpeakingWriter, tags: ReasoningTags | None, *, markup: bool) -> None:
-        hidden = writer.hidden_ids - (writer.tooling.markup_ids if markup else frozenset())
+    def __init__(self, writer: SpeakingWriter, output: Output, tags: ReasoningTags | None) -> None:
+        self._writer = writer
+        self.reader = writer.tooling.reader(output)
+        """Of calls, where there are tools; tokens that mark them are shown then."""
+        self.constraint = writer.tooling.constraint(output, tags)
+        """What keeps it to the output, if something has to."""
+        calling = self.reader is not None
+        hidden = writer.hidden_ids - (writer.tooling.markup_ids if calling else frozenset())
         if tags is not None and tags.lead:
-            calls = writer.tooling.form if markup else None
+            calls = writer.tooling.form if calling else None
             self._detokenizer: Detokenizer = Messages(writer.tokenizer, hidden, tags, calls)
         else:
             self._detokenizer = Detokenizer(writer.tokenizer, hidden)
-        self._eos_ids = writer.eos_ids
         self.shown = ""
         """What is certain of it."""
 
@@ -101,16 +106,28 @@ class StepText:
         """Whether a character is not whole yet."""
         return self._detokenizer.holds
 
+    def own_tokens(self, written: Written) -> tuple[int, ...]:
+        """A step in the writer's tokens: the ids themselves where the vocabulary is the same."""
+        if written.vocabulary == self._writer.vocabulary:
+            return written.token_ids
+        return self._writer.tooling.encode(written.text, calls=self.reader is not None)
+
     def begin(self) -> None:
         """Begin a step behind what is committed."""
         self.shown = ""
         self._detokenizer.mark()
 
     def push(self, token: int, boundary: StepBoundary) -> tuple[End, int | None] | None:
-        """Take the next token. How the step ends and where a stop string cuts it, if it ends there."""
+        """Take the next token. How the step ends and where a stop string cuts it, if it ends there.
+
+        Raises:
+            BackendError: the constraint does not allow it.
+        """
+        if self.constraint is not None:
+            self.constraint.push([token])
         checked = len(self.shown)
         self.shown += self._detokenizer.push([token])
-        if token in self._eos_ids:
+        if token in self._writer.eos_ids:
             return "eos", None
         cut = boundary.find(self.shown, checked)
         return None if cut is None else (cut.kind, cut.end if cut.kind == "stop" else None)
@@ -121,8 +138,21 @@ class StepText:
             self.shown += self._detokenizer.rest()
         return self.shown
 
-    def commit(self, tokens: Sequence[int] | None) -> None:
-        """Go on behind the step in progress, or behind these tokens in its place."""
+    def commit(self, tokens: Sequence[int] | None, end: End) -> None:
+        """Go on behind the step in progress, or behind these tokens in its place.
+
+        Args:
+            end: of the step that is committed.
+
+        Raises:
+            BackendError: the constraint does not allow the tokens.
+        """
+        if self.constraint is not None:
+            if tokens is not None:
+                self.constraint.back()
+                # Nothing follows the end of an answer, which the other model may spell in its own way.
+                self.constraint.push(tokens if end != "eos" else ())
+            self.constraint.keep()
         if tokens is not None:
             self._detokenizer.back()
             self._detokenizer.push(tokens)
@@ -168,13 +198,3 @@ class SpeakingWriter:
     def tags(self, rendered: tuple[int, ...]) -> ReasoningTags | None:
         """The thinking markup behind a rendered prompt; None where the model has none."""
         return reasoning_tags(self.tokenizer, rendered)
-
-    def as_own_tokens(self, written: Written, *, markup: bool = False) -> tuple[int, ...]:
-        """A step in this model's tokens: the ids themselves where the vocabulary is the same.
-
-        Args:
-            markup: tokens that mark calls of tools may arise.
-        """
-        if written.vocabulary == self.vocabulary:
-            return written.token_ids
-        return self.tooling.encode(written.text, calls=markup)

@@ -36,11 +36,10 @@ class TorchWriterSession(SlotSession):
     ) -> None:
         super().__init__(writer.runner, prompt, writer.info.sliding_window)
         self.tags = tags
-        self.reader = writer.tooling.reader(output)
-        self.constraint = writer.tooling.constraint(output, tags)
         self._writer = writer
         self._output = output
-        self._text = StepText(writer, tags, markup=self.reader is not None)
+        self._text = StepText(writer, output, tags)
+        self.reader = self._text.reader
         self._guesses = Guesses()
         self._known: list[int] = []
         """The next tokens of the step to write, drawn and cached before it was begun."""
@@ -76,7 +75,7 @@ class TorchWriterSession(SlotSession):
             self._guesses = Guesses()
         else:
             same = rejected.vocabulary == self._writer.vocabulary
-            own = self._as_own_tokens(rejected)
+            own = self._text.own_tokens(rejected)
             self._guesses = Guesses(own, more=same, trusted=self._guesses.trusted)
 
     @property
@@ -99,9 +98,6 @@ class TorchWriterSession(SlotSession):
         """The tokens of the step in progress."""
         return tuple(self.tokens[self.base :])
 
-    def _as_own_tokens(self, written: Written) -> tuple[int, ...]:
-        return self._writer.as_own_tokens(written, markup=self.reader is not None)
-
     def next_feed(self) -> SlotFeed:
         """What the model has to see next, guesses included."""
         if isinstance(self.work, GuessStep):
@@ -112,7 +108,7 @@ class TorchWriterSession(SlotSession):
     @property
     def _by_itself(self) -> bool:
         """Whether what each token is drawn from depends on those before it, here and not in the model."""
-        return self.constraint is not None or self._penalty != 1.0
+        return self._text.constraint is not None or self._penalty != 1.0
 
     @property
     def samples(self) -> bool:
@@ -180,8 +176,8 @@ class TorchWriterSession(SlotSession):
         logits_V = logits_V.float()
         if self._penalty != 1.0:
             logits_V = penalized(logits_V, self._before(logits_V.device), self._penalty)
-        if self.constraint is not None:
-            allowed_V = self.constraint.allowed(len(logits_V)).to(logits_V.device)
+        if self._text.constraint is not None:
+            allowed_V = self._text.constraint.allowed(len(logits_V)).to(logits_V.device)
             logits_V = logits_V.masked_fill(~allowed_V, -torch.inf)
         return draw(logits_V, replace(self.work.sampling, draw=self._draws.take))
 
@@ -237,8 +233,6 @@ class TorchWriterSession(SlotSession):
         """Take the next token; the step if it ends there."""
         assert isinstance(self.work, DraftStep | TargetStep)
         self.tokens.append(token)
-        if self.constraint is not None:
-            self.constraint.push([token])
         ended = self._text.push(token, self.work.boundary)
         if ended is not None:
             return self.written(*ended)
@@ -255,7 +249,7 @@ class TorchWriterSession(SlotSession):
 
     def commit(self, kept: Kept, *, own: bool) -> None:
         """Put the committed step in place of the one in progress."""
-        step = None if own else self._as_own_tokens(kept.written)
+        step = None if own else self._text.own_tokens(kept.written)
         if own and isinstance(self.work, GuessStep):
             self._known = self.settle(self.base + len(self.work.tokens))
         elif step is None:
@@ -263,13 +257,7 @@ class TorchWriterSession(SlotSession):
         else:
             self._known = []
             self.replace(step)
-            if self.constraint is not None:
-                self.constraint.back()
-                # Nothing follows the end of an answer, which the other model may spell in its own way.
-                self.constraint.push(step if kept.written.end != "eos" else ())
-        if self.constraint is not None:
-            self.constraint.keep()
-        self._text.commit(step)
+        self._text.commit(step, kept.written.end)
         self.work = None
 
 

@@ -7,7 +7,6 @@ document, where a step was cut, tokens are asked for one by one, and ruled out h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -16,8 +15,6 @@ from rsd_integrations.output import Output
 from rsd_integrations.thoughts import ReasoningTags
 
 if TYPE_CHECKING:
-    import torch
-
     from rsd_integrations.backends.shared.constrain import Constraint
 
 __all__ = ["Form"]
@@ -27,23 +24,16 @@ class Form:
     """Of one session: where its text stands, and what may follow.
 
     Args:
-        constraint: follows every token, whoever held the model to the form.
-        size: of the vocabulary.
+        constraint: the session's, which follows every token, whoever held the model to the form.
     """
 
     def __init__(
-        self,
-        tooling: Tooling,
-        constraint: Constraint,
-        output: Output,
-        tags: ReasoningTags | None,
-        size: int,
+        self, tooling: Tooling, constraint: Constraint, output: Output, tags: ReasoningTags | None
     ) -> None:
         self._tooling = tooling
-        self._constraint = constraint
+        self.constraint = constraint
         self._output = output
         self._tags = tags
-        self._size = size
         self._committed = ""
         self.distrusted = False
         """Whether its server has shown that it does not hold to the grammar."""
@@ -81,35 +71,6 @@ class Form:
             return replace(tags, open_in_prompt=True), ""
         return (None, text) if text.strip() else (tags, "")
 
-    def allowed(self) -> torch.Tensor:
-        """Which tokens may come next, ``[size]``, bool.
-
-        Raises:
-            BackendError: none.
-        """
-        return self._constraint.allowed(self._size)
-
-    def takes(self, token: int) -> bool:
-        """Whether a token may come next."""
-        return self._constraint.takes(token)
-
-    def push(self, token: int) -> None:
-        """Take a token of the step in progress.
-
-        Raises:
-            BackendError: it may not follow.
-        """
-        self._constraint.push([token])
-
-    def commit(self, text: str, tokens: Sequence[int] | None) -> None:
-        """Go on behind a committed step.
-
-        Args:
-            text: the step's.
-            tokens: in place of those that were pushed; None: those.
-        """
-        if tokens is not None:
-            self._constraint.back()
-            self._constraint.push(tokens)
-        self._constraint.keep()
+    def commit(self, text: str) -> None:
+        """Go on behind the text of a committed step."""
         self._committed += text

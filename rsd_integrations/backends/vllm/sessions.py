@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rsd_integrations.backends.shared.scoring import StepFeeds
 from rsd_integrations.backends.shared.writing import StepText
 from rsd_integrations.backends.vllm.ahead import Ahead
+from rsd_integrations.backends.vllm.form import Form
 from rsd_integrations.output import Output
 from rsd_integrations.protocols import (
     DraftStep,
@@ -91,11 +92,12 @@ class VLLMWriterSession(TokenSession):
     ) -> None:
         super().__init__(prompt, writer.info.sliding_window, key)
         self.tags = tags
-        self.reader = writer.tooling.reader(output)
-        self.form = writer.form(output, tags)
         self._writer = writer
         self._output = output
-        self._text = StepText(writer, tags, markup=self.reader is not None)
+        self._text = StepText(writer, output, tags)
+        self.reader = self._text.reader
+        constraint = self._text.constraint
+        self.form = None if constraint is None else Form(writer.tooling, constraint, output, tags)
         self.work: DraftStep | TargetStep | None = None
         self.ahead: Ahead | None = None
         """What it writes behind a step that waits for its reward."""
@@ -172,8 +174,6 @@ class VLLMWriterSession(TokenSession):
         """Take the next token; the step if it ends there."""
         assert self.work is not None
         self.tokens.append(token)
-        if self.form is not None:
-            self.form.push(token)
         ended = self._text.push(token, self.work.boundary)
         if ended is not None:
             return self.written(*ended)
@@ -191,15 +191,14 @@ class VLLMWriterSession(TokenSession):
         self._kept = own
         if not own:
             self.leave_ahead()
-        step = None if own else self._writer.as_own_tokens(kept.written, markup=self.reader is not None)
+        step = None if own else self._text.own_tokens(kept.written)
         if step is None:
             self.base = len(self.tokens)
         else:
             self.put(step)
         if self.form is not None:
-            # Nothing follows the end of an answer, which the other model may spell in its own way.
-            self.form.commit(kept.written.text, () if step and kept.written.end == "eos" else step)
-        self._text.commit(step)
+            self.form.commit(kept.written.text)
+        self._text.commit(step, kept.written.end)
         self.work = None
 
     def close(self) -> None:

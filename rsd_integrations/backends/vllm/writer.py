@@ -16,7 +16,6 @@ from rsd_integrations.errors import BackendError, ConfigError
 from rsd_integrations.output import Output
 from rsd_integrations.protocols import FREE, NONE, DraftStep, ModelInfo, Sampling, WriterSession, Written
 from rsd_integrations.segment import StepBoundary
-from rsd_integrations.thoughts import ReasoningTags
 from rsd_integrations.types import Prompt
 
 __all__ = ["VLLMWriter"]
@@ -81,11 +80,6 @@ class VLLMWriter(SpeakingWriter):
         tokens = self.rendered(prompt, output, variables)
         return VLLMWriterSession(self, tokens, output, self.tags(tokens), self._servers.next_key())
 
-    def form(self, output: Output, tags: ReasoningTags | None) -> Form | None:
-        """What keeps a new session to the output, if something has to."""
-        constraint = self.tooling.constraint(output, tags)
-        return None if constraint is None else Form(self.tooling, constraint, output, tags, self._size)
-
     async def write(self, session: WriterSession) -> Written:
         """The step that the session has begun.
 
@@ -98,7 +92,7 @@ class VLLMWriter(SpeakingWriter):
             # A server stops at each delimiter, also where it ends no step.
             found = await self._next(session)
             for token in found.tokens:
-                if session.form is not None and not session.form.takes(token):
+                if session.form is not None and not session.form.constraint.takes(token):
                     session.form.distrusted = True
                     break
                 written = session.push(token)
@@ -164,7 +158,7 @@ class VLLMWriter(SpeakingWriter):
 
     async def _one(self, session: VLLMWriterSession, form: Form, question: dict[str, Any]) -> _Found:
         """One token that the form allows."""
-        allowed = form.allowed()
+        allowed = form.constraint.allowed(self._size)
         if int(allowed.sum()) == 1:
             return _Found([int(allowed.nonzero())])
         alone = {**question, "max_tokens": 1, "stop": []}
