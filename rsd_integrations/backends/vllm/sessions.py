@@ -127,8 +127,10 @@ class VLLMWriterSession(TokenSession):
         may = self._writer.ahead and self.form is None and self._kept and self.ahead is None
         return may and self._ends not in (None, "eos", "stop")
 
-    def draw(self) -> float:
-        """A number to draw the next question's tokens by: the same, whether it went on in vain or not."""
+    def draw(self) -> float | None:
+        """A number to draw the next question's tokens by, if any is: the same where it went on in vain."""
+        if self.sampling.temperature == 0.0:
+            return None
         unused, self._unused = self._unused, None
         return self.sampling.draw() if unused is None else unused
 

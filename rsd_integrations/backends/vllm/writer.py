@@ -110,7 +110,7 @@ class VLLMWriter(SpeakingWriter):
         room, session.ahead_room = session.ahead_room, 0
         if room <= 0:
             return
-        draw = session.draw() if session.sampling.temperature > 0.0 else None
+        draw = session.draw()
         question = {**self._question(session, draw), "max_tokens": room, "stream": True}
         session.ahead = Ahead(len(session.tokens), room, draw)
         session.ahead.begin(self._write_on(session, session.ahead, question))
@@ -140,7 +140,7 @@ class VLLMWriter(SpeakingWriter):
         """The next tokens of a step: all of them, if nothing stops the server before."""
         if (written := await self._written_ahead(session)) is not None:
             return written
-        form, question = session.form, self._question(session)
+        form, question = session.form, self._question(session, session.draw())
         if form is None:
             return await self._asked(session, question)
         grammar = form.grammar(session.text) if self.holds_grammars else None
@@ -169,7 +169,7 @@ class VLLMWriter(SpeakingWriter):
             token = found.tokens[0]  # A vocabulary may be filled up beyond the tokenizer's.
             if token < len(allowed) and allowed[token]:
                 return _Found(found.tokens[:1])
-            alone |= _drawn(session)
+            alone |= _seed(session.draw())
         among = {"allowed_token_ids": allowed.nonzero().flatten().tolist()}
         return _Found((await self._asked(session, {**alone, **among})).tokens[:1])
 
@@ -212,7 +212,7 @@ class VLLMWriter(SpeakingWriter):
         self.holds_grammars = text.startswith('{"a": ')
 
     def _question(self, session: VLLMWriterSession, draw: float | None = None) -> dict[str, Any]:
-        """Args: draw: a number that has been drawn for it."""
+        """What to post for the next tokens of a step, drawn by this number."""
         sampling, boundary = session.sampling, session.boundary
         return {
             "model": self._model,
@@ -228,7 +228,7 @@ class VLLMWriter(SpeakingWriter):
             "include_stop_str_in_output": True,
             "return_token_ids": True,
             **_PLAIN,
-            **(_drawn(session) if draw is None else _seed(draw)),
+            **_seed(draw),
         }
 
     def _read(self, answer: Any) -> _Found:
@@ -272,13 +272,9 @@ def _some_words() -> DraftStep:
     return DraftStep(StepBoundary(("\0",)), 16, Sampling(0.0, 1.0, None, lambda: 0.0))
 
 
-def _drawn(session: VLLMWriterSession) -> dict[str, Any]:
-    """The seed of one question, of the request's own numbers."""
-    return _seed(session.draw()) if session.sampling.temperature > 0.0 else {}
-
-
-def _seed(draw: float) -> dict[str, Any]:
-    return {"seed": int(draw * 2**31)}
+def _seed(draw: float | None) -> dict[str, Any]:
+    """Of one question, of the request's own numbers."""
+    return {} if draw is None else {"seed": int(draw * 2**31)}
 
 
 def _says_that_it_ends(choice: Any) -> bool:
