@@ -7,7 +7,7 @@ from typing import Any
 from rsd_integrations.config import RSDConfig
 from rsd_integrations.errors import ConfigError
 
-__all__ = ["check_count", "check_rows", "check_timeout"]
+__all__ = ["check_choice", "check_count", "check_rows", "check_timeout"]
 
 
 def check_timeout(timeout: Any) -> None:
@@ -29,6 +29,17 @@ def check_count(name: str, value: Any, least: int) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ConfigError(f"{name}={value!r} leaves no room.", hint=f"Give a whole number from {least} on.")
+
+
+def check_choice(name: str, value: Any, *known: Any) -> None:
+    """Refuse an option that is none of the known.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if not any(value is one for one in known):
+        choices = " or ".join(map(repr, known))
+        raise ConfigError(f"{name}={value!r} is no choice.", hint=f"Use {choices}.")
 
 
 def check_rows(config: RSDConfig, max_batch_size: int) -> None:

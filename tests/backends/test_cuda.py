@@ -12,7 +12,7 @@ import torch
 
 from rsd_integrations import Generation, RSDPipeline
 from rsd_integrations.backends.torch.forwards import Compiled
-from rsd_integrations.backends.torch.launch import LaunchOptions
+from rsd_integrations.backends.torch.launch import launcher_of
 from rsd_integrations.backends.torch.plan import SlotFeed
 from rsd_integrations.backends.torch.readout import Read, read_logits
 from rsd_integrations.backends.torch.recording import Recorded, recorder_for
@@ -36,7 +36,9 @@ WAYS = ("called", "recorded", "compiled", "recorded and compiled")
 
 
 def runner_on_gpu(model: Any, way: str, dtype: torch.dtype = torch.float32, slots: int = 4) -> SlotRunner:
-    options = LaunchOptions(compile="compiled" in way, cuda_graphs="recorded" in way)
+    launcher = launcher_of(
+        model, compile="compiled" in way, cuda_graphs="recorded" in way, slots=slots, capacity=96
+    )
     kind = RecurrentRunner if is_recurrent(model.config) else SlotRunner
     return kind(
         model.config,
@@ -45,7 +47,7 @@ def runner_on_gpu(model: Any, way: str, dtype: torch.dtype = torch.float32, slot
         dtype=dtype,
         slots=slots,
         capacity=96,
-        launcher=options.launcher(model, slots=slots, capacity=96),
+        launcher=launcher,
         model=model,
     )
 

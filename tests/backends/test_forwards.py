@@ -16,7 +16,7 @@ from rsd_integrations import RSDPipeline
 from rsd_integrations.backends.torch import launch
 from rsd_integrations.backends.torch.forwards import Compiled
 from rsd_integrations.backends.torch.heads import RewardModel
-from rsd_integrations.backends.torch.launch import LaunchOptions
+from rsd_integrations.backends.torch.launch import launcher_of
 from rsd_integrations.backends.torch.plan import SlotFeed
 from rsd_integrations.backends.torch.readout import Read, read_hidden, read_logits
 from rsd_integrations.backends.torch.recording import NotRecordable, Recorded, Watch
@@ -259,8 +259,9 @@ def test_a_compiler_that_fails_is_told_of(recorded: bool, monkeypatch: pytest.Mo
 
 
 def test_by_default_nothing_is_launched_on_a_cpu() -> None:
-    assert LaunchOptions().launcher(causal("Qwen2", 3), slots=1, capacity=9) is None
-    assert LaunchOptions(compile=True).launcher(causal("Qwen2", 3), slots=1, capacity=9) is Compiled
+    for compile, launcher in ((False, None), (True, Compiled)):
+        made = launcher_of(causal("Qwen2", 3), compile=compile, cuda_graphs=None, slots=1, capacity=9)
+        assert made is launcher
 
 
 def test_a_compiled_token_is_the_same() -> None:

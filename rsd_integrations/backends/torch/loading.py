@@ -32,7 +32,7 @@ from rsd_integrations.backends.shared.writing import Language
 from rsd_integrations.backends.torch.attention import slides
 from rsd_integrations.backends.torch.checkpoint import check_language_model, load_complete
 from rsd_integrations.backends.torch.heads import RewardModel, load_reward_model
-from rsd_integrations.backends.torch.launch import LaunchOptions, check_choice
+from rsd_integrations.backends.torch.launch import launcher_of
 from rsd_integrations.backends.torch.readout import Readout, read_hidden, read_logits
 from rsd_integrations.backends.torch.recurrent import RecurrentRunner
 from rsd_integrations.backends.torch.refusals import check_architecture
@@ -43,7 +43,7 @@ from rsd_integrations.backends.torch.states import is_recurrent
 from rsd_integrations.backends.torch.threads import apart
 from rsd_integrations.backends.torch.writer import TorchWriter
 from rsd_integrations.errors import ModelError
-from rsd_integrations.limits import check_count
+from rsd_integrations.limits import check_choice, check_count
 from rsd_integrations.prm import PRMFormat, find_prm_format
 from rsd_integrations.protocols import Backend, ModelInfo
 
@@ -78,7 +78,9 @@ def load_backend(
     check_count("max_length", max_length, 2)
     device = str(device or default_device())
     check_placement(device, dtype, "")
-    launch = LaunchOptions.of(compile, cuda_graphs, cpu_traces)
+    check_choice("compile", compile, True, False)
+    check_choice("cuda_graphs", cuda_graphs, True, False, None)
+    check_choice("cpu_traces", cpu_traces, True, False)
     check_choice("prefix_caching", prefix_caching, True, False)
     writers = [
         Source.of("draft", draft, draft_kwargs),
@@ -90,7 +92,9 @@ def load_backend(
     check_templates(writers)
     prm_form = find_prm_format(prm_format, scorer.config, scorer.tokenizer)
     running = {
-        "launch": launch,
+        "compile": compile,
+        "cuda_graphs": cuda_graphs,
+        "cpu_traces": cpu_traces,
         "slots": max_batch_size,
         "max_length": max_length,
         "prefix_caching": prefix_caching,
@@ -167,7 +171,9 @@ def _runner(
     model: torch.nn.Module,
     readout: Readout,
     *,
-    launch: LaunchOptions,
+    compile: bool,
+    cuda_graphs: bool | None,
+    cpu_traces: bool,
     slots: int,
     max_length: int,
     prefix_caching: bool,
@@ -175,6 +181,7 @@ def _runner(
     embeddings = model.get_input_embeddings()  # type: ignore[operator]
     config = text_config(model.config)
     capacity = min(max_length, positions(config) or max_length)
+    launcher = launcher_of(model, compile=compile, cuda_graphs=cuda_graphs, slots=slots, capacity=capacity)
     kind = RecurrentRunner if is_recurrent(config) else SlotRunner
     return kind(
         config,
@@ -184,9 +191,9 @@ def _runner(
         slots=slots,
         capacity=capacity,
         parameters=active_parameters(model),
-        launcher=launch.launcher(model, slots=slots, capacity=capacity),
+        launcher=launcher,
         model=model,
-        traces=launch.cpu_traces,
+        traces=cpu_traces,
         prefix_caching=prefix_caching,
         attention=_attention(model, config, capacity),
     )
