@@ -14,15 +14,18 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     PreTrainedModel,
 )
 from transformers.utils import is_accelerate_available
 
 from rsd_integrations.errors import ConfigError, ModelError
+from rsd_integrations.prm.base import Head
 from rsd_integrations.types import Role
 
-__all__ = ["HUB_OPTIONS", "ModelSource", "Source", "check_placement", "first_line"]
+__all__ = ["HUB_OPTIONS", "WITH_HEAD", "ModelSource", "Source", "auto_class", "check_placement", "first_line"]
 
 ModelSource = Any
 """A hub id, a folder, a loaded model, or a pair (loaded model, its tokenizer)."""
@@ -38,6 +41,13 @@ _MODEL_OPTIONS = (
     "offload_folder",
 )
 _OTHER_OPTIONS = ("device", "tokenizer", "model_kwargs")
+
+WITH_HEAD: dict[Head, Any] = {
+    "lm": AutoModelForCausalLM,
+    "token": AutoModelForTokenClassification,
+    "sequence": AutoModelForSequenceClassification,
+}
+"""What transformers makes models of these heads with; it knows no others."""
 
 
 @dataclass

@@ -7,6 +7,7 @@ config's own body, so that no code from a model's repository is run.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -15,24 +16,19 @@ import transformers
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
+from rsd_integrations.backends.shared.sources import HUB_OPTIONS, WITH_HEAD
 from rsd_integrations.backends.torch.checkpoint import load_complete
 from rsd_integrations.errors import ModelError
 from rsd_integrations.prm.base import Head
 
 __all__ = ["RewardModel", "load_reward_model"]
 
-_AUTO_CLASSES: dict[Head, str] = {
-    "lm": "AutoModelForCausalLM",
-    "token": "AutoModelForTokenClassification",
-    "sequence": "AutoModelForSequenceClassification",
-}
 _HEAD_NAMES: dict[Head, tuple[str, ...]] = {
     "token": ("score", "classifier"),
     "sequence": ("score", "classifier"),
     "value": ("v_head",),
     "process_reward": ("score",),
 }
-_CONFIG_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
 
 
 class RewardModel(nn.Module):
@@ -77,11 +73,6 @@ class RewardModel(nn.Module):
     def dtype(self) -> torch.dtype:
         """The body's."""
         return cast("torch.dtype", self.model.dtype)
-
-    @property
-    def num_parameters(self) -> int:
-        """All parameters, tied ones once."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
 
     def get_input_embeddings(self) -> nn.Module:
         """The body's token embeddings."""
@@ -136,11 +127,11 @@ def load_reward_model(kind: Head, source: Any, **options: Any) -> RewardModel:
     if isinstance(source, nn.Module):
         return RewardModel(source, kind)
     name = str(source)
-    if kind in _AUTO_CLASSES:
-        model_class = getattr(transformers, _AUTO_CLASSES[kind])
+    if kind in WITH_HEAD:
+        model_class = WITH_HEAD[kind]
     else:
-        hub = {key: options[key] for key in _CONFIG_OPTIONS if key in options}
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False, **hub)
+        hub = {key: options[key] for key in HUB_OPTIONS if key in options}
+        config = AutoConfig.from_pretrained(name, **{**hub, "trust_remote_code": False})
         model_class = headed_class(kind, config)
         # As TRL's wrapper names the model it wraps.
         options = {"config": config, "key_mapping": {r"^pretrained_model\.": ""}, **options}
@@ -179,18 +170,8 @@ def headed_class(kind: Head, config: Any) -> Any:
     return type(f"{body.__name__}With{kind.title().replace('_', '')}", (family,), ignored)
 
 
-class _ValueHead(nn.Module):
-    def __init__(self, hidden: int) -> None:
-        super().__init__()
-        self.summary = nn.Linear(hidden, 1)
-
-    def forward(self, hidden_ND: torch.Tensor) -> torch.Tensor:
-        value_N1: torch.Tensor = self.summary(hidden_ND)
-        return value_N1
-
-
 def _value_head(config: Any) -> nn.Module:
-    return _ValueHead(int(config.hidden_size))
+    return nn.Sequential(OrderedDict(summary=nn.Linear(int(config.hidden_size), 1)))
 
 
 def _process_reward_head(config: Any) -> nn.Module:

@@ -7,13 +7,7 @@ from dataclasses import replace
 from difflib import SequenceMatcher
 from typing import Any
 
-from transformers import (
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-    GenerationConfig,
-)
+from transformers import AutoModel, GenerationConfig
 
 from rsd_integrations.backends.shared.describe import (
     active_parameters,
@@ -21,7 +15,7 @@ from rsd_integrations.backends.shared.describe import (
     model_info,
     text_config,
 )
-from rsd_integrations.backends.shared.sources import HUB_OPTIONS, Source
+from rsd_integrations.backends.shared.sources import HUB_OPTIONS, WITH_HEAD, Source
 from rsd_integrations.backends.shared.templates import check_templates
 from rsd_integrations.backends.shared.tooling import call_format, call_reader
 from rsd_integrations.backends.shared.writing import Language
@@ -43,13 +37,6 @@ __all__ = ["load_remote"]
 
 _FILES = ("source", "tokenizer", *HUB_OPTIONS)
 """Options of what is read of a model on this side."""
-
-_WITH_HEAD: dict[Head, Any] = {
-    "lm": AutoModelForCausalLM,
-    "token": AutoModelForTokenClassification,
-    "sequence": AutoModelForSequenceClassification,
-}
-"""What is counted with the parameters; the heads of others are small beside them."""
 
 _TELLING = 3
 """Characters, more than which tell of a vocabulary."""
@@ -188,12 +175,12 @@ async def _score_a_step(scorer: VLLMScorer) -> bool:
 
 
 def _info(served: Served, head: Head, threshold: float | None = None) -> ModelInfo:
-    """From its config: its weights are elsewhere."""
+    """From its config: its weights are elsewhere. Heads that transformers does not make are left out."""
     config = served.files.config
     return model_info(
         served.name,
         config,
-        parameters=active_parameters(served.files.empty(_WITH_HEAD.get(head, AutoModel))),
+        parameters=active_parameters(served.files.empty(WITH_HEAD.get(head, AutoModel))),
         window=served.window,
         attention=attention_kinds(text_config(config)),
         threshold=threshold,
