@@ -11,6 +11,9 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from rsd_integrations.backends.shared.sources import Source
+from rsd_integrations.backends.torch.memory import ModelMemory, model_memory
+from rsd_integrations.types import Role
 from tests.keyed_templates import TEMPLATES
 
 CHATML = (
@@ -203,3 +206,10 @@ def token_classifier(seed: int = 0, flavour: str = "a") -> PreTrainedModel:
     with torch.no_grad():
         model.score.weight.mul_(0.4)
     return model
+
+
+def memory_of(
+    role: Role, model: Any, options: Any = None, *, dtype: str = "auto", max_length: int = 4096
+) -> ModelMemory:
+    """What a model takes on the CPU."""
+    return model_memory(Source.of(role, model, options), "cpu", dtype, max_length)

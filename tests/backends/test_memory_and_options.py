@@ -14,7 +14,6 @@ import torch
 
 from rsd_integrations import Output, RSDPipeline
 from rsd_integrations.backends.shared.describe import active_parameters
-from rsd_integrations.backends.torch.memory import model_memory
 from rsd_integrations.backends.torch.runner import PREFILL_CHUNK, failure
 from rsd_integrations.errors import (
     BackendError,
@@ -24,7 +23,7 @@ from rsd_integrations.errors import (
     ModelError,
 )
 from rsd_integrations.types import Prompt
-from tests.tiny_models import causal, token_classifier, tokenizer
+from tests.tiny_models import causal, memory_of, token_classifier, tokenizer
 
 PROMPT: Prompt = "Ava has 12 marbles. She buys 9 more."
 FIELDS: dict[str, Any] = {"threshold": 0.5, "max_tokens": 40, "step_delimiter": ["e", "\n\n"]}
@@ -318,10 +317,10 @@ def test_a_repositorys_code_is_not_run_and_nobody_is_asked(
     with pytest.raises(ModelError, match="custom code"):
         RSDPipeline.from_pretrained(**{**trio(), "target": tmp_path / "odd"})
     with pytest.raises(ModelError, match="custom code"):
-        model_memory("target", tmp_path / "odd")
+        memory_of("target", tmp_path / "odd")
     # The config can be read, and transformers has no language model of that family.
     known = {"model_type": "vit", "auto_map": {"AutoModelForCausalLM": "odd.Model"}}
     (tmp_path / "odd" / "config.json").write_text(json.dumps(known))
     with pytest.raises(ModelError, match=r"no model can be made|custom code"):
-        model_memory("target", tmp_path / "odd")
+        memory_of("target", tmp_path / "odd")
     assert not (tmp_path / "ran").exists()

@@ -15,7 +15,6 @@ import transformers
 from rsd_integrations import RSDPipeline
 from rsd_integrations.backends.torch import launch
 from rsd_integrations.backends.torch.forwards import Compiled
-from rsd_integrations.backends.torch.memory import model_memory
 from rsd_integrations.backends.torch.plan import SlotFeed
 from rsd_integrations.backends.torch.readout import Read
 from rsd_integrations.backends.torch.recurrent import RecurrentRunner
@@ -30,7 +29,7 @@ from tests.backends.test_speculation import ASKED, ask, check_equal
 from tests.oracle import Party
 from tests.recording import Recordings
 from tests.test_oracle import GREEDY, PROMPTS, check_all
-from tests.tiny_models import ARCHITECTURES, RECURRENT, causal, config, tokenizer
+from tests.tiny_models import ARCHITECTURES, RECURRENT, causal, config, memory_of, tokenizer
 
 
 def runner_of(model: Any, slots: int = 4, capacity: int = 128, **options: Any) -> RecurrentRunner:
@@ -329,7 +328,7 @@ def test_memory_counts_states_and_the_keys_of_layers_that_attend(tmp_path: Any) 
     model.save_pretrained(tmp_path)
     tok.save_pretrained(tmp_path)
     for source in (str(tmp_path), (model, tok)):
-        memory = model_memory("draft", source, device="cpu", max_length=64)
+        memory = memory_of("draft", source, max_length=64)
         assert 2 * memory.cache_per_token * 65 == runner.cache.bytes
         states = [store[0] for store in runner.cache.stores]
         assert memory.states == 8 * sum(state.numel() * state.element_size() for state in states)

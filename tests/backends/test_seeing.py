@@ -13,9 +13,8 @@ import transformers
 from rsd_integrations import RSDPipeline
 from rsd_integrations.backends.shared.describe import active_parameters
 from rsd_integrations.backends.shared.sources import Source
-from rsd_integrations.backends.torch.memory import model_memory
 from tests.oracle import Party, plain_generate
-from tests.tiny_models import EXPERTS, causal, config, shaken, token_classifier, tokenizer
+from tests.tiny_models import EXPERTS, causal, config, memory_of, shaken, token_classifier, tokenizer
 
 _EYES = {"hidden_size": 16, "intermediate_size": 16}
 _SEEING: dict[str, tuple[str, dict[str, Any]]] = {
@@ -81,7 +80,7 @@ def text_parameters(name: str) -> int:
 def test_what_it_takes_is_known_before(name: str, tmp_path: Path) -> None:
     """Weights with the eyes, and as many keys and values as a loaded one allocates."""
     folder = saved(name, tmp_path)
-    memory = model_memory("draft", folder, device="cpu", max_length=50)
+    memory = memory_of("draft", folder, max_length=50)
     assert memory.parameters >= text_parameters(name)
     assert memory.weights == 4 * memory.parameters
     tok = tokenizer("ascii")

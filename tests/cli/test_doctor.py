@@ -17,11 +17,10 @@ from rsd_integrations import RSDPipeline
 from rsd_integrations.backends.shared.sources import Source
 from rsd_integrations.backends.torch import free_memory, memory
 from rsd_integrations.backends.torch.free_memory import device_memory
-from rsd_integrations.backends.torch.memory import model_memory
 from rsd_integrations.backends.torch.refusals import check_weights
 from rsd_integrations.cli import doctor, main
 from rsd_integrations.pocket import pocket_paths
-from tests.tiny_models import causal, token_classifier, tokenizer
+from tests.tiny_models import causal, memory_of, token_classifier, tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -114,7 +113,7 @@ def test_numbers_are_those_of_the_loaded_models() -> None:
     with RSDPipeline.pocket(max_batch_size=3, max_length=200) as pipe:
         pipe.generate("Ava has 12 marbles. She buys 9 more. How many has she?", weighting="constant")
         for role, folder in folders.items():
-            told = model_memory(role, folder, device="cpu", max_length=200)
+            told = memory_of(role, folder, max_length=200)
             model = getattr(pipe.backend, role)
             head = 0 if role != "prm" else model.info.parameters - told.parameters
             assert (told.parameters + head, head < 200) == (model.info.parameters, True)
@@ -129,11 +128,11 @@ def test_other_models(architecture: str, dtype: torch.dtype, tmp_path: Path) -> 
     model = causal(architecture, 0, "ascii").to(dtype)
     model.save_pretrained(tmp_path)
     tokenizer("ascii").save_pretrained(tmp_path)
-    told = model_memory("target", str(tmp_path))
+    told = memory_of("target", str(tmp_path))
     assert told.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert told.weights == told.parameters * dtype.itemsize
     assert told.dtype == str(dtype).removeprefix("torch.")
-    assert model_memory("target", str(tmp_path), dtype="float16").weights == 2 * told.parameters
+    assert memory_of("target", str(tmp_path), dtype="float16").weights == 2 * told.parameters
     model.to(torch.float32)
 
 
@@ -176,7 +175,7 @@ def test_models_that_are_spread_get_no_verdict(
 def test_what_does_not_fit_says_what_would(
     device: str, folders: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    needs = [model_memory(role, folder, max_length=64) for role, folder in folders.items()]  # type: ignore[arg-type]
+    needs = [memory_of(role, folder, max_length=64) for role, folder in folders.items()]  # type: ignore[arg-type]
     weights, each = sum(need.weights or 0 for need in needs), sum(need.cache(1) for need in needs)
     monkeypatch.setattr(memory, "check_placement", lambda *given: None)  # As where there is a GPU.
     for free, code, message in (
@@ -197,7 +196,7 @@ def test_each_device_has_to_hold_its_own(monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.setattr(free_memory, "device_memory", free.get)
     where = {"draft": "cuda:0", "target": "cuda:1", "prm": "cuda:0"}
     models = [
-        replace(model_memory(role, folder, device="cpu"), device=where[role], weights=1 << 22)  # type: ignore[arg-type]
+        replace(memory_of(role, folder), device=where[role], weights=1 << 22)  # type: ignore[arg-type]
         for role, folder in vars(pocket_paths()).items()
     ]
     assert doctor._print_memory(models, 1, Console()) is False
@@ -253,7 +252,7 @@ def test_a_model_with_recurrent_layers(folders: dict[str, str], tmp_path: Path, 
     config = Qwen3NextConfig(dtype="bfloat16", **few)
     folder = _config(tmp_path, config)
     assert doctor_of({**folders, "target": folder}) == 0
-    memory = model_memory("target", folder, device="cpu")
+    memory = memory_of("target", folder)
     assert memory.states == 8 * 3 * (32 * 128 * 128 * 4 + 4 * (2 * 16 * 128 + 32 * 128) * 2)
     assert memory.cache_per_token == 1 * 2 * config.num_key_value_heads * config.head_dim * 2
     broken = _config(tmp_path, Qwen3NextConfig(**few | {"num_experts": 1}))
@@ -268,7 +267,7 @@ def test_a_folder_without_weights(folders: dict[str, str], tmp_path: Path, capsy
     said = capsys.readouterr().err
     assert f"the folder --draft {empty!r} has no weights (*.safetensors)" in said
     assert "use_safetensors=False in --draft-kwargs" in said
-    told = model_memory("draft", empty, {"use_safetensors": False})
+    told = memory_of("draft", empty, {"use_safetensors": False})
     check_weights(Source.of("draft", empty, {"use_safetensors": False}))
     assert told.weights
 
@@ -302,7 +301,7 @@ def test_quantized_weights_are_counted_as_such(told: dict[str, Any], bits: float
     config = copy.deepcopy(model.config)
     config.dtype = "bfloat16"
     config.quantization_config = told
-    counted = model_memory("target", _config(tmp_path, config))
+    counted = memory_of("target", _config(tmp_path, config))
     linear = sum(
         layer.weight.numel()
         for name, layer in model.named_modules()
@@ -317,7 +316,7 @@ def test_quantized_weights_are_counted_as_such(told: dict[str, Any], bits: float
         for name, layer in model.named_modules()
         if isinstance(layer, torch.nn.Linear) and "mlp" in name
     )
-    counted = model_memory("target", _config(tmp_path, config))
+    counted = memory_of("target", _config(tmp_path, config))
     assert counted.weights == round((linear - skipped) * bits / 8) + 2 * (rest + skipped)
 
 

@@ -85,27 +85,15 @@ def trio_memory(
         check_weights(source)
     check_templates([sources["draft"], sources["target"]])
     find_prm_format(prm_format, sources["prm"].config, sources["prm"].tokenizer)
-    return [_memory(source, device, dtype, max_length) for source in sources.values()]
+    return [model_memory(source, device, dtype, max_length) for source in sources.values()]
 
 
-def model_memory(
-    role: Role,
-    model: Any,
-    options: Mapping[str, Any] | None = None,
-    *,
-    device: str | None = None,
-    dtype: Any = "auto",
-    max_length: int = 4096,
-) -> ModelMemory:
-    """Of one model, named as for ``RSDPipeline.from_pretrained``.
+def model_memory(source: Source, device: str, dtype: Any, max_length: int) -> ModelMemory:
+    """Of one model, with options as of ``trio_memory``.
 
     Raises:
-        ModelError: its config cannot be read, or no model can be made of it.
+        ModelError: no model can be made of its config.
     """
-    return _memory(Source.of(role, model, options), str(device or default_device()), dtype, max_length)
-
-
-def _memory(source: Source, device: str, dtype: Any, max_length: int) -> ModelMemory:
     config = text_config(source.config)
     chosen = source.options.get("dtype", dtype)
     kind = _dtype(source.config if chosen == "auto" else None, chosen)
