@@ -10,7 +10,7 @@ batch never waits for its slowest row. ``rsd_integrations.testing`` has scripted
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
@@ -389,4 +389,4 @@ class Backend:
     draft: Writer
     target: Writer
     prm: Scorer
-    max_batch_size: int = field(default=8)
+    max_batch_size: int = 8

@@ -195,11 +195,6 @@ class HoldBack:
     stop: tuple[str, ...]
     _held: str = ""
 
-    @property
-    def held(self) -> str:
-        """Committed text that was not given out yet."""
-        return self._held
-
     def push(self, text: str) -> str:
         """Take committed text, return what may be shown."""
         joined = self._held + text

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from rsd_integrations.documented import documented
 
@@ -244,5 +244,5 @@ class StepEvent(_Frozen):
     """committed: no step follows this one (a cancel can still end an answer before it is said)."""
     generation: Generation | None = None
     """finished: the whole answer."""
-    elapsed_ms: float = Field(default=0.0)
+    elapsed_ms: float = 0.0
     """Milliseconds since the request was submitted."""

@@ -181,7 +181,7 @@ def test_last_steps_wait_for_each_other_s_scores(end: str, together: bool) -> No
         streams = [pipe.stream("x" * length) for length in range(1, 9)]
         # All are there before the first round is let go.
         assert draft.entered.acquire(timeout=PATIENCE)
-        wait_for(lambda: pipe._engine.live + pipe._engine._inbox.qsize() == 8)
+        wait_for(lambda: len(pipe._engine._live) + pipe._engine._inbox.qsize() == 8)
         draft.let_go()
         for length, stream in enumerate(streams, 1):
             assert stream.result().text == "x" * length + end
@@ -746,7 +746,7 @@ def test_torch_slots_are_free_after_cancels() -> None:
             stream.close()
         done = pipe.generate("last", step_delimiter=" ", max_tokens=20, weighting="constant")
         assert done.usage.completion_tokens
-        wait_for(lambda: pipe._engine.live == 0)
+        wait_for(lambda: not pipe._engine._live)
         assert [m.runner.pool.free for m in (backend.draft, backend.target, backend.prm)] == [3, 3, 3]
 
 

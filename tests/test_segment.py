@@ -110,7 +110,7 @@ def test_hold_back_shows_no_stop_and_loses_nothing_without_one(
             break
         given_in += chunk
         shown += hold.push(chunk)
-        assert given_in == shown + hold.held
+        assert given_in == shown + hold._held
         # Whatever may yet begin a stop is held; nothing else is.
         starts = [i for i in range(len(given_in)) if any(s.startswith(given_in[i:]) for s in stop)]
         assert len(shown) == min(starts, default=len(given_in))

@@ -47,11 +47,6 @@ class BatchEngine(EngineThread):
         self._thread.start()
 
     @property
-    def live(self) -> int:
-        """Requests at work now."""
-        return len(self._live)
-
-    @property
     def _rows(self) -> int:
         """Rows of the models' batches that are taken."""
         return sum(job.request.config.rows for job in self._live)

@@ -44,11 +44,6 @@ class TaskEngine(EngineThread):
         self._ending = False
         self._thread.start()
 
-    @property
-    def live(self) -> int:
-        """Requests at work now, and those that wait their turn."""
-        return len(self._live)
-
     def _put(self, job: Job | None) -> None:
         self._loop.call_soon_threadsafe(self._stop.set if job is None else partial(self._admit, job))
 

@@ -113,11 +113,6 @@ def check_answer(problem: Problem, text: str) -> bool:
     return extract_answer(text) == problem.answer
 
 
-def split_steps(text: str) -> list[str]:
-    """The steps of a solution text, without blank lines and empty pieces."""
-    return [piece.strip("\n") for piece in text.split(SEPARATOR) if piece.strip("\n")]
-
-
 def label_step(problem: Problem, before: Sequence[str], step: str) -> bool:
     """Whether ``step`` is right given the steps before it, be those right or wrong.
 

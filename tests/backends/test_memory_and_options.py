@@ -14,7 +14,8 @@ import torch
 
 from rsd_integrations import Output, RSDPipeline
 from rsd_integrations.backends.shared.describe import active_parameters
-from rsd_integrations.backends.torch.runner import PREFILL_CHUNK, failure
+from rsd_integrations.backends.torch.plan import PREFILL_CHUNK
+from rsd_integrations.backends.torch.runner import failure
 from rsd_integrations.errors import (
     BackendError,
     ConfigError,

@@ -15,10 +15,9 @@ import transformers
 from rsd_integrations import RSDPipeline
 from rsd_integrations.backends.torch import launch
 from rsd_integrations.backends.torch.forwards import Compiled
-from rsd_integrations.backends.torch.plan import SlotFeed
+from rsd_integrations.backends.torch.plan import PREFILL_CHUNK, SlotFeed
 from rsd_integrations.backends.torch.readout import Read
 from rsd_integrations.backends.torch.recurrent import RecurrentRunner
-from rsd_integrations.backends.torch.runner import PREFILL_CHUNK
 from rsd_integrations.backends.torch.slot_session import SlotSession
 from rsd_integrations.backends.torch.states import is_recurrent
 from rsd_integrations.engine import job

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from rsd_integrations.backends.torch.forwards import Compiled
-from rsd_integrations.backends.torch.plan import SlotFeed
+from rsd_integrations.backends.torch.plan import PREFILL_CHUNK, SlotFeed
 from rsd_integrations.backends.torch.readout import Read, read_logits
 from rsd_integrations.backends.torch.recurrent import RecurrentRunner
-from rsd_integrations.backends.torch.runner import PREFILL_CHUNK, SlotRunner
+from rsd_integrations.backends.torch.runner import SlotRunner
 from rsd_integrations.backends.torch.slot_session import SlotSession
 from rsd_integrations.backends.torch.states import is_recurrent
 from tests.recording import Recordings

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from rsd_integrations.pocket.grammar import DOMAINS
 from rsd_integrations.pocket.task import (
     LARGEST,
+    SEPARATOR,
     SPLITS,
     check_answer,
     corruptions,
@@ -23,7 +24,6 @@ from rsd_integrations.pocket.task import (
     label_step,
     label_steps,
     split_of,
-    split_steps,
 )
 
 seeds = st.integers(0, 10_000)
@@ -35,7 +35,7 @@ def test_gold_solutions_are_right_in_every_step(seed: int, split: str) -> None:
     problem = next(generate(seed, split=split))
     assert check_answer(problem, problem.solution)
     assert all(label_steps(problem, problem.steps))
-    assert split_steps(problem.solution) == list(problem.steps)
+    assert problem.solution.split(SEPARATOR) == list(problem.steps)
     assert len(problem.steps) == problem.events + 1
 
 

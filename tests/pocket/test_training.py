@@ -18,7 +18,7 @@ from rsd_integrations.pocket.measure import auc  # noqa: E402
 from rsd_integrations.pocket.model import grow, make_config, new_model, use_half_products  # noqa: E402
 from rsd_integrations.pocket.optim import make_optimizers, set_rates  # noqa: E402
 from rsd_integrations.pocket.prm import build_prm, freeze_trunk  # noqa: E402
-from rsd_integrations.pocket.task import SEPARATOR, held_out, split_steps  # noqa: E402
+from rsd_integrations.pocket.task import SEPARATOR, held_out  # noqa: E402
 from rsd_integrations.pocket.tokenizer import load_tokenizer  # noqa: E402
 from rsd_integrations.pocket.trunk import CODE, TrunkModel  # noqa: E402
 
@@ -52,7 +52,7 @@ def test_labels_cover_the_answer_and_its_end_only(tokenizer: Any) -> None:
 
 def test_steps_encoded_apart_are_the_solution_encoded_whole(tokenizer: Any) -> None:
     solution = held_out(1)[0].solution
-    apart = [token for step in split_steps(solution) for token in encode_step(tokenizer, step)]
+    apart = [token for step in solution.split(SEPARATOR) for token in encode_step(tokenizer, step)]
     assert apart == tokenizer.encode(solution + SEPARATOR)
 
 

@@ -20,6 +20,7 @@ __all__ = [
     "Plan",
     "Shape",
     "SlotFeed",
+    "by_slot",
     "cheapest",
     "grouped",
     "launch_tokens",
@@ -177,7 +178,7 @@ def grouped(feeds: Sequence[SlotFeed], *, merged: int = 0) -> list[list[int]]:
             groups[-1] = both
         else:
             groups.append(group)
-    return [_by_slot(group, feeds) for group in groups]
+    return [by_slot(group, feeds) for group in groups]
 
 
 def cheapest(feeds: Sequence[SlotFeed], launch: int) -> list[list[int]]:
@@ -204,10 +205,11 @@ def cheapest(feeds: Sequence[SlotFeed], launch: int) -> list[list[int]]:
         begin = best[end][1]
         groups.append([index for length in lengths[begin:end] for index in by_length[length]])
         end = begin
-    return [_by_slot(group, feeds) for group in reversed(groups)]
+    return [by_slot(group, feeds) for group in reversed(groups)]
 
 
-def _by_slot(group: Sequence[int], feeds: Sequence[SlotFeed]) -> list[int]:
+def by_slot(group: Sequence[int], feeds: Sequence[SlotFeed]) -> list[int]:
+    """Indices of feeds in the order of their slots."""
     return sorted(group, key=lambda index: feeds[index].slot)
 
 

@@ -15,7 +15,7 @@ import torch
 from rsd_integrations.backends.shared.describe import ATTENDING
 from rsd_integrations.backends.torch.bursts import Burst
 from rsd_integrations.backends.torch.forwards import Compute, Launcher, Pair
-from rsd_integrations.backends.torch.plan import PREFILL_CHUNK, Plan, Shape, SlotFeed
+from rsd_integrations.backends.torch.plan import PREFILL_CHUNK, Plan, Shape, SlotFeed, by_slot
 from rsd_integrations.backends.torch.readout import Read
 from rsd_integrations.backends.torch.runner import Masks, SlotRunner
 from rsd_integrations.backends.torch.slots import SlotCache
@@ -127,7 +127,8 @@ class RecurrentRunner(SlotRunner):
         """The outputs of feeds that begin where states are known, one forward for each length."""
         results: dict[int, Read] = {}
         lengths = [len(feed.tokens) for feed in feeds]
-        for rows in ([row for row in _by_slot(feeds) if lengths[row] == length] for length in set(lengths)):
+        order = by_slot(range(len(feeds)), feeds)
+        for rows in ([row for row in order if lengths[row] == length] for length in set(lengths)):
             group = [feeds[row] for row in rows]
             self.cache.begin(group)
             results |= zip(rows, super()._called(group), strict=True)
@@ -155,11 +156,6 @@ def _apart(feed: SlotFeed) -> Sequence[int]:
 
 def _single_ones_apart(feeds: Sequence[SlotFeed]) -> list[list[int]]:
     """Indices of feeds of one token, and of the others."""
-    parts = (
-        [row for row in _by_slot(feeds) if (len(feeds[row].tokens) == 1) is one] for one in (True, False)
-    )
+    order = by_slot(range(len(feeds)), feeds)
+    parts = ([row for row in order if (len(feeds[row].tokens) == 1) is one] for one in (True, False))
     return [part for part in parts if part]
-
-
-def _by_slot(feeds: Sequence[SlotFeed]) -> list[int]:
-    return sorted(range(len(feeds)), key=lambda index: feeds[index].slot)

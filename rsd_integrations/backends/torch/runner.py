@@ -19,7 +19,6 @@ from rsd_integrations.backends.torch.flight import Fetch, Flight
 from rsd_integrations.backends.torch.forwards import Compute, Launcher, Pair
 from rsd_integrations.backends.torch.plan import (
     MOST_TOGETHER,
-    PREFILL_CHUNK,
     Place,
     Plan,
     Shape,
@@ -40,7 +39,7 @@ from rsd_integrations.backends.torch.traced import Call, Traced
 from rsd_integrations.backends.torch.weights import Weights
 from rsd_integrations.errors import BackendError, DeviceMemoryError, RSDError
 
-__all__ = ["PREFILL_CHUNK", "Masks", "SlotRunner", "failure"]
+__all__ = ["Masks", "SlotRunner", "failure"]
 
 _IDLE = 0.5
 """Idle rows to each row that a CPU computes rather than gather keys or attend to them in many runs."""

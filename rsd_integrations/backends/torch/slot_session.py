@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from rsd_integrations.backends.torch.plan import SlotFeed
+from rsd_integrations.backends.torch.plan import PREFILL_CHUNK, SlotFeed
 from rsd_integrations.backends.torch.pool import shared
 from rsd_integrations.backends.torch.readout import Read
-from rsd_integrations.backends.torch.runner import PREFILL_CHUNK, SlotRunner
+from rsd_integrations.backends.torch.runner import SlotRunner
 from rsd_integrations.protocols import Tally
 
 __all__ = ["SlotSession", "to_feed"]
