@@ -13,19 +13,22 @@ Importing this package loads neither torch nor a framework.
 
 from rsd_integrations.config import RSDConfig
 from rsd_integrations.errors import RSDError
+from rsd_integrations.functions import RewardFunction
 from rsd_integrations.output import Output
 from rsd_integrations.pipeline import RSDPipeline
-from rsd_integrations.prm import PRMFormat, register_prm_format
+from rsd_integrations.prm import Feed, PRMFormat, register_prm_format
 from rsd_integrations.types import FLOPs, Generation, Step, StepEvent, Usage
 
 __all__ = [
     "FLOPs",
+    "Feed",
     "Generation",
     "Output",
     "PRMFormat",
     "RSDConfig",
     "RSDError",
     "RSDPipeline",
+    "RewardFunction",
     "Step",
     "StepEvent",
     "Usage",

@@ -14,13 +14,11 @@ from typing import Any
 
 from rsd_integrations.calls import CallReader
 from rsd_integrations.config import RSDConfig
-from rsd_integrations.errors import RewardError
 from rsd_integrations.output import Output
 from rsd_integrations.protocols import (
     DraftStep,
     Kept,
     Sampling,
-    Scored,
     ScoreStep,
     TargetStep,
     Together,
@@ -29,6 +27,7 @@ from rsd_integrations.protocols import (
     Written,
 )
 from rsd_integrations.reading import Outcome, Reading
+from rsd_integrations.rewards import reward_of
 from rsd_integrations.segment import StepBoundary, step_body
 from rsd_integrations.thoughts import ReasoningTags
 from rsd_integrations.types import (
@@ -164,13 +163,6 @@ class _Teller:
         start = self._clock()
         yield from self._score(facts)
         facts.score_ms = 1000 * (self._clock() - start)
-        for written, reward in zip(facts.candidates, facts.rewards, strict=True):
-            if reward is not None and not 0.0 <= reward <= 1.0:
-                raise RewardError(
-                    f"the PRM gave reward {reward!r}, which is not in [0, 1], "
-                    f"for step {facts.index}: {written.shown!r}.",
-                    hint="Check that prm_format fits the PRM, and its dtype if the reward is nan.",
-                )
         # The first of the best; one without a reward is worse than any.
         order = [-1.0 if reward is None else reward for reward in facts.rewards]
         facts.best = order.index(max(order))
@@ -195,8 +187,7 @@ class _Teller:
         scores = yield from _together(pieces, alone=len(bodies) == 1)
         tokens: dict[str, int] = {}
         for body, scored in zip(asked, scores, strict=True):
-            fits = isinstance(scored, Scored)
-            known[body], tokens[body] = (scored.reward, scored.tokens) if fits else (None, 0)
+            known[body], tokens[body] = reward_of(scored, facts.index, body)
         facts.rewards = [known[body] for body in bodies]
         facts.scored = [tokens.get(body, 0) for body in bodies]
         facts.scored_tokens = sum(tokens.values())

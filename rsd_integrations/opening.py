@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rsd_integrations.errors import ConfigError
+from rsd_integrations.given import is_object
 from rsd_integrations.pipeline import RSDPipeline
+from rsd_integrations.types import Role
 
-__all__ = ["are_servers", "open_models"]
+__all__ = ["are_servers", "check_tools", "open_models"]
 
 _OF_SERVERS = ("prm_format", "max_batch_size", "max_length", "draft_kwargs", "target_kwargs", "prm_kwargs")
 
@@ -17,15 +19,17 @@ def are_servers(draft: Any, target: Any, prm: Any, options: Iterable[str] = ()) 
     """Whether three models are named by their servers' URLs.
 
     Args:
-        draft: a hub id, folder, loaded model, or a URL or several of them.
+        draft: a hub id, folder, loaded model, an object that does its work, or a URL or several of them.
         target: likewise.
-        prm: likewise.
+        prm: likewise, or a function.
         options: names of the options that go with them.
 
     Raises:
         ConfigError: some are and some are not, or an option is for models in this process.
     """
-    models = {"draft": draft, "target": target, "prm": prm}
+    given: dict[Role, Any] = {"draft": draft, "target": target, "prm": prm}
+    # What comes as an object goes with either.
+    models = {role: model for role, model in given.items() if not is_object(role, model)}
     served = [role for role, model in models.items() if _is_url(model)]
     if not served:
         return False
@@ -57,6 +61,29 @@ def open_models(draft: Any, target: Any, prm: Any, **options: Any) -> RSDPipelin
     served = are_servers(draft, target, prm, options)
     opens = RSDPipeline.from_vllm if served else RSDPipeline.from_pretrained
     return opens(draft=draft, target=target, prm=prm, **options)
+
+
+def check_tools(
+    draft: Any,
+    target: Any,
+    *,
+    draft_kwargs: Mapping[str, Any] | None = None,
+    target_kwargs: Mapping[str, Any] | None = None,
+) -> None:
+    """Refuse models that could not be told of tools, before any weight is loaded.
+
+    Args:
+        draft: as for ``RSDPipeline.from_pretrained``, and so the others.
+
+    Raises:
+        ConfigError: a chat template takes no tools, nobody could read the target's calls, or an option is
+            unknown.
+        ModelError: a tokenizer cannot be loaded.
+    """
+    from rsd_integrations.backends.shared.tooling import check_tools as check
+
+    check("draft", draft, draft_kwargs)
+    check("target", target, target_kwargs)
 
 
 def _is_url(model: Any) -> bool:

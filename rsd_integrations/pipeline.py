@@ -15,9 +15,10 @@ from rsd_integrations.engine.job import Request
 from rsd_integrations.engine.streams import AsyncEventStream, EventStream, Submit
 from rsd_integrations.engine.tasks import TaskEngine
 from rsd_integrations.errors import ConfigError
+from rsd_integrations.given import check_parts, occupy
 from rsd_integrations.limits import check_rows, check_timeout
 from rsd_integrations.output import Output
-from rsd_integrations.prompts import check_prompt, check_text
+from rsd_integrations.prompts import check_prompt, check_steps, check_text
 from rsd_integrations.protocols import FREE, NONE, Backend
 from rsd_integrations.remote import RemoteBackend
 from rsd_integrations.types import Generation, GivenPrompt
@@ -35,19 +36,16 @@ class RSDPipeline:
         backend: the three models.
 
     Raises:
-        ConfigError: it is no ``Backend``.
+        ConfigError: it is no ``Backend``, a part cannot do its work, or another pipeline runs it.
     """
 
     def __init__(self, backend: Backend | RemoteBackend) -> None:
-        if not isinstance(backend, Backend | RemoteBackend):
-            raise ConfigError(
-                f"{backend!r:.200} is no Backend of three models.",
-                hint="Use RSDPipeline.from_pretrained(draft, target, prm), from_vllm or pocket.",
-            )
+        check_parts(backend)
         self._backend = backend
         self._engine = BatchEngine(backend) if isinstance(backend, Backend) else TaskEngine(backend)
         # The engine's thread keeps the engine alive, not the pipeline: a dropped pipeline closes.
         weakref.finalize(self, self._engine.close)
+        occupy(backend, self)
 
     @classmethod
     def from_pretrained(
@@ -72,9 +70,9 @@ class RSDPipeline:
         """Load three models into this process (torch and transformers).
 
         Args:
-            draft: hub id, folder, loaded model, or (model, tokenizer).
+            draft: hub id, folder, loaded model, (model, tokenizer), or a ``protocols.Writer`` of your own.
             target: likewise.
-            prm: likewise.
+            prm: likewise, a ``protocols.Scorer``, or a function: see ``RewardFunction``.
             prm_format: "auto", the name of a registered format, or a ``PRMFormat``.
             device: for all that are loaded here; None takes the GPU if there is one.
             dtype: for all that are loaded here; "auto" takes the checkpoints'.
@@ -130,10 +128,8 @@ class RSDPipeline:
         """
         from rsd_integrations.pocket import no_progress_bars, pocket_paths
 
-        paths = pocket_paths()
-        options.setdefault("device", "cpu")
         with no_progress_bars():
-            return cls.from_pretrained(draft=paths.draft, target=paths.target, prm=paths.prm, **options)
+            return cls.from_pretrained(**{**vars(pocket_paths()), "device": "cpu", **options})
 
     @classmethod
     def from_vllm(
@@ -154,7 +150,7 @@ class RSDPipeline:
         Args:
             draft: base URL of its server, or of several replicas (a request stays with one of them).
             target: likewise.
-            prm: likewise.
+            prm: likewise, or a function: see ``RewardFunction``.
             prm_format: as for ``from_pretrained``.
             max_batch_size: most requests at work at once; the others queue.
             max_length: most tokens of prompt and answer; the servers' own limits count, too.
@@ -196,30 +192,6 @@ class RSDPipeline:
                 prm_kwargs=prm_kwargs,
             )
         )
-
-    @staticmethod
-    def check_tools(
-        draft: Any,
-        target: Any,
-        *,
-        draft_kwargs: Mapping[str, Any] | None = None,
-        target_kwargs: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Whether models could be told of tools, before any weight is loaded.
-
-        Args:
-            draft: as for ``from_pretrained``, and so the others.
-
-        Raises:
-            ConfigError: a chat template takes no tools, nobody could read the target's calls, or an option
-                is unknown.
-            ModelError: a tokenizer cannot be loaded.
-        """
-        from rsd_integrations.backends.shared.sources import Source
-        from rsd_integrations.backends.shared.tooling import check_template
-
-        check_template(Source.of("draft", draft, draft_kwargs))
-        check_template(Source.of("target", target, target_kwargs), calls=True)
 
     @property
     def recommended_threshold(self) -> float:
@@ -276,7 +248,7 @@ class RSDPipeline:
         **fields: Any,
     ) -> EventStream:
         """The same, event by event, as it happens. Close (or drop) the stream to cancel."""
-        return EventStream(self._submit(prompt, config, timeout, output, fields), owner=self)
+        return EventStream(self._submit(prompt, config, fields, timeout=timeout, output=output), owner=self)
 
     async def agenerate(
         self,
@@ -299,20 +271,46 @@ class RSDPipeline:
         output: Output = FREE,
         **fields: Any,
     ) -> AsyncEventStream:
-        """``stream`` for asyncio, to be read on the event loop that runs now.
+        """``stream`` for asyncio, to be read on the event loop that runs now (else a StreamError)."""
+        submit = self._submit(prompt, config, fields, timeout=timeout, output=output)
+        return AsyncEventStream(submit, owner=self)
+
+    def score(
+        self, prompt: GivenPrompt, steps: Sequence[str], *, config: RSDConfig | None = None
+    ) -> list[float | None]:
+        """The PRM's rewards of an answer that is there already, whoever wrote it.
+
+        Args:
+            prompt: as of ``generate``.
+            steps: the answer's, as ``[step.text for step in generation.steps]``. White space and
+                ``config.step_delimiter`` at their ends are left out; a blank one has the reward before it.
+            config: ``RSDConfig()`` by default.
+
+        Returns:
+            A reward for each step; None from where the PRM's window has no room.
 
         Raises:
-            StreamError: none does.
+            RSDError: as ``generate``.
         """
-        return AsyncEventStream(self._submit(prompt, config, timeout, output, fields), owner=self)
+        submit = self._submit(prompt, config, steps=check_steps(steps))
+        return [step.reward for step in EventStream(submit, owner=self).result().steps]
+
+    async def ascore(
+        self, prompt: GivenPrompt, steps: Sequence[str], *, config: RSDConfig | None = None
+    ) -> list[float | None]:
+        """``score`` for asyncio."""
+        submit = self._submit(prompt, config, steps=check_steps(steps))
+        return [step.reward for step in (await AsyncEventStream(submit, owner=self).result()).steps]
 
     def _submit(
         self,
         prompt: Any,
         config: RSDConfig | None,
-        timeout: float | None,
-        output: Output,
-        fields: dict[str, Any],
+        fields: Mapping[str, Any] = NONE,
+        *,
+        timeout: float | None = None,
+        output: Output = FREE,
+        steps: tuple[str, ...] | None = None,
     ) -> Submit:
         """Everything that can be checked in the caller's thread, then the way into the engine."""
         check_timeout(timeout)
@@ -327,6 +325,7 @@ class RSDPipeline:
             seed=secrets.randbits(32) if resolved.seed is None else resolved.seed,
             deadline=None if timeout is None else time.monotonic() + timeout,
             output=output,
+            steps=steps,
         )
         return lambda sink: self._engine.submit(request, sink)
 

@@ -8,7 +8,7 @@ from typing import Any
 from rsd_integrations.errors import PromptError
 from rsd_integrations.types import DEEPEST, Message, Prompt
 
-__all__ = ["all_texts", "as_messages", "check_prompt", "check_text"]
+__all__ = ["all_texts", "as_messages", "check_prompt", "check_steps", "check_text"]
 
 
 def check_prompt(prompt: Any) -> Prompt:
@@ -52,6 +52,19 @@ def _check_message(message: Any, index: int) -> Message:
     for text in all_texts(message):
         check_text(text, f"message {index}")
     return dict(message)
+
+
+def check_steps(steps: Any) -> tuple[str, ...]:
+    """The texts of steps that are to be scored.
+
+    Raises:
+        PromptError: they are no sequence of texts.
+    """
+    if isinstance(steps, str) or not isinstance(steps, Sequence):
+        raise PromptError(f"steps={steps!r:.200} is no list of texts.", hint="Write [text, ...].")
+    for step in steps:
+        check_text(step, "a step")
+    return tuple(steps)
 
 
 def check_text(text: Any, name: str) -> None:

@@ -14,8 +14,8 @@ from rsd_integrations.backends.shared.constrain import Grammars
 from rsd_integrations.backends.shared.tooling import Tooling, call_format, call_reader, check_template
 from rsd_integrations.calls import CALL_ID, HERMES, CallFormat, plain_reader
 from rsd_integrations.errors import ConfigError
+from rsd_integrations.opening import check_tools
 from rsd_integrations.output import Output
-from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.testing import scripted_pipeline
 from rsd_integrations.types import InvalidToolCall, Message, ToolCall
 from tests.keyed_templates import tokenizer as tokenizer_of_keyed_calls
@@ -201,9 +201,9 @@ def test_calls_that_nobody_could_read_are_refused_before(tmp_path: Path) -> None
         saved.save_pretrained(tmp_path / name)
         (tmp_path / name / "config.json").write_text('{"model_type": "llama"}')
     odd, good = str(tmp_path / "odd"), str(tmp_path / "readable")
-    RSDPipeline.check_tools(odd, good)
+    check_tools(odd, good)
     with pytest.raises(ConfigError, match=r"not known how .*odd' writes calls"):
-        RSDPipeline.check_tools(good, odd)
+        check_tools(good, odd)
 
 
 def test_what_a_response_template_reads_need_not_be_known() -> None:

@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from rsd_integrations import RSDPipeline
+from rsd_integrations.adapters import sources
 from tests.tiny_models import causal, token_classifier, tokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -26,7 +27,7 @@ SOURCES = sorted((ROOT / "rsd_integrations").rglob("*.py"))
 @pytest.fixture
 def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiny models that take tools, for whoever names models of the hub."""
-    load, check = RSDPipeline.from_pretrained, RSDPipeline.check_tools
+    load, check = RSDPipeline.from_pretrained, sources.check_tools
     models = {
         "Qwen/Qwen2.5-1.5B-Instruct": (causal("Qwen2", 0, "tools"), tokenizer("tools")),
         "Qwen/Qwen2.5-7B-Instruct": (causal("Qwen2", 1, "tools"), tokenizer("tools")),
@@ -40,7 +41,7 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         }
 
     monkeypatch.setattr(RSDPipeline, "from_pretrained", lambda **given: load(**instead(**given)))
-    monkeypatch.setattr(RSDPipeline, "check_tools", lambda **given: check(**instead(**given)))
+    monkeypatch.setattr(sources, "check_tools", lambda **given: check(**instead(**given)))
 
 
 # LlamaIndex leaves an event loop behind that it made for itself.

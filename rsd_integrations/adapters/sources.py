@@ -13,7 +13,7 @@ from typing import Any
 from rsd_integrations.adapters.secrets import has_secrets, hidden, revealed, without_secrets
 from rsd_integrations.adapters.windows import known_window
 from rsd_integrations.errors import ConfigError
-from rsd_integrations.opening import are_servers, open_models
+from rsd_integrations.opening import are_servers, check_tools, open_models
 from rsd_integrations.output import Output
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.types import ROLES, Role
@@ -109,7 +109,7 @@ class PipelineSource:
             return backend.draft.takes_tools and backend.target.takes_tools
         if self._takes_tools is None:
             try:
-                RSDPipeline.check_tools(**_named_models(revealed(self.spec), "draft", "target"))
+                check_tools(**_named_models(revealed(self.spec), "draft", "target"))
                 self._takes_tools = True
             except ConfigError:
                 self._takes_tools = False
@@ -129,7 +129,7 @@ class PipelineSource:
         if self._pipeline is not None or (output.tools and self._served):
             self.get().check_output(output)
         elif output.tools:
-            RSDPipeline.check_tools(**_named_models(revealed(self.spec), "draft", "target"))
+            check_tools(**_named_models(revealed(self.spec), "draft", "target"))
 
     @property
     def _served(self) -> bool:
@@ -222,7 +222,10 @@ def label(model: Any) -> str:
     """A model's name from what it was given as."""
     if isinstance(model, tuple) and model:
         model = model[0]
-    return str(model) if _is_plain(model) else str(getattr(model, "name_or_path", "") or type(model).__name__)
+    if _is_plain(model):
+        return str(model)
+    names = (getattr(model, name, "") for name in ("name_or_path", "label", "__qualname__"))
+    return next((str(name) for name in names if name), type(model).__name__)
 
 
 def _named(spec: Spec) -> list[tuple[str, Any]]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from rsd_integrations.accounting import RoleCount, usage
-from rsd_integrations.algorithm import Story, rsd
+from rsd_integrations.algorithm import rsd
 from rsd_integrations.config import RSDConfig
 from rsd_integrations.errors import ConfigError, PromptLengthError
 from rsd_integrations.output import Output
@@ -55,6 +55,8 @@ class Request:
     seed: int
     deadline: float | None = None
     output: Output = FREE
+    steps: tuple[str, ...] | None = None
+    """To be scored; None where an answer is to be written."""
 
 
 @dataclass(slots=True, eq=False)
@@ -68,9 +70,7 @@ class Task:
 
 
 class Job:
-    """A request with its sessions, its story and the work the story waits for.
-
-    Used by the engine thread alone, but for ``cancel``.
+    """A request with its sessions, its story and its work. The engine thread's alone, but for ``cancel``.
 
     Args:
         wake: called when it is cancelled; any thread, safe to repeat.
@@ -87,6 +87,7 @@ class Job:
         """What the draft writes while a step waits for its reward."""
         self.rounds_waited = 0
         self._sink = sink
+        self._story: Generator[Any, Any, Any]
         self._alone = True
         self._drafted_last = False
         self._sessions: dict[Role, list[Any]] = {}
@@ -139,7 +140,7 @@ class Job:
                 self._sessions[role] += [first.fork() for _ in range(1, config.rows)]
         check_thoughts({role: self._sessions[role][0].tags for role in config.roles if role != "prm"})
         answering = self._sessions["draft" if config.mode == "draft" else "target"][0]
-        self._story: Story = rsd(
+        self._story = rsd(
             config,
             seed=self.request.seed,
             max_tokens=config.max_tokens or min(rooms),

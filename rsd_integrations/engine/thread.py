@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from rsd_integrations.engine.job import Job, Request, Sink
+from rsd_integrations.engine.scoring import ScoreJob
 from rsd_integrations.errors import BackendError, ConfigError, EngineClosedError
 from rsd_integrations.panics import is_panic
 from rsd_integrations.waiting import wait_for_end
@@ -46,7 +47,7 @@ class EngineThread(ABC):
                 "for itself.",
                 hint="Compute the probability without this pipeline, or with another one.",
             )
-        job = Job(request, sink, self._waker())
+        job = (Job if request.steps is None else ScoreJob)(request, sink, self._waker())
         self.check_open()
         # Without the lock: whoever held it when the process was forked is not in the child.
         if not self._thread.is_alive():

@@ -27,8 +27,9 @@ Head = Literal["lm", "token", "sequence", "value", "process_reward"]
 "lm": vocabulary logits (``AutoModelForCausalLM``). "token": label logits
 (``AutoModelForTokenClassification``). "sequence": label logits of
 ``AutoModelForSequenceClassification``, whose score layer is applied at the position that is read.
-"value": one number of a ``v_head`` (TRL's value-head models). "process_reward": two logits of the
-two-layer ``score`` of Qwen2ForProcessRewardModel.
+"value": one number of a ``v_head`` (TRL's value-head models; in a folder its one layer is
+``v_head.summary``, a loaded model may have any). "process_reward": two logits of the two-layer ``score``
+of Qwen2ForProcessRewardModel.
 """
 
 
@@ -44,6 +45,11 @@ class Feed:
     ids: tuple[int, ...]
     read: int
     probe: int = 0
+
+    def __post_init__(self) -> None:
+        count = len(self.ids)
+        if not 0 <= self.read < count or not 0 <= self.probe <= count:
+            raise ValueError(f"read={self.read!r} or probe={self.probe!r} is not among its {count} ids")
 
 
 class PRMFormat(ABC):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from inspect import isabstract, signature
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from rsd_integrations.errors import ConfigError, ModelError
-from rsd_integrations.prm.base import PRMFormat
+from rsd_integrations.prm.base import Head, PRMFormat
 
 __all__ = ["find_prm_format", "prm_format_names", "register_prm_format"]
 
@@ -20,16 +20,17 @@ _formats: dict[str, type[PRMFormat]] = {}
 def register_prm_format(cls: FormatClass) -> FormatClass:
     """Make a format known by its ``name``; usable as a class decorator.
 
-    ``"auto"`` asks formats in the reverse order of their registration, so a new one is asked first.
+    ``"auto"`` asks formats in the reverse order of their registration, so a new one is asked first. A class
+    that is made again, as by another run of a notebook's cell, takes the place of its former self.
 
     Raises:
-        ConfigError: it is no concrete ``PRMFormat`` with a name, or the name is taken.
+        ConfigError: it is no concrete ``PRMFormat`` with a name and a head, or the name is taken.
     """
     _concrete(cls)
     name = getattr(cls, "name", None)
     if not isinstance(name, str) or not name or name == "auto":
         raise ConfigError(f"the PRM format {cls!r} has the name {name!r}.", hint='Set name = "my_format".')
-    if _formats.get(name, cls) is not cls:
+    if _origin(_formats.get(name, cls)) != _origin(cls):
         raise ConfigError(
             f"a PRM format named {name!r} is registered already: {_formats[name]!r}.",
             hint="Choose another name.",
@@ -76,9 +77,19 @@ def _concrete(cls: Any) -> type[PRMFormat]:
     if not (isinstance(cls, type) and issubclass(cls, PRMFormat)) or isabstract(cls):
         raise ConfigError(
             f"{cls!r} is not a concrete subclass of PRMFormat.",
-            hint="Subclass rsd_integrations.prm.PRMFormat and define detect, prompt, step and reward.",
+            hint="Subclass rsd_integrations.prm.PRMFormat and define name, head, detect, prompt, step and "
+            "reward.",
+        )
+    if getattr(cls, "head", None) not in get_args(Head):
+        raise ConfigError(
+            f"the PRM format {cls!r} has the head {getattr(cls, 'head', None)!r}.",
+            hint=f"Set head = one of {', '.join(map(repr, get_args(Head)))}.",
         )
     return cls
+
+
+def _origin(cls: type[PRMFormat]) -> tuple[str, str]:
+    return cls.__module__, cls.__qualname__
 
 
 def _named(name: str) -> type[PRMFormat]:
@@ -123,8 +134,14 @@ def _config_options(config: Any) -> Mapping[str, Any]:
 
 def _detect(config: Any, tokenizer: Any) -> type[PRMFormat]:
     for cls in reversed(_formats.values()):
-        if cls.detect(config, tokenizer):
-            return cls
+        try:
+            if cls.detect(config, tokenizer):
+                return cls
+        except Exception as error:
+            raise ConfigError(
+                f"the PRM format {cls.name!r} failed to look at a model: {type(error).__name__}: {error}.",
+                hint="Mend its detect, or pass prm_format=.",
+            ) from error
     architectures = list(getattr(config, "architectures", None) or ())
     judge = any("CausalLM" in name for name in architectures)
     raise ModelError(

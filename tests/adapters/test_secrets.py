@@ -104,7 +104,7 @@ def test_the_loader_gets_them(kind: Any, loads: list[Any]) -> None:
 
 def test_tokenizers_are_read_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(sources.RSDPipeline, "check_tools", lambda **given: asked.append(given))
+    monkeypatch.setattr(sources, "check_tools", lambda **given: asked.append(given))
     assert ChatRSD(**NAMED, **OPTIONS).source.takes_tools
     assert asked[0]["draft_kwargs"] == OPTIONS["draft_kwargs"]
 

@@ -16,6 +16,7 @@ from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode, tools_condition
 from pydantic import BaseModel, Field
 
+from rsd_integrations.adapters import sources
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.langchain import ChatRSD
 from rsd_integrations.output import Output
@@ -228,9 +229,7 @@ async def test_on_an_event_loop_nothing_is_loaded_or_asked_to_bind_tools(
     """``create_agent`` binds within its first call: everybody on the loop would wait."""
     llm = ChatRSD.pocket(max_batch_size=5)
     with monkeypatch.context() as patch:
-        patch.setattr(
-            RSDPipeline, "check_tools", lambda **named: pytest.fail("the loop waits for a tokenizer")
-        )
+        patch.setattr(sources, "check_tools", lambda **named: pytest.fail("the loop waits for a tokenizer"))
         bound = llm.bind_tools([add])
     assert llm.source.loaded is None
     with pytest.raises(ConfigError, match="takes no tools"):

@@ -41,7 +41,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return counting_pipeline()
 
     monkeypatch.setattr(sources, "_load", load)
-    monkeypatch.setattr(sources.RSDPipeline, "check_tools", lambda **_: None)
+    monkeypatch.setattr(sources, "check_tools", lambda **_: None)
     return loaded
 
 

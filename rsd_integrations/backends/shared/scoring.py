@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-from rsd_integrations.errors import RewardError
+from rsd_integrations.errors import RewardError, RSDError
 from rsd_integrations.prm.base import Feed, PRMFormat
+from rsd_integrations.prompts import as_messages
 from rsd_integrations.protocols import Scored
+from rsd_integrations.types import Prompt
 
-__all__ = ["StepFeeds", "scored"]
+__all__ = ["StepFeeds", "prompt_tokens", "scored"]
 
 
 class StepFeeds:
@@ -48,8 +51,22 @@ class StepFeeds:
     def _feed(self, body: str) -> Feed:
         """The tokens of a body as the next step: encoded once, though they are scored and then committed."""
         if self._laid is None or self._laid[0] != body:
-            self._laid = body, self._form.step(body, self._steps)
+            with _naming(self._form, "lay out a step"):
+                feed = self._form.step(body, self._steps)
+                if not isinstance(feed, Feed):
+                    raise TypeError(f"step returned {feed!r:.200}, which is no Feed")
+            self._laid = body, feed
         return self._laid[1]
+
+
+def prompt_tokens(form: PRMFormat, prompt: Prompt) -> tuple[int, ...]:
+    """A prompt as a format wants it.
+
+    Raises:
+        RSDError: it cannot lay it out.
+    """
+    with _naming(form, "lay out a prompt"):
+        return tuple(form.prompt(as_messages(prompt)))
 
 
 def scored(form: PRMFormat, outputs: Sequence[float], tokens: int) -> Scored:
@@ -63,10 +80,23 @@ def scored(form: PRMFormat, outputs: Sequence[float], tokens: int) -> Scored:
     """
     if any(math.isnan(value) for value in outputs):
         return Scored(math.nan, tokens)
-    try:
+    with _naming(form, f"read a reward from {outputs!r}"):
         return Scored(float(form.reward(outputs)), tokens)
+
+
+@contextmanager
+def _naming(form: PRMFormat, what: str) -> Iterator[None]:
+    """Say which format failed, and at what.
+
+    Raises:
+        RewardError: it did, and not by an error that says what to do.
+    """
+    try:
+        yield
+    except RSDError:
+        raise
     except Exception as error:
         raise RewardError(
-            f"the PRM format {form.name!r} cannot read a reward from {outputs!r}: {error}.",
-            hint="Choose another prm_format.",
+            f"the PRM format {form.name!r} cannot {what}: {type(error).__name__}: {error}.",
+            hint="Choose another prm_format, or mend it.",
         ) from error

@@ -18,9 +18,9 @@ __all__ = ["check_templates", "looks_at", "render"]
 
 
 def check_templates(writers: Sequence[Source]) -> None:
-    """Chat templates must be there for both writers or for neither."""
+    """Chat templates must be there for all writers or for none."""
     have = [bool(chat_template_text(source.tokenizer)) for source in writers]
-    if have[0] != have[1]:
+    if len(set(have)) > 1:
         lacking = writers[have.index(False)]
         raise ModelError(
             f"the tokenizer of {lacking.role}={lacking.name!r} has no chat template, the other model's has.",

@@ -22,15 +22,16 @@ from rsd_integrations.calls import (
 from rsd_integrations.encoding import chat_template_text, control_tokens, encode_markup, encode_plain
 from rsd_integrations.encoding.plain import alternatives, special_tokens
 from rsd_integrations.errors import ConfigError
+from rsd_integrations.given import is_object
 from rsd_integrations.output import Output
 from rsd_integrations.segment import Unbroken
 from rsd_integrations.thoughts import ReasoningTags
-from rsd_integrations.types import InvalidToolCall, Message, ToolCall
+from rsd_integrations.types import InvalidToolCall, Message, Role, ToolCall
 
 if TYPE_CHECKING:
     from rsd_integrations.backends.shared.constrain import Constraint, Grammars
 
-__all__ = ["Tooling", "call_format", "call_reader", "check_template"]
+__all__ = ["Tooling", "call_format", "call_reader", "calls_of", "check_template", "check_tools"]
 
 _PROBE = {
     "type": "function",
@@ -150,6 +151,19 @@ class Tooling:
         return Grammars(self._tokenizer, self._eos_ids, self.form, self._name)
 
 
+def check_tools(role: Role, model: Any, options: Mapping[str, Any] | None) -> None:
+    """Refuse a draft or target that cannot be told of tools, before it is loaded.
+
+    Raises:
+        ConfigError: as of ``check_template``, or an option is unknown.
+        ModelError: its tokenizer cannot be read.
+    """
+    if not is_object(role, model):
+        check_template(Source.of(role, model, options), calls=role == "target")
+    elif not model.takes_tools:
+        raise _no_tools(model.info.name)
+
+
 def check_template(source: Source, *, calls: bool = False) -> None:
     """Refuse a model that cannot be told of tools.
 
@@ -205,6 +219,18 @@ def call_format(tokenizer: Any) -> CallFormat | None:
         tags.closing if tags else None,
         tokenizer.eos_token,
     )
+
+
+def calls_of(writers: Sequence[Source]) -> dict[str, Any]:
+    """How draft and target write calls and who reads them, as ``Language.of`` takes it.
+
+    They continue one text, so they write calls alike: as the target's template does, if it is loaded.
+    """
+    if not writers:
+        return {}
+    tokenizer = writers[-1].tokenizer
+    form = call_format(tokenizer)
+    return {"form": form, "reader": call_reader(tokenizer, form)}
 
 
 def call_reader(tokenizer: Any, form: CallFormat | None) -> CallReader:

@@ -27,7 +27,7 @@ from rsd_integrations.backends.shared.sources import (
     first_line,
 )
 from rsd_integrations.backends.shared.templates import check_templates
-from rsd_integrations.backends.shared.tooling import call_format, call_reader
+from rsd_integrations.backends.shared.tooling import calls_of
 from rsd_integrations.backends.shared.writing import Language
 from rsd_integrations.backends.torch.attention import slides
 from rsd_integrations.backends.torch.checkpoint import check_language_model, load_complete
@@ -43,9 +43,11 @@ from rsd_integrations.backends.torch.states import is_recurrent
 from rsd_integrations.backends.torch.threads import apart
 from rsd_integrations.backends.torch.writer import TorchWriter
 from rsd_integrations.errors import ModelError
+from rsd_integrations.given import taken
 from rsd_integrations.limits import check_choice, check_count
 from rsd_integrations.prm import PRMFormat, find_prm_format
 from rsd_integrations.protocols import Backend, ModelInfo
+from rsd_integrations.types import ROLES, Role
 
 __all__ = ["default_device", "load_backend"]
 
@@ -82,15 +84,19 @@ def load_backend(
     check_choice("cuda_graphs", cuda_graphs, True, False, None)
     check_choice("cpu_traces", cpu_traces, True, False)
     check_choice("prefix_caching", prefix_caching, True, False)
-    writers = [
-        Source.of("draft", draft, draft_kwargs),
-        Source.of("target", target, target_kwargs),
-    ]
-    scorer = Source.of("prm", prm, prm_kwargs)
-    for source in [*writers, scorer]:
+    given: dict[Role, tuple[Any, Any]] = {
+        "draft": (draft, draft_kwargs),
+        "target": (target, target_kwargs),
+        "prm": (prm, prm_kwargs),
+    }
+    parts: dict[str, Any] = {role: taken(role, *given[role], prm_format, remote=False) for role in ROLES}
+    sources = {role: Source.of(role, *given[role]) for role in ROLES if parts[role] is None}
+    for source in sources.values():
         check_architecture(source)
+    writers = [sources[role] for role in ("draft", "target") if role in sources]
     check_templates(writers)
-    prm_form = find_prm_format(prm_format, scorer.config, scorer.tokenizer)
+    judge = sources.get("prm")
+    prm_form = None if judge is None else find_prm_format(prm_format, judge.config, judge.tokenizer)
     running = {
         "compile": compile,
         "cuda_graphs": cuda_graphs,
@@ -99,16 +105,14 @@ def load_backend(
         "max_length": max_length,
         "prefix_caching": prefix_caching,
     }
-    # Draft and target continue one text, so they write calls alike: as the target's template does.
-    form = call_format(writers[1].tokenizer)
-    calls = {"form": form, "reader": call_reader(writers[1].tokenizer, form)}
+    calls = calls_of(writers)
 
     def load() -> Backend:
-        draft_writer, target_writer = (
-            _load_writer(source, device, dtype, calls=calls, **running) for source in writers
-        )
-        prm_scorer = _load_scorer(scorer, prm_form, device, dtype, **running)
-        return Backend(draft_writer, target_writer, prm_scorer, max_batch_size)
+        for source in writers:
+            parts[source.role] = _load_writer(source, device, dtype, calls=calls, **running)
+        if judge is not None and prm_form is not None:
+            parts["prm"] = _load_scorer(judge, prm_form, device, dtype, **running)
+        return Backend(**parts, max_batch_size=max_batch_size)
 
     return apart(device, load)
 

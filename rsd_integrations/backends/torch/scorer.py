@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rsd_integrations.backends.shared.scoring import StepFeeds, scored
+from rsd_integrations.backends.shared.scoring import StepFeeds, prompt_tokens, scored
 from rsd_integrations.backends.torch.plan import SlotFeed
 from rsd_integrations.backends.torch.readout import Read
 from rsd_integrations.backends.torch.runner import SlotRunner
 from rsd_integrations.backends.torch.slot_session import SlotSession, to_feed
 from rsd_integrations.errors import RewardError
 from rsd_integrations.prm.base import PRMFormat
-from rsd_integrations.prompts import as_messages
 from rsd_integrations.protocols import Kept, ModelInfo, Scored, ScorerSession, ScoreStep, WindowFull
 from rsd_integrations.types import Prompt
 
@@ -76,7 +75,7 @@ class TorchScorer:
 
     def open(self, prompt: Prompt) -> TorchScorerSession:
         """Encode a prompt as the format wants it."""
-        return TorchScorerSession(self, self.format.prompt(as_messages(prompt)))
+        return TorchScorerSession(self, prompt_tokens(self.format, prompt))
 
     def score(
         self, sessions: Sequence[ScorerSession], work: Sequence[ScoreStep]

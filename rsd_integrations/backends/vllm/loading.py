@@ -17,7 +17,7 @@ from rsd_integrations.backends.shared.describe import (
 )
 from rsd_integrations.backends.shared.sources import HUB_OPTIONS, WITH_HEAD, Source
 from rsd_integrations.backends.shared.templates import check_templates
-from rsd_integrations.backends.shared.tooling import call_format, call_reader
+from rsd_integrations.backends.shared.tooling import calls_of
 from rsd_integrations.backends.shared.writing import Language
 from rsd_integrations.backends.vllm.address import Address, split_options
 from rsd_integrations.backends.vllm.asking import Asking, Labelling, Pooling, are_probabilities
@@ -26,6 +26,7 @@ from rsd_integrations.backends.vllm.scorer import STEP_TAGS, VLLMScorer
 from rsd_integrations.backends.vllm.serving import Served, at_once, served_by
 from rsd_integrations.backends.vllm.writer import VLLMWriter
 from rsd_integrations.errors import BackendError, ConfigError, ModelError
+from rsd_integrations.given import taken
 from rsd_integrations.limits import check_count
 from rsd_integrations.prm import PRMFormat, find_prm_format
 from rsd_integrations.prm.base import Head
@@ -69,20 +70,25 @@ def load_remote(
         ("target", target, target_kwargs),
         ("prm", prm, prm_kwargs),
     )
-    settings = [(role, urls, *split_options(role, options, _FILES)) for role, urls, options in given]
-    addresses = [Address.of(role, urls, servers) for role, urls, servers, _ in settings]
-    served = [
-        served_by(address, files, max_length)
-        for address, (_, _, _, files) in zip(addresses, settings, strict=True)
+    parts: dict[str, Any] = {
+        role: taken(role, urls, options, prm_format, remote=True) for role, urls, options in given
+    }
+    settings = [
+        (role, urls, *split_options(role, options, _FILES))
+        for role, urls, options in given
+        if parts[role] is None
     ]
-    check_templates([one.files for one in served[:2]])
-    judge = served[2]
-    form = find_prm_format(prm_format, judge.files.config, judge.files.tokenizer)
-    # Draft and target continue one text, so they write calls alike: as the target's template does.
-    calls = call_format(served[1].files.tokenizer)
-    reader = call_reader(served[1].files.tokenizer, calls)
-    writers = [_writer(one, form=calls, reader=reader) for one in served[:2]]
-    return RemoteBackend(writers[0], writers[1], _scorer(judge, form), max_batch_size)
+    addresses = {role: Address.of(role, urls, servers) for role, urls, servers, _ in settings}
+    served = {role: served_by(addresses[role], files, max_length) for role, _, _, files in settings}
+    judge = served.pop("prm", None)
+    check_templates([one.files for one in served.values()])
+    form = None if judge is None else find_prm_format(prm_format, judge.files.config, judge.files.tokenizer)
+    calls = calls_of([one.files for one in served.values()])
+    for role, one in served.items():
+        parts[role] = _writer(one, **calls)
+    if judge is not None and form is not None:
+        parts["prm"] = _scorer(judge, form)
+    return RemoteBackend(**parts, max_batch_size=max_batch_size)
 
 
 def _writer(served: Served, **calls: Any) -> VLLMWriter:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rsd_integrations.backends.shared.scoring import scored
+from rsd_integrations.backends.shared.scoring import prompt_tokens, scored
 from rsd_integrations.backends.vllm.asking import Asking, Read
 from rsd_integrations.backends.vllm.client import Servers
 from rsd_integrations.backends.vllm.sessions import VLLMScorerSession
 from rsd_integrations.errors import BackendError
 from rsd_integrations.prm.base import PRMFormat
-from rsd_integrations.prompts import as_messages
 from rsd_integrations.protocols import ModelInfo, Scored, ScorerSession, ScoreStep
 from rsd_integrations.types import Prompt
 
@@ -44,7 +43,7 @@ class VLLMScorer:
 
     def open(self, prompt: Prompt) -> VLLMScorerSession:
         """Encode a prompt as the format wants it."""
-        return VLLMScorerSession(self, self.format.prompt(as_messages(prompt)), self._servers.next_key())
+        return VLLMScorerSession(self, prompt_tokens(self.format, prompt), self._servers.next_key())
 
     async def score(self, session: ScorerSession, step: ScoreStep) -> Scored:
         """The reward of a step.

@@ -1,0 +1,52 @@
+"""A request that scores steps which are there already, on its way through an engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rsd_integrations.engine.job import Job
+from rsd_integrations.protocols import Backend, Kept
+from rsd_integrations.remote import RemoteBackend
+from rsd_integrations.rewards import score_steps
+from rsd_integrations.types import Generation, Step, StepEvent
+
+__all__ = ["ScoreJob"]
+
+
+class ScoreJob(Job):
+    """Of the PRM alone. Ends as a request does of which all steps were kept."""
+
+    can_wait = False
+
+    def start(self, backend: Backend | RemoteBackend) -> None:
+        """Open the PRM's session and ask for the first reward.
+
+        Raises:
+            RSDError: the prompt cannot be laid out.
+        """
+        self._sessions["prm"] = [backend.prm.open(self.request.prompt)]
+        self._steps = self.request.steps or ()
+        self._story = score_steps(self._steps, tuple(self.request.config.step_delimiter))
+        self.resume()
+
+    def _commit(self, kept: Kept) -> None:
+        self._sessions["prm"][0].commit(kept, own=True)
+
+    def _finish(self, outcome: Any) -> None:
+        self.close()
+        steps = [
+            Step(
+                index=index,
+                source="draft",
+                accepted=True,
+                reward=reward,
+                acceptance_probability=1.0,
+                text=text,
+            )
+            for index, (text, reward) in enumerate(zip(self._steps, outcome, strict=True))
+        ]
+        whole = Generation(
+            text="".join(self._steps), steps=tuple(steps), finish_reason="stop", seed=0, threshold=None
+        )
+        self.emit(StepEvent(type="finished", index=len(steps), threshold=None, generation=whole))
+        self._sink(None)

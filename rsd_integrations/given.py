@@ -1,0 +1,113 @@
+"""Models that users give as objects of their own: functions that score, writers and scorers."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+from rsd_integrations.errors import ConfigError
+from rsd_integrations.functions import FunctionScorer, RemoteFunctionScorer, reward_function
+from rsd_integrations.protocols import Backend
+from rsd_integrations.remote import RemoteBackend
+from rsd_integrations.types import ROLES, Role
+
+__all__ = ["check_parts", "is_object", "occupy", "taken"]
+
+_IN_PROCESS: dict[Role, tuple[str, ...]] = {
+    "draft": ("open", "advance", "close"),
+    "target": ("open", "advance", "close"),
+    "prm": ("open", "score", "close"),
+}
+_REMOTE: dict[Role, tuple[str, ...]] = {
+    "draft": ("open", "write", "aclose"),
+    "target": ("open", "write", "aclose"),
+    "prm": ("open", "score", "aclose"),
+}
+"""What tells an object that carries out the work of a role from others."""
+
+_running: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+"""Which pipeline runs a part of a backend, by the part's ``id``."""
+
+
+def is_object(role: Role, model: Any) -> bool:
+    """Whether a model is given as an object that does its work, and neither as weights nor by a name.
+
+    Raises:
+        ConfigError: it is a function that takes other arguments than a reward function does.
+    """
+    works = _has(model, _IN_PROCESS[role]) or _has(model, _REMOTE[role])
+    return works or (role == "prm" and reward_function(model) is not None)
+
+
+def taken(role: Role, model: Any, options: Mapping[str, Any] | None, prm_format: Any, *, remote: bool) -> Any:
+    """The object that does a role's work, if a model is one.
+
+    Args:
+        options: of this role, for loading it.
+        prm_format: for loading the PRM; "auto" if it is not given.
+        remote: whether the others are behind servers.
+
+    Returns:
+        None where it has to be loaded.
+
+    Raises:
+        ConfigError: there are options, and nothing is loaded.
+    """
+    if not is_object(role, model):
+        return None
+    late = f"{role}_kwargs" if options else "prm_format" if role == "prm" and prm_format != "auto" else None
+    if late is not None:
+        raise ConfigError(
+            f"{late} is for a {role} that is loaded, but {role} is {model!r:.200}.", hint="Leave it out."
+        )
+    function = reward_function(model) if role == "prm" and not _has(model, ("open",)) else None
+    if function is not None:
+        return (RemoteFunctionScorer if remote else FunctionScorer)(function)
+    return model
+
+
+def check_parts(backend: Backend | RemoteBackend) -> None:
+    """Refuse a backend whose parts cannot do their roles' work.
+
+    Raises:
+        ConfigError: it is none, or a part lacks what a role's work needs.
+    """
+    if not isinstance(backend, Backend | RemoteBackend):
+        raise ConfigError(
+            f"{backend!r:.200} is no Backend of three models.",
+            hint="Use RSDPipeline.from_pretrained(draft, target, prm), from_vllm or pocket.",
+        )
+    kinds = _IN_PROCESS if isinstance(backend, Backend) else _REMOTE
+    for role in ROLES:
+        part = getattr(backend, role)
+        if lacking := [name for name in (*kinds[role], "info") if not hasattr(part, name)]:
+            raise ConfigError(
+                f"{role}={part!r:.200} of a {type(backend).__name__} has no {lacking[0]!r}.",
+                hint="See Writer and Scorer in rsd_integrations.protocols (RemoteWriter and RemoteScorer in "
+                "rsd_integrations.remote). For models by name there is RSDPipeline.from_pretrained.",
+            )
+
+
+def occupy(backend: Backend | RemoteBackend, pipeline: Any) -> None:
+    """Note which pipeline runs the parts of a backend: two threads would get in each other's way.
+
+    Args:
+        pipeline: with a ``closed``.
+
+    Raises:
+        ConfigError: another one runs a part, and is open.
+    """
+    parts = {role: getattr(backend, role) for role in ROLES}
+    for role, part in parts.items():
+        other = _running.get(id(part))
+        if other is not None and not other.closed:
+            raise ConfigError(
+                f"the {role} {part.info.name!r} is at work in another pipeline.",
+                hint="Use that one, from as many threads as you like, or close it first.",
+            )
+    _running.update({id(part): pipeline for part in parts.values()})
+
+
+def _has(model: Any, names: tuple[str, ...]) -> bool:
+    return not isinstance(model, type) and all(callable(getattr(model, name, None)) for name in names)

@@ -1,0 +1,69 @@
+"""What a scorer says of steps: a reward each, in [0, 1]."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import Any
+
+from rsd_integrations.errors import RewardError
+from rsd_integrations.protocols import Kept, Scored, ScoreStep, WindowFull, Work, Written
+from rsd_integrations.segment import step_body
+
+__all__ = ["reward_of", "score_steps"]
+
+
+def reward_of(scored: Any, index: int, step: str) -> tuple[float | None, int]:
+    """A step's reward, None where the PRM has no room for the step, and the tokens that were read of it.
+
+    Args:
+        scored: as a scorer gave it.
+        index: of the step, from 0.
+        step: its text.
+
+    Raises:
+        RewardError: the scorer gave something else.
+    """
+    if isinstance(scored, WindowFull):
+        return None, 0
+    try:
+        reward, tokens = float(scored.reward), scored.tokens
+    except (AttributeError, TypeError, ValueError) as error:
+        raise RewardError(
+            f"the PRM gave {scored!r:.200} for step {index}: {step!r}.",
+            hint="A Scorer gives Scored(reward, tokens), its reward a number in [0, 1].",
+        ) from error
+    if not 0.0 <= reward <= 1.0:
+        raise RewardError(
+            f"the PRM gave reward {scored.reward!r}, which is not in [0, 1], for step {index}: {step!r}.",
+            hint="Check that prm_format fits the PRM, and its dtype if the reward is nan.",
+        )
+    return reward, tokens
+
+
+def score_steps(
+    steps: Sequence[str], delimiters: tuple[str, ...]
+) -> Generator[Work | Kept, Any, list[float | None]]:
+    """The story of steps that are there already: each is scored and kept. Driven as ``algorithm.rsd`` is.
+
+    A step of white space leaves the reward as it is. Behind one that the PRM has no room for nothing is
+    scored any more.
+
+    Returns:
+        A reward (float) for each step, None where there is no room.
+
+    Raises:
+        RewardError: a reward is NaN or outside [0, 1].
+    """
+    rewards: list[float | None] = []
+    last: float | None = 0.0
+    for index, text in enumerate(steps):
+        body = step_body(text, delimiters)
+        if body:
+            try:
+                scored: Scored | WindowFull = yield ScoreStep(body)
+            except WindowFull:
+                return rewards + [None] * (len(steps) - index)
+            last, _ = reward_of(scored, index, body)
+            yield Kept("draft", Written(text, (), "delimiter"), body)
+        rewards.append(last)
+    return rewards

@@ -1,0 +1,282 @@
+"""Functions in place of a PRM, in this process and beside servers."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from rsd_integrations import RewardFunction, RSDConfig, RSDPipeline
+from rsd_integrations.errors import ConfigError, RewardError
+from rsd_integrations.functions import FunctionScorer, RemoteFunctionScorer
+from rsd_integrations.langchain import ChatRSD
+from rsd_integrations.llama_index import RSDLLM
+from rsd_integrations.protocols import Backend
+from rsd_integrations.remote import RemoteBackend
+from rsd_integrations.testing import ScriptedWriter
+from rsd_integrations.types import Generation, Prompt
+from tests.awaited import Awaited
+
+DRAFT = ["one\n\n", "two\n\n", "three"]
+TARGET = ["ONE\n\n", "TWO\n\n", "THREE"]
+
+
+def two_is_bad(prompt: Prompt, steps: tuple[str, ...]) -> float:
+    return 0.1 if steps[-1] == "two" else 0.9
+
+
+def over(function: Any, *, remote: bool = False, draft: Any = DRAFT) -> RSDPipeline:
+    writers: Any = ScriptedWriter(draft), ScriptedWriter(TARGET)
+    given = function if isinstance(function, RewardFunction) else RewardFunction(function)
+    if remote:
+        return RSDPipeline(RemoteBackend(*map(Awaited, writers), RemoteFunctionScorer(given)))
+    return RSDPipeline(Backend(*writers, FunctionScorer(given)))
+
+
+async def awaited(prompt: Prompt, steps: tuple[str, ...]) -> float:
+    await asyncio.sleep(0)
+    return two_is_bad(prompt, steps)
+
+
+class Awaiting:
+    async def __call__(self, prompt: Prompt, steps: tuple[str, ...]) -> float:
+        return await awaited(prompt, steps)
+
+
+@pytest.mark.parametrize("remote", [False, True])
+@pytest.mark.parametrize("function", [two_is_bad, awaited, Awaiting()], ids=["sync", "async", "object"])
+def test_a_function_keeps_and_rejects(function: Any, remote: bool) -> None:
+    with over(function, remote=remote) as pipe:
+        out = pipe.generate("count", temperature=0.0)
+        assert out.text == "one\n\nTWO\n\nthree"
+        assert [step.reward for step in out.steps] == [0.9, 0.1, 0.9]
+        assert out.usage.prm.flops.total == out.usage.prm.generated == 0
+        assert pipe.recommended_threshold == 0.7
+        assert pipe.score("count", ["one\n\n", "two"]) == [0.9, 0.1]
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_it_sees_the_prompt_and_the_committed_steps(remote: bool) -> None:
+    seen: list[Any] = []
+
+    def spy(prompt: Prompt, steps: tuple[str, ...]) -> float:
+        seen.append((prompt, steps))
+        return two_is_bad(prompt, steps)
+
+    chat = [{"role": "user", "content": "count"}]
+    with over(spy, remote=remote) as pipe:
+        pipe.generate(chat)
+    assert seen == [(chat, ("one",)), (chat, ("one", "two")), (chat, ("one", "TWO", "three"))]
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_calls_of_several_requests_run_side_by_side(remote: bool) -> None:
+    both = threading.Barrier(2, timeout=20)
+
+    def meet(prompt: Prompt, steps: tuple[str, ...]) -> float:
+        both.wait()
+        return 0.9
+
+    with over(meet, remote=remote) as pipe:
+        for stream in [pipe.stream("count") for _ in range(2)]:
+            assert stream.result().acceptance_rate == 1.0
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_the_best_of_several_candidates_is_kept(remote: bool) -> None:
+    pieces = iter(["bad", "good", "worse", "end"] * 10)
+    with over(
+        lambda prompt, steps: {"good": 0.9, "bad": 0.1}.get(steps[-1], 0.0),
+        remote=remote,
+        draft=lambda prompt, index, text: None if index else f"{next(pieces)}\n\n",
+    ) as pipe:
+        [step, *_] = pipe.generate("count", draft_candidates=3, max_steps=1, temperature=1.0).steps
+    assert step.text == "good\n\n"
+    assert [(one.text, one.reward) for one in step.candidates] == [
+        ("bad\n\n", 0.1),
+        ("good\n\n", 0.9),
+        ("worse\n\n", 0.0),
+    ]
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_slow_function_does_not_hold_up_others(kind: str) -> None:
+    """Whoever waits for a reward waits alone: another answer begins and ends meanwhile."""
+    go_on = threading.Event()
+
+    def slow(prompt: Prompt, steps: tuple[str, ...]) -> float:
+        if prompt == "slow":
+            assert go_on.wait(20)
+        return 0.9
+
+    async def slowly(prompt: Prompt, steps: tuple[str, ...]) -> float:
+        while prompt == "slow" and not go_on.is_set():
+            await asyncio.sleep(0.001)
+        return 0.9
+
+    with over(slow if kind == "sync" else slowly) as pipe:
+        waiting = pipe.stream("slow")
+        assert pipe.generate("quick").text == "one\n\ntwo\n\nthree"
+        go_on.set()
+        assert waiting.result().text == "one\n\ntwo\n\nthree"
+
+
+@pytest.mark.parametrize("remote", [False, True])
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_at_most_so_many_calls_at_a_time(kind: str, remote: bool) -> None:
+    now, most = [0], [0]
+    lock = threading.Lock()
+
+    def count(by: int) -> None:
+        with lock:
+            now[0] += by
+            most[0] = max(most[0], now[0])
+
+    def called(prompt: Prompt, steps: tuple[str, ...]) -> float:
+        count(1)
+        threading.Event().wait(0.005)
+        count(-1)
+        return 0.9
+
+    async def called_async(prompt: Prompt, steps: tuple[str, ...]) -> float:
+        count(1)
+        await asyncio.sleep(0.005)
+        count(-1)
+        return 0.9
+
+    given = RewardFunction(called if kind == "sync" else called_async, max_concurrency=2)
+    with over(given, remote=remote) as pipe:
+        for stream in [pipe.stream("count") for _ in range(6)]:
+            stream.result()
+    assert most[0] == 2
+
+
+@pytest.mark.parametrize("remote", [False, True])
+@pytest.mark.parametrize(
+    ("function", "told"),
+    [
+        (lambda prompt, steps: None, "reward=None.*for step 0: 'one'"),
+        (lambda prompt, steps: "good", "reward='good'"),
+        (lambda prompt, steps: 1.5, "gave reward 1.5, which is not in"),
+        (lambda prompt, steps: float("nan"), "gave reward nan"),
+        (lambda prompt, steps: {}["x"], "<lambda>' failed for step 0, 'one': KeyError: 'x'"),
+    ],
+)
+def test_what_is_no_reward_is_refused(function: Callable[..., Any], told: str, remote: bool) -> None:
+    with over(function, remote=remote) as pipe, pytest.raises(RewardError, match=told):
+        pipe.generate("count")
+
+
+def test_a_failure_is_its_own_request_s() -> None:
+    def fails(prompt: Prompt, steps: tuple[str, ...]) -> float:
+        if prompt == "bad":
+            raise OSError("no judge there")
+        return 0.9
+
+    with over(fails) as pipe:
+        streams = [pipe.stream(prompt) for prompt in ("good", "bad", "good")]
+        assert streams[0].result().text == streams[2].result().text == "one\n\ntwo\n\nthree"
+        with pytest.raises(RewardError, match="OSError: no judge there"):
+            streams[1].result()
+
+
+def test_a_cancelled_request_does_not_wait_for_its_reward() -> None:
+    asked, go_on = threading.Event(), threading.Event()
+
+    def slow(prompt: Prompt, steps: tuple[str, ...]) -> float:
+        asked.set()
+        go_on.wait(20)
+        return 0.9
+
+    with over(slow) as pipe:
+        stream = pipe.stream("count")
+        assert asked.wait(20)
+        stream.cancel()
+        assert stream.result().finish_reason == "cancelled"
+        go_on.set()
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_closing_leaves_no_thread_and_no_call(remote: bool) -> None:
+    ended = threading.Event()
+
+    async def for_ever(prompt: Prompt, steps: tuple[str, ...]) -> float:
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            ended.set()
+        return 0.9
+
+    pipe = over(for_ever, remote=remote)
+    stream = pipe.stream("count")
+    assert next(stream).type == "proposed"
+    before = {thread for thread in threading.enumerate() if thread.name.startswith("rsd-reward")}
+    pipe.close()
+    with pytest.raises(Exception, match="closed"):
+        stream.result()
+    for thread in before:
+        thread.join(20)
+        assert not thread.is_alive()
+    assert ended.wait(20) or not before
+
+
+@pytest.mark.parametrize("function", [lambda: 0.9, lambda prompt: 0.9, lambda a, b, c: 0.9, 3])
+def test_functions_that_take_something_else_are_refused(function: Any) -> None:
+    with pytest.raises(ConfigError, match="does not take what it is called with|callable"):
+        RewardFunction(function)
+
+
+def test_settings_out_of_bounds_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"threshold=1.2 is not in \[0, 1\]"):
+        RewardFunction(two_is_bad, threshold=1.2)
+    with pytest.raises(ConfigError, match="max_concurrency=0"):
+        RewardFunction(two_is_bad, max_concurrency=0)
+
+
+class TestWithRealModels:
+    """The pocket trio's writers and a function, by all the ways in."""
+
+    QUESTION = (
+        "Ava has 12 marbles. She buys 9 more. Ben gives her 5 more. How many marbles does Ava have now?"
+    )
+
+    @staticmethod
+    def nothing_is_good(prompt: Prompt, steps: tuple[str, ...]) -> float:
+        return 0.2
+
+    @staticmethod
+    def told(out: Generation) -> list[tuple[str, float | None]]:
+        return [(step.source, step.reward) for step in out.steps]
+
+    def test_in_place_of_the_prm(self) -> None:
+        config = RSDConfig(temperature=0.0)
+        with RSDPipeline.pocket() as pocket:
+            target = pocket.generate(self.QUESTION, config=config, threshold=1.1).text
+        with RSDPipeline.pocket(prm=self.nothing_is_good) as pipe:
+            out = pipe.generate(self.QUESTION, config=config)
+            assert out.text == target
+            assert {*self.told(out)} == {("target", 0.2)}
+            kept = pipe.generate(self.QUESTION, config=config, threshold=0.1)
+            assert {*self.told(kept)} == {("draft", 0.2)}
+        with RSDPipeline.pocket(prm=RewardFunction(self.nothing_is_good, threshold=0.1)) as pipe:
+            assert pipe.generate(self.QUESTION, config=config).text == kept.text
+
+    def test_in_adapters(self) -> None:
+        from rsd_integrations.pocket import pocket_paths
+
+        paths = pocket_paths()
+        models: dict[str, Any] = {"draft": paths.draft, "target": paths.target, "prm": self.nothing_is_good}
+        chat, llm = ChatRSD(**models, temperature=0.0), RSDLLM(**models, temperature=0.0)
+        assert chat.source is llm.source, "the same models, the same pipeline"
+        answer = chat.invoke(self.QUESTION)
+        assert answer.response_metadata["rsd"]["acceptance_rate"] == 0.0
+        assert answer.content == llm.complete(self.QUESTION).text
+        assert "nothing_is_good" in chat.model_names["prm"]
+
+    def test_loading_options_are_refused(self) -> None:
+        for options in ({"prm_kwargs": {"dtype": "float32"}}, {"prm_format": "trl"}):
+            with pytest.raises(ConfigError, match=f"{next(iter(options))} is for a prm that is loaded"):
+                RSDPipeline.pocket(prm=self.nothing_is_good, **options)  # type: ignore[arg-type]
