@@ -11,8 +11,7 @@ from rsd_integrations.backends.shared.detokenize import Detokenizer
 from rsd_integrations.backends.shared.headers import Messages
 from rsd_integrations.backends.shared.reasoning import reasoning_tags
 from rsd_integrations.backends.shared.templates import looks_at, render
-from rsd_integrations.backends.shared.tooling import Tooling
-from rsd_integrations.calls import CallFormat, CallReader
+from rsd_integrations.backends.shared.tooling import Calls, Tooling
 from rsd_integrations.errors import ModelError
 from rsd_integrations.output import Output
 from rsd_integrations.protocols import FREE, NONE, End, ModelInfo, Written
@@ -44,21 +43,12 @@ class Language:
     tooling: Tooling
 
     @classmethod
-    def of(
-        cls,
-        tokenizer: Any,
-        name: str,
-        generation_config: Any,
-        *,
-        reader: CallReader,
-        form: CallFormat | None,
-    ) -> Language:
+    def of(cls, tokenizer: Any, name: str, generation_config: Any, calls: Calls) -> Language:
         """Read it off a tokenizer and a generation config.
 
         Args:
             name: the model's.
-            reader: as of ``Tooling``.
-            form: likewise.
+            calls: as of ``Tooling``.
 
         Raises:
             ModelError: nothing ends an answer.
@@ -72,7 +62,7 @@ class Language:
             hidden_ids(tokenizer) | ends,
             fingerprint(tokenizer),
             max(tokenizer.get_vocab().values()) + 1,
-            Tooling(tokenizer, name, ends, reader=reader, form=form),
+            Tooling(tokenizer, name, ends, calls),
         )
 
 

@@ -27,7 +27,7 @@ from rsd_integrations.backends.shared.sources import (
     first_line,
 )
 from rsd_integrations.backends.shared.templates import check_templates
-from rsd_integrations.backends.shared.tooling import call_format, call_reader
+from rsd_integrations.backends.shared.tooling import Calls
 from rsd_integrations.backends.shared.writing import Language
 from rsd_integrations.backends.torch.attention import slides
 from rsd_integrations.backends.torch.checkpoint import check_language_model, load_complete
@@ -99,13 +99,11 @@ def load_backend(
         "max_length": max_length,
         "prefix_caching": prefix_caching,
     }
-    # Draft and target continue one text, so they write calls alike: as the target's template does.
-    form = call_format(writers[1].tokenizer)
-    calls = {"form": form, "reader": call_reader(writers[1].tokenizer, form)}
+    calls = Calls.of(writers[1].tokenizer)
 
     def load() -> Backend:
         draft_writer, target_writer = (
-            _load_writer(source, device, dtype, calls=calls, **running) for source in writers
+            _load_writer(source, calls, device, dtype, **running) for source in writers
         )
         prm_scorer = _load_scorer(scorer, prm_form, device, dtype, **running)
         return Backend(draft_writer, target_writer, prm_scorer, max_batch_size)
@@ -120,12 +118,10 @@ def default_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def _load_writer(
-    source: Source, device: str, dtype: Any, *, calls: dict[str, Any], **running: Any
-) -> TorchWriter:
+def _load_writer(source: Source, calls: Calls, device: str, dtype: Any, **running: Any) -> TorchWriter:
     model = _writing_model(source, device, dtype)
     generation = getattr(model, "generation_config", None)
-    language = Language.of(source.tokenizer, source.name, generation, **calls)
+    language = Language.of(source.tokenizer, source.name, generation, calls)
     runner = _runner(model, read_logits(model, language.size), **running)
     check_slots(runner, source.name)
     return TorchWriter(runner, language, _info(source.name, model, runner))

@@ -17,7 +17,7 @@ from rsd_integrations.backends.shared.describe import (
 )
 from rsd_integrations.backends.shared.sources import HUB_OPTIONS, WITH_HEAD, Source
 from rsd_integrations.backends.shared.templates import check_templates
-from rsd_integrations.backends.shared.tooling import call_format, call_reader
+from rsd_integrations.backends.shared.tooling import Calls
 from rsd_integrations.backends.shared.writing import Language
 from rsd_integrations.backends.vllm.address import Address, split_options
 from rsd_integrations.backends.vllm.asking import Asking, Labelling, Pooling, are_probabilities
@@ -78,16 +78,14 @@ def load_remote(
     check_templates([one.files for one in served[:2]])
     judge = served[2]
     form = find_prm_format(prm_format, judge.files.config, judge.files.tokenizer)
-    # Draft and target continue one text, so they write calls alike: as the target's template does.
-    calls = call_format(served[1].files.tokenizer)
-    reader = call_reader(served[1].files.tokenizer, calls)
-    writers = [_writer(one, form=calls, reader=reader) for one in served[:2]]
+    calls = Calls.of(served[1].files.tokenizer)
+    writers = [_writer(one, calls) for one in served[:2]]
     return RemoteBackend(writers[0], writers[1], _scorer(judge, form), max_batch_size)
 
 
-def _writer(served: Served, **calls: Any) -> VLLMWriter:
+def _writer(served: Served, calls: Calls) -> VLLMWriter:
     files, name, info = served.files, served.name, _info(served, "lm")
-    language = Language.of(files.tokenizer, name, _generation_config(files), **calls)
+    language = Language.of(files.tokenizer, name, _generation_config(files), calls)
     vocabulary = int(getattr(text_config(files.config), "vocab_size", 0))
 
     async def tried(servers: Servers) -> bool:
