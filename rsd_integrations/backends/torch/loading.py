@@ -24,9 +24,9 @@ from rsd_integrations.backends.shared.sources import (
     Source,
     auto_class,
     check_placement,
+    check_templates,
     first_line,
 )
-from rsd_integrations.backends.shared.templates import check_templates
 from rsd_integrations.backends.shared.tooling import Calls
 from rsd_integrations.backends.shared.writing import Language
 from rsd_integrations.backends.torch.attention import slides
@@ -89,7 +89,7 @@ def load_backend(
     scorer = Source.of("prm", prm, prm_kwargs)
     for source in [*writers, scorer]:
         check_architecture(source)
-    check_templates(writers)
+    check_templates(*writers)
     prm_form = find_prm_format(prm_format, scorer.config, scorer.tokenizer)
     running = {
         "compile": compile,

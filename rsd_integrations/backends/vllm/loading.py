@@ -15,8 +15,7 @@ from rsd_integrations.backends.shared.describe import (
     model_info,
     text_config,
 )
-from rsd_integrations.backends.shared.sources import HUB_OPTIONS, WITH_HEAD, Source
-from rsd_integrations.backends.shared.templates import check_templates
+from rsd_integrations.backends.shared.sources import HUB_OPTIONS, WITH_HEAD, Source, check_templates
 from rsd_integrations.backends.shared.tooling import Calls
 from rsd_integrations.backends.shared.writing import Language
 from rsd_integrations.backends.vllm.address import Address, split_options
@@ -75,7 +74,7 @@ def load_remote(
         served_by(address, files, max_length)
         for address, (_, _, _, files) in zip(addresses, settings, strict=True)
     ]
-    check_templates([one.files for one in served[:2]])
+    check_templates(served[0].files, served[1].files)
     judge = served[2]
     form = find_prm_format(prm_format, judge.files.config, judge.files.tokenizer)
     calls = Calls.of(served[1].files.tokenizer)
