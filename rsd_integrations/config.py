@@ -34,8 +34,6 @@ _ROLES: dict[str, tuple[Role, ...]] = {
 DEFAULT_THRESHOLD = 0.7
 """The paper's, where neither the PRM's card nor its format recommends another."""
 
-WeightingName = Literal["step", "constant", "clip", "sigmoid", "logistic"]
-
 
 def _as_tuple(value: Any) -> Any:
     """A lone string is one entry; None is no entry."""
@@ -69,7 +67,7 @@ class RSDFields(BaseModel):
     recommended one (the model card's or the PRM format's, else 0.7). With the step weighting 0 is
     draft only and above 1 is target only: the models that cannot matter are then not run."""
 
-    weighting: WeightingName | Callable[[float], float] = "step"
+    weighting: _weighting.Name | Callable[[float], float] = "step"
     """Reward -> acceptance probability: a name or any callable (see ``weighting.py``)."""
 
     acceptance_rate: float = Field(default=0.5, ge=0.0, le=1.0, allow_inf_nan=False)

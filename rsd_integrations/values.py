@@ -26,9 +26,9 @@ _JOINED = ("$ref", "anyOf", "oneOf", "allOf")
 _NOT_READ = object()
 _MOST_BRANCHES = 1024
 """Unions in unions, from which anything is taken."""
-_PIECES = re.compile(
-    r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')|([\[({])|([\])}])|(,)|[^\[\](){}"',]+""", re.DOTALL
-)
+_QUOTED = r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')"""
+"""A text in quotes."""
+_PIECES = re.compile(_QUOTED + r"""|([\[({])|([\])}])|(,)|[^\[\](){}"',]+""", re.DOTALL)
 """Of a literal: a text in quotes, what opens a list or an object, what closes it, a comma, all else."""
 _KINDS: dict[type, str] = {
     bool: "boolean",
@@ -40,15 +40,11 @@ _KINDS: dict[type, str] = {
     type(None): "null",
 }
 """What JSON schemas call the types."""
-
-
-_BARE = re.compile(r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')|([\w.$+-]+)(\s*:)?""", re.DOTALL)
+_BARE = re.compile(_QUOTED + r"|([\w.$+-]+)(\s*:)?", re.DOTALL)
 """A text in quotes, or a word without any, perhaps a key."""
 _NO_ESCAPE = re.compile(r"""\\(\\|['"abfnrtv0-7xNuU\n])|\\""")
 """A backslash, and what it makes something else of."""
-
-
-_PYTHON = re.compile(r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')|\b(true|false|null)\b""", re.DOTALL)
+_PYTHON = re.compile(_QUOTED + r"|\b(true|false|null)\b", re.DOTALL)
 """A text in quotes, or a word of JSON's that Python spells otherwise."""
 
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal, get_args
 
 from rsd_integrations.errors import RewardError
 
 __all__ = [
     "NAMES",
+    "Name",
     "Weighting",
     "acceptance_probability",
     "clip",
@@ -25,7 +27,8 @@ __all__ = [
 
 Weighting = Callable[[float], float]
 
-NAMES = ("step", "constant", "clip", "sigmoid", "logistic")
+Name = Literal["step", "constant", "clip", "sigmoid", "logistic"]
+NAMES: tuple[Name, ...] = get_args(Name)
 
 
 def step(threshold: float) -> Weighting:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rsd_integrations.backends.shared.constrain import Grammars
-from rsd_integrations.backends.shared.tooling import Tooling, call_format, call_reader, check_template
+from rsd_integrations.backends.shared.tooling import Calls, Tooling, call_format, call_reader, check_template
 from rsd_integrations.calls import CALL_ID, HERMES, CallFormat, plain_reader
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.opening import check_tools
@@ -186,7 +186,7 @@ def test_calls_that_nobody_could_read_are_refused_before(tmp_path: Path) -> None
     form = call_format(tok)
     assert form is not None and form.between is None
     assert (form.unbroken.opening, form.unbroken.closing) == ("<tool_call>", "</tool_call>")
-    tooling = Tooling(tok, "odd", frozenset([tok.eos_token_id]), reader=call_reader(tok, form), form=form)
+    tooling = Tooling(tok, "odd", frozenset([tok.eos_token_id]), Calls.of(tok))
     assert not tooling.takes_tools
     for choice in ("auto", "required"):
         with pytest.raises(ConfigError, match="not known how 'odd' writes calls"):
@@ -227,7 +227,7 @@ def test_what_a_response_template_reads_need_not_be_known() -> None:
     assert (reader.unbroken.opening, reader.unbroken.closing) == ("<tool_call>", "</tool_call>")
     [call] = reader.read("<tool_call>\nx: 22;\n</tool_call>") or []
     assert (call.name, call.arguments) == ("add", {"x": "22"})
-    tooling = Tooling(tok, "odd", frozenset([tok.eos_token_id]), reader=reader, form=form)
+    tooling = Tooling(tok, "odd", frozenset([tok.eos_token_id]), Calls(form, reader))
     assert tooling.takes_tools
     tooling.check(Output.of(tools=[TOOL]))
     with pytest.raises(ConfigError, match="not known how 'odd' writes calls of tools, so none can be forced"):
@@ -329,8 +329,8 @@ def test_bare_json_that_is_no_call_is_text() -> None:
 def test_bare_json_has_to_name_a_tool_that_is_offered(key: str) -> None:
     named = [json.dumps({"name": tool, key: {"x": 1}}) for tool in ("Ava", "add")]
     for name, found in (("bare, one at a time", [None, ["add"]]), ("hermes", [["Ava"], ["add"]])):
-        tok, form = tokenizer(name), call_format(tokenizer(name))
-        tooling = Tooling(tok, name, frozenset(), reader=call_reader(tok, form), form=form)
+        tok = tokenizer(name)
+        tooling = Tooling(tok, name, frozenset(), Calls.of(tok))
         reader = tooling.reader(Output.of(tools=[TOOL]))
         assert reader is not None
         opening, closing = reader.unbroken.opening.strip("{"), reader.unbroken.closing
@@ -436,7 +436,7 @@ def test_text_of_another_model_makes_no_turns_but_thoughts_and_calls() -> None:
     template = HEADER.replace("<|im_start|>{{ m.role }}", "<User>") + FOOTER.replace("<|im_start|>", "<Bot>")
     marks = ("<User>", "<Bot>", "<think>", "</think>", "<tool_call>", "</tool_call>")
     tokenizer = byte_level(template + "{# <think> </think> #}", added=marks)
-    tooling = Tooling(tokenizer, "x", frozenset(), reader=call_reader(tokenizer, HERMES), form=HERMES)
+    tooling = Tooling(tokenizer, "x", frozenset(), Calls(HERMES, call_reader(tokenizer, HERMES)))
     added = tokenizer.added_tokens_decoder
     text = "<think>no</think><User>now<Bot><tool_call></tool_call>"
     for encode, more in ((tooling.plain, marks[4:]), (tooling.encode, marks[4:])):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, normalizers
 from transformers import AutoTokenizer
 
-from rsd_integrations.backends.shared.templates import render
+from rsd_integrations.backends.shared.writing import render
 from rsd_integrations.encoding import (
     chat_template_text,
     encode_markup,
@@ -403,4 +403,4 @@ def test_a_lone_text_without_a_template_begins_as_the_tokenizer_has_it(name: str
     """As ``generate`` is given it: with the space that SentencePiece puts in front."""
     plain = copy.deepcopy(ALL[name])
     plain.chat_template = None
-    assert render(plain, text, FREE) == tuple(plain(text)["input_ids"])
+    assert render(plain, text, FREE, {}) == tuple(plain(text)["input_ids"])

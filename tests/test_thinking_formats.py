@@ -11,7 +11,7 @@ import pytest
 from rsd_integrations.backends.shared.describe import hidden_ids
 from rsd_integrations.backends.shared.headers import CALLS
 from rsd_integrations.backends.shared.reasoning import reasoning_tags
-from rsd_integrations.backends.shared.tooling import Tooling, call_format, call_reader
+from rsd_integrations.backends.shared.tooling import Calls, Tooling, call_format, call_reader
 from rsd_integrations.encoding import render_chat
 from rsd_integrations.output import Output
 from rsd_integrations.segment import Unbroken
@@ -199,8 +199,7 @@ def test_tags_of_response_templates(thinking: Any, content: Any, expected: Reaso
 def test_special_tags_in_the_text_of_another_vocabulary() -> None:
     """They are the tokens that they are for the model whose they are; what else is special stays text."""
     tok = MISTRAL.tokenizer()
-    form = call_format(tok)
-    tooling = Tooling(tok, "x", frozenset(), reader=call_reader(tok, form), form=form)
+    tooling = Tooling(tok, "x", frozenset(), Calls.of(tok))
     ids = tooling.encode("[THINK]Hm.[/THINK][INST]4", calls=False)
     special = [token.content for index in ids if (token := tok.added_tokens_decoder.get(index))]
     assert special == ["[THINK]", "[/THINK]"]

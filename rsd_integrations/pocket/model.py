@@ -41,7 +41,7 @@ def make_config(
     return config
 
 
-def new_model(config: Qwen2Config, seed: int, back: tuple[int, ...] = LOOK_BACK) -> Qwen2ForCausalLM:
+def new_model(config: Qwen2Config, seed: int) -> Qwen2ForCausalLM:
     """A freshly initialised model whose first heads already look 1, 2, ... tokens back."""
     torch.manual_seed(seed)
     model = Qwen2ForCausalLM(config)
@@ -52,7 +52,7 @@ def new_model(config: Qwen2Config, seed: int, back: tuple[int, ...] = LOOK_BACK)
             nn.init.normal_(weight, std=scale * (0.3 if residual else 1.0))
     # Large embeddings are not drowned by the first layers; the final norm brings logits back to size.
     nn.init.constant_(model.model.norm.weight, 1.0 / (EMBEDDING_SPREAD * math.sqrt(config.hidden_size)))
-    for head, distance in enumerate(back):
+    for head, distance in enumerate(LOOK_BACK):
         give_look_back_head(model.model.layers[0].self_attn, head, distance)
     return model
 

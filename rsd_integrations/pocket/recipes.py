@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from rsd_integrations.pocket.data import Mixture
 from rsd_integrations.pocket.loop import Budget, Recipe
@@ -114,11 +114,3 @@ ROLLOUTS = (
 EVALUATION_PROBLEMS = 500
 VALIDATION_PROBLEMS = 500
 THRESHOLDS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.93, 0.95, 0.96, 0.97, 0.98)
-
-
-def with_budget(stage: Stage, minutes: float | None, tokens: int | None) -> Stage:
-    """The stage with another budget for each phase, where one is given."""
-    if minutes is None and tokens is None:
-        return stage
-    budget = Budget(minutes=minutes, tokens=tokens)
-    return replace(stage, phases=tuple(replace(phase, budget=budget) for phase in stage.phases))

@@ -12,6 +12,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,10 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
 from rsd_integrations.pocket import card, evaluate, measure, rollouts
 from rsd_integrations.pocket.export import export
-from rsd_integrations.pocket.loop import Report, save_weights, train_language_model
+from rsd_integrations.pocket.loop import Budget, Report, save_weights, train_language_model
 from rsd_integrations.pocket.model import grow, make_config, new_model
 from rsd_integrations.pocket.prm import build_prm, freeze_trunk, train_prm
-from rsd_integrations.pocket.recipes import (
-    DRAFT_BLEND,
-    PRM_BUDGET,
-    PRM_SEED,
-    ROLLOUTS,
-    STAGES,
-    Stage,
-    with_budget,
-)
+from rsd_integrations.pocket.recipes import DRAFT_BLEND, PRM_BUDGET, PRM_SEED, ROLLOUTS, STAGES, Stage
 from rsd_integrations.pocket.task import SEPARATOR
 from rsd_integrations.pocket.tokenizer import build_tokenizer, load_tokenizer
 from rsd_integrations.pocket.trunk import TrunkModel
@@ -47,17 +40,16 @@ class Workshop:
     def __init__(self, options: argparse.Namespace, report: Report = print) -> None:
         self.out = Path(options.out)
         self.device: str = options.device
-        self.minutes: float | None = options.minutes
-        self.tokens: int | None = options.tokens
+        self._budget = Budget(options.minutes, options.tokens)
         self.report = report
 
     def tokenizer(self) -> Any:
         """The shared tokenizer, built by the first stage."""
         return load_tokenizer(self.out / "tokenizer")
 
-    def stage(self, name: str) -> Stage:
-        """A stage's recipe with the budget asked for on the command line."""
-        return with_budget(STAGES[name], self.minutes, self.tokens)
+    def budget(self, usual: Budget) -> Budget:
+        """The one asked for on the command line, if there is one."""
+        return usual if self._budget == Budget() else self._budget
 
     def finished(self, name: str) -> Path:
         """Where a stage keeps its finished Hugging Face folder."""
@@ -86,7 +78,7 @@ def run_tokenizer(shop: Workshop) -> None:
 
 def run_base(shop: Workshop) -> None:
     """The small model that the target grows from."""
-    stage = shop.stage("base")
+    stage = STAGES["base"]
     model = new_model(_config(shop, stage), stage.seed)
     _train(shop, "base", model, stage)
     shop.keep("base", model)
@@ -94,7 +86,7 @@ def run_base(shop: Workshop) -> None:
 
 def run_draft(shop: Workshop) -> None:
     """The draft: trained in two phases, then set back a little towards the first."""
-    stage = shop.stage("draft")
+    stage = STAGES["draft"]
     model = new_model(_config(shop, stage), stage.seed)
     _train(shop, "draft", model, stage)
     first, second = (
@@ -109,7 +101,7 @@ def run_draft(shop: Workshop) -> None:
 
 def run_target(shop: Workshop) -> None:
     """Grow the base model without changing what it computes, and train on."""
-    stage = shop.stage("target")
+    stage = STAGES["target"]
     base = AutoModelForCausalLM.from_pretrained(shop.finished("base"))
     shape = stage.shape
     model = grow(base, layers=shape.layers, heads=shape.heads, mlp=shape.mlp, seed=stage.seed)
@@ -119,8 +111,7 @@ def run_target(shop: Workshop) -> None:
 
 def run_trunk(shop: Workshop) -> None:
     """The language model under the reward model."""
-    stage = shop.stage("trunk")
-    _train(shop, "trunk", _new_trunk(shop, stage), stage)
+    _train(shop, "trunk", _new_trunk(shop), STAGES["trunk"])
 
 
 def run_rollouts(shop: Workshop) -> None:
@@ -142,21 +133,18 @@ def run_rollouts(shop: Workshop) -> None:
 def run_prm(shop: Workshop) -> None:
     """Build the reward model on the trunk, train it, choose its threshold on validation problems."""
     tokenizer = shop.tokenizer()
-    trunk = _new_trunk(shop, STAGES["trunk"])
+    trunk = _new_trunk(shop)
     trunk.load_state_dict(torch.load(shop.out / "trunk" / "weights.pt", weights_only=True))
     prm = build_prm(trunk, PRM_SEED)
     freeze_trunk(prm)
     records = [
         record for path in sorted((shop.out / "rollouts").glob("*.jsonl")) for record in rollouts.load(path)
     ]
-    budget = PRM_BUDGET
-    if shop.minutes is not None or shop.tokens is not None:
-        budget = type(budget)(shop.minutes, shop.tokens)
     train_prm(
         prm,
         tokenizer,
         records,
-        budget,
+        shop.budget(PRM_BUDGET),
         shop.out / "prm",
         seed=PRM_SEED,
         device=shop.device,
@@ -190,23 +178,20 @@ RESULTS = {
 }
 
 
-def _new_trunk(shop: Workshop, stage: Stage) -> TrunkModel:
+def _new_trunk(shop: Workshop) -> TrunkModel:
+    stage = STAGES["trunk"]
     return TrunkModel(_config(shop, stage), stage.seed)
 
 
 def _config(shop: Workshop, stage: Stage) -> Any:
-    shape = stage.shape
-    return make_config(
-        len(shop.tokenizer()), hidden=shape.hidden, layers=shape.layers, heads=shape.heads,
-        mlp=shape.mlp, head_dim=shape.head_dim,
-    )  # fmt: skip
+    return make_config(len(shop.tokenizer()), **asdict(stage.shape))
 
 
 def _train(shop: Workshop, name: str, model: Any, stage: Stage) -> None:
     for number, phase in enumerate(stage.phases):
         train_language_model(
-            model, shop.tokenizer(), phase.recipe, phase.budget, shop.out / name / f"phase{number}",
-            device=shop.device, report=shop.report,
+            model, shop.tokenizer(), phase.recipe, shop.budget(phase.budget),
+            shop.out / name / f"phase{number}", device=shop.device, report=shop.report,
         )  # fmt: skip
     save_weights(shop.out / name / "weights.pt", model)
 

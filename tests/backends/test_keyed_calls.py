@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from rsd_integrations import Generation, RSDPipeline
+from rsd_integrations.backends.shared.writing import render
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.output import Output
 from rsd_integrations.types import ToolCall
@@ -84,7 +85,7 @@ def test_calls_that_were_made_are_shown_to_the_model_as_it_writes_them(pipe: RSD
         {"role": "tool", "content": "painted"},
     ]
     backend: Any = pipe.backend
-    prompt = backend.target.rendered(history, FORCED, {})
+    prompt = render(backend.target.tokenizer, history, FORCED, {})
     shown = backend.target.tokenizer.decode(prompt)
     colour = call.arguments["colour"]
     ways = f"<parameter=colour>\n{colour}\n</parameter>", f'call:paint{{colour:<|"|>{colour}<|"|>,'

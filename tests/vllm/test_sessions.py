@@ -11,7 +11,7 @@ import torch
 from llguidance import LLMatcher
 from llguidance.hf import from_tokenizer
 
-from rsd_integrations.backends.shared.tooling import call_format, call_reader
+from rsd_integrations.backends.shared.tooling import Calls
 from rsd_integrations.backends.shared.writing import Language
 from rsd_integrations.backends.vllm.address import Address
 from rsd_integrations.backends.vllm.asking import Pooling
@@ -33,8 +33,7 @@ SERVERS = Servers(Address.of("draft", "http://127.0.0.1:9", {}))
 
 def opened(flavour: str = "a", prompt: str = "hi") -> VLLMWriterSession:
     tok = tokenizer(flavour)
-    form = call_format(tok)
-    language = Language.of(tok, "tiny", None, reader=call_reader(tok, form), form=form)
+    language = Language.of(tok, "tiny", None, Calls.of(tok))
     return VLLMWriter(SERVERS, "tiny", language, INFO).open(prompt)
 
 
@@ -139,8 +138,7 @@ def test_a_prm_s_steps_are_numbered() -> None:
 def thinking(output: Output) -> VLLMWriterSession:
     tok = copy.deepcopy(tokenizer("tools"))
     tok.add_tokens(["<think>", "</think>"])
-    form = call_format(tok)
-    language = Language.of(tok, "tiny", None, reader=call_reader(tok, form), form=form)
+    language = Language.of(tok, "tiny", None, Calls.of(tok))
     return VLLMWriter(SERVERS, "tiny", language, INFO).open("hi", output)
 
 

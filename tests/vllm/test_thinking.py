@@ -9,7 +9,7 @@ from llguidance import LLMatcher
 from llguidance.hf import from_tokenizer
 
 from rsd_integrations import RSDPipeline
-from rsd_integrations.backends.shared.tooling import call_format, call_reader
+from rsd_integrations.backends.shared.tooling import Calls
 from rsd_integrations.backends.shared.writing import Language
 from rsd_integrations.backends.vllm.writer import VLLMWriter
 from rsd_integrations.encoding import encode_markup
@@ -91,8 +91,7 @@ def test_a_grammar_from_the_middle_allows_what_the_whole_one_does(
     name: str, written: str, shown: str
 ) -> None:
     tok = SPEAKERS[name].tokenizer()
-    calls = call_format(tok)
-    language = Language.of(tok, "tiny", None, reader=call_reader(tok, calls), form=calls)
+    language = Language.of(tok, "tiny", None, Calls.of(tok))
     session = VLLMWriter(SERVERS, "tiny", language, INFO).open("hi", FORM)
     form = session.form
     assert form is not None

@@ -21,11 +21,21 @@ from transformers import (
 )
 from transformers.utils import is_accelerate_available
 
+from rsd_integrations.encoding import chat_template_text
 from rsd_integrations.errors import ConfigError, ModelError
 from rsd_integrations.prm.base import Head
 from rsd_integrations.types import Role
 
-__all__ = ["HUB_OPTIONS", "WITH_HEAD", "ModelSource", "Source", "auto_class", "check_placement", "first_line"]
+__all__ = [
+    "HUB_OPTIONS",
+    "WITH_HEAD",
+    "ModelSource",
+    "Source",
+    "auto_class",
+    "check_placement",
+    "check_templates",
+    "first_line",
+]
 
 ModelSource = Any
 """A hub id, a folder, a loaded model, or a pair (loaded model, its tokenizer)."""
@@ -177,6 +187,21 @@ def auto_class(auto: Any, config: Any) -> Any:
     if auto is not AutoModelForCausalLM or type(config) in auto._model_mapping:
         return auto
     return seeing if type(config) in seeing._model_mapping else auto
+
+
+def check_templates(*writers: Source) -> None:
+    """Chat templates must be there for all writers or for none.
+
+    Raises:
+        ModelError: one has none.
+    """
+    without = [source for source in writers if not chat_template_text(source.tokenizer)]
+    if 0 < len(without) < len(writers):
+        one = without[0]
+        raise ModelError(
+            f"the tokenizer of {one.role}={one.name!r} has no chat template, the other model's has.",
+            hint="Use two chat models, or set tokenizer.chat_template and pass (model, tokenizer).",
+        )
 
 
 def _mapping(name: str, value: Any) -> Mapping[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ from rsd_integrations.types import InvalidToolCall, Message, Role, ToolCall
 if TYPE_CHECKING:
     from rsd_integrations.backends.shared.constrain import Constraint, Grammars
 
-__all__ = ["Tooling", "call_format", "call_reader", "calls_of", "check_template", "check_tools"]
+__all__ = ["Calls", "Tooling", "call_format", "call_reader", "check_template", "check_tools"]
 
 _PROBE = {
     "type": "function",
@@ -43,6 +43,24 @@ _PROBE = {
 }
 
 
+@dataclass(frozen=True)
+class Calls:
+    """How calls are forced and how they are read. Draft and target continue one text, so both write them as
+    the target's template does.
+
+    ``form`` is None where nobody knows it.
+    """
+
+    form: CallFormat | None
+    reader: CallReader
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> Calls:
+        """By a tokenizer's templates."""
+        form = call_format(tokenizer)
+        return cls(form, call_reader(tokenizer, form))
+
+
 class Tooling:
     """Of a writer.
 
@@ -50,24 +68,15 @@ class Tooling:
         tokenizer: the model's own.
         name: the model's, for messages.
         eos_ids: tokens that end an answer.
-        reader: of calls in the text that draft and target share.
-        form: the same calls, as they are forced.
+        calls: in the text that draft and target share.
     """
 
-    def __init__(
-        self,
-        tokenizer: Any,
-        name: str,
-        eos_ids: frozenset[int],
-        *,
-        reader: CallReader,
-        form: CallFormat | None,
-    ) -> None:
+    def __init__(self, tokenizer: Any, name: str, eos_ids: frozenset[int], calls: Calls) -> None:
         self._tokenizer = tokenizer
         self._name = name
         self._eos_ids = eos_ids
-        self._reader = reader
-        self.form = form
+        self._reader = reader = calls.reader
+        self.form = form = calls.form
         self._shows_tools = _takes_tools(tokenizer)
         self.takes_tools = self._shows_tools and reader.known
         """Whether the chat template shows tools to the model, and its calls can be read."""
@@ -175,7 +184,7 @@ def check_template(source: Source, *, calls: bool = False) -> None:
     """
     if not _takes_tools(source.tokenizer):
         raise _no_tools(source.name)
-    if calls and not call_reader(source.tokenizer, call_format(source.tokenizer)).known:
+    if calls and not Calls.of(source.tokenizer).reader.known:
         raise _no_calls(source.name)
 
 
@@ -219,18 +228,6 @@ def call_format(tokenizer: Any) -> CallFormat | None:
         tags.closing if tags else None,
         tokenizer.eos_token,
     )
-
-
-def calls_of(writers: Sequence[Source]) -> dict[str, Any]:
-    """How draft and target write calls and who reads them, as ``Language.of`` takes it.
-
-    They continue one text, so they write calls alike: as the target's template does, if it is loaded.
-    """
-    if not writers:
-        return {}
-    tokenizer = writers[-1].tokenizer
-    form = call_format(tokenizer)
-    return {"form": form, "reader": call_reader(tokenizer, form)}
 
 
 def call_reader(tokenizer: Any, form: CallFormat | None) -> CallReader:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,17 +11,17 @@ from rsd_integrations.backends.shared.describe import eos_ids, fingerprint, hidd
 from rsd_integrations.backends.shared.detokenize import Detokenizer
 from rsd_integrations.backends.shared.headers import Messages
 from rsd_integrations.backends.shared.reasoning import reasoning_tags
-from rsd_integrations.backends.shared.templates import looks_at, render
-from rsd_integrations.backends.shared.tooling import Tooling
-from rsd_integrations.calls import CallFormat, CallReader
+from rsd_integrations.backends.shared.tooling import Calls, Tooling
+from rsd_integrations.encoding import chat_template_text, encode_opening, render_chat
 from rsd_integrations.errors import ModelError
 from rsd_integrations.output import Output
+from rsd_integrations.prompts import as_messages
 from rsd_integrations.protocols import FREE, NONE, End, ModelInfo, Written
 from rsd_integrations.segment import StepBoundary
 from rsd_integrations.thoughts import ReasoningTags
 from rsd_integrations.types import Prompt
 
-__all__ = ["Language", "SpeakingWriter", "StepText"]
+__all__ = ["Language", "SpeakingWriter", "StepText", "render"]
 
 
 @dataclass(frozen=True)
@@ -44,21 +45,12 @@ class Language:
     tooling: Tooling
 
     @classmethod
-    def of(
-        cls,
-        tokenizer: Any,
-        name: str,
-        generation_config: Any,
-        *,
-        reader: CallReader,
-        form: CallFormat | None,
-    ) -> Language:
+    def of(cls, tokenizer: Any, name: str, generation_config: Any, calls: Calls) -> Language:
         """Read it off a tokenizer and a generation config.
 
         Args:
             name: the model's.
-            reader: as of ``Tooling``.
-            form: likewise.
+            calls: as of ``Tooling``.
 
         Raises:
             ModelError: nothing ends an answer.
@@ -72,7 +64,7 @@ class Language:
             hidden_ids(tokenizer) | ends,
             fingerprint(tokenizer),
             max(tokenizer.get_vocab().values()) + 1,
-            Tooling(tokenizer, name, ends, reader=reader, form=form),
+            Tooling(tokenizer, name, ends, calls),
         )
 
 
@@ -185,16 +177,19 @@ class SpeakingWriter:
 
     def looks_at(self, variable: str) -> bool:
         """Whether its chat template looks at a variable."""
-        return looks_at(self.tokenizer, variable)
+        return re.search(rf"\b{re.escape(variable)}\b", chat_template_text(self.tokenizer)) is not None
 
     def count(self, prompt: Prompt, output: Output = FREE, variables: Mapping[str, Any] = NONE) -> int:
         """Length of a rendered prompt."""
-        return len(self.rendered(prompt, output, variables))
-
-    def rendered(self, prompt: Prompt, output: Output, variables: Mapping[str, Any]) -> tuple[int, ...]:
-        """A prompt and its tools in tokens, by the model's own chat template."""
-        return render(self.tokenizer, prompt, output, variables)
+        return len(render(self.tokenizer, prompt, output, variables))
 
     def tags(self, rendered: tuple[int, ...]) -> ReasoningTags | None:
         """The thinking markup behind a rendered prompt; None where the model has none."""
         return reasoning_tags(self.tokenizer, rendered)
+
+
+def render(tokenizer: Any, prompt: Prompt, output: Output, variables: Mapping[str, Any]) -> tuple[int, ...]:
+    """A chat by the template and its variables; a lone text to a model without one is text to continue."""
+    if isinstance(prompt, str) and not chat_template_text(tokenizer):
+        return encode_opening(tokenizer, prompt)
+    return render_chat(tokenizer, as_messages(prompt), tools=output.tools, **variables)

@@ -24,10 +24,10 @@ from rsd_integrations.backends.shared.sources import (
     Source,
     auto_class,
     check_placement,
+    check_templates,
     first_line,
 )
-from rsd_integrations.backends.shared.templates import check_templates
-from rsd_integrations.backends.shared.tooling import calls_of
+from rsd_integrations.backends.shared.tooling import Calls
 from rsd_integrations.backends.shared.writing import Language
 from rsd_integrations.backends.torch.attention import slides
 from rsd_integrations.backends.torch.checkpoint import check_language_model, load_complete
@@ -94,7 +94,7 @@ def load_backend(
     for source in sources.values():
         check_architecture(source)
     writers = [sources[role] for role in ("draft", "target") if role in sources]
-    check_templates(writers)
+    check_templates(*writers)
     judge = sources.get("prm")
     prm_form = None if judge is None else find_prm_format(prm_format, judge.config, judge.tokenizer)
     running = {
@@ -105,11 +105,11 @@ def load_backend(
         "max_length": max_length,
         "prefix_caching": prefix_caching,
     }
-    calls = calls_of(writers)
+    calls = [Calls.of(writer.tokenizer) for writer in writers[-1:]]
 
     def load() -> Backend:
         for source in writers:
-            parts[source.role] = _load_writer(source, device, dtype, calls=calls, **running)
+            parts[source.role] = _load_writer(source, calls[0], device, dtype, **running)
         if judge is not None and prm_form is not None:
             parts["prm"] = _load_scorer(judge, prm_form, device, dtype, **running)
         return Backend(**parts, max_batch_size=max_batch_size)
@@ -124,12 +124,10 @@ def default_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def _load_writer(
-    source: Source, device: str, dtype: Any, *, calls: dict[str, Any], **running: Any
-) -> TorchWriter:
+def _load_writer(source: Source, calls: Calls, device: str, dtype: Any, **running: Any) -> TorchWriter:
     model = _writing_model(source, device, dtype)
     generation = getattr(model, "generation_config", None)
-    language = Language.of(source.tokenizer, source.name, generation, **calls)
+    language = Language.of(source.tokenizer, source.name, generation, calls)
     runner = _runner(model, read_logits(model, language.size), **running)
     check_slots(runner, source.name)
     return TorchWriter(runner, language, _info(source.name, model, runner))

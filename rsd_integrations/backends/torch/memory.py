@@ -10,8 +10,7 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM
 
 from rsd_integrations.backends.shared.describe import attending_layers, head_size, positions, text_config
-from rsd_integrations.backends.shared.sources import Source, check_placement, first_line
-from rsd_integrations.backends.shared.templates import check_templates
+from rsd_integrations.backends.shared.sources import Source, check_placement, check_templates, first_line
 from rsd_integrations.backends.torch.loading import default_device
 from rsd_integrations.backends.torch.quantized import Quantization
 from rsd_integrations.backends.torch.refusals import check_architecture, check_weights
@@ -83,7 +82,7 @@ def trio_memory(
     for source in sources.values():
         check_architecture(source)
         check_weights(source)
-    check_templates([sources["draft"], sources["target"]])
+    check_templates(sources["draft"], sources["target"])
     find_prm_format(prm_format, sources["prm"].config, sources["prm"].tokenizer)
     return [model_memory(source, device, dtype, max_length) for source in sources.values()]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from rsd_integrations.backends.shared.writing import Language, SpeakingWriter
+from rsd_integrations.backends.shared.writing import Language, SpeakingWriter, render
 from rsd_integrations.backends.torch.bursts import MOST_AT_ONCE, Burst, Endings
 from rsd_integrations.backends.torch.readout import Read
 from rsd_integrations.backends.torch.runner import SlotRunner
@@ -38,7 +38,7 @@ class TorchWriter(SpeakingWriter):
         self, prompt: Prompt, output: Output = FREE, variables: Mapping[str, Any] = NONE
     ) -> TorchWriterSession:
         """Render and encode a prompt; the window is checked by the engine, which knows max_tokens."""
-        tokens = self.rendered(prompt, output, variables)
+        tokens = render(self.tokenizer, prompt, output, variables)
         return TorchWriterSession(self, tokens, output, self.tags(tokens))
 
     def advance(self, sessions: Sequence[WriterSession]) -> list[Written | Exception | None]:

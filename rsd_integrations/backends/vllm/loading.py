@@ -15,9 +15,8 @@ from rsd_integrations.backends.shared.describe import (
     model_info,
     text_config,
 )
-from rsd_integrations.backends.shared.sources import HUB_OPTIONS, WITH_HEAD, Source
-from rsd_integrations.backends.shared.templates import check_templates
-from rsd_integrations.backends.shared.tooling import calls_of
+from rsd_integrations.backends.shared.sources import HUB_OPTIONS, WITH_HEAD, Source, check_templates
+from rsd_integrations.backends.shared.tooling import Calls
 from rsd_integrations.backends.shared.writing import Language
 from rsd_integrations.backends.vllm.address import Address, split_options
 from rsd_integrations.backends.vllm.asking import Asking, Labelling, Pooling, are_probabilities
@@ -81,19 +80,20 @@ def load_remote(
     addresses = {role: Address.of(role, urls, servers) for role, urls, servers, _ in settings}
     served = {role: served_by(addresses[role], files, max_length) for role, _, _, files in settings}
     judge = served.pop("prm", None)
-    check_templates([one.files for one in served.values()])
+    writers = [one.files for one in served.values()]
+    check_templates(*writers)
     form = None if judge is None else find_prm_format(prm_format, judge.files.config, judge.files.tokenizer)
-    calls = calls_of([one.files for one in served.values()])
+    calls = [Calls.of(writer.tokenizer) for writer in writers[-1:]]
     for role, one in served.items():
-        parts[role] = _writer(one, **calls)
+        parts[role] = _writer(one, calls[0])
     if judge is not None and form is not None:
         parts["prm"] = _scorer(judge, form)
     return RemoteBackend(**parts, max_batch_size=max_batch_size)
 
 
-def _writer(served: Served, **calls: Any) -> VLLMWriter:
+def _writer(served: Served, calls: Calls) -> VLLMWriter:
     files, name, info = served.files, served.name, _info(served, "lm")
-    language = Language.of(files.tokenizer, name, _generation_config(files), **calls)
+    language = Language.of(files.tokenizer, name, _generation_config(files), calls)
     vocabulary = int(getattr(text_config(files.config), "vocab_size", 0))
 
     async def tried(servers: Servers) -> bool:

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from rsd_integrations.backends.shared.writing import Language, SpeakingWriter
+from rsd_integrations.backends.shared.writing import Language, SpeakingWriter, render
 from rsd_integrations.backends.vllm.ahead import Ahead
 from rsd_integrations.backends.vllm.client import Refused, Servers
 from rsd_integrations.backends.vllm.form import Form
@@ -77,7 +77,7 @@ class VLLMWriter(SpeakingWriter):
         self, prompt: Prompt, output: Output = FREE, variables: Mapping[str, Any] = NONE
     ) -> VLLMWriterSession:
         """Render and encode a prompt; the window is checked by the engine, which knows max_tokens."""
-        tokens = self.rendered(prompt, output, variables)
+        tokens = render(self.tokenizer, prompt, output, variables)
         return VLLMWriterSession(self, tokens, output, self.tags(tokens), self._servers.next_key())
 
     async def write(self, session: WriterSession) -> Written:
