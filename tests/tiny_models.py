@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -203,3 +205,32 @@ def token_classifier(seed: int = 0, flavour: str = "a") -> PreTrainedModel:
     with torch.no_grad():
         model.score.weight.mul_(0.4)
     return model
+
+
+def trio(
+    draft: Any = "Qwen2", target: Any = "Llama", flavours: str | Sequence[str] = "ascii", **more: Any
+) -> dict[str, Any]:
+    """Draft, target and PRM with their tokenizers, as ``from_pretrained`` takes them.
+
+    Args:
+        draft: an architecture, or a model.
+        target: likewise.
+        flavours: of all three tokenizers, or of each.
+        more: fields of the architectures' configs.
+    """
+    three = (flavours,) * 3 if isinstance(flavours, str) else flavours
+    writers = [
+        causal(kind, seed, three[seed], **more) if isinstance(kind, str) else kind
+        for seed, kind in enumerate((draft, target))
+    ]
+    models = {"draft": writers[0], "target": writers[1], "prm": token_classifier(0, three[2])}
+    toks = map(tokenizer, three)
+    return {role: (model, tok) for (role, model), tok in zip(models.items(), toks, strict=True)}
+
+
+def saved(sources: dict[str, Any], root: Path) -> dict[str, str]:
+    """Such models and tokenizers written to a folder each."""
+    for role, parts in sources.items():
+        for part in parts:
+            part.save_pretrained(root / role)
+    return {role: str(root / role) for role in sources}

@@ -26,7 +26,7 @@ from rsd_integrations.llama_index import RSDLLM, hub
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.testing import scripted_pipeline
 from tests.counting import ANSWER, QUESTION, counting_pipeline
-from tests.tiny_models import causal, token_classifier, tokenizer
+from tests.tiny_models import trio
 
 NAMED = {"draft": "d", "target": "t", "prm": "p"}
 
@@ -201,9 +201,7 @@ class Keyless:
 
 
 def test_data_of_models_that_have_no_name() -> None:
-    prm = (token_classifier(0, "ascii"), tokenizer("ascii"))
-    model = (causal("Qwen2", 0, "ascii"), tokenizer("ascii"))
-    llm = RSDLLM(draft=model, target=model, prm=prm, device="cpu")
+    llm = RSDLLM(**trio(), device="cpu")
     data = json.loads(llm.model_dump_json())
     assert "draft" not in data
     assert RSDLLM(**data).source is llm.source
@@ -271,22 +269,12 @@ def test_closing_gives_the_memory_back() -> None:
 
 
 def test_function_calling_exactly_where_templates_take_tools() -> None:
-    prm = (token_classifier(0, "ascii"), tokenizer("ascii"))
-
-    def trio(draft: str, target: str) -> RSDLLM:
-        return RSDLLM(
-            draft=(causal("Qwen2", 0, draft), tokenizer(draft)),
-            target=(causal("Qwen2", 1, target), tokenizer(target)),
-            prm=prm,
-            device="cpu",
-        )
-
     for draft, target, able in (
         ("tools", "tools", True),
         ("tools", "ascii", False),
         ("ascii", "tools", False),
     ):
-        llm = trio(draft, target)
+        llm = RSDLLM(**trio(flavours=(draft, target, "ascii")), device="cpu")
         assert llm.metadata.is_function_calling_model is able
         with llm:
             llm.load()
