@@ -11,7 +11,6 @@ import pickle
 import random
 import signal
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -30,15 +29,10 @@ from rsd_integrations.errors import (
 )
 from rsd_integrations.protocols import Backend, WriterSession
 from rsd_integrations.testing import ScriptedScorer, ScriptedWriter, scripted_pipeline
+from tests.gated import PATIENCE, endless, open_sessions, wait_for
 from tests.tiny_models import causal, token_classifier, tokenizer, trio
 
 STEPS = ["one\n\n", "two\n\n", "three\n\n", "four"]
-PATIENCE = 30.0
-"""Seconds until a test calls it a deadlock."""
-
-
-def endless(prompt: Any, index: int, text: str) -> str:
-    return "again\n\n"
 
 
 class Gated(ScriptedWriter):
@@ -69,19 +63,6 @@ def over(draft: ScriptedWriter, *, target: Any = None, rewards: Any = (1.0,), **
     """A pipeline over these scripted models."""
     target = target if target is not None else ScriptedWriter(STEPS, window=10**9)
     return RSDPipeline(Backend(draft, target, ScriptedScorer(rewards, window=10**9), **options))
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    """Poll until it holds."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.001)
-
-
-def open_sessions(pipe: RSDPipeline) -> int:
-    backend: Any = pipe.backend
-    return sum(model.open_sessions for model in (backend.draft, backend.target, backend.prm))
 
 
 def test_a_storm_of_threads_and_tasks() -> None:
