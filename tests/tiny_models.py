@@ -196,12 +196,15 @@ def shaken(model: Any, tok: PreTrainedTokenizerFast) -> Any:
 
 
 @functools.cache
-def token_classifier(seed: int = 0, flavour: str = "a") -> PreTrainedModel:
-    """A TRL-style PRM: Qwen2 with two labels a token."""
-    made = config("Qwen2", seed_vocabulary=len(tokenizer(flavour)), num_labels=2)
+def token_classifier(
+    seed: int = 0, flavour: str = "a", architecture: str = "Qwen2", **more: Any
+) -> PreTrainedModel:
+    """A TRL-style PRM: two labels a token."""
+    made = config(architecture, seed_vocabulary=len(tokenizer(flavour)), num_labels=2, **more)
     made.rsd_prm = {"format": "trl", "separator": "\n\n"}
     torch.manual_seed(1000 + seed)
-    model = transformers.Qwen2ForTokenClassification(made).eval()
+    kind = f"{architecture.removesuffix('Text')}ForTokenClassification"
+    model = getattr(transformers, kind)(made).eval()
     with torch.no_grad():
         model.score.weight.mul_(0.4)
     return model

@@ -30,7 +30,7 @@ from tests.backends.test_speculation import ASKED, ask, check_equal
 from tests.oracle import Party
 from tests.recording import Recordings
 from tests.test_oracle import GREEDY, PROMPTS, check_all
-from tests.tiny_models import ARCHITECTURES, RECURRENT, causal, config, tokenizer, trio
+from tests.tiny_models import ARCHITECTURES, RECURRENT, causal, config, token_classifier, tokenizer, trio
 
 
 def runner_of(model: Any, slots: int = 4, capacity: int = 128, **options: Any) -> RecurrentRunner:
@@ -310,13 +310,6 @@ def test_answers_are_the_same_recorded_and_called(monkeypatch: pytest.MonkeyPatc
         check_equal(one, other)
 
 
-def recurrent_prm() -> Any:
-    made = config("Qwen3_5Text", seed_vocabulary=len(tokenizer("ascii")), num_labels=2)
-    made.rsd_prm = {"format": "trl", "separator": "\n\n"}
-    torch.manual_seed(5)
-    return transformers.Qwen3_5ForTokenClassification(made).eval()
-
-
 def test_a_prm_may_be_recurrent() -> None:
     models = recurrent("Qwen2", "Llama")
     three = tuple(Party(*source) for source in models.values())
@@ -338,7 +331,7 @@ def test_memory_counts_states_and_the_keys_of_layers_that_attend(tmp_path: Any) 
 
 
 def recurrent(draft: Any, target: Any) -> dict[str, Any]:
-    return trio(draft, target) | {"prm": (recurrent_prm(), tokenizer("ascii"))}
+    return trio(draft, target) | {"prm": (token_classifier(0, "ascii", "Qwen3_5Text"), tokenizer("ascii"))}
 
 
 @pytest.mark.slow  # Compiling takes half a minute.
