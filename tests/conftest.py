@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.pop("VLLM_API_KEY", None)
 
 import hypothesis
+import pytest
 import torch
 from transformers.utils import logging
 
@@ -24,3 +28,21 @@ def pytest_configure() -> None:
     """Tests interrupt what they start; what was started in the background (nohup, &) would ignore that."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
+    """What adapters load: scripted pipelines in the place of weights, and models that take tools."""
+    from rsd_integrations.adapters import sources
+    from tests.counting import counting_pipeline
+
+    seen: list[dict[str, Any]] = []
+    with ExitStack() as stack:
+
+        def load(spec: dict[str, Any]) -> Any:
+            seen.append(spec)
+            return stack.enter_context(counting_pipeline())
+
+        monkeypatch.setattr(sources, "_load", load)
+        monkeypatch.setattr(sources, "check_tools", lambda **_: None)
+        yield seen

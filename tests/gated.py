@@ -1,4 +1,4 @@
-"""A draft whose first round waits until a test knows who is there."""
+"""Requests that go on until they are stopped, or wait until a test knows who is there."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ from rsd_integrations.protocols import Backend, WriterSession
 from rsd_integrations.testing import ScriptedScorer, ScriptedWriter
 
 PATIENCE = 30.0
+"""Seconds until a test calls it a deadlock."""
+
+
+def endless(prompt: Any, index: int, text: str) -> str:
+    return "again\n\n"
 
 
 class Gated(ScriptedWriter):
@@ -33,7 +38,13 @@ def gated(slots: int = 16) -> tuple[RSDPipeline, Gated]:
     return RSDPipeline(Backend(writer, ScriptedWriter([]), ScriptedScorer([1.0]), slots)), writer
 
 
+def open_sessions(pipe: RSDPipeline) -> int:
+    backend: Any = pipe.backend
+    return sum(model.open_sessions for model in (backend.draft, backend.target, backend.prm))
+
+
 def wait_for(condition: Callable[[], bool]) -> None:
+    """Poll until it holds."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline, "it never came true"

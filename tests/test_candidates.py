@@ -18,7 +18,7 @@ from rsd_integrations.output import Output
 from rsd_integrations.protocols import Backend, DraftStep, Scored, ScoreStep, Together, WindowFull
 from rsd_integrations.testing import ScriptedScorer, ScriptedWriter, scripted_pipeline
 from rsd_integrations.types import Candidate
-from tests.gated import Gated, wait_for
+from tests.gated import Gated, open_sessions, wait_for
 from tests.test_algorithm import Driver, step
 
 
@@ -192,8 +192,7 @@ def test_rows_are_shared_fairly() -> None:
         draft.gate.set()
         assert [stream.result().text for stream in streams] == ["x"] * 3
         assert max(draft.batches) <= 4
-        backend: Any = pipe.backend
-        assert backend.draft.open_sessions == backend.target.open_sessions == backend.prm.open_sessions == 0
+        assert open_sessions(pipe) == 0
 
 
 def test_a_failing_candidate_fails_its_own_request() -> None:
@@ -207,8 +206,7 @@ def test_a_failing_candidate_fails_its_own_request() -> None:
         with pytest.raises(RSDError, match="this one broke"):
             bad.result()
         assert good.result().text == "fine"
-        backend: Any = pipe.backend
-        assert backend.draft.open_sessions == backend.prm.open_sessions == 0
+        assert open_sessions(pipe) == 0
 
 
 def test_a_cancelled_request_counts_what_all_candidates_wrote() -> None:

@@ -11,7 +11,6 @@ import pickle
 import random
 import signal
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -30,15 +29,10 @@ from rsd_integrations.errors import (
 )
 from rsd_integrations.protocols import Backend, WriterSession
 from rsd_integrations.testing import ScriptedScorer, ScriptedWriter, scripted_pipeline
-from tests.tiny_models import causal, token_classifier, tokenizer
+from tests.gated import PATIENCE, endless, open_sessions, wait_for
+from tests.tiny_models import causal, token_classifier, tokenizer, trio
 
 STEPS = ["one\n\n", "two\n\n", "three\n\n", "four"]
-PATIENCE = 30.0
-"""Seconds until a test calls it a deadlock."""
-
-
-def endless(prompt: Any, index: int, text: str) -> str:
-    return "again\n\n"
 
 
 class Gated(ScriptedWriter):
@@ -69,19 +63,6 @@ def over(draft: ScriptedWriter, *, target: Any = None, rewards: Any = (1.0,), **
     """A pipeline over these scripted models."""
     target = target if target is not None else ScriptedWriter(STEPS, window=10**9)
     return RSDPipeline(Backend(draft, target, ScriptedScorer(rewards, window=10**9), **options))
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    """Poll until it holds."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.001)
-
-
-def open_sessions(pipe: RSDPipeline) -> int:
-    backend: Any = pipe.backend
-    return sum(model.open_sessions for model in (backend.draft, backend.target, backend.prm))
 
 
 def test_a_storm_of_threads_and_tasks() -> None:
@@ -649,11 +630,8 @@ def test_the_order_of_events() -> None:
 # Failures of single rows in the torch engine.
 
 
-def load(draft: Any, target: Any, **options: Any) -> RSDPipeline:
-    tok = tokenizer("ascii")
-    return RSDPipeline.from_pretrained(
-        (draft, tok), (target, tok), (token_classifier(0, "ascii"), tok), device="cpu", **options
-    )
+def load(draft: Any = "Qwen2", target: Any = "Llama", **options: Any) -> RSDPipeline:
+    return RSDPipeline.from_pretrained(**trio(draft, target), device="cpu", **options)
 
 
 class Poisoned:
@@ -712,7 +690,7 @@ def test_an_error_in_one_row_fails_that_request_alone(kind: str, role: str) -> N
 
 def test_infinite_logits_are_refused_when_sampling() -> None:
     model = causal("Qwen2", 0, "ascii")
-    with load(model, causal("Llama", 1, "ascii")) as pipe:
+    with load(model) as pipe:
         handle = model.lm_head.register_forward_hook(
             lambda module, args, out: out.masked_fill(out > 0, math.inf)
         )
@@ -726,7 +704,7 @@ def test_infinite_logits_are_refused_when_sampling() -> None:
 
 def test_a_prm_that_gives_nan_names_the_step() -> None:
     prm = token_classifier(0, "ascii")
-    with load(causal("Qwen2", 0, "ascii"), causal("Llama", 1, "ascii")) as pipe:
+    with load() as pipe:
         handle = prm.score.register_forward_hook(lambda module, args, out: out * math.nan)
         try:
             with pytest.raises(RewardError, match="step 0"):
@@ -737,7 +715,7 @@ def test_a_prm_that_gives_nan_names_the_step() -> None:
 
 
 def test_torch_slots_are_free_after_cancels() -> None:
-    with load(causal("Qwen2", 0, "ascii"), causal("Llama", 1, "ascii"), max_batch_size=3) as pipe:
+    with load(max_batch_size=3) as pipe:
         backend: Any = pipe.backend
         for n in range(12):
             stream = pipe.stream(f"prompt {n}", step_delimiter=" ", max_tokens=400, weighting="constant")

@@ -225,7 +225,7 @@ def test_closing_leaves_no_thread_and_no_call(remote: bool) -> None:
 
 @pytest.mark.parametrize("function", [lambda: 0.9, lambda prompt: 0.9, lambda a, b, c: 0.9, 3])
 def test_functions_that_take_something_else_are_refused(function: Any) -> None:
-    with pytest.raises(ConfigError, match="does not take what it is called with|callable"):
+    with pytest.raises(ConfigError, match=r"does not take what it is called with|callable"):
         RewardFunction(function)
 
 

@@ -13,7 +13,7 @@ from rsd_integrations import Generation, RSDPipeline
 from rsd_integrations.engine import job
 from rsd_integrations.engine.batch import SCORE_ROUNDS
 from tests.oracle import Party, Story, Terms, naive_rsd, plain_generate
-from tests.tiny_models import causal, token_classifier, tokenizer
+from tests.tiny_models import trio
 
 PAIRS = {
     "qwen": ("Qwen2", "Qwen3"),
@@ -32,12 +32,8 @@ ROUNDING = 2e-5
 @functools.cache
 def parties(pair: str, flavours: tuple[str, str, str] = ("ascii",) * 3) -> tuple[Party, Party, Party]:
     """Draft, target and PRM."""
-    draft, target = PAIRS[pair]
-    return (
-        Party(causal(draft, 0, flavours[0]), tokenizer(flavours[0])),
-        Party(causal(target, 1, flavours[1]), tokenizer(flavours[1])),
-        Party(token_classifier(0, flavours[2]), tokenizer(flavours[2])),
-    )
+    draft, target, prm = (Party(*source) for source in trio(*PAIRS[pair], flavours).values())
+    return draft, target, prm
 
 
 def load(three: tuple[Party, Party, Party], **options: Any) -> RSDPipeline:

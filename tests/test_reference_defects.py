@@ -17,7 +17,7 @@ from rsd_integrations import Generation, RSDPipeline
 from rsd_integrations.protocols import Backend
 from rsd_integrations.testing import ScriptedScorer, ScriptedWriter, scripted_pipeline
 from tests.oracle import Party, plain_generate
-from tests.tiny_models import causal, token_classifier, tokenizer
+from tests.tiny_models import causal, token_classifier, tokenizer, trio
 
 TWELVE = [f"step {n}.\n\n" for n in range(12)]
 
@@ -29,14 +29,9 @@ def tiny() -> Iterator[RSDPipeline]:
 
 
 def load(draft: Any = None, target: Any = None, prm: Any = None, **options: Any) -> RSDPipeline:
-    tok = tokenizer("ascii")
-    return RSDPipeline.from_pretrained(
-        draft or (causal("Qwen2", 0, "ascii"), tok),
-        target or (causal("Llama", 1, "ascii"), tok),
-        prm or (token_classifier(0, "ascii"), tok),
-        device="cpu",
-        **options,
-    )
+    own = {"draft": draft, "target": target, "prm": prm}
+    models = trio() | {role: source for role, source in own.items() if source}
+    return RSDPipeline.from_pretrained(**models, device="cpu", **options)
 
 
 @pytest.mark.parametrize("alone", [True, False])

@@ -13,7 +13,7 @@ from rsd_integrations.bench.tune import tune
 from rsd_integrations.errors import ConfigError, PromptLengthError
 from rsd_integrations.langchain import ChatRSD
 from rsd_integrations.llama_index import RSDLLM
-from tests.tiny_models import CHATML, causal, token_classifier, tokenizer
+from tests.tiny_models import CHATML, tokenizer, trio
 
 OFF = {"enable_thinking": False}
 SHUT = "{% if add_generation_prompt and enable_thinking is false %}<none>\n\n</none>\n\n{% endif %}"
@@ -28,14 +28,10 @@ def words(template: str) -> Any:
 
 
 def pipeline(draft: str = CHATML + SHUT, target: str = CHATML + SHUT) -> RSDPipeline:
-    return RSDPipeline.from_pretrained(
-        (causal("Qwen2", 0, "ascii"), words(draft)),
-        (causal("Llama", 1, "ascii"), words(target)),
-        (token_classifier(0, "ascii"), tokenizer("ascii")),
-        device="cpu",
-        max_batch_size=2,
-        max_length=200,
-    )
+    models = trio()
+    for role, template in (("draft", draft), ("target", target)):
+        models[role] = models[role][0], words(template)
+    return RSDPipeline.from_pretrained(**models, device="cpu", max_batch_size=2, max_length=200)
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.5, 1.1])

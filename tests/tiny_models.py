@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -197,12 +199,15 @@ def shaken(model: Any, tok: PreTrainedTokenizerFast) -> Any:
 
 
 @functools.cache
-def token_classifier(seed: int = 0, flavour: str = "a") -> PreTrainedModel:
-    """A TRL-style PRM: Qwen2 with two labels a token."""
-    made = config("Qwen2", seed_vocabulary=len(tokenizer(flavour)), num_labels=2)
+def token_classifier(
+    seed: int = 0, flavour: str = "a", architecture: str = "Qwen2", **more: Any
+) -> PreTrainedModel:
+    """A TRL-style PRM: two labels a token."""
+    made = config(architecture, seed_vocabulary=len(tokenizer(flavour)), num_labels=2, **more)
     made.rsd_prm = {"format": "trl", "separator": "\n\n"}
     torch.manual_seed(1000 + seed)
-    model = transformers.Qwen2ForTokenClassification(made).eval()
+    kind = f"{architecture.removesuffix('Text')}ForTokenClassification"
+    model = getattr(transformers, kind)(made).eval()
     with torch.no_grad():
         model.score.weight.mul_(0.4)
     return model
@@ -213,3 +218,32 @@ def memory_of(
 ) -> ModelMemory:
     """What a model takes on the CPU."""
     return model_memory(Source.of(role, model, options), "cpu", dtype, max_length)
+
+
+def trio(
+    draft: Any = "Qwen2", target: Any = "Llama", flavours: str | Sequence[str] = "ascii", **more: Any
+) -> dict[str, Any]:
+    """Draft, target and PRM with their tokenizers, as ``from_pretrained`` takes them.
+
+    Args:
+        draft: an architecture, or a model.
+        target: likewise.
+        flavours: of all three tokenizers, or of each.
+        more: fields of the architectures' configs.
+    """
+    three = (flavours,) * 3 if isinstance(flavours, str) else flavours
+    writers = [
+        causal(kind, seed, three[seed], **more) if isinstance(kind, str) else kind
+        for seed, kind in enumerate((draft, target))
+    ]
+    models = {"draft": writers[0], "target": writers[1], "prm": token_classifier(0, three[2])}
+    toks = map(tokenizer, three)
+    return {role: (model, tok) for (role, model), tok in zip(models.items(), toks, strict=True)}
+
+
+def saved(sources: dict[str, Any], root: Path) -> dict[str, str]:
+    """Such models and tokenizers written to a folder each."""
+    for role, parts in sources.items():
+        for part in parts:
+            part.save_pretrained(root / role)
+    return {role: str(root / role) for role in sources}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from rsd_integrations.errors import PromptError
 from rsd_integrations.types import Message
 
-__all__ = ["check_chat", "merge_turns"]
+__all__ = ["call_turn", "check_chat", "merge_turns"]
 
 _MERGED = ("system", "user", "assistant")
 
@@ -28,12 +29,19 @@ def check_chat(messages: Sequence[Message]) -> None:
     """Refuse a chat that says nothing.
 
     Raises:
-        PromptError: there is neither text nor a tool call in it.
+        PromptError: there are no messages, or neither text nor a tool call in them.
     """
+    if not messages:
+        raise PromptError("the list of messages is empty.", hint="Give at least one message.")
     if not any(
         str(message.get("content") or "").strip() or message.get("tool_calls") for message in messages
     ):
         raise PromptError(f"the chat is empty: {list(messages)!r:.200}.", hint="Give a question.")
+
+
+def call_turn(name: str, arguments: Any, id: str | None) -> dict[str, Any]:
+    """Templates write the arguments as JSON themselves: a string would be encoded twice."""
+    return {"type": "function", "id": id or "", "function": {"name": name, "arguments": arguments}}
 
 
 def _are_one(first: Message, second: Message) -> bool:

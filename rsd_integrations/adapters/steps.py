@@ -39,9 +39,9 @@ def summarise(generation: Generation) -> dict[str, Any]:
     }
 
 
-def notify(listeners: Iterable[Callable[[Step], object]], step: Step) -> None:
-    """Tell listeners of a step; one that fails is logged and spoils nothing."""
-    for listener in listeners:
+def notify(listeners: Iterable[Callable[[Step], object] | None], step: Step) -> None:
+    """Tell listeners of a step, those that there are; one that fails is logged and spoils nothing."""
+    for listener in filter(None, listeners):
         try:
             listener(step)
         except Exception:

@@ -13,8 +13,13 @@ _EPSILON = 1e-9
 
 
 def required_numbers(points: Sequence[Point], prm: PRMQuality) -> tuple[Check, ...]:
-    """Every required number with what was measured."""
-    draft, target = (next(point for point in points if point.kind == kind) for kind in ("draft", "target"))
+    """Every required number with what was measured.
+
+    Args:
+        points: from draft only to target only.
+        prm: the PRM's quality.
+    """
+    draft, target = points[0], points[-1]
     rsd = next(point for point in points if point.recommended)
     right, draft_right = target.accuracy.value, draft.accuracy.value
     behind, share = rsd.against_target.value, rsd.flops_share.paper

@@ -1,4 +1,4 @@
-"""The accuracy benchmark as a figure."""
+"""Accuracy and tuning runs as figures."""
 
 from __future__ import annotations
 

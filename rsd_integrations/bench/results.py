@@ -1,4 +1,4 @@
-"""What the accuracy benchmark gives back: plain, frozen, serialisable to JSON."""
+"""What accuracy and tuning runs give back: plain, frozen, serialisable to JSON."""
 
 from __future__ import annotations
 
@@ -133,16 +133,8 @@ class AccuracyReport(Report):
     weights_sha256: dict[str, str]
     recommended_threshold: float
     points: tuple[Point, ...]
+    """From draft only to target only."""
     prm: PRMQuality
-
-    def of(self, kind: Literal["draft", "target"]) -> Point:
-        """The lone draft or target point."""
-        return next(point for point in self.points if point.kind == kind)
-
-    @property
-    def recommended(self) -> Point:
-        """RSD at the recommended threshold."""
-        return next(point for point in self.points if point.recommended)
 
 
 class TuneReport(Report):
@@ -151,7 +143,7 @@ class TuneReport(Report):
     benchmark: Literal["tune"] = "tune"
     models: dict[Role, str]
     points: tuple[Point, ...]
-    """The recommended one is the cheapest that is good enough, if there is one."""
+    """Likewise. The recommended one is the cheapest that is good enough, if there is one."""
     auc: Interval | None
     """The chance that a right answer of the draft's has a higher lowest reward than a wrong one; None where
     all are right, or all wrong."""
@@ -164,8 +156,3 @@ class TuneReport(Report):
     """All questions, in the order of the saved answers' "problem"."""
     answers_made: tuple[Made, ...] = ()
     """The commands that made the answers, where these were kept; this one may have made none."""
-
-    @property
-    def recommended(self) -> Point | None:
-        """The threshold to use, if one is good enough."""
-        return next((point for point in self.points if point.recommended), None)

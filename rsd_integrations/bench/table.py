@@ -1,4 +1,4 @@
-"""The accuracy benchmark in the terminal (rich)."""
+"""Accuracy and tuning runs in the terminal (rich)."""
 
 from __future__ import annotations
 

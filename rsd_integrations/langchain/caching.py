@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping
-from itertools import count
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
-from weakref import WeakKeyDictionary
 
+from rsd_integrations.adapters.sources import live_name
 from rsd_integrations.config import RSDConfig
 from rsd_integrations.langchain.params import call_of, qualified_name
 
@@ -17,10 +15,6 @@ if TYPE_CHECKING:
     from rsd_integrations.langchain.chat_model import ChatRSD
 
 __all__ = ["cache_key"]
-
-_PROCESS = uuid4().hex
-_NUMBERS: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
-_NEXT = count()
 
 
 def cache_key(settings: ChatRSD, stop: list[str] | None, kwargs: Mapping[str, Any]) -> str:
@@ -40,14 +34,7 @@ def cache_key(settings: ChatRSD, stop: list[str] | None, kwargs: Mapping[str, An
 
 def _identity(function: Callable[..., Any]) -> str:
     """A name that no other function has: a cache may outlive the process."""
-    name = qualified_name(function)
-    if _found(function):
-        return name
-    try:
-        number = _NUMBERS.setdefault(function, next(_NEXT))
-    except TypeError:  # It cannot be a key, so it is told apart even from itself.
-        number = next(_NEXT)
-    return f"{name} {number} of {_PROCESS}"
+    return qualified_name(function) if _found(function) else live_name(function)
 
 
 def _found(function: Any) -> bool:

@@ -25,13 +25,13 @@ from langchain_core.runnables.config import get_executor_for_config
 from pydantic import ConfigDict, PrivateAttr, model_validator
 
 from rsd_integrations.adapters.calls import CallSettings
-from rsd_integrations.adapters.counting import count_tokens
 from rsd_integrations.adapters.running import aevents, events
 from rsd_integrations.adapters.secrets import without_secrets
 from rsd_integrations.adapters.settings import OPTIONS, RSDSettings, unset_limits
 from rsd_integrations.adapters.sources import plain
 from rsd_integrations.documented import documented
 from rsd_integrations.langchain.caching import cache_key
+from rsd_integrations.langchain.counting import count_tokens
 from rsd_integrations.langchain.errors import langchain_errors
 from rsd_integrations.langchain.messages import Chunks, to_chat, to_result, to_turns
 from rsd_integrations.langchain.params import (

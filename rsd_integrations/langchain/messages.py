@@ -18,7 +18,7 @@ from langchain_core.messages import (
 )
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
-from rsd_integrations.adapters.chat import check_chat, merge_turns
+from rsd_integrations.adapters.chat import call_turn, check_chat, merge_turns
 from rsd_integrations.adapters.steps import summarise
 from rsd_integrations.errors import PromptError
 from rsd_integrations.langchain.params import PROVIDER
@@ -39,11 +39,11 @@ def to_chat(messages: Sequence[BaseMessage]) -> list[Message]:
     """Chat turns as chat templates take them.
 
     Raises:
-        PromptError: a message is of an unknown kind, has parts that are not text, or all are empty.
+        PromptError: there are no messages, one is of an unknown kind or has parts that are not text, or all
+            are empty.
     """
     chat = to_turns(messages)
-    if chat:
-        check_chat(chat)
+    check_chat(chat)
     return chat
 
 
@@ -162,15 +162,7 @@ def _assistant(message: AIMessage) -> Message:
     if thought := message.additional_kwargs.get("reasoning_content") or _thoughts(message):
         turn["reasoning_content"] = thought
     if message.tool_calls:
-        # Templates write the arguments as JSON themselves: a string would be encoded twice.
-        turn["tool_calls"] = [
-            {
-                "type": "function",
-                "id": call["id"] or "",
-                "function": {"name": call["name"], "arguments": call["args"]},
-            }
-            for call in message.tool_calls
-        ]
+        turn["tool_calls"] = [call_turn(one["name"], one["args"], one["id"]) for one in message.tool_calls]
     return turn
 
 

@@ -110,8 +110,7 @@ class StepReporter:
         self._tracers = [] if run is None else _tracers(run)
         self.story = Story(call if self._tracers else replace(call, trace_steps="off"))
         self._open: list[UUID] = []
-        found = (call.on_step, _graph_writer(self._threshold))
-        self._listeners: list[Callable[[Step], object]] = [listener for listener in found if listener]
+        self._listeners = (call.on_step, _graph_writer(self._threshold))
 
     def tell(self, happenings: Iterable[Happening]) -> None:
         """Call the handlers."""

@@ -21,7 +21,7 @@ from llama_index.core.base.llms.types import (
     ToolCallBlock,
 )
 
-from rsd_integrations.adapters.chat import check_chat, merge_turns
+from rsd_integrations.adapters.chat import call_turn, check_chat, merge_turns
 from rsd_integrations.adapters.steps import summarise
 from rsd_integrations.errors import PromptError
 from rsd_integrations.llama_index.tools import read_arguments
@@ -57,8 +57,6 @@ def to_chat(messages: Sequence[ChatMessage], system_prompt: str | None = None) -
             hint="Write [ChatMessage(role='user', content='...')], or use complete(text).",
         )
     turns = [_turn(message) for message in messages]
-    if not turns:
-        raise PromptError("the list of messages is empty.", hint="Give at least one message.")
     check_chat(turns)
     first: Message = {"role": "system", "content": system_prompt}
     return merge_turns([first, *turns] if system_prompt and turns[0] != first else turns)
@@ -189,8 +187,7 @@ def _calls(message: ChatMessage) -> tuple[list[dict[str, Any]], list[str]]:
         if (arguments := read_arguments(given)) is None:
             unread.append(f'{{"name": "{name}", "arguments": {given}}}')
         else:
-            function = {"name": name, "arguments": arguments}
-            calls.append({"type": "function", "id": key or "", "function": function})
+            calls.append(call_turn(name, arguments, key))
     return calls, unread
 
 

@@ -56,8 +56,8 @@ class StepSpans:
         self._context = context
         self._open: list[_Span] = []
         self._parent = context.get(active_span_id)
-        found = (call.on_step, context.run(_workflow_writer, self._threshold) if to_workflow else None)
-        self._listeners: list[Callable[[Step], object]] = [listener for listener in found if listener]
+        writer = context.run(_workflow_writer, self._threshold) if to_workflow else None
+        self._listeners = (call.on_step, writer)
 
     def tell(self, happenings: Iterable[Happening]) -> None:
         """Open and close spans, emit events."""

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from langchain_core.load import dumpd, load
 
 from rsd_integrations.adapters import sources
 from rsd_integrations.adapters.calls import PER_CALL, call_settings
@@ -25,7 +26,7 @@ from rsd_integrations.adapters.settings import RSDSettings
 from rsd_integrations.adapters.sources import PipelineSource, find_source, label
 from rsd_integrations.adapters.steps import notify, step_event, summarise
 from rsd_integrations.config import RSDConfig
-from rsd_integrations.errors import ConfigError, PromptError
+from rsd_integrations.errors import ConfigError, ModelError, PromptError
 from rsd_integrations.langchain import ChatRSD
 from rsd_integrations.llama_index import RSDLLM
 from rsd_integrations.output import Output
@@ -330,7 +331,55 @@ def test_a_live_pipelines_rows_are_known() -> None:
         RSDSettings(pipeline=pipe, draft_candidates=3, temperature=1.0)
 
 
-@pytest.mark.parametrize("kind", [ChatRSD, RSDLLM])
+# Both classes, whose frameworks bring fields and ways to save of their own.
+
+BOTH = pytest.mark.parametrize("kind", [ChatRSD, RSDLLM])
+ASKED: dict[Any, tuple[Any, Any]] = {
+    ChatRSD: (ChatRSD.invoke, ChatRSD.ainvoke),
+    RSDLLM: (RSDLLM.complete, RSDLLM.acomplete),
+}
+
+
+@BOTH
+def test_no_models_named_tells_both_ways(kind: Any) -> None:
+    ways = rf"no models are named.*draft=.*{kind.__name__}\.pocket\(\) or {kind.__name__}\.from_pipeline"
+    with pytest.raises(ValueError, match=ways):
+        kind()
+    with pytest.raises(ValueError, match="target and prm missing"):
+        kind(draft="d")
+
+
+@BOTH
+def test_every_config_field_is_a_field(kind: Any) -> None:
+    for name, field in RSDConfig.model_fields.items():
+        assert kind.model_fields[name].default == field.default
+
+
+@BOTH
+async def test_a_missing_folder_has_a_clear_error(kind: Any, tmp_path: Path) -> None:
+    llm, (ask, asked) = kind(**dict.fromkeys(("draft", "target", "prm"), str(tmp_path / "gone"))), ASKED[kind]
+    with pytest.raises(ModelError, match="gone"):
+        ask(llm, "x")
+    with pytest.raises(ModelError, match="gone"):
+        await asked(llm, "x")
+
+
+@pytest.mark.filterwarnings("ignore::langchain_core._api.beta_decorator.LangChainBetaWarning")
+@pytest.mark.parametrize("limits", [{}, {"max_batch_size": 8}, {"max_length": 4096, "max_batch_size": 3}])
+@BOTH
+def test_limits_that_nobody_set_are_not_saved(kind: Any, limits: Any) -> None:
+    """Servers have their own."""
+    llm = kind(draft="http://a", target="http://b", prm="http://c", **limits)
+    back = (
+        load(dumpd(llm), allowed_objects=[ChatRSD], valid_namespaces=["rsd_integrations"])
+        if kind is ChatRSD
+        else RSDLLM.from_dict(llm.to_dict())
+    )
+    assert back.source is llm.source
+    assert {"max_batch_size", "max_length"} & back.model_fields_set == set(limits)
+
+
+@BOTH
 def test_help_tells_what_fields_mean(kind: Any) -> None:
     own = set(RSDSettings.model_fields) - set(RSDConfig.model_fields)
     missing = [name for name in (*own, "threshold", "stop") if f"\n    {name}: " not in kind.__doc__]

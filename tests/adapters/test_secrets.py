@@ -48,19 +48,6 @@ OF_LLAMA_INDEX: dict[str, Callable[[Any], str]] = {
 }
 
 
-@pytest.fixture
-def loads(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The specs that were loaded."""
-    seen: list[Any] = []
-
-    def load(spec: Any) -> Any:
-        seen.append(spec)
-        return scripted_pipeline(["x"])
-
-    monkeypatch.setattr(sources, "_load", load)
-    return seen
-
-
 @pytest.mark.parametrize(
     ("kind", "outlet"),
     [

@@ -13,7 +13,7 @@ from rsd_integrations.backends.shared.describe import positions, text_config
 from rsd_integrations.langchain import ChatRSD
 from rsd_integrations.llama_index import RSDLLM
 from rsd_integrations.testing import scripted_pipeline
-from tests.tiny_models import causal, token_classifier, tokenizer
+from tests.tiny_models import causal, tokenizer, trio
 
 LONGROPE = {"rope_type": "longrope", "original_max_position_embeddings": 64}
 
@@ -77,12 +77,7 @@ def test_what_is_read_is_what_the_engine_takes(kind: str, tmp_path: Any) -> None
 
 
 def test_adapters_know_it_before_and_after_loading() -> None:
-    models = {
-        "draft": (causal("Llama", 0, "ascii"), tokenizer("ascii")),
-        "target": (causal("Llama", 1, "ascii"), tokenizer("ascii")),
-        "prm": (token_classifier(0, "ascii"), tokenizer("ascii")),
-        "device": "cpu",
-    }
+    models = trio("Llama") | {"device": "cpu"}
     chat, llm = ChatRSD(**models), RSDLLM(**models)
     assert chat.profile is not None
     before = chat.profile["max_input_tokens"], llm.metadata.context_window

@@ -35,7 +35,7 @@ from tests.backends.test_slots import recomputed, runner_of
 from tests.backends.test_speculation import ASKED, FIELDS, PAIRS, PROMPT, ask, check_equal, load
 from tests.backends.test_unsound import overflowing
 from tests.small_tokenizers import byte_level, sentencepiece_like
-from tests.tiny_models import ARCHITECTURES, causal, token_classifier, tokenizer
+from tests.tiny_models import ARCHITECTURES, causal, tokenizer, trio
 
 LONG = {**FIELDS, "acceptance_rate": 1.0, "step_delimiter": "\0"}
 """One step that only a limit ends."""
@@ -514,11 +514,9 @@ def test_a_character_held_back_with_half_of_another_may_end_a_step_later() -> No
 
 def test_an_end_that_the_tokenizer_does_not_know(lengths: Counter[int]) -> None:
     """Some configs name tokens of a padded vocabulary."""
-    model = copy.deepcopy(causal("Qwen2", 0, "ascii", max_position_embeddings=512))
+    model = copy.deepcopy(causal("Qwen2", 0, "ascii"))
     model.generation_config.eos_token_id = [2, 900]
-    others = [(causal("Llama", 1, "ascii", max_position_embeddings=512), tokenizer("ascii"))]
-    others.append((token_classifier(0, "ascii"), tokenizer("ascii")))  # type: ignore[arg-type]
-    with RSDPipeline.from_pretrained((model, tokenizer("ascii")), *others, device="cpu") as pipe:
+    with RSDPipeline.from_pretrained(**trio(model), device="cpu") as pipe:
         answer = pipe.generate(PROMPT, **FIELDS, seed=1)
     assert max(lengths) > 1
     assert not lengths[0]

@@ -18,17 +18,14 @@ from rsd_integrations.backends.torch.weights import Weights
 from tests import oracle
 from tests.backends.test_slots import close, runner_of
 from tests.recording import Recordings
-from tests.tiny_models import causal, token_classifier, tokenizer
+from tests.tiny_models import causal, tokenizer, trio
 
 QUESTION = "tell me about marbles and what Ava has, please do"
 COUNT = 30
 
 
-def load(draft: Any, target: Any, tokens: Any = None, **options: Any) -> RSDPipeline:
-    tokens = tokens or tokenizer("ascii")
-    return RSDPipeline.from_pretrained(
-        (draft, tokens), (target, tokens), (token_classifier(0, "ascii"), tokens), device="cpu", **options
-    )
+def load(draft: Any, target: Any = "Llama", **options: Any) -> RSDPipeline:
+    return RSDPipeline.from_pretrained(**trio(draft, target), device="cpu", **options)
 
 
 def plain(model: Any, question: str = QUESTION) -> str:
@@ -72,7 +69,7 @@ def test_changed_weights_are_those_that_answer(
 ) -> None:
     monkeypatch.setattr(traced, "PAYS", 6)
     model = copy.deepcopy(causal("Qwen2", 0, "ascii"))
-    with load(model, causal("Llama", 1, "ascii"), **options) as pipe:
+    with load(model, **options) as pipe:
         for _ in range(3):
             before = ours(pipe)
         assert before == plain(model)
@@ -127,7 +124,7 @@ def test_weights_that_torch_does_not_count() -> None:
 @pytest.mark.parametrize("key_heads", [4, 2])
 def test_another_attention_set_later_is_kept(key_heads: int) -> None:
     model = copy.deepcopy(causal("Qwen2", 0, "ascii", num_key_value_heads=key_heads))
-    with load(model, causal("Llama", 1, "ascii"), prefix_caching=False) as pipe:
+    with load(model, prefix_caching=False) as pipe:
         for attention in ("sdpa", "eager", "sdpa"):
             model.set_attn_implementation(attention)
             assert ours(pipe) == plain(model)
@@ -163,7 +160,8 @@ def test_models_at_work_can_be_loaded_again() -> None:
 def test_a_tokenizer_in_use_elsewhere_cuts_no_prompt() -> None:
     """A call with truncation changes a fast tokenizer for whoever encodes meanwhile: each has its own."""
     tokens = copy.deepcopy(tokenizer("ascii"))
-    with load(causal("Qwen2", 0, "ascii"), causal("Llama", 1, "ascii"), tokens) as pipe:
+    models = {role: (model, tokens) for role, (model, _) in trio().items()}
+    with RSDPipeline.from_pretrained(**models, device="cpu") as pipe:
         writers = [pipe.backend.draft, pipe.backend.target]
         assert all(writer.tokenizer is not tokens for writer in writers)  # type: ignore[attr-defined]
         before = pipe.generate(QUESTION, seed=1)
@@ -190,7 +188,7 @@ def test_a_window_that_the_model_ignores() -> None:
 
 def test_a_forward_that_fails_leaves_nothing_behind() -> None:
     model = copy.deepcopy(causal("Qwen2", 0, "ascii"))
-    with load(model, causal("Llama", 1, "ascii"), prefix_caching=False) as pipe:
+    with load(model, prefix_caching=False) as pipe:
         broken = True
 
         def spread(module: Any, inputs: Any, output: Any) -> Any:

@@ -15,7 +15,7 @@ from rsd_integrations import RSDPipeline
 from rsd_integrations.backends.torch.checkpoint import load_complete
 from rsd_integrations.errors import ModelError
 from rsd_integrations.pocket import pocket_paths
-from tests.tiny_models import causal, token_classifier, tokenizer
+from tests.tiny_models import causal, token_classifier, tokenizer, trio
 
 POCKET = pocket_paths()
 
@@ -42,14 +42,8 @@ def test_a_language_model_is_no_reward_model() -> None:
 @pytest.mark.parametrize("role", ["draft", "target"])
 def test_a_loaded_model_without_the_head_cannot_write(role: str, kind: str) -> None:
     loaded: Any = token_classifier(0, "ascii") if kind == "classifier" else causal("Qwen2", 0, "ascii").model
-    tok = tokenizer("ascii")
-    trio: dict[str, Any] = {
-        "draft": (causal("Qwen2", 0, "ascii"), tok),
-        "target": (causal("Llama", 1, "ascii"), tok),
-        "prm": (token_classifier(0, "ascii"), tok),
-    }
     with pytest.raises(ModelError, match=rf"Qwen2.*no language-model head\. The {role}"):
-        RSDPipeline.from_pretrained(**{**trio, role: (loaded, tok), "device": "cpu"})
+        RSDPipeline.from_pretrained(**trio() | {role: (loaded, tokenizer("ascii"))}, device="cpu")
 
 
 def test_a_part_of_the_body_is_missed_too(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from rsd_integrations import Generation, RSDPipeline
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.output import Output
 from rsd_integrations.types import InvalidToolCall
-from tests.tiny_models import causal, token_classifier, tokenizer
+from tests.tiny_models import causal, tokenizer, trio
 
 QUESTION = "Which colour has the sky?"
 SCHEMA = {
@@ -53,14 +53,8 @@ JSON_FORMAT = {"type": "json_schema", "json_schema": {"name": "sky", "schema": S
 
 
 def loaded(flavours: Sequence[str], target: str = "Llama", **options: Any) -> RSDPipeline:
-    draft_flavour, target_flavour, prm_flavour = flavours
-    return RSDPipeline.from_pretrained(
-        (causal("Qwen2", 0, draft_flavour, max_position_embeddings=2048), tokenizer(draft_flavour)),
-        (causal(target, 1, target_flavour, max_position_embeddings=2048), tokenizer(target_flavour)),
-        (token_classifier(0, prm_flavour), tokenizer(prm_flavour)),
-        device="cpu",
-        **options,
-    )
+    models = trio("Qwen2", target, flavours, max_position_embeddings=2048)
+    return RSDPipeline.from_pretrained(**models, device="cpu", **options)
 
 
 @pytest.fixture(scope="module", params=[("tools", "tools"), ("tools", "tools-b"), ("tools-b", "tools")])
@@ -326,17 +320,11 @@ def test_models_that_end_answers_by_different_tokens(more: str) -> None:
     """A fine-tuned model often has one end of sequence where the official one has two."""
     tok = tokenizer("tools")
     ends = [tok.eos_token_id, tok.convert_tokens_to_ids("<|endoftext|>")]
-    models = {
-        "draft": copy.deepcopy(causal("Qwen2", 0, "tools", max_position_embeddings=2048)),
-        "target": copy.deepcopy(causal("Llama", 1, "tools", max_position_embeddings=2048)),
-    }
-    for role, model in models.items():
-        model.generation_config.eos_token_id = ends if role == more else ends[:1]
-    sources = {role: (model, tok) for role, model in models.items()}
+    models = copy.deepcopy(trio(flavours="tools", max_position_embeddings=2048))
+    for role in ("draft", "target"):
+        models[role][0].generation_config.eos_token_id = ends if role == more else ends[:1]
     form = Output.of(response_format=JSON_FORMAT)
-    with RSDPipeline.from_pretrained(
-        **sources, prm=(token_classifier(0, "tools"), tok), device="cpu"
-    ) as pipe:
+    with RSDPipeline.from_pretrained(**models, device="cpu") as pipe:
         for seed in range(8):
             made = pipe.generate(
                 QUESTION, seed=seed, temperature=1.0, weighting="constant", acceptance_rate=0.5, output=form

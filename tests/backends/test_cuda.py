@@ -22,7 +22,7 @@ from rsd_integrations.backends.torch.states import is_recurrent
 from tests.backends.test_slots import run_a_history
 from tests.backends.test_speculation import FIELDS, PAIRS, check_equal
 from tests.oracle import Party, plain_generate
-from tests.tiny_models import ARCHITECTURES, RECURRENT, causal, token_classifier, tokenizer
+from tests.tiny_models import ARCHITECTURES, RECURRENT, causal, tokenizer, trio
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here"),
@@ -107,13 +107,11 @@ def test_changed_weights_count(way: str) -> None:
 
 
 def load(pair: str, **options: Any) -> RSDPipeline:
-    draft, target = PAIRS[pair]
-    models = [
-        (copy.deepcopy(causal(kind, seed, flavour, max_position_embeddings=512)).to(CUDA), tokenizer(flavour))
-        for (kind, flavour), seed in zip((draft, target), (0, 1), strict=True)
-    ]
-    prm = (copy.deepcopy(token_classifier(0, "ascii")).to(CUDA), tokenizer("ascii"))
-    return RSDPipeline.from_pretrained(*models, prm, device="cuda", **options)
+    kinds, flavours = zip(*PAIRS[pair], strict=True)
+    models = copy.deepcopy(trio(*kinds, (*flavours, "ascii")))
+    for model, _ in models.values():
+        model.to(CUDA)
+    return RSDPipeline.from_pretrained(**models, device="cuda", **options)
 
 
 def answers(pipe: RSDPipeline) -> list[Generation]:

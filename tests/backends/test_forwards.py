@@ -25,7 +25,7 @@ from rsd_integrations.errors import ConfigError
 from tests.backends.test_slots import close, run_a_history, runner_of
 from tests.backends.test_speculation import ASKED, FIELDS, PAIRS, ask, check_equal, load
 from tests.recording import Recordings
-from tests.tiny_models import ARCHITECTURES, causal, token_classifier, tokenizer
+from tests.tiny_models import ARCHITECTURES, causal, token_classifier, trio
 
 PROMPT = "Ava has 12 marbles. She buys 9 more."
 
@@ -56,14 +56,8 @@ def test_answers_are_the_same_recorded_and_called(pair: str, recordings: Recordi
 
 
 def _sources(pair: str) -> list[Any]:
-    draft, target = PAIRS[pair]
-    return [
-        *(
-            (causal(kind, seed, flavour, max_position_embeddings=512), tokenizer(flavour))
-            for (kind, flavour), seed in zip((draft, target), (0, 1), strict=True)
-        ),
-        (token_classifier(0, "ascii"), tokenizer("ascii")),
-    ]
+    kinds, flavours = zip(*PAIRS[pair], strict=True)
+    return list(trio(*kinds, (*flavours, "ascii")).values())
 
 
 def _reading_on_the_host(model: Any) -> Any:

@@ -24,33 +24,20 @@ from rsd_integrations.errors import (
     ModelError,
 )
 from rsd_integrations.types import Prompt
-from tests.tiny_models import causal, memory_of, token_classifier, tokenizer
+from tests.tiny_models import causal, memory_of, saved, tokenizer, trio
 
 PROMPT: Prompt = "Ava has 12 marbles. She buys 9 more."
 FIELDS: dict[str, Any] = {"threshold": 0.5, "max_tokens": 40, "step_delimiter": ["e", "\n\n"]}
 
 
-def trio() -> dict[str, Any]:
-    tok = tokenizer()
-    return {
-        "draft": (causal("Qwen2", 1), tok),
-        "target": (causal("Llama", 2), tok),
-        "prm": (token_classifier(), tok),
-    }
-
-
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("models")
-    for role, (model, tok) in trio().items():
-        model.save_pretrained(root / role)
-        tok.save_pretrained(root / role)
-    return {role: root / role for role in trio()}
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return saved(trio(), tmp_path_factory.mktemp("models"))
 
 
-def test_folders_and_loaded_models_give_the_same(folders: dict[str, Path]) -> None:
+def test_folders_and_loaded_models_give_the_same(folders: dict[str, str]) -> None:
     # AutoTokenizer would make a Qwen2 tokenizer of any tokenizer beside a Qwen2 config.
-    own: dict[str, Any] = {f"{role}_kwargs": {"tokenizer": tokenizer()} for role in folders}
+    own: dict[str, Any] = {f"{role}_kwargs": {"tokenizer": tokenizer("ascii")} for role in folders}
     with (
         RSDPipeline.from_pretrained(**trio()) as loaded,
         RSDPipeline.from_pretrained(**folders, **own) as read,
@@ -60,7 +47,7 @@ def test_folders_and_loaded_models_give_the_same(folders: dict[str, Path]) -> No
     assert [step.reward for step in ours.steps] == pytest.approx([step.reward for step in theirs.steps])
 
 
-def test_each_role_has_its_own_options(folders: dict[str, Path]) -> None:
+def test_each_role_has_its_own_options(folders: dict[str, str]) -> None:
     with RSDPipeline.from_pretrained(
         **folders,
         dtype="float32",
@@ -73,7 +60,7 @@ def test_each_role_has_its_own_options(folders: dict[str, Path]) -> None:
         assert [layer.dtype for layer in layers] == [torch.float32, torch.bfloat16]
 
 
-def test_eager_and_sdpa_agree(folders: dict[str, Path]) -> None:
+def test_eager_and_sdpa_agree(folders: dict[str, str]) -> None:
     texts = []
     for attention in ("sdpa", "eager"):
         options = {"attn_implementation": attention}
@@ -84,7 +71,7 @@ def test_eager_and_sdpa_agree(folders: dict[str, Path]) -> None:
     assert texts[0] == texts[1]
 
 
-def test_an_unknown_option_is_refused_by_name(folders: dict[str, Path]) -> None:
+def test_an_unknown_option_is_refused_by_name(folders: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match=r"unknown target_kwargs \['dtpye'\]"):
         RSDPipeline.from_pretrained(**folders, target_kwargs={"dtpye": "float16"})
 
@@ -99,18 +86,18 @@ def test_an_unknown_option_is_refused_by_name(folders: dict[str, Path]) -> None:
         {"prm_kwargs": {"dtype": 16}},
     ],
 )
-def test_placement_is_checked_up_front(folders: dict[str, Path], options: dict[str, Any]) -> None:
+def test_placement_is_checked_up_front(folders: dict[str, str], options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"is no d(evice|type)\. Use"):
         RSDPipeline.from_pretrained(**folders, **options)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one here")
-def test_a_missing_gpu_is_named(folders: dict[str, Path]) -> None:
+def test_a_missing_gpu_is_named(folders: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match=r"device='cuda' is not available here\. Use device=\"cpu\""):
         RSDPipeline.from_pretrained(**folders, device="cuda")
 
 
-def test_attention_that_takes_no_mask_is_refused_before_loading(folders: dict[str, Path]) -> None:
+def test_attention_that_takes_no_mask_is_refused_before_loading(folders: dict[str, str]) -> None:
     with pytest.raises(ModelError, match="flash_attention_2"):
         RSDPipeline.from_pretrained(**folders, draft_kwargs={"attn_implementation": "flash_attention_2"})
 
@@ -224,11 +211,11 @@ def test_sizes_are_whole_numbers(options: dict[str, Any]) -> None:
 def test_ids_without_a_token_are_never_written() -> None:
     import copy
 
-    wide = copy.deepcopy(causal("Llama", 2))
-    wide.resize_token_embeddings(len(tokenizer()) + 64)
+    wide, tok = copy.deepcopy(causal("Llama", 1, "ascii")), tokenizer("ascii")
+    wide.resize_token_embeddings(len(tok) + 64)
     with torch.no_grad():
-        wide.lm_head.weight[len(tokenizer()) :] = wide.lm_head.weight[:64] * 3
-    with RSDPipeline.from_pretrained(**(trio() | {"target": (wide, tokenizer())})) as pipe:
+        wide.lm_head.weight[len(tok) :] = wide.lm_head.weight[:64] * 3
+    with RSDPipeline.from_pretrained(**trio(target=wide)) as pipe:
         plain = pipe.generate(PROMPT, threshold=1.1, max_tokens=40)
     with RSDPipeline.from_pretrained(**trio()) as pipe:
         assert pipe.generate(PROMPT, threshold=1.1, max_tokens=40).text == plain.text
@@ -304,7 +291,7 @@ def test_packed_four_bit_weights_count_as_what_they_hold() -> None:
 
 
 def test_a_repositorys_code_is_not_run_and_nobody_is_asked(
-    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(folders["draft"], tmp_path / "odd")
     config = json.loads((tmp_path / "odd" / "config.json").read_text())

@@ -18,7 +18,7 @@ from rsd_integrations.backends.torch.slot_session import SlotSession, to_feed
 from rsd_integrations.errors import ConfigError
 from tests.backends.test_slots import close
 from tests.backends.test_slots import runner_of as slot_runner
-from tests.tiny_models import ARCHITECTURES, RECURRENT, causal, token_classifier, tokenizer
+from tests.tiny_models import ARCHITECTURES, RECURRENT, causal, trio
 
 HEAD = [5 + index % 40 for index in range(LEAST_SHARED)]
 FIELDS: dict[str, Any] = {
@@ -204,16 +204,13 @@ def test_common_beginnings() -> None:
         assert shared(one, other) == expected
 
 
-def trio(**options: Any) -> RSDPipeline:
-    models = [(causal(kind, seed), tokenizer("ascii")) for seed, kind in enumerate(("Qwen2", "Llama"))]
-    return RSDPipeline.from_pretrained(
-        *models, (token_classifier(0, "ascii"), tokenizer("ascii")), device="cpu", **options
-    )
+def load(**options: Any) -> RSDPipeline:
+    return RSDPipeline.from_pretrained(**trio(), device="cpu", **options)
 
 
 @pytest.fixture(scope="module")
 def expected() -> Iterator[list[Any]]:
-    with trio(prefix_caching=False) as pipe:
+    with load(prefix_caching=False) as pipe:
         yield [ask(pipe, number) for number in range(8)]
 
 
@@ -225,7 +222,7 @@ def ask(pipe: RSDPipeline, number: int) -> Any:
 
 def test_whole_answers_are_the_same_and_read_less(expected: list[Any]) -> None:
     """Alone, one behind the other, then all at once: texts, decisions and what they cost."""
-    with trio() as pipe:
+    with load() as pipe:
         read = []
         for model in (pipe.backend.draft, pipe.backend.target, pipe.backend.prm):
             readout = model.runner._readout  # type: ignore[attr-defined]
@@ -248,7 +245,7 @@ def test_whole_answers_are_the_same_and_read_less(expected: list[Any]) -> None:
 
 def test_it_is_a_choice_of_two() -> None:
     with pytest.raises(ConfigError, match="prefix_caching='yes'"):
-        trio(prefix_caching="yes")
+        load(prefix_caching="yes")
 
 
 def test_what_is_copied_from_the_family_is_wiped_with_its_slot() -> None:

@@ -28,7 +28,16 @@ from tests.backends.test_speculation import ASKED, ask, check_equal
 from tests.oracle import Party
 from tests.recording import Recordings
 from tests.test_oracle import GREEDY, PROMPTS, check_all
-from tests.tiny_models import ARCHITECTURES, RECURRENT, causal, config, memory_of, tokenizer
+from tests.tiny_models import (
+    ARCHITECTURES,
+    RECURRENT,
+    causal,
+    config,
+    memory_of,
+    token_classifier,
+    tokenizer,
+    trio,
+)
 
 
 def runner_of(model: Any, slots: int = 4, capacity: int = 128, **options: Any) -> RecurrentRunner:
@@ -221,7 +230,10 @@ def test_what_candidates_share_is_read_once(rate: float) -> None:
     draft, target = causal("Qwen3_5Text", 0, "ascii"), causal("Lfm2", 1, "ascii")
     how = {"temperature": 1.0, "seed": 2, "step_delimiter": "e", "max_step_tokens": 9, "max_tokens": 60}
     prompt = "She buys 9 more; how many has she now? " * 3
-    with RSDPipeline.from_pretrained(*trio(draft, target), device="cpu") as pipe, forwards(draft) as shapes:
+    with (
+        RSDPipeline.from_pretrained(**recurrent(draft, target), device="cpu") as pipe,
+        forwards(draft) as shapes,
+    ):
         made = pipe.generate(prompt, draft_candidates=4, weighting="constant", acceptance_rate=rate, **how)
     read, usage = sum(rows * tokens for rows, tokens in shapes), made.usage
     # Each candidate's tokens, once more the first of each step, and what was kept of the target's.
@@ -294,29 +306,21 @@ def test_others_wait_for_the_same_prompt_and_not_for_another() -> None:
 
 def test_answers_are_the_same_recorded_and_called(monkeypatch: pytest.MonkeyPatch) -> None:
     """Token for token, in company, with guesses, with candidates, past rejected steps."""
-    models, recordings = trio(causal("Qwen3_5Text", 0, "ascii"), causal("Lfm2", 1, "ascii")), Recordings()
-    with RSDPipeline.from_pretrained(*models, device="cpu") as pipe:
+    models, recordings = recurrent("Qwen3_5Text", "Lfm2"), Recordings()
+    with RSDPipeline.from_pretrained(**models, device="cpu") as pipe:
         called = [ask(pipe, given) for given in ASKED[::3]]
     monkeypatch.setattr(launch, "recorder_for", lambda device: recordings)
-    with RSDPipeline.from_pretrained(*models, device="cpu") as pipe, ThreadPoolExecutor() as pool:
+    with RSDPipeline.from_pretrained(**models, device="cpu") as pipe, ThreadPoolExecutor() as pool:
         recorded = list(pool.map(lambda given: ask(pipe, given), ASKED[::3]))
     assert recordings.replayed > 2 * recordings.recorded > 0
     for one, other in zip(called, recorded, strict=True):
         check_equal(one, other)
 
 
-def recurrent_prm() -> Any:
-    made = config("Qwen3_5Text", seed_vocabulary=len(tokenizer("ascii")), num_labels=2)
-    made.rsd_prm = {"format": "trl", "separator": "\n\n"}
-    torch.manual_seed(5)
-    return transformers.Qwen3_5ForTokenClassification(made).eval()
-
-
 def test_a_prm_may_be_recurrent() -> None:
-    tok, prm = tokenizer("ascii"), recurrent_prm()
-    pair = (causal("Qwen2", 0, "ascii"), tok), (causal("Llama", 1, "ascii"), tok)
-    three = (*(Party(model, tok) for model, _ in pair), Party(prm, tok))
-    with RSDPipeline.from_pretrained(*pair, (prm, tok), device="cpu") as pipe:
+    models = recurrent("Qwen2", "Llama")
+    three = tuple(Party(*source) for source in models.values())
+    with RSDPipeline.from_pretrained(**models, device="cpu") as pipe:
         check_all(three, pipe, [(PROMPTS[number % 3], terms) for number, terms in enumerate(GREEDY)])  # type: ignore[arg-type]
 
 
@@ -333,8 +337,8 @@ def test_memory_counts_states_and_the_keys_of_layers_that_attend(tmp_path: Any) 
         assert memory.states == 8 * sum(state.numel() * state.element_size() for state in states)
 
 
-def trio(draft: Any, target: Any) -> list[tuple[Any, Any]]:
-    return [(model, tokenizer("ascii")) for model in (draft, target, recurrent_prm())]
+def recurrent(draft: Any, target: Any) -> dict[str, Any]:
+    return trio(draft, target) | {"prm": (token_classifier(0, "ascii", "Qwen3_5Text"), tokenizer("ascii"))}
 
 
 @pytest.mark.slow  # Compiling takes half a minute.
@@ -353,7 +357,7 @@ def test_guesses_do_not_have_the_text_before_them_read_again(
     draft, target = causal("Qwen3_5Text", 0, "ascii"), causal("Qwen3_5Text", 1, "ascii")
     how = {"step_delimiter": "e", "max_step_tokens": 12, "max_tokens": 100, "temperature": 1.0, "seed": 1}
     prompt = "The quick brown fox jumps over it. " * 8
-    with RSDPipeline.from_pretrained(*trio(draft, target), device="cpu", max_length=500) as pipe:
+    with RSDPipeline.from_pretrained(**recurrent(draft, target), device="cpu", max_length=500) as pipe:
         for rate in (0.0, 0.8):
             with forwards(target) as shapes:
                 made = pipe.generate(
@@ -379,4 +383,4 @@ def mamba() -> Any:
 def test_states_that_are_not_carried_on_are_found_out() -> None:
     """Of Mamba 1 transformers reads several tokens as if nothing had been before them."""
     with pytest.raises(ModelError, match="does not read several tokens on"):
-        RSDPipeline.from_pretrained(*trio(mamba(), causal("Llama", 1, "ascii")), device="cpu")
+        RSDPipeline.from_pretrained(**recurrent(mamba(), "Llama"), device="cpu")

@@ -14,17 +14,11 @@ from rsd_integrations import RSDPipeline
 from rsd_integrations.backends.shared.sources import Source
 from rsd_integrations.backends.torch.refusals import check_architecture
 from rsd_integrations.errors import ConfigError, ModelError
-from tests.tiny_models import causal, token_classifier, tokenizer
+from tests.tiny_models import causal, tokenizer, trio
 
 
 def load(**given: Any) -> RSDPipeline:
-    tok = tokenizer("ascii")
-    sources = {
-        "draft": (causal("Qwen2", 0, "ascii"), tok),
-        "target": (causal("Llama", 1, "ascii"), tok),
-        "prm": (token_classifier(0, "ascii"), tok),
-    }
-    return RSDPipeline.from_pretrained(**{**sources, "device": "cpu", **given})
+    return RSDPipeline.from_pretrained(**trio() | {"device": "cpu"} | given)
 
 
 def without_template() -> Any:

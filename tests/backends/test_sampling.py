@@ -33,7 +33,7 @@ from rsd_integrations.backends.torch.sampling import (
     penalized,
 )
 from rsd_integrations.protocols import Sampling
-from tests.tiny_models import causal, token_classifier, tokenizer
+from tests.tiny_models import trio
 
 
 def sampling(
@@ -145,9 +145,7 @@ def test_a_row_that_cannot_be_drawn_is_its_own_failure(monkeypatch: pytest.Monke
             raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
         return own(rows)
 
-    tok = tokenizer("ascii")
-    models = [(causal(kind, seed, "ascii"), tok) for seed, kind in enumerate(("Qwen2", "Llama"))]
-    with RSDPipeline.from_pretrained(*models, (token_classifier(0, "ascii"), tok), device="cpu") as pipe:
+    with RSDPipeline.from_pretrained(**trio(), device="cpu") as pipe:
         fields: dict[str, Any] = {"threshold": 0.5, "max_tokens": 30, "step_delimiter": "e"}
         temperatures = (0.9, 0.5, 0.0, 0.9)
         asked = [{**fields, "temperature": one, "seed": seed} for seed, one in enumerate(temperatures)]

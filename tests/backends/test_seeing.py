@@ -14,7 +14,7 @@ from rsd_integrations import RSDPipeline
 from rsd_integrations.backends.shared.describe import active_parameters
 from rsd_integrations.backends.shared.sources import Source
 from tests.oracle import Party, plain_generate
-from tests.tiny_models import EXPERTS, causal, config, memory_of, shaken, token_classifier, tokenizer
+from tests.tiny_models import EXPERTS, causal, config, memory_of, shaken, tokenizer, trio
 
 _EYES = {"hidden_size": 16, "intermediate_size": 16}
 _SEEING: dict[str, tuple[str, dict[str, Any]]] = {
@@ -60,10 +60,9 @@ def saved(name: str, folder: Path) -> str:
 @pytest.mark.parametrize("name", _SEEING)
 def test_a_checkpoint_with_eyes_writes_what_it_writes(name: str, tmp_path: Path) -> None:
     tok = tokenizer("ascii")
-    others = (causal("Llama", 1, "ascii"), tok), (token_classifier(0, "ascii"), tok)
     # Of some model types transformers reads a tokenizer in its own way, whatever the checkpoint's.
-    draft = saved(name, tmp_path), tok
-    with RSDPipeline.from_pretrained(draft, *others, device="cpu", max_length=200) as pipe:
+    models = trio() | {"draft": (saved(name, tmp_path), tok)}
+    with RSDPipeline.from_pretrained(**models, device="cpu", max_length=200) as pipe:
         made = pipe.generate("hello there", threshold=0, max_tokens=40)
     _, text = plain_generate(Party(seeing(name), tok), "hello there", 40)
     assert made.text == text
@@ -83,9 +82,8 @@ def test_what_it_takes_is_known_before(name: str, tmp_path: Path) -> None:
     memory = memory_of("draft", folder, max_length=50)
     assert memory.parameters >= text_parameters(name)
     assert memory.weights == 4 * memory.parameters
-    tok = tokenizer("ascii")
-    others = (causal("Llama", 1, "ascii"), tok), (token_classifier(0, "ascii"), tok)
-    with RSDPipeline.from_pretrained(folder, *others, device="cpu", max_length=50, max_batch_size=3) as pipe:
+    models = trio() | {"draft": folder}
+    with RSDPipeline.from_pretrained(**models, device="cpu", max_length=50, max_batch_size=3) as pipe:
         draft: Any = pipe.backend.draft
         pipe.generate("hello", threshold=0, max_tokens=3)
         assert draft.runner.cache.bytes == 3 * 51 * memory.cache_per_token

@@ -10,19 +10,14 @@ from rsd_integrations import RSDPipeline
 from rsd_integrations.prm.base import Feed
 from rsd_integrations.protocols import DraftStep, Kept, Sampling, Written
 from rsd_integrations.segment import StepBoundary
-from tests.tiny_models import causal, token_classifier, tokenizer
+from tests.tiny_models import tokenizer, trio
 
 WORK = DraftStep(StepBoundary(("\n\n",)), 20, Sampling(0.0, 1.0, None, lambda: 0.0))
 
 
 @pytest.fixture(scope="module")
 def pipe() -> Any:
-    models = (
-        (causal("Qwen2", 0), tokenizer()),
-        (causal("Llama", 1), tokenizer()),
-        (token_classifier(), tokenizer()),
-    )
-    with RSDPipeline.from_pretrained(*models, device="cpu") as pipe:
+    with RSDPipeline.from_pretrained(**trio(flavours="a"), device="cpu") as pipe:
         yield pipe
 
 

@@ -20,7 +20,7 @@ from rsd_integrations.backends.torch.guesses import Guesses
 from rsd_integrations.engine import job
 from rsd_integrations.output import Output
 from rsd_integrations.protocols import GuessStep
-from tests.tiny_models import causal, token_classifier, tokenizer
+from tests.tiny_models import causal, trio
 
 PROMPT = "Ava has 12 marbles. She buys 9 more."
 PAIRS = {
@@ -62,15 +62,11 @@ def load(
     **options: Any,
 ) -> RSDPipeline:
     models = [
-        (
-            copy.deepcopy(causal(kind, seed, flavour, max_position_embeddings=512)).to(dtype),
-            tokenizer(flavour),
-        )
+        copy.deepcopy(causal(kind, seed, flavour)).to(dtype)
         for (kind, flavour), seed in zip((draft, target), seeds, strict=True)
     ]
-    return RSDPipeline.from_pretrained(
-        *models, (token_classifier(0, "ascii"), tokenizer("ascii")), device="cpu", **options
-    )
+    flavours = (draft[1], target[1], "ascii")
+    return RSDPipeline.from_pretrained(**trio(*models, flavours), device="cpu", **options)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import pytest
-import torch
-import transformers
 
 from rsd_integrations import Generation, RSDPipeline
 from rsd_integrations.errors import PromptError
-from tests.tiny_models import causal, config, tokenizer
+from tests.tiny_models import causal, token_classifier, tokenizer
 
 SMALL = 64
-
-
-@functools.cache
-def classifier(flavour: str, positions: int) -> Any:
-    """The tiny PRM with a window of its own."""
-    made = config(
-        "Qwen2", seed_vocabulary=len(tokenizer(flavour)), num_labels=2, max_position_embeddings=positions
-    )
-    made.rsd_prm = {"format": "trl", "separator": "\n\n"}
-    torch.manual_seed(5)
-    return transformers.Qwen2ForTokenClassification(made).eval()
 
 
 def load(small: str, flavours: tuple[str, str, str], **options: Any) -> RSDPipeline:
@@ -33,7 +19,7 @@ def load(small: str, flavours: tuple[str, str, str], **options: Any) -> RSDPipel
     return RSDPipeline.from_pretrained(
         (causal("Qwen2", 0, flavours[0], max_position_embeddings=positions["draft"]), toks[0]),
         (causal("Llama", 1, flavours[1], max_position_embeddings=positions["target"]), toks[1]),
-        (classifier(flavours[2], positions["prm"]), toks[2]),
+        (token_classifier(0, flavours[2], max_position_embeddings=positions["prm"]), toks[2]),
         device="cpu",
         **options,
     )

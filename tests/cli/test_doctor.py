@@ -20,7 +20,7 @@ from rsd_integrations.backends.torch.free_memory import device_memory
 from rsd_integrations.backends.torch.refusals import check_weights
 from rsd_integrations.cli import doctor, main
 from rsd_integrations.pocket import pocket_paths
-from tests.tiny_models import causal, memory_of, token_classifier, tokenizer
+from tests.tiny_models import causal, memory_of, saved, tokenizer, trio
 
 
 @pytest.fixture(autouse=True)
@@ -139,13 +139,7 @@ def test_other_models(architecture: str, dtype: torch.dtype, tmp_path: Path) -> 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Three models that load."""
-    found = {}
-    models = {"draft": causal("Llama", 0), "target": causal("Llama", 1), "prm": token_classifier(0)}
-    for role, model in models.items():
-        found[role] = str(tmp_path_factory.mktemp(role))
-        model.save_pretrained(found[role])
-        tokenizer().save_pretrained(found[role])
-    return found
+    return saved(trio("Llama"), tmp_path_factory.mktemp("models"))
 
 
 def doctor_of(folders: dict[str, str], *options: str) -> int:

@@ -36,7 +36,7 @@ def test_bench_runs_on_the_real_trio(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(arguments) == 0
     report = AccuracyReport.model_validate_json((tmp_path / "accuracy.json").read_text(encoding="utf-8"))
     assert len(report.weights_sha256) == 3
-    assert report.of("target").flops_share.paper == 1.0
-    assert report.of("draft").flops_share.paper < 1.0
-    assert {length.events for length in report.recommended.by_length} == {3, 4, 5, 6, 7, 8}
+    assert report.points[-1].flops_share.paper == 1.0
+    assert report.points[0].flops_share.paper < 1.0
+    assert {length.events for length in report.points[0].by_length} == {3, 4, 5, 6, 7, 8}
     assert "target only" in capsys.readouterr().out

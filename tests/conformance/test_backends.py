@@ -11,7 +11,7 @@ from rsd_integrations import RSDPipeline
 from rsd_integrations.protocols import Scorer, Writer
 from rsd_integrations.testing import ScriptedScorer, ScriptedWriter
 from tests.conformance.kit import ConstraintKit, ScorerKit, WriterKit
-from tests.tiny_models import causal, token_classifier, tokenizer
+from tests.tiny_models import trio
 
 
 def script(prompt: Any, index: int, text: str) -> str:
@@ -39,11 +39,7 @@ def _length_reward(prompt: Any, index: int, body: str) -> float:
 
 @pytest.fixture(scope="module", params=["Qwen2", "Mistral", "Gemma3Text", "GPT2"])
 def torch_backend(request: pytest.FixtureRequest) -> Iterator[Any]:
-    tok = tokenizer("ascii")
-    model = causal(request.param, 7, "ascii")
-    with RSDPipeline.from_pretrained(
-        (model, tok), (model, tok), (token_classifier(0, "ascii"), tok), device="cpu"
-    ) as pipe:
+    with RSDPipeline.from_pretrained(**trio(request.param, request.param), device="cpu") as pipe:
         yield pipe.backend
 
 
@@ -63,9 +59,8 @@ class TestTorchScorer(ScorerKit):
 
 @pytest.fixture(scope="module", params=["Qwen2", "Gemma3Text"])
 def tool_backend(request: pytest.FixtureRequest) -> Iterator[Any]:
-    model, tok = causal(request.param, 7, "tools", max_position_embeddings=2048), tokenizer("tools")
-    prm = token_classifier(0, "ascii"), tokenizer("ascii")
-    with RSDPipeline.from_pretrained((model, tok), (model, tok), prm, device="cpu") as pipe:
+    models = trio(request.param, request.param, ("tools", "tools", "ascii"), max_position_embeddings=2048)
+    with RSDPipeline.from_pretrained(**models, device="cpu") as pipe:
         yield pipe.backend
 
 

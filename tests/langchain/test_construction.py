@@ -19,7 +19,6 @@ from langchain_core.load import dumpd, load
 from langchain_core.runnables import ConfigurableField
 from pydantic import ValidationError
 
-from rsd_integrations import RSDConfig
 from rsd_integrations.adapters import sources
 from rsd_integrations.errors import ConfigError, EngineClosedError, ModelError
 from rsd_integrations.langchain import ChatRSD
@@ -29,30 +28,6 @@ from tests.langchain.modes import Recorder
 NAMED = {"draft": "d", "target": "t", "prm": "p"}
 
 
-@pytest.fixture
-def loads(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Instead of weights, a scripted pipeline for each load; the specs that were loaded."""
-    seen: list[dict[str, Any]] = []
-    made: list[Any] = []
-
-    def fake(spec: dict[str, Any]) -> Any:
-        seen.append(spec)
-        made.append(counting_pipeline())
-        return made[-1]
-
-    monkeypatch.setattr(sources, "_load", fake)
-    yield seen
-    for pipe in made:
-        pipe.close()
-
-
-def test_no_models_named_tells_both_ways() -> None:
-    with pytest.raises(ValueError, match=r"no models are named.*draft=.*ChatRSD\.pocket\(\).*from_pipeline"):
-        ChatRSD()
-    with pytest.raises(ValueError, match="target and prm missing"):
-        ChatRSD(draft="d")
-
-
 def test_models_and_a_pipeline_are_too_much(pipe: Any) -> None:
     with pytest.raises(ValueError, match="one or the other"):
         ChatRSD.from_pipeline(pipe, draft="d")
@@ -60,12 +35,6 @@ def test_models_and_a_pipeline_are_too_much(pipe: Any) -> None:
         ChatRSD.from_pipeline(pipe, device="cpu")
     with pytest.raises(ValueError, match="must be an RSDPipeline"):
         ChatRSD(pipeline="pockets")
-
-
-def test_every_config_field_is_a_field() -> None:
-    assert set(RSDConfig.model_fields) <= set(ChatRSD.model_fields)
-    for name, field in RSDConfig.model_fields.items():
-        assert ChatRSD.model_fields[name].default == field.default
 
 
 @pytest.mark.parametrize(
@@ -244,14 +213,6 @@ async def test_loading_does_not_block_the_loop(monkeypatch: pytest.MonkeyPatch, 
     assert message.content == ANSWER
 
 
-async def test_a_missing_folder_has_a_clear_error(tmp_path: Any) -> None:
-    llm = ChatRSD(draft=str(tmp_path / "nothing"), target=str(tmp_path), prm=str(tmp_path))
-    with pytest.raises(ModelError, match="nothing"):
-        llm.invoke(QUESTION)
-    with pytest.raises(ModelError, match="nothing"):
-        await llm.ainvoke(QUESTION)
-
-
 def test_deep_copies_share_nothing_but_models(pipe: Any) -> None:
     llm = ChatRSD.from_pipeline(pipe, tags=["a"], metadata={"m": 1})
     for other in (copy.deepcopy(llm), llm.model_copy(deep=True)):
@@ -291,16 +252,6 @@ def test_folders_and_dtypes_are_saved_by_name(loads: Any) -> None:
     assert (back.draft, back.target, back.prm, back.dtype) == ("d", "t", "p", "float16")
     assert back.prm_kwargs == {"dtype": "bfloat16", "cache_dir": "cache"}
     assert back.source is llm.source
-
-
-@pytest.mark.filterwarnings("ignore::langchain_core._api.beta_decorator.LangChainBetaWarning")
-@pytest.mark.parametrize("limits", [{}, {"max_batch_size": 8}, {"max_length": 4096, "max_batch_size": 3}])
-def test_limits_that_nobody_set_are_not_saved(limits: Any) -> None:
-    """Servers have their own."""
-    llm = ChatRSD(draft="http://a", target="http://b", prm="http://c", **limits)
-    back = load(dumpd(llm), allowed_objects=[ChatRSD], valid_namespaces=["rsd_integrations"])
-    assert back.source is llm.source
-    assert {"max_batch_size", "max_length"} & back.model_fields_set == set(limits)
 
 
 def test_secrets_and_pipelines_stay_out_of_the_repr(pipe: Any) -> None:

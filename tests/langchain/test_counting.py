@@ -19,7 +19,7 @@ from langchain_core.messages import (
 from rsd_integrations.errors import PromptError
 from rsd_integrations.langchain import ChatRSD
 from tests.small_tokenizers import MISTRAL
-from tests.tiny_models import causal, token_classifier, tokenizer
+from tests.tiny_models import tokenizer, trio
 
 CALL = {"name": "f", "args": {"a": 1}, "id": "1", "type": "tool_call"}
 CHAT = [HumanMessage("Hello there"), AIMessage("Hi you"), HumanMessage("Now what?"), AIMessage("Well.")]
@@ -30,13 +30,8 @@ def strict() -> Iterator[ChatRSD]:
     """Over a template that wants the user first, and turns that alternate."""
     words = copy.deepcopy(tokenizer("ascii"))
     words.chat_template = MISTRAL.replace("bos_token", "''")
-    llm = ChatRSD(
-        draft=(causal("Llama", 0, "ascii"), words),
-        target=(causal("Llama", 1, "ascii"), words),
-        prm=(token_classifier(0, "ascii"), tokenizer("ascii")),
-        device="cpu",
-    )
-    with llm:
+    models = {role: (model, words) for role, (model, _) in trio("Llama").items()}
+    with ChatRSD(**models, device="cpu") as llm:
         yield llm
 
 

@@ -22,9 +22,9 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.rate_limiters import InMemoryRateLimiter
 from langchain_core.runnables import RunnableLambda, RunnablePassthrough
 
+from rsd_integrations.adapters.sources import live_name
 from rsd_integrations.errors import BackendError, ConfigError, PromptError, PromptLengthError, TimedOutError
 from rsd_integrations.langchain import ChatRSD
-from rsd_integrations.langchain.caching import _PROCESS
 from rsd_integrations.testing import scripted_pipeline
 from tests.counting import ANSWER, NAMES, QUESTION, counting_pipeline
 from tests.langchain.modes import Recorder
@@ -118,9 +118,9 @@ async def test_the_llm_cache_tells_weightings_apart(
     # Every script is __main__, so its names tell no function from another one.
     scripted = FunctionType(always.__code__, {"__name__": "__main__"}, "always")
     monkeypatch.setattr(sys.modules["__main__"], "always", scripted, raising=False)
-    assert _PROCESS in ChatRSD.from_pipeline(pipe, weighting=scripted)._get_llm_string()
+    assert live_name(scripted) in ChatRSD.from_pipeline(pipe, weighting=scripted)._get_llm_string()
     # What has a name of its own is the same in the next process.
-    assert "test_ecosystem.always" in keys[3] and _PROCESS in keys[0] and _PROCESS not in keys[3]
+    assert "test_ecosystem.always" in keys[3] and live_name(always) not in keys[3]
 
 
 def test_the_llm_cache_tells_forms_apart(pipe: Any, cache: InMemoryCache) -> None:

@@ -20,7 +20,7 @@ from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.protocols import Backend
 from rsd_integrations.testing import ScriptedScorer, ScriptedWriter, scripted_pipeline
 from tests.counting import ANSWER, QUESTION, counting_pipeline
-from tests.gated import PATIENCE, Gated, gated, open_when, wait_for
+from tests.gated import PATIENCE, Gated, endless, gated, open_sessions, open_when, wait_for
 from tests.langchain.modes import MODES, AsyncRecorder, Recorder
 
 
@@ -98,15 +98,6 @@ def test_max_concurrency_is_respected() -> None:
     assert max(writer.batches) == 3
 
 
-def endless(prompt: Any, index: int, text: str) -> str:
-    return "again\n\n"
-
-
-def idle(pipe: RSDPipeline) -> bool:
-    backend: Any = pipe.backend
-    return not any(model.open_sessions for model in (backend.draft, backend.target, backend.prm))
-
-
 async def test_cancelling_stops_the_engine_within_a_round() -> None:
     writer = Gated(endless)
     with RSDPipeline(Backend(writer, ScriptedWriter([]), ScriptedScorer([1.0]), 4)) as pipe:
@@ -121,7 +112,7 @@ async def test_cancelling_stops_the_engine_within_a_round() -> None:
                 await task
             rounds = len(writer.batches)
             writer.gate.set()
-            await asyncio.to_thread(wait_for, lambda: idle(pipe))
+            await asyncio.to_thread(wait_for, lambda: open_sessions(pipe) == 0)
             assert len(writer.batches) <= rounds + 1
 
 
@@ -136,14 +127,14 @@ async def test_leaving_a_stream_frees_the_engine() -> None:
         stream = llm.stream(QUESTION)
         assert next(stream).content == "again\n\n"
         stream.close()
-        wait_for(lambda: idle(pipe))
+        wait_for(lambda: open_sessions(pipe) == 0)
         async for _ in llm.astream(QUESTION):
             break
-        await asyncio.to_thread(wait_for, lambda: idle(pipe))
+        await asyncio.to_thread(wait_for, lambda: open_sessions(pipe) == 0)
         async for event in llm.astream_events(QUESTION, version="v2"):
             if event["event"] == "on_chat_model_stream":
                 break
-        await asyncio.to_thread(wait_for, lambda: idle(pipe))
+        await asyncio.to_thread(wait_for, lambda: open_sessions(pipe) == 0)
 
 
 @pytest.mark.parametrize("chain", ["llm", "llm | StrOutputParser()", "node | llm | StrOutputParser()"])
@@ -207,7 +198,7 @@ async def test_a_timeout_raises() -> None:
         with pytest.raises(TimeoutError):
             await collect(llm)
         assert llm.invoke(QUESTION, timeout=None, max_steps=1).content == "again\n\n"
-        wait_for(lambda: idle(pipe))
+        wait_for(lambda: open_sessions(pipe) == 0)
 
 
 @pytest.mark.parametrize("wrong", [0, -1.0])
@@ -233,7 +224,7 @@ async def test_a_failure_stays_alone() -> None:
         ):
             contents = [getattr(result, "content", type(result)) for result in results]
             assert contents == ["fine\n\nfine\n\n", BackendError, "fine\n\nfine\n\n"]
-        wait_for(lambda: idle(pipe))
+        wait_for(lambda: open_sessions(pipe) == 0)
 
 
 def test_many_threads_and_settings_at_once() -> None:
@@ -263,5 +254,5 @@ def test_an_error_that_somebody_keeps_does_not_keep_the_engine_busy(mode: str) -
         llm = ChatRSD.from_pipeline(pipe, max_steps=10**6)
         with pytest.raises(OSError, match="stop here") as kept:
             MODES[mode](llm, [Strict()])
-        wait_for(lambda: idle(pipe))
+        wait_for(lambda: open_sessions(pipe) == 0)
         assert kept.value.__traceback__ is not None

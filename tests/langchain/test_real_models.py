@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from rsd_integrations.errors import EngineClosedError, PromptError
 from rsd_integrations.langchain import ChatRSD
 from tests.counting import QUESTION
 from tests.langchain.modes import MODES, Recorder
-from tests.tiny_models import causal, token_classifier, tokenizer
+from tests.tiny_models import saved, tokenizer, trio
 
 pytestmark = pytest.mark.filterwarnings("ignore::langchain_core._api.beta_decorator.LangChainBetaWarning")
 
@@ -32,27 +31,13 @@ LIMITS = {"max_tokens": 24, "max_step_tokens": 8}
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Three models on disk, as users have them."""
-    root: Path = tmp_path_factory.mktemp("models")
-    made = {"draft": causal("Llama", 0), "target": causal("Llama", 1), "prm": token_classifier(0)}
-    for role, model in made.items():
-        model.save_pretrained(root / role)
-        tokenizer().save_pretrained(root / role)
-    return {role: str(root / role) for role in made}
+    return saved(trio("Llama"), tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")
 def tiny() -> Iterator[ChatRSD]:
     """Over models that are loaded already."""
-    words = tokenizer("ascii")
-    llm = ChatRSD(
-        draft=(causal("Llama", 0, "ascii"), words),
-        target=(causal("Llama", 1, "ascii"), words),
-        prm=(token_classifier(0, "ascii"), words),
-        device="cpu",
-        weighting="constant",
-        seed=7,
-        **LIMITS,
-    )
+    llm = ChatRSD(**trio("Llama"), device="cpu", weighting="constant", seed=7, **LIMITS)
     yield llm
     llm.load().close()
 
@@ -123,13 +108,8 @@ def test_tool_turns_go_through_the_models_template() -> None:
         AIMessage("", tool_calls=[call]),
         ToolMessage("3<|im_end|>", tool_call_id="c1"),
     ]
-    llm = ChatRSD(
-        draft=(causal("Llama", 0, "ascii"), words),
-        target=(causal("Llama", 1, "ascii"), words),
-        prm=(token_classifier(0, "ascii"), words),
-        device="cpu",
-        **LIMITS,
-    )
+    models = {role: (model, words) for role, (model, _) in trio("Llama").items()}
+    llm = ChatRSD(**models, device="cpu", **LIMITS)
     with llm.load() as pipe:
         from rsd_integrations.langchain.messages import to_chat
 

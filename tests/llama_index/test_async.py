@@ -13,10 +13,9 @@ import pytest
 from llama_index.core.llms import ChatMessage
 
 from rsd_integrations.llama_index import RSDLLM
-from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.testing import scripted_pipeline
 from tests.counting import ANSWER, QUESTION
-from tests.gated import gated, open_when
+from tests.gated import endless, gated, open_when
 
 CHAT = [ChatMessage(QUESTION)]
 
@@ -37,10 +36,6 @@ async def loop_gap() -> AsyncIterator[list[float]]:
     gaps[0] = 0.0
     yield gaps
     task.cancel()
-
-
-def endless(delay: float = 0.001) -> RSDPipeline:
-    return scripted_pipeline(lambda *_: "again\n\n", delay=delay)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -68,7 +63,7 @@ async def test_the_loop_stays_free_while_models_work(how: str) -> None:
 
 @pytest.mark.parametrize("how", ["acomplete", "achat"])
 async def test_wait_for_fires_on_time_and_the_engine_stops(how: str) -> None:
-    with endless() as pipe:
+    with scripted_pipeline(endless, delay=0.001) as pipe:
         llm = RSDLLM.from_pipeline(pipe, max_steps=10**6)
         began = time.perf_counter()
         with pytest.raises(asyncio.TimeoutError):
@@ -80,7 +75,7 @@ async def test_wait_for_fires_on_time_and_the_engine_stops(how: str) -> None:
 @pytest.mark.parametrize("how", ["stream_chat", "astream_chat", "stream_complete", "astream_complete"])
 @pytest.mark.parametrize("leave", ["close", "drop", "break"])
 async def test_abandoned_streams_stop(how: str, leave: str) -> None:
-    with endless() as pipe:
+    with scripted_pipeline(endless, delay=0.001) as pipe:
         llm = RSDLLM.from_pipeline(pipe, max_steps=10**6)
         stream = getattr(llm, how)(CHAT if "chat" in how else QUESTION)
         if how.startswith("a"):
@@ -102,7 +97,7 @@ async def test_abandoned_streams_stop(how: str, leave: str) -> None:
 
 
 async def test_a_cancelled_task_stops_the_engine() -> None:
-    with endless() as pipe:
+    with scripted_pipeline(endless, delay=0.001) as pipe:
         llm = RSDLLM.from_pipeline(pipe, max_steps=10**6)
         tasks = [asyncio.create_task(llm.achat(CHAT)), asyncio.create_task(read(llm.astream_chat(CHAT)))]
         await until(lambda: pipe.backend.draft.open_sessions == 2)  # type: ignore[attr-defined]

@@ -20,29 +20,13 @@ from llama_index.core.llms.function_calling import FunctionCallingLLM
 from pydantic import BaseModel
 
 from rsd_integrations.adapters import sources
-from rsd_integrations.config import RSDConfig
-from rsd_integrations.errors import ConfigError, EngineClosedError, ModelError
+from rsd_integrations.errors import ConfigError, EngineClosedError
 from rsd_integrations.llama_index import RSDLLM, hub
-from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.testing import scripted_pipeline
-from tests.counting import ANSWER, QUESTION, counting_pipeline
-from tests.tiny_models import causal, token_classifier, tokenizer
+from tests.counting import ANSWER, QUESTION
+from tests.tiny_models import trio
 
 NAMED = {"draft": "d", "target": "t", "prm": "p"}
-
-
-@pytest.fixture
-def loads(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What was loaded; scripted models are."""
-    loaded: list[Any] = []
-
-    def load(spec: Any) -> RSDPipeline:
-        loaded.append(dict(spec))
-        return counting_pipeline()
-
-    monkeypatch.setattr(sources, "_load", load)
-    monkeypatch.setattr(sources, "check_tools", lambda **_: None)
-    return loaded
 
 
 def test_what_it_is(llm: Any) -> None:
@@ -53,17 +37,6 @@ def test_what_it_is(llm: Any) -> None:
 
 def test_the_hubs_name_for_it() -> None:
     assert hub.RSDLLM is RSDLLM
-
-
-def test_no_models_named_tells_both_ways() -> None:
-    with pytest.raises(ValueError, match=r"no models are named.*RSDLLM\.pocket\(\) or RSDLLM\.from_pipeline"):
-        RSDLLM()
-    with pytest.raises(ValueError, match="prm missing"):
-        RSDLLM(draft="d", target="t")
-
-
-def test_every_config_field_is_a_field() -> None:
-    assert set(RSDConfig.model_fields) <= set(RSDLLM.model_fields)
 
 
 def test_a_typo_raises(llm: Any, pipe: Any) -> None:
@@ -201,9 +174,7 @@ class Keyless:
 
 
 def test_data_of_models_that_have_no_name() -> None:
-    prm = (token_classifier(0, "ascii"), tokenizer("ascii"))
-    model = (causal("Qwen2", 0, "ascii"), tokenizer("ascii"))
-    llm = RSDLLM(draft=model, target=model, prm=prm, device="cpu")
+    llm = RSDLLM(**trio(), device="cpu")
     data = json.loads(llm.model_dump_json())
     assert "draft" not in data
     assert RSDLLM(**data).source is llm.source
@@ -271,36 +242,17 @@ def test_closing_gives_the_memory_back() -> None:
 
 
 def test_function_calling_exactly_where_templates_take_tools() -> None:
-    prm = (token_classifier(0, "ascii"), tokenizer("ascii"))
-
-    def trio(draft: str, target: str) -> RSDLLM:
-        return RSDLLM(
-            draft=(causal("Qwen2", 0, draft), tokenizer(draft)),
-            target=(causal("Qwen2", 1, target), tokenizer(target)),
-            prm=prm,
-            device="cpu",
-        )
-
     for draft, target, able in (
         ("tools", "tools", True),
         ("tools", "ascii", False),
         ("ascii", "tools", False),
     ):
-        llm = trio(draft, target)
+        llm = RSDLLM(**trio(flavours=(draft, target, "ascii")), device="cpu")
         assert llm.metadata.is_function_calling_model is able
         with llm:
             llm.load()
             assert llm.metadata.is_function_calling_model is able
     assert RSDLLM.pocket().metadata.is_function_calling_model is False
-
-
-async def test_a_missing_folder_has_a_clear_error(tmp_path: Any) -> None:
-    gone = str(tmp_path / "gone")
-    llm = RSDLLM(draft=gone, target=gone, prm=gone)
-    with pytest.raises(ModelError, match="gone"):
-        llm.complete(QUESTION)
-    with pytest.raises(ModelError, match="gone"):
-        await llm.acomplete(QUESTION)
 
 
 def test_as_the_default_of_llama_index(llm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,12 +266,3 @@ def test_the_schema_of_its_settings() -> None:
     properties = RSDLLM.model_json_schema()["properties"]
     assert properties["weighting"]["enum"][0] == "step"
     assert "on_step" not in properties
-
-
-@pytest.mark.parametrize("limits", [{}, {"max_batch_size": 8}, {"max_length": 4096, "max_batch_size": 3}])
-def test_limits_that_nobody_set_are_not_saved(limits: Any) -> None:
-    """Servers have their own."""
-    llm = RSDLLM(draft="http://a", target="http://b", prm="http://c", **limits)
-    back = RSDLLM.from_dict(llm.to_dict())
-    assert back.source is llm.source
-    assert {"max_batch_size", "max_length"} & back.model_fields_set == set(limits)

@@ -11,18 +11,14 @@ from rsd_integrations import RSDPipeline
 from rsd_integrations.llama_index import RSDLLM
 from rsd_integrations.pocket import EXAMPLE_QUESTIONS
 from tests.llama_index.entries import ENTRIES, text_of
-from tests.tiny_models import causal, token_classifier, tokenizer
+from tests.tiny_models import tokenizer, trio
 
 HARD = EXAMPLE_QUESTIONS[3]
 
 
 @pytest.fixture(scope="module")
 def tiny() -> Iterator[RSDPipeline]:
-    prm = (token_classifier(0, "ascii"), tokenizer("ascii"))
-    models = [
-        (causal(kind, seed, "ascii"), tokenizer("ascii")) for kind, seed in (("Qwen2", 0), ("Llama", 1))
-    ]
-    with RSDPipeline.from_pretrained(*models, prm, device="cpu") as pipe:
+    with RSDPipeline.from_pretrained(**trio(), device="cpu") as pipe:
         yield pipe
 
 
