@@ -101,7 +101,7 @@ def occupy(backend: Backend | RemoteBackend, pipeline: Any) -> None:
     parts = {role: getattr(backend, role) for role in ROLES}
     for role, part in parts.items():
         other = _running.get(id(part))
-        if other is not None and not other.closed:
+        if other is not None and not getattr(other, "closed", False):  # One that is being made has none.
             raise ConfigError(
                 f"the {role} {part.info.name!r} is at work in another pipeline.",
                 hint="Use that one, from as many threads as you like, or close it first.",

@@ -41,11 +41,11 @@ class RSDPipeline:
 
     def __init__(self, backend: Backend | RemoteBackend) -> None:
         check_parts(backend)
+        occupy(backend, self)  # First of all: an engine that is given up closes its models.
         self._backend = backend
         self._engine = BatchEngine(backend) if isinstance(backend, Backend) else TaskEngine(backend)
         # The engine's thread keeps the engine alive, not the pipeline: a dropped pipeline closes.
         weakref.finalize(self, self._engine.close)
-        occupy(backend, self)
 
     @classmethod
     def from_pretrained(

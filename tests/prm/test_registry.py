@@ -244,3 +244,34 @@ def test_formats_import_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_class_that_is_made_again_takes_the_place_of_its_former_self() -> None:
+    """As by another run of a notebook's cell."""
+    register_prm_format(Mine)
+    again = type("Mine", (Mine,), {"__module__": Mine.__module__, "__qualname__": Mine.__qualname__})
+    register_prm_format(again)
+    assert type(find_prm_format("mine", config(), QWEN)) is again
+    other = type("Other", (Mine,), {})
+    with pytest.raises(ConfigError, match="'mine' is registered already"):
+        register_prm_format(other)
+
+
+@pytest.mark.parametrize("head", ["logits", None])
+def test_a_format_needs_a_head_that_there_is(head: Any) -> None:
+    odd = type("Odd", (Mine,), {"name": "odd", "head": head})
+    with pytest.raises(ConfigError, match=f"has the head {head!r}. Set head = one of 'lm', 'token'"):
+        register_prm_format(odd)
+
+
+def test_a_format_that_fails_to_look_is_named() -> None:
+    @register_prm_format
+    class Bad(Mine):
+        name: ClassVar[str] = "bad"
+
+        @classmethod
+        def detect(cls, config: Any, tokenizer: Any) -> bool:
+            return bool(config.my_flag)
+
+    with pytest.raises(ConfigError, match=r"'bad' failed to look at a model: AttributeError: .*my_flag"):
+        find_prm_format("auto", config("Qwen2ForProcessRewardModel"), QWEN)

@@ -351,3 +351,21 @@ def test_random_models_answer_alike(tmp_path: Path, flavours: tuple[str, str]) -
             assert told(mine) == told(theirs)
             assert mine.usage.prompt_tokens == theirs.usage.prompt_tokens
             assert {step.source for step in mine.steps} == {"draft", "target"}
+
+
+def test_given_steps_have_the_same_rewards(trio: Trio, pocket: RSDPipeline) -> None:
+    for question in QUESTIONS:
+        texts = [step.text for step in pocket.generate(question, threshold=0.5).steps]
+        assert trio.pipe.score(question, texts) == pytest.approx(pocket.score(question, texts), abs=1e-4)
+
+
+def test_a_function_beside_servers(trio: Trio, pocket: RSDPipeline) -> None:
+    def nothing_is_good(prompt: Any, steps: tuple[str, ...]) -> float:
+        return 0.0
+
+    urls = {**trio.urls, "prm": nothing_is_good}
+    with RSDPipeline.from_vllm(**urls) as pipe:
+        assert pipe.generate(QUESTIONS[0]).text == pocket.generate(QUESTIONS[0], threshold=1.1).text
+    from rsd_integrations.langchain import ChatRSD
+
+    assert ChatRSD(**urls).invoke(QUESTIONS[0]).response_metadata["rsd"]["acceptance_rate"] == 0.0
