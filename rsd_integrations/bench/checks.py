@@ -25,24 +25,24 @@ def required_numbers(points: Sequence[Point], prm: PRMQuality) -> tuple[Check, .
     behind, share = rsd.against_target.value, rsd.flops_share.paper
     worst, gap = _worst_length(rsd, target)
     return (
-        _check("target accuracy", ">= 95 %", _percent(right), right >= 0.95 - _EPSILON),
-        _check("draft accuracy", "50 to 80 %", _percent(draft_right), 0.5 <= draft_right <= 0.8),
+        Check.of("target accuracy", ">= 95 %", _percent(right), right >= 0.95 - _EPSILON),
+        Check.of("draft accuracy", "50 to 80 %", _percent(draft_right), 0.5 <= draft_right <= 0.8),
         _auc(prm.auc),
-        _check("RSD against target", ">= -1 point", _points(behind), behind >= -0.01 - _EPSILON),
-        _check(
+        Check.of("RSD against target", ">= -1 point", _points(behind), behind >= -0.01 - _EPSILON),
+        Check.of(
             "RSD at its worst length",
             ">= -5 points",
             f"{_points(gap)} at {worst} events",
             gap >= -0.05 - _EPSILON,
         ),
-        _check("RSD FLOPs share (paper)", "<= 0.5", f"{share:.3f}", share <= 0.5),
+        Check.of("RSD FLOPs share (paper)", "<= 0.5", f"{share:.3f}", share <= 0.5),
     )
 
 
 def _auc(auc: Interval | None) -> Check:
     """None where all steps are alike: that is no order, neither good nor bad."""
     measured, passed = (None, False) if auc is None else (f"{auc.value:.4f}", auc.value >= 0.97)
-    return _check("PRM AUC", ">= 0.97", measured, passed)
+    return Check.of("PRM AUC", ">= 0.97", measured, passed)
 
 
 def _worst_length(rsd: Point, target: Point) -> tuple[int, float]:
@@ -52,10 +52,6 @@ def _worst_length(rsd: Point, target: Point) -> tuple[int, float]:
         for ours, theirs in zip(rsd.by_length, target.by_length, strict=True)
     ]
     return min(gaps, key=lambda gap: gap[1])
-
-
-def _check(name: str, required: str, measured: str | None, passed: bool) -> Check:
-    return Check(name=name, required=required, measured=measured, passed=passed)
 
 
 def _percent(share: float) -> str:

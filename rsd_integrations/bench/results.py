@@ -98,6 +98,11 @@ class Check(Frozen):
     """None where there was nothing to measure it by: not passed."""
     passed: bool
 
+    @classmethod
+    def of(cls, name: str, required: str, measured: str | None, passed: bool) -> Check:
+        """All of it in a line."""
+        return cls(name=name, required=required, measured=measured, passed=passed)
+
 
 class Item(Frozen):
     """A question, and who was right."""

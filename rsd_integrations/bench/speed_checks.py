@@ -45,7 +45,7 @@ def _growth(growth: Sequence[Growth]) -> Iterator[Check]:
         times = [one.ours for one in behind]
         spread = max(times) / min(times)
         name = f"steps 10 to 80, prompt {length}"
-        yield _check(name, "within 20 %", f"x {spread:.2f}", spread <= 1.2)
+        yield Check.of(name, "within 20 %", f"x {spread:.2f}", spread <= 1.2)
         for one in behind:
             if one.steps == 20:
                 yield _at_least(f"reference's way, prompt {length}", ">= 5 x ours", one.ratio, 5.0)
@@ -62,13 +62,13 @@ def _on_gpu(report: SpeedReport) -> Iterator[Check]:
     for limit in report.limits:
         if limit.role != "prm":
             name = f"{limit.role}, share of bandwidth"
-            yield _check(name, ">= 0.75", f"{limit.share:.2f}", limit.share >= 0.75)
+            yield Check.of(name, ">= 0.75", f"{limit.share:.2f}", limit.share >= 0.75)
     required = 3.5 if large else 2.0
     yield _ratio(report, "RSD 0.8 against target only", "RSD 0.8", 1, required)
     yield _ratio(report, "RSD 0.8 against generate", "RSD 0.8", 1, 6.0, generate=True)
     yield _ratio(report, f"RSD 0.9, {_MANY} requests", "RSD 0.9", _MANY, 1.5 if large else 1.0)
     host = report.breakdown.host_share
-    yield _check("host's share of a step", "< 5 %", f"{100 * host:.1f} %", host < 0.05)
+    yield Check.of("host's share of a step", "< 5 %", f"{100 * host:.1f} %", host < 0.05)
 
 
 def _ratio(
@@ -81,8 +81,4 @@ def _ratio(
 
 def _at_least(name: str, required: str, ratio: float | None, least: float) -> Check:
     measured = "did not run" if ratio is None else f"x {ratio:.2f}"
-    return _check(name, required, measured, ratio is not None and ratio >= least)
-
-
-def _check(name: str, required: str, measured: str, passed: bool) -> Check:
-    return Check(name=name, required=required, measured=measured, passed=passed)
+    return Check.of(name, required, measured, ratio is not None and ratio >= least)

@@ -69,6 +69,19 @@ def test_a_checkpoint_with_eyes_writes_what_it_writes(name: str, tmp_path: Path)
     assert made.usage.draft.parameters == text_parameters(name)
 
 
+@pytest.mark.parametrize("name", _SEEING)
+def test_a_checkpoint_with_eyes_judges(name: str, tmp_path: Path) -> None:
+    """As the same model does that is loaded already, whose logits it is compared with then."""
+    tok, steps = tokenizer("ascii"), ["1 + 1 = 2.", "So it is 2."]
+    rewards = []
+    for prm in ((saved(name, tmp_path), tok), (seeing(name), tok)):
+        models = trio() | {"prm": prm}
+        with RSDPipeline.from_pretrained(**models, prm_format="judge", device="cpu", max_length=900) as pipe:
+            rewards.append(pipe.score("What is 1 + 1?", steps))
+    assert rewards[0] == pytest.approx(rewards[1], abs=1e-5)
+    assert None not in rewards[0]
+
+
 def text_parameters(name: str) -> int:
     """Those of the decoder and the head, counted by their names."""
     parameters = seeing(name).named_parameters()

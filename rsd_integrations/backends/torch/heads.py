@@ -16,7 +16,7 @@ import transformers
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
-from rsd_integrations.backends.shared.sources import HUB_OPTIONS, WITH_HEAD
+from rsd_integrations.backends.shared.sources import HUB_OPTIONS, WITH_HEAD, auto_class
 from rsd_integrations.backends.torch.checkpoint import load_complete
 from rsd_integrations.errors import ModelError
 from rsd_integrations.prm.base import Head
@@ -59,8 +59,7 @@ class RewardModel(nn.Module):
     @property
     def body(self) -> nn.Module:
         """The decoder; called with input_ids, position_ids, attention_mask and a cache."""
-        base = self.model.base_model
-        return base if isinstance(base, nn.Module) else self.model
+        return cast("nn.Module", self.model.base_model)
 
     @property
     def head(self) -> nn.Module:
@@ -127,10 +126,10 @@ def load_reward_model(kind: Head, source: Any, **options: Any) -> RewardModel:
     if isinstance(source, nn.Module):
         return RewardModel(source, kind)
     name = str(source)
+    hub = {key: options[key] for key in HUB_OPTIONS if key in options}
     if kind in WITH_HEAD:
-        model_class = WITH_HEAD[kind]
+        model_class = auto_class(WITH_HEAD[kind], AutoConfig.from_pretrained(name, **hub))
     else:
-        hub = {key: options[key] for key in HUB_OPTIONS if key in options}
         config = AutoConfig.from_pretrained(name, **{**hub, "trust_remote_code": False})
         model_class = headed_class(kind, config)
         # As TRL's wrapper names the model it wraps.
