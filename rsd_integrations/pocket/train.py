@@ -2,7 +2,10 @@
 
 Stages run in order and each leaves its result in the output folder; a stage
 that was interrupted goes on from its last checkpoint, and one that is finished
-is not run again. Nothing is written into the package without ``--install``.
+is not run again. The finished models lie in ``trio`` of the output folder:
+``RSDPipeline.from_pretrained("OUT/trio/draft", "OUT/trio/target", "OUT/trio/prm")``
+loads them (the folders named ``hf`` are the recipe's own, and no tokenizer loads from them).
+Nothing is written into the package without ``--install``.
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ from rsd_integrations.pocket.trunk import TrunkModel
 from rsd_integrations.types import ROLES
 
 ORDER = ("tokenizer", "base", "target", "trunk", "draft", "rollouts", "prm", "eval", "card")
+TRIO = "trio"
 WEIGHTS = Path(__file__).parent / "weights"
 
 
@@ -64,17 +68,28 @@ class Workshop:
         return self.out / name / "hf"
 
     def keep(self, name: str, model: Any) -> None:
-        """Save a finished model next to its tokenizer."""
+        """Save a finished model; the tokenizer is not one that loads from a Qwen2 folder (see ``export``)."""
         model.to("cpu").save_pretrained(self.finished(name))
-        self.tokenizer().save_pretrained(self.finished(name))
+
+    def load(self, name: str) -> Any:
+        """A finished model."""
+        kind = AutoModelForTokenClassification if name == "prm" else AutoModelForCausalLM
+        return kind.from_pretrained(self.finished(name))
 
     def bench(self, *names: str) -> evaluate.Bench:
         """Finished models, ready to write, to score and to be measured."""
-        models: dict[str, Any] = {}
-        for name in names or ROLES:
-            kind = AutoModelForTokenClassification if name == "prm" else AutoModelForCausalLM
-            models[name] = kind.from_pretrained(self.finished(name))
+        models = {name: self.load(name) for name in names or ROLES}
         return evaluate.Bench(self.tokenizer(), models, device=self.device)
+
+    def hand_over(self) -> None:
+        """Export what is finished of the trio into folders that any loader takes (see ``export``)."""
+        done = [name for name in ROLES if (self.finished(name) / "config.json").exists()]
+        for name in done:
+            shutil.rmtree(self.out / TRIO / name, ignore_errors=True)
+            export(self.load(name), self.tokenizer(), self.out / TRIO / name)
+        if len(done) == len(ROLES):
+            folders = ", ".join(f'"{self.out / TRIO / name}"' for name in ROLES)
+            self.report(f"the trio is finished: RSDPipeline.from_pretrained({folders})")
 
 
 def run_tokenizer(shop: Workshop) -> None:
@@ -110,8 +125,7 @@ def run_draft(shop: Workshop) -> None:
 def run_target(shop: Workshop) -> None:
     """Grow the base model without changing what it computes, and train on."""
     stage = shop.stage("target")
-    base = AutoModelForCausalLM.from_pretrained(shop.finished("base"))
-    shape = stage.shape
+    base, shape = shop.load("base"), stage.shape
     model = grow(base, layers=shape.layers, heads=shape.heads, mlp=shape.mlp, seed=stage.seed)
     _train(shop, "target", model, stage)
     shop.keep("target", model)
@@ -212,11 +226,17 @@ def _train(shop: Workshop, name: str, model: Any, stage: Stage) -> None:
 
 
 def install(out: Path, weights: Path = WEIGHTS) -> None:
-    """Export the finished trio and its card into the package (as Llama: see ``export``)."""
+    """Copy the finished trio and its card into the package.
+
+    Raises:
+        FileNotFoundError: some of it is not there.
+    """
+    wanted = [*(out / TRIO / name / "config.json" for name in ROLES), out / "MODEL_CARD.md"]
+    if missing := [path for path in wanted if not path.exists()]:
+        raise FileNotFoundError(f"{missing[0]} is missing: run all stages before --install")
     for name in ROLES:
-        auto = AutoModelForTokenClassification if name == "prm" else AutoModelForCausalLM
         shutil.rmtree(weights / name, ignore_errors=True)
-        export(auto.from_pretrained(out / name / "hf"), load_tokenizer(out / "tokenizer"), weights / name)
+        shutil.copytree(out / TRIO / name, weights / name)
     shutil.copy(out / "MODEL_CARD.md", weights / "MODEL_CARD.md")
 
 
@@ -247,6 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         RUN[name](shop)
         if not result.exists():
             result.touch()
+    shop.hand_over()
     if options.install:
         install(shop.out)
 
