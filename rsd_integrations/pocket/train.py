@@ -28,12 +28,13 @@ from rsd_integrations.pocket.model import grow, make_config, new_model
 from rsd_integrations.pocket.prm import build_prm, freeze_trunk, train_prm
 from rsd_integrations.pocket.recipes import (
     DRAFT_BLEND,
+    EVALUATION_PROBLEMS,
     PRM_BUDGET,
     PRM_SEED,
-    ROLLOUTS,
     STAGES,
+    VALIDATION_PROBLEMS,
+    Extent,
     Stage,
-    with_budget,
 )
 from rsd_integrations.pocket.task import SEPARATOR
 from rsd_integrations.pocket.tokenizer import build_tokenizer, load_tokenizer
@@ -51,17 +52,12 @@ class Workshop:
     def __init__(self, options: argparse.Namespace, report: Report = print) -> None:
         self.out = Path(options.out)
         self.device: str = options.device
-        self.minutes: float | None = options.minutes
-        self.tokens: int | None = options.tokens
+        self.extent = Extent(options.minutes, options.tokens, options.scale)
         self.report = report
 
     def tokenizer(self) -> Any:
         """The shared tokenizer, built by the first stage."""
         return load_tokenizer(self.out / "tokenizer")
-
-    def stage(self, name: str) -> Stage:
-        """A stage's recipe with the budget asked for on the command line."""
-        return with_budget(STAGES[name], self.minutes, self.tokens)
 
     def finished(self, name: str) -> Path:
         """Where a stage keeps its finished Hugging Face folder."""
@@ -101,7 +97,7 @@ def run_tokenizer(shop: Workshop) -> None:
 
 def run_base(shop: Workshop) -> None:
     """The small model that the target grows from."""
-    stage = shop.stage("base")
+    stage = shop.extent.stage("base")
     model = new_model(_config(shop, stage), stage.seed)
     _train(shop, "base", model, stage)
     shop.keep("base", model)
@@ -109,7 +105,7 @@ def run_base(shop: Workshop) -> None:
 
 def run_draft(shop: Workshop) -> None:
     """The draft: trained in two phases, then set back a little towards the first."""
-    stage = shop.stage("draft")
+    stage = shop.extent.stage("draft")
     model = new_model(_config(shop, stage), stage.seed)
     _train(shop, "draft", model, stage)
     first, second = (
@@ -124,7 +120,7 @@ def run_draft(shop: Workshop) -> None:
 
 def run_target(shop: Workshop) -> None:
     """Grow the base model without changing what it computes, and train on."""
-    stage = shop.stage("target")
+    stage = shop.extent.stage("target")
     base, shape = shop.load("base"), stage.shape
     model = grow(base, layers=shape.layers, heads=shape.heads, mlp=shape.mlp, seed=stage.seed)
     _train(shop, "target", model, stage)
@@ -133,13 +129,13 @@ def run_target(shop: Workshop) -> None:
 
 def run_trunk(shop: Workshop) -> None:
     """The language model under the reward model."""
-    stage = shop.stage("trunk")
+    stage = shop.extent.stage("trunk")
     _train(shop, "trunk", _new_trunk(shop, stage), stage)
 
 
 def run_rollouts(shop: Workshop) -> None:
     """Let draft and base model write solutions and label every step."""
-    for number, (name, temperature, count) in enumerate(ROLLOUTS):
+    for number, (name, temperature, count) in enumerate(shop.extent.rollouts()):
         path = shop.out / "rollouts" / f"{name.replace('/', '-')}-{temperature}.jsonl"
         if path.exists():
             continue
@@ -163,14 +159,11 @@ def run_prm(shop: Workshop) -> None:
     records = [
         record for path in sorted((shop.out / "rollouts").glob("*.jsonl")) for record in rollouts.load(path)
     ]
-    budget = PRM_BUDGET
-    if shop.minutes is not None or shop.tokens is not None:
-        budget = type(budget)(shop.minutes, shop.tokens)
     train_prm(
         prm,
         tokenizer,
         records,
-        budget,
+        shop.extent.budget(PRM_BUDGET),
         shop.out / "prm",
         seed=PRM_SEED,
         device=shop.device,
@@ -178,20 +171,20 @@ def run_prm(shop: Workshop) -> None:
     )
     prm.config.rsd_prm = {"format": "trl", "separator": SEPARATOR, "threshold": 0.5}
     shop.keep("prm", prm)
-    threshold = measure.choose_threshold(shop.bench(), shop.report)
+    threshold = measure.choose_threshold(shop.bench(), shop.extent.count(VALIDATION_PROBLEMS), shop.report)
     prm.config.rsd_prm = {"format": "trl", "separator": SEPARATOR, "threshold": threshold}
     shop.keep("prm", prm)
 
 
 def run_eval(shop: Workshop) -> None:
     """Measure everything on held-out problems; numbers go to ``eval.json``."""
-    results = measure.measure(shop.bench(), shop.report)
+    results = measure.measure(shop.bench(), shop.extent.count(EVALUATION_PROBLEMS), shop.report)
     (shop.out / "eval.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
 
 
 def run_card(shop: Workshop) -> None:
     """Write the model card from what was measured."""
-    (shop.out / "MODEL_CARD.md").write_text(card.render(shop.out), encoding="utf-8")
+    (shop.out / "MODEL_CARD.md").write_text(card.render(shop.out, shop.extent), encoding="utf-8")
 
 
 RUN: dict[str, Callable[[Workshop], None]] = {name: globals()[f"run_{name}"] for name in ORDER}
@@ -240,6 +233,16 @@ def install(out: Path, weights: Path = WEIGHTS) -> None:
     shutil.copy(out / "MODEL_CARD.md", weights / "MODEL_CARD.md")
 
 
+def _scale(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no share above 0")
+    return value
+
+
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m rsd_integrations.pocket.train", description=__doc__)
@@ -247,8 +250,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--stage", choices=ORDER, action="append", help="only this stage (repeatable), even if finished"
     )
-    parser.add_argument("--minutes", type=float, help="training minutes of each stage run")
-    parser.add_argument("--tokens", type=int, help="training tokens of each stage run")
+    parser.add_argument("--minutes", type=float, help="training minutes of each phase")
+    parser.add_argument("--tokens", type=int, help="training tokens of each phase")
+    parser.add_argument(
+        "--scale", type=_scale, default=1.0,
+        help="share of the recipe: of tokens, rollouts and measured problems (0.001 runs all of it in "
+        "minutes, for models that can do nothing)",
+    )  # fmt: skip
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--install", action="store_true", help="copy the finished trio into the package")

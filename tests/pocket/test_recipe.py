@@ -1,4 +1,4 @@
-"""What a finished run of the recipe leaves: a trio that loads, and that ``--install`` copies."""
+"""The recipe as a whole: how much of it is done, and a trio that loads and that ``--install`` copies."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -15,7 +17,9 @@ from rsd_integrations.langchain import ChatRSD  # noqa: E402
 from rsd_integrations.pocket import RECOMMENDED_THRESHOLD, pocket_paths  # noqa: E402
 from rsd_integrations.pocket.evaluate import solve_rsd  # noqa: E402
 from rsd_integrations.pocket.export import export  # noqa: E402
+from rsd_integrations.pocket.loop import Budget  # noqa: E402
 from rsd_integrations.pocket.model import make_config  # noqa: E402
+from rsd_integrations.pocket.recipes import PRM_BUDGET, ROLLOUTS, STAGES, Extent  # noqa: E402
 from rsd_integrations.pocket.task import held_out  # noqa: E402
 from rsd_integrations.pocket.tokenizer import load_tokenizer  # noqa: E402
 from rsd_integrations.pocket.train import Workshop, install, main, parse  # noqa: E402
@@ -121,3 +125,56 @@ def test_a_model_trained_anew_is_handed_over_anew(shop: Workshop, trio: dict[str
     shop.keep("draft", draft)
     main(["--out", str(shop.out)])
     assert (folder / "model.safetensors").read_bytes() != before
+
+
+def test_the_whole_recipe_is_the_default() -> None:
+    extent = parse([])
+    whole = Extent(extent.minutes, extent.tokens, extent.scale)
+    assert {name: whole.stage(name) for name in STAGES} == STAGES
+    assert whole.budget(PRM_BUDGET) == PRM_BUDGET
+    assert whole.rollouts() == ROLLOUTS
+    assert whole.count(500) == 500
+
+
+@given(scale=st.floats(1e-9, 1.0))
+def test_a_scale_is_of_everything(scale: float) -> None:
+    part = Extent(scale=scale)
+    for stage, whole in ((part.stage(name), STAGES[name]) for name in STAGES):
+        assert (stage.shape, stage.seed) == (whole.shape, whole.seed)
+        pairs = zip(stage.phases, whole.phases, strict=True)
+        assert all(_is_share(own.budget.tokens, all_.budget.tokens, scale) for own, all_ in pairs)
+    assert _is_share(part.budget(PRM_BUDGET).tokens, PRM_BUDGET.tokens, scale)
+    for own, all_ in zip(part.rollouts(), ROLLOUTS, strict=True):
+        assert own[:2] == all_[:2] and _is_share(own[2], all_[2], scale)
+
+
+def _is_share(part: int | None, whole: int | None, scale: float) -> bool:
+    return part is not None and whole is not None and part >= 1 and abs(part - whole * scale) <= 1
+
+
+def test_tokens_are_those_of_each_phase() -> None:
+    asked = Extent(tokens=3000, scale=0.01)
+    assert {phase.budget for phase in asked.stage("trunk").phases} == {Budget(tokens=3000)}
+    assert asked.budget(PRM_BUDGET) == Budget(tokens=3000)
+    assert asked.rollouts()[0][2] == 3
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "all"])
+def test_no_share(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--scale", text])
+    assert f"--scale: {text!r} is no share above 0" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_whole_recipe_in_miniature(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    main(["--out", str(out), "--scale", "0.0005"])
+    with RSDPipeline.from_pretrained(*(str(out / "trio" / role) for role in ROLES), device="cpu") as pipe:
+        assert pipe.generate(held_out(1)[0].question, max_tokens=20).usage.draft.generated > 0
+    card = (out / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "--out pocket-train --scale 0.0005 --install" in card
+    assert "Greedy, 1 problems" in card and "draft at temperature 0.0: 1," in card
+    capsys.readouterr()
+    main(["--out", str(out), "--scale", "0.0005"])  # Nothing is done twice.
+    assert len(capsys.readouterr().out.splitlines()) == 1
