@@ -4,7 +4,7 @@ A backend for models in this process is a ``Writer`` (draft, target) and a ``Sco
 opens one session a request; a session holds that request's state in that model (tokens, caches) and
 is used by the engine thread alone. Work is done in rounds over many sessions at once, so that a
 batch never waits for its slowest row. ``rsd_integrations.testing`` has scripted ones to read;
-``tests/conformance`` checks any.
+``rsd_integrations.conformance`` tests any, yours too.
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ from rsd_integrations.adapters.sources import (
     POCKET,
     PipelineSource,
     Spec,
+    check_pickles,
     find_source,
     is_portable,
     label,
@@ -290,15 +291,11 @@ class RSDSettings(RSDFields):
 
     @property
     def is_portable(self) -> bool:
-        """Whether another process could load the same models."""
+        """Whether what names the models is data, from which another process could load the same."""
         return is_portable(self._spec())
 
     def __getstate__(self) -> dict[Any, Any]:
-        if not self.is_portable:
-            raise ConfigError(
-                f"{type(self).__name__} over a live pipeline or loaded models cannot be pickled.",
-                hint="Name the models by hub id or folder, or use the pocket trio.",
-            )
+        check_pickles(self._spec(), type(self).__name__)
         return super().__getstate__()
 
 

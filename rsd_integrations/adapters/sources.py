@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pickle
 import threading
 import uuid
 import weakref
 from collections.abc import Hashable, Iterable, Mapping
+from types import FunctionType
 from typing import Any
 
 from rsd_integrations.adapters.secrets import has_secrets, hidden, revealed, without_secrets
@@ -23,6 +25,7 @@ __all__ = [
     "POCKET",
     "PipelineSource",
     "Spec",
+    "check_pickles",
     "find_source",
     "is_portable",
     "label",
@@ -139,11 +142,7 @@ class PipelineSource:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if not is_portable(self.spec):
-            raise ConfigError(
-                "a live pipeline or loaded model cannot be pickled.",
-                hint="Name the models by hub id or folder, or use the pocket trio.",
-            )
+        check_pickles(self.spec, "a source")
         return find_source, (self.spec,)
 
 
@@ -186,9 +185,8 @@ def find_source(spec: Spec) -> PipelineSource:
     Raises:
         ConfigError: it names a live pipeline that this process does not have (any more).
     """
-    named = spec.get("pipeline")
-    if isinstance(named, str) and named.startswith(LIVE):
-        return _live_source(named)
+    if _is_live(spec):
+        return _live_source(spec["pipeline"])
     key = _identity(dict(_named(spec)))
     with _registry.lock:
         source = _registry.sources.get(key)
@@ -211,11 +209,50 @@ def _live_source(name: str) -> PipelineSource:
 
 
 def is_portable(spec: Spec) -> bool:
-    """Whether another process could load the same from it."""
+    """Whether it is data from which another process could load the same."""
+    return not _is_live(spec) and all(_is_plain(value) for _, value in _named(spec))
+
+
+def check_pickles(spec: Spec, what: str) -> None:
+    """Refuse what another process could not load. A PRM format's class is pickled by its name, as any class.
+
+    Args:
+        spec: of the models.
+        what: is pickled, for the message.
+
+    Raises:
+        ConfigError: it cannot be.
+    """
+    held = [name for name, value in _named(spec) if not _is_plain(value)]
+    if held == ["prm_format"]:
+        if _has_name(spec["prm_format"]):
+            return
+        raise ConfigError(
+            f"{what} with prm_format={spec['prm_format']!r} cannot be pickled.",
+            hint="Register the format (register_prm_format), in the other process too, and pass its name; or "
+            "define its class in a module.",
+        )
+    if held or _is_live(spec):
+        raise ConfigError(
+            f"{what} over a live pipeline or loaded models cannot be pickled.",
+            hint="Name the models by hub id or folder, or use the pocket trio.",
+        )
+
+
+def _is_live(spec: Spec) -> bool:
     named = spec.get("pipeline")
-    if isinstance(named, str) and named.startswith(LIVE):
+    return isinstance(named, str) and named.startswith(LIVE)
+
+
+def _has_name(value: Any) -> bool:
+    """Whether it is a class or function that its module has by its name."""
+    if not isinstance(value, type | FunctionType):
         return False
-    return all(_is_plain(value) for _, value in _named(spec))
+    try:
+        pickle.dumps(value)
+    except (pickle.PicklingError, AttributeError):
+        return False
+    return True
 
 
 def label(model: Any) -> str:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import re
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
-from pathlib import Path
 
 from rsd_integrations.bench.numbers import (
     begins_with_number,
@@ -20,6 +17,7 @@ from rsd_integrations.bench.numbers import (
     said_number,
     whole_number,
 )
+from rsd_integrations.bench.own import find_own
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.report.answer import boxed
 
@@ -210,23 +208,12 @@ def _unread(known: Sequence[str], read: Callable[[str], Fraction | str | None]) 
 
 
 def _own(name: str) -> Match:
-    """A function of the user's, found from where the command runs, too.
+    """A function of the user's.
 
     Raises:
         ConfigError: there is no such function.
     """
-    module, _, function = name.partition(":")
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"match={name!r} cannot be loaded: {error}.",
-            hint="Name a module (in this folder or installed) and a function in it: module:function.",
-        ) from error
-    finally:
-        sys.path.remove(here)
+    found = find_own("match", name, "function")
     if not callable(found):
         raise ConfigError(f"match={name!r} is no function but {found!r:.80}.", hint="Name a function.")
     return lambda text, known: bool(found(text, known))

@@ -189,7 +189,7 @@ def _memory(choice: ModelChoice) -> list[ModelMemory]:
         device=choice.device or ("cpu" if choice.is_pocket else None),
         dtype=choice.dtype or "auto",
         max_length=choice.max_length or _LENGTH,
-        prm_format=choice.prm_format or "auto",
+        prm_format=choice.form or "auto",
         **choice.kwargs,
     )
 

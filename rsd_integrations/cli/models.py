@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from rsd_integrations.adapters.secrets import has_secrets
+from rsd_integrations.bench.own import find_own
 from rsd_integrations.cli.settings import json_object
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.opening import are_servers, open_models
 from rsd_integrations.pipeline import RSDPipeline
+from rsd_integrations.prm import PRMFormat
 from rsd_integrations.types import Role
 
 __all__ = ["ModelChoice", "OpenPipeline", "State", "open_pipeline"]
@@ -24,7 +26,8 @@ class ModelChoice:
     """The options that say what to load. No draft, target and PRM means the pocket trio.
 
     Raises:
-        ConfigError: some of the three models are given and some are not, or a folder is missing.
+        ConfigError: some of the three models are given and some are not, a folder is missing, or a PRM format
+            of one's own cannot be loaded.
     """
 
     draft: str | None = None
@@ -59,6 +62,7 @@ class ModelChoice:
             for option, value in named.items():
                 if value is not None:
                     _check_folder(option, value)
+        _ = self.form  # Now, rather than when all else has been read.
 
     @property
     def is_served(self) -> bool:
@@ -73,6 +77,26 @@ class ModelChoice:
     def models(self) -> dict[Role, Any]:
         """Names as the library takes them: replicas of a server as a list."""
         return {"draft": _named(self.draft), "target": _named(self.target), "prm": _named(self.prm)}
+
+    @property
+    def form(self) -> str | type[PRMFormat] | None:
+        """How the PRM reads steps: a name, or the class that "module:Class" stands for.
+
+        Here alone, where the user says so: a name in a model's config runs no code.
+
+        Raises:
+            ConfigError: there is no such class.
+        """
+        name = self.prm_format
+        if name is None or ":" not in name:
+            return name
+        found = find_own("prm_format", name, "Class")
+        if not (isinstance(found, type) and issubclass(found, PRMFormat)):
+            raise ConfigError(
+                f"prm_format={name!r} is no PRM format but {found!r:.80}.",
+                hint="Name a subclass of rsd_integrations.PRMFormat.",
+            )
+        return found
 
     @property
     def kwargs(self) -> dict[str, dict[str, Any]]:
@@ -141,7 +165,7 @@ def open_pipeline(choice: ModelChoice) -> RSDPipeline:
         RSDError: a model cannot be loaded or cannot play its role.
     """
     given = {
-        "prm_format": choice.prm_format,
+        "prm_format": choice.form,
         "device": choice.device,
         "dtype": choice.dtype,
         "prefix_caching": choice.prefix_caching,

@@ -33,7 +33,11 @@ Draft = Annotated[
 Target = Annotated[str | None, typer.Option(help="Likewise.", rich_help_panel=_MODELS)]
 PRM = Annotated[str | None, typer.Option(help="Likewise.", rich_help_panel=_MODELS)]
 PRMFormat = Annotated[
-    str | None, typer.Option(help="How the PRM reads steps; found out if not given.", rich_help_panel=_MODELS)
+    str | None,
+    typer.Option(
+        help="How the PRM reads steps: a name, or module:Class of your own; found out if not given.",
+        rich_help_panel=_MODELS,
+    ),
 ]
 Device = Annotated[
     str | None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import sys
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import replace
@@ -296,7 +297,7 @@ def _saved(
         **{str(role): [model, fingerprint(model)] for role, model in choice.models.items()},
         "dtype": choice.dtype,
         "max_length": choice.max_length,
-        "prm_format": choice.prm_format,
+        "prm_format": _told_form(choice.form),
         "pocket": weights_sha256(vars(pocket_paths())) if choice.is_pocket else None,
         **choice.kwargs,
     }
@@ -305,6 +306,15 @@ def _saved(
     if answers.count:
         _tell(f"going on from {many(answers.count, 'answer')} in {out}")
     return answers
+
+
+def _told_form(form: str | type | None) -> str | list[str] | None:
+    """A format's name; of one's own with its file's contents, which are likely to change."""
+    if not isinstance(form, type):
+        return form
+    file = getattr(sys.modules[form.__module__], "__file__", None)
+    source = b"" if file is None else Path(file).read_bytes()
+    return [f"{form.__module__}:{form.__qualname__}", hashlib.sha256(source).hexdigest()]
 
 
 def _measured(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rsd_integrations.pocket.grammar import DOMAINS
-from rsd_integrations.pocket.recipes import PRM_SEED, ROLLOUTS, STAGES
+from rsd_integrations.pocket.recipes import PRM_SEED, STAGES, Extent
 from rsd_integrations.pocket.task import held_out
 
 INTRO = """# The pocket trio
@@ -33,11 +34,11 @@ Seeds are fixed and training data are a function of seed and batch number; budge
 """
 
 
-def render(out: Path) -> str:
-    """The card for the trio in an output folder."""
+def render(out: Path, extent: Extent) -> str:
+    """The card for the trio in an output folder, made to some extent of the recipe."""
     results = json.loads((out / "eval.json").read_text(encoding="utf-8"))
     parts = [INTRO, _grammar(), _models(out, results), _accuracy(results), _rewards(results), _sweep(results)]
-    return "\n".join([*parts, COMMANDS, _notes(out)])
+    return "\n".join([*parts, _commands(extent), _notes(out, extent)])
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -157,9 +158,15 @@ def _sweep(results: dict[str, Any]) -> str:
     )
 
 
-def _notes(out: Path) -> str:
+def _commands(extent: Extent) -> str:
+    given = {name: value for name, value in asdict(extent).items() if value != getattr(Extent(), name)}
+    asked = "".join(f" --{name} {value}" for name, value in given.items())
+    return COMMANDS.replace("--out pocket-train", "--out pocket-train" + asked)
+
+
+def _notes(out: Path, extent: Extent) -> str:
     counts = ", ".join(
-        f"{name} at temperature {temperature}: {count}" for name, temperature, count in ROLLOUTS
+        f"{name} at temperature {temperature}: {count}" for name, temperature, count in extent.rollouts()
     )
     notes = out / "NOTES.md"
     extra = notes.read_text(encoding="utf-8") if notes.exists() else ""

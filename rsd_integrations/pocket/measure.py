@@ -10,7 +10,7 @@ from rsd_integrations.pocket.data import encode_prompt, encode_step, prompt_mess
 from rsd_integrations.pocket.evaluate import Bench, Cost, Run, accuracy, solve, solve_rsd
 from rsd_integrations.pocket.loop import Report
 from rsd_integrations.pocket.model import count_parameters
-from rsd_integrations.pocket.recipes import EVALUATION_PROBLEMS, THRESHOLDS, VALIDATION_PROBLEMS
+from rsd_integrations.pocket.recipes import THRESHOLDS
 from rsd_integrations.pocket.task import held_out, label_steps
 
 
@@ -112,9 +112,9 @@ def sweep(bench: Bench, split: str, count: int, report: Report) -> dict[str, Any
     }
 
 
-def choose_threshold(bench: Bench, report: Report) -> float:
-    """The cheapest threshold of the best validation accuracy."""
-    rows = sweep(bench, "validation", VALIDATION_PROBLEMS, report)["rsd"]
+def choose_threshold(bench: Bench, count: int, report: Report) -> float:
+    """The cheapest threshold of the best accuracy on so many validation problems."""
+    rows = sweep(bench, "validation", count, report)["rsd"]
     best = max(row["accuracy"]["all"] for row in rows)
     good = [row for row in rows if row["accuracy"]["all"] == best]
     chosen = min(good, key=lambda row: row["paper_share"])
@@ -122,7 +122,7 @@ def choose_threshold(bench: Bench, report: Report) -> float:
     return float(chosen["threshold"])
 
 
-def measure(bench: Bench, report: Report) -> dict[str, Any]:
-    """Everything the card needs, on held-out problems."""
-    results = sweep(bench, "held_out", EVALUATION_PROBLEMS, report)
+def measure(bench: Bench, count: int, report: Report) -> dict[str, Any]:
+    """Everything the card needs, on so many held-out problems."""
+    results = sweep(bench, "held_out", count, report)
     return {"parameters": parameters(bench), "recommended": recommended(bench), **results}

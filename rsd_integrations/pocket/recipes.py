@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rsd_integrations.pocket.data import Mixture
 from rsd_integrations.pocket.loop import Budget, Recipe
@@ -114,3 +114,36 @@ ROLLOUTS = (
 EVALUATION_PROBLEMS = 500
 VALIDATION_PROBLEMS = 500
 THRESHOLDS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.93, 0.95, 0.96, 0.97, 0.98)
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much of the recipe to do.
+
+    ``scale`` is a share of all its numbers: of tokens, of rollouts, of problems that are measured. Minutes or
+    tokens of each phase take the place of its own budget.
+    """
+
+    minutes: float | None = None
+    tokens: int | None = None
+    scale: float = 1.0
+
+    def count(self, whole: int) -> int:
+        """So many of a number of the recipe's, at least one."""
+        return max(1, round(whole * self.scale))
+
+    def budget(self, own: Budget) -> Budget:
+        """The budget of a phase."""
+        if self.minutes is not None or self.tokens is not None:
+            return Budget(self.minutes, self.tokens)
+        return own if own.tokens is None else replace(own, tokens=self.count(own.tokens))
+
+    def stage(self, name: str) -> Stage:
+        """A stage with its budgets."""
+        stage = STAGES[name]
+        phases = (replace(phase, budget=self.budget(phase.budget)) for phase in stage.phases)
+        return replace(stage, phases=tuple(phases))
+
+    def rollouts(self) -> tuple[tuple[str, float, int], ...]:
+        """``ROLLOUTS`` with as many problems of each."""
+        return tuple((name, temperature, self.count(count)) for name, temperature, count in ROLLOUTS)

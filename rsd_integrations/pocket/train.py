@@ -2,7 +2,10 @@
 
 Stages run in order and each leaves its result in the output folder; a stage
 that was interrupted goes on from its last checkpoint, and one that is finished
-is not run again. Nothing is written into the package without ``--install``.
+is not run again. The finished models lie in ``trio`` of the output folder:
+``RSDPipeline.from_pretrained("OUT/trio/draft", "OUT/trio/target", "OUT/trio/prm")``
+loads them (the folders named ``hf`` are the recipe's own, and no tokenizer loads from them).
+Nothing is written into the package without ``--install``.
 """
 
 from __future__ import annotations
@@ -21,16 +24,26 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
 from rsd_integrations.pocket import card, evaluate, measure, rollouts
 from rsd_integrations.pocket.export import export
-from rsd_integrations.pocket.loop import Budget, Report, save_weights, train_language_model
+from rsd_integrations.pocket.loop import Report, save_weights, train_language_model
 from rsd_integrations.pocket.model import grow, make_config, new_model
 from rsd_integrations.pocket.prm import build_prm, freeze_trunk, train_prm
-from rsd_integrations.pocket.recipes import DRAFT_BLEND, PRM_BUDGET, PRM_SEED, ROLLOUTS, STAGES, Stage
+from rsd_integrations.pocket.recipes import (
+    DRAFT_BLEND,
+    EVALUATION_PROBLEMS,
+    PRM_BUDGET,
+    PRM_SEED,
+    STAGES,
+    VALIDATION_PROBLEMS,
+    Extent,
+    Stage,
+)
 from rsd_integrations.pocket.task import SEPARATOR
 from rsd_integrations.pocket.tokenizer import build_tokenizer, load_tokenizer
 from rsd_integrations.pocket.trunk import TrunkModel
 from rsd_integrations.types import ROLES
 
 ORDER = ("tokenizer", "base", "target", "trunk", "draft", "rollouts", "prm", "eval", "card")
+TRIO = "trio"
 WEIGHTS = Path(__file__).parent / "weights"
 
 
@@ -40,33 +53,40 @@ class Workshop:
     def __init__(self, options: argparse.Namespace, report: Report = print) -> None:
         self.out = Path(options.out)
         self.device: str = options.device
-        self._budget = Budget(options.minutes, options.tokens)
+        self.extent = Extent(options.minutes, options.tokens, options.scale)
         self.report = report
 
     def tokenizer(self) -> Any:
         """The shared tokenizer, built by the first stage."""
         return load_tokenizer(self.out / "tokenizer")
 
-    def budget(self, usual: Budget) -> Budget:
-        """The one asked for on the command line, if there is one."""
-        return usual if self._budget == Budget() else self._budget
-
     def finished(self, name: str) -> Path:
         """Where a stage keeps its finished Hugging Face folder."""
         return self.out / name / "hf"
 
     def keep(self, name: str, model: Any) -> None:
-        """Save a finished model next to its tokenizer."""
+        """Save a finished model; the tokenizer is not one that loads from a Qwen2 folder (see ``export``)."""
         model.to("cpu").save_pretrained(self.finished(name))
-        self.tokenizer().save_pretrained(self.finished(name))
+
+    def load(self, name: str) -> Any:
+        """A finished model."""
+        kind = AutoModelForTokenClassification if name == "prm" else AutoModelForCausalLM
+        return kind.from_pretrained(self.finished(name))
 
     def bench(self, *names: str) -> evaluate.Bench:
         """Finished models, ready to write, to score and to be measured."""
-        models: dict[str, Any] = {}
-        for name in names or ROLES:
-            kind = AutoModelForTokenClassification if name == "prm" else AutoModelForCausalLM
-            models[name] = kind.from_pretrained(self.finished(name))
+        models = {name: self.load(name) for name in names or ROLES}
         return evaluate.Bench(self.tokenizer(), models, device=self.device)
+
+    def hand_over(self) -> None:
+        """Export what is finished of the trio into folders that any loader takes (see ``export``)."""
+        done = [name for name in ROLES if (self.finished(name) / "config.json").exists()]
+        for name in done:
+            shutil.rmtree(self.out / TRIO / name, ignore_errors=True)
+            export(self.load(name), self.tokenizer(), self.out / TRIO / name)
+        if len(done) == len(ROLES):
+            folders = ", ".join(f'"{self.out / TRIO / name}"' for name in ROLES)
+            self.report(f"the trio is finished: RSDPipeline.from_pretrained({folders})")
 
 
 def run_tokenizer(shop: Workshop) -> None:
@@ -78,7 +98,7 @@ def run_tokenizer(shop: Workshop) -> None:
 
 def run_base(shop: Workshop) -> None:
     """The small model that the target grows from."""
-    stage = STAGES["base"]
+    stage = shop.extent.stage("base")
     model = new_model(_config(shop, stage), stage.seed)
     _train(shop, "base", model, stage)
     shop.keep("base", model)
@@ -86,7 +106,7 @@ def run_base(shop: Workshop) -> None:
 
 def run_draft(shop: Workshop) -> None:
     """The draft: trained in two phases, then set back a little towards the first."""
-    stage = STAGES["draft"]
+    stage = shop.extent.stage("draft")
     model = new_model(_config(shop, stage), stage.seed)
     _train(shop, "draft", model, stage)
     first, second = (
@@ -101,9 +121,8 @@ def run_draft(shop: Workshop) -> None:
 
 def run_target(shop: Workshop) -> None:
     """Grow the base model without changing what it computes, and train on."""
-    stage = STAGES["target"]
-    base = AutoModelForCausalLM.from_pretrained(shop.finished("base"))
-    shape = stage.shape
+    stage = shop.extent.stage("target")
+    base, shape = shop.load("base"), stage.shape
     model = grow(base, layers=shape.layers, heads=shape.heads, mlp=shape.mlp, seed=stage.seed)
     _train(shop, "target", model, stage)
     shop.keep("target", model)
@@ -111,12 +130,12 @@ def run_target(shop: Workshop) -> None:
 
 def run_trunk(shop: Workshop) -> None:
     """The language model under the reward model."""
-    _train(shop, "trunk", _new_trunk(shop), STAGES["trunk"])
+    _train(shop, "trunk", _new_trunk(shop), shop.extent.stage("trunk"))
 
 
 def run_rollouts(shop: Workshop) -> None:
     """Let draft and base model write solutions and label every step."""
-    for number, (name, temperature, count) in enumerate(ROLLOUTS):
+    for number, (name, temperature, count) in enumerate(shop.extent.rollouts()):
         path = shop.out / "rollouts" / f"{name.replace('/', '-')}-{temperature}.jsonl"
         if path.exists():
             continue
@@ -144,7 +163,7 @@ def run_prm(shop: Workshop) -> None:
         prm,
         tokenizer,
         records,
-        shop.budget(PRM_BUDGET),
+        shop.extent.budget(PRM_BUDGET),
         shop.out / "prm",
         seed=PRM_SEED,
         device=shop.device,
@@ -152,20 +171,20 @@ def run_prm(shop: Workshop) -> None:
     )
     prm.config.rsd_prm = {"format": "trl", "separator": SEPARATOR, "threshold": 0.5}
     shop.keep("prm", prm)
-    threshold = measure.choose_threshold(shop.bench(), shop.report)
+    threshold = measure.choose_threshold(shop.bench(), shop.extent.count(VALIDATION_PROBLEMS), shop.report)
     prm.config.rsd_prm = {"format": "trl", "separator": SEPARATOR, "threshold": threshold}
     shop.keep("prm", prm)
 
 
 def run_eval(shop: Workshop) -> None:
     """Measure everything on held-out problems; numbers go to ``eval.json``."""
-    results = measure.measure(shop.bench(), shop.report)
+    results = measure.measure(shop.bench(), shop.extent.count(EVALUATION_PROBLEMS), shop.report)
     (shop.out / "eval.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
 
 
 def run_card(shop: Workshop) -> None:
     """Write the model card from what was measured."""
-    (shop.out / "MODEL_CARD.md").write_text(card.render(shop.out), encoding="utf-8")
+    (shop.out / "MODEL_CARD.md").write_text(card.render(shop.out, shop.extent), encoding="utf-8")
 
 
 RUN: dict[str, Callable[[Workshop], None]] = {name: globals()[f"run_{name}"] for name in ORDER}
@@ -190,19 +209,35 @@ def _config(shop: Workshop, stage: Stage) -> Any:
 def _train(shop: Workshop, name: str, model: Any, stage: Stage) -> None:
     for number, phase in enumerate(stage.phases):
         train_language_model(
-            model, shop.tokenizer(), phase.recipe, shop.budget(phase.budget),
+            model, shop.tokenizer(), phase.recipe, phase.budget,
             shop.out / name / f"phase{number}", device=shop.device, report=shop.report,
         )  # fmt: skip
     save_weights(shop.out / name / "weights.pt", model)
 
 
 def install(out: Path, weights: Path = WEIGHTS) -> None:
-    """Export the finished trio and its card into the package (as Llama: see ``export``)."""
+    """Copy the finished trio and its card into the package.
+
+    Raises:
+        FileNotFoundError: some of it is not there.
+    """
+    wanted = [*(out / TRIO / name / "config.json" for name in ROLES), out / "MODEL_CARD.md"]
+    if missing := [path for path in wanted if not path.exists()]:
+        raise FileNotFoundError(f"{missing[0]} is missing: run all stages before --install")
     for name in ROLES:
-        auto = AutoModelForTokenClassification if name == "prm" else AutoModelForCausalLM
         shutil.rmtree(weights / name, ignore_errors=True)
-        export(auto.from_pretrained(out / name / "hf"), load_tokenizer(out / "tokenizer"), weights / name)
+        shutil.copytree(out / TRIO / name, weights / name)
     shutil.copy(out / "MODEL_CARD.md", weights / "MODEL_CARD.md")
+
+
+def _scale(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no share above 0")
+    return value
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -212,8 +247,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--stage", choices=ORDER, action="append", help="only this stage (repeatable), even if finished"
     )
-    parser.add_argument("--minutes", type=float, help="training minutes of each stage run")
-    parser.add_argument("--tokens", type=int, help="training tokens of each stage run")
+    parser.add_argument("--minutes", type=float, help="training minutes of each phase")
+    parser.add_argument("--tokens", type=int, help="training tokens of each phase")
+    parser.add_argument(
+        "--scale", type=_scale, default=1.0,
+        help="share of the recipe: of tokens, rollouts and measured problems (0.001 runs all of it in "
+        "minutes, for models that can do nothing)",
+    )  # fmt: skip
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--install", action="store_true", help="copy the finished trio into the package")
@@ -232,6 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         RUN[name](shop)
         if not result.exists():
             result.touch()
+    shop.hand_over()
     if options.install:
         install(shop.out)
 

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -30,6 +31,7 @@ from rsd_integrations.errors import ConfigError, ModelError, PromptError
 from rsd_integrations.langchain import ChatRSD
 from rsd_integrations.llama_index import RSDLLM
 from rsd_integrations.output import Output
+from rsd_integrations.prm.trl import TRLFormat
 from rsd_integrations.testing import scripted_pipeline
 from rsd_integrations.types import Step
 
@@ -78,6 +80,46 @@ def test_loaded_models_are_one_source_by_identity() -> None:
     assert find_source({"draft": two, "target": (one, "words"), "prm": one}) is not source
     with pytest.raises(ConfigError, match="cannot be pickled"):
         pickle.dumps(source)
+
+
+class Mine(TRLFormat):
+    """A format that its module has by its name."""
+
+
+def mine(tokenizer: Any, options: Any) -> Mine:
+    return Mine(tokenizer, options)
+
+
+@pytest.mark.parametrize("cls", [ChatRSD, RSDLLM])
+@pytest.mark.parametrize("form", [Mine, mine])
+def test_a_format_that_has_a_name_is_pickled_by_it(cls: Any, form: Any) -> None:
+    model = cls.pocket(prm_format=form)
+    again = pickle.loads(pickle.dumps(model))
+    assert again.prm_format is form
+    assert again.source is model.source
+    assert pickle.loads(pickle.dumps(model.source)) is model.source
+    assert not model.is_portable  # Its code is no data: no cache outlives it.
+
+
+def test_another_process_finds_the_format() -> None:
+    code = "import pickle, sys; print(pickle.load(sys.stdin.buffer).prm_format.__name__)"
+    sent = pickle.dumps(ChatRSD.pocket(prm_format=TRLFormat))
+    run = subprocess.run([sys.executable, "-c", code], input=sent, capture_output=True, check=True)
+    assert run.stdout.split() == [b"TRLFormat"]
+
+
+@pytest.mark.parametrize("cls", [ChatRSD, RSDLLM])
+def test_a_format_without_a_name_is_to_be_registered(cls: Any) -> None:
+    class Local(TRLFormat):
+        pass
+
+    for form in (Local, Mine.__new__(Mine), lambda tokenizer, options: Mine(tokenizer)):
+        said = f"{cls.__name__} with prm_format={form!r} cannot be pickled."
+        with pytest.raises(ConfigError, match=re.escape(said) + r".*register_prm_format.* pass its name"):
+            pickle.dumps(cls.pocket(prm_format=form))
+    both = cls(draft=object(), target="t", prm="p", prm_format=Local)
+    with pytest.raises(ConfigError, match="over a live pipeline or loaded models cannot be pickled"):
+        pickle.dumps(both)
 
 
 def test_a_source_nobody_holds_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,6 +262,7 @@ def test_after_a_fork_new_objects_work(held: str) -> None:
 import os
 from rsd_integrations.adapters import sources
 from rsd_integrations.errors import EngineClosedError
+from rsd_integrations.prm.trl import TRLFormat
 from rsd_integrations.testing import scripted_pipeline
 
 sources._load = lambda spec: scripted_pipeline(["fine"])

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from rsd_integrations import RSDPipeline
+from rsd_integrations.conformance import ConstraintKit, ScorerKit, WriterKit
 from rsd_integrations.protocols import Scorer, Writer
 from rsd_integrations.testing import ScriptedScorer, ScriptedWriter
-from tests.conformance.kit import ConstraintKit, ScorerKit, WriterKit
 from tests.tiny_models import trio
 
 

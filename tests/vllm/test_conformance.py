@@ -8,8 +8,8 @@ from contextlib import ExitStack
 import pytest
 
 from rsd_integrations.backends.vllm.loading import load_remote
+from rsd_integrations.conformance import ConstraintKit, ScorerKit, WriterKit
 from rsd_integrations.protocols import Scorer, Writer
-from tests.conformance.kit import ConstraintKit, ScorerKit, WriterKit
 from tests.tiny_models import causal, token_classifier, tokenizer
 from tests.vllm.double import double
 from tests.vllm.rounds import Rounds

@@ -1,0 +1,180 @@
+"""The recipe as a whole: how much of it is done, and a trio that loads and that ``--install`` copies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from rsd_integrations import RSDPipeline  # noqa: E402
+from rsd_integrations.langchain import ChatRSD  # noqa: E402
+from rsd_integrations.pocket import RECOMMENDED_THRESHOLD, pocket_paths  # noqa: E402
+from rsd_integrations.pocket.evaluate import solve_rsd  # noqa: E402
+from rsd_integrations.pocket.export import export  # noqa: E402
+from rsd_integrations.pocket.loop import Budget  # noqa: E402
+from rsd_integrations.pocket.model import make_config  # noqa: E402
+from rsd_integrations.pocket.recipes import PRM_BUDGET, ROLLOUTS, STAGES, Extent  # noqa: E402
+from rsd_integrations.pocket.task import held_out  # noqa: E402
+from rsd_integrations.pocket.tokenizer import load_tokenizer  # noqa: E402
+from rsd_integrations.pocket.train import Workshop, install, main, parse  # noqa: E402
+from rsd_integrations.types import ROLES  # noqa: E402
+
+
+def as_trained(role: str) -> Any:
+    """A model of the package as the recipe had it before its export: a Qwen2."""
+    kind = "ForTokenClassification" if role == "prm" else "ForCausalLM"
+    llama = getattr(transformers, f"Llama{kind}").from_pretrained(getattr(pocket_paths(), role))
+    old = llama.config
+    config = make_config(
+        old.vocab_size, hidden=old.hidden_size, layers=old.num_hidden_layers, heads=old.num_attention_heads,
+        mlp=old.intermediate_size, head_dim=old.head_dim,
+    )  # fmt: skip
+    config.tie_word_embeddings = old.tie_word_embeddings
+    if role == "prm":
+        config.num_labels, config.rsd_prm = 2, old.rsd_prm
+    model = getattr(transformers, f"Qwen2{kind}")(config)
+    missing, surplus = model.load_state_dict(llama.state_dict(), strict=False)
+    assert not missing and all(name.endswith("o_proj.bias") for name in surplus)
+    return model
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    """An output folder whose stages are all finished, with the package's own weights."""
+    shop = Workshop(parse(["--out", str(tmp_path_factory.mktemp("out"))]))
+    load_tokenizer(pocket_paths().target).save_pretrained(shop.out / "tokenizer")
+    for role in ROLES:
+        shop.keep(role, as_trained(role))
+    for name in ("base/hf/config.json", "trunk/weights.pt", "rollouts/finished", "eval.json"):
+        (shop.out / name).parent.mkdir(parents=True, exist_ok=True)
+        (shop.out / name).touch()
+    (shop.out / "MODEL_CARD.md").write_text("# Measured", encoding="utf-8")
+    return shop
+
+
+@pytest.fixture(scope="module")
+def trio(shop: Workshop) -> dict[str, str]:
+    main(["--out", str(shop.out)])
+    return {role: str(shop.out / "trio" / role) for role in ROLES}
+
+
+def test_the_trio_has_the_tokens_it_was_trained_on(shop: Workshop, trio: dict[str, str]) -> None:
+    text = held_out(1)[0].solution
+    expected = shop.tokenizer().encode(text)
+    assert len(expected) < len(text) / 2.5
+    for folder in trio.values():
+        assert transformers.AutoTokenizer.from_pretrained(folder).encode(text) == expected
+
+
+def test_it_answers_as_it_did_in_training(shop: Workshop, trio: dict[str, str]) -> None:
+    problems = held_out(4, seed=79)
+    expected = [run.text for run in solve_rsd(shop.bench(), problems, RECOMMENDED_THRESHOLD)]
+    with RSDPipeline.from_pretrained(**trio, device="cpu") as pipe:
+        assert [pipe.generate(problem.question).text for problem in problems] == expected
+    with ChatRSD(**trio, device="cpu") as model:
+        assert model.invoke(problems[0].question).content == expected[0]
+
+
+def test_the_recipe_says_what_to_load(shop: Workshop, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--out", str(shop.out)])
+    *_, last = capsys.readouterr().out.splitlines()
+    folders = ", ".join(f'"{shop.out / "trio" / role}"' for role in ROLES)
+    assert last == f"the trio is finished: RSDPipeline.from_pretrained({folders})"
+
+
+def test_what_is_not_for_loading_has_no_tokenizer(shop: Workshop) -> None:
+    """One saved there would load as another: see ``export``."""
+    assert not list(shop.out.glob("*/hf/tokenizer*"))
+
+
+def test_installed_is_the_export_byte_for_byte(shop: Workshop, trio: dict[str, str], tmp_path: Path) -> None:
+    install(shop.out, tmp_path / "weights")
+    for role in ROLES:
+        export(shop.load(role), shop.tokenizer(), tmp_path / "export" / role)
+        assert _files(tmp_path / "weights" / role) == _files(tmp_path / "export" / role)
+        model, words = "model.safetensors", "tokenizer.json"
+        ours, package = _files(tmp_path / "weights" / role), _files(getattr(pocket_paths(), role))
+        assert (ours[model], ours[words]) == (package[model], package[words])
+    assert (tmp_path / "weights" / "MODEL_CARD.md").read_text(encoding="utf-8") == "# Measured"
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_nothing_unfinished_is_installed(tmp_path: Path) -> None:
+    weights = tmp_path / "weights"
+    (weights / "draft").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="run all stages before --install"):
+        install(tmp_path / "out", weights)
+    assert (weights / "draft").exists()
+
+
+def test_a_model_trained_anew_is_handed_over_anew(shop: Workshop, trio: dict[str, str]) -> None:
+    folder = Path(trio["draft"])
+    before = (folder / "model.safetensors").read_bytes()
+    draft = shop.load("draft")
+    with torch.no_grad():
+        draft.model.norm.weight.mul_(2)
+    shop.keep("draft", draft)
+    main(["--out", str(shop.out)])
+    assert (folder / "model.safetensors").read_bytes() != before
+
+
+def test_the_whole_recipe_is_the_default() -> None:
+    extent = parse([])
+    whole = Extent(extent.minutes, extent.tokens, extent.scale)
+    assert {name: whole.stage(name) for name in STAGES} == STAGES
+    assert whole.budget(PRM_BUDGET) == PRM_BUDGET
+    assert whole.rollouts() == ROLLOUTS
+    assert whole.count(500) == 500
+
+
+@given(scale=st.floats(1e-9, 1.0))
+def test_a_scale_is_of_everything(scale: float) -> None:
+    part = Extent(scale=scale)
+    for stage, whole in ((part.stage(name), STAGES[name]) for name in STAGES):
+        assert (stage.shape, stage.seed) == (whole.shape, whole.seed)
+        pairs = zip(stage.phases, whole.phases, strict=True)
+        assert all(_is_share(own.budget.tokens, all_.budget.tokens, scale) for own, all_ in pairs)
+    assert _is_share(part.budget(PRM_BUDGET).tokens, PRM_BUDGET.tokens, scale)
+    for own, all_ in zip(part.rollouts(), ROLLOUTS, strict=True):
+        assert own[:2] == all_[:2] and _is_share(own[2], all_[2], scale)
+
+
+def _is_share(part: int | None, whole: int | None, scale: float) -> bool:
+    return part is not None and whole is not None and part >= 1 and abs(part - whole * scale) <= 1
+
+
+def test_tokens_are_those_of_each_phase() -> None:
+    asked = Extent(tokens=3000, scale=0.01)
+    assert {phase.budget for phase in asked.stage("trunk").phases} == {Budget(tokens=3000)}
+    assert asked.budget(PRM_BUDGET) == Budget(tokens=3000)
+    assert asked.rollouts()[0][2] == 3
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "all"])
+def test_no_share(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--scale", text])
+    assert f"--scale: {text!r} is no share above 0" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_whole_recipe_in_miniature(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    main(["--out", str(out), "--scale", "0.0005"])
+    with RSDPipeline.from_pretrained(*(str(out / "trio" / role) for role in ROLES), device="cpu") as pipe:
+        assert pipe.generate(held_out(1)[0].question, max_tokens=20).usage.draft.generated > 0
+    card = (out / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "--out pocket-train --scale 0.0005 --install" in card
+    assert "Greedy, 1 problems" in card and "draft at temperature 0.0: 1," in card
+    capsys.readouterr()
+    main(["--out", str(out), "--scale", "0.0005"])  # Nothing is done twice.
+    assert len(capsys.readouterr().out.splitlines()) == 1
