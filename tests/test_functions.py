@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -275,6 +276,17 @@ class TestWithRealModels:
         assert answer.response_metadata["rsd"]["acceptance_rate"] == 0.0
         assert answer.content == llm.complete(self.QUESTION).text
         assert "nothing_is_good" in chat.model_names["prm"]
+
+    @pytest.mark.parametrize("kind", [ChatRSD, RSDLLM])
+    @pytest.mark.parametrize("prm", [two_is_bad, RewardFunction(two_is_bad, threshold=0.3)])
+    def test_a_function_of_a_module_is_pickled(self, kind: Any, prm: Any) -> None:
+        made = kind(draft="a", target="b", prm=prm)
+        again = pickle.loads(pickle.dumps(made))
+        assert again.prm == prm
+
+    def test_another_is_refused_by_name(self) -> None:
+        with pytest.raises(ConfigError, match=r"prm=<function .*<lambda>.* Define it in a module by"):
+            pickle.dumps(ChatRSD(draft="a", target="b", prm=lambda prompt, steps: 0.9))
 
     def test_loading_options_are_refused(self) -> None:
         for options in ({"prm_kwargs": {"dtype": "float32"}}, {"prm_format": "trl"}):

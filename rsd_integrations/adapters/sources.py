@@ -15,6 +15,7 @@ from typing import Any
 from rsd_integrations.adapters.secrets import has_secrets, hidden, revealed, without_secrets
 from rsd_integrations.adapters.windows import known_window
 from rsd_integrations.errors import ConfigError
+from rsd_integrations.functions import RewardFunction
 from rsd_integrations.opening import are_servers, check_tools, open_models
 from rsd_integrations.output import Output
 from rsd_integrations.pipeline import RSDPipeline
@@ -38,6 +39,8 @@ POCKET = "pocket"
 
 LIVE = "live:"
 """How the names of sources begin that only this process has."""
+
+_CODE = (type, FunctionType, RewardFunction)
 
 Spec = Mapping[str, Any]
 """``pipeline`` alone, or ``draft``, ``target``, ``prm``; and further arguments of the loader."""
@@ -214,7 +217,8 @@ def is_portable(spec: Spec) -> bool:
 
 
 def check_pickles(spec: Spec, what: str) -> None:
-    """Refuse what another process could not load. A PRM format's class is pickled by its name, as any class.
+    """Refuse what another process could not load. A PRM format's class and a reward function are pickled by
+    their names, as any class or function.
 
     Args:
         spec: of the models.
@@ -223,19 +227,18 @@ def check_pickles(spec: Spec, what: str) -> None:
     Raises:
         ConfigError: it cannot be.
     """
-    held = [name for name, value in _named(spec) if not _is_plain(value)]
-    if held == ["prm_format"]:
-        if _has_name(spec["prm_format"]):
-            return
-        raise ConfigError(
-            f"{what} with prm_format={spec['prm_format']!r} cannot be pickled.",
-            hint="Register the format (register_prm_format), in the other process too, and pass its name; or "
-            "define its class in a module.",
-        )
-    if held or _is_live(spec):
+    held = {name: value for name, value in _named(spec) if not _is_plain(value) and not _has_name(value)}
+    code = [name for name in held if name == "prm_format" or isinstance(held[name], _CODE)]
+    if _is_live(spec) or len(code) < len(held):
         raise ConfigError(
             f"{what} over a live pipeline or loaded models cannot be pickled.",
             hint="Name the models by hub id or folder, or use the pocket trio.",
+        )
+    for name in code:
+        raise ConfigError(
+            f"{what} with {name}={held[name]!r} cannot be pickled.",
+            hint="Define it in a module by a name of its own. A format may be passed by the name that "
+            "register_prm_format knows it by, there too.",
         )
 
 
@@ -245,8 +248,8 @@ def _is_live(spec: Spec) -> bool:
 
 
 def _has_name(value: Any) -> bool:
-    """Whether it is a class or function that its module has by its name."""
-    if not isinstance(value, type | FunctionType):
+    """Whether it is a class or function that its module has by its name, or settings around one."""
+    if not isinstance(value, _CODE):
         return False
     try:
         pickle.dumps(value)

@@ -115,7 +115,7 @@ def test_a_format_without_a_name_is_to_be_registered(cls: Any) -> None:
 
     for form in (Local, Mine.__new__(Mine), lambda tokenizer, options: Mine(tokenizer)):
         said = f"{cls.__name__} with prm_format={form!r} cannot be pickled."
-        with pytest.raises(ConfigError, match=re.escape(said) + r".*register_prm_format.* pass its name"):
+        with pytest.raises(ConfigError, match=re.escape(said) + ".*register_prm_format"):
             pickle.dumps(cls.pocket(prm_format=form))
     both = cls(draft=object(), target="t", prm="p", prm_format=Local)
     with pytest.raises(ConfigError, match="over a live pipeline or loaded models cannot be pickled"):
