@@ -144,6 +144,13 @@ class SlotRunner:
         """From now on call the model for every forward."""
         self._launcher, self._make_launcher, self._flight = None, None, None
 
+    def close(self) -> None:
+        """Give the memory back at once: a runner, its ways to run a forward and its cache hold each other."""
+        # Graphs go while no other is recorded.
+        with LOCK:
+            self.cache.close()
+            vars(self).clear()
+
     def release(self, slot: int, seen: Sequence[int] = ()) -> None:
         """Give a slot back to the pool.
 
