@@ -64,6 +64,8 @@ def test_the_launcher_is_what_was_asked_for() -> None:
 def test_any_history_gives_what_a_full_forward_gives(architecture: str, way: str) -> None:
     if "compiled" in way and architecture not in ("Qwen2", "Gemma3Text"):
         pytest.skip("two stand for all: compiling takes long")
+    if "recorded" in way and architecture == "Qwen3Next":
+        pytest.skip("experts are recorded in bfloat16 only")
     model = copy.deepcopy(causal(architecture, 3)).to(CUDA)
     run_a_history(model, runner_on_gpu(model, way), random.Random(architecture))
 

@@ -7,8 +7,10 @@ import random
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,12 +22,14 @@ from rsd_integrations.backends.torch.launch import launcher_of
 from rsd_integrations.backends.torch.plan import SlotFeed
 from rsd_integrations.backends.torch.readout import Read, read_hidden, read_logits
 from rsd_integrations.backends.torch.recording import NotRecordable, Recorded, Watch
+from rsd_integrations.backends.torch.recurrent import RecurrentRunner
 from rsd_integrations.backends.torch.runner import SlotRunner
+from rsd_integrations.backends.torch.states import is_recurrent
 from rsd_integrations.errors import ConfigError
 from tests.backends.test_slots import close, run_a_history, runner_of
 from tests.backends.test_speculation import ASKED, FIELDS, PAIRS, ask, check_equal, load
 from tests.recording import Recordings
-from tests.tiny_models import ARCHITECTURES, causal, token_classifier, tokenizer
+from tests.tiny_models import ARCHITECTURES, EXPERTS, causal, token_classifier, tokenizer
 
 PROMPT = "Ava has 12 marbles. She buys 9 more."
 
@@ -191,12 +195,99 @@ def test_what_a_recording_cannot_hold_is_named_before_it_is_tried(work: Callable
         work(torch.ones(3))
 
 
+NUMBERS_OF_THE_HOST: dict[str, Callable[[Any], Any]] = {
+    "a number": lambda x: x * torch.tensor(2.0, device=x.device),
+    "numbers": lambda x: x + torch.tensor([1, 2, 3], device=x.device),
+    "as_tensor": lambda x: x + torch.as_tensor([1, 2, 3], device=x.device),
+    "asarray": lambda x: x + torch.asarray([1, 2, 3], device=x.device),
+    "new_tensor": lambda x: x.new_tensor(2.0),
+    "a list as index": lambda x: x[[0, 1]],
+    "a list among indices": lambda x: x[None][:, [0, 1]],
+    "an array as index": lambda x: x[np.array([0, 1])],
+    "a list to write to": lambda x: x.__setitem__([0, 1], 1.0),
+}
+ONLY_ON_ANOTHER_DEVICE: dict[str, Callable[[Any], Any]] = {
+    "to": lambda x: x * torch.tensor(2.0).to(x.device),
+    "to, also of type": lambda x: x * torch.tensor(2.0).to(x.device, torch.float64),
+    "copy_": lambda x: x.copy_(torch.tensor(2.0)),
+    "where": lambda x: torch.where(x > 0, torch.tensor(2.0), x),
+    "index_put": lambda x: x.index_put_((x.long(),), torch.tensor(2.0)),
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS_OF_THE_HOST)
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@torch.inference_mode()
+def test_numbers_of_the_host_are_not_recorded(name: str, device: str) -> None:
+    """A GPU's recording would copy them from memory that is gone, and the copy would wait for the stream."""
+    x = torch.ones(3, device=device)
+    with pytest.raises(NotRecordable, match=r"of the host to the device|works on cpu"), Watch(x.device):
+        NUMBERS_OF_THE_HOST[name](x)
+    if device == "cpu":
+        with Watch(x.device, constants=True):
+            NUMBERS_OF_THE_HOST[name](x)
+
+
+@pytest.mark.parametrize("name", ONLY_ON_ANOTHER_DEVICE)
+@torch.inference_mode()
+def test_nor_are_copies_of_a_lone_number(name: str) -> None:
+    x = torch.ones(3, device="meta")
+    with pytest.raises(NotRecordable, match=r"aten\..* works on .*cpu"), Watch(x.device):
+        ONLY_ON_ANOTHER_DEVICE[name](x)
+
+
+@torch.inference_mode()
 def test_what_it_can_hold_is_let_through() -> None:
     place = torch.tensor([0, 1])
     with Watch(torch.device("cpu")):
-        made = torch.ones(3)[place].where(torch.tensor(True), 0) + torch.arange(2)
+        made = torch.ones(3)[place].where(torch.ones(()) > 0, 0) + torch.arange(2)
         made[place] = 4.0
     assert made.tolist() == [4.0, 4.0]
+    x = torch.ones(3, device="meta")
+    with Watch(x.device):  # A lone number goes along with the launch.
+        made = x * torch.tensor(2.0) + 1
+        made[0], made[1:] = 3.0, made[0]
+        torch.where(made > 0, 2.0, made)
+
+
+def test_a_model_that_brings_numbers_of_the_host_is_called_and_says_so(recordings: Recordings) -> None:
+    sources = _sources("same tokenizer")
+    model = copy.deepcopy(sources[0][0])
+    model.model.norm.register_forward_hook(lambda _module, _inputs, made: made * made.new_tensor(1.0))
+    with (
+        pytest.warns(RuntimeWarning, match=r"cannot be recorded.*aten\.detach_.* of the host") as told,
+        RSDPipeline.from_pretrained((model, sources[0][1]), *sources[1:], device="cpu") as pipe,
+    ):
+        one = pipe.generate(PROMPT, **FIELDS, seed=0)
+    assert len(told) == 1
+    with load(*PAIRS["same tokenizer"]) as pipe:
+        check_equal(one, pipe.generate(PROMPT, **FIELDS, seed=0))
+
+
+@pytest.mark.parametrize("architecture", [*EXPERTS, "Qwen3Next"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_experts_are_recorded_in_bfloat16(architecture: str, dtype: torch.dtype) -> None:
+    """In others torch reads on the host where each expert's tokens end. "meta" stands for the device."""
+    model = copy.deepcopy(causal(architecture, 3)).to("meta", dtype)
+    device = torch.device("meta")
+    kind = RecurrentRunner if is_recurrent(model.config) else SlotRunner
+    runner = kind(model.config, read_logits(model), device=device, dtype=dtype, slots=4, capacity=96)
+    head_N3, ids_NT = (torch.zeros(2, size, dtype=torch.long, device=device) for size in (3, 1))
+    fails = pytest.raises(NotRecordable, match=r"_grouped_mm.* depends on numbers")
+    with torch.inference_mode(), nullcontext() if dtype is torch.bfloat16 else fails, Watch(device):
+        runner._compute(head_N3, ids_NT, runner._key_L[:64], block=0)
+
+
+@pytest.mark.parametrize("major", [8, 9, 10, 12])
+def test_and_on_gpus_that_torch_has_a_kernel_for(major: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (major, 0))
+    tensors = [torch.empty(1, dtype=dtype) for dtype in (torch.bfloat16, torch.bfloat16, torch.int32)]
+    name = "aten._grouped_mm.default"
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert Watch(torch.device("cuda"))._reads_groups(name, tensors) == (major not in (9, 10))
+    assert not Watch(torch.device("cuda"))._reads_groups(name, tensors[:2])
+    monkeypatch.setattr(torch.version, "cuda", None)  # On an AMD, whose numbers are others.
+    assert Watch(torch.device("cuda"))._reads_groups(name, tensors)
 
 
 def test_a_failed_row_leaves_the_others_their_own_outputs(recordings: Recordings) -> None:

@@ -202,9 +202,7 @@ def test_closing_gives_the_memory_back() -> None:
             pipe.generate(PROMPT, output=output)
 
 
-@pytest.mark.parametrize(
-    "way", ["called", "recurrent", "recorded", "traced", pytest.param("compiled", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("way", ["called", "recurrent", "recorded", "traced"])
 def test_closing_does_not_wait_for_pythons_collector(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU what is loaded next needs the memory, and graphs are to go on the thread that made them."""
     monkeypatch.setattr(launch, "recorder_for", lambda device: Recordings() if way == "recorded" else None)
@@ -212,7 +210,7 @@ def test_closing_does_not_wait_for_pythons_collector(way: str, monkeypatch: pyte
     kind = "Qwen3_5Text" if way == "recurrent" else "Qwen2"
     models = [copy.deepcopy(model) for model in (causal(kind, 1), causal(kind, 2), token_classifier())]
     pipe = RSDPipeline.from_pretrained(
-        *((model, tokenizer()) for model in models), cpu_traces=way == "traced", compile=way == "compiled"
+        *((model, tokenizer()) for model in models), cpu_traces=way == "traced"
     )
     pipe.generate(PROMPT, seed=0, **FIELDS)
     roles: list[Any] = [pipe.backend.draft, pipe.backend.target, pipe.backend.prm]
@@ -221,7 +219,7 @@ def test_closing_does_not_wait_for_pythons_collector(way: str, monkeypatch: pyte
         held += [weakref.ref(role.runner.cache.layers[-1].keys) for role in roles]
     launched = [role.runner._call if way == "traced" else role.runner._launcher for role in roles]
     held += [weakref.ref(one) for one in launched if one is not None]
-    assert len(held) == (12 if way in ("traced", "compiled") else 9)
+    assert len(held) == (12 if way == "traced" else 9)
     del roles, models, launched
     gc.collect()
     gc.disable()
