@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import random
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from rsd_integrations.backends.torch.heads import RewardModel
 from rsd_integrations.backends.torch.launch import launcher_of
 from rsd_integrations.backends.torch.plan import SlotFeed
 from rsd_integrations.backends.torch.readout import Read, read_hidden, read_logits
-from rsd_integrations.backends.torch.recording import NotRecordable, Recorded, Watch
+from rsd_integrations.backends.torch.recording import NotRecordable, Recorded, Watch, recorder_for
 from rsd_integrations.backends.torch.recurrent import RecurrentRunner
 from rsd_integrations.backends.torch.runner import SlotRunner
 from rsd_integrations.backends.torch.states import is_recurrent
@@ -94,6 +94,87 @@ def test_a_model_that_cannot_be_recorded_runs_without_and_says_so_once(recording
     with warnings.catch_warnings(), load(*PAIRS["same tokenizer"]) as pipe:
         warnings.simplefilter("error")
         check_equal(one, pipe.generate(PROMPT, **FIELDS, seed=0))
+
+
+def test_graphs_of_replaced_weights_share_nothing_with_those_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU their pool of memory is gone with them, and nothing can be recorded into it."""
+    made: list[Recordings] = []
+
+    def recorder(device: torch.device) -> Recordings:
+        made.append(Recordings())
+        return made[-1]
+
+    monkeypatch.setattr(launch, "recorder_for", recorder)
+    model = copy.deepcopy(causal("Qwen2", 3))
+    options: dict[str, Any] = {"compile": False, "cuda_graphs": None}
+    runner = runner_of(
+        model, launcher=lambda slots, capacity: launcher_of(model, slots=slots, capacity=capacity, **options)
+    )
+    check_tokens_one_by_one(runner, model)
+    assert runner.launches
+    first = made[-1]
+    count = first.recorded
+    assert count
+    model.load_state_dict(copy.deepcopy(causal("Qwen2", 4).state_dict()), assign=True)
+    slot, _ = runner.claim()
+    assert close(model, runner.run([SlotFeed(slot, 0, [5])])[0], [5])
+    assert (first.recorded, made[-1].recorded) == (count, 1)
+
+
+class Cuda:
+    """What of torch.cuda a recorder uses: which stream is current, and what is done on which."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.current, self.pools, self.done = self, 0, list[Any]()
+        for name in ("Stream", "CUDAGraph", "graph", "device", "graph_pool_handle", "set_stream"):
+            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: self.current)
+
+    def Stream(self, device: torch.device) -> Any:
+        return type("Stream", (), {"wait_stream": lambda self, other: None})()
+
+    def CUDAGraph(self) -> Any:
+        return type("Graph", (), {"replay": lambda graph: self.done.append("replayed")})()
+
+    def device(self, device: torch.device) -> Any:
+        return nullcontext()
+
+    def graph_pool_handle(self) -> int:
+        self.pools += 1
+        return self.pools
+
+    def set_stream(self, stream: Any) -> None:
+        self.current = stream
+
+    def synchronize(self) -> None:
+        self.done.append("waited")
+
+    def wait_stream(self, other: Any) -> None:
+        self.done.append("joined")
+
+    @contextmanager
+    def graph(self, graph: Any, *, pool: int, stream: Any, capture_error_mode: str) -> Iterator[None]:
+        assert capture_error_mode == "thread_local"
+        self.set_stream(stream)
+        self.done.append(("captures into", pool))
+        yield
+
+
+def test_graphs_are_recorded_on_a_stream_on_which_nothing_else_ran(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cuBLAS keeps for a stream is then made while recording, in the pool, where nobody frees it."""
+    cuda = Cuda(monkeypatch)
+    streams: list[Any] = []
+    for pool in (1, 2):
+        record = recorder_for(torch.device("cuda"))
+        assert record is not None
+        cuda.done.clear()
+        streams.clear()
+        replay = record(lambda: streams.append(cuda.current))
+        assert cuda.done == ["waited", ("captures into", pool), "joined"]
+        assert streams[0] is cuda.current is cuda
+        assert streams[1] is not cuda
+        replay()
+        assert cuda.done[-1] == "replayed"
 
 
 def recorded_with(recorder: Any) -> Any:

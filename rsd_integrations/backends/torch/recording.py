@@ -245,7 +245,9 @@ def recorder_for(device: torch.device) -> Recorder | None:
 
 
 def _cuda_graphs(device: torch.device) -> Recorder:
-    """A recorder of CUDA graphs, which share their memory, as they are recorded on one stream."""
+    """A recorder of CUDA graphs, which share their memory, as they are recorded on one stream. Other graphs
+    need another one: once those of a pool are gone, so is the pool.
+    """
     pool = torch.cuda.graph_pool_handle()
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
@@ -253,11 +255,12 @@ def _cuda_graphs(device: torch.device) -> Recorder:
         with LOCK, torch.cuda.device(device):
             current = torch.cuda.current_stream(device)
             graph = torch.cuda.CUDAGraph()
+            # Libraries begin here, and not on the graphs' stream: what cuBLAS keeps for that one is to lie in
+            # the pool, as others may free what lies elsewhere, and a graph would write there ever after.
+            work()
+            current.synchronize()
             stream.wait_stream(current)
             try:
-                with torch.cuda.stream(stream):
-                    work()  # Libraries allocate what they need for this stream.
-                stream.synchronize()
                 # Other threads may use the GPU meanwhile: only this one's calls must be recordable. What
                 # torch keeps for all graphs of the process must not become inference tensors.
                 with (
