@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rsd_integrations import Generation, RSDPipeline
 from rsd_integrations.backends.torch.forwards import Compiled
@@ -93,6 +94,31 @@ def test_half_precision_differs_by_rounding(way: str) -> None:
         assert float((got - expected).abs().max() / expected.abs().max()) < 0.1
 
 
+class Operations(TorchDispatchMode):
+    """Names what is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names = set[str]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("architecture", ["Qwen2", "GPT2"])
+def test_attention_is_not_cudnns(architecture: str) -> None:
+    """Which makes a plan for every new number of rows, tokens and positions."""
+    model = copy.deepcopy(causal(architecture, 3)).to(CUDA, torch.bfloat16)
+    runner = runner_on_gpu(model, "called", torch.bfloat16)
+    slots = [runner.pool.claim()[0] for _ in range(2)]
+    with Operations() as seen:
+        for tokens in ([5, 9, 13], [21]):
+            runner.run([SlotFeed(slot, 0, tokens) for slot in slots])
+    assert any("efficient_attention" in name for name in seen.names)
+    assert not any("cudnn_attention" in name for name in seen.names)
+
+
 @pytest.mark.parametrize("way", WAYS[:2])
 def test_changed_weights_count(way: str) -> None:
     model = copy.deepcopy(causal("Qwen2", 3)).to(CUDA)
@@ -159,8 +185,8 @@ def test_target_and_draft_alone_are_plain_generate() -> None:
 
 
 def test_others_use_the_gpu_while_forwards_are_recorded() -> None:
-    """An embedding model of a RAG pipeline, say, on another thread. It does not draw: while a graph is recorded
-    torch before 2.12 or so refuses that to the whole process.
+    """An embedding model of a RAG pipeline, say, on another thread. It does not draw: while a graph is
+    recorded, torch before 2.12 or so refuses that to the whole process.
     """
     going, failed = threading.Event(), []
     big = torch.randn(256, 256, device=CUDA)

@@ -86,7 +86,7 @@ class SlotRunner:
         prefix_caching: bool = False,
         attention: AttentionKinds | None = None,
     ) -> None:
-        self._attend = SlotAttention(config)
+        self._attend = SlotAttention(config, device, dtype)
         self._readout = readout
         self._parameters = parameters
         self._device = device
@@ -146,8 +146,7 @@ class SlotRunner:
 
     def close(self) -> None:
         """Give the memory back at once: a runner, its ways to run a forward and its cache hold each other."""
-        # Graphs go while no other is recorded.
-        with LOCK:
+        with LOCK:  # Graphs go while no other is recorded.
             self.cache.close()
             vars(self).clear()
 
