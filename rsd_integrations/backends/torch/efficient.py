@@ -74,7 +74,8 @@ def preferred(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether torch may take cuDNN there, and the kernel called by name computes what it should."""
     half = dtype in (torch.float16, torch.bfloat16)
     # Users may have turned the kernel off.
-    if device.type != "cuda" or not half or not torch.backends.cuda.mem_efficient_sdp_enabled():
+    enabled: bool = torch.backends.cuda.mem_efficient_sdp_enabled()  # type: ignore[no-untyped-call]
+    if device.type != "cuda" or not half or not enabled:
         return False
     newest = torch.version.cuda is not None and torch.cuda.get_device_capability(device)[0] in (9, 10)
     return newest and sound(device, dtype)
