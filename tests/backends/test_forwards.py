@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import random
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -466,3 +468,19 @@ def test_answers_are_the_same_compiled() -> None:
         for given in ({"seed": 0}, {"seed": 1, "temperature": 0.8}, {"seed": 2, "acceptance_rate": 0.0}):
             one, other = (pipe.generate(PROMPT, **{**FIELDS, **given}) for pipe in (compiled, called))
             check_equal(one, other)
+
+
+@pytest.mark.slow
+def test_closing_frees_what_was_compiled_without_pythons_collector() -> None:
+    model = copy.deepcopy(causal("Qwen2", 3))
+    runner = runner_of(model, launcher=lambda slots, capacity: Compiled)
+    runner.run([SlotFeed(runner.pool.claim()[0], 0, [5])])
+    held = [weakref.ref(one) for one in (model, runner, runner._launcher, runner.cache.layers[0].keys)]
+    gc.collect()
+    gc.disable()
+    try:
+        runner.close()
+        del runner, model
+        assert [one() for one in held] == [None] * 4
+    finally:
+        gc.enable()
