@@ -41,15 +41,15 @@ class _Now(threading.local):
     """Of the forward that this thread runs."""
 
     runs: Sequence[tuple[int, int]] = ()
-    made: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] | None = None
-    """What is added to the scores, by the mask's id and its repeats, with the mask, so that no other gets its
+    made: dict[tuple[Any, ...], tuple[torch.Tensor, torch.Tensor]] | None = None
+    """What is added to the scores, by the mask's id, repeats and type; with the mask, so that no other gets its
     id. None where somebody else's forward goes through here."""
 
     def bias(self, mask: torch.Tensor, repeats: int, dtype: torch.dtype) -> torch.Tensor:
         """As of ``efficient.bias``, once for all layers."""
         if self.made is None:
             return efficient.bias(mask, repeats, dtype)
-        key = id(mask), repeats
+        key = id(mask), repeats, dtype
         if key not in self.made:
             self.made[key] = mask, efficient.bias(mask, repeats, dtype)
         return self.made[key][1]
