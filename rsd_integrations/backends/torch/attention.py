@@ -42,8 +42,8 @@ class _Now(threading.local):
 
     runs: Sequence[tuple[int, int]] = ()
     made: dict[tuple[Any, ...], tuple[torch.Tensor, torch.Tensor]] | None = None
-    """What is added to the scores, by the mask's id, repeats and type; with the mask, so that no other gets its
-    id. None where somebody else's forward goes through here."""
+    """What is added to the scores, by the mask's id, repeats and type; with the mask, so that no other gets
+    its id. None where somebody else's forward goes through here."""
 
     def bias(self, mask: torch.Tensor, repeats: int, dtype: torch.dtype) -> torch.Tensor:
         """As of ``efficient.bias``, once for all layers."""
