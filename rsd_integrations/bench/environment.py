@@ -17,6 +17,10 @@ from rsd_integrations import __version__
 __all__ = ["hardware", "made", "weights_sha256"]
 
 
+_CUDNN = "TORCH_CUDNN_SDPA_DEPRIORITIZED"
+"""Whether torch takes other attention than cuDNN's, which matters to ``generate`` (dev/speed.md)."""
+
+
 def made(command: str, *packages: str) -> dict[str, Any]:
     """What every ``Report`` says of how it was made.
 
@@ -51,6 +55,8 @@ def hardware() -> dict[str, str]:
         found["torch_threads"] = str(torch.get_num_threads())
         if torch.cuda.is_available():
             found["gpu"] = str(torch.cuda.get_device_name())
+            if _CUDNN in os.environ:
+                found[_CUDNN] = os.environ[_CUDNN]
     return found
 
 

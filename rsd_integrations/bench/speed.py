@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,8 @@ __all__ = ["GROWTH_STEPS", "SpeedBench", "Speeds"]
 
 GENERATE, TARGET_ONLY, ASSISTED = "generate", "target only", "assisted generate"
 COMPILED, REFERENCE = "generate, compiled", "reference's way 0.8"
+SAMPLED = {"temperature": 0.7, "top_p": 0.9, "top_k": 20}
+"""Of all others random weights would write what is no text."""
 GROWTH_STEPS = (10, 20, 40, 80)
 REFERENCE_STEPS = 20
 FIRST = 5
@@ -85,55 +87,70 @@ class SpeedBench:
     ) -> None:
         self._pipe, self._plain, self._setting, self._clock = pipe, plain, setting, clock
         self._on_run: Callable[[str], object] = lambda _: None
+        self._on_result: Callable[[str], object] = lambda _: None
         self._left_out: dict[str, str] = {}
 
-    def measure(self, bandwidth: float, on_run: Callable[[str], object] = lambda _: None) -> Speeds:
+    def measure(
+        self,
+        bandwidth: float,
+        on_run: Callable[[str], object] = lambda _: None,
+        on_result: Callable[[str], object] = lambda _: None,
+    ) -> Speeds:
         """Everything. A yardstick that fails is left out; where our engine fails, so does the measurement.
 
         Args:
             bandwidth: of the device's memory, bytes a second.
             on_run: told the name of each measurement before it starts.
+            on_result: told each number as it comes.
 
         Raises:
             Exception: whatever our engine raises.
         """
-        self._on_run, self._left_out = on_run, {}
-        timings = [timing for batch in self._setting.batches for timing in self._side_by_side(batch)]
+        self._on_run, self._on_result, self._left_out = on_run, on_result, {}
+        timings = {batch: self._side_by_side(batch) for batch in self._setting.batches}
         followed = self._setting.growth.items() if self._setting.forced else ()
         growth = [one for length, prompt in followed for one in self._growth(length, prompt)]
         on_run("each model against the memory")
         limits = measure_limits(self._pipe, self._plain, self._setting, bandwidth, self._clock)
+        for limit in limits:
+            on_result(
+                f"{limit.role}: {limit.milliseconds:.2f} ms a token, {limit.share:.0%} of the bandwidth"
+            )
         on_run("where the time goes")
         breakdown = measure_breakdown(self._pipe, self._setting, self._clock)
-        return Speeds(timings, growth, limits, breakdown, self._left_out)
+        for batch, others in timings.items():
+            others.extend(self._compiled(batch, others))
+        return Speeds(
+            [one for timing in timings.values() for one in timing], growth, limits, breakdown, self._left_out
+        )
 
     def _side_by_side(self, batch: int) -> list[Timing]:
-        contenders = [
-            one for one in self._contenders(batch) if self._timed(one, batch, ": warming up") is not None
-        ]
+        contenders = self._measured(list(self._contenders(batch)), batch)
+        rates = {one.name: one.rate for one in contenders}
+        return [_timing(one, batch, rates) for one in contenders]
+
+    def _compiled(self, batch: int, others: Sequence[Timing]) -> list[Timing]:
+        """The target's ``generate`` compiled, behind all else: whenever torch records a graph for it, what
+        libraries keep is cleared for the whole process.
+        """
+        if not self._plain.on_gpu:
+            return []
+        rates = {one.name: one.tokens_per_second for one in others}
+        contender = _Contender(COMPILED, self._generate(batch, compiled=True), ours=False)
+        return [_timing(one, batch, rates) for one in self._measured([contender], batch)]
+
+    def _measured(self, contenders: Sequence[_Contender], batch: int) -> list[_Contender]:
+        """Those that ran, warm."""
+        measured = [one for one in contenders if self._timed(one, batch, ": warming up") is not None]
         # In turns, so that whatever else the machine does is shared.
         for _ in range(self._setting.repeats):
-            for one in list(contenders):
+            for one in list(measured):
                 seconds = self._timed(one, batch)
                 if seconds is None:
-                    contenders.remove(one)
+                    measured.remove(one)
                 else:
                     one.seconds.append(seconds)
-        rates = {one.name: one.rate for one in contenders}
-        return [
-            Timing(
-                name=one.name,
-                batch=batch,
-                acceptance=one.acceptance,
-                guesses=one.guesses,
-                kept=one.ran.kept,
-                seconds=_spread(one.seconds),
-                tokens=one.ran.tokens,
-                against_generate=one.rate / rates[GENERATE] if GENERATE in rates else None,
-                against_target=one.rate / rates[TARGET_ONLY] if TARGET_ONLY in rates else None,
-            )
-            for one in contenders
-        ]
+        return measured
 
     def _timed(self, one: _Contender, batch: int, doing: str = "") -> float | None:
         """Seconds of a run; None for a yardstick that failed."""
@@ -147,41 +164,43 @@ class SpeedBench:
                 raise
             self._leave_out(label, error)
             return None
-        return self._clock() - start
+        seconds = self._clock() - start
+        self._on_result(f"{label}{doing}: {seconds:.3f} s, {one.ran.tokens} tokens")
+        return seconds
 
     def _leave_out(self, label: str, error: Exception) -> None:
         self._left_out[label] = f"{type(error).__name__}: {error!s:.120}"
 
     def _contenders(self, batch: int) -> Iterator[_Contender]:
-        setting, plain = self._setting, self._plain
-        works = setting.works(batch)
-
-        def generate(**how: bool) -> Callable[[], _Ran]:
-            return lambda: _Ran(sum(plain.generate(work, **how) for work in works))
-
-        yield _Contender(GENERATE, generate(), ours=False)
+        setting = self._setting
+        yield _Contender(GENERATE, self._generate(batch), ours=False)
         if batch == 1:
-            yield _Contender(ASSISTED, generate(assisted=True), ours=False)
-        if plain.on_gpu:
-            yield _Contender(COMPILED, generate(compiled=True), ours=False)
+            yield _Contender(ASSISTED, self._generate(batch, assisted=True), ours=False)
         yield _Contender(TARGET_ONLY, self._target_only(batch))
         for acceptance in setting.acceptances:
             for name, guesses in ((f"RSD {acceptance:g}", True), (f"RSD {acceptance:g}, no guesses", False)):
                 run = self._rsd(batch, acceptance, guesses)
                 yield _Contender(name, run, acceptance=acceptance, guesses=guesses)
+        for acceptance in setting.acceptances[:1] if setting.forced else ():
+            run = self._rsd(batch, acceptance, True, **SAMPLED)
+            yield _Contender(f"RSD {acceptance:g}, sampled", run, acceptance=acceptance)
         if setting.forced and batch == 1:
             yield _Contender(REFERENCE, self._reference, ours=False, acceptance=USUAL_SHARE)
+
+    def _generate(self, batch: int, **how: bool) -> Callable[[], _Ran]:
+        works = self._setting.works(batch)
+        return lambda: _Ran(sum(self._plain.generate(work, **how) for work in works))
 
     def _target_only(self, batch: int) -> Callable[[], _Ran]:
         config = self._setting.config(threshold=2.0)
         return lambda: _Ran(_tokens(self._answers(batch, config, [{}] * len(self._setting.prompts))))
 
-    def _rsd(self, batch: int, acceptance: float, guesses: bool) -> Callable[[], _Ran]:
-        config = self._setting.config(speculation=guesses)
+    def _rsd(self, batch: int, acceptance: float, guesses: bool, **fields: Any) -> Callable[[], _Ran]:
+        config = self._setting.config(speculation=guesses, **fields)
 
         def run() -> _Ran:
-            fields = [{"weighting": share} for share in self._setting.shares(acceptance)]
-            answers = self._answers(batch, config, fields)
+            own = [{"weighting": share} for share in self._setting.shares(acceptance)]
+            answers = self._answers(batch, config, own)
             steps = [step for answer in answers for step in answer.steps]
             return _Ran(_tokens(answers), sum(step.accepted for step in steps) / len(steps))
 
@@ -248,6 +267,21 @@ class SpeedBench:
         config = self._setting.config(steps=steps, weighting=ExactShare(USUAL_SHARE))
         events = self._pipe.stream(prompt, config=config)
         return [event.elapsed_ms / 1000 for event in events if event.type == "committed"]
+
+
+def _timing(one: _Contender, batch: int, rates: Mapping[str, float]) -> Timing:
+    """Of a contender, beside the tokens a second of others by their names."""
+    return Timing(
+        name=one.name,
+        batch=batch,
+        acceptance=one.acceptance,
+        guesses=one.guesses,
+        kept=one.ran.kept,
+        seconds=_spread(one.seconds),
+        tokens=one.ran.tokens,
+        against_generate=one.rate / rates[GENERATE] if GENERATE in rates else None,
+        against_target=one.rate / rates[TARGET_ONLY] if TARGET_ONLY in rates else None,
+    )
 
 
 def _tokens(answers: Sequence[Generation]) -> int:

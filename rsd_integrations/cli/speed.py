@@ -178,9 +178,12 @@ def _measure(state: State, setting: Setting, given: _Given) -> SpeedReport:
     from rsd_integrations.bench.speed_results import SpeedReport
 
     pipe, plain = _models(setting, state, given)
-    with pipe, Console(stderr=True).status("") as line:
+    console = Console(stderr=True, highlight=False)
+    # Where nobody watches, what was measured stays if a time limit ends the rest.
+    tell = console.print if not console.is_terminal else lambda _: None
+    with pipe, console.status("") as line:
         bandwidth = copy_bandwidth(str(given["device"]))
-        speeds = SpeedBench(pipe, plain, setting).measure(bandwidth, on_run=line.update)
+        speeds = SpeedBench(pipe, plain, setting).measure(bandwidth, on_run=line.update, on_result=tell)
     return SpeedReport(
         **made(state.command_line),
         shape=setting.shape,

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rsd_integrations import Generation, RSDPipeline
 from rsd_integrations.backends.torch.forwards import Compiled
@@ -31,6 +32,14 @@ pytestmark = [
 ]
 
 CUDA = torch.device("cuda:0")
+
+
+@pytest.fixture(autouse=True)
+def exact_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32 cuDNN rounds them to TF32 unless it is told not to, which is 5e-4 of their size."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 PROMPT = "Ava has 12 marbles. She buys 9 more."
 WAYS = ("called", "recorded", "compiled", "recorded and compiled")
 
@@ -64,6 +73,8 @@ def test_the_launcher_is_what_was_asked_for() -> None:
 def test_any_history_gives_what_a_full_forward_gives(architecture: str, way: str) -> None:
     if "compiled" in way and architecture not in ("Qwen2", "Gemma3Text"):
         pytest.skip("two stand for all: compiling takes long")
+    if "recorded" in way and architecture == "Qwen3Next":
+        pytest.skip("experts are recorded in bfloat16 only")
     model = copy.deepcopy(causal(architecture, 3)).to(CUDA)
     run_a_history(model, runner_on_gpu(model, way), random.Random(architecture))
 
@@ -81,6 +92,31 @@ def test_half_precision_differs_by_rounding(way: str) -> None:
             expected = exact(torch.tensor([tokens[:length]])).logits[0, -1]
         got = output.kept_R[-1].float().cpu()
         assert float((got - expected).abs().max() / expected.abs().max()) < 0.1
+
+
+class Operations(TorchDispatchMode):
+    """Names what is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names = set[str]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("architecture", ["Qwen2", "GPT2"])
+def test_attention_is_not_cudnns(architecture: str) -> None:
+    """Which makes a plan for every new number of rows, tokens and positions."""
+    model = copy.deepcopy(causal(architecture, 3)).to(CUDA, torch.bfloat16)
+    runner = runner_on_gpu(model, "called", torch.bfloat16)
+    slots = [runner.pool.claim()[0] for _ in range(2)]
+    with Operations() as seen:
+        for tokens in ([5, 9, 13], [21]):
+            runner.run([SlotFeed(slot, 0, tokens) for slot in slots])
+    assert any("efficient_attention" in name for name in seen.names)
+    assert not any("cudnn_attention" in name for name in seen.names)
 
 
 @pytest.mark.parametrize("way", WAYS[:2])
@@ -147,13 +183,15 @@ def test_target_and_draft_alone_are_plain_generate() -> None:
 
 
 def test_others_use_the_gpu_while_forwards_are_recorded() -> None:
-    """An embedding model of a RAG pipeline, say, on another thread."""
+    """An embedding model of a RAG pipeline, say, on another thread. It does not draw: while a graph is
+    recorded, torch before 2.12 or so refuses that to the whole process.
+    """
     going, failed = threading.Event(), []
+    big = torch.randn(256, 256, device=CUDA)
 
     def compute() -> None:
         try:
             while not going.is_set():
-                big = torch.randn(256, 256, device=CUDA)
                 float((big @ big).sum())
         except Exception as error:
             failed.append(error)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import gc
 import random
 import warnings
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,13 +23,15 @@ from rsd_integrations.backends.torch.heads import RewardModel
 from rsd_integrations.backends.torch.launch import launcher_of
 from rsd_integrations.backends.torch.plan import SlotFeed
 from rsd_integrations.backends.torch.readout import Read, read_hidden, read_logits
-from rsd_integrations.backends.torch.recording import NotRecordable, Recorded, Watch
+from rsd_integrations.backends.torch.recording import NotRecordable, Recorded, Watch, recorder_for
+from rsd_integrations.backends.torch.recurrent import RecurrentRunner
 from rsd_integrations.backends.torch.runner import SlotRunner
+from rsd_integrations.backends.torch.states import is_recurrent
 from rsd_integrations.errors import ConfigError
 from tests.backends.test_slots import close, run_a_history, runner_of
 from tests.backends.test_speculation import ASKED, FIELDS, PAIRS, ask, check_equal, load
 from tests.recording import Recordings
-from tests.tiny_models import ARCHITECTURES, causal, token_classifier, trio
+from tests.tiny_models import ARCHITECTURES, EXPERTS, causal, token_classifier, trio
 
 PROMPT = "Ava has 12 marbles. She buys 9 more."
 
@@ -84,6 +90,87 @@ def test_a_model_that_cannot_be_recorded_runs_without_and_says_so_once(recording
     with warnings.catch_warnings(), load(*PAIRS["same tokenizer"]) as pipe:
         warnings.simplefilter("error")
         check_equal(one, pipe.generate(PROMPT, **FIELDS, seed=0))
+
+
+def test_graphs_of_replaced_weights_share_nothing_with_those_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU their pool of memory is gone with them, and nothing can be recorded into it."""
+    made: list[Recordings] = []
+
+    def recorder(device: torch.device) -> Recordings:
+        made.append(Recordings())
+        return made[-1]
+
+    monkeypatch.setattr(launch, "recorder_for", recorder)
+    model = copy.deepcopy(causal("Qwen2", 3))
+    options: dict[str, Any] = {"compile": False, "cuda_graphs": None}
+    runner = runner_of(
+        model, launcher=lambda slots, capacity: launcher_of(model, slots=slots, capacity=capacity, **options)
+    )
+    check_tokens_one_by_one(runner, model)
+    assert runner.launches
+    first = made[-1]
+    count = first.recorded
+    assert count
+    model.load_state_dict(copy.deepcopy(causal("Qwen2", 4).state_dict()), assign=True)
+    slot, _ = runner.claim()
+    assert close(model, runner.run([SlotFeed(slot, 0, [5])])[0], [5])
+    assert (first.recorded, made[-1].recorded) == (count, 1)
+
+
+class Cuda:
+    """What of torch.cuda a recorder uses: which stream is current, and what is done on which."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.current, self.pools, self.done = self, 0, list[Any]()
+        for name in ("Stream", "CUDAGraph", "graph", "device", "graph_pool_handle", "set_stream"):
+            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: self.current)
+
+    def Stream(self, device: torch.device) -> Any:
+        return type("Stream", (), {"wait_stream": lambda self, other: None})()
+
+    def CUDAGraph(self) -> Any:
+        return type("Graph", (), {"replay": lambda graph: self.done.append("replayed")})()
+
+    def device(self, device: torch.device) -> Any:
+        return nullcontext()
+
+    def graph_pool_handle(self) -> int:
+        self.pools += 1
+        return self.pools
+
+    def set_stream(self, stream: Any) -> None:
+        self.current = stream
+
+    def synchronize(self) -> None:
+        self.done.append("waited")
+
+    def wait_stream(self, other: Any) -> None:
+        self.done.append("joined")
+
+    @contextmanager
+    def graph(self, graph: Any, *, pool: int, stream: Any, capture_error_mode: str) -> Iterator[None]:
+        assert capture_error_mode == "thread_local"
+        self.set_stream(stream)
+        self.done.append(("captures into", pool))
+        yield
+
+
+def test_graphs_are_recorded_on_a_stream_on_which_nothing_else_ran(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cuBLAS keeps for a stream is then made while recording, in the pool, where nobody frees it."""
+    cuda = Cuda(monkeypatch)
+    streams: list[Any] = []
+    for pool in (1, 2):
+        record = recorder_for(torch.device("cuda"))
+        assert record is not None
+        cuda.done.clear()
+        streams.clear()
+        replay = record(lambda: streams.append(cuda.current))
+        assert cuda.done == ["waited", ("captures into", pool), "joined"]
+        assert streams[0] is cuda.current is cuda
+        assert streams[1] is not cuda
+        replay()
+        assert cuda.done[-1] == "replayed"
 
 
 def recorded_with(recorder: Any) -> Any:
@@ -185,12 +272,99 @@ def test_what_a_recording_cannot_hold_is_named_before_it_is_tried(work: Callable
         work(torch.ones(3))
 
 
+NUMBERS_OF_THE_HOST: dict[str, Callable[[Any], Any]] = {
+    "a number": lambda x: x * torch.tensor(2.0, device=x.device),
+    "numbers": lambda x: x + torch.tensor([1, 2, 3], device=x.device),
+    "as_tensor": lambda x: x + torch.as_tensor([1, 2, 3], device=x.device),
+    "asarray": lambda x: x + torch.asarray([1, 2, 3], device=x.device),
+    "new_tensor": lambda x: x.new_tensor(2.0),
+    "a list as index": lambda x: x[[0, 1]],
+    "a list among indices": lambda x: x[None][:, [0, 1]],
+    "an array as index": lambda x: x[np.array([0, 1])],
+    "a list to write to": lambda x: x.__setitem__([0, 1], 1.0),
+}
+ONLY_ON_ANOTHER_DEVICE: dict[str, Callable[[Any], Any]] = {
+    "to": lambda x: x * torch.tensor(2.0).to(x.device),
+    "to, also of type": lambda x: x * torch.tensor(2.0).to(x.device, torch.float64),
+    "copy_": lambda x: x.copy_(torch.tensor(2.0)),
+    "where": lambda x: torch.where(x > 0, torch.tensor(2.0), x),
+    "index_put": lambda x: x.index_put_((x.long(),), torch.tensor(2.0)),
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS_OF_THE_HOST)
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@torch.inference_mode()
+def test_numbers_of_the_host_are_not_recorded(name: str, device: str) -> None:
+    """A GPU's recording would copy them from memory that is gone, and the copy would wait for the stream."""
+    x = torch.ones(3, device=device)
+    with pytest.raises(NotRecordable, match=r"of the host to the device|works on cpu"), Watch(x.device):
+        NUMBERS_OF_THE_HOST[name](x)
+    if device == "cpu":
+        with Watch(x.device, constants=True):
+            NUMBERS_OF_THE_HOST[name](x)
+
+
+@pytest.mark.parametrize("name", ONLY_ON_ANOTHER_DEVICE)
+@torch.inference_mode()
+def test_nor_are_copies_of_a_lone_number(name: str) -> None:
+    x = torch.ones(3, device="meta")
+    with pytest.raises(NotRecordable, match=r"aten\..* works on .*cpu"), Watch(x.device):
+        ONLY_ON_ANOTHER_DEVICE[name](x)
+
+
+@torch.inference_mode()
 def test_what_it_can_hold_is_let_through() -> None:
     place = torch.tensor([0, 1])
     with Watch(torch.device("cpu")):
-        made = torch.ones(3)[place].where(torch.tensor(True), 0) + torch.arange(2)
+        made = torch.ones(3)[place].where(torch.ones(()) > 0, 0) + torch.arange(2)
         made[place] = 4.0
     assert made.tolist() == [4.0, 4.0]
+    x = torch.ones(3, device="meta")
+    with Watch(x.device):  # A lone number goes along with the launch.
+        made = x * torch.tensor(2.0) + 1
+        made[0], made[1:] = 3.0, made[0]
+        torch.where(made > 0, 2.0, made)
+
+
+def test_a_model_that_brings_numbers_of_the_host_is_called_and_says_so(recordings: Recordings) -> None:
+    sources = _sources("same tokenizer")
+    model = copy.deepcopy(sources[0][0])
+    model.model.norm.register_forward_hook(lambda _module, _inputs, made: made * made.new_tensor(1.0))
+    with (
+        pytest.warns(RuntimeWarning, match=r"cannot be recorded.*aten\.detach_.* of the host") as told,
+        RSDPipeline.from_pretrained((model, sources[0][1]), *sources[1:], device="cpu") as pipe,
+    ):
+        one = pipe.generate(PROMPT, **FIELDS, seed=0)
+    assert len(told) == 1
+    with load(*PAIRS["same tokenizer"]) as pipe:
+        check_equal(one, pipe.generate(PROMPT, **FIELDS, seed=0))
+
+
+@pytest.mark.parametrize("architecture", [*EXPERTS, "Qwen3Next"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_experts_are_recorded_in_bfloat16(architecture: str, dtype: torch.dtype) -> None:
+    """In others torch reads on the host where each expert's tokens end. "meta" stands for the device."""
+    model = copy.deepcopy(causal(architecture, 3)).to("meta", dtype)
+    device = torch.device("meta")
+    kind = RecurrentRunner if is_recurrent(model.config) else SlotRunner
+    runner = kind(model.config, read_logits(model), device=device, dtype=dtype, slots=4, capacity=96)
+    head_N3, ids_NT = (torch.zeros(2, size, dtype=torch.long, device=device) for size in (3, 1))
+    fails = pytest.raises(NotRecordable, match=r"_grouped_mm.* depends on numbers")
+    with torch.inference_mode(), nullcontext() if dtype is torch.bfloat16 else fails, Watch(device):
+        runner._compute(head_N3, ids_NT, runner._key_L[:64], block=0)
+
+
+@pytest.mark.parametrize("major", [8, 9, 10, 12])
+def test_and_on_gpus_that_torch_has_a_kernel_for(major: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (major, 0))
+    tensors = [torch.empty(1, dtype=dtype) for dtype in (torch.bfloat16, torch.bfloat16, torch.int32)]
+    name = "aten._grouped_mm.default"
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert Watch(torch.device("cuda"))._reads_groups(name, tensors) == (major not in (9, 10))
+    assert not Watch(torch.device("cuda"))._reads_groups(name, tensors[:2])
+    monkeypatch.setattr(torch.version, "cuda", None)  # On an AMD, whose numbers are others.
+    assert Watch(torch.device("cuda"))._reads_groups(name, tensors)
 
 
 def test_a_failed_row_leaves_the_others_their_own_outputs(recordings: Recordings) -> None:
@@ -288,3 +462,19 @@ def test_answers_are_the_same_compiled() -> None:
         for given in ({"seed": 0}, {"seed": 1, "temperature": 0.8}, {"seed": 2, "acceptance_rate": 0.0}):
             one, other = (pipe.generate(PROMPT, **{**FIELDS, **given}) for pipe in (compiled, called))
             check_equal(one, other)
+
+
+@pytest.mark.slow
+def test_closing_frees_what_was_compiled_without_pythons_collector() -> None:
+    model = copy.deepcopy(causal("Qwen2", 3))
+    runner = runner_of(model, launcher=lambda slots, capacity: Compiled)
+    runner.run([SlotFeed(runner.pool.claim()[0], 0, [5])])
+    held = [weakref.ref(one) for one in (model, runner, runner._launcher, runner.cache.layers[0].keys)]
+    gc.collect()
+    gc.disable()
+    try:
+        runner.close()
+        del runner, model
+        assert [one() for one in held] == [None] * 4
+    finally:
+        gc.enable()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import json
 import shutil
@@ -14,6 +15,7 @@ import torch
 
 from rsd_integrations import Output, RSDPipeline
 from rsd_integrations.backends.shared.describe import active_parameters
+from rsd_integrations.backends.torch import launch, traced
 from rsd_integrations.backends.torch.plan import PREFILL_CHUNK
 from rsd_integrations.backends.torch.runner import failure
 from rsd_integrations.errors import (
@@ -24,7 +26,8 @@ from rsd_integrations.errors import (
     ModelError,
 )
 from rsd_integrations.types import Prompt
-from tests.tiny_models import causal, memory_of, saved, tokenizer, trio
+from tests.recording import Recordings
+from tests.tiny_models import causal, memory_of, saved, token_classifier, tokenizer, trio
 
 PROMPT: Prompt = "Ava has 12 marbles. She buys 9 more."
 FIELDS: dict[str, Any] = {"threshold": 0.5, "max_tokens": 40, "step_delimiter": ["e", "\n\n"]}
@@ -184,6 +187,34 @@ def test_closing_gives_the_memory_back() -> None:
     for output in (Output(), Output.of(response_format={"type": "json_object"})):
         with pytest.raises(EngineClosedError, match="closed"):
             pipe.generate(PROMPT, output=output)
+
+
+@pytest.mark.parametrize("way", ["called", "recurrent", "recorded", "traced"])
+def test_closing_does_not_wait_for_pythons_collector(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU what is loaded next needs the memory, and graphs are to go on the thread that made them."""
+    monkeypatch.setattr(launch, "recorder_for", lambda device: Recordings() if way == "recorded" else None)
+    monkeypatch.setattr(traced, "PAYS", 1)
+    kind = "Qwen3_5Text" if way == "recurrent" else "Qwen2"
+    models = [copy.deepcopy(model) for model in (causal(kind, 1), causal(kind, 2), token_classifier())]
+    pipe = RSDPipeline.from_pretrained(
+        *((model, tokenizer()) for model in models), cpu_traces=way == "traced"
+    )
+    pipe.generate(PROMPT, seed=0, **FIELDS)
+    roles: list[Any] = [pipe.backend.draft, pipe.backend.target, pipe.backend.prm]
+    held = [weakref.ref(one) for one in (*models, *(role.runner for role in roles))]
+    if way != "recorded":  # What stands for a graph holds the keys, in a cycle of its own.
+        held += [weakref.ref(role.runner.cache.layers[-1].keys) for role in roles]
+    launched = [role.runner._call if way == "traced" else role.runner._launcher for role in roles]
+    held += [weakref.ref(one) for one in launched if one is not None]
+    assert len(held) == (12 if way == "traced" else 9)
+    del roles, models, launched
+    gc.collect()
+    gc.disable()
+    try:
+        pipe.close()
+        assert [one() for one in held] == [None] * len(held)
+    finally:
+        gc.enable()
 
 
 def test_a_dropped_pipeline_closes_but_a_held_stream_keeps_it_open() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from rsd_integrations.bench.environment import hardware, made, weights_sha256
 from rsd_integrations.bench.results import AccuracyReport
@@ -129,3 +130,14 @@ def test_the_environment_is_told_without_what_is_not_there() -> None:
     versions = made("rsd", "pydantic", "no-such-package")["versions"]
     assert {"rsd_integrations", "python", "torch", "transformers", "pydantic"} == set(versions)
     assert int(hardware()["cores"]) >= 1
+
+
+def test_it_is_told_whether_torch_may_take_cudnns_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which the speed of ``generate`` on a GPU depends."""
+    name = "TORCH_CUDNN_SDPA_DEPRIORITIZED"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setenv(name, "1")
+    assert hardware()[name] == "1"
+    monkeypatch.delenv(name)
+    assert name not in hardware()

@@ -41,7 +41,7 @@ def test_every_contender_writes_what_it_must(trio: Any, monkeypatch: pytest.Monk
     said: list[str] = []
     speeds = SpeedBench(*trio, SETTING).measure(1e9, said.append)
     names = [(timing.name, timing.batch) for timing in speeds.timings]
-    both = ["generate", "target only", "RSD 0.5", "RSD 0.5, no guesses"]
+    both = ["generate", "target only", "RSD 0.5", "RSD 0.5, no guesses", "RSD 0.5, sampled"]
     alone = ["assisted generate", "reference's way 0.8"]
     assert sorted(names) == sorted([*product(both, (1, 2)), *product(alone, (1,))])
     assert {timing.tokens for timing in speeds.timings} == {2 * 12}

@@ -113,8 +113,42 @@ def test_the_reference_keeps_the_same_share() -> None:
 
 
 def test_compiled_generate_is_for_gpus() -> None:
-    assert "generate, compiled" in Bench(setting(), on_gpu=True).timings()
-    assert "generate, compiled" not in Bench(setting()).timings()
+    timings = Bench(setting(), on_gpu=True).bench.measure(1e9).timings
+    assert "generate, compiled" in [one.name for one in timings]
+    assert "generate, compiled" not in [one.name for one in Bench(setting()).bench.measure(1e9).timings]
+
+
+def test_it_comes_behind_all_else() -> None:
+    """Its graphs make torch clear what libraries keep for the whole process."""
+    bench = Bench(setting(prompts=2, batches=(1, 2), repeats=2), on_gpu=True)
+    speeds = bench.bench.measure(1e9)
+    names = [name for name, _ in bench.plain.runs]
+    first = names.index("compiled")
+    assert set(names[first:]) == {"compiled"}
+    assert len(bench.pipe.asked) and names.count("compiled") == 3 * (2 + 1)
+    made = {one.batch: one for one in speeds.timings if one.name == "generate, compiled"}
+    generate = {one.batch: one for one in speeds.timings if one.name == "generate"}
+    for batch in (1, 2):
+        ratio = made[batch].tokens_per_second / generate[batch].tokens_per_second
+        assert made[batch].against_generate == pytest.approx(ratio)
+
+
+def test_one_contender_samples() -> None:
+    bench = Bench(setting(acceptances=(0.5, 0.8)))
+    timing = bench.timings()["RSD 0.5, sampled"]
+    assert (timing.acceptance, timing.guesses, timing.kept) == (0.5, None, pytest.approx(0.5))
+    assert [config.temperature for _, config in bench.pipe.asked if config.temperature] == [0.7, 0.7]
+
+
+def test_numbers_are_told_as_they_come() -> None:
+    bench, told = Bench(setting(repeats=2)), list[str]()
+    bench.bench.measure(1e9, on_result=told.append)
+    assert [line for line in told if line.startswith("generate, batch 1")] == [
+        "generate, batch 1: warming up: 1.000 s, 40 tokens",
+        "generate, batch 1: 1.000 s, 40 tokens",
+        "generate, batch 1: 1.000 s, 40 tokens",
+    ]
+    assert any("of the bandwidth" in line for line in told)
 
 
 @pytest.mark.parametrize("runs", [0, 1])
@@ -122,7 +156,13 @@ def test_a_yardstick_that_fails_is_left_out(runs: int) -> None:
     """While it warms up, or later."""
     bench = Bench(setting(), fail={"generate": runs, "assisted": 0})
     timings = bench.timings()
-    assert set(timings) == {"target only", "RSD 0.5", "RSD 0.5, no guesses", "reference's way 0.8"}
+    assert set(timings) == {
+        "target only",
+        "RSD 0.5",
+        "RSD 0.5, no guesses",
+        "RSD 0.5, sampled",
+        "reference's way 0.8",
+    }
     assert timings["RSD 0.5"].against_generate is None
     assert timings["RSD 0.5"].against_target is not None
     assert bench.bench._left_out == {

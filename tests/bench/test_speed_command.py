@@ -231,6 +231,15 @@ def test_numbers_are_whole_in_any_terminal(
     assert "reference's way, prompt 4096 >= 5 x ours x 0.77 MISSED" in lines
 
 
+def test_where_nobody_watches_numbers_are_told_as_they_come(capsys: Any) -> None:
+    """So that a time limit loses the rest and not all."""
+    options = ["--batches", "1", "--acceptances", "0.5", "--growth", "none"]
+    assert main([*FAST.split(), *options]) == 0
+    told = capsys.readouterr().err
+    assert "RSD 0.5, sampled, batch 1: " in told
+    assert "of the bandwidth" in told
+
+
 def test_tables_fit_eighty_columns(measured: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     ratios = {"kept": 0.95, "against_generate": 1.23, "against_target": 1.2}

@@ -24,6 +24,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rsd_integrations.backends.shared.describe import attending_layers
+from rsd_integrations.backends.torch import efficient
 
 __all__ = [
     "SlotAttention",
@@ -32,7 +33,7 @@ __all__ = [
     "slot_attention",
 ]
 
-_NAME = "rsd_slot_sdpa"
+_NAME, _EFFICIENT = "rsd_slot_sdpa", "rsd_slot_efficient"
 _FIELD = "_attn_implementation_internal"
 
 
@@ -40,6 +41,18 @@ class _Now(threading.local):
     """Of the forward that this thread runs."""
 
     runs: Sequence[tuple[int, int]] = ()
+    made: dict[tuple[Any, ...], tuple[torch.Tensor, torch.Tensor]] | None = None
+    """What is added to the scores, by the mask's id, repeats and type; with the mask, so that no other gets
+    its id. None where somebody else's forward goes through here."""
+
+    def bias(self, mask: torch.Tensor, repeats: int, dtype: torch.dtype) -> torch.Tensor:
+        """As of ``efficient.bias``, once for all layers."""
+        if self.made is None:
+            return efficient.bias(mask, repeats, dtype)
+        key = id(mask), repeats, dtype
+        if key not in self.made:
+            self.made[key] = mask, efficient.bias(mask, repeats, dtype)
+        return self.made[key][1]
 
 
 _now = _Now()
@@ -56,6 +69,8 @@ def slot_attention(
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
+    *,
+    by_name: bool = False,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """An attention function of transformers: as "sdpa", which it leaves all but the grouped, masked case to,
@@ -68,6 +83,7 @@ def slot_attention(
             attended to in runs.
         value: likewise.
         attention_mask: ``[N, 1, T, L]``, True where a token attends.
+        by_name: whether masked attention is done by the kernel of ``efficient``.
         options: dropout, scaling, ...
 
     Returns:
@@ -78,27 +94,44 @@ def slot_attention(
         for slot, count in _now.runs:
             row_N, slot_N = slice(done, done + count), slice(slot - first, slot - first + count)
             mask = None if attention_mask is None else attention_mask[row_N]
-            made.append(slot_attention(module, query[row_N], key[slot_N], value[slot_N], mask, **options)[0])
+            run = (query[row_N], key[slot_N], value[slot_N], mask)
+            made.append(slot_attention(module, *run, by_name=by_name, **options)[0])
             done += count
         return torch.cat(made), None
     rows, heads, tokens, size = query.shape
     groups = heads // key.shape[1]
     more = any(options.get(name) is not None for name in ("position_bias", "softcap"))
-    if groups == 1 or more or attention_mask is None or attention_mask.shape[1] != 1:
+    mask = attention_mask
+    if more or mask is None or mask.shape[1] != 1:
+        mask = None
+    by_name = by_name and mask is not None and efficient.fits(query, key, value, mask)
+    if mask is None or (groups == 1 and not by_name):
         result: tuple[torch.Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, **options
         )
         return result
     folded = query.reshape(rows, key.shape[1], groups * tokens, size)
     # One token's mask is that of its whole group as it is.
-    mask = attention_mask if tokens == 1 else attention_mask.repeat(1, 1, groups, 1)
-    output = scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=options.get("scaling"))
+    repeats, scale = groups if tokens > 1 else 1, options.get("scaling")
+    if by_name:
+        # What is compiled makes what is the same only once, and knows no threads.
+        bias = efficient.bias if torch.compiler.is_compiling() else _now.bias
+        output = efficient.attend(folded, key, value, bias(mask, repeats, query.dtype), scale)
+    else:
+        mask = mask if repeats == 1 else mask.repeat(1, 1, repeats, 1)
+        output = scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scale)
     return output.reshape(rows, heads, tokens, value.shape[-1]).transpose(1, 2).contiguous(), None
 
 
+def _by_name(*given: Any, **options: Any) -> tuple[torch.Tensor, None]:
+    return slot_attention(*given, by_name=True, **options)
+
+
 ALL_ATTENTION_FUNCTIONS.register(_NAME, slot_attention)
+ALL_ATTENTION_FUNCTIONS.register(_EFFICIENT, _by_name)
 # Another thread may run the same model while its config names this: it gets the masks of "sdpa".
-ALL_MASK_ATTENTION_FUNCTIONS.register(_NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+for _name in (_NAME, _EFFICIENT):
+    ALL_MASK_ATTENTION_FUNCTIONS.register(_name, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
 
 
 class SlotAttention:
@@ -108,9 +141,13 @@ class SlotAttention:
 
     Args:
         config: the model's (text) config.
+        device: of the model.
+        dtype: of its computations.
     """
 
-    def __init__(self, config: Any) -> None:
+    def __init__(
+        self, config: Any, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> None:
         heads = {
             (
                 layer.num_attention_heads,
@@ -118,14 +155,16 @@ class SlotAttention:
             )
             for layer in attending_layers(config)
         }
-        self._groups = any(queries != keys for queries, keys in heads)
+        by_name = device is not None and dtype is not None and efficient.preferred(device, dtype)
+        self._name = _EFFICIENT if by_name else _NAME
+        self._always = by_name or any(queries != keys for queries, keys in heads)
         # Where the config's property keeps it: setting the property costs more than a small model's layer.
         self._fields = vars(config)
 
     @property
     def takes_runs(self) -> bool:
         """Whether the model's attention can be this one."""
-        return bool(self._fields.get(_FIELD) in ("sdpa", _NAME))
+        return bool(self._fields.get(_FIELD) in ("sdpa", _NAME, _EFFICIENT))
 
     @property
     def adds_mask(self) -> bool:
@@ -139,28 +178,28 @@ class SlotAttention:
         Args:
             runs: (first slot, number) of each run of neighbouring slots; none where keys come row by row.
         """
-        if not (self.takes_runs and (runs or self._groups)):
+        if not (self.takes_runs and (runs or self._always)):
             yield
             return
         with _users_lock:
             _users[id(self._fields)] += 1
-            self._fields[_FIELD], _now.runs = _NAME, runs
+            self._fields[_FIELD], _now.runs, _now.made = self._name, runs, {}
         try:
             yield
         finally:
             with _users_lock:
-                _now.runs = ()
+                _now.runs, _now.made = (), None
                 _users[id(self._fields)] -= 1
                 if not _users[id(self._fields)]:
                     del _users[id(self._fields)]
-                    if self._fields[_FIELD] == _NAME:
+                    if self._fields[_FIELD] == self._name:
                         self._fields[_FIELD] = "sdpa"
 
 
 def meant_attention(config: Any) -> str | None:
     """The attention that a config names, whoever's forward may be at work."""
     named: str | None = getattr(config, "_attn_implementation", None)
-    return "sdpa" if named == _NAME else named
+    return "sdpa" if named in (_NAME, _EFFICIENT) else named
 
 
 @torch.inference_mode()

@@ -26,21 +26,21 @@ def launcher_of(
         ConfigError: CUDA graphs were asked for, and the model is not on one CUDA device.
     """
     devices = {parameter.device for parameter in model.parameters()}
-    recorder = None
-    if len(devices) == 1 and cuda_graphs is not False:
-        recorder = recorder_for(next(iter(devices)))
-    if cuda_graphs and recorder is None:
-        places = ", ".join(sorted(map(str, devices)))
-        raise ConfigError(
-            f"cuda_graphs=True, but the model is on {places}.",
-            hint="Put it on one CUDA device, or leave cuda_graphs out.",
-        )
-    if recorder is not None:
-        return lambda compute: Recorded(
-            compute,
-            recorder,
-            slots=slots,
-            capacity=capacity,
-            launched=Compiled(compute).compute if compile else None,
-        )
-    return Compiled if compile else None
+    device = next(iter(devices)) if len(devices) == 1 and cuda_graphs is not False else None
+    if device is None or recorder_for(device) is None:
+        if cuda_graphs:
+            places = ", ".join(sorted(map(str, devices)))
+            raise ConfigError(
+                f"cuda_graphs=True, but the model is on {places}.",
+                hint="Put it on one CUDA device, or leave cuda_graphs out.",
+            )
+        return Compiled if compile else None
+
+    def recorded(compute: Compute) -> Launcher:
+        # By a recorder of its own: with the graphs of the last one their memory is gone.
+        recorder = recorder_for(device)
+        assert recorder is not None
+        launched = Compiled(compute).compute if compile else None
+        return Recorded(compute, recorder, slots=slots, capacity=capacity, launched=launched)
+
+    return recorded

@@ -6,9 +6,12 @@ import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -147,33 +150,93 @@ def _goes_on(shape: Shape, fetched: torch.Tensor) -> bool:
 
 
 class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Raises where work reads a number on the host, makes a shape of numbers, or copies across devices.
+    """Raises where work does what a recording cannot hold: reads a number on the host, makes a shape of
+    numbers, or copies across devices.
 
     Args:
         device: where the work is to be.
+        constants: whether numbers of the host may be part of the work, and one operation may read them, as
+            of a trace. A GPU's recording would hold a copy from memory that is gone.
 
     Raises:
         NotRecordable: with the operation's name, before it runs.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, constants: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._device = device
+        self._constants = constants
+        self._lists: Any = nullcontext() if constants else _Lists(device)
+
+    def __enter__(self) -> Watch:
+        made: Watch = super().__enter__()  # type: ignore[no-untyped-call]
+        self._lists.__enter__()
+        return made
+
+    def __exit__(self, *error: Any) -> None:
+        self._lists.__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         tensors = [one for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)]
         reads = torch.Tag.data_dependent_output in func.tags
+        reads |= not self._constants and self._reads_groups(str(func), tensors)
         shapes = torch.Tag.dynamic_output_shape in func.tags and func is not torch.ops.aten.index.Tensor
         indexing = func in (torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default)
         shapes |= indexing and any(one.dtype == torch.bool for one in tree_leaves(args[1]) if one is not None)
         if reads or shapes:
             raise NotRecordable(f"{func} depends on numbers on the device")
+        here = any(one.device == self._device for one in tensors)
+        # All that is seen of torch.tensor and new_tensor, which copy from the host.
+        if here and not self._constants and func is torch.ops.aten.detach_.default:
+            raise NotRecordable(f"{func} takes a number of the host to the device")
         made = func(*args, **(kwargs or {}))
         results = [one for one in tree_leaves(made) if isinstance(one, torch.Tensor)]
-        # A lone number may be the host's: it goes along with the launch.
-        if any(one.device != self._device and one.dim() for one in (*tensors, *results)):
+        # A lone number may be the host's where it goes along with the launch.
+        copies = str(func).startswith(_COPYING)
+        if any(one.device != self._device and (one.dim() or copies) for one in (*tensors, *results)):
             raise NotRecordable(f"{func} works on {', '.join(sorted({str(one.device) for one in tensors}))}")
         return made
+
+    def _reads_groups(self, name: str, tensors: list[torch.Tensor]) -> bool:
+        """Whether a product by groups (of experts) reads on the host where they end, as torch does unless its
+        own kernel fits. Without ends it is a plain product.
+        """
+        if not name.startswith("aten._grouped_mm") or len(tensors) < 3:
+            return name.startswith("transformers.grouped_mm_fallback")
+        fits = all(one.dtype is torch.bfloat16 for one in tensors[:2])
+        if self._device.type == "cuda":
+            major = torch.cuda.get_device_capability(self._device)[0]
+            fits = fits and torch.version.cuda is not None and major in (9, 10)
+        return not fits
+
+
+class _Lists(TorchFunctionMode):
+    """Raises where a list of Python's goes to the device, of which no operation is seen.
+
+    Args:
+        device: where the work is to be.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self._device = device
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        listed = False
+        if func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__) and args[0].device == self._device:
+            index = args[1] if isinstance(args[1], tuple) else args[1:2]
+            listed = any(isinstance(one, (list, np.ndarray)) for one in index)
+        made = func(*args, **(kwargs or {}))
+        if func in (torch.as_tensor, torch.asarray):
+            listed = made.device == self._device and not any(isinstance(one, torch.Tensor) for one in args)
+        if listed:
+            raise NotRecordable(f"{func.__name__} takes numbers of the host to the device")
+        return made
+
+
+_COPYING = ("aten._to_copy.", "aten.to.", "aten.copy_.", "aten.where.", "aten.index_put")
+"""What copies a lone number of the host to the device, where others take it along with the launch."""
 
 
 def recorder_for(device: torch.device) -> Recorder | None:
@@ -182,7 +245,9 @@ def recorder_for(device: torch.device) -> Recorder | None:
 
 
 def _cuda_graphs(device: torch.device) -> Recorder:
-    """A recorder of CUDA graphs, which share their memory, as they are recorded on one stream."""
+    """A recorder of CUDA graphs, which share their memory, as they are recorded on one stream. Other graphs
+    need another one: once those of a pool are gone, so is the pool.
+    """
     pool = torch.cuda.graph_pool_handle()
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
@@ -190,11 +255,12 @@ def _cuda_graphs(device: torch.device) -> Recorder:
         with LOCK, torch.cuda.device(device):
             current = torch.cuda.current_stream(device)
             graph = torch.cuda.CUDAGraph()
+            # Libraries begin here, and not on the graphs' stream: what cuBLAS keeps for that one is to lie in
+            # the pool, as others may free what lies elsewhere, and a graph would write there ever after.
+            work()
+            current.synchronize()
             stream.wait_stream(current)
             try:
-                with torch.cuda.stream(stream):
-                    work()  # Libraries allocate what they need for this stream.
-                stream.synchronize()
                 # Other threads may use the GPU meanwhile: only this one's calls must be recordable. What
                 # torch keeps for all graphs of the process must not become inference tensors.
                 with (

@@ -86,7 +86,7 @@ class SlotRunner:
         prefix_caching: bool = False,
         attention: AttentionKinds | None = None,
     ) -> None:
-        self._attend = SlotAttention(config)
+        self._attend = SlotAttention(config, device, dtype)
         self._readout = readout
         self._parameters = parameters
         self._device = device
@@ -143,6 +143,12 @@ class SlotRunner:
     def call_only(self) -> None:
         """From now on call the model for every forward."""
         self._launcher, self._make_launcher, self._flight = None, None, None
+
+    def close(self) -> None:
+        """Give the memory back at once: a runner, its ways to run a forward and its cache hold each other."""
+        with LOCK:  # Graphs go while no other is recorded.
+            self.cache.close()
+            vars(self).clear()
 
     def release(self, slot: int, seen: Sequence[int] = ()) -> None:
         """Give a slot back to the pool.

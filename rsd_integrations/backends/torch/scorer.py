@@ -110,4 +110,5 @@ class TorchScorer:
 
     def close(self) -> None:
         """Give the memory back."""
+        self.runner.close()
         del self.runner, self.format

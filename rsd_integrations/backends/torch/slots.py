@@ -87,6 +87,10 @@ class SlotCache(Cache):  # type: ignore[misc]
         """Of the forward that runs; set before each."""
         super().__init__(layers=[SlotLayer(self) for _ in range(layers)])
 
+    def close(self) -> None:
+        """Give the memory back; layers hold their cache."""
+        self.layers.clear()
+
     @torch.inference_mode()
     def wipe(self, slot: int, start: int, end: int) -> None:
         """Zero positions ``start`` to ``end - 1`` of a slot."""

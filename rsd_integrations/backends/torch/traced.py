@@ -175,7 +175,7 @@ class Traced:
         if any(module._forward_hooks or module._forward_pre_hooks for module in self._model.modules()):
             raise RuntimeError("its hooks would not be called")
         head_N3, ids_NT, key_L, *columns = inputs
-        with Watch(key_L.device):
+        with Watch(key_L.device, constants=True):
             call(key_L)
 
         def work(

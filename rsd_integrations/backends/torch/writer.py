@@ -92,6 +92,7 @@ class TorchWriter(SpeakingWriter):
 
     def close(self) -> None:
         """Give the memory back."""
+        self.runner.close()
         del self.runner, self._endings, self.tooling
 
 
