@@ -71,7 +71,7 @@ def check_parts(backend: Backend | RemoteBackend) -> None:
     """Refuse a backend whose parts cannot do their roles' work.
 
     Raises:
-        ConfigError: it is none, or a part lacks what a role's work needs.
+        ConfigError: it is none, or a part lacks what a role's work needs, or was closed.
     """
     if not isinstance(backend, Backend | RemoteBackend):
         raise ConfigError(
@@ -81,6 +81,12 @@ def check_parts(backend: Backend | RemoteBackend) -> None:
     kinds = _IN_PROCESS if isinstance(backend, Backend) else _REMOTE
     for role in ROLES:
         part = getattr(backend, role)
+        if getattr(part, "closed", False):
+            raise ConfigError(
+                f"the {role} {part.info.name!r} was closed with its pipeline.",
+                hint="Load it anew: RSDPipeline.from_pretrained takes objects of yours beside models by name. A "
+                "pipeline that nobody holds closes its models.",
+            )
         if lacking := [name for name in (*kinds[role], "info") if not hasattr(part, name)]:
             raise ConfigError(
                 f"{role}={part!r:.200} of a {type(backend).__name__} has no {lacking[0]!r}.",

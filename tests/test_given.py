@@ -107,6 +107,13 @@ class TestParts:
             RSDPipeline(replace(backend, prm=ScriptedScorer([1.0])))
         assert pocket.generate(QUESTION).text  # It is as it was.
 
+    def test_models_that_were_closed_with_their_pipeline_are_refused(self) -> None:
+        backend = RSDPipeline.pocket().backend  # Nobody holds the pipeline, so it closes.
+        assert isinstance(backend, Backend)
+        with pytest.raises(ConfigError, match=r"the draft .* was closed with its pipeline"):
+            RSDPipeline(replace(backend, prm=ScriptedScorer([1.0])))
+        backend.draft.close()
+
     def test_a_closed_pipeline_s_objects_may_go_on(self) -> None:
         parts = ScriptedWriter(SCRIPT), ScriptedWriter(SCRIPT), ScriptedScorer([1.0])
         for _ in range(2):

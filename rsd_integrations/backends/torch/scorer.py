@@ -72,6 +72,7 @@ class TorchScorer:
         self.runner = runner
         self.format = format
         self.info = info
+        self.closed = False
 
     def open(self, prompt: Prompt) -> TorchScorerSession:
         """Encode a prompt as the format wants it."""
@@ -110,5 +111,7 @@ class TorchScorer:
 
     def close(self) -> None:
         """Give the memory back."""
-        self.runner.close()
-        del self.runner, self.format
+        if not self.closed:
+            self.closed = True
+            self.runner.close()
+            del self.runner, self.format

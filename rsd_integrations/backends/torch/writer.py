@@ -32,6 +32,7 @@ class TorchWriter(SpeakingWriter):
     def __init__(self, runner: SlotRunner, language: Language, info: ModelInfo) -> None:
         super().__init__(language, info)
         self.runner = runner
+        self.closed = False
         self._endings = Endings(language.tokenizer, language.eos_ids)
 
     def open(
@@ -92,8 +93,10 @@ class TorchWriter(SpeakingWriter):
 
     def close(self) -> None:
         """Give the memory back."""
-        self.runner.close()
-        del self.runner, self._endings, self.tooling
+        if not self.closed:
+            self.closed = True
+            self.runner.close()
+            del self.runner, self._endings, self.tooling
 
 
 def _tokens(ready: Mapping[int, tuple[TorchWriterSession, Read]]) -> dict[int, list[int]]:
