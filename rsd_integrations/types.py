@@ -200,7 +200,7 @@ class Generation(_Frozen):
     usage: Usage = Usage()
     finish_reason: FinishReason
     """"stop": end of sequence or stop string; "tool_calls": the same, behind a valid call;
-    "length": a limit was reached; "cancelled"."""
+    "length": a limit was reached; "cancelled", with a ``usage`` of zeros if it was never begun."""
     seed: int
     """The seed that reproduces this generation (in half precision up to rounding, which company changes)."""
     threshold: float | None

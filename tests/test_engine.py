@@ -11,6 +11,7 @@ import pickle
 import random
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -18,6 +19,8 @@ from typing import Any
 import pytest
 
 from rsd_integrations import Generation, RSDPipeline
+from rsd_integrations.engine.job import Job
+from rsd_integrations.engine.streams import EventStream
 from rsd_integrations.errors import (
     BackendError,
     ConfigError,
@@ -296,6 +299,83 @@ def test_a_timeout_counts_while_queued() -> None:
     with over(writer, max_batch_size=1) as pipe, pipe.stream("long", max_steps=10**6):
         generation = pipe.generate("x", timeout=0.05)
         assert (generation.finish_reason, generation.text, generation.steps) == ("cancelled", "", ())
+
+
+def noting(model: Any) -> list[Any]:
+    """The prompts that are opened in a model from here on."""
+    prompts, opened = [], model.open
+
+    def noted(prompt: Any, *more: Any) -> Any:
+        prompts.append(prompt)
+        return opened(prompt, *more)
+
+    model.open = noted
+    return prompts
+
+
+def test_a_request_that_is_cancelled_before_its_turn_is_never_begun() -> None:
+    """Nothing of it is rendered, encoded or opened; what it tells is an answer that holds nothing."""
+    draft, target, scorer = Gated(STEPS, window=100), ScriptedWriter(STEPS), ScriptedScorer([1.0])
+    opened = [noting(model) for model in (draft, target, scorer)]
+    with RSDPipeline(Backend(draft, target, scorer, 1)) as pipe:
+        first = pipe.stream("first")
+        assert draft.entered.acquire(timeout=PATIENCE)
+        # The second would be refused, were it looked at.
+        waiting = [pipe.stream(prompt, seed=7, threshold=0.5) for prompt in ("second", "x" * 1000)]
+        scores = EventStream(pipe._submit("steps", None, steps=("one", "two")))
+        for stream in (*waiting, scores):
+            stream.cancel()
+        late = pipe.stream("late", seed=7, threshold=0.5, timeout=1e-9)
+        last = pipe.stream("last")
+        draft.let_go()
+        for stream in (*waiting, late):
+            (event,) = stream
+            empty = Generation(text="", finish_reason="cancelled", seed=7, threshold=0.5)
+            assert (event.type, event.index, event.threshold, event.generation) == ("finished", 0, 0.5, empty)
+            assert stream.result() == empty
+        assert scores.result().finish_reason == "cancelled"
+        assert [first.result().text, last.result().text] == ["".join(STEPS)] * 2
+    assert opened == [["first", "last"]] * 3
+
+
+def test_requests_that_wait_are_not_looked_at_in_each_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks, time_left = Counter[Job](), Job.time_left.fget
+    assert time_left is not None
+
+    def counted(job: Job) -> float | None:
+        looks[job] += 1
+        left: float | None = time_left(job)
+        return left
+
+    monkeypatch.setattr(Job, "time_left", property(counted))
+    draft = Gated(endless)
+    with over(draft, max_batch_size=1) as pipe:
+        streams = [pipe.stream(f"{n}", timeout=10**6, max_steps=10**6) for n in range(9)]
+        draft.allow(30)
+        assert draft.entered.acquire(timeout=PATIENCE)
+        assert looks[streams[0]._job] >= 30
+        assert max(looks[stream._job] for stream in streams[1:]) <= 1
+        for stream in streams:
+            stream.cancel()
+        draft.let_go()
+        assert {stream.result().finish_reason for stream in streams} == {"cancelled"}
+
+
+def test_a_request_whose_time_is_up_ends_wherever_it_waits() -> None:
+    """Before those that came earlier, and before the next round."""
+    draft = Gated(endless)
+    with over(draft, max_batch_size=1) as pipe:
+        first = pipe.stream("first", max_steps=10**6)
+        draft.allow(1)
+        others = [pipe.stream(f"{n}", timeout=10**6) for n in range(3)]
+        late = pipe.stream("late", timeout=1e-9)
+        more = pipe.stream("more")
+        draft.allow(1)
+        assert draft.entered.acquire(timeout=PATIENCE)
+        assert late.result().finish_reason == "cancelled"
+        for stream in (first, *others, more):
+            stream.cancel()
+        draft.let_go()
 
 
 @pytest.mark.parametrize("timeout", [0, -1.0, math.nan])

@@ -13,8 +13,8 @@ import pytest
 
 from rsd_integrations import RSDPipeline, testing
 from rsd_integrations.engine import tasks
+from rsd_integrations.engine.job import Job
 from rsd_integrations.errors import BackendError, EngineClosedError
-from rsd_integrations.protocols import FREE
 from rsd_integrations.remote import RemoteBackend
 from rsd_integrations.testing import ScriptedScorer, ScriptedWriter, scripted_pipeline
 from tests import test_engine as rounds
@@ -44,6 +44,7 @@ class TestAsInRounds:
             rounds.test_a_dropped_async_stream_frees_its_place,
             rounds.test_a_timeout_cancels,
             rounds.test_a_timeout_counts_while_queued,
+            rounds.test_a_request_that_is_cancelled_before_its_turn_is_never_begun,
             rounds.test_closing_from_a_running_loop_does_not_hang,
             rounds.test_a_weighting_that_is_no_probability_is_refused,
             rounds.test_a_weighting_may_ask_another_pipeline,
@@ -136,6 +137,26 @@ def test_a_cancelled_request_gives_up_its_question(waits: str) -> None:
         if waits == "for a server":
             assert len(draft.left) == 1
             rounds.wait_for(lambda: rounds.open_sessions(pipe) == 0)
+
+
+def test_a_cancel_looks_at_its_own_request_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks, cancelled = 0, Job.cancelled.fget
+    assert cancelled is not None
+
+    def counted(job: Job) -> bool:
+        nonlocal looks
+        looks += 1
+        return bool(cancelled(job))
+
+    monkeypatch.setattr(Job, "cancelled", property(counted))
+    draft = Awaited(ScriptedWriter(rounds.STEPS), pause=10**6)
+    with over(draft, max_batch_size=20) as pipe:
+        streams = [pipe.stream(f"{n}") for n in range(40)]
+        rounds.wait_for(lambda: draft.at_work == 20)
+        for stream in streams:
+            stream.cancel()
+        assert {stream.result().finish_reason for stream in streams} == {"cancelled"}
+    assert looks <= 6 * 40  # All of them for each would be 1600.
 
 
 def test_whoever_gives_up_waiting_leaves_no_room_behind() -> None:
@@ -305,7 +326,7 @@ def test_a_listener_that_raises_keeps_no_other_waiting() -> None:
     def bad(item: Any) -> None:
         raise KeyboardInterrupt
 
-    pipe._submit("x", None, None, FREE, {})(bad)
+    pipe._submit("x", None)(bad)
     stream = pipe.stream("y")
     rounds.wait_for(lambda: draft.at_work == 2)
     pipe.close()

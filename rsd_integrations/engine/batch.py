@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from rsd_integrations.algorithm import Cancelled
 from rsd_integrations.engine.job import Job, Task
+from rsd_integrations.engine.line import Line
 from rsd_integrations.engine.thread import EngineThread, closed_error, own
 from rsd_integrations.errors import BackendError
 from rsd_integrations.protocols import Backend, DraftStep, ScoreStep, TargetStep
@@ -41,8 +43,9 @@ class BatchEngine(EngineThread):
         super().__init__()
         self._backend = backend
         self._score_rounds = SCORE_ROUNDS
-        self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._queued: list[Job] = []
+        self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        """What to do before the next round; None: close."""
+        self._queued = Line()
         self._live: list[Job] = []
         self._thread.start()
 
@@ -52,7 +55,10 @@ class BatchEngine(EngineThread):
         return sum(job.request.config.rows for job in self._live)
 
     def _put(self, job: Job | None) -> None:
-        self._inbox.put(job)
+        self._inbox.put(None if job is None else partial(self._queued.add, job))
+
+    def _wake(self, job: Job) -> None:
+        self._inbox.put(partial(self._leave, job))
 
     def _run(self) -> None:
         error: BaseException = closed_error()
@@ -69,38 +75,41 @@ class BatchEngine(EngineThread):
             self._receive(block=False)
             for job in [*self._live, *self._queued]:
                 job.fail(error)
-            self._live, self._queued = [], []
+            self._live, self._queued = [], Line()
             for model in (self._backend.draft, self._backend.target, self._backend.prm):
                 with contextlib.suppress(Exception):  # A broken device must not keep the others.
                     model.close()
 
     def _receive(self, *, block: bool = True) -> bool:
-        """Take what was submitted, waiting while there is nothing to do. False: close."""
+        """Take what was submitted or cancelled, waiting while there is nothing to do. False: close."""
         going = True
         while True:
             try:
                 idle = block and going and not self._live and not self._queued
-                job = self._inbox.get(block=idle)
+                act = self._inbox.get(block=idle)
             except queue.Empty:
                 return going
-            if job is None:
+            if act is None:
                 going = False
             else:
-                self._queued.append(job)
+                act()
 
     def _admit(self) -> None:
+        for late in self._queued.expired(time.monotonic()):
+            self._leave(late)
         room = self._backend.max_batch_size
-        while self._queued and self._rows + self._queued[0].request.config.rows <= room:
-            self._start(self._queued.pop(0))
+        while (job := self._queued.first) is not None and self._rows + job.request.config.rows <= room:
+            self._queued.remove(job)
+            self._live.append(job)
+            self._guard(job, job.drop if job.cancelled else partial(job.start, self._backend))
 
-    def _start(self, job: Job) -> None:
-        self._live.append(job)
-        self._guard(job, lambda: job.start(self._backend))
+    def _leave(self, job: Job) -> None:
+        """Of those that were cancelled: one that waits for its turn ends here."""
+        if job in self._queued:
+            self._queued.remove(job)
+            self._guard(job, job.drop)
 
     def _end_cancelled(self) -> None:
-        for job in [job for job in self._queued if job.cancelled]:
-            self._queued.remove(job)
-            self._start(job)  # Its story tells what a cancelled answer looks like, even an empty one.
         for job in [job for job in self._live if job.cancelled]:
             self._guard(job, partial(job.resume, Cancelled()))
 

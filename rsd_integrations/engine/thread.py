@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 
 from rsd_integrations.engine.job import Job, Request, Sink
 from rsd_integrations.engine.scoring import ScoreJob
@@ -34,6 +33,10 @@ class EngineThread(ABC):
     def _put(self, job: Job | None) -> None:
         """Hand a job to the thread, None to stop it. Any thread, one at a time."""
 
+    @abstractmethod
+    def _wake(self, job: Job) -> None:
+        """Tell the thread that a job was cancelled. Any thread, at any moment: finalizers cancel."""
+
     def submit(self, request: Request, sink: Sink) -> Job:
         """Queue a request.
 
@@ -47,7 +50,7 @@ class EngineThread(ABC):
                 "for itself.",
                 hint="Compute the probability without this pipeline, or with another one.",
             )
-        job = (Job if request.steps is None else ScoreJob)(request, sink, self._waker())
+        job = (Job if request.steps is None else ScoreJob)(request, sink, self._wake)
         self.check_open()
         # Without the lock: whoever held it when the process was forked is not in the child.
         if not self._thread.is_alive():
@@ -56,10 +59,6 @@ class EngineThread(ABC):
             self.check_open()
             self._put(job)
         return job
-
-    def _waker(self) -> Callable[[], None] | None:
-        """What a job calls when it is cancelled, where the thread does not look by itself."""
-        return None
 
     def check_open(self) -> None:
         """Raise if it was closed.
