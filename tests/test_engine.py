@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import gc
+import logging
 import math
 import os
 import pickle
@@ -572,15 +573,43 @@ def test_a_backend_that_raises_fails_its_batch_and_lives_on() -> None:
 
 
 def test_a_bug_in_the_engine_reaches_the_callers() -> None:
+    """Those that are there, and whoever comes later; who only looks at the log, too."""
+
     class Deadly(ScriptedWriter):
         def advance(self, sessions: Sequence[WriterSession]) -> Any:
             raise SystemExit("the thread dies")
 
-    pipe = over(Deadly(STEPS))
-    with pytest.raises(SystemExit):
+    log, records = logging.getLogger("rsd_integrations.engine.thread"), list[logging.LogRecord]()
+    handler = logging.Handler()
+    handler.emit = records.append  # type: ignore[method-assign]
+    log.addHandler(handler)
+    try:
+        pipe = over(Deadly(STEPS))
+        with pytest.raises(SystemExit) as died:
+            pipe.generate("x")
+        wait_for(lambda: pipe.closed)
+        for ask in (pipe.generate, pipe.token_ids, pipe.generate):
+            with pytest.raises(
+                EngineClosedError, match="ended because of SystemExit: the thread dies"
+            ) as told:
+                ask("x")
+            assert told.value.__cause__ is died.value
+        pipe.close()
+        with pytest.raises(EngineClosedError, match="ended because of SystemExit"):
+            pipe.generate("x")
+    finally:
+        log.removeHandler(handler)
+    (record,) = records
+    assert record.exc_info is not None and record.exc_info[1] is died.value
+
+
+def test_a_pipeline_that_was_closed_says_no_more_than_that(caplog: pytest.LogCaptureFixture) -> None:
+    pipe = over(ScriptedWriter(STEPS))
+    pipe.close()
+    with pytest.raises(EngineClosedError, match="this pipeline was closed") as told:
         pipe.generate("x")
-    with pytest.raises(EngineClosedError):
-        pipe.generate("x")
+    assert told.value.__cause__ is None
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(

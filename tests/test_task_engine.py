@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import threading
 import time
@@ -281,7 +282,9 @@ def test_a_cancellation_of_its_own_fails_a_request_alone(where: str) -> None:
 
 @pytest.mark.parametrize("where", ["write", "open"])
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
-def test_what_ends_the_thread_reaches_all_callers(where: str, error: type[BaseException]) -> None:
+def test_what_ends_the_thread_reaches_all_callers(
+    where: str, error: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
     waiting = Awaited(ScriptedWriter(rounds.STEPS), pause=10**6)
     pipe = over(Raising(ScriptedWriter(rounds.STEPS), error(), where), target=waiting)
     other = pipe.stream("y", threshold=1.1)
@@ -292,6 +295,8 @@ def test_what_ends_the_thread_reaches_all_callers(where: str, error: type[BaseEx
     rounds.wait_for(lambda: pipe.closed)
     pipe._engine._thread.join(PATIENCE)
     assert waiting.closed
+    gc.collect()
+    assert [record.name for record in caplog.records] == ["rsd_integrations.engine.thread"]
 
 
 @pytest.mark.parametrize("error", [RuntimeError(), SystemExit(), asyncio.CancelledError()], ids=repr)

@@ -12,7 +12,7 @@ from typing import Any
 from rsd_integrations.algorithm import Cancelled
 from rsd_integrations.engine.job import Job, Task
 from rsd_integrations.engine.line import Line
-from rsd_integrations.engine.thread import EngineThread, closed_error, own
+from rsd_integrations.engine.thread import EngineThread, own
 from rsd_integrations.errors import BackendError
 from rsd_integrations.protocols import Backend, DraftStep, ScoreStep, TargetStep
 
@@ -61,24 +61,19 @@ class BatchEngine(EngineThread):
         self._inbox.put(partial(self._leave, job))
 
     def _run(self) -> None:
-        error: BaseException = closed_error()
-        try:
-            while self._receive():
-                self._admit()
-                self._end_cancelled()
-                self._round()
-        except BaseException as unexpected:  # A bug of ours: no caller may wait for ever.
-            error = unexpected
-        finally:
-            with self._lock:
-                self._closed = True
-            self._receive(block=False)
-            for job in [*self._live, *self._queued]:
-                job.fail(error)
-            self._live, self._queued = [], Line()
-            for model in (self._backend.draft, self._backend.target, self._backend.prm):
-                with contextlib.suppress(Exception):  # A broken device must not keep the others.
-                    model.close()
+        while self._receive():
+            self._admit()
+            self._end_cancelled()
+            self._round()
+
+    def _end(self, error: BaseException) -> None:
+        self._receive(block=False)
+        for job in [*self._live, *self._queued]:
+            job.fail(error)
+        self._live, self._queued = [], Line()
+        for model in (self._backend.draft, self._backend.target, self._backend.prm):
+            with contextlib.suppress(Exception):  # A broken device must not keep the others.
+                model.close()
 
     def _receive(self, *, block: bool = True) -> bool:
         """Take what was submitted or cancelled, waiting while there is nothing to do. False: close."""

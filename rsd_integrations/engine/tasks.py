@@ -12,7 +12,7 @@ from typing import Any
 
 from rsd_integrations.algorithm import Cancelled
 from rsd_integrations.engine.job import Job, Task
-from rsd_integrations.engine.thread import EngineThread, closed_error, own
+from rsd_integrations.engine.thread import EngineThread, own
 from rsd_integrations.protocols import ScoreStep, TargetStep
 from rsd_integrations.remote import RemoteBackend, RemoteScorer, RemoteWriter
 
@@ -66,23 +66,21 @@ class TaskEngine(EngineThread):
             timer.cancel()
 
     def _run(self) -> None:
-        error: BaseException = closed_error()
-        try:
-            self._loop.run_until_complete(self._stop.wait())
-        except BaseException as unexpected:  # A bug of ours: no caller may wait for ever.
-            error = unexpected
-        finally:
-            with self._lock:
-                self._closed = True
-            try:
-                self._loop.run_until_complete(self._end(error))
-            finally:
-                self._loop.close()
+        self._loop.run_until_complete(self._stop.wait())
 
-    async def _end(self, error: BaseException) -> None:
-        await asyncio.sleep(0)  # What was submitted before the end is live behind this.
+    def _end(self, error: BaseException) -> None:
+        try:
+            self._loop.run_until_complete(self._fail_all(error))
+        finally:
+            self._loop.close()
+
+    async def _fail_all(self, error: BaseException) -> None:
+        await asyncio.sleep(0)  # What was submitted before the end is known behind this.
         self._ending = True
-        for job in [*self._live, *self._queued]:
+        waiting = [*self._queued]
+        for job in waiting:
+            self._leave(job)
+        for job in [*self._live, *waiting]:
             with contextlib.suppress(BaseException):  # Nor may one listener keep the others.
                 job.fail(error)
         await _cancel(self._carried)
@@ -104,7 +102,12 @@ class TaskEngine(EngineThread):
             self._live[job] = asyncio.Event()
             task = self._loop.create_task(self._carry(job))
             self._carried.add(task)
-            task.add_done_callback(self._carried.discard)
+            task.add_done_callback(self._over)
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        self._carried.discard(task)
+        if not task.cancelled():
+            task.exception()  # What ends the engine is logged there, and not by asyncio as well.
 
     async def _carry(self, job: Job) -> None:
         """One request from its start to its end. A failure is its own."""

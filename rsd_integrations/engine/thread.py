@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+import traceback
 from abc import ABC, abstractmethod
 
 from rsd_integrations.engine.job import Job, Request, Sink
@@ -11,7 +13,9 @@ from rsd_integrations.errors import BackendError, ConfigError, EngineClosedError
 from rsd_integrations.panics import is_panic
 from rsd_integrations.waiting import wait_for_end
 
-__all__ = ["EngineThread", "closed_error", "forked_error", "own"]
+__all__ = ["EngineThread", "forked_error", "own"]
+
+_log = logging.getLogger(__name__)
 
 
 class EngineThread(ABC):
@@ -22,12 +26,31 @@ class EngineThread(ABC):
 
     def __init__(self) -> None:
         self._closed = False
+        self._bug: BaseException | None = None
+        """What ended the thread before it was told to stop."""
         self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._run, name="rsd-engine", daemon=True)
+        self._thread = threading.Thread(target=self._work_and_end, name="rsd-engine", daemon=True)
+
+    def _work_and_end(self) -> None:
+        error: BaseException = _closed_error()
+        try:
+            self._run()
+        except BaseException as unexpected:  # A bug of ours: no caller may wait for ever.
+            error = self._bug = unexpected
+            _log.critical("The engine's thread ended, its pipeline with it.", exc_info=unexpected)
+            traceback.clear_frames(unexpected.__traceback__)  # They would keep models and requests.
+        finally:
+            with self._lock:
+                self._closed = True
+            self._end(error)
 
     @abstractmethod
     def _run(self) -> None:
-        """What the thread does: until it is told to stop, and then to fail what is left."""
+        """What the thread does until it is told to stop."""
+
+    @abstractmethod
+    def _end(self, error: BaseException) -> None:
+        """Fail what is left and give back what the backend holds. Nothing more is submitted."""
 
     @abstractmethod
     def _put(self, job: Job | None) -> None:
@@ -61,13 +84,19 @@ class EngineThread(ABC):
         return job
 
     def check_open(self) -> None:
-        """Raise if it was closed.
+        """Raise if it was closed, or ended by itself.
 
         Raises:
-            EngineClosedError: it was.
+            EngineClosedError: it was; ``__cause__`` is what ended it, if something did.
         """
+        bug = self._bug
+        if bug is not None:
+            raise EngineClosedError(
+                f"the engine of this pipeline ended because of {type(bug).__name__}: {bug!s:.300}.",
+                hint="The log has the traceback. Make a new pipeline, ChatRSD or RSDLLM.",
+            ) from bug
         if self._closed:
-            raise closed_error()
+            raise _closed_error()
 
     @property
     def closed(self) -> bool:
@@ -110,7 +139,7 @@ def forked_error() -> EngineClosedError:
     )
 
 
-def closed_error() -> EngineClosedError:
+def _closed_error() -> EngineClosedError:
     """What callers of a closed engine are told."""
     return EngineClosedError(
         "this pipeline was closed.", hint="Make a new one, or keep it open while requests run."
