@@ -246,3 +246,15 @@ class StepEvent(_Frozen):
     """finished: the whole answer."""
     elapsed_ms: float = 0.0
     """Milliseconds since the request was submitted."""
+
+
+@documented
+class RequestCounts(_Frozen):
+    """What a pipeline has to do at a moment."""
+
+    running: int
+    """Requests at work. In this process each of several ``draft_candidates`` takes the room of one."""
+    waiting: int
+    """Requests that wait for their turn."""
+    max_batch_size: int
+    """Most requests at work at once."""

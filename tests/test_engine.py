@@ -33,6 +33,7 @@ from rsd_integrations.errors import (
 )
 from rsd_integrations.protocols import Backend, WriterSession
 from rsd_integrations.testing import ScriptedScorer, ScriptedWriter, scripted_pipeline
+from rsd_integrations.types import RequestCounts
 from tests.gated import PATIENCE, endless, open_sessions, wait_for
 from tests.tiny_models import causal, token_classifier, tokenizer, trio
 
@@ -337,6 +338,39 @@ def test_a_request_that_is_cancelled_before_its_turn_is_never_begun() -> None:
         assert scores.result().finish_reason == "cancelled"
         assert [first.result().text, last.result().text] == ["".join(STEPS)] * 2
     assert opened == [["first", "last"]] * 3
+
+
+def test_it_tells_how_many_are_at_work_and_how_many_wait() -> None:
+    def counts(running: int, waiting: int) -> RequestCounts:
+        return RequestCounts(running=running, waiting=waiting, max_batch_size=2)
+
+    draft = Gated(STEPS)
+    with over(draft, max_batch_size=2) as pipe:
+        assert pipe.requests == counts(0, 0)
+        first = pipe.stream("first")
+        assert draft.entered.acquire(timeout=PATIENCE)
+        assert pipe.requests == counts(1, 0)
+        others = [pipe.stream(f"{n}") for n in range(5)]
+        assert pipe.requests == counts(1, 5)  # No round has come since.
+        others[2].cancel()
+        late = pipe.stream("late", timeout=1e-9)
+        draft.let_go()
+        assert {stream.result().finish_reason for stream in (others[2], late)} == {"cancelled"}
+        assert {stream.result().finish_reason for stream in (first, *others[:2], *others[3:])} == {"stop"}
+        wait_for(lambda: pipe.requests == counts(0, 0))
+
+
+def test_a_closed_pipeline_has_nothing_to_do() -> None:
+    draft = Gated(endless)
+    pipe = over(draft, max_batch_size=2)
+    streams = [pipe.stream(f"{n}", max_steps=10**6) for n in range(5)]
+    assert draft.entered.acquire(timeout=PATIENCE)
+    draft.let_go()
+    pipe.close()
+    assert (pipe.requests.running, pipe.requests.waiting) == (0, 0)
+    for stream in streams:
+        with pytest.raises(EngineClosedError):
+            stream.result()
 
 
 def test_requests_that_wait_are_not_looked_at_in_each_round(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,8 @@ class TestAsInRounds:
             rounds.test_a_dropped_async_stream_frees_its_place,
             rounds.test_a_timeout_cancels,
             rounds.test_a_timeout_counts_while_queued,
+            rounds.test_it_tells_how_many_are_at_work_and_how_many_wait,
+            rounds.test_a_closed_pipeline_has_nothing_to_do,
             rounds.test_a_request_that_is_cancelled_before_its_turn_is_never_begun,
             rounds.test_closing_from_a_running_loop_does_not_hang,
             rounds.test_a_weighting_that_is_no_probability_is_refused,

@@ -41,7 +41,7 @@ class BatchEngine(EngineThread):
 
     def __init__(self, backend: Backend) -> None:
         super().__init__()
-        self._backend = backend
+        self._backend: Backend = backend
         self._score_rounds = SCORE_ROUNDS
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         """What to do before the next round; None: close."""
@@ -58,7 +58,7 @@ class BatchEngine(EngineThread):
         self._inbox.put(None if job is None else partial(self._queued.add, job))
 
     def _wake(self, job: Job) -> None:
-        self._inbox.put(partial(self._leave, job))
+        self._inbox.put(partial(self._end_waiting, job))
 
     def _run(self) -> None:
         while self._receive():
@@ -68,9 +68,12 @@ class BatchEngine(EngineThread):
 
     def _end(self, error: BaseException) -> None:
         self._receive(block=False)
-        for job in [*self._live, *self._queued]:
+        waiting = [*self._queued]
+        for job in waiting:
+            self._leave(job)
+        for job in [*self._live, *waiting]:
             job.fail(error)
-        self._live, self._queued = [], Line()
+        self._live = []
         for model in (self._backend.draft, self._backend.target, self._backend.prm):
             with contextlib.suppress(Exception):  # A broken device must not keep the others.
                 model.close()
@@ -91,17 +94,22 @@ class BatchEngine(EngineThread):
 
     def _admit(self) -> None:
         for late in self._queued.expired(time.monotonic()):
-            self._leave(late)
+            self._end_waiting(late)
         room = self._backend.max_batch_size
         while (job := self._queued.first) is not None and self._rows + job.request.config.rows <= room:
-            self._queued.remove(job)
+            self._leave(job)
             self._live.append(job)
             self._guard(job, job.drop if job.cancelled else partial(job.start, self._backend))
 
     def _leave(self, job: Job) -> None:
-        """Of those that were cancelled: one that waits for its turn ends here."""
+        """It waits no more."""
+        self._queued.remove(job)
+        self._called += 1
+
+    def _end_waiting(self, job: Job) -> None:
+        """Of those that were cancelled, one that waits for its turn."""
         if job in self._queued:
-            self._queued.remove(job)
+            self._leave(job)
             self._guard(job, job.drop)
 
     def _end_cancelled(self) -> None:

@@ -35,7 +35,7 @@ class TaskEngine(EngineThread):
 
     def __init__(self, backend: RemoteBackend) -> None:
         super().__init__()
-        self._backend = backend
+        self._backend: RemoteBackend = backend
         self._loop = _new_loop()
         self._stop = asyncio.Event()
         self._queued: OrderedDict[Job, asyncio.TimerHandle | None] = OrderedDict()
@@ -61,6 +61,8 @@ class TaskEngine(EngineThread):
             self._live[job].set()
 
     def _leave(self, job: Job) -> None:
+        """It waits no more."""
+        self._called += 1
         timer = self._queued.pop(job)
         if timer is not None:
             timer.cancel()
@@ -84,6 +86,7 @@ class TaskEngine(EngineThread):
             with contextlib.suppress(BaseException):  # Nor may one listener keep the others.
                 job.fail(error)
         await _cancel(self._carried)
+        self._live.clear()
         backend = self._backend
         for model in (backend.draft, backend.target, backend.prm):
             with contextlib.suppress(Exception):

@@ -6,11 +6,15 @@ import logging
 import threading
 import traceback
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 
 from rsd_integrations.engine.job import Job, Request, Sink
 from rsd_integrations.engine.scoring import ScoreJob
 from rsd_integrations.errors import BackendError, ConfigError, EngineClosedError
 from rsd_integrations.panics import is_panic
+from rsd_integrations.protocols import Backend
+from rsd_integrations.remote import RemoteBackend
+from rsd_integrations.types import RequestCounts
 from rsd_integrations.waiting import wait_for_end
 
 __all__ = ["EngineThread", "forked_error", "own"]
@@ -22,10 +26,17 @@ class EngineThread(ABC):
     """A thread that owns a backend. Any other may submit; results come through the job's sink.
 
     A subclass starts ``_thread`` once it is ready for ``_run``, which is called there.
+    Whoever takes a job out of its line counts it in ``_called``.
     """
+
+    _backend: Backend | RemoteBackend
+    _live: Collection[Job]
+    """At work."""
 
     def __init__(self) -> None:
         self._closed = False
+        self._submitted = self._called = 0
+        """Requests so far, and those of them that wait for their turn no more."""
         self._bug: BaseException | None = None
         """What ended the thread before it was told to stop."""
         self._lock = threading.Lock()
@@ -80,8 +91,18 @@ class EngineThread(ABC):
             raise forked_error()
         with self._lock:
             self.check_open()
+            self._submitted += 1
             self._put(job)
         return job
+
+    @property
+    def counts(self) -> RequestCounts:
+        """What there is to do at this moment. Any thread."""
+        return RequestCounts(
+            running=len(self._live),
+            waiting=self._submitted - self._called,
+            max_batch_size=self._backend.max_batch_size,
+        )
 
     def check_open(self) -> None:
         """Raise if it was closed, or ended by itself.
