@@ -126,9 +126,10 @@ class RSDPipeline:
         Args:
             options: as for ``from_pretrained``; ``device`` is the CPU if not given.
         """
-        from rsd_integrations.pocket import no_progress_bars, pocket_paths
+        from rsd_integrations.backends.shared.bars import no_progress_bars
+        from rsd_integrations.pocket import pocket_paths
 
-        with no_progress_bars():
+        with no_progress_bars(anywhere=True):  # Loading 18 MB is no news.
             return cls.from_pretrained(**{**vars(pocket_paths()), "device": "cpu", **options})
 
     @classmethod
