@@ -340,6 +340,26 @@ def test_a_request_that_is_cancelled_before_its_turn_is_never_begun() -> None:
     assert opened == [["first", "last"]] * 3
 
 
+def test_requests_that_fail_at_their_start_hold_nobody_up() -> None:
+    """They leave their room to the next at once; a round comes between all the same."""
+    draft = Gated(endless, window=100)
+    opened = noting(draft)
+    with over(draft, max_batch_size=3) as pipe:
+        first = pipe.stream("first", max_steps=10**6)
+        draft.allow(1)
+        long = [pipe.stream("x" * 300, seed=n) for n in range(10)]
+        for rounds in range(1, 4):
+            draft.allow(1)
+            assert draft.entered.acquire(timeout=PATIENCE)
+            draft.entered.release()
+            assert len(opened) <= 1 + 3 * (rounds + 1)
+        draft.let_go()
+        for stream in long:
+            with pytest.raises(PromptLengthError):
+                stream.result()
+        first.cancel()
+
+
 def test_it_tells_how_many_are_at_work_and_how_many_wait() -> None:
     def counts(running: int, waiting: int) -> RequestCounts:
         return RequestCounts(running=running, waiting=waiting, max_batch_size=2)

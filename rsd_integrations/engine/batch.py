@@ -96,7 +96,10 @@ class BatchEngine(EngineThread):
         for late in self._queued.expired(time.monotonic()):
             self._end_waiting(late)
         room = self._backend.max_batch_size
-        while (job := self._queued.first) is not None and self._rows + job.request.config.rows <= room:
+        for _ in range(room):  # No more in a round: those that fail at once leave their room to the next.
+            job = self._queued.first
+            if job is None or self._rows + job.request.config.rows > room:
+                break
             self._leave(job)
             self._live.append(job)
             self._guard(job, job.drop if job.cancelled else partial(job.start, self._backend))
