@@ -12,7 +12,7 @@
     ├── BackendError           a model, a device or a server failed in mid-request
     │   └── DeviceMemoryError  the device ran out of memory
     ├── StreamError            a stream is read where or when it cannot be   (also RuntimeError)
-    ├── EngineClosedError      the pipeline was closed                       (also RuntimeError)
+    ├── EngineClosedError      the pipeline was closed, or ended by itself   (also RuntimeError)
     └── AskedError             a framework's own call failed; ``__cause__`` is one of these
 
 Each carries ``hint``, which says what to do, if something can be done; ``str(error)`` shows both.
@@ -98,7 +98,7 @@ class StreamError(RSDError, RuntimeError):
 
 
 class EngineClosedError(RSDError, RuntimeError):
-    """The pipeline was closed before or while the request ran."""
+    """The pipeline was closed before or while the request ran; if by a bug, ``__cause__`` is that."""
 
 
 class AskedError(RSDError):

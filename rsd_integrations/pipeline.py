@@ -21,7 +21,7 @@ from rsd_integrations.output import Output
 from rsd_integrations.prompts import check_prompt, check_steps, check_text
 from rsd_integrations.protocols import FREE, NONE, Backend
 from rsd_integrations.remote import RemoteBackend
-from rsd_integrations.types import Generation, GivenPrompt
+from rsd_integrations.types import Generation, GivenPrompt, RequestCounts
 
 __all__ = ["RSDPipeline"]
 
@@ -126,9 +126,10 @@ class RSDPipeline:
         Args:
             options: as for ``from_pretrained``; ``device`` is the CPU if not given.
         """
-        from rsd_integrations.pocket import no_progress_bars, pocket_paths
+        from rsd_integrations.backends.shared.bars import no_progress_bars
+        from rsd_integrations.pocket import pocket_paths
 
-        with no_progress_bars():
+        with no_progress_bars(anywhere=True):  # Loading 18 MB is no news.
             return cls.from_pretrained(**{**vars(pocket_paths()), "device": "cpu", **options})
 
     @classmethod
@@ -169,15 +170,7 @@ class RSDPipeline:
             BackendError: a server cannot be reached, or refuses.
             ModelError: a model or tokenizer cannot play its role.
         """
-        try:
-            from rsd_integrations.backends.vllm.loading import load_remote
-        except ModuleNotFoundError as error:
-            if error.name not in ("aiohttp", "yarl"):
-                raise
-            raise ConfigError(
-                "models behind servers need aiohttp, which is not installed.",
-                hint='Run: pip install "rsd-integrations[vllm]".',
-            ) from error
+        from rsd_integrations.backends.vllm import load_remote
 
         return cls(
             load_remote(
@@ -209,6 +202,11 @@ class RSDPipeline:
     def backend(self) -> Backend | RemoteBackend:
         """The three models."""
         return self._backend
+
+    @property
+    def requests(self) -> RequestCounts:
+        """How many requests are at work and how many wait, at this moment. Any thread."""
+        return self._engine.counts
 
     def generate(
         self,

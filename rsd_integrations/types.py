@@ -200,7 +200,7 @@ class Generation(_Frozen):
     usage: Usage = Usage()
     finish_reason: FinishReason
     """"stop": end of sequence or stop string; "tool_calls": the same, behind a valid call;
-    "length": a limit was reached; "cancelled"."""
+    "length": a limit was reached; "cancelled", with a ``usage`` of zeros if it was never begun."""
     seed: int
     """The seed that reproduces this generation (in half precision up to rounding, which company changes)."""
     threshold: float | None
@@ -246,3 +246,15 @@ class StepEvent(_Frozen):
     """finished: the whole answer."""
     elapsed_ms: float = 0.0
     """Milliseconds since the request was submitted."""
+
+
+@documented
+class RequestCounts(_Frozen):
+    """What a pipeline has to do at a moment."""
+
+    running: int
+    """Requests at work. In this process each of several ``draft_candidates`` takes the room of one."""
+    waiting: int
+    """Requests that wait for their turn."""
+    max_batch_size: int
+    """Most requests at work at once."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import Future, wait
 from queue import Empty, SimpleQueue
 from threading import Thread, current_thread, main_thread
 from typing import TypeVar
 
-__all__ = ["wait_for_end", "wait_for_item"]
+__all__ = ["wait_for_end", "wait_for_item", "wait_for_result"]
 
 Item = TypeVar("Item")
 
@@ -29,6 +30,17 @@ def wait_for_end(thread: Thread) -> None:
     thread.join(_at_a_stretch())
     while thread.is_alive():
         thread.join(_at_a_stretch())
+
+
+def wait_for_result(future: Future[Item]) -> Item:
+    """Of work that another thread does.
+
+    Raises:
+        BaseException: what the work raised.
+    """
+    while not wait([future], _at_a_stretch()).done:
+        pass
+    return future.result()
 
 
 def _at_a_stretch() -> float | None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import copy
 import gc
+import logging
 import math
 import os
 import pickle
 import random
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -18,6 +20,8 @@ from typing import Any
 import pytest
 
 from rsd_integrations import Generation, RSDPipeline
+from rsd_integrations.engine.job import Job
+from rsd_integrations.engine.streams import EventStream
 from rsd_integrations.errors import (
     BackendError,
     ConfigError,
@@ -29,6 +33,7 @@ from rsd_integrations.errors import (
 )
 from rsd_integrations.protocols import Backend, WriterSession
 from rsd_integrations.testing import ScriptedScorer, ScriptedWriter, scripted_pipeline
+from rsd_integrations.types import RequestCounts
 from tests.gated import PATIENCE, endless, open_sessions, wait_for
 from tests.tiny_models import causal, token_classifier, tokenizer, trio
 
@@ -298,6 +303,136 @@ def test_a_timeout_counts_while_queued() -> None:
         assert (generation.finish_reason, generation.text, generation.steps) == ("cancelled", "", ())
 
 
+def noting(model: Any) -> list[Any]:
+    """The prompts that are opened in a model from here on."""
+    prompts, opened = [], model.open
+
+    def noted(prompt: Any, *more: Any) -> Any:
+        prompts.append(prompt)
+        return opened(prompt, *more)
+
+    model.open = noted
+    return prompts
+
+
+def test_a_request_that_is_cancelled_before_its_turn_is_never_begun() -> None:
+    """Nothing of it is rendered, encoded or opened; what it tells is an answer that holds nothing."""
+    draft, target, scorer = Gated(STEPS, window=100), ScriptedWriter(STEPS), ScriptedScorer([1.0])
+    opened = [noting(model) for model in (draft, target, scorer)]
+    with RSDPipeline(Backend(draft, target, scorer, 1)) as pipe:
+        first = pipe.stream("first")
+        assert draft.entered.acquire(timeout=PATIENCE)
+        # The second would be refused, were it looked at.
+        waiting = [pipe.stream(prompt, seed=7, threshold=0.5) for prompt in ("second", "x" * 1000)]
+        scores = EventStream(pipe._submit("steps", None, steps=("one", "two")))
+        for stream in (*waiting, scores):
+            stream.cancel()
+        late = pipe.stream("late", seed=7, threshold=0.5, timeout=1e-9)
+        last = pipe.stream("last")
+        draft.let_go()
+        for stream in (*waiting, late):
+            (event,) = stream
+            empty = Generation(text="", finish_reason="cancelled", seed=7, threshold=0.5)
+            assert (event.type, event.index, event.threshold, event.generation) == ("finished", 0, 0.5, empty)
+            assert stream.result() == empty
+        assert scores.result().finish_reason == "cancelled"
+        assert [first.result().text, last.result().text] == ["".join(STEPS)] * 2
+    assert opened == [["first", "last"]] * 3
+
+
+def test_requests_that_fail_at_their_start_hold_nobody_up() -> None:
+    """They leave their room to the next at once; a round comes between all the same."""
+    draft = Gated(endless, window=100)
+    opened = noting(draft)
+    with over(draft, max_batch_size=3) as pipe:
+        first = pipe.stream("first", max_steps=10**6)
+        draft.allow(1)
+        long = [pipe.stream("x" * 300, seed=n) for n in range(10)]
+        for rounds in range(1, 4):
+            draft.allow(1)
+            assert draft.entered.acquire(timeout=PATIENCE)
+            draft.entered.release()
+            assert len(opened) <= 1 + 3 * (rounds + 1)
+        draft.let_go()
+        for stream in long:
+            with pytest.raises(PromptLengthError):
+                stream.result()
+        first.cancel()
+
+
+def test_it_tells_how_many_are_at_work_and_how_many_wait() -> None:
+    def counts(running: int, waiting: int) -> RequestCounts:
+        return RequestCounts(running=running, waiting=waiting, max_batch_size=2)
+
+    draft = Gated(STEPS)
+    with over(draft, max_batch_size=2) as pipe:
+        assert pipe.requests == counts(0, 0)
+        first = pipe.stream("first")
+        assert draft.entered.acquire(timeout=PATIENCE)
+        assert pipe.requests == counts(1, 0)
+        others = [pipe.stream(f"{n}") for n in range(5)]
+        assert pipe.requests == counts(1, 5)  # No round has come since.
+        others[2].cancel()
+        late = pipe.stream("late", timeout=1e-9)
+        draft.let_go()
+        assert {stream.result().finish_reason for stream in (others[2], late)} == {"cancelled"}
+        assert {stream.result().finish_reason for stream in (first, *others[:2], *others[3:])} == {"stop"}
+        wait_for(lambda: pipe.requests == counts(0, 0))
+
+
+def test_a_closed_pipeline_has_nothing_to_do() -> None:
+    draft = Gated(endless)
+    pipe = over(draft, max_batch_size=2)
+    streams = [pipe.stream(f"{n}", max_steps=10**6) for n in range(5)]
+    assert draft.entered.acquire(timeout=PATIENCE)
+    draft.let_go()
+    pipe.close()
+    assert (pipe.requests.running, pipe.requests.waiting) == (0, 0)
+    for stream in streams:
+        with pytest.raises(EngineClosedError):
+            stream.result()
+
+
+def test_requests_that_wait_are_not_looked_at_in_each_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks, time_left = Counter[Job](), Job.time_left.fget
+    assert time_left is not None
+
+    def counted(job: Job) -> float | None:
+        looks[job] += 1
+        left: float | None = time_left(job)
+        return left
+
+    monkeypatch.setattr(Job, "time_left", property(counted))
+    draft = Gated(endless)
+    with over(draft, max_batch_size=1) as pipe:
+        streams = [pipe.stream(f"{n}", timeout=10**6, max_steps=10**6) for n in range(9)]
+        draft.allow(30)
+        assert draft.entered.acquire(timeout=PATIENCE)
+        assert looks[streams[0]._job] >= 30
+        assert max(looks[stream._job] for stream in streams[1:]) <= 1
+        for stream in streams:
+            stream.cancel()
+        draft.let_go()
+        assert {stream.result().finish_reason for stream in streams} == {"cancelled"}
+
+
+def test_a_request_whose_time_is_up_ends_wherever_it_waits() -> None:
+    """Before those that came earlier, and before the next round."""
+    draft = Gated(endless)
+    with over(draft, max_batch_size=1) as pipe:
+        first = pipe.stream("first", max_steps=10**6)
+        draft.allow(1)
+        others = [pipe.stream(f"{n}", timeout=10**6) for n in range(3)]
+        late = pipe.stream("late", timeout=1e-9)
+        more = pipe.stream("more")
+        draft.allow(1)
+        assert draft.entered.acquire(timeout=PATIENCE)
+        assert late.result().finish_reason == "cancelled"
+        for stream in (first, *others, more):
+            stream.cancel()
+        draft.let_go()
+
+
 @pytest.mark.parametrize("timeout", [0, -1.0, math.nan])
 def test_a_timeout_must_be_a_time(timeout: float) -> None:
     with scripted_pipeline(STEPS) as pipe, pytest.raises(ConfigError, match="timeout"):
@@ -492,15 +627,43 @@ def test_a_backend_that_raises_fails_its_batch_and_lives_on() -> None:
 
 
 def test_a_bug_in_the_engine_reaches_the_callers() -> None:
+    """Those that are there, and whoever comes later; who only looks at the log, too."""
+
     class Deadly(ScriptedWriter):
         def advance(self, sessions: Sequence[WriterSession]) -> Any:
             raise SystemExit("the thread dies")
 
-    pipe = over(Deadly(STEPS))
-    with pytest.raises(SystemExit):
+    log, records = logging.getLogger("rsd_integrations.engine.thread"), list[logging.LogRecord]()
+    handler = logging.Handler()
+    handler.emit = records.append  # type: ignore[method-assign]
+    log.addHandler(handler)
+    try:
+        pipe = over(Deadly(STEPS))
+        with pytest.raises(SystemExit) as died:
+            pipe.generate("x")
+        wait_for(lambda: pipe.closed)
+        for ask in (pipe.generate, pipe.token_ids, pipe.generate):
+            with pytest.raises(
+                EngineClosedError, match="ended because of SystemExit: the thread dies"
+            ) as told:
+                ask("x")
+            assert told.value.__cause__ is died.value
+        pipe.close()
+        with pytest.raises(EngineClosedError, match="ended because of SystemExit"):
+            pipe.generate("x")
+    finally:
+        log.removeHandler(handler)
+    (record,) = records
+    assert record.exc_info is not None and record.exc_info[1] is died.value
+
+
+def test_a_pipeline_that_was_closed_says_no_more_than_that(caplog: pytest.LogCaptureFixture) -> None:
+    pipe = over(ScriptedWriter(STEPS))
+    pipe.close()
+    with pytest.raises(EngineClosedError, match="this pipeline was closed") as told:
         pipe.generate("x")
-    with pytest.raises(EngineClosedError):
-        pipe.generate("x")
+    assert told.value.__cause__ is None
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,19 @@ def test_a_closed_stream_has_no_result(make: Callable[[RSDPipeline], Callable[[]
                 result()
 
 
+@pytest.mark.parametrize("read", ["its end", "its last event", "nothing"])
+def test_a_stream_that_has_ended_is_not_cancelled(read: str) -> None:
+    with scripted_pipeline(["only"]) as pipe:
+        woken: list[Any] = []
+        pipe._engine._wake = woken.append  # type: ignore[method-assign]
+        with pipe.stream("x") as stream:
+            if read == "its end":
+                stream.result()
+            elif read == "its last event":
+                next(event for event in stream if event.generation)
+        assert len(woken) == (read == "nothing")
+
+
 def test_a_result_is_there_as_soon_as_it_was_shown() -> None:
     with scripted_pipeline(STEPS) as pipe, pipe.stream("x") as stream:
         while next(stream).type != "finished":

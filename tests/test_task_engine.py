@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import threading
 import time
@@ -13,8 +14,8 @@ import pytest
 
 from rsd_integrations import RSDPipeline, testing
 from rsd_integrations.engine import tasks
+from rsd_integrations.engine.job import Job
 from rsd_integrations.errors import BackendError, EngineClosedError
-from rsd_integrations.protocols import FREE
 from rsd_integrations.remote import RemoteBackend
 from rsd_integrations.testing import ScriptedScorer, ScriptedWriter, scripted_pipeline
 from tests import test_engine as rounds
@@ -44,6 +45,9 @@ class TestAsInRounds:
             rounds.test_a_dropped_async_stream_frees_its_place,
             rounds.test_a_timeout_cancels,
             rounds.test_a_timeout_counts_while_queued,
+            rounds.test_it_tells_how_many_are_at_work_and_how_many_wait,
+            rounds.test_a_closed_pipeline_has_nothing_to_do,
+            rounds.test_a_request_that_is_cancelled_before_its_turn_is_never_begun,
             rounds.test_closing_from_a_running_loop_does_not_hang,
             rounds.test_a_weighting_that_is_no_probability_is_refused,
             rounds.test_a_weighting_may_ask_another_pipeline,
@@ -136,6 +140,26 @@ def test_a_cancelled_request_gives_up_its_question(waits: str) -> None:
         if waits == "for a server":
             assert len(draft.left) == 1
             rounds.wait_for(lambda: rounds.open_sessions(pipe) == 0)
+
+
+def test_a_cancel_looks_at_its_own_request_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks, cancelled = 0, Job.cancelled.fget
+    assert cancelled is not None
+
+    def counted(job: Job) -> bool:
+        nonlocal looks
+        looks += 1
+        return bool(cancelled(job))
+
+    monkeypatch.setattr(Job, "cancelled", property(counted))
+    draft = Awaited(ScriptedWriter(rounds.STEPS), pause=10**6)
+    with over(draft, max_batch_size=20) as pipe:
+        streams = [pipe.stream(f"{n}") for n in range(40)]
+        rounds.wait_for(lambda: draft.at_work == 20)
+        for stream in streams:
+            stream.cancel()
+        assert {stream.result().finish_reason for stream in streams} == {"cancelled"}
+    assert looks <= 6 * 40  # All of them for each would be 1600.
 
 
 def test_whoever_gives_up_waiting_leaves_no_room_behind() -> None:
@@ -260,7 +284,9 @@ def test_a_cancellation_of_its_own_fails_a_request_alone(where: str) -> None:
 
 @pytest.mark.parametrize("where", ["write", "open"])
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
-def test_what_ends_the_thread_reaches_all_callers(where: str, error: type[BaseException]) -> None:
+def test_what_ends_the_thread_reaches_all_callers(
+    where: str, error: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
     waiting = Awaited(ScriptedWriter(rounds.STEPS), pause=10**6)
     pipe = over(Raising(ScriptedWriter(rounds.STEPS), error(), where), target=waiting)
     other = pipe.stream("y", threshold=1.1)
@@ -271,6 +297,8 @@ def test_what_ends_the_thread_reaches_all_callers(where: str, error: type[BaseEx
     rounds.wait_for(lambda: pipe.closed)
     pipe._engine._thread.join(PATIENCE)
     assert waiting.closed
+    gc.collect()
+    assert [record.name for record in caplog.records] == ["rsd_integrations.engine.thread"]
 
 
 @pytest.mark.parametrize("error", [RuntimeError(), SystemExit(), asyncio.CancelledError()], ids=repr)
@@ -305,7 +333,7 @@ def test_a_listener_that_raises_keeps_no_other_waiting() -> None:
     def bad(item: Any) -> None:
         raise KeyboardInterrupt
 
-    pipe._submit("x", None, None, FREE, {})(bad)
+    pipe._submit("x", None)(bad)
     stream = pipe.stream("y")
     rounds.wait_for(lambda: draft.at_work == 2)
     pipe.close()

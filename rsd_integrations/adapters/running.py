@@ -72,9 +72,15 @@ def _check_end(event: StepEvent, timeout: float | None) -> StepEvent:
     """
     generation = event.generation
     # Nothing but its deadline cancels a generation that is still listened to.
-    if generation is not None and generation.finish_reason == "cancelled":
+    if generation is None or generation.finish_reason != "cancelled":
+        return event
+    late = f"no whole answer within timeout={timeout!r} seconds"
+    if not generation.usage.prompt_tokens:
         raise TimedOutError(
-            f"no whole answer within timeout={timeout!r} seconds; {len(generation.steps)} steps were done.",
-            hint="Give it more time, or lower max_tokens or max_steps.",
+            f"{late}; the request waited for its turn all that time.",
+            hint="Let fewer requests in at once, raise max_batch_size, or give it more time.",
         )
-    return event
+    raise TimedOutError(
+        f"{late}; {len(generation.steps)} steps were done.",
+        hint="Give it more time, or lower max_tokens or max_steps.",
+    )

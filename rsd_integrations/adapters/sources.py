@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import os
 import pickle
 import threading
 import uuid
 import weakref
 from collections.abc import Hashable, Iterable, Mapping
+from concurrent.futures import Future
 from types import FunctionType
 from typing import Any
 
@@ -20,6 +22,7 @@ from rsd_integrations.opening import are_servers, check_tools, open_models
 from rsd_integrations.output import Output
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.types import ROLES, Role
+from rsd_integrations.waiting import wait_for_result
 
 __all__ = [
     "LIVE",
@@ -66,6 +69,8 @@ class PipelineSource:
     def unlock(self) -> None:
         """Forget who was loading: in a forked process, nobody."""
         self._lock = threading.Lock()
+        self._loading: Future[None] | None = None
+        """Over when the pipeline is there, or whoever loads it gave up; fails with the load."""
 
     @property
     def loaded(self) -> RSDPipeline | None:
@@ -78,14 +83,61 @@ class PipelineSource:
         Raises:
             RSDError: a model cannot be loaded or cannot play its role.
         """
-        with self._lock:
-            if self._pipeline is None:
-                self._pipeline = _load(revealed(self.spec))
-            return self._pipeline
+        while self._pipeline is None:
+            load, mine = self._join()
+            if mine:
+                self._carry_out(load, here=True)
+            wait_for_result(load)
+        return self._pipeline
 
     async def aget(self) -> RSDPipeline:
-        """The same without blocking the loop: loading takes seconds, and a thread of its own."""
-        return await asyncio.to_thread(self.get) if self._pipeline is None else self._pipeline
+        """The same without blocking the loop. However many wait, there is one thread, and it ends with the
+        load: torch keeps helpers for threads. The load goes on if whoever asked first is cancelled.
+        """
+        while self._pipeline is None:
+            load, mine = self._join()
+            if mine:
+                self._carry_out_apart(load)
+            await asyncio.wrap_future(load)
+        return self._pipeline
+
+    def _join(self) -> tuple[Future[None], bool]:
+        """The load, and whether it is the caller's to carry out: nobody else does."""
+        with self._lock:
+            mine = self._loading is None
+            if self._loading is None:
+                self._loading = Future()
+                self._loading.set_running_or_notify_cancel()  # From here on nobody can cancel it.
+            return self._loading, mine
+
+    def _carry_out(self, load: Future[None], *, here: bool = False) -> None:
+        """Load. ``here``: in an asker's thread, where an interrupt is its own and the others ask again."""
+        try:
+            if self._pipeline is None:  # Else it came between the asker's look and its turn.
+                self._pipeline = _load(revealed(self.spec))
+        except BaseException as error:
+            interrupted = here and not isinstance(error, Exception)
+            self._settle(load, None if interrupted else error)
+            if interrupted:
+                raise
+        else:
+            self._settle(load)
+
+    def _carry_out_apart(self, load: Future[None]) -> None:
+        context = contextvars.copy_context()
+        thread = threading.Thread(target=context.run, args=(self._carry_out, load), name="rsd-load")
+        try:
+            thread.start()
+        except RuntimeError as error:  # There are too many, or the interpreter ends.
+            self._settle(load, error)
+
+    def _settle(self, load: Future[None], failed: BaseException | None = None) -> None:
+        with self._lock:
+            self._loading = None
+        if failed is None:
+            load.set_result(None)
+        else:
+            load.set_exception(failed)
 
     def window(self, roles: Iterable[Role]) -> int | None:
         """Most tokens of prompt and answer that these models take, ``max_length`` aside; None where not even

@@ -121,8 +121,9 @@ def open_shape(setting: Setting, *, device: str, dtype: str, window: int) -> tup
 
 def open_plain_pocket() -> PlainTrio:
     """The pocket trio without our engine, on the CPU."""
+    from rsd_integrations.backends.shared.bars import no_progress_bars
     from rsd_integrations.backends.torch.yardsticks.plain import PlainTrio
-    from rsd_integrations.pocket import no_progress_bars, pocket_paths
+    from rsd_integrations.pocket import pocket_paths
 
-    with no_progress_bars():
+    with no_progress_bars(anywhere=True):
         return PlainTrio.load(vars(pocket_paths()))

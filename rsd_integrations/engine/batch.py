@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from rsd_integrations.algorithm import Cancelled
 from rsd_integrations.engine.job import Job, Task
-from rsd_integrations.engine.thread import EngineThread, closed_error, own
+from rsd_integrations.engine.line import Line
+from rsd_integrations.engine.thread import EngineThread, own
 from rsd_integrations.errors import BackendError
 from rsd_integrations.protocols import Backend, DraftStep, ScoreStep, TargetStep
 
@@ -39,10 +41,11 @@ class BatchEngine(EngineThread):
 
     def __init__(self, backend: Backend) -> None:
         super().__init__()
-        self._backend = backend
+        self._backend: Backend = backend
         self._score_rounds = SCORE_ROUNDS
-        self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._queued: list[Job] = []
+        self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        """What to do before the next round; None: close."""
+        self._queued = Line()
         self._live: list[Job] = []
         self._thread.start()
 
@@ -52,55 +55,67 @@ class BatchEngine(EngineThread):
         return sum(job.request.config.rows for job in self._live)
 
     def _put(self, job: Job | None) -> None:
-        self._inbox.put(job)
+        self._inbox.put(None if job is None else partial(self._queued.add, job))
+
+    def _wake(self, job: Job) -> None:
+        self._inbox.put(partial(self._end_waiting, job))
 
     def _run(self) -> None:
-        error: BaseException = closed_error()
-        try:
-            while self._receive():
-                self._admit()
-                self._end_cancelled()
-                self._round()
-        except BaseException as unexpected:  # A bug of ours: no caller may wait for ever.
-            error = unexpected
-        finally:
-            with self._lock:
-                self._closed = True
-            self._receive(block=False)
-            for job in [*self._live, *self._queued]:
-                job.fail(error)
-            self._live, self._queued = [], []
-            for model in (self._backend.draft, self._backend.target, self._backend.prm):
-                with contextlib.suppress(Exception):  # A broken device must not keep the others.
-                    model.close()
+        while self._receive():
+            self._admit()
+            self._end_cancelled()
+            self._round()
+
+    def _end(self, error: BaseException) -> None:
+        self._receive(block=False)
+        waiting = [*self._queued]
+        for job in waiting:
+            self._leave(job)
+        for job in [*self._live, *waiting]:
+            job.fail(error)
+        self._live = []
+        for model in (self._backend.draft, self._backend.target, self._backend.prm):
+            with contextlib.suppress(Exception):  # A broken device must not keep the others.
+                model.close()
 
     def _receive(self, *, block: bool = True) -> bool:
-        """Take what was submitted, waiting while there is nothing to do. False: close."""
+        """Take what was submitted or cancelled, waiting while there is nothing to do. False: close."""
         going = True
         while True:
             try:
                 idle = block and going and not self._live and not self._queued
-                job = self._inbox.get(block=idle)
+                act = self._inbox.get(block=idle)
             except queue.Empty:
                 return going
-            if job is None:
+            if act is None:
                 going = False
             else:
-                self._queued.append(job)
+                act()
 
     def _admit(self) -> None:
+        for late in self._queued.expired(time.monotonic()):
+            self._end_waiting(late)
         room = self._backend.max_batch_size
-        while self._queued and self._rows + self._queued[0].request.config.rows <= room:
-            self._start(self._queued.pop(0))
+        for _ in range(room):  # No more in a round: those that fail at once leave their room to the next.
+            job = self._queued.first
+            if job is None or self._rows + job.request.config.rows > room:
+                break
+            self._leave(job)
+            self._live.append(job)
+            self._guard(job, job.drop if job.cancelled else partial(job.start, self._backend))
 
-    def _start(self, job: Job) -> None:
-        self._live.append(job)
-        self._guard(job, lambda: job.start(self._backend))
+    def _leave(self, job: Job) -> None:
+        """It waits no more."""
+        self._queued.remove(job)
+        self._called += 1
+
+    def _end_waiting(self, job: Job) -> None:
+        """Of those that were cancelled, one that waits for its turn."""
+        if job in self._queued:
+            self._leave(job)
+            self._guard(job, job.drop)
 
     def _end_cancelled(self) -> None:
-        for job in [job for job in self._queued if job.cancelled]:
-            self._queued.remove(job)
-            self._start(job)  # Its story tells what a cancelled answer looks like, even an empty one.
         for job in [job for job in self._live if job.cancelled]:
             self._guard(job, partial(job.resume, Cancelled()))
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
 from rsd_integrations.accounting import RoleCount, usage
 from rsd_integrations.algorithm import rsd
 from rsd_integrations.config import RSDConfig
-from rsd_integrations.errors import ConfigError, PromptLengthError
+from rsd_integrations.engine.checks import check_size, check_variables, room
 from rsd_integrations.output import Output
-from rsd_integrations.prompts import all_texts
 from rsd_integrations.protocols import (
     FREE,
     Backend,
@@ -22,7 +21,6 @@ from rsd_integrations.protocols import (
     Kept,
     ModelInfo,
     ScoreStep,
-    Speaker,
     Tally,
     TargetStep,
     Together,
@@ -35,9 +33,6 @@ from rsd_integrations.remote import RemoteBackend
 from rsd_integrations.types import Generation, InvalidToolCall, Prompt, Role, StepEvent, ToolCall
 
 __all__ = ["Job", "Request", "Sink", "Task"]
-
-_CHARACTERS, _PIECE = 8, 4096
-"""Characters of a token from which a prompt is measured before it is encoded, and of a piece of that."""
 
 GUESSING_PAYS = 3
 """Parameters of the target to those of the draft, from which the draft's guesses are worth its time."""
@@ -73,10 +68,10 @@ class Job:
     """A request with its sessions, its story and its work. The engine thread's alone, but for ``cancel``.
 
     Args:
-        wake: called when it is cancelled; any thread, safe to repeat.
+        wake: called with it when it is cancelled; any thread, safe to repeat.
     """
 
-    def __init__(self, request: Request, sink: Sink, wake: Callable[[], None] | None = None) -> None:
+    def __init__(self, request: Request, sink: Sink, wake: Callable[[Job], None]) -> None:
         self.request = request
         self._wake = wake
         self.tasks: list[Task] = []
@@ -98,8 +93,7 @@ class Job:
     def cancel(self) -> None:
         """Ask the engine to end this job before its next round. Any thread; safe to repeat."""
         self._cancelled = True
-        if self._wake is not None:
-            self._wake()
+        self._wake(self)
 
     @property
     def cancelled(self) -> bool:
@@ -112,6 +106,17 @@ class Job:
         deadline = self.request.deadline
         return None if deadline is None else max(0.0, deadline - time.monotonic())
 
+    def drop(self) -> None:
+        """End, cancelled, in the place of a start: nothing is rendered, encoded or opened."""
+        self._end(
+            Generation(
+                text="",
+                finish_reason="cancelled",
+                seed=self.request.seed,
+                threshold=self.request.config.threshold_in_force,
+            )
+        )
+
     def start(self, backend: Backend | RemoteBackend) -> None:
         """Open the sessions it needs and run its story to the first work.
 
@@ -123,8 +128,8 @@ class Job:
         config = self.request.config
         for role in config.roles:
             if role != "prm":
-                _check_size(models[role], self.request)
-        _check_variables(config.chat_template_kwargs, backend.draft, backend.target)
+                check_size(models[role], self.request.prompt, self.request.output)
+        check_variables(config.chat_template_kwargs, backend.draft, backend.target)
         rooms = []
         # Usage compares with the target alone, so its prompt is rendered even if it does not run.
         for role in dict.fromkeys((*config.roles, "target")):
@@ -135,7 +140,7 @@ class Job:
             self._sessions[role] = [first]
             if role in config.roles:
                 # At once: a prompt that is far too long takes long to encode, too.
-                rooms.append(_room(self._infos[role], first.prompt_tokens, config.max_tokens))
+                rooms.append(room(self._infos[role], first.prompt_tokens, config.max_tokens))
             if role != "target":
                 self._sessions[role] += [first.fork() for _ in range(1, config.rows)]
         check_thoughts({role: self._sessions[role][0].tags for role in config.roles if role != "prm"})
@@ -252,15 +257,22 @@ class Job:
     def _finish(self, outcome: Outcome) -> None:
         generation = self._generation(outcome)
         self.close()
+        self._end(
+            generation,
+            delta=outcome.delta,
+            reasoning_delta=outcome.reasoning_delta,
+            tool_calls=tuple(outcome.late_calls),
+        )
+
+    def _end(self, generation: Generation, **rest: Any) -> None:
+        """Tell the end, with what was not yet part of an event."""
         self.emit(
             StepEvent(
                 type="finished",
-                index=len(outcome.steps),
+                index=len(generation.steps),
                 threshold=generation.threshold,
-                delta=outcome.delta,
-                reasoning_delta=outcome.reasoning_delta,
-                tool_calls=tuple(outcome.late_calls),
                 generation=generation,
+                **rest,
             )
         )
         self._sink(None)
@@ -334,66 +346,3 @@ def _role(piece: DraftStep | TargetStep | ScoreStep | GuessStep) -> Role:
     if isinstance(piece, ScoreStep):
         return "prm"
     return "target" if isinstance(piece, TargetStep) else "draft"
-
-
-def _check_variables(names: Iterable[str], *writers: Speaker) -> None:
-    """Refuse a variable of chat templates that no template looks at.
-
-    Raises:
-        ConfigError: there is one.
-    """
-    for name in names:
-        if not any(writer.looks_at(name) for writer in writers):
-            told = " and ".join(repr(writer.info.name) for writer in writers)
-            raise ConfigError(
-                f"chat_template_kwargs: the chat templates of {told} look at no variable {name!r}.",
-                hint="Look for variables in tokenizer.chat_template, or leave it out.",
-            )
-
-
-def _check_size(model: Speaker, request: Request) -> None:
-    """Refuse a prompt that is many times too long before all of it is encoded: the others wait meanwhile.
-
-    Raises:
-        PromptLengthError: it is.
-    """
-    texts, window = [*all_texts([request.prompt, list(request.output.tools)])], model.info.window
-    if sum(map(len, texts)) <= _CHARACTERS * window:
-        return
-    least = 0
-    for text in texts:
-        for start in range(0, len(text), _PIECE):
-            least += len(model.encode(text[start : start + _PIECE]))
-            # Pieces can have more tokens than the whole, but not twice as many.
-            if least > 2 * window:
-                raise PromptLengthError(
-                    f"a prompt of {sum(map(len, texts))} characters does not fit the window of {window} "
-                    f"tokens of {model.info.name!r}.",
-                    hint=_more_room(model.info, None),
-                )
-
-
-def _room(info: ModelInfo, prompt_tokens: int, max_tokens: int | None) -> int:
-    """Tokens that fit behind the prompt.
-
-    Raises:
-        PromptLengthError: none, or fewer than ``max_tokens``.
-    """
-    room = info.window - prompt_tokens
-    if room < (1 if max_tokens is None else max_tokens):
-        asked = "" if max_tokens is None else f" + {max_tokens} max_tokens"
-        raise PromptLengthError(
-            f"{prompt_tokens} prompt tokens{asked} do not fit the window of {info.window} tokens "
-            f"of {info.name!r}.",
-            hint=_more_room(info, max_tokens),
-        )
-    return room
-
-
-def _more_room(info: ModelInfo, max_tokens: int | None) -> str:
-    shorter = "Shorten the prompt" if max_tokens is None else "Shorten the prompt or lower max_tokens"
-    if info.longest is None:
-        return f"{shorter}, or raise max_length if the model allows it."
-    if info.longest > info.window:
-        return f"{shorter}, or raise max_length, here to {info.longest} at most."
-    return f"{shorter}: the model was made for no more."

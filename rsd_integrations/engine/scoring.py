@@ -8,7 +8,7 @@ from rsd_integrations.engine.job import Job
 from rsd_integrations.protocols import Backend, Kept
 from rsd_integrations.remote import RemoteBackend
 from rsd_integrations.rewards import score_steps
-from rsd_integrations.types import Generation, Step, StepEvent
+from rsd_integrations.types import Generation, Step
 
 __all__ = ["ScoreJob"]
 
@@ -48,5 +48,4 @@ class ScoreJob(Job):
         whole = Generation(
             text="".join(self._steps), steps=tuple(steps), finish_reason="stop", seed=0, threshold=None
         )
-        self.emit(StepEvent(type="finished", index=len(steps), threshold=None, generation=whole))
-        self._sink(None)
+        self._end(whole)

@@ -66,7 +66,8 @@ class _Stream:
 
     def _close(self) -> None:
         self._ended = True
-        self._job.cancel()
+        if self._told is None:
+            self._job.cancel()
 
     def _result(self) -> Generation:
         """The whole answer, once the stream has ended."""

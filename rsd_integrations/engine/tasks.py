@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections import OrderedDict
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
 from rsd_integrations.algorithm import Cancelled
 from rsd_integrations.engine.job import Job, Task
-from rsd_integrations.engine.thread import EngineThread, closed_error, own
+from rsd_integrations.engine.thread import EngineThread, own
 from rsd_integrations.protocols import ScoreStep, TargetStep
 from rsd_integrations.remote import RemoteBackend, RemoteScorer, RemoteWriter
 
@@ -34,10 +35,11 @@ class TaskEngine(EngineThread):
 
     def __init__(self, backend: RemoteBackend) -> None:
         super().__init__()
-        self._backend = backend
+        self._backend: RemoteBackend = backend
         self._loop = _new_loop()
         self._stop = asyncio.Event()
-        self._room = asyncio.Semaphore(backend.max_batch_size)
+        self._queued: OrderedDict[Job, asyncio.TimerHandle | None] = OrderedDict()
+        """Each with what ends it when its time is up."""
         self._live: dict[Job, asyncio.Event] = {}
         """Each with what is set when it was cancelled."""
         self._carried: set[asyncio.Task[None]] = set()
@@ -47,57 +49,78 @@ class TaskEngine(EngineThread):
     def _put(self, job: Job | None) -> None:
         self._loop.call_soon_threadsafe(self._stop.set if job is None else partial(self._admit, job))
 
-    def _waker(self) -> Callable[[], None]:
-        def wake() -> None:
-            with contextlib.suppress(RuntimeError):  # A closed loop has nothing left to cancel.
-                self._loop.call_soon_threadsafe(self._look)
+    def _wake(self, job: Job) -> None:
+        with contextlib.suppress(RuntimeError):  # A closed loop has nothing left to cancel.
+            self._loop.call_soon_threadsafe(self._cancelled, job)
 
-        return wake
+    def _cancelled(self, job: Job) -> None:
+        if job in self._queued:
+            self._leave(job)
+            job.drop()
+        elif job in self._live:
+            self._live[job].set()
 
-    def _look(self) -> None:
-        for job, seen in self._live.items():
-            if job.cancelled:
-                seen.set()
+    def _leave(self, job: Job) -> None:
+        """It waits no more."""
+        self._called += 1
+        timer = self._queued.pop(job)
+        if timer is not None:
+            timer.cancel()
 
     def _run(self) -> None:
-        error: BaseException = closed_error()
-        try:
-            self._loop.run_until_complete(self._stop.wait())
-        except BaseException as unexpected:  # A bug of ours: no caller may wait for ever.
-            error = unexpected
-        finally:
-            with self._lock:
-                self._closed = True
-            try:
-                self._loop.run_until_complete(self._end(error))
-            finally:
-                self._loop.close()
+        self._loop.run_until_complete(self._stop.wait())
 
-    async def _end(self, error: BaseException) -> None:
-        await asyncio.sleep(0)  # What was submitted before the end is live behind this.
+    def _end(self, error: BaseException) -> None:
+        try:
+            self._loop.run_until_complete(self._fail_all(error))
+        finally:
+            self._loop.close()
+
+    async def _fail_all(self, error: BaseException) -> None:
+        await asyncio.sleep(0)  # What was submitted before the end is known behind this.
         self._ending = True
-        for job in list(self._live):
+        waiting = [*self._queued]
+        for job in waiting:
+            self._leave(job)
+        for job in [*self._live, *waiting]:
             with contextlib.suppress(BaseException):  # Nor may one listener keep the others.
                 job.fail(error)
         await _cancel(self._carried)
+        self._live.clear()
         backend = self._backend
         for model in (backend.draft, backend.target, backend.prm):
             with contextlib.suppress(Exception):
                 await asyncio.wait_for(_closed(model), _CLOSING)
 
     def _admit(self, job: Job) -> None:
-        self._live[job] = asyncio.Event()
-        task = self._loop.create_task(self._carry(job))
-        self._carried.add(task)
-        task.add_done_callback(self._carried.discard)
+        left = job.time_left
+        self._queued[job] = None if left is None else self._loop.call_later(left, self._cancelled, job)
+        self._fill()
+
+    def _fill(self) -> None:
+        """Start those whose turn it is."""
+        while self._queued and len(self._live) < self._backend.max_batch_size and not self._ending:
+            job = next(iter(self._queued))
+            self._leave(job)
+            self._live[job] = asyncio.Event()
+            task = self._loop.create_task(self._carry(job))
+            self._carried.add(task)
+            task.add_done_callback(self._over)
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        self._carried.discard(task)
+        if not task.cancelled():
+            task.exception()  # What ends the engine is logged there, and not by asyncio as well.
 
     async def _carry(self, job: Job) -> None:
         """One request from its start to its end. A failure is its own."""
         try:
-            async with self._turn(job):
-                job.start(self._backend)
-                while job.tasks:
-                    await self._work(job)
+            if job.cancelled:
+                job.drop()
+                return
+            job.start(self._backend)
+            while job.tasks:
+                await self._work(job)
         except BaseException as error:
             if self._ending:
                 raise  # Whoever waits has been told.
@@ -106,19 +129,7 @@ class TaskEngine(EngineThread):
                 own(error)  # Ends the engine, if it is meant to.
         finally:
             del self._live[job]
-
-    @contextlib.asynccontextmanager
-    async def _turn(self, job: Job) -> AsyncIterator[None]:
-        """Wait for room. A cancelled job need not: its story tells what a cancelled answer looks like."""
-        turn = asyncio.ensure_future(self._room.acquire())
-        try:
-            await self._first(job, [turn])
-            yield
-        finally:
-            if not turn.done():
-                await _cancel([turn])
-            if not turn.cancelled():
-                self._room.release()
+            self._fill()
 
     async def _work(self, job: Job) -> None:
         """What a job waits for, until its story goes on."""

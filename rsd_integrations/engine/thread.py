@@ -2,37 +2,74 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Collection
 
 from rsd_integrations.engine.job import Job, Request, Sink
 from rsd_integrations.engine.scoring import ScoreJob
 from rsd_integrations.errors import BackendError, ConfigError, EngineClosedError
 from rsd_integrations.panics import is_panic
+from rsd_integrations.protocols import Backend
+from rsd_integrations.remote import RemoteBackend
+from rsd_integrations.types import RequestCounts
 from rsd_integrations.waiting import wait_for_end
 
-__all__ = ["EngineThread", "closed_error", "forked_error", "own"]
+__all__ = ["EngineThread", "forked_error", "own"]
+
+_log = logging.getLogger(__name__)
 
 
 class EngineThread(ABC):
     """A thread that owns a backend. Any other may submit; results come through the job's sink.
 
     A subclass starts ``_thread`` once it is ready for ``_run``, which is called there.
+    Whoever takes a job out of its line counts it in ``_called``.
     """
+
+    _backend: Backend | RemoteBackend
+    _live: Collection[Job]
+    """At work."""
 
     def __init__(self) -> None:
         self._closed = False
+        self._submitted = self._called = 0
+        """Requests so far, and those of them that wait for their turn no more."""
+        self._bug: BaseException | None = None
+        """What ended the thread before it was told to stop."""
         self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._run, name="rsd-engine", daemon=True)
+        self._thread = threading.Thread(target=self._work_and_end, name="rsd-engine", daemon=True)
+
+    def _work_and_end(self) -> None:
+        error: BaseException = _closed_error()
+        try:
+            self._run()
+        except BaseException as unexpected:  # A bug of ours: no caller may wait for ever.
+            error = self._bug = unexpected
+            _log.critical("The engine's thread ended, its pipeline with it.", exc_info=unexpected)
+            traceback.clear_frames(unexpected.__traceback__)  # They would keep models and requests.
+        finally:
+            with self._lock:
+                self._closed = True
+            self._end(error)
 
     @abstractmethod
     def _run(self) -> None:
-        """What the thread does: until it is told to stop, and then to fail what is left."""
+        """What the thread does until it is told to stop."""
+
+    @abstractmethod
+    def _end(self, error: BaseException) -> None:
+        """Fail what is left and give back what the backend holds. Nothing more is submitted."""
 
     @abstractmethod
     def _put(self, job: Job | None) -> None:
         """Hand a job to the thread, None to stop it. Any thread, one at a time."""
+
+    @abstractmethod
+    def _wake(self, job: Job) -> None:
+        """Tell the thread that a job was cancelled. Any thread, at any moment: finalizers cancel."""
 
     def submit(self, request: Request, sink: Sink) -> Job:
         """Queue a request.
@@ -47,28 +84,40 @@ class EngineThread(ABC):
                 "for itself.",
                 hint="Compute the probability without this pipeline, or with another one.",
             )
-        job = (Job if request.steps is None else ScoreJob)(request, sink, self._waker())
+        job = (Job if request.steps is None else ScoreJob)(request, sink, self._wake)
         self.check_open()
         # Without the lock: whoever held it when the process was forked is not in the child.
         if not self._thread.is_alive():
             raise forked_error()
         with self._lock:
             self.check_open()
+            self._submitted += 1
             self._put(job)
         return job
 
-    def _waker(self) -> Callable[[], None] | None:
-        """What a job calls when it is cancelled, where the thread does not look by itself."""
-        return None
+    @property
+    def counts(self) -> RequestCounts:
+        """What there is to do at this moment. Any thread."""
+        return RequestCounts(
+            running=len(self._live),
+            waiting=self._submitted - self._called,
+            max_batch_size=self._backend.max_batch_size,
+        )
 
     def check_open(self) -> None:
-        """Raise if it was closed.
+        """Raise if it was closed, or ended by itself.
 
         Raises:
-            EngineClosedError: it was.
+            EngineClosedError: it was; ``__cause__`` is what ended it, if something did.
         """
+        bug = self._bug
+        if bug is not None:
+            raise EngineClosedError(
+                f"the engine of this pipeline ended because of {type(bug).__name__}: {bug!s:.300}.",
+                hint="The log has the traceback. Make a new pipeline, ChatRSD or RSDLLM.",
+            ) from bug
         if self._closed:
-            raise closed_error()
+            raise _closed_error()
 
     @property
     def closed(self) -> bool:
@@ -111,7 +160,7 @@ def forked_error() -> EngineClosedError:
     )
 
 
-def closed_error() -> EngineClosedError:
+def _closed_error() -> EngineClosedError:
     """What callers of a closed engine are told."""
     return EngineClosedError(
         "this pipeline was closed.", hint="Make a new one, or keep it open while requests run."

@@ -7,8 +7,6 @@ the weights are and what they are for.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,6 @@ __all__ = [
     "generate",
     "held_out",
     "label_steps",
-    "no_progress_bars",
     "pocket_paths",
     "recommended_threshold",
 ]
@@ -55,20 +52,6 @@ def pocket_paths() -> PocketPaths:
                 "`python -m rsd_integrations.pocket.train --install`"
             )
     return paths
-
-
-@contextmanager
-def no_progress_bars() -> Iterator[None]:
-    """Loading 18 MB is no news: transformers shows no bars meanwhile."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def recommended_threshold() -> float:

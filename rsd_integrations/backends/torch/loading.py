@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from rsd_integrations.backends.shared.bars import no_progress_bars
 from rsd_integrations.backends.shared.describe import (
     AttentionKinds,
     active_parameters,
@@ -52,6 +53,7 @@ from rsd_integrations.types import ROLES, Role
 __all__ = ["default_device", "load_backend"]
 
 
+@no_progress_bars()
 def load_backend(
     draft: ModelSource,
     target: ModelSource,

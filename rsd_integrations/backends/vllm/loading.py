@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import AutoModel, GenerationConfig
 
+from rsd_integrations.backends.shared.bars import no_progress_bars
 from rsd_integrations.backends.shared.describe import (
     active_parameters,
     attention_kinds,
@@ -42,6 +43,7 @@ _TELLING = 3
 """Characters, more than which tell of a vocabulary."""
 
 
+@no_progress_bars()
 def load_remote(
     draft: Any,
     target: Any,

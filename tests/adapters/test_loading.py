@@ -1,0 +1,179 @@
+"""Who asks for a pipeline while it is loaded, and what becomes of them."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from rsd_integrations import RSDPipeline
+from rsd_integrations.adapters import sources
+from rsd_integrations.adapters.sources import PipelineSource
+from rsd_integrations.errors import ModelError
+from rsd_integrations.testing import scripted_pipeline
+from tests.gated import PATIENCE, wait_for
+
+
+class Load:
+    """Stands in the place of the load: each waits at a gate, and may raise instead."""
+
+    def __init__(self) -> None:
+        self.raises: list[BaseException | None] = []
+        """For each load in turn; those behind them raise nothing."""
+        self.threads: list[threading.Thread] = []
+        self.gate = threading.Event()
+        self.pipe = scripted_pipeline(["fine"])
+
+    def __call__(self, spec: Any) -> RSDPipeline:
+        self.threads.append(threading.current_thread())
+        turn = len(self.threads)
+        assert self.gate.wait(PATIENCE)
+        raised = self.raises[turn - 1] if turn <= len(self.raises) else None
+        if raised is not None:
+            raise raised
+        return self.pipe
+
+    def begun(self, times: int = 1) -> None:
+        wait_for(lambda: len(self.threads) == times)
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
+    made = Load()
+    monkeypatch.setattr(sources, "_load", made)
+    yield made
+    made.gate.set()
+    made.pipe.close()
+
+
+@pytest.fixture
+def source() -> PipelineSource:
+    return PipelineSource({"draft": "d", "target": "t", "prm": "p"})
+
+
+def settled(source: PipelineSource) -> bool:
+    return source._loading is None
+
+
+async def test_any_number_of_tasks_wait_in_one_thread(load: Load, source: PipelineSource) -> None:
+    """Not in those of asyncio's own pool, which look-ups of names share."""
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    tasks = [asyncio.create_task(source.aget()) for _ in range(40)]
+    while not load.threads:
+        await asyncio.sleep(0.001)
+    assert await asyncio.wait_for(asyncio.to_thread(lambda: "free"), PATIENCE) == "free"
+    load.gate.set()
+    assert await asyncio.gather(*tasks) == [load.pipe] * 40
+    (thread,) = load.threads
+    thread.join(PATIENCE)
+    assert not thread.is_alive()  # Torch keeps helpers for it while it is.
+
+
+async def test_a_task_that_is_cancelled_leaves_the_load_to_the_others(
+    load: Load, source: PipelineSource
+) -> None:
+    tasks = [asyncio.create_task(source.aget()) for _ in range(3)]
+    while not load.threads:
+        await asyncio.sleep(0.001)
+    tasks[0].cancel()
+    tasks[2].cancel()
+    await asyncio.sleep(0)
+    load.gate.set()
+    with pytest.raises(asyncio.CancelledError):
+        await tasks[0]
+    assert await tasks[1] is load.pipe
+    assert len(load.threads) == 1
+
+
+async def test_a_load_goes_on_when_all_were_cancelled(load: Load, source: PipelineSource) -> None:
+    task = asyncio.create_task(source.aget())
+    while not load.threads:
+        await asyncio.sleep(0.001)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    load.gate.set()
+    assert await source.aget() is load.pipe
+    assert len(load.threads) == 1
+
+
+@pytest.mark.parametrize("error", [ModelError("no such folder."), SystemExit("a panic")], ids=repr)
+async def test_a_load_that_failed_is_tried_again_by_the_next_call(
+    error: BaseException, load: Load, source: PipelineSource
+) -> None:
+    load.raises = [error]
+    load.gate.set()
+
+    async def ask() -> BaseException:
+        with pytest.raises(type(error)) as raised:
+            await source.aget()
+        return raised.value
+
+    load.gate.clear()
+    tasks = [asyncio.create_task(ask()) for _ in range(2)]
+    while not load.threads:
+        await asyncio.sleep(0.001)
+    load.gate.set()
+    assert await asyncio.gather(*tasks) == [error] * 2
+    assert len(load.threads) == 1
+    assert await source.aget() is load.pipe
+    assert len(load.threads) == 2
+
+
+def test_a_thread_waits_for_the_load_that_a_task_began(load: Load, source: PipelineSource) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        task = pool.submit(lambda: asyncio.run(source.aget()))
+        load.begun()
+        call = pool.submit(source.get)
+        load.gate.set()
+        assert task.result() is load.pipe
+        assert call.result() is load.pipe
+    assert len(load.threads) == 1
+
+
+@pytest.mark.parametrize("waits", ["thread", "task"])
+def test_a_caller_that_is_interrupted_spoils_the_load_for_nobody(
+    waits: str, load: Load, source: PipelineSource
+) -> None:
+    load.raises = [KeyboardInterrupt()]
+    with ThreadPoolExecutor(2) as pool:
+        interrupted = pool.submit(source.get)
+        load.begun()
+        other = pool.submit(source.get if waits == "thread" else lambda: asyncio.run(source.aget()))
+        load.gate.set()
+        assert other.result() is load.pipe
+        with pytest.raises(KeyboardInterrupt):
+            interrupted.result()
+    assert len(load.threads) == 2
+    assert settled(source)
+
+
+async def test_a_thread_that_cannot_be_started_leaves_nobody_waiting(
+    load: Load, source: PipelineSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            await source.aget()
+    load.gate.set()
+    assert await source.aget() is load.pipe
+
+
+def test_a_forked_process_waits_for_no_load_of_its_parent(load: Load, source: PipelineSource) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        parent = pool.submit(source.get)
+        load.begun()
+        loading = source._loading
+        source.unlock()
+        load.gate.set()
+        assert source.get() is load.pipe
+        assert parent.result() is load.pipe
+        assert loading is not None and loading.done()
+    assert len(load.threads) == 2
