@@ -84,8 +84,8 @@ def check_parts(backend: Backend | RemoteBackend) -> None:
         if getattr(part, "closed", False):
             raise ConfigError(
                 f"the {role} {part.info.name!r} was closed with its pipeline.",
-                hint="Load it anew: RSDPipeline.from_pretrained takes objects of yours beside models by name. A "
-                "pipeline that nobody holds closes its models.",
+                hint="Load it anew: from_pretrained takes objects of yours beside models by name. A pipeline "
+                "that nobody holds closes its models.",
             )
         if lacking := [name for name in (*kinds[role], "info") if not hasattr(part, name)]:
             raise ConfigError(
