@@ -38,9 +38,12 @@ def wait_for_result(future: Future[Item]) -> Item:
     Raises:
         BaseException: what the work raised.
     """
-    while not wait([future], _at_a_stretch()).done:
-        pass
-    return future.result()
+    try:
+        while not wait([future], _at_a_stretch()).done:
+            pass
+        return future.result()
+    finally:
+        del future  # What it raises would hold it, and be held by it.
 
 
 def _at_a_stretch() -> float | None:

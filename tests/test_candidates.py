@@ -13,6 +13,8 @@ import pytest
 from pydantic import ValidationError
 
 from rsd_integrations import RSDConfig, RSDPipeline
+from rsd_integrations.backends.shared.writing import render
+from rsd_integrations.backends.torch import writer as torch_writer
 from rsd_integrations.errors import ConfigError, PromptError, RewardError, RSDError
 from rsd_integrations.output import Output
 from rsd_integrations.protocols import Backend, DraftStep, Scored, ScoreStep, Together, WindowFull
@@ -258,15 +260,14 @@ def test_a_prompt_is_encoded_once_for_all_candidates(
 ) -> None:
     """And no further if it is too long already: encoding holds up the requests at work."""
     encoded: list[str] = []
-    for role in ("draft", "target"):
-        writer: Any = getattr(pocket.backend, role)
-        render = writer.rendered
+    backend: Any = pocket.backend
+    roles = {id(backend.draft.tokenizer): "draft", id(backend.target.tokenizer): "target"}
 
-        def counting(*given: Any, role: str = role, render: Any = render) -> Any:
-            encoded.append(role)
-            return render(*given)
+    def counting(tokenizer: Any, *given: Any) -> Any:
+        encoded.append(roles[id(tokenizer)])
+        return render(tokenizer, *given)
 
-        monkeypatch.setattr(writer, "rendered", counting)
+    monkeypatch.setattr(torch_writer, "render", counting)
     pocket.generate("What is 2 + 2?", draft_candidates=3, temperature=1.0, seed=0, max_tokens=8)
     assert encoded == ["draft", "target"]
     encoded.clear()

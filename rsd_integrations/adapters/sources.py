@@ -7,10 +7,12 @@ import contextvars
 import os
 import pickle
 import threading
+import traceback
 import uuid
 import weakref
 from collections.abc import Hashable, Iterable, Mapping
 from concurrent.futures import Future
+from functools import partial
 from types import FunctionType
 from typing import Any
 
@@ -85,9 +87,13 @@ class PipelineSource:
         """
         while self._pipeline is None:
             load, mine = self._join()
-            if mine:
-                self._carry_out(load, here=True)
-            wait_for_result(load)
+            try:
+                if mine:
+                    self._carry_out()
+                else:
+                    wait_for_result(load)
+            finally:
+                del load  # What failed would hold it, and be held by it, with a device's memory.
         return self._pipeline
 
     async def aget(self) -> RSDPipeline:
@@ -97,7 +103,7 @@ class PipelineSource:
         while self._pipeline is None:
             load, mine = self._join()
             if mine:
-                self._carry_out_apart(load)
+                self._begin_apart()
             await asyncio.wrap_future(load)
         return self._pipeline
 
@@ -110,30 +116,34 @@ class PipelineSource:
                 self._loading.set_running_or_notify_cancel()  # From here on nobody can cancel it.
             return self._loading, mine
 
-    def _carry_out(self, load: Future[None], *, here: bool = False) -> None:
-        """Load. ``here``: in an asker's thread, where an interrupt is its own and the others ask again."""
+    def _begin_apart(self) -> None:
+        run = partial(contextvars.copy_context().run, self._carry_out, apart=True)
+        try:
+            threading.Thread(target=run, name="rsd-load").start()
+        except RuntimeError as error:  # There are too many, or the interpreter ends.
+            self._settle(error)
+
+    def _carry_out(self, *, apart: bool = False) -> None:
+        """Load, and tell who waits. In an asker's own thread (not ``apart``) what fails is raised, and an
+        interrupt is its own: the others ask again.
+        """
         try:
             if self._pipeline is None:  # Else it came between the asker's look and its turn.
                 self._pipeline = _load(revealed(self.spec))
         except BaseException as error:
-            interrupted = here and not isinstance(error, Exception)
-            self._settle(load, None if interrupted else error)
-            if interrupted:
+            if apart:
+                traceback.clear_frames(error.__traceback__)  # Futures would keep what was loaded by then.
+            self._settle(error if apart or isinstance(error, Exception) else None)
+            if not apart:
                 raise
         else:
-            self._settle(load)
+            self._settle(None)
 
-    def _carry_out_apart(self, load: Future[None]) -> None:
-        context = contextvars.copy_context()
-        thread = threading.Thread(target=context.run, args=(self._carry_out, load), name="rsd-load")
-        try:
-            thread.start()
-        except RuntimeError as error:  # There are too many, or the interpreter ends.
-            self._settle(load, error)
-
-    def _settle(self, load: Future[None], failed: BaseException | None = None) -> None:
+    def _settle(self, failed: BaseException | None) -> None:
         with self._lock:
-            self._loading = None
+            load, self._loading = self._loading, None
+        if load is None:
+            return  # Forgotten by ``unlock``.
         if failed is None:
             load.set_result(None)
         else:

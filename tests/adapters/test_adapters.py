@@ -255,7 +255,7 @@ import rsd_integrations.{adapter}
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
-@pytest.mark.parametrize("held", ["nothing", "the source's lock", "the registry's lock"])
+@pytest.mark.parametrize("held", ["nothing", "the source's lock", "a load", "the registry's lock"])
 def test_after_a_fork_new_objects_work(held: str) -> None:
     """The parent's pipeline has no thread in the child, and locks may have been held by threads."""
     script = f"""
@@ -270,7 +270,7 @@ spec = {{"draft": "d", "target": "t", "prm": "p"}}
 source = sources.find_source(spec)
 assert source.get().generate("x").text == "fine"
 unloaded = sources.find_source({{**spec, "draft": "other"}})
-{{"nothing": lambda: None, "the source's lock": unloaded._lock.acquire,
+{{"nothing": lambda: None, "the source's lock": unloaded._lock.acquire, "a load": unloaded._join,
   "the registry's lock": sources._registry.lock.acquire}}[{held!r}]()
 if child := os.fork():
     os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,7 +16,7 @@ from rsd_integrations import RSDPipeline
 from rsd_integrations.adapters import sources
 from rsd_integrations.adapters.sources import PipelineSource
 from rsd_integrations.errors import ModelError
-from rsd_integrations.testing import scripted_pipeline
+from rsd_integrations.testing import ScriptedWriter, scripted_pipeline
 from tests.gated import PATIENCE, wait_for
 
 
@@ -166,14 +168,37 @@ async def test_a_thread_that_cannot_be_started_leaves_nobody_waiting(
     assert await source.aget() is load.pipe
 
 
-def test_a_forked_process_waits_for_no_load_of_its_parent(load: Load, source: PipelineSource) -> None:
-    with ThreadPoolExecutor(1) as pool:
-        parent = pool.submit(source.get)
-        load.begun()
-        loading = source._loading
-        source.unlock()
-        load.gate.set()
-        assert source.get() is load.pipe
-        assert parent.result() is load.pipe
-        assert loading is not None and loading.done()
-    assert len(load.threads) == 2
+@pytest.mark.parametrize("way", ["thread", "task", "both"])
+def test_what_failed_keeps_no_memory(
+    way: str, source: PipelineSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does it wait for the garbage collector: whoever tries again needs the room."""
+    weights: list[weakref.ref[Any]] = []
+    gate = threading.Event()
+
+    def fail(spec: Any) -> Any:
+        loaded = ScriptedWriter(["half of it"])
+        weights.append(weakref.ref(loaded))
+        assert gate.wait(PATIENCE)
+        raise ModelError("the other half is missing.")
+
+    def ask(through: str) -> str:
+        try:
+            source.get() if through == "thread" else asyncio.run(source.aget())
+        except ModelError as error:
+            return error.message
+        return "it came"
+
+    monkeypatch.setattr(sources, "_load", fail)
+    with ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(ask, "thread" if way == "both" else way)]
+        wait_for(lambda: len(weights) == 1)
+        if way == "both":
+            asked.append(pool.submit(ask, "thread"))
+        gc.disable()
+        try:
+            gate.set()
+            assert {one.result() for one in asked} == {"the other half is missing."}
+            wait_for(lambda: all(one() is None for one in weights))
+        finally:
+            gc.enable()
