@@ -6,22 +6,37 @@ import asyncio
 import inspect
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
-from rsd_integrations.errors import ConfigError, RewardError, RSDError
+from rsd_integrations.errors import ConfigError, RewardError
 from rsd_integrations.limits import check_count
 from rsd_integrations.protocols import Kept, ModelInfo, Scored, ScorerSession, ScoreStep, Tally
 from rsd_integrations.types import Prompt
 
-__all__ = ["FunctionScorer", "RemoteFunctionScorer", "RewardFunction", "reward_function"]
+__all__ = [
+    "AT_WORK",
+    "FunctionScorer",
+    "RemoteFunctionScorer",
+    "RewardCall",
+    "RewardFunction",
+    "reward_function",
+]
+
+RewardCall = Callable[[Any, tuple[str, ...]], Any]
+"""``(prompt, steps) -> reward``, or what is to be awaited for one."""
+
+AT_WORK: ContextVar[object] = ContextVar("AT_WORK", default=None)
+"""The scorer whose function runs here."""
 
 _TURN = 0.001
 """Seconds that other requests wait in each round while a function is at work."""
+
+_LEAVING = 5.0
+"""Seconds that calls which are given up may take to end."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +44,9 @@ class RewardFunction:
     """A function that scores steps, in place of a PRM: ``prm=RewardFunction(check, threshold=0.5)``.
 
     ``prm=check`` alone will do where the defaults are right. Calls of several requests run side by side, each
-    in a thread of a pool or, where it is ``async def``, on an event loop; other requests go on meanwhile.
+    in a thread of a pool or, where it is ``async def``, on an event loop; other requests go on meanwhile. A
+    function needs time limits of its own: one that never returns keeps its place, and its process alive. It
+    must not ask the pipeline that it scores for, which might wait for itself.
 
     Args:
         function: ``(prompt, steps) -> reward``. The prompt is a text or chat messages; steps are the texts of
@@ -43,14 +60,14 @@ class RewardFunction:
         ConfigError: it is no function of two arguments, or a setting is out of bounds.
     """
 
-    function: Callable[[Prompt, tuple[str, ...]], Any]
+    function: RewardCall
     name: str = ""
     threshold: float | None = None
     max_concurrency: int = 8
 
     def __post_init__(self) -> None:
         check_count("max_concurrency", self.max_concurrency, 1)
-        if self.threshold is not None and not 0.0 <= self.threshold <= 1.0:
+        if self.threshold is not None and not _is_reward(self.threshold):
             raise ConfigError(f"threshold={self.threshold!r} is not in [0, 1].", hint="Rewards are.")
         try:
             inspect.signature(self.function).bind("prompt", ("step",))
@@ -94,7 +111,7 @@ class _Session:
     steps: tuple[str, ...] = ()
     prompt_tokens: int = 0
     tally: Tally = field(default_factory=Tally)
-    call: Future[Any] | None = None
+    call: Future[Scored | RewardError] | None = None
     """At work on its reward."""
 
     def fork(self) -> _Session:
@@ -116,12 +133,13 @@ class _Session:
 
 
 class _Functions:
-    """What both scorers share."""
+    """What both scorers share: a call, of which whatever comes is a reward or an error of its own request."""
 
     def __init__(self, given: RewardFunction) -> None:
         self.info = ModelInfo(
             given.label, parameters=0, pair_flops=0, window=sys.maxsize, threshold=given.threshold
         )
+        self.closed = False
         self._given = given
         self._pool = ThreadPoolExecutor(given.max_concurrency, thread_name_prefix="rsd-reward")
         self._room = asyncio.Semaphore(given.max_concurrency)
@@ -130,23 +148,56 @@ class _Functions:
         """Begin a request."""
         return _Session(prompt)
 
-    async def _awaited(self, *called: Any) -> Any:
-        async with self._room:
-            return await self._given.function(*called)
-
-    @contextmanager
-    def _naming(self, steps: tuple[str, ...]) -> Iterator[None]:
-        """Say at which step the function failed."""
+    def _called(self, prompt: Prompt, steps: tuple[str, ...]) -> Scored | RewardError:
+        token = AT_WORK.set(self)
         try:
-            yield
-        except RSDError:
+            return self._read(self._given.function(prompt, steps), steps)
+        except BaseException as error:  # Code that is tested may exit, or fail as pytest does.
+            return self._failed(error, steps)
+        finally:
+            AT_WORK.reset(token)
+
+    async def _awaited(self, prompt: Prompt, steps: tuple[str, ...]) -> Scored | RewardError:
+        AT_WORK.set(self)  # Of its task alone.
+        try:
+            return self._read(await self._given.function(prompt, steps), steps)
+        except (asyncio.CancelledError, GeneratorExit):
             raise
-        except Exception as error:
-            raise RewardError(
-                f"the reward function {self.info.name!r} failed for step {len(steps) - 1}, "
-                f"{steps[-1]!r:.200}: {type(error).__name__}: {error}.",
-                hint="Have it return a number in [0, 1] for any step, 0.0 where nothing can be made of one.",
-            ) from error
+        except BaseException as error:
+            return self._failed(error, steps)
+
+    async def _in_turn(self, prompt: Prompt, steps: tuple[str, ...]) -> Scored | RewardError:
+        """Awaited in a task of its own, so that a cancel of the function's is told from one of the request's,
+        which waits for nothing more.
+        """
+        async with self._room:
+            task = asyncio.ensure_future(self._awaited(prompt, steps))
+            try:
+                await asyncio.wait([task])
+            finally:
+                task.cancel()
+            return self._failed(asyncio.CancelledError(), steps) if task.cancelled() else task.result()
+
+    def _read(self, reward: Any, steps: tuple[str, ...]) -> Scored | RewardError:
+        if inspect.isawaitable(reward):
+            if inspect.iscoroutine(reward):
+                reward.close()
+            return self._wrong(f"returned {reward!r:.100}, which nobody awaits", steps, "Make it async def.")
+        if not _is_reward(reward):
+            return self._wrong(f"returned {reward!r:.100}, which is no number in [0, 1]", steps)
+        return Scored(float(reward), 0)
+
+    def _failed(self, error: BaseException, steps: tuple[str, ...]) -> RewardError:
+        made = self._wrong(f"failed: {type(error).__name__}: {error}", steps)
+        made.__cause__ = error
+        return made
+
+    def _wrong(self, what: str, steps: tuple[str, ...], hint: str = "") -> RewardError:
+        return RewardError(
+            f"the reward function {self.info.name!r} {what}; the step was {steps[-1]!r:.200}.",
+            hint=hint
+            or "Have it return a number in [0, 1] for any step, 0.0 where nothing can be made of one.",
+        )
 
 
 class FunctionScorer(_Functions):
@@ -160,17 +211,21 @@ class FunctionScorer(_Functions):
         self, sessions: Sequence[ScorerSession], work: Sequence[ScoreStep]
     ) -> list[Scored | Exception | None]:
         """The rewards that are there; the others' calls go on."""
-        asked = [session for session in sessions if isinstance(session, _Session)]
-        steps = [session.behind(step) for session, step in zip(asked, work, strict=True)]
-        for session, so_far in zip(asked, steps, strict=True):
-            session.call = session.call or self._call(session.prompt, so_far)
-        wait([session.call for session in asked if session.call], timeout=_TURN)
-        return [self._result(session, so_far) for session, so_far in zip(asked, steps, strict=True)]
+        calls = []
+        for session, step in zip(sessions, work, strict=True):
+            assert isinstance(session, _Session)
+            session.call = session.call or self._call(session.prompt, session.behind(step))
+            calls.append(session.call)
+        done = wait(calls, timeout=_TURN).done
+        for session, call in zip(sessions, calls, strict=True):
+            if call in done and isinstance(session, _Session):
+                session.call = None
+        return [call.result() if call in done else None for call in calls]
 
-    def _call(self, *called: Any) -> Future[Any]:
+    def _call(self, prompt: Prompt, steps: tuple[str, ...]) -> Future[Scored | RewardError]:
         if self._given.awaited:
-            return asyncio.run_coroutine_threadsafe(self._awaited(*called), self._running())
-        return self._pool.submit(self._given.function, *called)
+            return asyncio.run_coroutine_threadsafe(self._in_turn(prompt, steps), self._running())
+        return self._pool.submit(self._called, prompt, steps)
 
     def _running(self) -> asyncio.AbstractEventLoop:
         """One loop for all calls: clients of APIs belong to the loop that they were first used on."""
@@ -179,35 +234,23 @@ class FunctionScorer(_Functions):
             threading.Thread(target=_serve, args=(self._loop,), name="rsd-reward", daemon=True).start()
         return self._loop
 
-    def _result(self, session: _Session, steps: tuple[str, ...]) -> Scored | Exception | None:
-        if session.call is None or not session.call.done():
-            return None
-        call, session.call = session.call, None
-        try:
-            with self._naming(steps):
-                return Scored(call.result(), 0)
-        except RSDError as error:
-            return error
-
     def close(self) -> None:
         """Give the threads back, once the calls at work are over."""
+        self.closed = True
         self._pool.shutdown(wait=False, cancel_futures=True)
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._loop.stop)
+        loop, self._loop = self._loop, None
+        if loop is not None:
+            loop.call_soon_threadsafe(loop.stop)
 
 
 def _serve(loop: asyncio.AbstractEventLoop) -> None:
     """Run a loop until it is stopped, and end what is left on it."""
     loop.run_forever()
-    loop.run_until_complete(_cancel(asyncio.all_tasks(loop)))
+    if left := asyncio.all_tasks(loop):
+        for task in left:
+            task.cancel()
+        loop.run_until_complete(asyncio.wait(left, timeout=_LEAVING))
     loop.close()
-
-
-async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    left = list(tasks)
-    for task in left:
-        task.cancel()
-    await asyncio.gather(*left, return_exceptions=True)
 
 
 class RemoteFunctionScorer(_Functions):
@@ -217,17 +260,27 @@ class RemoteFunctionScorer(_Functions):
         """The reward of a step.
 
         Raises:
-            RewardError: the function failed.
+            RewardError: the function failed, or gave none.
         """
         assert isinstance(session, _Session)
-        steps = session.behind(step)
-        with self._naming(steps):
-            if self._given.awaited:
-                return Scored(await self._awaited(session.prompt, steps), 0)
-            loop = asyncio.get_running_loop()
-            call = partial(self._given.function, session.prompt, steps)
-            return Scored(await loop.run_in_executor(self._pool, call), 0)
+        called = session.prompt, session.behind(step)
+        if self._given.awaited:
+            scored = await self._in_turn(*called)
+        else:
+            scored = await asyncio.wrap_future(self._pool.submit(self._called, *called))
+        if isinstance(scored, RewardError):
+            raise scored
+        return scored
 
     async def aclose(self) -> None:
         """Give the threads back, once the calls at work are over."""
+        self.closed = True
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _is_reward(value: Any) -> bool:
+    """Whether it is a number from 0 to 1, of whatever library."""
+    try:
+        return not isinstance(value, str | bytes) and 0.0 <= float(value) <= 1.0
+    except (TypeError, ValueError, OverflowError):
+        return False

@@ -64,6 +64,7 @@ def taken(role: Role, model: Any, options: Mapping[str, Any] | None, prm_format:
     function = reward_function(model) if role == "prm" and not _has(model, ("open",)) else None
     if function is not None:
         return (RemoteFunctionScorer if remote else FunctionScorer)(function)
+    _check_free(role, model)  # Before the others are loaded.
     return model
 
 
@@ -81,17 +82,17 @@ def check_parts(backend: Backend | RemoteBackend) -> None:
     kinds = _IN_PROCESS if isinstance(backend, Backend) else _REMOTE
     for role in ROLES:
         part = getattr(backend, role)
-        if getattr(part, "closed", False):
-            raise ConfigError(
-                f"the {role} {part.info.name!r} was closed with its pipeline.",
-                hint="Load it anew: from_pretrained takes objects of yours beside models by name. A pipeline "
-                "that nobody holds closes its models.",
-            )
         if lacking := [name for name in (*kinds[role], "info") if not hasattr(part, name)]:
             raise ConfigError(
                 f"{role}={part!r:.200} of a {type(backend).__name__} has no {lacking[0]!r}.",
                 hint="See Writer and Scorer in rsd_integrations.protocols (RemoteWriter and RemoteScorer in "
                 "rsd_integrations.remote). For models by name there is RSDPipeline.from_pretrained.",
+            )
+        if getattr(part, "closed", False):
+            raise ConfigError(
+                f"the {role} {part.info.name!r} was closed with its pipeline.",
+                hint="Load it anew: from_pretrained takes objects of yours beside models by name. A pipeline "
+                "that nobody holds closes its models.",
             )
 
 
@@ -106,13 +107,17 @@ def occupy(backend: Backend | RemoteBackend, pipeline: Any) -> None:
     """
     parts = {role: getattr(backend, role) for role in ROLES}
     for role, part in parts.items():
-        other = _running.get(id(part))
-        if other is not None and not getattr(other, "closed", False):  # One that is being made has none.
-            raise ConfigError(
-                f"the {role} {part.info.name!r} is at work in another pipeline.",
-                hint="Use that one, from as many threads as you like, or close it first.",
-            )
+        _check_free(role, part)
     _running.update({id(part): pipeline for part in parts.values()})
+
+
+def _check_free(role: Role, part: Any) -> None:
+    other = _running.get(id(part))
+    if other is not None and not getattr(other, "closed", False):  # One that is being made has none.
+        raise ConfigError(
+            f"the {role} {part.info.name!r} is at work in another pipeline.",
+            hint="Use that one, from as many threads as you like, or close it first.",
+        )
 
 
 def _has(model: Any, names: tuple[str, ...]) -> bool:

@@ -15,15 +15,18 @@ from rsd_integrations.engine.job import Request
 from rsd_integrations.engine.streams import AsyncEventStream, EventStream, Submit
 from rsd_integrations.engine.tasks import TaskEngine
 from rsd_integrations.errors import ConfigError
+from rsd_integrations.functions import RewardCall, RewardFunction
 from rsd_integrations.given import check_parts, occupy
 from rsd_integrations.limits import check_rows, check_timeout
 from rsd_integrations.output import Output
 from rsd_integrations.prompts import check_prompt, check_steps, check_text
 from rsd_integrations.protocols import FREE, NONE, Backend
-from rsd_integrations.remote import RemoteBackend
+from rsd_integrations.remote import RemoteBackend, RemoteScorer, RemoteWriter
 from rsd_integrations.types import Generation, GivenPrompt, RequestCounts
 
 __all__ = ["RSDPipeline"]
+
+_ONE = {"draft_candidates": 1}  # Of given steps there is one each.
 
 
 class RSDPipeline:
@@ -135,9 +138,9 @@ class RSDPipeline:
     @classmethod
     def from_vllm(
         cls,
-        draft: str | Sequence[str],
-        target: str | Sequence[str],
-        prm: str | Sequence[str],
+        draft: str | Sequence[str] | RemoteWriter,
+        target: str | Sequence[str] | RemoteWriter,
+        prm: str | Sequence[str] | RewardFunction | RewardCall | RemoteScorer,
         *,
         prm_format: Any = "auto",
         max_batch_size: int = 256,
@@ -290,14 +293,14 @@ class RSDPipeline:
         Raises:
             RSDError: as ``generate``.
         """
-        submit = self._submit(prompt, config, steps=check_steps(steps))
+        submit = self._submit(prompt, config, _ONE, steps=check_steps(steps))
         return [step.reward for step in EventStream(submit, owner=self).result().steps]
 
     async def ascore(
         self, prompt: GivenPrompt, steps: Sequence[str], *, config: RSDConfig | None = None
     ) -> list[float | None]:
         """``score`` for asyncio."""
-        submit = self._submit(prompt, config, steps=check_steps(steps))
+        submit = self._submit(prompt, config, _ONE, steps=check_steps(steps))
         return [step.reward for step in (await AsyncEventStream(submit, owner=self).result()).steps]
 
     def _submit(

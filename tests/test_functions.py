@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import pickle
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from rsd_integrations import RewardFunction, RSDConfig, RSDPipeline
-from rsd_integrations.errors import ConfigError, RewardError
+from rsd_integrations.conformance import ScorerKit
+from rsd_integrations.errors import ConfigError, EngineClosedError, RewardError
 from rsd_integrations.functions import FunctionScorer, RemoteFunctionScorer
 from rsd_integrations.langchain import ChatRSD
 from rsd_integrations.llama_index import RSDLLM
-from rsd_integrations.protocols import Backend
+from rsd_integrations.protocols import Backend, Scorer
 from rsd_integrations.remote import RemoteBackend
 from rsd_integrations.testing import ScriptedWriter
 from rsd_integrations.types import Generation, Prompt
@@ -45,6 +48,27 @@ async def awaited(prompt: Prompt, steps: tuple[str, ...]) -> float:
 class Awaiting:
     async def __call__(self, prompt: Prompt, steps: tuple[str, ...]) -> float:
         return await awaited(prompt, steps)
+
+
+class TestKit(ScorerKit):
+    """As the kit has it for all scorers: no step leaves a trace but the committed ones."""
+
+    @pytest.fixture(params=["quick", "slow", "async"])
+    def scorer(self, request: pytest.FixtureRequest) -> Iterator[Scorer]:
+        def quick(prompt: Prompt, steps: tuple[str, ...]) -> float:
+            return len(f"{prompt}{steps}") % 7 / 7
+
+        def slow(prompt: Prompt, steps: tuple[str, ...]) -> float:
+            time.sleep(0.005)
+            return quick(prompt, steps)
+
+        async def later(prompt: Prompt, steps: tuple[str, ...]) -> float:
+            await asyncio.sleep(0.005)
+            return quick(prompt, steps)
+
+        made = FunctionScorer(RewardFunction({"quick": quick, "slow": slow, "async": later}[request.param]))
+        yield made
+        made.close()
 
 
 @pytest.mark.parametrize("remote", [False, True])
@@ -159,16 +183,73 @@ def test_at_most_so_many_calls_at_a_time(kind: str, remote: bool) -> None:
 @pytest.mark.parametrize(
     ("function", "told"),
     [
-        (lambda prompt, steps: None, "reward=None.*for step 0: 'one'"),
-        (lambda prompt, steps: "good", "reward='good'"),
-        (lambda prompt, steps: 1.5, "gave reward 1.5, which is not in"),
-        (lambda prompt, steps: float("nan"), "gave reward nan"),
-        (lambda prompt, steps: {}["x"], "<lambda>' failed for step 0, 'one': KeyError: 'x'"),
+        (lambda prompt, steps: None, "returned None, which is no number"),
+        (lambda prompt, steps: "0.5", "returned '0.5', which is no number"),
+        (lambda prompt, steps: 1.5, "returned 1.5, which is no number"),
+        (lambda prompt, steps: float("nan"), "returned nan, which is no number"),
+        (
+            lambda prompt, steps: awaited(prompt, (*steps,)),  # Nobody can tell that it is to be awaited.
+            r"returned <coroutine .*nobody awaits.* Make it async",
+        ),
+        (lambda prompt, steps: {}["x"], "failed: KeyError: 'x'"),
     ],
 )
 def test_what_is_no_reward_is_refused(function: Callable[..., Any], told: str, remote: bool) -> None:
-    with over(function, remote=remote) as pipe, pytest.raises(RewardError, match=told):
+    with over(function, remote=remote) as pipe, pytest.raises(RewardError, match=rf"<lambda>' {told}"):
         pipe.generate("count")
+
+
+class Odd(BaseException):
+    """As pytest's ``Failed``."""
+
+
+@pytest.mark.parametrize("remote", [False, True])
+@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize(
+    "error",
+    [SystemExit(3), Odd("x"), asyncio.CancelledError(), StopIteration(), KeyboardInterrupt()],
+    ids=repr,
+)
+def test_whatever_a_function_raises_is_its_own_request_s(
+    error: BaseException, kind: str, remote: bool
+) -> None:
+    """Code that is tested may exit, or fail as pytest does: others go on."""
+
+    def fails(prompt: Prompt, steps: tuple[str, ...]) -> float:
+        if prompt == "bad":
+            raise error
+        return 0.9
+
+    async def fails_later(prompt: Prompt, steps: tuple[str, ...]) -> float:
+        await asyncio.sleep(0)
+        return fails(prompt, steps)
+
+    with over(fails if kind == "sync" else fails_later, remote=remote) as pipe:
+        for _ in range(2):
+            streams = [pipe.stream(prompt) for prompt in ("good", "bad", "good")]
+            assert streams[0].result().text == streams[2].result().text == "one\n\ntwo\n\nthree"
+            with pytest.raises(RewardError, match=r"failed: .*; the step was 'one'"):
+                streams[1].result()
+
+
+@pytest.mark.parametrize("remote", [False, True])
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_function_that_asks_its_own_pipeline_is_told(kind: str, remote: bool) -> None:
+    pipes: list[RSDPipeline] = []
+
+    def asks(prompt: Prompt, steps: tuple[str, ...]) -> float:
+        return float(bool(pipes[0].generate("is that right?").text))
+
+    async def asks_later(prompt: Prompt, steps: tuple[str, ...]) -> float:
+        return float(bool((await pipes[0].agenerate("is that right?")).text))
+
+    with over(asks if kind == "sync" else asks_later, remote=remote) as pipe:
+        pipes.append(pipe)
+        with pytest.raises(RewardError, match=r"called by its own reward function"):
+            pipe.generate("count")
+        pipes[0] = other = over(two_is_bad)  # Another may be asked.
+        assert pipe.generate("count").acceptance_rate == 1.0
+        other.close()
 
 
 def test_a_failure_is_its_own_request_s() -> None:
@@ -180,7 +261,7 @@ def test_a_failure_is_its_own_request_s() -> None:
     with over(fails) as pipe:
         streams = [pipe.stream(prompt) for prompt in ("good", "bad", "good")]
         assert streams[0].result().text == streams[2].result().text == "one\n\ntwo\n\nthree"
-        with pytest.raises(RewardError, match="OSError: no judge there"):
+        with pytest.raises(RewardError, match=r"OSError: no judge there"):
             streams[1].result()
 
 
@@ -201,27 +282,68 @@ def test_a_cancelled_request_does_not_wait_for_its_reward() -> None:
 
 
 @pytest.mark.parametrize("remote", [False, True])
-def test_closing_leaves_no_thread_and_no_call(remote: bool) -> None:
-    ended = threading.Event()
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_closing_leaves_no_thread_and_no_call(kind: str, remote: bool) -> None:
+    asked, ended, go_on = threading.Event(), threading.Event(), threading.Event()
+    before = set(threading.enumerate())
+
+    def waits(prompt: Prompt, steps: tuple[str, ...]) -> float:
+        asked.set()
+        assert go_on.wait(20)
+        ended.set()
+        return 0.9
 
     async def for_ever(prompt: Prompt, steps: tuple[str, ...]) -> float:
+        asked.set()
         try:
             await asyncio.sleep(3600)
         finally:
             ended.set()
         return 0.9
 
-    pipe = over(for_ever, remote=remote)
+    pipe = over(waits if kind == "sync" else for_ever, remote=remote)
     stream = pipe.stream("count")
-    assert next(stream).type == "proposed"
-    before = {thread for thread in threading.enumerate() if thread.name.startswith("rsd-reward")}
+    assert asked.wait(20)
+    ours = [one for one in threading.enumerate() if one not in before and one.name.startswith("rsd-reward")]
+    assert len(ours) == (0 if remote and kind == "async" else 1)
     pipe.close()
-    with pytest.raises(Exception, match="closed"):
+    with pytest.raises(EngineClosedError):
         stream.result()
-    for thread in before:
+    go_on.set()
+    assert ended.wait(20)
+    for thread in ours:
         thread.join(20)
         assert not thread.is_alive()
-    assert ended.wait(20) or not before
+
+
+def test_a_function_that_does_not_let_itself_be_ended_keeps_no_pipeline_open() -> None:
+    asked, go_on = threading.Event(), threading.Event()
+
+    async def stays(prompt: Prompt, steps: tuple[str, ...]) -> float:
+        asked.set()
+        while not go_on.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.01)
+        return 0.9
+
+    pipe = over(stays, remote=True)
+    stream = pipe.stream("count")
+    assert asked.wait(20)
+    closing = threading.Thread(target=pipe.close)
+    closing.start()
+    closing.join(30)
+    assert not closing.is_alive()
+    with pytest.raises(EngineClosedError):
+        stream.result()
+    go_on.set()
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_closed_scorer_is_refused(remote: bool) -> None:
+    pipe = over(two_is_bad, remote=remote)
+    pipe.close()
+    with pytest.raises(ConfigError, match=r"was closed with its pipeline"):
+        RSDPipeline(pipe.backend)
 
 
 @pytest.mark.parametrize("function", [lambda: 0.9, lambda prompt: 0.9, lambda a, b, c: 0.9, 3])
@@ -233,7 +355,9 @@ def test_functions_that_take_something_else_are_refused(function: Any) -> None:
 def test_settings_out_of_bounds_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"threshold=1.2 is not in \[0, 1\]"):
         RewardFunction(two_is_bad, threshold=1.2)
-    with pytest.raises(ConfigError, match="max_concurrency=0"):
+    with pytest.raises(ConfigError, match=r"threshold='0.5' is not in"):
+        RewardFunction(two_is_bad, threshold="0.5")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"max_concurrency=0"):
         RewardFunction(two_is_bad, max_concurrency=0)
 
 
@@ -290,5 +414,5 @@ class TestWithRealModels:
 
     def test_loading_options_are_refused(self) -> None:
         for options in ({"prm_kwargs": {"dtype": "float32"}}, {"prm_format": "trl"}):
-            with pytest.raises(ConfigError, match=f"{next(iter(options))} is for a prm that is loaded"):
+            with pytest.raises(ConfigError, match=rf"{next(iter(options))} is for a prm that is loaded"):
                 RSDPipeline.pocket(prm=self.nothing_is_good, **options)  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rsd_integrations import RSDPipeline
-from rsd_integrations.errors import ConfigError, PromptError, RewardError
+from rsd_integrations.errors import ConfigError, PromptError, PromptLengthError, RewardError
 from rsd_integrations.langchain import ChatRSD
 from rsd_integrations.pocket import pocket_paths
 from rsd_integrations.pocket.task import held_out
@@ -163,6 +163,19 @@ class TestScore:
     def test_what_has_no_room_has_no_reward(self) -> None:
         with scripted_pipeline(SCRIPT, rewards=[0.5], window=10) as pipe:
             assert pipe.score("12345", ["abc", "defghijkl", "x"]) == [0.5, None, None]
+
+    def test_what_is_far_too_long_is_refused_before_it_is_encoded(self, pocket: RSDPipeline) -> None:
+        huge = "marbles " * 200_000
+        for asked in ((huge, ["a"]), (QUESTION, ["a", huge])):
+            with pytest.raises(PromptLengthError, match="of 1600000 characters does not fit the window"):
+                pocket.score(*asked)
+        with pytest.raises(PromptLengthError, match="prompt tokens do not fit the window"):
+            pocket.score("marbles " * 1500, ["a"])
+
+    def test_a_config_of_several_candidates_takes_one_row(self) -> None:
+        with scripted_pipeline(SCRIPT, max_batch_size=2) as pipe:
+            config = pipe_config(draft_candidates=3, temperature=1.0)
+            assert pipe.score("count", ["a"], config=config) == [1.0]
 
     def test_delimiters_are_the_config_s(self) -> None:
         seen: list[str] = []

@@ -9,7 +9,7 @@ from langchain_core.tools import tool
 from llama_index.core.llms import ChatMessage
 from pydantic import BaseModel
 
-from rsd_integrations import Output, RSDConfig, RSDPipeline
+from rsd_integrations import Output, RewardFunction, RSDConfig, RSDPipeline
 from rsd_integrations.langchain import ChatRSD
 from rsd_integrations.llama_index import RSDLLM
 from rsd_integrations.types import Step
@@ -43,6 +43,23 @@ def pipeline() -> float:
         if event.step is not None:
             print(event.delta, event.step.reward)
     return pipe.generate("x").usage.flops.paper
+
+
+def right(prompt: object, steps: tuple[str, ...]) -> float:
+    return float(bool(steps[-1]))
+
+
+async def judged(prompt: object, steps: tuple[str, ...]) -> float:
+    return right(prompt, steps)
+
+
+def rewards() -> list[float | None]:
+    RSDPipeline.from_vllm("http://a", "http://b", judged)
+    RSDPipeline.from_vllm("http://a", ["http://b", "http://c"], RewardFunction(right, threshold=0.5))
+    ChatRSD(draft="a", target="b", prm=judged)
+    pipe = RSDPipeline.from_pretrained("a", "b", right)
+    print(pipe.requests.waiting)
+    return pipe.score("x", ["a", "b"])
 
 
 async def awaited() -> str:

@@ -39,6 +39,7 @@ from rsd_integrations.adapters.sources import (
 )
 from rsd_integrations.config import RSDConfig, RSDFields
 from rsd_integrations.errors import ConfigError
+from rsd_integrations.given import is_object
 from rsd_integrations.limits import check_rows
 from rsd_integrations.opening import are_servers
 from rsd_integrations.pipeline import RSDPipeline
@@ -78,7 +79,7 @@ class RSDSettings(RSDFields):
     target: Any = None
     """Target model, likewise."""
     prm: Any = None
-    """Process reward model, likewise."""
+    """Process reward model, likewise; or a function that scores steps: see ``RewardFunction``."""
     pipeline: Any = Field(default=None, repr=False)
     """A live ``RSDPipeline``, or "pocket", instead of draft, target and prm."""
 
@@ -280,7 +281,8 @@ class RSDSettings(RSDFields):
         """Servers have limits of their own, unless these were set; and keys."""
         spec |= {name: getattr(self, name) for name in _LIMITS if name in self.model_fields_set}
         if self.api_key is not None:
-            keys = {f"{role}_kwargs": {"api_key": self.api_key} for role in ROLES}
+            served = [role for role in ROLES if not is_object(role, getattr(self, role))]
+            keys = {f"{role}_kwargs": {"api_key": self.api_key} for role in served}
             spec |= {name: {**key, **(spec.get(name) or {})} for name, key in keys.items()}
         return spec
 

@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Hashable, Iterable, Mapping
 from concurrent.futures import Future
 from functools import partial
-from types import FunctionType
+from types import FunctionType, MethodType
 from typing import Any
 
 from rsd_integrations.adapters.secrets import has_secrets, hidden, revealed, without_secrets
@@ -46,6 +46,8 @@ LIVE = "live:"
 """How the names of sources begin that only this process has."""
 
 _CODE = (type, FunctionType, RewardFunction)
+_EQUAL = (FunctionType, MethodType, RewardFunction)
+"""Objects that are the same if they are equal: methods are made anew each time they are named."""
 
 Spec = Mapping[str, Any]
 """``pipeline`` alone, or ``draft``, ``target``, ``prm``; and further arguments of the loader."""
@@ -388,4 +390,10 @@ def _identity(value: Any) -> Hashable:
         return tuple((name, _identity(value[name])) for name in sorted(value, key=str))
     if isinstance(value, list | tuple):
         return tuple(_identity(item) for item in value)
-    return (type(value), value) if _is_plain(value) and not isinstance(value, set) else (object, id(value))
+    if isinstance(value, set) or not (_is_plain(value) or isinstance(value, _EQUAL)):
+        return object, id(value)
+    try:
+        hash(value)
+    except TypeError:  # A method of what cannot be a key.
+        return object, id(value)
+    return type(value), value

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from rsd_integrations.errors import ConfigError, PromptLengthError
-from rsd_integrations.output import Output
 from rsd_integrations.prompts import all_texts
 from rsd_integrations.protocols import ModelInfo, Speaker
-from rsd_integrations.types import Prompt
 
 __all__ = ["check_size", "check_variables", "room"]
 
@@ -31,13 +30,20 @@ def check_variables(names: Iterable[str], *writers: Speaker) -> None:
             )
 
 
-def check_size(model: Speaker, prompt: Prompt, output: Output) -> None:
+def check_size(model: Speaker, given: Any, info: ModelInfo | None = None, what: str = "prompt") -> None:
     """Refuse a prompt that is many times too long before all of it is encoded: the others wait meanwhile.
+
+    Args:
+        model: whose tokens are counted.
+        given: texts, in lists and mappings.
+        info: of the model that is to read it; that model's by default.
+        what: is measured, for the message.
 
     Raises:
         PromptLengthError: it is.
     """
-    texts, window = [*all_texts([prompt, list(output.tools)])], model.info.window
+    info = info or model.info
+    texts, window = [*all_texts(given)], info.window
     if sum(map(len, texts)) <= _CHARACTERS * window:
         return
     least = 0
@@ -47,9 +53,9 @@ def check_size(model: Speaker, prompt: Prompt, output: Output) -> None:
             # Pieces can have more tokens than the whole, but not twice as many.
             if least > 2 * window:
                 raise PromptLengthError(
-                    f"a prompt of {sum(map(len, texts))} characters does not fit the window of {window} "
-                    f"tokens of {model.info.name!r}.",
-                    hint=_more_room(model.info, None),
+                    f"a {what} of {sum(map(len, texts))} characters does not fit the window of {window} "
+                    f"tokens of {info.name!r}.",
+                    hint=_more_room(info, None),
                 )
 
 

@@ -128,7 +128,7 @@ class Job:
         config = self.request.config
         for role in config.roles:
             if role != "prm":
-                check_size(models[role], self.request.prompt, self.request.output)
+                check_size(models[role], [self.request.prompt, list(self.request.output.tools)])
         check_variables(config.chat_template_kwargs, backend.draft, backend.target)
         rooms = []
         # Usage compares with the target alone, so its prompt is rendered even if it does not run.

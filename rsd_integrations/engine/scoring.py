@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rsd_integrations.engine.checks import check_size, room
 from rsd_integrations.engine.job import Job
 from rsd_integrations.protocols import Backend, Kept
 from rsd_integrations.remote import RemoteBackend
@@ -22,10 +23,15 @@ class ScoreJob(Job):
         """Open the PRM's session and ask for the first reward.
 
         Raises:
-            RSDError: the prompt cannot be laid out.
+            RSDError: the prompt cannot be laid out, or does not fit.
         """
-        self._sessions["prm"] = [backend.prm.open(self.request.prompt)]
-        self._steps = self.request.steps or ()
+        info, self._steps = backend.prm.info, self.request.steps or ()
+        check_size(backend.target, self.request.prompt, info)
+        for step in self._steps:
+            check_size(backend.target, step, info, "step")
+        session = backend.prm.open(self.request.prompt)
+        self._sessions["prm"] = [session]
+        room(info, session.prompt_tokens, None)
         self._story = score_steps(self._steps, tuple(self.request.config.step_delimiter))
         self.resume()
 

@@ -85,7 +85,13 @@ class TaskEngine(EngineThread):
         for job in [*self._live, *waiting]:
             with contextlib.suppress(BaseException):  # Nor may one listener keep the others.
                 job.fail(error)
-        await _cancel(self._carried)
+        carried = [*self._carried]
+        for task in carried:
+            task.cancel()
+        if carried:
+            await asyncio.wait(
+                carried, timeout=_CLOSING
+            )  # Some scorer of a user's may not let itself be ended.
         self._live.clear()
         backend = self._backend
         for model in (backend.draft, backend.target, backend.prm):

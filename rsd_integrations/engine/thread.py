@@ -11,6 +11,7 @@ from collections.abc import Collection
 from rsd_integrations.engine.job import Job, Request, Sink
 from rsd_integrations.engine.scoring import ScoreJob
 from rsd_integrations.errors import BackendError, ConfigError, EngineClosedError
+from rsd_integrations.functions import AT_WORK
 from rsd_integrations.panics import is_panic
 from rsd_integrations.protocols import Backend
 from rsd_integrations.remote import RemoteBackend
@@ -76,8 +77,14 @@ class EngineThread(ABC):
 
         Raises:
             EngineClosedError: the engine was closed.
-            ConfigError: it is called from the engine's own thread, as by a weighting function.
+            ConfigError: it is called from the engine's own thread, as by a weighting function, or by its own
+                reward function.
         """
+        if AT_WORK.get() is self._backend.prm:
+            raise ConfigError(
+                "the pipeline is called by its own reward function: it might wait for itself.",
+                hint="Ask other models there: another pipeline, or a model by itself.",
+            )
         if threading.current_thread() is self._thread:
             raise ConfigError(
                 "the pipeline is called from its own thread, by a weighting or a PRM format: it would wait "

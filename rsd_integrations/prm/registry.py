@@ -26,10 +26,7 @@ def register_prm_format(cls: FormatClass) -> FormatClass:
     Raises:
         ConfigError: it is no concrete ``PRMFormat`` with a name and a head, or the name is taken.
     """
-    _concrete(cls)
-    name = getattr(cls, "name", None)
-    if not isinstance(name, str) or not name or name == "auto":
-        raise ConfigError(f"the PRM format {cls!r} has the name {name!r}.", hint='Set name = "my_format".')
+    name = _concrete(cls).name
     if _origin(_formats.get(name, cls)) != _origin(cls):
         raise ConfigError(
             f"a PRM format named {name!r} is registered already: {_formats[name]!r}.",
@@ -80,6 +77,9 @@ def _concrete(cls: Any) -> type[PRMFormat]:
             hint="Subclass rsd_integrations.prm.PRMFormat and define name, head, detect, prompt, step and "
             "reward.",
         )
+    name = getattr(cls, "name", None)
+    if not isinstance(name, str) or not name or name == "auto":
+        raise ConfigError(f"the PRM format {cls!r} has the name {name!r}.", hint='Set name = "my_format".')
     if getattr(cls, "head", None) not in get_args(Head):
         raise ConfigError(
             f"the PRM format {cls!r} has the head {getattr(cls, 'head', None)!r}.",

@@ -257,6 +257,13 @@ def test_a_class_that_is_made_again_takes_the_place_of_its_former_self() -> None
         register_prm_format(other)
 
 
+def test_a_format_needs_a_name() -> None:
+    nameless = type("Nameless", (PRMFormat,), {**vars(Mine), "name": ""})
+    for use in (register_prm_format, lambda form: find_prm_format(form, config(), QWEN)):
+        with pytest.raises(ConfigError, match="has the name ''"):
+            use(nameless)
+
+
 @pytest.mark.parametrize("head", ["logits", None])
 def test_a_format_needs_a_head_that_there_is(head: Any) -> None:
     odd = type("Odd", (Mine,), {"name": "odd", "head": head})

@@ -97,6 +97,7 @@ def _naming(form: PRMFormat, what: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise RewardError(
-            f"the PRM format {form.name!r} cannot {what}: {type(error).__name__}: {error}.",
+            f"the PRM format {getattr(form, 'name', type(form).__name__)!r} cannot {what}: "
+            f"{type(error).__name__}: {error}.",
             hint="Choose another prm_format, or mend it.",
         ) from error
