@@ -203,6 +203,9 @@ class _Functions:
 class FunctionScorer(_Functions):
     """A function as the PRM of models in this process (a ``Scorer``)."""
 
+    elsewhere = True
+    """The models have time while it scores, and nothing is gained by scoring several steps together."""
+
     def __init__(self, given: RewardFunction) -> None:
         super().__init__(given)
         self._loop: asyncio.AbstractEventLoop | None = None

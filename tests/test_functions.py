@@ -14,6 +14,7 @@ import pytest
 
 from rsd_integrations import RewardFunction, RSDConfig, RSDPipeline
 from rsd_integrations.conformance import ScorerKit
+from rsd_integrations.engine.batch import SCORE_ROUNDS
 from rsd_integrations.errors import ConfigError, EngineClosedError, RewardError
 from rsd_integrations.functions import FunctionScorer, RemoteFunctionScorer
 from rsd_integrations.langchain import ChatRSD
@@ -23,6 +24,7 @@ from rsd_integrations.remote import RemoteBackend
 from rsd_integrations.testing import ScriptedWriter
 from rsd_integrations.types import Generation, Prompt
 from tests.awaited import Awaited
+from tests.gated import wait_for
 
 DRAFT = ["one\n\n", "two\n\n", "three"]
 TARGET = ["ONE\n\n", "TWO\n\n", "THREE"]
@@ -388,6 +390,31 @@ class TestWithRealModels:
             assert {*self.told(kept)} == {("draft", 0.2)}
         with RSDPipeline.pocket(prm=RewardFunction(self.nothing_is_good, threshold=0.1)) as pipe:
             assert pipe.generate(self.QUESTION, config=config).text == kept.text
+
+    def test_the_draft_writes_on_meanwhile(self) -> None:
+        """More than it would for a PRM that gathers steps, and the answer is the same."""
+        ahead: list[int] = []
+        engine: Any = None
+
+        def patient(prompt: Prompt, steps: tuple[str, ...]) -> float:
+            def written() -> int:
+                going_on = engine._live[0].going_on
+                return 0 if going_on is None else len(going_on.session.so_far)
+
+            if len(steps) == 1:
+                wait_for(lambda: written() > 2 * SCORE_ROUNDS)
+                ahead.append(written())
+            return 0.9
+
+        config = RSDConfig(temperature=0.0)
+        with RSDPipeline.pocket(prm=lambda prompt, steps: 0.9) as pipe:
+            at_once = pipe.generate(self.QUESTION, config=config)
+        with RSDPipeline.pocket(prm=patient) as pipe:
+            engine = pipe._engine
+            waited = pipe.generate(self.QUESTION, config=config)
+        assert ahead[0] > 2 * SCORE_ROUNDS
+        assert waited.text == at_once.text
+        assert waited.usage.draft == at_once.usage.draft, "what was written ahead was used"
 
     def test_in_adapters(self) -> None:
         from rsd_integrations.pocket import pocket_paths

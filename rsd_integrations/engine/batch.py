@@ -43,6 +43,7 @@ class BatchEngine(EngineThread):
         super().__init__()
         self._backend: Backend = backend
         self._score_rounds = SCORE_ROUNDS
+        self._scored_elsewhere: bool = getattr(backend.prm, "elsewhere", False)
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         """What to do before the next round; None: close."""
         self._queued = Line()
@@ -125,6 +126,7 @@ class BatchEngine(EngineThread):
         if scoring and self._scores_due(scoring):
             steps = [task.piece for task in scoring]
             self._batch(scoring, lambda: backend.prm.score(_sessions(scoring), steps))  # type: ignore[arg-type]
+            self._use_time(scoring)
         if drafting := self._waiting(DraftStep) + self._guessing() + self._going_on():
             self._batch(drafting, lambda: backend.draft.advance(_sessions(drafting)))
         # Rows that guess hold the others up for a few of the draft's rounds: then all share one pass.
@@ -144,7 +146,8 @@ class BatchEngine(EngineThread):
     def _scores_due(self, scoring: Sequence[Task]) -> bool:
         """Whether the PRM should run. It waits for a part of the rows where that costs them nothing."""
         if (
-            SCORE_SHARE * len(scoring) >= len(self._live)
+            self._scored_elsewhere
+            or SCORE_SHARE * len(scoring) >= len(self._live)
             or max(task.job.rounds_waited for task in scoring) >= self._score_rounds
             or not self._waiting(DraftStep)
             or not all(task.job.can_wait for task in scoring)
@@ -156,6 +159,12 @@ class BatchEngine(EngineThread):
             task.job.rounds_waited += 1
             task.job.go_on(self._score_rounds)
         return False
+
+    def _use_time(self, scoring: Sequence[Task]) -> None:
+        """While steps are scored elsewhere the draft writes on behind them, as much as there is time for."""
+        for task in scoring if self._scored_elsewhere else ():
+            if task in task.job.tasks and task.result is None and task.job.can_wait:
+                task.job.go_on(task.job.request.config.max_step_tokens)
 
     def _waiting(self, kind: type) -> list[Task]:
         return [

@@ -108,7 +108,7 @@ def test_what_a_rejection_throws_away_is_left_and_counted(
     ahead = trio.pipe.generate(QUESTIONS[0], **fields)
     assert told(ahead) == told(waiting)
     assert streams(trio) == 1  # Behind a rejected step it waits for a kept one.
-    assert trio.draft.left.wait(5)
+    assert trio.draft.left.wait(60)
     assert ahead.usage.draft.forwarded > waiting.usage.draft.forwarded
     assert ahead.usage.draft.generated == waiting.usage.draft.generated
 
@@ -177,7 +177,7 @@ def test_an_answer_that_is_left_leaves_what_it_had_written_ahead(
         next(events)
         while not streams(trio):
             time.sleep(0.01)
-    assert trio.draft.left.wait(5)
+    assert trio.draft.left.wait(60)
     hangs.set()
 
 
