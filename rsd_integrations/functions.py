@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rsd_integrations.errors import ConfigError, RewardError
-from rsd_integrations.limits import check_count
+from rsd_integrations.limits import check_count, check_takes
 from rsd_integrations.protocols import Kept, ModelInfo, Scored, ScorerSession, ScoreStep, Tally
 from rsd_integrations.types import Prompt
 
@@ -69,15 +69,8 @@ class RewardFunction:
         check_count("max_concurrency", self.max_concurrency, 1)
         if self.threshold is not None and not _is_reward(self.threshold):
             raise ConfigError(f"threshold={self.threshold!r} is not in [0, 1].", hint="Rewards are.")
-        try:
-            inspect.signature(self.function).bind("prompt", ("step",))
-        except TypeError as error:
-            raise ConfigError(
-                f"the reward function {self.label!r} does not take what it is called with: {error}.",
-                hint="It is given two arguments: the prompt and a tuple of the steps' texts.",
-            ) from error
-        except ValueError:
-            pass  # Of some builtins nobody knows what they take.
+        hint = "It is given two arguments: the prompt and a tuple of the steps' texts."
+        check_takes(self.function, "", (), what=f"the reward function {self.label!r}", hint=hint)
 
     @property
     def label(self) -> str:

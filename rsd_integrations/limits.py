@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 from rsd_integrations.config import RSDConfig
 from rsd_integrations.errors import ConfigError
 
-__all__ = ["check_choice", "check_count", "check_rows", "check_timeout"]
+__all__ = ["check_choice", "check_count", "check_rows", "check_takes", "check_timeout"]
 
 
 def check_timeout(timeout: Any) -> None:
@@ -29,6 +30,24 @@ def check_count(name: str, value: Any, least: int) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ConfigError(f"{name}={value!r} leaves no room.", hint=f"Give a whole number from {least} on.")
+
+
+def check_takes(function: Any, *given: Any, what: str, hint: str) -> None:
+    """Refuse a function that does not take what it will be called with.
+
+    Args:
+        what: it is, for the message.
+        hint: what it is given.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    try:
+        signature(function).bind(*given)
+    except TypeError as error:
+        raise ConfigError(f"{what} does not take what it is called with: {error}.", hint=hint) from error
+    except ValueError:
+        pass  # Of some builtins nobody knows what they take.
 
 
 def check_choice(name: str, value: Any, *known: Any) -> None:

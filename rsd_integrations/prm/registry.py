@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from inspect import isabstract, signature
+from inspect import isabstract
 from typing import Any, TypeVar, get_args
 
 from rsd_integrations.errors import ConfigError, ModelError
+from rsd_integrations.limits import check_takes
 from rsd_integrations.prm.base import Head, PRMFormat
 
 __all__ = ["find_prm_format", "prm_format_names", "register_prm_format"]
@@ -105,15 +106,8 @@ def _meant(cls: type[PRMFormat], options: Mapping[str, Any]) -> bool:
 
 
 def _made(maker: FormatMaker, tokenizer: Any, options: Mapping[str, Any]) -> PRMFormat:
-    try:
-        signature(maker).bind(tokenizer, options)
-    except TypeError as error:
-        raise ConfigError(
-            f"prm_format {maker!r} does not take what it is called with: {error}.",
-            hint="It is given two arguments: the PRM's tokenizer and the options of rsd_prm, a mapping.",
-        ) from error
-    except ValueError:
-        pass  # Of some builtins nobody knows what they take.
+    hint = "It is given two arguments: the PRM's tokenizer and the options of rsd_prm, a mapping."
+    check_takes(maker, tokenizer, options, what=f"prm_format {maker!r}", hint=hint)
     made = maker(tokenizer, options)
     if not isinstance(made, PRMFormat):
         raise ConfigError(
