@@ -359,8 +359,8 @@ class ScorerSession(Protocol):
 class Scorer(Protocol):
     """A process reward model.
 
-    One whose work is done elsewhere (another machine, other threads) may say so by ``elsewhere = True``: steps
-    are then not gathered for it, and the draft writes on behind them while ``score`` answers None.
+    One whose work is done elsewhere (another machine, other threads) may say so by ``elsewhere = True``: then
+    steps are not gathered for it, and the draft writes on behind them while ``score`` answers None.
     """
 
     info: ModelInfo
