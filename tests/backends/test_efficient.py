@@ -14,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 
 from rsd_integrations.backends.torch import attention, efficient
 from rsd_integrations.backends.torch.attention import slot_attention
@@ -223,6 +224,22 @@ def test_a_kernel_that_is_not_there_or_computes_something_else_is_not_taken(
     assert not sound(CPU, torch.bfloat16)
     monkeypatch.undo()
     assert not sound(torch.device("meta"), torch.bfloat16)
+
+
+class OnTheGpu(TorchFunctionMode):
+    """Tensors are made on a GPU by default, which refuses a CPU's generator."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        if func in (torch.randn, torch.rand) and "generator" in given:
+            assert torch.device(given.get("device", "cuda")) == given["generator"].device
+        return func(*args, **given)
+
+
+def test_it_is_found_sound_whatever_the_default_device(kernel: Kernel) -> None:
+    sound: Any = efficient.sound.__wrapped__
+    with OnTheGpu():
+        assert sound(CPU, torch.bfloat16)
 
 
 @pytest.mark.parametrize("major", [8, 9, 10, 12])

@@ -6,6 +6,7 @@ import copy
 import gc
 import json
 import shutil
+import threading
 import weakref
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from rsd_integrations import Output, RSDPipeline
 from rsd_integrations.backends.shared.describe import active_parameters
 from rsd_integrations.backends.torch import launch, traced
 from rsd_integrations.backends.torch.plan import PREFILL_CHUNK
+from rsd_integrations.backends.torch.recording import LOCK
 from rsd_integrations.backends.torch.runner import failure
 from rsd_integrations.errors import (
     BackendError,
@@ -215,6 +217,16 @@ def test_closing_does_not_wait_for_pythons_collector(way: str, monkeypatch: pyte
         assert [one() for one in held] == [None] * len(held)
     finally:
         gc.enable()
+
+
+def test_closing_waits_for_no_recording() -> None:
+    """Python's collector may close a pipeline on a thread that records, which waits for its end."""
+    pipe = RSDPipeline.from_pretrained(**trio())
+    closing = threading.Thread(target=pipe.close)
+    with LOCK:
+        closing.start()
+        closing.join(20)
+        assert not closing.is_alive()
 
 
 def test_a_dropped_pipeline_closes_but_a_held_stream_keeps_it_open() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from typing import Any
 
 import torch
 from torch.nn.functional import pad
@@ -85,13 +86,14 @@ def preferred(device: torch.device, dtype: torch.dtype) -> bool:
 @torch.inference_mode()
 def sound(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the kernel attends as it should, to keys that lie as those of slots do."""
-    maker = torch.Generator().manual_seed(0)
-    kept = torch.randn(2, 4, 2, 40, 64, generator=maker).to(device, dtype)
-    mask = (torch.rand(4, 1, 3, 37, generator=maker) < 0.7).to(device)
+    # Users may have set another default device, which such a generator is none of.
+    here: dict[str, Any] = {"generator": torch.Generator().manual_seed(0), "device": "cpu"}
+    kept = torch.randn(2, 4, 2, 40, 64, **here).to(device, dtype)
+    mask = (torch.rand(4, 1, 3, 37, **here) < 0.7).to(device)
     mask[..., 0] = True
     try:
         for tokens, length in ((1, 32), (3, 37)):
-            query = torch.randn(4, 2, 2 * tokens, 64, generator=maker).to(device, dtype)
+            query = torch.randn(4, 2, 2 * tokens, 64, **here).to(device, dtype)
             key, value = (one[:, :, :length] for one in kept)
             added = bias(mask[..., :tokens, :length], 2 if tokens > 1 else 1, dtype)
             made = attend(query, key, value, added, None).float()
