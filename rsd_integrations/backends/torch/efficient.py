@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 
-__all__ = ["attend", "bias", "fits", "preferred", "sound"]
+__all__ = ["attend", "bias", "fits", "has_kernel", "preferred", "sound"]
 
 _ALIGNED = 16
 """Numbers from one row of what is added to the next, as the kernel reads them: a multiple of it."""
@@ -41,14 +41,22 @@ def bias(mask: torch.Tensor, repeats: int, dtype: torch.dtype) -> torch.Tensor:
 
 
 def fits(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor) -> bool:
-    """Whether the kernel takes these: somebody else may run the model meanwhile, to train it even."""
+    """Whether the kernel takes these: somebody else may run the model meanwhile, to train it even, or one of
+    the same config on a CPU.
+    """
     tensors = (query, key, value)
     return (
-        mask.dtype == torch.bool
+        has_kernel(query)
+        and mask.dtype == torch.bool
         and not any(one.requires_grad for one in tensors)
         and all(one.stride(-1) == 1 and one.dtype == query.dtype for one in tensors)
         and query.shape[-1] % _HEAD == value.shape[-1] % _HEAD == 0
     )
+
+
+def has_kernel(tensor: torch.Tensor) -> bool:
+    """Whether there is such a kernel where a tensor is."""
+    return tensor.is_cuda
 
 
 def attend(

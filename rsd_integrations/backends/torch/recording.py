@@ -259,7 +259,6 @@ def _cuda_graphs(device: torch.device) -> Recorder:
             # the pool, as others may free what lies elsewhere, and a graph would write there ever after.
             work()
             current.synchronize()
-            stream.wait_stream(current)
             try:
                 # Other threads may use the GPU meanwhile: only this one's calls must be recordable. What
                 # torch keeps for all graphs of the process must not become inference tensors.
