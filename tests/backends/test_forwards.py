@@ -290,9 +290,12 @@ NUMBERS_OF_THE_HOST: dict[str, Callable[[Any], Any]] = {
     "a number": lambda x: x * torch.tensor(2.0, device=x.device),
     "numbers": lambda x: x + torch.tensor([1, 2, 3], device=x.device),
     "as_tensor": lambda x: x + torch.as_tensor([1, 2, 3], device=x.device),
+    "as_tensor by name": lambda x: x + torch.as_tensor(data=[1, 2, 3], device=x.device),
     "asarray": lambda x: x + torch.asarray([1, 2, 3], device=x.device),
     "new_tensor": lambda x: x.new_tensor(2.0),
     "a list as index": lambda x: x[[0, 1]],
+    "a range as index": lambda x: x[range(2)],
+    "a tuple among indices": lambda x: x[(0, 1),],
     "a list among indices": lambda x: x[None][:, [0, 1]],
     "an array as index": lambda x: x[np.array([0, 1])],
     "a list to write to": lambda x: x.__setitem__([0, 1], 1.0),
@@ -338,6 +341,7 @@ def test_what_it_can_hold_is_let_through() -> None:
     with Watch(x.device):  # A lone number goes along with the launch.
         made = x * torch.tensor(2.0) + 1
         made[0], made[1:] = 3.0, made[0]
+        made = torch.as_tensor(data=made) + torch.asarray(made) + made[None, ..., np.int64(0)]
         torch.where(made > 0, 2.0, made)
 
 

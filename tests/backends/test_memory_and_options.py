@@ -323,6 +323,15 @@ def test_a_closed_pipeline_counts_no_tokens() -> None:
             use("Hi.")  # type: ignore[operator]
 
 
+def test_a_closed_model_opens_no_session() -> None:
+    pipe = RSDPipeline.from_pretrained(**trio())
+    pipe.close()
+    for model in (pipe.backend.draft, pipe.backend.prm):
+        told = rf"'{model.info.name}' was closed with its pipeline\. Load it anew"
+        with pytest.raises(EngineClosedError, match=told):
+            model.open(PROMPT)  # type: ignore[union-attr]
+
+
 def test_packed_four_bit_weights_count_as_what_they_hold() -> None:
     class Params4bit(torch.nn.Parameter):
         """As bitsandbytes stores them: two weights a byte."""
