@@ -23,12 +23,12 @@ fi
 site=/tmp/rsd-site
 python3 -m pip install -q --no-index --no-deps --no-compile --upgrade --target "$site" .whl/*.whl
 export PYTHONPATH="$site:$PWD" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
-# cuDNN's attention, which torch from 2.11 on prefers on such GPUs, makes a plan for every new length (dev/speed.md). Our
-# forwards call another kernel there by themselves; this is for the yardsticks, so that all are measured under one choice.
-export TORCH_CUDNN_SDPA_DEPRIORITIZED=1
 mkdir -p "$out"
 bench() {
-  python3 -m rsd_integrations bench speed --device cuda --dtype bfloat16 --step-tokens 60 --growth none --out "$out" "$@"
+  # cuDNN's attention, which torch from 2.11 on prefers on such GPUs, makes a plan for every new length (dev/speed.md).
+  # Our forwards call another kernel there by themselves, as the tests see: this is for the yardsticks, so that all are
+  # measured under one choice.
+  TORCH_CUDNN_SDPA_DEPRIORITIZED=1 python3 -m rsd_integrations bench speed --device cuda --dtype bfloat16 --step-tokens 60 --growth none --out "$out" "$@"
 }
 one=(--shape 1.5b-7b-prm1.5b --prompts 1 --batches 1 --repeats 1 --acceptances 0.8)
 large=(--shape 1.5b-32b-prm7b --prompts 1 --batches 1 --repeats 1 --acceptances 0.8 --steps 10)
@@ -42,7 +42,10 @@ tests() {
   return $failed
 }
 {
-  python3 -c 'import torch, transformers; print(torch.__version__, transformers.__version__, torch.cuda.get_device_name())'
+  python3 -c 'import torch, transformers
+from rsd_integrations.backends.torch.efficient import preferred
+ours = "taken" if preferred(torch.device("cuda:0"), torch.bfloat16) else "left to torch"
+print(torch.__version__, transformers.__version__, torch.cuda.get_device_name(), "attention by name:", ours)'
   case $stage in
     tests) tests ;;
     one) bench "${one[@]}" --steps 20 ;;

@@ -118,6 +118,8 @@ class SpeedBench:
             )
         on_run("where the time goes")
         breakdown = measure_breakdown(self._pipe, self._setting, self._clock)
+        host = f"{breakdown.host:.2f} ({breakdown.host_share:.0%}) of it the host's"
+        on_result(f"a step: {breakdown.wall:.2f} ms, {host}")
         for batch, others in timings.items():
             others.extend(self._compiled(batch, others))
         return Speeds(
@@ -235,7 +237,7 @@ class SpeedBench:
         self._on_run(f"{longest} steps, prompt of {length}")
         ours = [self._step_times(longest, prompt) for _ in range(1 + self._setting.repeats)][1:]
         theirs = self._reference_times(length, prompt)
-        return [
+        growth = [
             Growth(
                 prompt_tokens=length,
                 steps=steps,
@@ -246,6 +248,10 @@ class SpeedBench:
             )
             for steps in GROWTH_STEPS
         ]
+        for one in growth:
+            beside = "" if one.reference is None else f", {one.reference:.2f} the reference's way"
+            self._on_result(f"{one.steps} steps, prompt of {length}: {one.ours:.2f} ms a step{beside}")
+        return growth
 
     def _reference_times(self, length: int, prompt: str) -> list[list[float]]:
         """Of each repeat behind the one that warms up; nothing where it failed."""

@@ -12,6 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rsd_integrations import Generation, RSDPipeline
+from rsd_integrations.backends.torch import efficient
 from rsd_integrations.backends.torch.forwards import Compiled
 from rsd_integrations.backends.torch.launch import launcher_of
 from rsd_integrations.backends.torch.plan import SlotFeed
@@ -109,6 +110,8 @@ class Operations(TorchDispatchMode):
 @pytest.mark.parametrize("architecture", ["Qwen2", "GPT2"])
 def test_attention_is_not_cudnns(architecture: str) -> None:
     """Which makes a plan for every new number of rows, tokens and positions."""
+    newest = torch.version.cuda is not None and torch.cuda.get_device_capability(CUDA)[0] in (9, 10)
+    assert efficient.preferred(CUDA, torch.bfloat16) == newest
     model = copy.deepcopy(causal(architecture, 3)).to(CUDA, torch.bfloat16)
     runner = runner_on_gpu(model, "called", torch.bfloat16)
     slots = [runner.pool.claim()[0] for _ in range(2)]

@@ -6,6 +6,7 @@ import copy
 import math
 import random
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,9 +15,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 
 from rsd_integrations.backends.torch import attention, efficient
-from rsd_integrations.backends.torch.attention import slot_attention
+from rsd_integrations.backends.torch.attention import SlotAttention, slot_attention
 from rsd_integrations.backends.torch.plan import SlotFeed
 from rsd_integrations.backends.torch.readout import read_logits
 from rsd_integrations.backends.torch.recording import Watch
@@ -69,15 +71,26 @@ class Kernel:
         return made, torch.empty(rows, heads, 0), nothing, nothing.clone()
 
 
-@pytest.fixture
-def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
-    """The CPU has one, and our forwards are to take it."""
+@contextmanager
+def kernel_on_the_cpu() -> Iterator[Kernel]:
+    """For as long as the block lasts."""
     made = Kernel()
     library: Any = torch.library.Library("aten", "IMPL")
     library.impl(KERNEL, made, "CPU")
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(efficient, "has_kernel", lambda tensor: True)
+            yield made
+    finally:
+        library._destroy()
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
+    """The CPU has one, and our forwards are to take it."""
     monkeypatch.setattr(efficient, "preferred", lambda device, dtype: True)
-    yield made
-    library._destroy()
+    with kernel_on_the_cpu() as made:
+        yield made
 
 
 @given(
@@ -97,13 +110,8 @@ def test_the_same_numbers_as_torchs_choice(
     mask = torch.rand(rows, 1, tokens, length, generator=maker) < 0.7
     mask[..., 0] = True
     layer: Any = SimpleNamespace(num_key_value_groups=groups, is_causal=True)
-    library: Any = torch.library.Library("aten", "IMPL")
-    kernel = Kernel()
-    library.impl(KERNEL, kernel, "CPU")
-    try:
+    with kernel_on_the_cpu() as kernel:
         ours, _ = slot_attention(layer, query, key, value, mask, by_name=True, scaling=scale)
-    finally:
-        library._destroy()
     theirs, _ = slot_attention(layer, query, key, value, mask, scaling=scale)
     assert kernel.called == 1
     assert torch.equal(ours, theirs) or torch.allclose(ours, theirs, atol=1e-6)
@@ -129,6 +137,7 @@ def test_it_is_recorded_too(architecture: str, kernel: Kernel) -> None:
 def test_nothing_of_it_is_made_on_the_host(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In bfloat16, as on a GPU, which "meta" stands for."""
     monkeypatch.setattr(efficient, "preferred", lambda device, dtype: True)
+    monkeypatch.setattr(efficient, "has_kernel", lambda tensor: True)
     model = copy.deepcopy(causal(name, 3)).to("meta", torch.bfloat16)
     device = torch.device("meta")
     kind = RecurrentRunner if is_recurrent(model.config) else SlotRunner
@@ -196,6 +205,50 @@ def test_the_config_is_as_it_was(kernel: Kernel) -> None:
     assert model.config._attn_implementation == "sdpa"
 
 
+def test_a_config_that_two_models_share_is_as_it_was_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One in half precision, one not: each names its own."""
+    monkeypatch.setattr(efficient, "preferred", lambda device, dtype: dtype is torch.bfloat16)
+    config = copy.deepcopy(causal("Qwen2", 3)).config
+    both = [SlotAttention(config, CPU, dtype) for dtype in (torch.bfloat16, torch.float32)]
+    for first, second in (both, both[::-1]):
+        for ends in (1, -1):
+            with ExitStack() as one, ExitStack() as other:
+                one.enter_context(first.over())
+                other.enter_context(second.over())
+                for stack in (one, other)[::ends]:
+                    assert config._attn_implementation != "sdpa"
+                    stack.close()
+            assert config._attn_implementation == "sdpa"
+
+
+def test_a_cpus_forward_that_meets_it_goes_by_torchs_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its config may be that of a model on a GPU."""
+    model = causal("Qwen2", 3)
+    ids, mask = torch.tensor([[1, 2, 3]]), torch.ones(1, 1, 3, 3, dtype=torch.bool).tril()
+    monkeypatch.setattr(efficient, "preferred", lambda device, dtype: True)
+    with torch.no_grad():
+        expected = model(ids).logits
+        with SlotAttention(model.config, CPU, torch.bfloat16).over():
+            assert model.config._attn_implementation == "rsd_slot_efficient"
+            made = model(ids, attention_mask=mask).logits
+    assert torch.allclose(made, expected, atol=1e-5)
+
+
+def test_two_masks_of_a_forward_are_two(kernel: Kernel) -> None:
+    """Though the first is gone when the second is made, in its place perhaps."""
+    layer: Any = SimpleNamespace(num_key_value_groups=2, is_causal=True)
+    query, key = torch.randn(1, 4, 3, 8), torch.randn(1, 2, 5, 8)
+    with runner_of(causal("Qwen2", 3))._attend.over():
+        for reach in (*range(1, 6),) * 4:
+            mask = torch.ones(1, 1, 3, 5, dtype=torch.bool)
+            mask[..., reach:] = False
+            made, _ = slot_attention(layer, query, key, key, mask, by_name=True)
+            expected, _ = slot_attention(layer, query, key, key, mask)
+            assert torch.allclose(made, expected, atol=1e-6)
+            del mask
+    assert kernel.called == 20
+
+
 def test_it_can_be_compiled(kernel: Kernel) -> None:
     """With sizes as variables, as ours are."""
     layer: Any = SimpleNamespace(num_key_value_groups=2, is_causal=True)
@@ -223,6 +276,22 @@ def test_a_kernel_that_is_not_there_or_computes_something_else_is_not_taken(
     assert not sound(CPU, torch.bfloat16)
     monkeypatch.undo()
     assert not sound(torch.device("meta"), torch.bfloat16)
+
+
+class OnTheGpu(TorchFunctionMode):
+    """Tensors are made on a GPU by default, which refuses a CPU's generator."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        if func in (torch.randn, torch.rand) and "generator" in given:
+            assert torch.device(given.get("device", "cuda")) == given["generator"].device
+        return func(*args, **given)
+
+
+def test_it_is_found_sound_whatever_the_default_device(kernel: Kernel) -> None:
+    sound: Any = efficient.sound.__wrapped__
+    with OnTheGpu():
+        assert sound(CPU, torch.bfloat16)
 
 
 @pytest.mark.parametrize("major", [8, 9, 10, 12])

@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -121,13 +122,14 @@ class Cuda:
     """What of torch.cuda a recorder uses: which stream is current, and what is done on which."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.current, self.pools, self.done = self, 0, list[Any]()
+        self.current, self.pools, self.streams, self.done = self, 0, 0, list[Any]()
         for name in ("Stream", "CUDAGraph", "graph", "device", "graph_pool_handle", "set_stream"):
             monkeypatch.setattr(torch.cuda, name, getattr(self, name))
         monkeypatch.setattr(torch.cuda, "current_stream", lambda device: self.current)
 
     def Stream(self, device: torch.device) -> Any:
-        return type("Stream", (), {"wait_stream": lambda self, other: None})()
+        self.streams += 1
+        return object()
 
     def CUDAGraph(self) -> Any:
         return type("Graph", (), {"replay": lambda graph: self.done.append("replayed")})()
@@ -171,6 +173,18 @@ def test_graphs_are_recorded_on_a_stream_on_which_nothing_else_ran(monkeypatch: 
         assert streams[1] is not cuda
         replay()
         assert cuda.done[-1] == "replayed"
+
+
+def test_a_launcher_takes_one_stream_and_one_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And another of each for the graphs of replaced weights."""
+    cuda, model = Cuda(monkeypatch), torch.nn.Module()
+    parameter = SimpleNamespace(device=torch.device("cuda"))
+    monkeypatch.setattr(model, "parameters", lambda: iter([parameter]))
+    make = launcher_of(model, compile=False, cuda_graphs=None, slots=1, capacity=9)
+    assert make is not None
+    for count in (1, 2):
+        make(lambda *given, **more: None)  # type: ignore[arg-type, return-value]
+        assert (cuda.streams, cuda.pools) == (count, count)
 
 
 def recorded_with(recorder: Any) -> Any:
@@ -276,9 +290,12 @@ NUMBERS_OF_THE_HOST: dict[str, Callable[[Any], Any]] = {
     "a number": lambda x: x * torch.tensor(2.0, device=x.device),
     "numbers": lambda x: x + torch.tensor([1, 2, 3], device=x.device),
     "as_tensor": lambda x: x + torch.as_tensor([1, 2, 3], device=x.device),
+    "as_tensor by name": lambda x: x + torch.as_tensor(data=[1, 2, 3], device=x.device),
     "asarray": lambda x: x + torch.asarray([1, 2, 3], device=x.device),
     "new_tensor": lambda x: x.new_tensor(2.0),
     "a list as index": lambda x: x[[0, 1]],
+    "a range as index": lambda x: x[range(2)],
+    "a tuple among indices": lambda x: x[(0, 1),],
     "a list among indices": lambda x: x[None][:, [0, 1]],
     "an array as index": lambda x: x[np.array([0, 1])],
     "a list to write to": lambda x: x.__setitem__([0, 1], 1.0),
@@ -324,6 +341,7 @@ def test_what_it_can_hold_is_let_through() -> None:
     with Watch(x.device):  # A lone number goes along with the launch.
         made = x * torch.tensor(2.0) + 1
         made[0], made[1:] = 3.0, made[0]
+        made = torch.as_tensor(data=made) + torch.asarray(made) + made[None, ..., np.int64(0)]
         torch.where(made > 0, 2.0, made)
 
 

@@ -6,6 +6,7 @@ import copy
 import gc
 import json
 import shutil
+import threading
 import weakref
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from rsd_integrations import Output, RSDPipeline
 from rsd_integrations.backends.shared.describe import active_parameters
 from rsd_integrations.backends.torch import launch, traced
 from rsd_integrations.backends.torch.plan import PREFILL_CHUNK
+from rsd_integrations.backends.torch.recording import LOCK
 from rsd_integrations.backends.torch.runner import failure
 from rsd_integrations.errors import (
     BackendError,
@@ -217,6 +219,16 @@ def test_closing_does_not_wait_for_pythons_collector(way: str, monkeypatch: pyte
         gc.enable()
 
 
+def test_closing_waits_for_no_recording() -> None:
+    """Python's collector may close a pipeline on a thread that records, which waits for its end."""
+    pipe = RSDPipeline.from_pretrained(**trio())
+    closing = threading.Thread(target=pipe.close)
+    with LOCK:
+        closing.start()
+        closing.join(20)
+        assert not closing.is_alive()
+
+
 def test_a_dropped_pipeline_closes_but_a_held_stream_keeps_it_open() -> None:
     stream = RSDPipeline.from_pretrained(**trio()).stream(PROMPT, **FIELDS)
     gc.collect()
@@ -309,6 +321,15 @@ def test_a_closed_pipeline_counts_no_tokens() -> None:
     for use in (pipe.count_tokens, pipe.token_ids):
         with pytest.raises(EngineClosedError):
             use("Hi.")  # type: ignore[operator]
+
+
+def test_a_closed_model_opens_no_session() -> None:
+    pipe = RSDPipeline.from_pretrained(**trio())
+    pipe.close()
+    for model in (pipe.backend.draft, pipe.backend.prm):
+        told = rf"'{model.info.name}' was closed with its pipeline\. Load it anew"
+        with pytest.raises(EngineClosedError, match=told):
+            model.open(PROMPT)  # type: ignore[union-attr]
 
 
 def test_packed_four_bit_weights_count_as_what_they_hold() -> None:

@@ -121,11 +121,14 @@ def test_compiled_generate_is_for_gpus() -> None:
 def test_it_comes_behind_all_else() -> None:
     """Its graphs make torch clear what libraries keep for the whole process."""
     bench = Bench(setting(prompts=2, batches=(1, 2), repeats=2), on_gpu=True)
+    # What our engine is asked (prompts) and what the yardsticks run (names), in one list.
+    done: list[Any] = []
+    bench.pipe.asked = bench.plain.runs = done
     speeds = bench.bench.measure(1e9)
-    names = [name for name, _ in bench.plain.runs]
+    names = [name for name, _ in done]
     first = names.index("compiled")
-    assert set(names[first:]) == {"compiled"}
-    assert len(bench.pipe.asked) and names.count("compiled") == 3 * (2 + 1)
+    assert {"question 0", "generate"} < set(names[:first])
+    assert set(names[first:]) == {"compiled"} and len(names[first:]) == 3 * (2 + 1)
     made = {one.batch: one for one in speeds.timings if one.name == "generate, compiled"}
     generate = {one.batch: one for one in speeds.timings if one.name == "generate"}
     for batch in (1, 2):
@@ -149,6 +152,19 @@ def test_numbers_are_told_as_they_come() -> None:
         "generate, batch 1: 1.000 s, 40 tokens",
     ]
     assert any("of the bandwidth" in line for line in told)
+
+
+def test_growth_and_the_hosts_share_are_told_before_what_is_compiled() -> None:
+    """A time limit may end the run while it compiles."""
+    asked = setting(growth={8: "grow"})
+    bench, told = Bench(asked, pipe={"steps": 80}, on_gpu=True), list[str]()
+    bench.bench.measure(1e9, on_result=told.append)
+    before = told[: next(index for index, line in enumerate(told) if line.startswith("generate, compiled"))]
+    assert [line for line in before if line.startswith(("10 steps", "80 steps", "a step"))] == [
+        "10 steps, prompt of 8: 4100.00 ms a step, 1000.00 the reference's way",
+        "80 steps, prompt of 8: 4100.00 ms a step",
+        "a step: 4100.00 ms, 500.00 (12%) of it the host's",
+    ]
 
 
 @pytest.mark.parametrize("runs", [0, 1])

@@ -192,7 +192,7 @@ class SlotAttention:
                 _users[id(self._fields)] -= 1
                 if not _users[id(self._fields)]:
                     del _users[id(self._fields)]
-                    if self._fields[_FIELD] == self._name:
+                    if self._fields[_FIELD] in (_NAME, _EFFICIENT):  # Another of them may have named it.
                         self._fields[_FIELD] = "sdpa"
 
 

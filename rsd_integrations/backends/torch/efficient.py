@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from typing import Any
 
 import torch
 from torch.nn.functional import pad
 
-__all__ = ["attend", "bias", "fits", "preferred", "sound"]
+__all__ = ["attend", "bias", "fits", "has_kernel", "preferred", "sound"]
 
 _ALIGNED = 16
 """Numbers from one row of what is added to the next, as the kernel reads them: a multiple of it."""
@@ -40,14 +41,22 @@ def bias(mask: torch.Tensor, repeats: int, dtype: torch.dtype) -> torch.Tensor:
 
 
 def fits(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor) -> bool:
-    """Whether the kernel takes these: somebody else may run the model meanwhile, to train it even."""
+    """Whether the kernel takes these: somebody else may run the model meanwhile, to train it even, or one of
+    the same config on a CPU.
+    """
     tensors = (query, key, value)
     return (
-        mask.dtype == torch.bool
+        has_kernel(query)
+        and mask.dtype == torch.bool
         and not any(one.requires_grad for one in tensors)
         and all(one.stride(-1) == 1 and one.dtype == query.dtype for one in tensors)
         and query.shape[-1] % _HEAD == value.shape[-1] % _HEAD == 0
     )
+
+
+def has_kernel(tensor: torch.Tensor) -> bool:
+    """Whether there is such a kernel where a tensor is."""
+    return tensor.is_cuda
 
 
 def attend(
@@ -85,13 +94,14 @@ def preferred(device: torch.device, dtype: torch.dtype) -> bool:
 @torch.inference_mode()
 def sound(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the kernel attends as it should, to keys that lie as those of slots do."""
-    maker = torch.Generator().manual_seed(0)
-    kept = torch.randn(2, 4, 2, 40, 64, generator=maker).to(device, dtype)
-    mask = (torch.rand(4, 1, 3, 37, generator=maker) < 0.7).to(device)
+    # Users may have set another default device, which such a generator is none of.
+    here: dict[str, Any] = {"generator": torch.Generator().manual_seed(0), "device": "cpu"}
+    kept = torch.randn(2, 4, 2, 40, 64, **here).to(device, dtype)
+    mask = (torch.rand(4, 1, 3, 37, **here) < 0.7).to(device)
     mask[..., 0] = True
     try:
         for tokens, length in ((1, 32), (3, 37)):
-            query = torch.randn(4, 2, 2 * tokens, 64, generator=maker).to(device, dtype)
+            query = torch.randn(4, 2, 2 * tokens, 64, **here).to(device, dtype)
             key, value = (one[:, :, :length] for one in kept)
             added = bias(mask[..., :tokens, :length], 2 if tokens > 1 else 1, dtype)
             made = attend(query, key, value, added, None).float()

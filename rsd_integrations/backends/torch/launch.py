@@ -27,7 +27,8 @@ def launcher_of(
     """
     devices = {parameter.device for parameter in model.parameters()}
     device = next(iter(devices)) if len(devices) == 1 and cuda_graphs is not False else None
-    if device is None or recorder_for(device) is None:
+    first = None if device is None else recorder_for(device)
+    if device is None or first is None:
         if cuda_graphs:
             places = ", ".join(sorted(map(str, devices)))
             raise ConfigError(
@@ -36,9 +37,11 @@ def launcher_of(
             )
         return Compiled if compile else None
 
+    unused = [first]
+
     def recorded(compute: Compute) -> Launcher:
         # By a recorder of its own: with the graphs of the last one their memory is gone.
-        recorder = recorder_for(device)
+        recorder = unused.pop() if unused else recorder_for(device)
         assert recorder is not None
         launched = Compiled(compute).compute if compile else None
         return Recorded(compute, recorder, slots=slots, capacity=capacity, launched=launched)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -226,10 +225,12 @@ class _Lists(TorchFunctionMode):
         listed = False
         if func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__) and args[0].device == self._device:
             index = args[1] if isinstance(args[1], tuple) else args[1:2]
-            listed = any(isinstance(one, (list, np.ndarray)) for one in index)
+            # Also a range, a tuple in a tuple, or an array of numpy's.
+            listed = any(hasattr(one, "__len__") and not isinstance(one, torch.Tensor) for one in index)
         made = func(*args, **(kwargs or {}))
         if func in (torch.as_tensor, torch.asarray):
-            listed = made.device == self._device and not any(isinstance(one, torch.Tensor) for one in args)
+            given = (*args, *(kwargs or {}).values())
+            listed = made.device == self._device and not any(isinstance(one, torch.Tensor) for one in given)
         if listed:
             raise NotRecordable(f"{func.__name__} takes numbers of the host to the device")
         return made
@@ -259,7 +260,6 @@ def _cuda_graphs(device: torch.device) -> Recorder:
             # the pool, as others may free what lies elsewhere, and a graph would write there ever after.
             work()
             current.synchronize()
-            stream.wait_stream(current)
             try:
                 # Other threads may use the GPU meanwhile: only this one's calls must be recordable. What
                 # torch keeps for all graphs of the process must not become inference tensors.

@@ -146,9 +146,9 @@ class SlotRunner:
 
     def close(self) -> None:
         """Give the memory back at once: a runner, its ways to run a forward and its cache hold each other."""
-        with LOCK:  # Graphs go while no other is recorded.
-            self.cache.close()
-            vars(self).clear()
+        # Without the lock: who holds it may wait for this, as Python's collector closes what nobody holds.
+        self.cache.close()
+        vars(self).clear()
 
     def release(self, slot: int, seen: Sequence[int] = ()) -> None:
         """Give a slot back to the pool.

@@ -8,7 +8,7 @@ from rsd_integrations.backends.shared.scoring import StepFeeds, prompt_tokens, s
 from rsd_integrations.backends.torch.plan import SlotFeed
 from rsd_integrations.backends.torch.readout import Read
 from rsd_integrations.backends.torch.runner import SlotRunner
-from rsd_integrations.backends.torch.slot_session import SlotSession, to_feed
+from rsd_integrations.backends.torch.slot_session import SlotSession, check_open, to_feed
 from rsd_integrations.errors import RewardError
 from rsd_integrations.prm.base import PRMFormat
 from rsd_integrations.protocols import Kept, ModelInfo, Scored, ScorerSession, ScoreStep, WindowFull
@@ -76,6 +76,7 @@ class TorchScorer:
 
     def open(self, prompt: Prompt) -> TorchScorerSession:
         """Encode a prompt as the format wants it."""
+        check_open(self.info, closed=self.closed)
         return TorchScorerSession(self, prompt_tokens(self.format, prompt))
 
     def score(

@@ -8,12 +8,26 @@ from rsd_integrations.backends.torch.plan import PREFILL_CHUNK, SlotFeed
 from rsd_integrations.backends.torch.pool import shared
 from rsd_integrations.backends.torch.readout import Read
 from rsd_integrations.backends.torch.runner import SlotRunner
-from rsd_integrations.protocols import Tally
+from rsd_integrations.errors import EngineClosedError
+from rsd_integrations.protocols import ModelInfo, Tally
 
-__all__ = ["SlotSession", "to_feed"]
+__all__ = ["SlotSession", "check_open", "to_feed"]
 
 _LEAST_WAITED = 64
 """Tokens from which it is worth a round to have them read by another request."""
+
+
+def check_open(info: ModelInfo, *, closed: bool) -> None:
+    """Refuse to open a session of a model that was closed.
+
+    Raises:
+        EngineClosedError: it was.
+    """
+    if closed:
+        raise EngineClosedError(
+            f"{info.name!r} was closed with its pipeline.",
+            hint="Load it anew. A pipeline that nobody holds closes its models.",
+        )
 
 
 class SlotSession:

@@ -11,7 +11,7 @@ from rsd_integrations.backends.torch.bursts import MOST_AT_ONCE, Burst, Endings
 from rsd_integrations.backends.torch.readout import Read
 from rsd_integrations.backends.torch.runner import SlotRunner
 from rsd_integrations.backends.torch.sampling import draw_rows
-from rsd_integrations.backends.torch.slot_session import to_feed
+from rsd_integrations.backends.torch.slot_session import check_open, to_feed
 from rsd_integrations.backends.torch.writer_session import TorchWriterSession
 from rsd_integrations.errors import BackendError
 from rsd_integrations.output import Output
@@ -39,6 +39,7 @@ class TorchWriter(SpeakingWriter):
         self, prompt: Prompt, output: Output = FREE, variables: Mapping[str, Any] = NONE
     ) -> TorchWriterSession:
         """Render and encode a prompt; the window is checked by the engine, which knows max_tokens."""
+        check_open(self.info, closed=self.closed)
         tokens = render(self.tokenizer, prompt, output, variables)
         return TorchWriterSession(self, tokens, output, self.tags(tokens))
 
