@@ -48,7 +48,7 @@ class RSDPipeline:
         self._backend = backend
         self._engine = BatchEngine(backend) if isinstance(backend, Backend) else TaskEngine(backend)
         # The engine's thread keeps the engine alive, not the pipeline: a dropped pipeline closes.
-        weakref.finalize(self, self._engine.close)
+        weakref.finalize(self, self._engine.let_go)
 
     @classmethod
     def from_pretrained(

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from rsd_integrations import Generation, RSDPipeline
+from rsd_integrations.engine import thread as engine_thread
 from rsd_integrations.engine.job import Job
 from rsd_integrations.engine.streams import EventStream
 from rsd_integrations.errors import (
@@ -229,6 +230,28 @@ def test_a_dropped_pipeline_ends_its_thread() -> None:
     pipe.generate("x")
     del pipe
     gc.collect()
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+
+
+def test_dropping_a_pipeline_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's collector may drop it on the thread whose lock its models' round is waiting for."""
+    monkeypatch.setattr(engine_thread, "_PATIENCE", 0.1)
+    lock, waiting = threading.Lock(), threading.Event()
+
+    def script(prompt: Any, index: int, text: str) -> str | None:
+        waiting.set()
+        with lock:
+            return None
+
+    pipe = over(ScriptedWriter(script))
+    thread = pipe._engine._thread
+    with lock:
+        stream: Any = pipe.stream("x")
+        assert waiting.wait(PATIENCE)
+        del pipe, stream
+        gc.collect()
+        assert thread.is_alive()
     thread.join(PATIENCE)
     assert not thread.is_alive()
 

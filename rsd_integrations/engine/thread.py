@@ -22,6 +22,9 @@ __all__ = ["EngineThread", "forked_error", "own"]
 
 _log = logging.getLogger(__name__)
 
+_PATIENCE = 60.0
+"""Seconds that the end of a pipeline which nobody holds is waited for."""
+
 
 class EngineThread(ABC):
     """A thread that owns a backend. Any other may submit; results come through the job's sink.
@@ -133,15 +136,26 @@ class EngineThread(ABC):
 
     def close(self) -> None:
         """Fail what is queued or running, end the thread, give back what the backend holds."""
+        if self._stop():
+            wait_for_end(self._thread)
+
+    def let_go(self) -> None:
+        """Close, but do not wait for ever: Python's collector calls this, maybe on a thread that the engine's
+        own is waiting for.
+        """
+        if self._stop():
+            self._thread.join(_PATIENCE)
+
+    def _stop(self) -> bool:
+        """Tell the thread to end. Whether it can be waited for."""
         if not self._thread.is_alive():
             self._closed = True
-            return
+            return False
         with self._lock:
             if not self._closed:
                 self._closed = True
                 self._put(None)
-        if threading.current_thread() is not self._thread:
-            wait_for_end(self._thread)
+        return threading.current_thread() is not self._thread
 
 
 def own(error: BaseException) -> Exception:
