@@ -88,10 +88,8 @@ class TaskEngine(EngineThread):
         carried = [*self._carried]
         for task in carried:
             task.cancel()
-        if carried:
-            await asyncio.wait(
-                carried, timeout=_CLOSING
-            )  # Some scorer of a user's may not let itself be ended.
+        if carried:  # Some scorer of a user's may not let itself be ended.
+            await asyncio.wait(carried, timeout=_CLOSING)
         self._live.clear()
         backend = self._backend
         for model in (backend.draft, backend.target, backend.prm):

@@ -136,17 +136,17 @@ class EngineThread(ABC):
 
     def close(self) -> None:
         """Fail what is queued or running, end the thread, give back what the backend holds."""
-        if self._stop():
+        if self._tell_to_end():
             wait_for_end(self._thread)
 
     def let_go(self) -> None:
         """Close, but do not wait for ever: Python's collector calls this, maybe on a thread that the engine's
         own is waiting for.
         """
-        if self._stop():
+        if self._tell_to_end():
             self._thread.join(_PATIENCE)
 
-    def _stop(self) -> bool:
+    def _tell_to_end(self) -> bool:
         """Tell the thread to end. Whether it can be waited for."""
         if not self._thread.is_alive():
             self._closed = True
