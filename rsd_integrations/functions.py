@@ -142,13 +142,11 @@ class _Functions:
         return _Session(prompt)
 
     def _called(self, prompt: Prompt, steps: tuple[str, ...]) -> Scored | RewardError:
-        token = AT_WORK.set(self)
+        AT_WORK.set(self)  # Of a thread of its pool, which runs nothing else.
         try:
             return self._read(self._given.function(prompt, steps), steps)
         except BaseException as error:  # Code that is tested may exit, or fail as pytest does.
             return self._failed(error, steps)
-        finally:
-            AT_WORK.reset(token)
 
     async def _awaited(self, prompt: Prompt, steps: tuple[str, ...]) -> Scored | RewardError:
         AT_WORK.set(self)  # Of its task alone.
