@@ -14,14 +14,15 @@ import pytest
 
 from rsd_integrations import RewardFunction, RSDConfig, RSDPipeline
 from rsd_integrations.conformance import ScorerKit
+from rsd_integrations.engine import tasks
 from rsd_integrations.engine.batch import SCORE_ROUNDS
 from rsd_integrations.errors import ConfigError, EngineClosedError, RewardError
 from rsd_integrations.functions import FunctionScorer, RemoteFunctionScorer
 from rsd_integrations.langchain import ChatRSD
 from rsd_integrations.llama_index import RSDLLM
-from rsd_integrations.protocols import Backend, Scorer
+from rsd_integrations.protocols import Backend, Scored, Scorer
 from rsd_integrations.remote import RemoteBackend
-from rsd_integrations.testing import ScriptedWriter
+from rsd_integrations.testing import ScriptedScorer, ScriptedWriter
 from rsd_integrations.types import Generation, Prompt
 from tests.awaited import Awaited
 from tests.gated import wait_for
@@ -318,7 +319,11 @@ def test_closing_leaves_no_thread_and_no_call(kind: str, remote: bool) -> None:
         assert not thread.is_alive()
 
 
-def test_a_function_that_does_not_let_itself_be_ended_keeps_no_pipeline_open() -> None:
+@pytest.mark.parametrize("whose", ["function", "scorer"])
+def test_what_does_not_let_itself_be_ended_keeps_no_pipeline_open(
+    whose: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks, "_CLOSING", 0.1)
     asked, go_on = threading.Event(), threading.Event()
 
     async def stays(prompt: Prompt, steps: tuple[str, ...]) -> float:
@@ -328,7 +333,14 @@ def test_a_function_that_does_not_let_itself_be_ended_keeps_no_pipeline_open() -
                 await asyncio.sleep(0.01)
         return 0.9
 
+    class Staying(Awaited):
+        async def score(self, session: Any, step: Any) -> Any:
+            return Scored(await stays("", ()), 1)
+
     pipe = over(stays, remote=True)
+    if whose == "scorer":
+        parts: Any = ScriptedWriter(DRAFT), ScriptedWriter(TARGET), ScriptedScorer([0.9])
+        pipe = RSDPipeline(RemoteBackend(Awaited(parts[0]), Awaited(parts[1]), Staying(parts[2])))
     stream = pipe.stream("count")
     assert asked.wait(20)
     closing = threading.Thread(target=pipe.close)

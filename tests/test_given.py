@@ -107,6 +107,10 @@ class TestParts:
             RSDPipeline(replace(backend, prm=ScriptedScorer([1.0])))
         assert pocket.generate(QUESTION).text  # It is as it was.
 
+    def test_a_busy_object_is_refused_before_the_others_are_loaded(self) -> None:
+        with scripted_pipeline(SCRIPT) as pipe, pytest.raises(ConfigError, match="at work in another"):
+            RSDPipeline.from_pretrained("/no/such/folder", "/none", pipe.backend.prm)
+
     def test_models_that_were_closed_with_their_pipeline_are_refused(self) -> None:
         backend = RSDPipeline.pocket().backend  # Nobody holds the pipeline, so it closes.
         assert isinstance(backend, Backend)
