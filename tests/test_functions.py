@@ -446,6 +446,34 @@ class TestWithRealModels:
         made = kind(draft="a", target="b", prm=prm)
         again = pickle.loads(pickle.dumps(made))
         assert again.prm == prm
+        assert again.source is made.source
+
+    def test_equal_functions_share_a_pipeline(self) -> None:
+        """Methods are made anew each time they are named."""
+
+        class Service:
+            def judge(self, prompt: Prompt, steps: tuple[str, ...]) -> float:
+                return 0.9
+
+        one, two = Service(), Service()
+        made = [ChatRSD(draft="a", target="b", prm=service.judge) for service in (one, one, two)]
+        assert made[0].source is made[1].source
+        assert made[0].source is not made[2].source
+
+    def test_functions_of_what_cannot_be_a_key_are_themselves(self) -> None:
+        class Service(list[int]):
+            def judge(self, prompt: Prompt, steps: tuple[str, ...]) -> float:
+                return 0.9
+
+        judges = [Service().judge, Service().judge]
+        made = [ChatRSD(draft="a", target="b", prm=judge) for judge in judges]
+        assert made[0].source is not made[1].source
+
+    @pytest.mark.parametrize("kind", [ChatRSD, RSDLLM])
+    def test_a_key_of_servers_is_none_of_a_function_s(self, kind: Any) -> None:
+        url = "http://127.0.0.1:9"
+        made = kind(draft=url, target=url, prm=two_is_bad, api_key="k")
+        assert {name for name in made._spec() if name.endswith("kwargs")} == {"draft_kwargs", "target_kwargs"}
 
     def test_another_is_refused_by_name(self) -> None:
         with pytest.raises(ConfigError, match=r"prm=<function .*<lambda>.* Define it in a module by"):
