@@ -462,11 +462,10 @@ class TestWithRealModels:
 
     def test_functions_of_what_cannot_be_a_key_are_themselves(self) -> None:
         class Service(list[int]):
-            def judge(self, prompt: Prompt, steps: tuple[str, ...]) -> float:
+            def __call__(self, prompt: Prompt, steps: tuple[str, ...]) -> float:
                 return 0.9
 
-        judges = [Service().judge, Service().judge]
-        made = [ChatRSD(draft="a", target="b", prm=judge) for judge in judges]
+        made = [ChatRSD(draft="a", target="b", prm=RewardFunction(Service())) for _ in range(2)]
         assert made[0].source is not made[1].source
 
     @pytest.mark.parametrize("kind", [ChatRSD, RSDLLM])

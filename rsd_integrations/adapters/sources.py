@@ -394,6 +394,6 @@ def _identity(value: Any) -> Hashable:
         return object, id(value)
     try:
         hash(value)
-    except TypeError:  # A method of what cannot be a key.
+    except TypeError:  # Settings around an object that cannot be a key.
         return object, id(value)
     return type(value), value
