@@ -36,8 +36,7 @@ def is_object(role: Role, model: Any) -> bool:
     Raises:
         ConfigError: it is a function that takes other arguments than a reward function does.
     """
-    works = _has(model, _IN_PROCESS[role]) or _has(model, _REMOTE[role])
-    return works or (role == "prm" and reward_function(model) is not None)
+    return _works(role, model) or (role == "prm" and reward_function(model) is not None)
 
 
 def taken(role: Role, model: Any, options: Mapping[str, Any] | None, prm_format: Any, *, remote: bool) -> Any:
@@ -61,11 +60,12 @@ def taken(role: Role, model: Any, options: Mapping[str, Any] | None, prm_format:
         raise ConfigError(
             f"{late} is for a {role} that is loaded, but {role} is {model!r:.200}.", hint="Leave it out."
         )
-    function = reward_function(model) if role == "prm" and not _has(model, ("open",)) else None
-    if function is not None:
-        return (RemoteFunctionScorer if remote else FunctionScorer)(function)
-    _check_free(role, model)  # Before the others are loaded.
-    return model
+    if _works(role, model):
+        _check_free(role, model)  # Before the others are loaded.
+        return model
+    function = reward_function(model)
+    assert function is not None
+    return (RemoteFunctionScorer if remote else FunctionScorer)(function)
 
 
 def check_parts(backend: Backend | RemoteBackend) -> None:
@@ -120,5 +120,8 @@ def _check_free(role: Role, part: Any) -> None:
         )
 
 
-def _has(model: Any, names: tuple[str, ...]) -> bool:
-    return not isinstance(model, type) and all(callable(getattr(model, name, None)) for name in names)
+def _works(role: Role, model: Any) -> bool:
+    """Whether it has the methods of the role, in this process or beside servers."""
+    return not isinstance(model, type) and any(
+        all(callable(getattr(model, name, None)) for name in kind[role]) for kind in (_IN_PROCESS, _REMOTE)
+    )

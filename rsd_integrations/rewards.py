@@ -60,7 +60,7 @@ def score_steps(
         body = step_body(text, delimiters)
         if body:
             try:
-                scored: Scored | WindowFull = yield ScoreStep(body)
+                scored: Scored = yield ScoreStep(body)
             except WindowFull:
                 return rewards + [None] * (len(steps) - index)
             last, _ = reward_of(scored, index, body)

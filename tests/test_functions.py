@@ -156,7 +156,7 @@ def test_a_slow_function_does_not_hold_up_others(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["sync", "async"])
 def test_at_most_so_many_calls_at_a_time(kind: str, remote: bool) -> None:
     now, most = [0], [0]
-    lock = threading.Lock()
+    lock, go_on = threading.Lock(), threading.Event()
 
     def count(by: int) -> None:
         with lock:
@@ -165,20 +165,27 @@ def test_at_most_so_many_calls_at_a_time(kind: str, remote: bool) -> None:
 
     def called(prompt: Prompt, steps: tuple[str, ...]) -> float:
         count(1)
-        threading.Event().wait(0.005)
+        assert go_on.wait(60)
         count(-1)
         return 0.9
 
     async def called_async(prompt: Prompt, steps: tuple[str, ...]) -> float:
         count(1)
-        await asyncio.sleep(0.005)
+        while not go_on.is_set():
+            await asyncio.sleep(0.001)
         count(-1)
         return 0.9
 
     given = RewardFunction(called if kind == "sync" else called_async, max_concurrency=2)
     with over(given, remote=remote) as pipe:
-        for stream in [pipe.stream("count") for _ in range(6)]:
-            stream.result()
+        streams = [pipe.stream("count") for _ in range(6)]
+        for stream in streams:
+            while next(stream).type != "proposed":
+                pass
+        wait_for(lambda: now[0] > 1)
+        time.sleep(0.05)  # More would have come by then.
+        go_on.set()
+        assert {stream.result().finish_reason for stream in streams} == {"stop"}
     assert most[0] == 2
 
 
@@ -447,6 +454,16 @@ class TestWithRealModels:
         again = pickle.loads(pickle.dumps(made))
         assert again.prm == prm
         assert again.source is made.source
+
+    def test_an_object_that_is_called_may_have_methods_of_any_name(self) -> None:
+        class Judge:
+            def open(self) -> None: ...
+
+            def __call__(self, prompt: Prompt, steps: tuple[str, ...]) -> float:
+                return 0.2
+
+        with RSDPipeline.pocket(prm=Judge()) as pipe:
+            assert {*self.told(pipe.generate(self.QUESTION))} == {("target", 0.2)}
 
     def test_equal_functions_share_a_pipeline(self) -> None:
         """Methods are made anew each time they are named."""

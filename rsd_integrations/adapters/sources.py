@@ -298,9 +298,9 @@ def check_pickles(spec: Spec, what: str) -> None:
             f"{what} over a live pipeline or loaded models cannot be pickled.",
             hint="Name the models by hub id or folder, or use the pocket trio.",
         )
-    for name in code:
+    if code:
         raise ConfigError(
-            f"{what} with {name}={held[name]!r} cannot be pickled.",
+            f"{what} with {code[0]}={held[code[0]]!r} cannot be pickled.",
             hint="Define it in a module by a name of its own. A format may be passed by the name that "
             "register_prm_format knows it by, there too.",
         )
