@@ -159,19 +159,22 @@ def test_what_a_request_gets_does_not_depend_on_the_others() -> None:
             assert (alone.text, alone.usage) == (generation.text, generation.usage)
 
 
-@pytest.mark.parametrize(("end", "together"), [("", True), ("\n\n", False)])
-def test_last_steps_wait_for_each_other_s_scores(end: str, together: bool) -> None:
+@pytest.mark.parametrize(
+    ("end", "limited", "together"), [("", False, True), ("x", True, True), ("\n\n", False, False)]
+)
+def test_last_steps_wait_for_each_other_s_scores(end: str, limited: bool, together: bool) -> None:
     """Of several lengths. A step that others follow is not held up where its draft cannot write on."""
     draft = Gated(lambda prompt, index, text: prompt + end if index == 0 else None)
     scorer = ScriptedScorer([1.0])
     with RSDPipeline(Backend(draft, ScriptedWriter([]), scorer, 8)) as pipe:
-        streams = [pipe.stream("x" * length) for length in range(1, 9)]
+        limits = {length: {"max_tokens": length} if limited else {} for length in range(1, 9)}
+        streams = [pipe.stream("x" * length, **limits[length]) for length in limits]
         # All are there before the first round is let go.
         assert draft.entered.acquire(timeout=PATIENCE)
         wait_for(lambda: len(pipe._engine._live) + pipe._engine._inbox.qsize() == 8)
         draft.let_go()
         for length, stream in enumerate(streams, 1):
-            assert stream.result().text == "x" * length + end
+            assert stream.result().text == "x" * length + end * (not limited)
     assert sum(scorer.batches) == 8
     assert len(scorer.batches) <= 4 if together else scorer.batches == [1] * 8
 

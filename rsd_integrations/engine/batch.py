@@ -16,17 +16,23 @@ from rsd_integrations.engine.thread import EngineThread, own
 from rsd_integrations.errors import BackendError
 from rsd_integrations.protocols import Backend, DraftStep, ScoreStep, TargetStep
 
-__all__ = ["GATHER_ROUNDS", "SCORE_ROUNDS", "BatchEngine"]
+__all__ = ["SCORE_ROUNDS", "BatchEngine", "rewrite_patience"]
 
-GATHER_ROUNDS = 16
-"""Most rounds a rejected step waits for others, so that the target rewrites them together. In a
-round small models may write several tokens."""
+REWRITE_SHARE = 3
+"""The target runs once one in so many of the live requests waits for it."""
 
 SCORE_SHARE = 2
 """The PRM runs once one in so many of the live requests waits for a reward."""
 
 SCORE_ROUNDS = 4
 """Most rounds a step waits for others, so that the PRM scores them together. The draft writes on then."""
+
+
+def rewrite_patience(length: int) -> int:
+    """Most rounds that the rewrite of a step of so many tokens waits for others, on its way too, so that the
+    target writes for several at once. In a round small models may write several tokens.
+    """
+    return max(16, 2 * length)
 
 
 class BatchEngine(EngineThread):
@@ -131,7 +137,7 @@ class BatchEngine(EngineThread):
             self._batch(drafting, lambda: backend.draft.advance(_sessions(drafting)))
         # Rows that guess hold the others up for a few of the draft's rounds: then all share one pass.
         rewriting = [] if self._guessing() else self._waiting(TargetStep)
-        if rewriting and self._due(rewriting):
+        if rewriting and (not drafting or self._rewrites_due(rewriting)):
             self._batch(rewriting, lambda: backend.target.advance(_sessions(rewriting)))
             for task in self._waiting(TargetStep):
                 task.job.seek_guesses(task)
@@ -174,15 +180,18 @@ class BatchEngine(EngineThread):
             if isinstance(task.piece, kind) and task.result is None
         ]
 
-    def _due(self, rewriting: Sequence[Task]) -> bool:
-        """Whether the target should run: a pass over its weights costs the same for one row as for many."""
+    def _rewrites_due(self, rewriting: Sequence[Task]) -> bool:
+        """Whether the target should run: a pass over its weights costs the same for one row as for many. What
+        nobody drafted has nothing to wait for.
+        """
+        if REWRITE_SHARE * len(rewriting) >= len(self._live) or any(
+            not task.job.drafted or task.job.rounds_waited >= rewrite_patience(task.job.drafted)
+            for task in rewriting
+        ):
+            return True
         for task in rewriting:
             task.job.rounds_waited += 1
-        return (
-            2 * len(rewriting) >= len(self._live)
-            or any(task.session.so_far for task in rewriting)
-            or max(task.job.rounds_waited for task in rewriting) > GATHER_ROUNDS
-        )
+        return False
 
     def _batch(self, tasks: Sequence[Task], run: Callable[[], Sequence[Any]]) -> None:
         """Run one batch and hand each job its result; None means it is not done yet."""

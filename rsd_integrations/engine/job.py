@@ -84,6 +84,8 @@ class Job:
         self._sink = sink
         self._story: Generator[Any, Any, Any]
         self._alone = True
+        self.drafted = 0
+        """Tokens of the draft's last step."""
         self._drafted_last = False
         self._sessions: dict[Role, list[Any]] = {}
         """``WriterSession`` and ``ScorerSession``, by role: of draft and PRM one for each candidate."""
@@ -208,7 +210,8 @@ class Job:
             return  # It failed or ended by another of them.
         task.result = result
         if isinstance(task.piece, DraftStep) and isinstance(result, Written):
-            self._sampling, self._drafted_last = task.piece.sampling, result.end in ("eos", "stop")
+            self._sampling, self.drafted = task.piece.sampling, len(result.token_ids)
+            self._drafted_last = result.end in ("eos", "stop", *(["limit"] if task.piece.closing else []))
         if self._alone or (isinstance(result, Exception) and not isinstance(result, WindowFull)):
             self.resume(result)
         elif all(task.result is not None for task in self.tasks):

@@ -110,6 +110,14 @@ def test_short_steps_long_waits_limits_and_stop_strings(
     assert recalled
 
 
+def test_steps_that_a_limit_cuts_are_written_on_behind_too(pipe: RSDPipeline, recalled: list[int]) -> None:
+    fields: dict[str, Any] = {"step_delimiter": "\0", "max_step_tokens": 5}
+    alone = [ask(pipe, seed, **fields) for seed in range(8)]
+    for one, other in zip(together(pipe, **fields), alone, strict=True):
+        check_equal(one, other)
+    assert sum(recalled) > 8
+
+
 def test_what_fails_there_fails_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     """If the model is broken the next step says so; if it is not, nothing was lost."""
     with load(*PAIRS["same tokenizer"]) as pipe:

@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from transformers import (
 )
 
 from rsd_integrations import RSDPipeline
+from rsd_integrations.backends.torch import sampling as drawing
 from rsd_integrations.backends.torch import writer
 from rsd_integrations.backends.torch.sampling import (
     Draws,
@@ -124,6 +126,71 @@ def test_rows_drawn_together_get_what_they_get_alone(data: st.DataObject) -> Non
             for logits, point in zip(row.logits_RV, row.points, strict=True)
         ]
         assert tokens == alone
+
+
+@given(st.data())
+def test_filters_let_the_same_tokens_through_whether_all_or_the_likeliest_are_looked_at(
+    data: st.DataObject,
+) -> None:
+    """As HF's warpers do it, with many tokens that are equally likely (half precision has few numbers), some
+    forbidden, and more of them let through than are looked at first.
+    """
+    count, vocabulary = data.draw(st.sampled_from([2, 8, 30])), 90
+    maker = torch.Generator().manual_seed(data.draw(st.integers(0, 10_000)))
+    spread = data.draw(st.sampled_from([0.1, 1.0, 4.0]))
+    logits = (torch.randn(4, vocabulary, generator=maker) * spread).to(
+        data.draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float64]))
+    )
+    logits = logits.round() if data.draw(st.booleans()) else logits
+    if data.draw(st.booleans()):
+        allowed = torch.rand(vocabulary, generator=maker) < data.draw(st.sampled_from([0.05, 0.5]))
+        logits = logits.masked_fill(~(allowed | (torch.arange(vocabulary) == 7)), -torch.inf)
+    how = sampling(
+        data.draw(st.sampled_from([1e-3, 0.7, 3.0])),
+        data.draw(st.sampled_from([1.0, 0.95, 0.5, 1e-6])),
+        data.draw(st.sampled_from([None, 1, 5, 40])),
+        min_p=data.draw(st.sampled_from([0.0, 0.05, 0.6])),
+    )
+    points = torch.rand(4, generator=maker, dtype=torch.float64).tolist()
+    warpers = LogitsProcessorList([TemperatureLogitsWarper(how.temperature)])
+    warpers += [TopKLogitsWarper(how.top_k)] if how.top_k else []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drawing, "LIKELIEST", count)
+        drawn = draw_rows([Row(logits, how, points)])[0]
+    for logits_V, point, token in zip(warpers(None, logits.double()), points, drawn, strict=True):
+        # HF's top_p breaks ties in no order; by the order of the vocabulary it is one sum a token.
+        probability = logits_V.softmax(-1).tolist()
+        order = sorted(range(vocabulary), key=lambda one: (-probability[one], one))
+        before, kept = 0.0, [0.0] * vocabulary
+        for one in order:
+            kept[one] = probability[one] if how.top_p >= 1.0 or before < how.top_p else 0.0
+            before += probability[one]
+        kept = [one if one >= how.min_p * max(kept) else 0.0 for one in kept]
+        edges = list(accumulate(kept))
+        assert token == next(one for one, edge in enumerate(edges) if edge > point * edges[-1])
+
+
+def test_all_tokens_are_looked_at_only_where_the_likeliest_do_not_suffice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Filters of a large vocabulary would take longer than a small model's forward."""
+    widths: list[int] = []
+    own = drawing.filtered_probabilities
+
+    def seen(logits_MV: torch.Tensor, *rest: Any) -> torch.Tensor:
+        widths.append(logits_MV.shape[-1])
+        return own(logits_MV, *rest)
+
+    monkeypatch.setattr(drawing, "filtered_probabilities", seen)
+    peaked = torch.randn(1, 20_000, generator=torch.Generator().manual_seed(1)) * 5
+    flat = torch.zeros(1, 20_000)
+    for filters in ({"top_p": 0.9}, {"top_k": 20}, {"min_p": 0.1}):
+        draw_rows([Row(peaked, sampling(**filters), [0.4])])
+    assert widths == [drawing.LIKELIEST] * 3
+    widths.clear()
+    both = draw_rows([Row(peaked, sampling(top_p=0.9), [0.4]), Row(flat, sampling(top_p=0.9), [0.5])])
+    assert widths[-1] == 20_000
+    assert both[1] == [9_000]
 
 
 def test_draws_looked_at_are_not_lost() -> None:

@@ -15,6 +15,7 @@ from decimal import Decimal
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from llguidance import LLMatcher, LLTokenizer
 from llguidance.hf import from_tokenizer
@@ -60,22 +61,22 @@ class Constraint:
         Raises:
             BackendError: the grammar gave up (too complex).
         """
-        packed = torch.frombuffer(bytearray(self._matcher.compute_bitmask()), dtype=torch.uint8)
-        bits = (packed[:, None] >> torch.arange(8, dtype=torch.uint8)) & 1
-        allowed = torch.zeros(size, dtype=torch.bool)
-        flat = bits.flatten().bool()[:size]
-        allowed[: len(flat)] = flat
-        if int(allowed.sum()) == 1 and not self.takes(int(allowed.nonzero())):
+        packed = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        # By numpy: where a GPU writes a token in a millisecond or two, torch's ways to unpack bits are slow.
+        bits = np.unpackbits(packed, bitorder="little")[:size]
+        allowed = np.zeros(size, np.bool_)
+        allowed[: len(bits)] = bits
+        if np.count_nonzero(allowed) == 1 and not self.takes(int(allowed.argmax())):
             # Text that a schema prescribes may spell a control token, and llguidance takes it for that.
             text = self._matcher.compute_ff_bytes().decode(errors="ignore")
-            allowed = torch.zeros(size, dtype=torch.bool)
+            allowed = np.zeros(size, np.bool_)
             allowed[list(self._spell(text)[:1])] = True
-        if self._matcher.is_error() or not bool(allowed.any()):
+        if self._matcher.is_error() or not allowed.any():
             raise BackendError(
                 f"constrained decoding cannot go on: {_reason(self._matcher):.300}.",
                 hint="Simplify the schema.",
             )
-        return allowed
+        return torch.from_numpy(allowed)
 
     def takes(self, token: int) -> bool:
         """Whether a token may come next."""

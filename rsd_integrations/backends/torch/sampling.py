@@ -6,7 +6,7 @@ The draws belong to the request, so what it gets does not depend on the rows bes
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,12 @@ import torch
 from rsd_integrations.protocols import Sampling
 
 __all__ = ["Draws", "Row", "draw", "draw_rows", "filtered_probabilities", "penalized"]
+
+LIKELIEST = 512
+"""Tokens among which filters look first: to sort a large vocabulary takes as long as a small forward."""
+
+_AT_ONCE = 2**18
+"""Logits that a CPU works on at once. More do not stay in its caches from one operation to the next."""
 
 
 class Draws:
@@ -55,33 +61,84 @@ def draw(logits_V: torch.Tensor, sampling: Sampling) -> int:
 
 
 def draw_rows(rows: Sequence[Row]) -> list[list[int]]:
-    """A token id for each place of each row, all above temperature 0; the host waits for them once."""
-    alike: dict[tuple[float, float, int | None, float], list[int]] = {}
-    for index, row in enumerate(rows):
-        how = row.sampling
-        alike.setdefault((how.temperature, how.top_p, how.top_k, how.min_p), []).append(index)
-    order = [index for group in alike.values() for index in group]
-    drawn_M = torch.cat([_draw_alike([rows[index] for index in group]) for group in alike.values()])
+    """A token id for each place of each row, all above temperature 0; the host waits for them once, and once
+    more where the likeliest tokens did not suffice.
+    """
+    made = _drawn(rows, _of_likeliest)
+    if left := [index for index, tokens in enumerate(made) if -1 in tokens]:
+        for index, tokens in zip(left, _drawn([rows[index] for index in left], _of_all), strict=True):
+            made[index] = tokens
+    return made
+
+
+def _drawn(rows: Sequence[Row], way: Callable[..., torch.Tensor]) -> list[list[int]]:
+    portions = list(_portions(rows))
+    drawn_M = torch.cat([_draw_alike([rows[index] for index in portion], way) for portion in portions])
     tokens, start = drawn_M.tolist(), 0
     made: dict[int, list[int]] = {}
-    for index in order:
+    for index in (index for portion in portions for index in portion):
         end = start + len(rows[index].points)
         made[index], start = tokens[start:end], end
     return [made[index] for index in range(len(rows))]
 
 
-def _draw_alike(rows: Sequence[Row]) -> torch.Tensor:
-    """Token ids ``[M]`` at the places of rows with the same filters, one behind the other."""
-    logits_MV = torch.cat([row.logits_RV for row in rows])
+def _portions(rows: Sequence[Row]) -> Iterator[list[int]]:
+    """Indices of rows with the same filters, which are drawn together."""
+    alike: dict[tuple[float, float, int | None, float], list[int]] = {}
+    for index, row in enumerate(rows):
+        how = row.sampling
+        alike.setdefault((how.temperature, how.top_p, how.top_k, how.min_p), []).append(index)
+    logits_RV = rows[0].logits_RV
+    most = max(1, _AT_ONCE // logits_RV.shape[-1]) if logits_RV.device.type == "cpu" else len(rows)
+    for group in alike.values():
+        yield from (group[start : start + most] for start in range(0, len(group), most))
+
+
+def _draw_alike(rows: Sequence[Row], way: Callable[..., torch.Tensor]) -> torch.Tensor:
+    """Token ids ``[M]`` at the places of rows with the same filters, one behind the other; -1 where ``way``
+    finds none.
+    """
+    logits_MV = torch.cat([row.logits_RV for row in rows]) if len(rows) > 1 else rows[0].logits_RV
     # Before anything is computed: such a copy waits for what was launched.
     point_M = torch.tensor([point for row in rows for point in row.points], dtype=torch.float64, device="cpu")
-    point_M = point_M if logits_MV.device.type == "mps" else point_M.to(logits_MV.device)
-    cumulative_MV = filtered_probabilities(logits_MV, rows[0].sampling).cumsum(dim=-1)
-    total_M1 = cumulative_MV[:, -1:]
-    point_M1 = point_M[:, None] * total_M1
-    token_M1 = torch.searchsorted(cumulative_MV, point_M1, right=True)
-    # Rounding may put the point on the last step of the staircase: the last token with any mass.
-    return token_M1.minimum(torch.searchsorted(cumulative_MV, total_M1.contiguous()))[:, 0]
+    # Apple's GPUs have no double precision.
+    logits_MV = logits_MV.cpu() if logits_MV.device.type == "mps" else logits_MV
+    return way(logits_MV, point_M.to(logits_MV.device), rows[0].sampling)
+
+
+def _of_all(logits_MV: torch.Tensor, point_M: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """Tokens ``[M]`` of the whole vocabulary."""
+    return _climb(filtered_probabilities(logits_MV, sampling), point_M)
+
+
+def _of_likeliest(logits_MV: torch.Tensor, point_M: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """The same tokens ``[M]``, found among the likeliest; -1 where the filters may let others through."""
+    vocabulary = logits_MV.shape[-1]
+    count = max(LIKELIEST, 2 * (sampling.top_k or 0))
+    free = sampling.top_k is None and sampling.top_p >= 1.0 and sampling.min_p <= 0.0
+    if free or 2 * count > vocabulary:
+        return _of_all(logits_MV, point_M, sampling)
+    # In the order of the vocabulary, which also tells apart those that are equally likely.
+    id_MK = logits_MV.topk(count, sorted=False).indices.sort().values
+    likely_MK = logits_MV.gather(-1, id_MK)
+    log_total_M1 = None
+    if sampling.top_k is None and sampling.top_p < 1.0:
+        log_total_M1 = _scaled(logits_MV, sampling).logsumexp(dim=-1, keepdim=True)
+    kept_MK = filtered_probabilities(likely_MK, sampling, log_total_M1)
+    # Where the least likely of them is filtered out, so is what is less likely still, or as likely.
+    least_MK = likely_MK == likely_MK.amin(dim=-1, keepdim=True)
+    beyond_M = (kept_MK.masked_fill(~least_MK, 0.0) > 0.0).any(dim=-1)
+    token_M = id_MK.gather(-1, _climb(kept_MK, point_M)[:, None])[:, 0]
+    return token_M.masked_fill(beyond_M, -1)
+
+
+def _climb(weight_MV: torch.Tensor, point_M: torch.Tensor) -> torch.Tensor:
+    """Where ``[M]`` on the staircase of these weights each point lies."""
+    cumulative_MV = weight_MV.cumsum(dim=-1)
+    total_M1 = cumulative_MV[:, -1:].contiguous()
+    place_M1 = torch.searchsorted(cumulative_MV, point_M[:, None] * total_M1, right=True)
+    # Rounding may put the point on the last step: the last token with any mass.
+    return place_M1.minimum(torch.searchsorted(cumulative_MV, total_M1))[:, 0]
 
 
 def penalized(logits_V: torch.Tensor, before_L: torch.Tensor, penalty: float) -> torch.Tensor:
@@ -95,18 +152,30 @@ def penalized(logits_V: torch.Tensor, before_L: torch.Tensor, penalty: float) ->
     return logits_V.scatter(0, before_L, torch.where(theirs_L < 0.0, theirs_L * penalty, theirs_L / penalty))
 
 
-def filtered_probabilities(logits_MV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+def _scaled(logits_MV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """Logits by temperature, in double precision. The largest becomes 0: no temperature, however small, makes
+    it infinite.
+    """
+    scaled_MV = logits_MV.double()
+    if scaled_MV is logits_MV:
+        scaled_MV = scaled_MV.clone()
+    return scaled_MV.sub_(logits_MV.amax(dim=-1, keepdim=True)).div_(sampling.temperature)
+
+
+def filtered_probabilities(
+    logits_MV: torch.Tensor, sampling: Sampling, log_total_M1: torch.Tensor | None = None
+) -> torch.Tensor:
     """What stays of the probabilities after temperature, top_k, top_p and min_p in this order, in double
     precision, ``[..., V]``.
+
+    Args:
+        log_total_M1: by which they become probabilities, where these logits are not all there are.
     """
-    # Apple's GPUs have no double precision.
-    logits_MV = logits_MV.cpu() if logits_MV.device.type == "mps" else logits_MV
-    # The largest logit becomes 0: no temperature, however small, makes it infinite.
-    scaled_MV = (logits_MV.double() - logits_MV.amax(dim=-1, keepdim=True)) / sampling.temperature
+    scaled_MV = _scaled(logits_MV, sampling)
     if sampling.top_k is not None and sampling.top_k < scaled_MV.shape[-1]:
         least_M1 = scaled_MV.topk(sampling.top_k).values[..., -1:]
         scaled_MV = scaled_MV.masked_fill(scaled_MV < least_M1, -torch.inf)
-    probabilities_MV = scaled_MV.softmax(dim=-1)
+    probabilities_MV = scaled_MV.softmax(dim=-1) if log_total_M1 is None else (scaled_MV - log_total_M1).exp()
     if sampling.top_p < 1.0:
         sorted_MV, order_MV = probabilities_MV.sort(descending=True, stable=True)
         # A token stays if those before it have not reached top_p; the first always stays.

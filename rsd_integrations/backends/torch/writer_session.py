@@ -155,7 +155,9 @@ class TorchWriterSession(SlotSession):
     @property
     def goes_on(self) -> bool:
         """Whether it can write on behind the step it has finished. A constraint would have to go back."""
-        return isinstance(self.work, DraftStep) and not self._by_itself and self._end == "delimiter"
+        if not isinstance(self.work, DraftStep) or self._by_itself:
+            return False
+        return self._end == "delimiter" or (self._end == "limit" and not self.work.closing)
 
     def recall(self) -> Written | None:
         """Take the tokens that are known already; the step if it ends there."""

@@ -1,0 +1,102 @@
+"""Rewrites share a pass over the target's weights. They wait for company, on their way too, but not long."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from rsd_integrations import Generation, RSDPipeline
+from rsd_integrations.testing import scripted_pipeline
+from rsd_integrations.types import Prompt
+from tests.gated import PATIENCE
+
+STEPS = 8
+
+
+def rejecting(places: Mapping[str, int], length: int, *, live: int) -> RSDPipeline:
+    """Answers of steps of so many tokens. Each prompt's step at its place is rejected; the target writes "!"
+    where the draft wrote ".".
+    """
+
+    def writes(mark: str) -> Any:
+        return lambda prompt, index, text: mark * (length - 2) + "\n\n" if index < STEPS else None
+
+    def reward(prompt: Prompt, index: int, body: str) -> float:
+        return float(places.get(str(prompt)) != index)
+
+    return scripted_pipeline(writes("."), writes("!"), reward, max_batch_size=live)
+
+
+def launches(pipe: RSDPipeline) -> list[tuple[str, int]]:
+    """Who was launched and with how many rows, in order."""
+    order: list[tuple[str, int]] = []
+    for role in ("draft", "target"):
+        model = getattr(pipe.backend, role)
+
+        def noted(sessions: Sequence[Any], role: str = role, own: Any = model.advance) -> Any:
+            order.append((role, len(sessions)))
+            return own(sessions)
+
+        model.advance = noted
+    return order
+
+
+def answers(pipe: RSDPipeline, asked: Mapping[str, dict[str, Any]]) -> list[Generation]:
+    """To all prompts, begun in one round."""
+    gate = threading.Event()
+    pipe._engine._inbox.put(lambda: gate.wait(PATIENCE))
+    streams = [pipe.stream(prompt, **fields) for prompt, fields in asked.items()]
+    gate.set()
+    return [stream.result() for stream in streams]
+
+
+def test_rewrites_wait_for_one_another() -> None:
+    """Of twelve requests, each is rejected once and at a place of its own."""
+    prompts = [f"prompt {number}" for number in range(12)]
+    places = {prompt: number % 6 for number, prompt in enumerate(prompts)}
+    with rejecting(places, 30, live=12) as pipe:
+        order = launches(pipe)
+        together = answers(pipe, {prompt: {} for prompt in prompts})
+        rows = [count for role, count in order if role == "target"]
+        # Six times two rows, if only those wait for each other that were rejected in the same round.
+        assert sum(rows) == 12 * 30
+        assert len(rows) <= 12 * 30 / 3.5
+        for prompt, answer in zip(prompts, together, strict=True):
+            assert answer.text == pipe.generate(prompt).text
+            assert [step.accepted for step in answer.steps].index(False) == places[prompt]
+
+
+@pytest.mark.parametrize(("length", "waited"), [(5, 16), (20, 40)])
+def test_a_rewrite_waits_for_two_steps_at_most(length: int, waited: int) -> None:
+    """In rounds of the draft; behind that it is written without a break."""
+    prompts = ["alone", *(f"kept {number}" for number in range(7))]
+    with rejecting({"alone": 1}, length, live=8) as pipe:
+        order = launches(pipe)
+        answers(pipe, {prompt: {} for prompt in prompts})
+        first = order.index(("target", 1))
+        rejected = 2 * length
+        assert first - rejected == waited + 1  # The round in which it is rejected is the first.
+        own = order[first : first + 2 * length]
+        assert [role for role, _ in own] == ["target", "draft"] * length
+
+
+def test_a_third_of_all_is_company_enough() -> None:
+    prompts = [f"prompt {number}" for number in range(6)]
+    with rejecting({"prompt 0": 0, "prompt 1": 0}, 10, live=6) as pipe:
+        order = launches(pipe)
+        answers(pipe, {prompt: {} for prompt in prompts})
+        assert order[10:12] == [("draft", 4), ("target", 2)]
+
+
+def test_what_nobody_drafted_does_not_wait() -> None:
+    """An answer by the target alone, among others."""
+    asked: dict[str, dict[str, Any]] = {"by the target": {"threshold": 2.0}}
+    asked |= {f"kept {number}": {} for number in range(7)}
+    with rejecting({}, 10, live=8) as pipe:
+        order = launches(pipe)
+        answer, *_ = answers(pipe, asked)
+        assert order[:20] == [("draft", 7), ("target", 1)] * 10
+        assert set(answer.text) == {"!", "\n"}
