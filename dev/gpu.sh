@@ -4,9 +4,10 @@
 #   dev/gpu.sh wheels            here, once: what such a machine lacks, into .whl/ (which git ignores)
 #   dev/gpu.sh STAGE [FOLDER]    there: install them, run, write results to FOLDER/STAGE ($OUT by default)
 #
-# Stages, in this order: tests, one, one-compiled, many, recurrent; large, large-compiled (77 GiB of weights: an H200);
-# one-tuned, which may not fit ten minutes. Each other should take four to eight, by estimate: 12 ms a token of eager
-# generate with 7B. Each number is told as it comes (STAGE/log.txt), the JSON is written at the end.
+# Stages, in this order: tests, one, one-compiled, many-compiled, recurrent; large-compiled, large-many (77 GiB of
+# weights: an H200); many, large; one-tuned, which may not fit ten minutes. Each other should take four to eight, by
+# estimate: 12 ms a token of eager generate with 7B. Each number is told as it comes (STAGE/log.txt), the JSON is
+# written at the end.
 set -euo pipefail
 stage=${1:?name a stage: see above} out=$(realpath -m "${2:-${OUT:-/tmp/rsd-gpu}}")/$1
 cd "$(dirname "$0")/.."
@@ -32,6 +33,7 @@ bench() {
 }
 one=(--shape 1.5b-7b-prm1.5b --prompts 1 --batches 1 --repeats 1 --acceptances 0.8)
 large=(--shape 1.5b-32b-prm7b --prompts 1 --batches 1 --repeats 1 --acceptances 0.8 --steps 10)
+many=(--prompts 16 --batches 16 --acceptances 0.9)
 tests() {
   local failed=0 states="Qwen3_5 or Qwen3Next or Lfm or FalconH1 or Granite or Bamba" part
   # In processes of their own, the least sure last: a capture that fails leaves a GPU in disorder for all that follow.
@@ -52,10 +54,12 @@ print(torch.__version__, transformers.__version__, torch.cuda.get_device_name(),
     one-compiled) bench "${one[@]}" --steps 10 --compile ;;
     # Matrix products of one row become kernels of their own, which fuse with what is around them.
     one-tuned) TORCHINDUCTOR_COORDINATE_DESCENT_TUNING=1 bench "${one[@]}" --steps 10 --compile ;;
-    many) bench --shape 1.5b-7b-prm1.5b --prompts 16 --batches 16 --repeats 3 --acceptances 0.9 ;;
+    many) bench "${many[@]}" --shape 1.5b-7b-prm1.5b --repeats 3 ;;
+    many-compiled) bench "${many[@]}" --shape 1.5b-7b-prm1.5b --repeats 3 --compile ;;
     recurrent) bench --shape 0.8b-9b-recurrent-prm1.5b --prompts 1 --batches 1 --repeats 1 --acceptances 0.8 --steps 10 ;;
     large) bench "${large[@]}" ;;
     large-compiled) bench "${large[@]}" --compile ;;
+    large-many) bench "${many[@]}" --shape 1.5b-32b-prm7b --repeats 1 --compile ;;
     *) echo "stage '$stage' is none of those above" >&2; exit 2 ;;
   esac
 } 2>&1 | tee -a "$out/log.txt"
