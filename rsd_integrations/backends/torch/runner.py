@@ -14,7 +14,6 @@ import torch
 from rsd_integrations.backends.shared.describe import AttentionKinds, attention_kinds
 from rsd_integrations.backends.torch.attention import SlotAttention
 from rsd_integrations.backends.torch.bursts import MOST_WORK, Burst
-from rsd_integrations.backends.torch.few_rows import FewRows
 from rsd_integrations.backends.torch.flight import Fetch, Flight
 from rsd_integrations.backends.torch.forwards import Compute, Launcher, Pair
 from rsd_integrations.backends.torch.plan import (
@@ -31,6 +30,7 @@ from rsd_integrations.backends.torch.plan import (
     unpack,
 )
 from rsd_integrations.backends.torch.pool import Seen, SlotPool
+from rsd_integrations.backends.torch.products import OneDNN
 from rsd_integrations.backends.torch.readout import Read, Readout
 from rsd_integrations.backends.torch.recording import LOCK, NotRecordable, Recorded
 from rsd_integrations.backends.torch.slots import SlotCache
@@ -100,7 +100,7 @@ class SlotRunner:
         self._weights = None if model is None else Weights(model)
         self._traces = model if traces and device.type == "cpu" else None
         self._start()
-        self._few_rows = FewRows(self._compute, device, dtype, parameters)
+        self._onednn = OneDNN(self._compute, device, dtype, parameters)
         self._flight: Flight | None = None
         self.most_gathered = _GATHERED if device.type == "cpu" and self._attend.takes_runs else math.inf
         """Bytes of a layer up to which the keys of rows in slots here and there are brought together; beyond,
@@ -304,7 +304,7 @@ class SlotRunner:
         self._fill(feeds)  # Also if it fails behind having written.
         runs = shape.runs if apart else ()
         where: dict[str, Any] = {"block": runs[0][0] if runs else shape.block, "line": shape.line}
-        call = self._few_rows if self._few_rows.takes(shape.rows * shape.tokens) else self._call
+        call = self._onednn if self._onednn.takes(shape.rows * shape.tokens) else self._call
         with self._threads(shape), self._attend.over(runs):
             made = None
             if burst is not None and shape.tokens == 1 and not apart and isinstance(self._call, Traced):

@@ -1,9 +1,12 @@
-"""Few tokens, large weights: another matrix product, the same numbers."""
+"""Large weights on a CPU: another matrix product, the same numbers."""
 
 from __future__ import annotations
 
+import platform
 import random
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,21 +15,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from rsd_integrations.backends.torch import few_rows, traced
-from rsd_integrations.backends.torch.few_rows import FewRows
+from rsd_integrations.backends.torch import products, traced
 from rsd_integrations.backends.torch.plan import SlotFeed
+from rsd_integrations.backends.torch.products import OneDNN
 from rsd_integrations.backends.torch.traced import Traced
 from tests.backends.test_slots import close, run_a_history, runner_of
 from tests.tiny_models import ARCHITECTURES, causal
 
 CPU = torch.device("cpu")
-PRODUCT = few_rows._product()
+PRODUCT = products._product()
+MAKERS = {"Intel": products._INTEL, "AMD": products._AMD}
 
 pytestmark = pytest.mark.skipif(PRODUCT is None, reason="torch multiplies by something else here")
 
 
 @pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+def maker() -> str:
+    """Of the processor; tests of one that matters name it."""
+    return "Intel"
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch, maker: str) -> list[tuple[int, ...]]:
     """Weights of any size are large; the shapes of the inputs that oneDNN multiplied."""
     shapes = []
 
@@ -35,8 +45,8 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
         shapes.append(tuple(inputs.shape))
         return PRODUCT(inputs, *others)
 
-    monkeypatch.setattr(few_rows, "_LARGE", 1)
-    monkeypatch.setattr(few_rows, "_product", lambda: product)
+    monkeypatch.setattr(products, "_worth", lambda: replace(MAKERS[maker], weight=1))
+    monkeypatch.setattr(products, "_product", lambda: product)
     return shapes
 
 
@@ -63,6 +73,7 @@ def test_it_multiplies_as_torch_does(
     torch.testing.assert_close(PRODUCT(inputs, weight, given_bias).double(), wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("maker", MAKERS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_any_history_gives_what_a_full_forward_gives(
     architecture: str, counted: list[tuple[int, ...]]
@@ -77,16 +88,17 @@ def test_any_history_gives_what_a_full_forward_gives(
     ("rows", "tokens", "used"),
     [(1, 3, False), (1, 4, True), (1, 64, True), (1, 65, False), (3, 1, False), (4, 1, True), (2, 2, True)],
 )
-def test_it_is_used_for_a_few_tokens_of_all_rows(
-    rows: int, tokens: int, used: bool, counted: list[tuple[int, ...]]
+@pytest.mark.parametrize("maker", MAKERS)
+def test_it_is_used_for_a_few_tokens_of_all_rows_and_on_an_amd_for_any(
+    rows: int, tokens: int, used: bool, maker: str, counted: list[tuple[int, ...]]
 ) -> None:
     model, text = causal("Qwen2", 3), list(range(5, 5 + tokens))
     runner = runner_of(model, capacity=96, parameters=10**9)
     for output in runner.run([SlotFeed(slot, 0, text) for slot in range(rows)]):
         assert close(model, output, text)
-    assert bool(counted) == used
+    assert bool(counted) == (used or maker == "AMD")
     # Not where a layer is asked about fewer: the head reads one place of a row.
-    assert all(4 <= torch.Size(shape[:-1]).numel() <= 64 for shape in counted)
+    assert maker == "AMD" or all(4 <= torch.Size(shape[:-1]).numel() <= 64 for shape in counted)
 
 
 def test_what_it_multiplies_is_not_traced(
@@ -102,7 +114,9 @@ def test_what_it_multiplies_is_not_traced(
     assert runner._call._kinds
 
 
-def test_small_weights_and_other_kinds_of_tensors_are_left_to_torch(counted: list[tuple[int, ...]]) -> None:
+def test_small_weights_and_other_kinds_of_tensors_are_left_to_torch(
+    counted: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Packed(torch.Tensor):
         """As quantized weights are."""
 
@@ -116,13 +130,12 @@ def test_small_weights_and_other_kinds_of_tensors_are_left_to_torch(counted: lis
         linear(inputs, torch.randn(8, 3).t())
         linear(inputs.double(), weight.double())
         other = linear(inputs, weight=weight)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(few_rows, "_LARGE", 25)
-            linear(inputs, weight)
         return one, other
 
-    made = FewRows(forward, CPU, torch.float32, 10**9)()  # type: ignore[arg-type]
+    made = OneDNN(forward, CPU, torch.float32, 10**9)()  # type: ignore[arg-type]
     linear(inputs, weight)
+    monkeypatch.setattr(products, "_worth", lambda: replace(MAKERS["Intel"], weight=25))
+    OneDNN(lambda: linear(inputs, weight), CPU, torch.float32, 10**9)()  # type: ignore[arg-type,return-value]
     assert counted == []
     torch.testing.assert_close(*made)
 
@@ -131,7 +144,7 @@ def test_it_is_for_large_models_in_float32_on_a_cpu_alone(counted: list[tuple[in
     def takes(
         device: torch.device = CPU, dtype: torch.dtype = torch.float32, parameters: int = 10**9
     ) -> bool:
-        return FewRows(unused, device, dtype, parameters).takes(8)
+        return OneDNN(unused, device, dtype, parameters).takes(8)
 
     unused: Any = None
     assert takes()
@@ -150,8 +163,34 @@ def test_without_the_operation_torch_multiplies(monkeypatch: pytest.MonkeyPatch)
         raise NotImplementedError
 
     monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", missing)
-    few_rows._product.cache_clear()
+    products._product.cache_clear()
     try:
-        assert few_rows._product() is None
+        assert products._product() is None
     finally:
-        few_rows._product.cache_clear()
+        products._product.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("told", "maker"),
+    [
+        ("vendor_id\t: GenuineIntel\nmodel name\t: Intel(R) Xeon(R)", "Intel"),
+        ("vendor_id\t: AuthenticAMD\nmodel name\t: AMD EPYC", "AMD"),
+        ("vendor_id\t: HygonGenuine", "AMD"),
+        ("Intel64 Family 6 Model 158 Stepping 10, GenuineIntel", "Intel"),
+        ("AMD64 Family 25 Model 33 Stepping 2, AuthenticAMD", "AMD"),
+        ("", "Intel"),
+    ],
+)
+@pytest.mark.parametrize("file", [True, False])
+def test_who_made_the_processor(told: str, maker: str, file: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what Linux tells, and elsewhere by what Python does."""
+
+    def read(path: Path, **how: Any) -> str:
+        assert path == Path("/proc/cpuinfo")
+        if not file:
+            raise FileNotFoundError(path)
+        return told
+
+    monkeypatch.setattr(Path, "read_text", read)
+    monkeypatch.setattr(platform, "processor", lambda: "" if file else told)
+    assert products._worth.__wrapped__() is MAKERS[maker]

@@ -1,0 +1,128 @@
+"""Matrix products of large weights on a CPU, by oneDNN where it is faster than MKL (dev/speed.md).
+
+Both are parts of torch, which multiplies by MKL. From four tokens on MKL copies the weights into another
+order first and takes up to four times as long; so few tokens (a step that is scored, guesses that are
+checked, requests side by side) would not take the time that reading the weights takes, as one does. On AMD's
+processors MKL is slower throughout: it reads the weights for a lone token by one core, and for two or three
+tokens two or three times.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import linear
+from torch.overrides import TorchFunctionMode
+
+from rsd_integrations.backends.torch.forwards import Pair
+from rsd_integrations.backends.torch.traced import Call
+
+__all__ = ["OneDNN", "Worth"]
+
+
+@dataclass(frozen=True)
+class Worth:
+    """Where oneDNN is the faster one.
+
+    Args:
+        tokens: of a product.
+        weight: numbers of a weight from which it is. Smaller ones stay in a core's cache.
+        model: parameters from which most weights are that large, and a forward takes so long that it need not
+            be traced.
+    """
+
+    tokens: range
+    weight: int
+    model: int
+
+
+_INTEL = Worth(range(4, 65), 2_000_000, 200_000_000)
+"""Of fewer tokens both only read the weights, of more both only compute."""
+
+_AMD = Worth(range(1, sys.maxsize), 250_000, 100_000_000)
+
+
+class OneDNN:
+    """A ``Call`` that multiplies by oneDNN, for as many tokens (of all rows together) as that is faster.
+
+    Args:
+        compute: a forward by calling the model.
+        device: of the model.
+        dtype: of its weights. Of others than float32 torch multiplies by oneDNN as it is.
+        parameters: that a token passes through.
+    """
+
+    def __init__(self, compute: Call, device: torch.device, dtype: torch.dtype, parameters: int) -> None:
+        self._compute = compute
+        self._worth = _worth()
+        wanted = device.type == "cpu" and dtype is torch.float32 and parameters >= self._worth.model
+        # Users may have turned oneDNN off (torch.backends.mkldnn.enabled).
+        self._product = _product() if wanted and torch._C._get_mkldnn_enabled() else None
+
+    def takes(self, tokens: int) -> bool:
+        """Whether it is the faster call for so many tokens."""
+        return self._product is not None and tokens in self._worth.tokens
+
+    def __call__(self, *inputs: torch.Tensor, **where: Any) -> Pair:
+        """The forward."""
+        assert self._product is not None
+        with _Products(self._product, self._worth):
+            return self._compute(*inputs, **where)
+
+
+class _Products(TorchFunctionMode):
+    """Sees the torch functions that a forward calls."""
+
+    def __init__(self, product: Callable[..., torch.Tensor], worth: Worth) -> None:
+        super().__init__()
+        self._product, self._worth = product, worth
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is linear and not kwargs and self._fits(*args):
+            return self._product(*args)
+        return func(*args, **(kwargs or {}))
+
+    def _fits(self, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> bool:
+        # Quantized weights and the like are kinds of tensors of their own.
+        return (
+            type(inputs) is torch.Tensor
+            and type(weight) in (torch.Tensor, torch.nn.Parameter)
+            and inputs.dtype is weight.dtype is torch.float32
+            and weight.numel() >= self._worth.weight
+            and weight.is_contiguous()
+            and inputs.numel() // inputs.shape[-1] in self._worth.tokens
+        )
+
+
+@cache
+def _worth() -> Worth:
+    """On this machine: by who made its processor, for MKL goes by that."""
+    try:
+        told = Path("/proc/cpuinfo").read_text(errors="replace")
+    except OSError:
+        told = platform.processor()
+    return _AMD if any(maker in told for maker in ("AuthenticAMD", "HygonGenuine")) else _INTEL
+
+
+@cache
+def _product() -> Callable[..., torch.Tensor] | None:
+    """``linear`` by oneDNN; None where torch has none, or multiplies by something else than MKL."""
+    if not torch._C.has_mkl:
+        return None
+
+    def product(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        made: torch.Tensor = torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
+        return made
+
+    try:
+        made = product(torch.ones(4, 3, device="cpu"), torch.ones(2, 3, device="cpu"))
+    except Exception:  # It is no public part of torch.
+        return None
+    return product if bool((made == 3).all()) else None
