@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
@@ -53,8 +53,10 @@ _TAKEN = frozenset(
 
 if TYPE_CHECKING:  # What may be given: a lone string is a sequence of strings, too.
     Strings = Sequence[str]
+    Variables = Mapping[str, JsonValue]
 else:
     Strings = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+    Variables = dict[str, JsonValue]
 
 
 class RSDFields(BaseModel):
@@ -122,7 +124,7 @@ class RSDFields(BaseModel):
     becomes that of the best of n. Needs a temperature above 0, and in this process n rows of the
     pipeline's ``max_batch_size``."""
 
-    chat_template_kwargs: dict[str, JsonValue] = {}
+    chat_template_kwargs: Variables = {}
     """Variables of the draft's and the target's chat templates, such as ``{"enable_thinking": False}`` for
     Qwen 3. Those that neither template looks at are refused; a PRM's template is not given them."""
 
@@ -165,7 +167,7 @@ class RSDFields(BaseModel):
 
     @field_validator("chat_template_kwargs", mode="after")
     @classmethod
-    def _variables(cls, value: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    def _variables(cls, value: Variables) -> Variables:
         for name in value.keys() & _TAKEN:
             raise ValueError(
                 f"chat_template_kwargs must not set {name!r}, which is no variable; leave it out"

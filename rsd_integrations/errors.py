@@ -53,8 +53,8 @@ class RSDError(Exception):
         return f"{self.message} {self.hint}".rstrip()
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Keyword-only arguments do not survive the default pickling of exceptions.
-        return _rebuild, (type(self), self.message, self.hint)
+        # Keyword-only arguments do not survive the default pickling of exceptions. Notes are in its dict.
+        return _rebuild, (type(self), self.message, self.hint), self.__dict__
 
 
 def _rebuild(cls: type[RSDError], message: str, hint: str) -> RSDError:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.types import DEEPEST
 
-__all__ = ["Output", "closed_schema"]
+__all__ = ["Output", "check_is_output", "closed_schema"]
 
 Tool = Mapping[str, Any]
 
@@ -52,6 +52,21 @@ class Output:
     parallel: bool = True
     schema: Mapping[str, Any] | None = None
     strict: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what is malformed.
+
+        Raises:
+            ConfigError: something is.
+        """
+        _check_tools(self.tools)
+        if self.choice not in ("auto", "required") or (self.choice == "required" and not self.tools):
+            raise ConfigError(
+                f"choice={self.choice!r} does not go with {len(self.tools)} tools.",
+                hint='Use "auto", or "required" with tools; leave the tools out where none may be called.',
+            )
+        if not isinstance(self.schema, Mapping | None):
+            raise ConfigError(f"schema={self.schema!r:.200} is no JSON schema.", hint="Give it as a dict.")
 
     @classmethod
     def of(
@@ -107,6 +122,16 @@ class Output:
     def functions(self) -> list[tuple[str, Mapping[str, Any]]]:
         """Name and JSON schema of the arguments of each tool."""
         return [(str(function["name"]), _arguments(function)) for function in map(_function, self.tools)]
+
+
+def check_is_output(given: object) -> None:
+    """Refuse anything else.
+
+    Raises:
+        ConfigError: it is.
+    """
+    if not isinstance(given, Output):
+        raise ConfigError(f"output={given!r:.200} is no Output.", hint="Write output=Output.of(...).")
 
 
 def closed_schema(schema: Any) -> Any:

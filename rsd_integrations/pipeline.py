@@ -18,7 +18,7 @@ from rsd_integrations.errors import ConfigError
 from rsd_integrations.functions import RewardCall, RewardFunction
 from rsd_integrations.given import check_parts, occupy
 from rsd_integrations.limits import check_rows, check_timeout
-from rsd_integrations.output import Output
+from rsd_integrations.output import Output, check_is_output
 from rsd_integrations.prompts import check_prompt, check_steps, check_text
 from rsd_integrations.protocols import FREE, NONE, Backend
 from rsd_integrations.remote import RemoteBackend, RemoteScorer, RemoteWriter
@@ -336,8 +336,7 @@ class RSDPipeline:
         Raises:
             ConfigError: a chat template takes no tools, or a schema cannot be enforced.
         """
-        if not isinstance(output, Output):
-            raise ConfigError(f"output={output!r:.200} is no Output.", hint="Write output=Output.of(...).")
+        check_is_output(output)
         if output != FREE:
             self._engine.check_open()
             self._backend.draft.check(output)
@@ -360,10 +359,11 @@ class RSDPipeline:
         """Length of a prompt in the target's tokens, its chat template (with variables) and tools included.
 
         Raises:
-            PromptError: the prompt is empty or malformed.
+            PromptError: the prompt is empty or malformed; ConfigError: the output is none.
             EngineClosedError: the pipeline was closed.
         """
         self._engine.check_open()
+        check_is_output(output)
         return self._backend.target.count(check_prompt(prompt), output, variables)
 
     @property

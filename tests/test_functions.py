@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import pickle
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -357,6 +360,42 @@ def test_what_does_not_let_itself_be_ended_keeps_no_pipeline_open(
     with pytest.raises(EngineClosedError):
         stream.result()
     go_on.set()
+
+
+def test_what_does_not_let_itself_be_ended_goes_quietly() -> None:
+    """Python's collector closes what was left of it."""
+    script = """
+import asyncio, gc, threading
+from rsd_integrations import RSDPipeline
+from rsd_integrations.engine import tasks
+from rsd_integrations.remote import RemoteBackend
+from rsd_integrations.testing import ScriptedScorer, ScriptedWriter
+from tests.awaited import Awaited
+
+tasks._CLOSING = 0.1
+asked = threading.Event()
+
+class Staying(Awaited):
+    async def score(self, session, step):
+        asked.set()
+        while True:
+            try:
+                await asyncio.sleep(100)
+            except asyncio.CancelledError:
+                pass
+
+writers = [Awaited(ScriptedWriter(["a"])) for _ in range(2)]
+pipe = RSDPipeline(RemoteBackend(*writers, Staying(ScriptedScorer([0.9]))))
+stream = pipe.stream("count")
+assert asked.wait(20)
+pipe.close()
+del pipe, stream
+gc.collect()
+"""
+    root = Path(__file__).parent.parent
+    run = [sys.executable, "-c", script]
+    done = subprocess.run(run, capture_output=True, text=True, check=True, cwd=root)
+    assert "KeyError" not in done.stderr
 
 
 @pytest.mark.parametrize("remote", [False, True])

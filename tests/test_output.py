@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -78,6 +79,21 @@ def test_arguments_that_are_no_object_are_refused(kind: Any) -> None:
 @pytest.mark.parametrize("schema", [{"type": ["object", "null"]}, {"anyOf": [{"type": "object"}]}])
 def test_arguments_that_may_be_an_object_are_taken(schema: Any) -> None:
     assert Output.of(tools=[{"type": "function", "function": {"name": "f", "parameters": schema}}]).tools
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"schema": 5}, "schema=5"),
+        ({"choice": "required"}, "choice='required' does not go with 0 tools"),
+        ({"choice": "none"}, "choice='none'"),
+        ({"tools": "add"}, "tools='add'"),
+        ({"tools": ({"name": "add"},)}, "a tool must name a function"),
+    ],
+)
+def test_what_is_made_without_of_is_checked_too(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        Output(**fields)
 
 
 def test_formats() -> None:

@@ -57,7 +57,10 @@ def test_flops_add_and_divide() -> None:
 @pytest.mark.parametrize("name", errors_module.__all__)
 def test_errors_carry_a_hint_and_survive_pickling(name: str) -> None:
     kind = getattr(errors_module, name)
-    error = pickle.loads(pickle.dumps(kind("it broke.", hint="Mend it.")))
+    made = kind("it broke.", hint="Mend it.")
+    made.__notes__ = ["in the third batch"]  # As of ``add_note``, from Python 3.11 on.
+    error = pickle.loads(pickle.dumps(made))
+    assert error.__notes__ == made.__notes__
     assert isinstance(error, RSDError)
     assert type(error) is kind
     assert (error.message, error.hint, str(error)) == ("it broke.", "Mend it.", "it broke. Mend it.")

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import torch
 from langchain_core.tools import tool
-from llama_index.core.llms import ChatMessage
+from llama_index.core.llms import ChatMessage, ChatResponse, CompletionResponse
 from pydantic import BaseModel
+from typing_extensions import assert_type
 
 from rsd_integrations import Output, RewardFunction, RSDConfig, RSDPipeline
 from rsd_integrations.langchain import ChatRSD
 from rsd_integrations.llama_index import RSDLLM
+from rsd_integrations.pocket import EXAMPLE_QUESTIONS
 from rsd_integrations.types import Step
 
 
@@ -31,6 +33,8 @@ def on_step(step: Step) -> None:
 
 def settings() -> str:
     RSDConfig(stop="END", step_delimiter=["\n\n", "\n"], weighting=lambda reward: reward)
+    variables = {"enable_thinking": False}
+    RSDConfig(chat_template_kwargs=variables)
     return RSDConfig(threshold=0.7, stop=["END"], step_delimiter="\n", weighting="logistic", seed=1).stop[0]
 
 
@@ -70,6 +74,7 @@ async def awaited() -> str:
 
 
 def langchain(pipe: RSDPipeline) -> str:
+    ChatRSD(draft="http://a", target="http://b", prm="http://c", api_key="key")
     ChatRSD(draft="a", target=Path("b"), prm="c", threshold=0.7, stop=["END"], on_step=on_step, max_tokens=5)
     ChatRSD.from_pipeline(pipe, temperature=0.7, stop="END").with_structured_output(Answer).invoke("hi")
     llm = ChatRSD.pocket(threshold=0.9)
@@ -78,5 +83,12 @@ def langchain(pipe: RSDPipeline) -> str:
 
 
 def llama_index(pipe: RSDPipeline) -> str:
-    RSDLLM(draft="a", target="b", prm="c", stop=["END"], system_prompt="Be brief.")
-    return str(RSDLLM.from_pipeline(pipe, temperature=0.3).chat([ChatMessage("x")]))
+    llm = RSDLLM(draft="a", target="b", prm="c", stop=["END"], system_prompt="Be brief.", api_key="key")
+    assert_type(llm.complete("x"), CompletionResponse)
+    return str(
+        assert_type(RSDLLM.from_pipeline(pipe, temperature=0.3).chat([ChatMessage("x")]), ChatResponse)
+    )
+
+
+def pocket() -> str:
+    return EXAMPLE_QUESTIONS[0]

@@ -1,17 +1,20 @@
-"""The frameworks are extras of the package."""
+"""The frameworks are extras of the package. Installers see to versions only where an extra is asked for."""
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
 
-__all__ = ["require"]
+__all__ = ["misfits", "require", "version_of"]
+
+_NAME = "rsd-integrations"
 
 
 def require(module: str, extra: str) -> None:
-    """Ask for an extra that is not installed.
+    """Ask for an extra that is not installed, or in versions that do not do.
 
     Raises:
-        ModuleNotFoundError: it is not.
+        ImportError: it is not (ModuleNotFoundError), or they do not.
     """
     try:
         found = find_spec(module)
@@ -19,5 +22,43 @@ def require(module: str, extra: str) -> None:
         found = None
     if found is None:
         raise ModuleNotFoundError(
-            f'{module!r} is not installed. Run: pip install "rsd-integrations[{extra}]".', name=module
+            f'{module!r} is not installed. Run: pip install "{_NAME}[{extra}]".', name=module
         )
+    for package, needed in misfits(extra).items():
+        raise ImportError(
+            f"{package} {version(package)} is installed, but {needed} is needed. "
+            f'Run: pip install -U "{_NAME}[{extra}]".',
+            name=module,
+        )
+
+
+def misfits(extra: str = "") -> dict[str, str]:
+    """Installed packages whose versions do not do, and the versions that would.
+
+    Args:
+        extra: whose packages are looked at; by default those that are always needed.
+    """
+    from packaging.requirements import Requirement  # transformers brings it.
+
+    try:
+        lines = requires(_NAME) or []
+    except PackageNotFoundError:  # Sources that are nowhere installed.
+        return {}
+    wrong = {}
+    for needed in map(Requirement, lines):
+        # What is always needed is part of no extra.
+        parts = [
+            one for one in ("", extra) if needed.marker is None or needed.marker.evaluate({"extra": one})
+        ]
+        found = version_of(needed.name) if parts[:1] == [extra] else None
+        if found is not None and not needed.specifier.contains(found, prereleases=True):
+            wrong[needed.name] = str(needed.specifier)
+    return wrong
+
+
+def version_of(package: str) -> str | None:
+    """Of an installed package."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -52,6 +52,11 @@ OnStep = Callable[[Step], None]
 
 TraceSteps = Literal["full", "steps", "off"]
 
+if TYPE_CHECKING:  # What may be given: a string is made secret.
+    Secret = SecretStr | str
+else:
+    Secret = SecretStr
+
 OPTIONS = ("draft_kwargs", "target_kwargs", "prm_kwargs")
 LOADING = (
     "prm_format",
@@ -117,7 +122,7 @@ class RSDSettings(RSDFields):
     max_retries: int = Field(default=0, ge=0)
     """Accepted for the sake of code that sets it on any model; models in this process do not flicker, and of
     servers ``attempts`` and ``patience`` count."""
-    api_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
+    api_key: Secret | None = Field(default=None, exclude=True, repr=False)
     """Of servers for which no other is given; models in this process need none."""
 
     on_step: SkipJsonSchema[OnStep] | None = Field(default=None, exclude=True, repr=False)

@@ -7,7 +7,6 @@ import platform
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rsd_integrations.adapters.extras import misfits, version_of
 from rsd_integrations.cli import options
 from rsd_integrations.cli.models import ModelChoice, open_pipeline
 from rsd_integrations.report.whole import print_whole
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["doctor"]
 
-_REQUIRED = ("torch", "transformers", "pydantic", "llguidance")
+_REQUIRED = ("torch", "transformers", "pydantic", "llguidance", "jinja2")
 _EXTRAS = {
     "langchain-core": ("langchain", "ChatRSD"),
     "llama-index-core": ("llamaindex", "RSDLLM"),
@@ -97,22 +97,23 @@ def doctor(
 def _installation() -> Iterator[_Line]:
     yield _Line("python", platform.python_version(), True)
     for package in _REQUIRED:
-        found = _version(package)
-        yield _Line(package, found or "missing: pip install rsd-integrations", found is not None)
+        yield _package(package, "", "", needed=True)
     for package, (extra, use) in _EXTRAS.items():
-        found = _version(package)
-        missing = f'missing; for {use}: pip install "rsd-integrations[{extra}]"'
-        yield _Line(package, found or missing, None if found is None else True)
+        yield _package(package, extra, f"; for {use}")
     yield from _devices()
     yield _compiler()
     yield _pocket()
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+def _package(package: str, extra: str, use: str, *, needed: bool = False) -> _Line:
+    """Whether it is installed, in a version that does."""
+    found, asked = version_of(package), f'"rsd-integrations[{extra}]"' if extra else "rsd-integrations"
+    bad = False if needed else None
+    if found is None:
+        return _Line(package, f"missing{use}: pip install {asked}", bad)
+    if wanted := misfits(extra).get(package):
+        return _Line(package, f"{found}{use} {wanted} is needed: pip install -U {asked}", bad)
+    return _Line(package, found, True)
 
 
 def _devices() -> Iterator[_Line]:

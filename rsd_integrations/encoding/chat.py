@@ -125,6 +125,8 @@ def _render(tokenizer: Any, messages: Any, **kwargs: Any) -> str:
         try:
             rendered = str(tokenizer.apply_chat_template(chat, tokenize=False, **kwargs))
             return _ESCAPED.sub(lambda found: chr(int(found[0][2:], 16)), rendered)
+        except ImportError:  # Of a jinja2 that is too old, and it says so.
+            raise
         except Exception as error:  # Jinja's, or whatever a template stumbles over.
             refused = refused or error
     roles = [message.get("role") for message in messages]

@@ -132,7 +132,7 @@ class TaskEngine(EngineThread):
             if not isinstance(error, asyncio.CancelledError):
                 own(error)  # Ends the engine, if it is meant to.
         finally:
-            del self._live[job]
+            self._live.pop(job, None)  # Gone already where it was told to end and did not.
             self._fill()
 
     async def _work(self, job: Job) -> None:

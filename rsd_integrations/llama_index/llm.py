@@ -40,7 +40,7 @@ from rsd_integrations.llama_index.calling import ToolCalling
 from rsd_integrations.llama_index.messages import REACT_STOP, Answer, is_react, to_chat
 from rsd_integrations.llama_index.streams import alast, last, told_astream, told_stream
 from rsd_integrations.llama_index.structured import StructuredPrediction
-from rsd_integrations.llama_index.tracing import StepSpans
+from rsd_integrations.llama_index.tracing import StepSpans, typed
 from rsd_integrations.types import ROLES, Message
 
 __all__ = ["RSDLLM"]
@@ -115,7 +115,7 @@ class RSDLLM(StructuredPrediction, AskedByEngines, ToolCalling, CustomLLM):
 
     # Completions and chats: one undecorated core under all eight.
 
-    @llm_completion_callback()
+    @typed(llm_completion_callback())
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """Answer a text. Further parameters: fields of ``RSDConfig``, ``timeout``, ``on_step``, ..."""
         return last(self._stream(self._texts(prompt, formatted, kwargs), kwargs, Answer.as_completion))
@@ -128,7 +128,7 @@ class RSDLLM(StructuredPrediction, AskedByEngines, ToolCalling, CustomLLM):
 
         return told_stream(llm_completion_callback(), self, prompt, kwargs, start)
 
-    @llm_chat_callback()
+    @typed(llm_chat_callback())
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answer a chat. Further parameters as of ``complete``, and tools and forms in OpenAI's words."""
         return last(self._stream(messages, kwargs, Answer.as_chat))
@@ -141,7 +141,7 @@ class RSDLLM(StructuredPrediction, AskedByEngines, ToolCalling, CustomLLM):
 
         return told_stream(llm_chat_callback(), self, messages, kwargs, start)
 
-    @llm_completion_callback()
+    @typed(llm_completion_callback())
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """Answer a text; cancelling stops the models within a round."""
         return await alast(
@@ -158,7 +158,7 @@ class RSDLLM(StructuredPrediction, AskedByEngines, ToolCalling, CustomLLM):
 
         return await told_astream(llm_completion_callback(), self, prompt, kwargs, start)
 
-    @llm_chat_callback()
+    @typed(llm_chat_callback())
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answer a chat; cancelling stops the models within a round."""
         return await alast(self._astream(messages, kwargs, Answer.as_chat))

@@ -12,7 +12,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from llama_index.core.workflow import Context
@@ -27,9 +27,16 @@ from rsd_integrations.adapters.story import Closed, Failed, Happening, Opened, P
 from rsd_integrations.llama_index.events import instrumentation_event, workflow_event
 from rsd_integrations.types import Step
 
-__all__ = ["StepSpans"]
+__all__ = ["StepSpans", "typed"]
 
 _dispatcher = get_dispatcher(__name__)
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+
+def typed(decorator: Callable[..., Any]) -> Callable[[Decorated], Decorated]:
+    """A decorator of LlamaIndex's, which makes ``Any`` of what it decorates, for type checkers."""
+    return decorator
 
 
 @dataclass(frozen=True)

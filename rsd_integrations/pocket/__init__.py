@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rsd_integrations.pocket.task import Problem, check_answer, generate, held_out, label_steps
 
@@ -60,9 +60,12 @@ def recommended_threshold() -> float:
     return float(config["rsd_prm"]["threshold"])
 
 
-def __getattr__(name: str) -> Any:
-    if name == "RECOMMENDED_THRESHOLD":
-        return recommended_threshold()
-    if name == "EXAMPLE_QUESTIONS":
-        return tuple(problem.question for problem in held_out(5, seed=1, events=(4, 5, 6, 7, 8)))
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if TYPE_CHECKING:  # Which would take any name for one of this module.
+    EXAMPLE_QUESTIONS: tuple[str, ...]
+    """Some that the trio was not trained on."""
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name == "EXAMPLE_QUESTIONS":
+            return tuple(problem.question for problem in held_out(5, seed=1, events=(4, 5, 6, 7, 8)))
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,7 +19,7 @@ import pytest
 import torch
 from langchain_core.load import dumpd, load
 
-from rsd_integrations.adapters import sources
+from rsd_integrations.adapters import extras, sources
 from rsd_integrations.adapters.calls import PER_CALL, call_settings
 from rsd_integrations.adapters.chat import check_chat, merge_turns
 from rsd_integrations.adapters.checks import check_known, check_on_step
@@ -254,13 +254,42 @@ import rsd_integrations.{adapter}
     assert f'{missing!r} is not installed. Run: pip install "rsd-integrations[{extra}]".' in done.stderr
 
 
+def test_versions_that_do_not_do_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Installers see to them only where the extra is asked for."""
+    lines = [
+        "torch>=2.6",
+        'tomli>=2; python_version < "3"',
+        'langchain-core>=1.6; extra == "langchain"',
+        'llama-index-core<0.15,>=0.14.23; extra == "llamaindex"',
+        'llama-index-workflows>=2.18; extra == "llamaindex"',
+    ]
+    installed = {"torch": "2.13.0+cpu", "langchain-core": "0.3.86", "llama-index-core": "0.15.0rc1"}
+    monkeypatch.setattr(extras, "requires", lambda name: lines)
+    monkeypatch.setattr(extras, "version_of", installed.get)
+    monkeypatch.setattr(extras, "version", installed.__getitem__)
+    assert extras.misfits() == {}
+    assert extras.misfits("llamaindex") == {"llama-index-core": "<0.15,>=0.14.23"}
+    with pytest.raises(
+        ImportError, match=r"langchain-core 0\.3\.86 is installed, but >=1\.6 is needed"
+    ) as raised:
+        extras.require("langchain_core", "langchain")
+    assert 'pip install -U "rsd-integrations[langchain]"' in str(raised.value)
+    installed |= {"torch": "2.5.1", "langchain-core": "1.7.0.dev3"}
+    assert extras.misfits() == {"torch": ">=2.6"}
+    extras.require("langchain_core", "langchain")
+
+
+def test_what_is_installed_here_does() -> None:
+    assert [extras.misfits(extra) for extra in ("", "langchain", "llamaindex", "vllm")] == [{}] * 4
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 @pytest.mark.parametrize("held", ["nothing", "the source's lock", "a load", "the registry's lock"])
 def test_after_a_fork_new_objects_work(held: str) -> None:
     """The parent's pipeline has no thread in the child, and locks may have been held by threads."""
     script = f"""
 import os
-from rsd_integrations.adapters import sources
+from rsd_integrations.adapters import extras, sources
 from rsd_integrations.errors import EngineClosedError
 from rsd_integrations.prm.trl import TRLFormat
 from rsd_integrations.testing import scripted_pipeline

@@ -46,8 +46,8 @@ def test_a_whole_installation(capsys: Any) -> None:
 
 
 def test_what_is_missing_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    found, gone = doctor._version, ("langchain-core", "llguidance")
-    monkeypatch.setattr(doctor, "_version", lambda name: None if name in gone else found(name))
+    found, gone = doctor.version_of, ("langchain-core", "llguidance")
+    monkeypatch.setattr(doctor, "version_of", lambda name: None if name in gone else found(name))
     assert main(["doctor"]) == 1  # llguidance is required.
     shown = capsys.readouterr().out
     assert 'missing; for ChatRSD: pip install "rsd-integrations[langchain]"' in shown
@@ -55,10 +55,22 @@ def test_what_is_missing_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_missing_extra_alone_is_no_failure(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    found = doctor._version
-    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "matplotlib" else found(name))
+    found = doctor.version_of
+    monkeypatch.setattr(doctor, "version_of", lambda name: None if name == "matplotlib" else found(name))
     assert main(["doctor"]) == 0
     assert "rsd-integrations[report]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("package", "extra"), [("langchain-core", "langchain"), ("jinja2", "")])
+def test_versions_that_do_not_do(
+    package: str, extra: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """A failure where it is needed whatever one does."""
+    monkeypatch.setattr(doctor, "misfits", lambda one: {package: ">=1.6"} if one == extra else {})
+    assert main(["doctor"]) == (0 if extra else 1)
+    shown = " ".join(capsys.readouterr().out.split())
+    asked = f'"rsd-integrations[{extra}]"' if extra else "rsd-integrations"
+    assert f">=1.6 is needed: pip install -U {asked}" in shown
 
 
 @pytest.mark.parametrize("found", [None, "/usr/bin/clang++"])

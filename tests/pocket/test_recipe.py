@@ -14,7 +14,7 @@ transformers = pytest.importorskip("transformers")
 
 from rsd_integrations import RSDPipeline  # noqa: E402
 from rsd_integrations.langchain import ChatRSD  # noqa: E402
-from rsd_integrations.pocket import RECOMMENDED_THRESHOLD, pocket_paths  # noqa: E402
+from rsd_integrations.pocket import pocket_paths, recommended_threshold  # noqa: E402
 from rsd_integrations.pocket.evaluate import solve_rsd  # noqa: E402
 from rsd_integrations.pocket.export import export  # noqa: E402
 from rsd_integrations.pocket.loop import Budget  # noqa: E402
@@ -74,7 +74,7 @@ def test_the_trio_has_the_tokens_it_was_trained_on(shop: Workshop, trio: dict[st
 
 def test_it_answers_as_it_did_in_training(shop: Workshop, trio: dict[str, str]) -> None:
     problems = held_out(4, seed=79)
-    expected = [run.text for run in solve_rsd(shop.bench(), problems, RECOMMENDED_THRESHOLD)]
+    expected = [run.text for run in solve_rsd(shop.bench(), problems, recommended_threshold())]
     with RSDPipeline.from_pretrained(**trio, device="cpu") as pipe:
         assert [pipe.generate(problem.question).text for problem in problems] == expected
     with ChatRSD(**trio, device="cpu") as model:

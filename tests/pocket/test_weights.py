@@ -21,7 +21,7 @@ def test_importing_the_module_loads_neither_torch_nor_transformers() -> None:
     code = (
         "import sys, types; parent = types.ModuleType('rsd_integrations'); "
         f"parent.__path__ = [{str(Path(pocket.__file__).parents[1])!r}]; sys.modules['rsd_integrations'] = parent; "
-        "import rsd_integrations.pocket as p; p.pocket_paths(); p.RECOMMENDED_THRESHOLD; p.EXAMPLE_QUESTIONS; "
+        "import rsd_integrations.pocket as p; p.pocket_paths(); p.recommended_threshold(); p.EXAMPLE_QUESTIONS; "
         "print([m for m in ('torch', 'transformers', 'tokenizers', 'numpy') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -34,7 +34,7 @@ def test_weights_are_small() -> None:
 
 
 def test_threshold_is_read_from_the_reward_model() -> None:
-    assert 0 < pocket.RECOMMENDED_THRESHOLD < 1
+    assert 0 < pocket.recommended_threshold() < 1
 
 
 def test_examples_are_held_out_questions() -> None:
@@ -89,7 +89,7 @@ def test_target_and_rsd_solve_held_out_problems(bench: Any) -> None:
     problems = held_out(6, seed=77)
     alone = solve(bench, problems, "target")
     assert sum(check_answer(run.problem, run.text) for run in alone) >= 5
-    together = solve_rsd(bench, problems, pocket.RECOMMENDED_THRESHOLD)
+    together = solve_rsd(bench, problems, pocket.recommended_threshold())
     assert sum(check_answer(run.problem, run.text) for run in together) >= 5
 
 

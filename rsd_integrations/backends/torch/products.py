@@ -105,7 +105,7 @@ class _Products(TorchFunctionMode):
 def _worth() -> Worth:
     """On this machine: by who made its processor, for MKL goes by that."""
     try:
-        told = Path("/proc/cpuinfo").read_text(errors="replace")
+        told = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         told = platform.processor()
     return _AMD if any(maker in told for maker in ("AuthenticAMD", "HygonGenuine")) else _INTEL
