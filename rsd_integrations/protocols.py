@@ -196,7 +196,9 @@ class Tally:
         if window is None:
             self.pairs += count * start + count * (count + 1) // 2
         else:
-            self.pairs += sum(min(window, position + 1) for position in range(start, start + count))
+            # Those that see all before them, and those that see a whole window: prompts are long.
+            part = min(count, max(0, window - start))
+            self.pairs += part * start + part * (part + 1) // 2 + (count - part) * window
 
 
 @dataclass(frozen=True, slots=True)

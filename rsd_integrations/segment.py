@@ -152,14 +152,17 @@ class StepBoundary:
         offset = len(self.tail)
         start, end = self._thinking(joined)
         closing = self.thoughts.closing if self.thoughts else ""
+        behind = min(len(joined), end + len(closing))
         found = []
         for string in self.stop:
             reach = len(string) - 1
-            position = joined.find(string, max(0, offset + checked - reach), start + reach)
+            searched = max(0, offset + checked - reach)
+            position = joined.find(string, searched, start + reach)
             if position < 0:  # Behind the thinking nothing was searched before it was over.
                 # Its closing markup is no part of the answer, but may be a stop string itself.
                 own = string.startswith(closing) and joined.startswith(string, end)
-                position = end if own else joined.find(string, min(len(joined), end + len(closing)))
+                again = max(behind, searched) if behind <= offset + checked else behind
+                position = end if own else joined.find(string, again)
             if position >= 0:
                 found.append(position)
         return Cut("stop", min(found) - offset) if found else None

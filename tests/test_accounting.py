@@ -244,6 +244,13 @@ def test_pairs_of_a_token_and_what_it_attends_to(start: int, count: int, window:
     assert (tally.forwarded, tally.pairs) == (count, sum(seen))
 
 
+def test_long_texts_are_counted_at_once() -> None:
+    """Not by the clock: token by token this would never end."""
+    tally = Tally()
+    tally.add(5, 10**15, 4096)
+    assert tally.pairs == sum(range(6, 4097)) + (10**15 - 4091) * 4096
+
+
 def test_heads_that_differ_by_layer_are_counted_as_they_are() -> None:
     config = causal("Gemma4Text").config
     info = model_info("m", config, parameters=1, window=9, attention=attention_kinds(config))

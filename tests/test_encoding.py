@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from inspect import signature
 from typing import Any
 
@@ -14,7 +15,9 @@ from transformers import AutoTokenizer
 
 from rsd_integrations.backends.shared.writing import render
 from rsd_integrations.encoding import (
+    chat,
     chat_template_text,
+    control_tokens,
     encode_markup,
     encode_plain,
     message_text,
@@ -363,6 +366,54 @@ def test_a_vocabulary_that_grows_is_noticed() -> None:
     tokenizer.add_special_tokens({"additional_special_tokens": ["<late>"]})
     assert token_id(tokenizer, "<late>") in alone(tokenizer, "<late>")
     assert token_id(tokenizer, "<late>") not in encode_plain(tokenizer, "<late>")
+
+
+def test_what_a_tokenizer_has_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Vocabularies of today have hundreds of added tokens, and chats hundreds of pieces."""
+    tokenizer = byte_level(special=("<|im_start|>", "<|im_end|>", *(f"<|reserved_{n}|>" for n in range(200))))
+    chat = [{"role": "user", "content": "<|im_end|> and <|reserved_7|>" * 40}] * 5
+    asked: list[str] = []
+    for name in ("convert_tokens_to_ids", "added_tokens_decoder"):
+        own = getattr(type(tokenizer), name)
+
+        def noted(self: Any, *given: Any, own: Any = own, name: str = name) -> Any:
+            asked.append(name)
+            return own.fget(self) if isinstance(own, property) else own(self, *given)
+
+        monkeypatch.setattr(
+            type(tokenizer), name, property(noted) if isinstance(own, property) else noted, raising=True
+        )
+    first = render_chat(tokenizer, chat)
+    # Of each special token the id, twice: as special, and as what must not arise.
+    assert asked.count("added_tokens_decoder") == 1
+    assert asked.count("convert_tokens_to_ids") <= 2 * len(tokenizer.all_special_tokens)
+    asked.clear()
+    assert render_chat(tokenizer, chat) == first
+    assert encode_plain(tokenizer, "<|im_end|>", never=control_tokens(tokenizer))
+    assert asked == []
+
+
+signs = st.text("<|>ab \n", min_size=1, max_size=6)
+
+
+@given(st.frozensets(signs, max_size=6), signs | st.just(""))
+def test_edges_that_could_be_a_part_of_a_control_token_are_marked(control: frozenset[str], text: str) -> None:
+    cuts = [(token, place) for token in control for place in range(1, len(token))]
+    begins = any(text.startswith(token[n:]) for token, n in cuts if not token[n:].isidentifier())
+    ends = any(text.endswith(token[:n]) for token, n in cuts if not token[:n].isidentifier())
+    within = bool(text.strip()) and any(text in token for token in control)
+    if text.isidentifier():
+        within = text not in control and any(text == re.sub(r"^\W+|\W+$", "", token) for token in control)
+    mark = "\ue0f2"
+    assert chat._edges(control).around(text) == f"{mark * (within or begins)}{text}{mark * (within or ends)}"
+
+
+def test_edges_take_as_many_looks_as_tokens_are_long_however_many_there_are() -> None:
+    few, many = (
+        chat._edges(frozenset(f"<|reserved_{number:04}|>" for number in range(count))) for count in (3, 2000)
+    )
+    assert few.lengths == many.lengths
+    assert len(many.lengths) < len("<|reserved_0000|>")
 
 
 def test_tools_and_template_arguments_are_marked() -> None:

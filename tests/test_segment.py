@@ -259,3 +259,34 @@ def test_stop_strings_do_not_count_within_the_thinking(
         if data.draw(st.booleans()):
             thoughts, committed, step = boundary.thoughts_behind(step), committed + step, ""
     assert found == first_stop("".join(chunks), stop, tags)
+
+
+class Watched(str):
+    """Notes how many characters are searched."""
+
+    looked_at = 0
+
+    def __radd__(self, before: str) -> Watched:
+        return Watched(str.__add__(before, self))
+
+    def find(self, part: str, start: int = 0, end: int | None = None) -> int:  # type: ignore[override]
+        found = super().find(part, start, len(self) if end is None else end)
+        searched = (len(self) if end is None else min(end, len(self))) if found < 0 else found + len(part)
+        Watched.looked_at += max(0, searched - start)
+        return found
+
+
+def test_what_is_behind_the_thinking_is_searched_once() -> None:
+    """Steps of reasoning models are long, and there may be many stop strings."""
+    stop = tuple(f"Stop {number}:" for number in range(16))
+    boundary = StepBoundary(("\n\n",), stop, thoughts=THINK)
+    counts = []
+    for words in (200, 400):
+        text, Watched.looked_at = THINK.opening + "a" + THINK.closing, 0
+        for _ in range(words):
+            checked, text = len(text), text + "word "
+            assert boundary.find(Watched(text), checked) is None
+        counts.append(Watched.looked_at)
+    assert counts[1] < 2.2 * counts[0]
+    assert boundary.find(text + "Stop 3:", len(text)) == Cut("stop", len(text))
+    assert boundary.find(text + "Stop 3:", len(text) + 5) == Cut("stop", len(text))

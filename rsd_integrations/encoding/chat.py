@@ -14,6 +14,7 @@ from rsd_integrations.encoding.plain import (
     alternatives,
     encode_markup,
     encode_plain,
+    remembered,
     special_tokens,
 )
 from rsd_integrations.encoding.tool_turns import ways_to_write
@@ -140,13 +141,13 @@ def _render(tokenizer: Any, messages: Any, **kwargs: Any) -> str:
 def _encode_rendered(tokenizer: Any, rendered: str, control: frozenset[str]) -> tuple[int, ...]:
     """Encode a rendered chat: marked control tokens spelled out, the template's own parsed."""
     pieces = _marks(control).split(_parted(rendered, control))
-    ids = encode_markup(tokenizer, pieces[0], opening=True)
+    ids = [*encode_markup(tokenizer, pieces[0], opening=True)]
     for position, piece in enumerate(pieces[1:], start=1):
         if piece and position % 2:
             ids += encode_plain(tokenizer, piece, never=control)
         elif piece:
             ids += encode_markup(tokenizer, piece)
-    return ids
+    return tuple(ids)
 
 
 def _parted(rendered: str, control: frozenset[str]) -> str:
@@ -255,22 +256,27 @@ def _marker(control: frozenset[str], normalize: Callable[[str], str]) -> Callabl
 class _Edges:
     """How texts begin and end that may be the rest or the start of a control token.
 
-    ``names``: words that are one but for the signs around them.
+    ``lengths``: of these. ``names``: words that are one but for the signs around them. ``tokens``: all of
+    them, apart. ``longest``: the length of the longest.
     """
 
-    heads: tuple[str, ...]
-    tails: tuple[str, ...]
+    heads: frozenset[str]
+    tails: frozenset[str]
+    lengths: tuple[int, ...]
     names: frozenset[str]
-    tokens: frozenset[str]
+    tokens: str
+    longest: int
 
     def around(self, bare: str, shown: str | None = None) -> str:
         """A text (as it is shown) with marks at those ends."""
         if bare.isidentifier():
             within = bare in self.names and bare not in _LOOKED_UP
         else:
-            within = bool(bare.strip()) and any(bare in token for token in self.tokens)
-        before = _EDGE if within or bare.startswith(self.tails) else ""
-        behind = _EDGE if within or bare.endswith(self.heads) else ""
+            within = len(bare) <= self.longest and bool(bare.strip()) and bare in self.tokens
+        # Not one by one: vocabularies with hundreds of control tokens have thousands of ends.
+        begins = within or not self.tails.isdisjoint([bare[:length] for length in self.lengths])
+        ends = within or not self.heads.isdisjoint([bare[-length:] for length in self.lengths])
+        before, behind = _EDGE if begins else "", _EDGE if ends else ""
         return f"{before}{bare if shown is None else shown}{behind}"
 
 
@@ -278,10 +284,17 @@ class _Edges:
 def _edges(control: frozenset[str]) -> _Edges:
     # What is left of a token may be a word, too, but a template does not write half a word beside a word.
     cuts = [(token, place) for token in control for place in range(1, len(token))]
-    heads = {token[:place] for token, place in cuts if not token[:place].isidentifier()}
-    tails = {token[place:] for token, place in cuts if not token[place:].isidentifier()}
+    heads = frozenset(token[:place] for token, place in cuts if not token[:place].isidentifier())
+    tails = frozenset(token[place:] for token, place in cuts if not token[place:].isidentifier())
     words = frozenset(re.sub(r"^\W+|\W+$", "", token) for token in control)
-    return _Edges(tuple(heads), tuple(tails), words - control, control)
+    return _Edges(
+        heads,
+        tails,
+        tuple(sorted({*map(len, heads), *map(len, tails)})),
+        words - control,
+        _EDGE.join(control),
+        max(map(len, control), default=0),
+    )
 
 
 @lru_cache(maxsize=64)
@@ -291,6 +304,10 @@ def _marks(control: frozenset[str]) -> re.Pattern[str]:
 
 
 def _control_tokens(tokenizer: Any, template: str) -> frozenset[str]:
+    return remembered(tokenizer, ("control", template), lambda: _found_control_tokens(tokenizer, template))
+
+
+def _found_control_tokens(tokenizer: Any, template: str) -> frozenset[str]:
     # Gemma lists "\n" among its added tokens: white space is never control.
     written = {
         token.content

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from rsd_integrations.errors import PromptError
@@ -20,6 +20,7 @@ __all__ = [
     "encode_markup",
     "encode_opening",
     "encode_plain",
+    "remembered",
     "special_tokens",
     "token_id",
 ]
@@ -27,6 +28,11 @@ __all__ = [
 # Texts that seldom merge with what follows; the first one that does not is cut off again.
 _ANCHORS = ("\n", ":", "a", "0")
 _PROBES = ("a", "7", "(")
+
+Made = TypeVar("Made")
+
+_MOST_REMEMBERED = 64
+"""Things that are remembered of a tokenizer at once."""
 
 
 def encode_plain(
@@ -48,7 +54,8 @@ def encode_plain(
         PromptError: the tokenizer makes a forbidden token from a single ordinary character.
     """
     facts, further = _facts(tokenizer), frozenset(never)
-    refused = facts.special_ids | _ids_of(tokenizer, further) | frozenset(banned)
+    ids_of_further = remembered(tokenizer, ("ids", further), lambda: _ids_of(tokenizer, further))
+    refused = facts.special_ids | ids_of_further | frozenset(banned)
     pieces = _spelled_out(text, (alternatives(facts.special), alternatives(further)))
     ids = [token for piece in pieces for token in _continue(tokenizer, piece)]
     if refused.isdisjoint(ids):
@@ -109,7 +116,23 @@ def special_tokens(tokenizer: Any) -> frozenset[str]:
 
 def added_tokens(tokenizer: Any) -> Iterable[Any]:
     """The tokenizer's added tokens, special or not (with ``content`` and ``special``)."""
-    return getattr(tokenizer, "added_tokens_decoder", {}).values()
+    return _facts(tokenizer).added
+
+
+def remembered(tokenizer: Any, key: Hashable, make: Callable[[], Made]) -> Made:
+    """What ``make`` gives, asked for once while a tokenizer stays as it is. Some have thousands of added
+    tokens.
+
+    Args:
+        key: what it is, and of what.
+    """
+    known = _facts(tokenizer).remembered
+    found: Made | None = known.get(key)
+    if found is None:
+        if len(known) >= _MOST_REMEMBERED:
+            known.clear()
+        found = known[key] = make()
+    return found
 
 
 @lru_cache(maxsize=64)
@@ -124,9 +147,11 @@ class _Facts:
     """What is asked of a tokenizer again and again."""
 
     version: tuple[object, ...]
+    added: tuple[Any, ...]
     special: frozenset[str]
     special_ids: frozenset[int]
     adds_prefix: bool
+    remembered: dict[Hashable, Any] = field(default_factory=dict)
 
 
 _known: WeakKeyDictionary[Any, _Facts] = WeakKeyDictionary()
@@ -137,11 +162,13 @@ def _facts(tokenizer: Any) -> _Facts:
     version = (len(tokenizer), named)
     facts = _known.get(tokenizer)
     if facts is None or facts.version != version:
-        special = frozenset(named) | {token.content for token in added_tokens(tokenizer) if token.special}
+        added = tuple(getattr(tokenizer, "added_tokens_decoder", {}).values())
+        special = frozenset(named) | {token.content for token in added if token.special}
         # Ordinary text may well be unknown to a vocabulary.
         unknown = getattr(tokenizer, "unk_token_id", None)
         special_ids = _ids_of(tokenizer, special) - {unknown}
-        facts = _known[tokenizer] = _Facts(version, special, special_ids, _adds_prefix(tokenizer))
+        facts = _Facts(version, added, special, special_ids, _adds_prefix(tokenizer))
+        _known[tokenizer] = facts
     return facts
 
 

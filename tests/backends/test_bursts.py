@@ -22,6 +22,8 @@ from transformers import PreTrainedTokenizerFast
 
 from rsd_integrations import RSDPipeline
 from rsd_integrations.backends.shared.detokenize import Detokenizer
+from rsd_integrations.backends.shared.tooling import Calls
+from rsd_integrations.backends.shared.writing import Language
 from rsd_integrations.backends.torch import bursts, interpreter, traced
 from rsd_integrations.backends.torch.bursts import Burst, Endings, Looped
 from rsd_integrations.backends.torch.plan import SlotFeed
@@ -547,3 +549,15 @@ def test_sets_of_characters_are_remembered_and_forgotten() -> None:
         endings.of(frozenset(chr(200 + number)))
     assert len(endings._known) <= 16
     assert torch.equal(endings.of(frozenset("a")), first)
+
+
+def test_a_vocabulary_is_asked_for_once_where_nothing_bursts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large one is made anew each time, which takes a quarter of a second."""
+    made, asked = byte_level(), []
+    own = type(made).get_vocab
+    monkeypatch.setattr(type(made), "get_vocab", lambda self: asked.append(self) or own(self))
+    language = Language.of(made, "m", None, Calls.of(made))
+    endings = Endings(made, language.eos_ids)
+    assert asked == [made]
+    assert language.size == max(own(made).values()) + 1
+    assert endings.of(frozenset())[made.eos_token_id]

@@ -27,6 +27,7 @@ from rsd_integrations import RSDPipeline
 from rsd_integrations.backends.torch import sampling as drawing
 from rsd_integrations.backends.torch import writer
 from rsd_integrations.backends.torch.sampling import (
+    Before,
     Draws,
     Row,
     draw,
@@ -191,6 +192,47 @@ def test_all_tokens_are_looked_at_only_where_the_likeliest_do_not_suffice(
     both = draw_rows([Row(peaked, sampling(top_p=0.9), [0.4]), Row(flat, sampling(top_p=0.9), [0.5])])
     assert widths[-1] == 20_000
     assert both[1] == [9_000]
+
+
+class Tokens(list[int]):
+    """Notes how many of them are looked at."""
+
+    looked_at = 0
+
+    def __getitem__(self, place: Any) -> Any:
+        found = super().__getitem__(place)
+        Tokens.looked_at += len(found) if isinstance(found, list) else 1
+        return found
+
+
+@given(st.lists(st.tuples(st.lists(st.integers(0, 9), max_size=5), st.booleans()), max_size=8), st.data())
+def test_a_penalty_falls_on_each_token_once_whatever_was_committed(
+    steps: list[tuple[list[int], bool]], data: st.DataObject
+) -> None:
+    tokens, before = Tokens([3, 3, 1]), Before()
+    for step, rejected in steps:
+        base = len(tokens)
+        before.begin()
+        for token in step:
+            ids = before.ids(tokens, base, torch.device("cpu")).tolist()
+            assert sorted(ids) == sorted(set(tokens))
+            tokens.append(token)
+        if rejected:
+            tokens[base:] = data.draw(st.lists(st.integers(0, 9), max_size=5))
+
+
+def test_tokens_that_a_penalty_falls_on_are_looked_at_once() -> None:
+    """In steps of thousands of tokens, behind prompts of thousands."""
+    tokens, before, counts = Tokens(range(1000)), Before(), []
+    for length in (100, 1000):
+        Tokens.looked_at, base = 0, len(tokens)
+        before.begin()
+        for token in range(length):
+            before.ids(tokens, base, torch.device("cpu"))
+            tokens.append(token)
+        counts.append(Tokens.looked_at)
+    # The prompt in the first step; in the second what the first one wrote.
+    assert counts == [1000 + 99, 100 + 999]
 
 
 def test_draws_looked_at_are_not_lost() -> None:

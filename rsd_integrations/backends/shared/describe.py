@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -156,9 +156,9 @@ def hidden_ids(tokenizer: Any) -> frozenset[int]:
     return frozenset(special - shown)
 
 
-def fingerprint(tokenizer: Any) -> str:
-    """Equal for tokenizers whose ids mean the same strings."""
-    entries = "\n".join(f"{index}\t{token}" for token, index in sorted(tokenizer.get_vocab().items()))
+def fingerprint(vocabulary: Mapping[str, int]) -> str:
+    """Equal for vocabularies (a tokenizer's ``get_vocab()``) whose ids mean the same strings."""
+    entries = "\n".join(f"{index}\t{token}" for token, index in sorted(vocabulary.items()))
     return hashlib.sha256(entries.encode()).hexdigest()
 
 

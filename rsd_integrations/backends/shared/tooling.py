@@ -145,13 +145,13 @@ class Tooling:
         marks = self._thoughts
         if calls:
             marks |= frozenset(self._tokenizer.convert_ids_to_tokens(sorted(self.markup_ids)))
-        ids: tuple[int, ...] = ()
+        ids: list[int] = []
         start = 0
         for found in alternatives(marks).finditer(text):
             ids += self.plain(text[start : found.start()])
-            ids += (self._tokenizer.convert_tokens_to_ids(found[0]),)
+            ids.append(self._tokenizer.convert_tokens_to_ids(found[0]))
             start = found.end()
-        return ids + self.plain(text[start:])
+        return (*ids, *self.plain(text[start:]))
 
     @cached_property
     def _compiler(self) -> Grammars:

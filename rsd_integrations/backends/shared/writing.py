@@ -58,12 +58,13 @@ class Language:
         ends = eos_ids(generation_config, tokenizer)
         if not ends:
             raise ModelError(f"{name!r} names no end-of-sequence token.", hint="Set tokenizer.eos_token.")
+        vocabulary = tokenizer.get_vocab()  # Once: a large one takes a quarter of a second.
         return cls(
             tokenizer,
             ends,
             hidden_ids(tokenizer) | ends,
-            fingerprint(tokenizer),
-            max(tokenizer.get_vocab().values()) + 1,
+            fingerprint(vocabulary),
+            max(vocabulary.values()) + 1,
             Tooling(tokenizer, name, ends, calls),
         )
 

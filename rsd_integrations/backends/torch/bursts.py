@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -56,12 +57,8 @@ class Endings:
     """
 
     def __init__(self, tokenizer: Any, eos_ids: Iterable[int]) -> None:
-        self._tokens = list(tokenizer.get_vocab().values())
-        self._size = max(self._tokens) + 1
-        # A model's config may name more than its tokenizer knows, which nobody can draw.
-        self._eos_ids = [token for token in eos_ids if 0 <= token < self._size]
-        self._decode = decoder(tokenizer)
-        self._texts: dict[int, str] = {}
+        self._tokenizer = tokenizer
+        self._eos_ids = frozenset(eos_ids)
         self._known: dict[frozenset[str], torch.Tensor] = {}
 
     def of(self, characters: frozenset[str]) -> torch.Tensor:
@@ -72,12 +69,23 @@ class Endings:
             self._known[characters] = self._made(characters)
         return self._known[characters]
 
+    @cached_property
+    def _tokens(self) -> list[int]:
+        """Asked for by small models alone: of a large vocabulary that takes a while."""
+        return list(self._tokenizer.get_vocab().values())
+
+    @cached_property
+    def _texts(self) -> dict[int, str]:
+        decode = decoder(self._tokenizer)
+        # Twice, for the first one may lose a leading space.
+        return {token: decode([token] * 2) for token in self._tokens}
+
     def _made(self, characters: frozenset[str]) -> torch.Tensor:
-        ending_V1 = torch.zeros(self._size + 1, dtype=torch.bool, device="cpu")
-        ending_V1[[*self._eos_ids, self._size]] = True
+        size = max(self._tokens) + 1
+        ending_V1 = torch.zeros(size + 1, dtype=torch.bool, device="cpu")
+        # A model's config may name more than its tokenizer knows, which nobody can draw.
+        ending_V1[[*(token for token in self._eos_ids if 0 <= token < size), size]] = True
         if characters:
-            # Twice, for the first one may lose a leading space.
-            self._texts = self._texts or {token: self._decode([token] * 2) for token in self._tokens}
             # A character that ends a step may be held back with the half of another one behind it.
             wanted = characters | {HALF}
             found = [token for token, text in self._texts.items() if not wanted.isdisjoint(text)]

@@ -13,7 +13,7 @@ import torch
 
 from rsd_integrations.protocols import Sampling
 
-__all__ = ["Draws", "Row", "draw", "draw_rows", "filtered_probabilities", "penalized"]
+__all__ = ["Before", "Draws", "Row", "draw", "draw_rows", "filtered_probabilities", "penalized"]
 
 LIKELIEST = 512
 """Tokens among which filters look first: to sort a large vocabulary takes as long as a small forward."""
@@ -139,6 +139,41 @@ def _climb(weight_MV: torch.Tensor, point_M: torch.Tensor) -> torch.Tensor:
     place_M1 = torch.searchsorted(cumulative_MV, point_M[:, None] * total_M1, right=True)
     # Rounding may put the point on the last step: the last token with any mass.
     return place_M1.minimum(torch.searchsorted(cumulative_MV, total_M1))[:, 0]
+
+
+class Before:
+    """The tokens before a place, each once: of a long text they are few, and what falls on them (a penalty)
+    falls on them for every token.
+    """
+
+    def __init__(self) -> None:
+        self._committed: set[int] = set()
+        self._base = 0
+        self.begin()
+
+    def begin(self) -> None:
+        """A step begins."""
+        self._known: set[int] = set()
+        self._end = 0
+        self._ids_L: torch.Tensor | None = None
+
+    def ids(self, tokens: Sequence[int], base: int, device: torch.device) -> torch.Tensor:
+        """Their ids ``[L]``. Only tokens that came since it was last asked for are looked at.
+
+        Args:
+            tokens: all of them.
+            base: length of the committed part.
+        """
+        if self._ids_L is None:
+            self._committed.update(tokens[self._base : base])
+            self._known, self._base, self._end = {*self._committed}, base, base
+            self._ids_L = torch.tensor([*self._known], dtype=torch.int64, device=device)
+        new = {*tokens[self._end :]} - self._known
+        self._end = len(tokens)
+        if new:
+            self._known |= new
+            self._ids_L = torch.cat([self._ids_L, torch.tensor([*new], dtype=torch.int64, device=device)])
+        return self._ids_L
 
 
 def penalized(logits_V: torch.Tensor, before_L: torch.Tensor, penalty: float) -> torch.Tensor:

@@ -12,7 +12,7 @@ from rsd_integrations.backends.shared.writing import StepText
 from rsd_integrations.backends.torch.guesses import Guesses
 from rsd_integrations.backends.torch.plan import SlotFeed
 from rsd_integrations.backends.torch.readout import Read
-from rsd_integrations.backends.torch.sampling import Draws, Row, draw, penalized
+from rsd_integrations.backends.torch.sampling import Before, Draws, Row, draw, penalized
 from rsd_integrations.backends.torch.slot_session import SlotSession
 from rsd_integrations.output import Output
 from rsd_integrations.protocols import DraftStep, End, GuessStep, Kept, TargetStep, Written
@@ -43,8 +43,8 @@ class TorchWriterSession(SlotSession):
         self._guesses = Guesses()
         self._known: list[int] = []
         """The next tokens of the step to write, drawn and cached before it was begun."""
-        self._committed: torch.Tensor | None = None
-        """The committed tokens, for a penalty on them."""
+        self._before = Before()
+        """For a penalty on them."""
         self._end: End | None = None
         self._draws = Draws(_nobody)
         self.work: DraftStep | TargetStep | GuessStep | None = None
@@ -70,6 +70,7 @@ class TorchWriterSession(SlotSession):
         if self._draws.source is not work.sampling.draw:
             self._draws = Draws(work.sampling.draw)
         self._text.begin()
+        self._before.begin()
         rejected = work.rejected if isinstance(work, TargetStep) else None
         if rejected is None:
             self._guesses = Guesses()
@@ -177,17 +178,12 @@ class TorchWriterSession(SlotSession):
         assert isinstance(self.work, DraftStep | TargetStep)
         logits_V = logits_V.float()
         if self._penalty != 1.0:
-            logits_V = penalized(logits_V, self._before(logits_V.device), self._penalty)
+            before_L = self._before.ids(self.tokens, self.base, logits_V.device)
+            logits_V = penalized(logits_V, before_L, self._penalty)
         if self._text.constraint is not None:
             allowed_V = self._text.constraint.allowed(len(logits_V)).to(logits_V.device)
             logits_V = logits_V.masked_fill(~allowed_V, -torch.inf)
         return draw(logits_V, replace(self.work.sampling, draw=self._draws.take))
-
-    def _before(self, device: torch.device) -> torch.Tensor:
-        """All tokens so far, ``[L]``; a long prompt is carried to the device once a step."""
-        if self._committed is None or len(self._committed) != self.base:
-            self._committed = torch.tensor(self.tokens[: self.base], dtype=torch.int64, device=device)
-        return torch.cat([self._committed, torch.tensor(self.so_far, dtype=torch.int64, device=device)])
 
     @property
     def _temperature(self) -> float:
