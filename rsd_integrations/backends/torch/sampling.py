@@ -121,10 +121,10 @@ def _of_likeliest(logits_MV: torch.Tensor, point_M: torch.Tensor, sampling: Samp
     # In the order of the vocabulary, which also tells apart those that are equally likely.
     id_MK = logits_MV.topk(count, sorted=False).indices.sort().values
     likely_MK = logits_MV.gather(-1, id_MK)
-    log_total_M1 = None
+    total_M1 = None
     if sampling.top_k is None and sampling.top_p < 1.0:
-        log_total_M1 = _scaled(logits_MV, sampling).logsumexp(dim=-1, keepdim=True)
-    kept_MK = filtered_probabilities(likely_MK, sampling, log_total_M1)
+        total_M1 = _scaled(logits_MV, sampling).exp_().sum(dim=-1, keepdim=True)
+    kept_MK = filtered_probabilities(likely_MK, sampling, total_M1)
     # Where the least likely of them is filtered out, so is what is less likely still, or as likely.
     least_MK = likely_MK == likely_MK.amin(dim=-1, keepdim=True)
     beyond_M = (kept_MK.masked_fill(~least_MK, 0.0) > 0.0).any(dim=-1)
@@ -198,19 +198,19 @@ def _scaled(logits_MV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
 
 
 def filtered_probabilities(
-    logits_MV: torch.Tensor, sampling: Sampling, log_total_M1: torch.Tensor | None = None
+    logits_MV: torch.Tensor, sampling: Sampling, total_M1: torch.Tensor | None = None
 ) -> torch.Tensor:
     """What stays of the probabilities after temperature, top_k, top_p and min_p in this order, in double
     precision, ``[..., V]``.
 
     Args:
-        log_total_M1: by which they become probabilities, where these logits are not all there are.
+        total_M1: what the most likely is one of, where these logits are not all there are.
     """
     scaled_MV = _scaled(logits_MV, sampling)
     if sampling.top_k is not None and sampling.top_k < scaled_MV.shape[-1]:
         least_M1 = scaled_MV.topk(sampling.top_k).values[..., -1:]
         scaled_MV = scaled_MV.masked_fill(scaled_MV < least_M1, -torch.inf)
-    probabilities_MV = scaled_MV.softmax(dim=-1) if log_total_M1 is None else (scaled_MV - log_total_M1).exp()
+    probabilities_MV = scaled_MV.softmax(dim=-1) if total_M1 is None else scaled_MV.exp() / total_M1
     if sampling.top_p < 1.0:
         sorted_MV, order_MV = probabilities_MV.sort(descending=True, stable=True)
         # A token stays if those before it have not reached top_p; the first always stays.
