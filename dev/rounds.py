@@ -65,6 +65,8 @@ def main(
     requests: str = "16", live: str = "16", share: str = "0.9", steps: str = "10", how: str = "exact"
 ) -> None:
     """Count and tell."""
+    if how not in ("exact", "chance"):
+        sys.exit(f"{how!r} is neither exact nor chance")
     setting = Setting(
         "tiny",
         [f"{number:03d} what is it?" for number in range(int(requests))],

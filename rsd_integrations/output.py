@@ -59,6 +59,8 @@ class Output:
         Raises:
             ConfigError: something is.
         """
+        _check_depth(self.tools, "tools")
+        _check_depth(self.schema, "schema")
         _check_tools(self.tools)
         if self.choice not in ("auto", "required") or (self.choice == "required" and not self.tools):
             raise ConfigError(
@@ -93,7 +95,7 @@ class Output:
         """
         _check_depth(tools, "tools")
         _check_depth(response_format, "response_format")
-        checked = _check_tools(tools)
+        checked = _check_tools(() if tools is None else tools)
         choice, checked, single = _chosen(tool_choice, checked)
         schema, strict = _format(response_format)
         return cls(
@@ -195,12 +197,12 @@ def _check_depth(value: Any, name: str, left: int = DEEPEST) -> None:
 
 
 def _check_tools(tools: Any) -> list[dict[str, Any]]:
-    if isinstance(tools, str | Mapping) or not isinstance(tools, Collection | None):
+    if isinstance(tools, str | Mapping) or not isinstance(tools, Collection):
         raise ConfigError(
             f"tools={tools!r:.200} is no list of tools.",
             hint='Write [{"type": "function", "function": {"name": ..., "parameters": {...}}}, ...].',
         )
-    return [_check_tool(tool) for tool in tools or ()]
+    return [_check_tool(tool) for tool in tools]
 
 
 def _check_tool(tool: Any) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -11,7 +13,8 @@ import pytest
 from rsd_integrations import Generation, RSDPipeline
 from rsd_integrations.testing import scripted_pipeline
 from rsd_integrations.types import Prompt
-from tests.gated import PATIENCE
+from tests.gated import PATIENCE, wait_for
+from tests.tiny_models import trio
 
 STEPS = 8
 
@@ -89,6 +92,47 @@ def test_a_third_of_all_is_company_enough() -> None:
         order = launches(pipe)
         answers(pipe, {prompt: {} for prompt in prompts})
         assert order[10:12] == [("draft", 4), ("target", 2)]
+
+
+@pytest.mark.parametrize("scored", [0, 6])
+def test_those_that_are_never_rewritten_are_no_company(scored: int) -> None:
+    """Written by the draft alone, or only scored."""
+    with rejecting({"rejected": 0}, 10, live=8) as pipe, ThreadPoolExecutor(8) as pool:
+        order = launches(pipe)
+        pipe._engine._inbox.put(lambda: wait_for(lambda: pipe.requests.waiting == 8))
+        asked = [pool.submit(pipe.generate, "rejected")]
+        for number in range(7):
+            if number < scored:
+                asked.append(pool.submit(pipe.score, f"{number}", ["a"] * 200))
+            else:
+                asked.append(pool.submit(pipe.generate, f"{number}", threshold=0.0))
+        for one in asked:
+            one.result()
+        # Ten tokens of the step, and one of the others at most.
+        assert [role for role, _ in order].index("target") <= 11
+
+
+def test_what_is_only_written_on_is_no_company() -> None:
+    """Seven requests wait for rewards that take long, and their drafts write on behind."""
+    gate = threading.Event()
+
+    async def judged(prompt: Prompt, steps: tuple[str, ...]) -> float:
+        while prompt != "at once" and not gate.is_set():
+            await asyncio.sleep(0.001)
+        return float(prompt != "at once")
+
+    models = {role: model for role, model in trio().items() if role in ("draft", "target")}
+    with RSDPipeline.from_pretrained(**models, prm=judged, device="cpu", max_batch_size=8) as pipe:
+        order = launches(pipe)
+        fields: dict[str, Any] = {"step_delimiter": "\0", "max_step_tokens": 40, "max_steps": 2}
+        pipe._engine._inbox.put(lambda: wait_for(lambda: pipe.requests.waiting == 8))
+        slow = [pipe.stream(f"later {number}", **fields) for number in range(7)]
+        first = pipe.stream("at once", **{**fields, "max_steps": 1, "max_step_tokens": 60})
+        assert not first.result().steps[0].accepted
+        # The others' drafts write 40 tokens, then as many as they may behind them.
+        assert [role for role, _ in order].index("target") < 70
+        gate.set()
+        assert all(stream.result().steps[0].accepted for stream in slow)
 
 
 def test_what_nobody_drafted_does_not_wait() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import reduce
 from typing import Any
 
 import pytest
@@ -88,6 +89,9 @@ def test_arguments_that_may_be_an_object_are_taken(schema: Any) -> None:
         ({"choice": "required"}, "choice='required' does not go with 0 tools"),
         ({"choice": "none"}, "choice='none'"),
         ({"tools": "add"}, "tools='add'"),
+        ({"tools": None}, "tools=None"),
+        ({"tools": None, "choice": "required"}, "tools=None"),
+        ({"schema": reduce(lambda inner, _: {"not": inner}, range(3000), {})}, "schema are nested more than"),
         ({"tools": ({"name": "add"},)}, "a tool must name a function"),
     ],
 )

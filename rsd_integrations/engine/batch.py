@@ -19,7 +19,7 @@ from rsd_integrations.protocols import Backend, DraftStep, ScoreStep, TargetStep
 __all__ = ["SCORE_ROUNDS", "BatchEngine", "rewrite_patience"]
 
 REWRITE_SHARE = 3
-"""The target runs once one in so many of the live requests waits for it."""
+"""The target runs once one in so many of the live requests that may be rewritten waits for it."""
 
 SCORE_SHARE = 2
 """The PRM runs once one in so many of the live requests waits for a reward."""
@@ -32,7 +32,7 @@ def rewrite_patience(length: int) -> int:
     """Most rounds that the rewrite of a step of so many tokens waits for others, on its way too, so that the
     target writes for several at once. In a round small models may write several tokens.
     """
-    return max(16, 2 * length)
+    return max(16, 2 * length) if length else 0
 
 
 class BatchEngine(EngineThread):
@@ -133,11 +133,13 @@ class BatchEngine(EngineThread):
             steps = [task.piece for task in scoring]
             self._batch(scoring, lambda: backend.prm.score(_sessions(scoring), steps))  # type: ignore[arg-type]
             self._use_time(scoring)
-        if drafting := self._waiting(DraftStep) + self._guessing() + self._going_on():
+        drafts = self._waiting(DraftStep)
+        if drafting := drafts + self._guessing() + self._going_on():
             self._batch(drafting, lambda: backend.draft.advance(_sessions(drafting)))
         # Rows that guess hold the others up for a few of the draft's rounds: then all share one pass.
         rewriting = [] if self._guessing() else self._waiting(TargetStep)
-        if rewriting and (not drafting or self._rewrites_due(rewriting)):
+        # Where no step is drafted none is rejected soon.
+        if rewriting and (not drafts or self._rewrites_due(rewriting)):
             self._batch(rewriting, lambda: backend.target.advance(_sessions(rewriting)))
             for task in self._waiting(TargetStep):
                 task.job.seek_guesses(task)
@@ -184,9 +186,8 @@ class BatchEngine(EngineThread):
         """Whether the target should run: a pass over its weights costs the same for one row as for many. What
         nobody drafted has nothing to wait for.
         """
-        if REWRITE_SHARE * len(rewriting) >= len(self._live) or any(
-            not task.job.drafted or task.job.rounds_waited >= rewrite_patience(task.job.drafted)
-            for task in rewriting
+        if REWRITE_SHARE * len(rewriting) >= sum(job.may_be_rewritten for job in self._live) or any(
+            task.job.rounds_waited >= rewrite_patience(task.job.drafted) for task in rewriting
         ):
             return True
         for task in rewriting:

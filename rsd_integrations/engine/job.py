@@ -233,6 +233,11 @@ class Job:
             self.guessing = Task(self, draft, piece)
 
     @property
+    def may_be_rewritten(self) -> bool:
+        """Whether the target may have to write for it what the draft wrote."""
+        return self.request.config.mode == "rsd"
+
+    @property
     def can_wait(self) -> bool:
         """Whether its step can wait for its reward at no loss: the draft can write on behind it, or nothing
         may follow. Of several candidates one is kept at most.

@@ -17,7 +17,7 @@ __all__ = ["ScoreJob"]
 class ScoreJob(Job):
     """Of the PRM alone. Ends as a request does of which all steps were kept."""
 
-    can_wait = False
+    can_wait = may_be_rewritten = False
 
     def start(self, backend: Backend | RemoteBackend) -> None:
         """Open the PRM's session and ask for the first reward.
