@@ -432,6 +432,16 @@ def test_a_template_that_refuses_is_a_prompt_error() -> None:
     assert "user" in str(caught.value)
 
 
+def test_what_a_template_needs_is_no_refusal_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking(*args: Any, **kwargs: Any) -> str:
+        raise ImportError("apply_chat_template requires jinja2>=3.1.6 to be installed.")
+
+    tok = byte_level(CHATML)
+    monkeypatch.setattr(tok, "apply_chat_template", lacking)
+    with pytest.raises(ImportError, match=r"^apply_chat_template requires jinja2"):
+        render_chat(tok, [{"role": "user", "content": "hi"}])
+
+
 def test_no_template_is_a_model_error() -> None:
     assert chat_template_text(METASPACE) == ""
     with pytest.raises(ModelError, match="no chat template"):

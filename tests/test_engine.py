@@ -160,21 +160,24 @@ def test_what_a_request_gets_does_not_depend_on_the_others() -> None:
 
 
 @pytest.mark.parametrize(
-    ("end", "limited", "together"), [("", False, True), ("x", True, True), ("\n\n", False, False)]
+    ("end", "limit", "together"),
+    [("", None, True), ("x", "max_tokens", True), ("x", "max_step_tokens", False), ("\n\n", None, False)],
 )
-def test_last_steps_wait_for_each_other_s_scores(end: str, limited: bool, together: bool) -> None:
+def test_last_steps_wait_for_each_other_s_scores(end: str, limit: str | None, together: bool) -> None:
     """Of several lengths. A step that others follow is not held up where its draft cannot write on."""
     draft = Gated(lambda prompt, index, text: prompt + end if index == 0 else None)
     scorer = ScriptedScorer([1.0])
     with RSDPipeline(Backend(draft, ScriptedWriter([]), scorer, 8)) as pipe:
-        limits = {length: {"max_tokens": length} if limited else {} for length in range(1, 9)}
+        limits: dict[int, dict[str, Any]] = {
+            length: {limit: length} if limit else {} for length in range(1, 9)
+        }
         streams = [pipe.stream("x" * length, **limits[length]) for length in limits]
         # All are there before the first round is let go.
         assert draft.entered.acquire(timeout=PATIENCE)
         wait_for(lambda: len(pipe._engine._live) + pipe._engine._inbox.qsize() == 8)
         draft.let_go()
         for length, stream in enumerate(streams, 1):
-            assert stream.result().text == "x" * length + end * (not limited)
+            assert stream.result().text == "x" * length + end * (limit is None)
     assert sum(scorer.batches) == 8
     assert len(scorer.batches) <= 4 if together else scorer.batches == [1] * 8
 

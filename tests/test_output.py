@@ -82,6 +82,9 @@ def test_arguments_that_may_be_an_object_are_taken(schema: Any) -> None:
     assert Output.of(tools=[{"type": "function", "function": {"name": "f", "parameters": schema}}]).tools
 
 
+DEEP: Any = reduce(lambda inner, _: {"not": inner}, range(3000), {})  # type: ignore[var-annotated]
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -91,7 +94,11 @@ def test_arguments_that_may_be_an_object_are_taken(schema: Any) -> None:
         ({"tools": "add"}, "tools='add'"),
         ({"tools": None}, "tools=None"),
         ({"tools": None, "choice": "required"}, "tools=None"),
-        ({"schema": reduce(lambda inner, _: {"not": inner}, range(3000), {})}, "schema are nested more than"),
+        (
+            {"tools": ({"function": DEEP},)},
+            "tools are nested",
+        ),
+        ({"schema": DEEP}, "schema are nested more than"),
         ({"tools": ({"name": "add"},)}, "a tool must name a function"),
     ],
 )

@@ -118,6 +118,15 @@ def test_steps_that_a_limit_cuts_are_written_on_behind_too(pipe: RSDPipeline, re
     assert sum(recalled) > 8
 
 
+def test_nothing_is_written_behind_a_step_that_a_limit_makes_the_last(pipe: RSDPipeline) -> None:
+    fields: dict[str, Any] = {"step_delimiter": "\0", "max_step_tokens": 9, "max_tokens": 9}
+    pipe._engine._score_rounds = 30
+    alone = [ask(pipe, seed, **fields) for seed in range(8)]
+    for one, other in zip(together(pipe, **fields), alone, strict=True):
+        check_equal(one, other)
+        assert one.usage.draft.forwarded == other.usage.draft.forwarded
+
+
 def test_what_fails_there_fails_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     """If the model is broken the next step says so; if it is not, nothing was lost."""
     with load(*PAIRS["same tokenizer"]) as pipe:

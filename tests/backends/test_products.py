@@ -86,7 +86,16 @@ def test_any_history_gives_what_a_full_forward_gives(
 
 @pytest.mark.parametrize(
     ("rows", "tokens", "used"),
-    [(1, 3, False), (1, 4, True), (1, 64, True), (1, 65, False), (3, 1, False), (4, 1, True), (2, 2, True)],
+    [
+        (1, 1, False),
+        (1, 3, False),
+        (1, 4, True),
+        (1, 64, True),
+        (1, 65, False),
+        (3, 1, False),
+        (4, 1, True),
+        (2, 2, True),
+    ],
 )
 @pytest.mark.parametrize("maker", MAKERS)
 def test_it_is_used_for_a_few_tokens_of_all_rows_and_on_an_amd_for_any(
