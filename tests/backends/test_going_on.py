@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +12,8 @@ import torch
 
 from rsd_integrations import Generation, RSDPipeline
 from rsd_integrations.backends.torch.writer import TorchWriterSession
-from rsd_integrations.protocols import GuessStep
+from rsd_integrations.protocols import DraftStep, GuessStep, Sampling
+from rsd_integrations.segment import StepBoundary
 from tests.backends.test_speculation import FIELDS, PAIRS, check_equal, count_forwards, load
 
 PROMPTS = ("Ava has 12 marbles. She buys 9 more.", "Hi.", "What is left of 7 apples? " * 3)
@@ -118,13 +120,18 @@ def test_steps_that_a_limit_cuts_are_written_on_behind_too(pipe: RSDPipeline, re
     assert sum(recalled) > 8
 
 
-def test_nothing_is_written_behind_a_step_that_a_limit_makes_the_last(pipe: RSDPipeline) -> None:
-    fields: dict[str, Any] = {"step_delimiter": "\0", "max_step_tokens": 9, "max_tokens": 9}
-    pipe._engine._score_rounds = 30
-    alone = [ask(pipe, seed, **fields) for seed in range(8)]
-    for one, other in zip(together(pipe, **fields), alone, strict=True):
-        check_equal(one, other)
-        assert one.usage.draft.forwarded == other.usage.draft.forwarded
+@pytest.mark.parametrize("closing", [False, True])
+def test_nothing_is_written_behind_a_step_that_a_limit_makes_the_last(closing: bool) -> None:
+    with load(*PAIRS["same tokenizer"]) as pipe:
+        draft: Any = pipe.backend.draft
+        session = draft.open("What comes last?")
+        boundary, greedy = StepBoundary(("\0",)), Sampling(0.0, 1.0, None, random.random)
+        session.begin(DraftStep(boundary, 4, greedy, closing=closing))
+        while (written := draft.advance([session])[0]) is None:
+            pass
+        assert written.end == "limit"
+        assert session.goes_on == (not closing)
+        session.close()
 
 
 def test_what_fails_there_fails_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
