@@ -161,8 +161,7 @@ class StepBoundary:
             if position < 0:  # Behind the thinking nothing was searched before it was over.
                 # Its closing markup is no part of the answer, but may be a stop string itself.
                 own = string.startswith(closing) and joined.startswith(string, end)
-                again = max(behind, searched) if behind <= offset + checked else behind
-                position = end if own else joined.find(string, again)
+                position = end if own else joined.find(string, max(behind, searched))
             if position >= 0:
                 found.append(position)
         return Cut("stop", min(found) - offset) if found else None

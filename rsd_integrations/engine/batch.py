@@ -16,7 +16,7 @@ from rsd_integrations.engine.thread import EngineThread, own
 from rsd_integrations.errors import BackendError
 from rsd_integrations.protocols import Backend, DraftStep, ScoreStep, TargetStep
 
-__all__ = ["SCORE_ROUNDS", "BatchEngine", "rewrite_patience"]
+__all__ = ["SCORE_ROUNDS", "BatchEngine"]
 
 REWRITE_SHARE = 3
 """The target runs once one in so many of the live requests that may be rewritten waits for it."""
@@ -28,7 +28,7 @@ SCORE_ROUNDS = 4
 """Most rounds a step waits for others, so that the PRM scores them together. The draft writes on then."""
 
 
-def rewrite_patience(length: int) -> int:
+def _patience(length: int) -> int:
     """Most rounds that the rewrite of a step of so many tokens waits for others, on its way too, so that the
     target writes for several at once. In a round small models may write several tokens.
     """
@@ -187,7 +187,7 @@ class BatchEngine(EngineThread):
         nobody drafted has nothing to wait for.
         """
         if REWRITE_SHARE * len(rewriting) >= sum(job.may_be_rewritten for job in self._live) or any(
-            task.job.rounds_waited >= rewrite_patience(task.job.drafted) for task in rewriting
+            task.job.rounds_waited >= _patience(task.job.drafted) for task in rewriting
         ):
             return True
         for task in rewriting:

@@ -191,9 +191,7 @@ def _scaled(logits_MV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     """Logits by temperature, in double precision. The largest becomes 0: no temperature, however small, makes
     it infinite.
     """
-    scaled_MV = logits_MV.double()
-    if scaled_MV is logits_MV:
-        scaled_MV = scaled_MV.clone()
+    scaled_MV = logits_MV.to(torch.float64, copy=True)
     return scaled_MV.sub_(logits_MV.amax(dim=-1, keepdim=True)).div_(sampling.temperature)
 
 
