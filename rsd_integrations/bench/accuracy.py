@@ -17,7 +17,7 @@ from rsd_integrations.types import Generation
 __all__ = ["MAX_TOKENS", "Measurement", "measure"]
 
 MAX_TOKENS = 512
-"""Twice and more what the longest right answer takes; ends a model that repeats itself."""
+"""At least twice what the longest right answer takes; ends the answer of a model that repeats itself."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def measure(
         problems: what to answer.
         thresholds: the sweep.
         seed: of the bootstrap (decoding is greedy).
-        watch: told how far it is.
+        watch: told about progress.
     """
     tasks = [_question(problem) for problem in problems]
     swept = sweep(pipe, tasks, thresholds, RSDConfig(max_tokens=MAX_TOKENS), watch=watch)

@@ -40,7 +40,7 @@ def required_numbers(points: Sequence[Point], prm: PRMQuality) -> tuple[Check, .
 
 
 def _auc(auc: Interval | None) -> Check:
-    """None where all steps are alike: that is no order, neither good nor bad."""
+    """None where all steps are right, or all wrong: that is no order, and does not pass."""
     measured, passed = (None, False) if auc is None else (f"{auc.value:.4f}", auc.value >= 0.97)
     return Check.of("PRM AUC", ">= 0.97", measured, passed)
 

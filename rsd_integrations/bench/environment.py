@@ -18,15 +18,16 @@ __all__ = ["hardware", "made", "weights_sha256"]
 
 
 _CUDNN = "TORCH_CUDNN_SDPA_DEPRIORITIZED"
-"""Whether torch takes other attention than cuDNN's, which matters to ``generate`` (dev/speed.md)."""
+"""Makes torch prefer other attention kernels to cuDNN's, which changes the speed of ``generate``
+(dev/speed.md)."""
 
 
 def made(command: str, *packages: str) -> dict[str, Any]:
-    """What every ``Report`` says of how it was made.
+    """What every ``Report`` says about how it was made.
 
     Args:
-        command: that made it.
-        packages: whose versions matter, beside torch and transformers.
+        command: the command line that made it.
+        packages: those whose versions matter, beside torch and transformers.
     """
     return {
         "command": command,
@@ -48,7 +49,7 @@ def _versions(*packages: str) -> dict[str, str]:
 
 
 def hardware() -> dict[str, str]:
-    """Processor, usable cores, threads of torch, GPU. Loads no torch that is not loaded."""
+    """Processor, usable cores; where torch is loaded already, its threads and the GPU."""
     found = {"platform": platform.platform(), "processor": _processor(), "cores": str(_usable_cores())}
     torch: Any = sys.modules.get("torch")
     if torch is not None:

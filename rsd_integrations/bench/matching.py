@@ -1,4 +1,4 @@
-"""Whether an answer is right: what a text gives as its answer, beside the one that is known."""
+"""Whether an answer is right: what a text gives as its answer, compared with the known answer."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _SAID = re.compile(
 _LINE = 1000
 """Characters of a line that are looked at: one may repeat itself for ever."""
 _SENTENCE = re.compile(r"[.!?][)\]*$]*\s|\n")
-"""Where one ends."""
+"""Where a sentence ends."""
 _SIGNS = re.compile(
     r"(?:[\d\s.,()\[\]{}+*/=<>|!-]|(?<![^\W\d_])[a-zπ](?![^\W\d_])|sqrt|pi|sin|cos|tan|log|ln|exp)+"
 )
@@ -43,7 +43,7 @@ _OPERATES = re.compile(
     r"(?=.*(?:[\d(]|\s[-+*/=<>]\s))(?=.*[a-zπ])(?:.*[-+*/=<>]\s*[\w(]|.*\d[a-zπ(])"
     r"|[(\[{].*,|(?:sqrt|sin|cos|tan|log|ln|exp)\s*\("
 )
-"""They are put together: dates, ranges, grades and "N/A" are words."""
+"""They form a formula. Dates, ranges, grades and "N/A" do not; they are compared as words."""
 
 
 def matcher(name: str, known: Sequence[str]) -> tuple[str, Match]:
@@ -52,11 +52,11 @@ def matcher(name: str, known: Sequence[str]) -> tuple[str, Match]:
     Args:
         name: "number"; "math" (formulas, by the package math-verify, and the same words); "text" (the same
             words); "auto" (number where all known answers are numbers, math where some are formulas and
-            math-verify is there, else text); or "module:function" of your own, called as ``Match``.
+            math-verify is installed, else text); or "module:function" of your own, called as ``Match``.
         known: the answers that are known.
 
     Raises:
-        ConfigError: there is no such, or it cannot read one of the known answers.
+        ConfigError: there is no such match, or it cannot read one of the known answers.
     """
     if ":" in name:
         return name, _tried(name, _own(name), known)
@@ -87,15 +87,15 @@ def _suitable(known: Sequence[str]) -> str:
 
 
 def is_formula(known: str) -> bool:
-    """Whether a known answer can be written in other ways than by the same signs."""
+    """Whether a known answer can also be written with other characters."""
     if "\\" in known or "^" in known:
         return True
     return _SIGNS.fullmatch(known.strip()) is not None and _OPERATES.search(known.strip()) is not None
 
 
 def final_answer(text: str) -> str | None:
-    r"""What a text gives as its answer: the last ``\boxed{...}``, what is behind the last ``####``, or behind
-    the last "answer is" up to the line's end; None where it has none of these.
+    r"""What a text gives as its answer: the last ``\boxed{...}``, what follows the last ``####``, or what
+    follows the last "answer is" up to the line's end; None where it has none of these.
     """
     if (found := boxed(text)) is not None:
         return found
@@ -105,7 +105,7 @@ def final_answer(text: str) -> str | None:
 
 
 def _said(text: str) -> Iterator[str]:
-    """What is behind "answer is", up to its line's end: the first of a sentence, the last sentence first."""
+    """What follows "answer is", up to the line's end: the first in each sentence, the last sentence first."""
     starts: list[int] = []
     before = 0
     for found in _SAID.finditer(text):
@@ -117,7 +117,9 @@ def _said(text: str) -> Iterator[str]:
 
 
 def _number_said(text: str) -> str | None:
-    """The last that is said with a number, best one that begins with it: not "That is right on day 1."."""
+    """The last of what is said as the answer that has a number. What begins with the number, or has an equals
+    sign, goes before the others: not "That is right on day 1.".
+    """
     others = None
     for said in _said(text):
         if number_in(said) is not None:
@@ -133,7 +135,7 @@ def _numbers(text: str, known: str) -> bool:
 
 
 def _number_of(text: str) -> Fraction | None:
-    """The number that a text gives as its answer; the last one in it if it does not give out any."""
+    """The number that a text gives as its answer; the last number in it if it marks no answer."""
     if (held := boxed(text)) is not None:
         return boxed_number(held)
     said = final_answer(text)
@@ -145,7 +147,9 @@ def _number_of(text: str) -> Fraction | None:
 
 
 def _number_known(known: str) -> Fraction | None:
-    """A known answer that is a number and nothing else but a unit's sign; what is behind ``####`` of more."""
+    """The number of a known answer that is nothing but a number with a sign of currency or per cent; of a
+    longer one, what it marks as its answer is read (by ``####``, say).
+    """
     said = final_answer(known)
     return whole_number(known if said is None else said)
 
@@ -164,13 +168,13 @@ def _texts(text: str, known: str) -> bool:
 
 
 def _words(text: str) -> str:
-    """In small letters, without the stop at the end and the brackets around a single word. Signs stay."""
+    """In lower case, without punctuation at the ends and brackets around a single word. Other signs stay."""
     bare = _undressed(text).casefold().strip(".,:;!? ")
     return re.sub(r"^\(?(\w+)\)$", r"\1", bare)
 
 
 def _undressed(text: str) -> str:
-    r"""Without what only shows how it looks (``\text{}``, dollars, stars)."""
+    r"""Without markup that only changes how it looks (``\text{}``, dollars, stars)."""
     bare = re.sub(r"\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}", r"\1", text)
     return " ".join(re.sub(r"[*_$`\"'\\]", "", bare).split())
 
@@ -185,15 +189,17 @@ def _formulas(text: str, known: str) -> bool:
 
 
 def _same_words(text: str, right: str) -> bool:
-    """Word for word; with more freedom only where words are known: of a formula letters say too little."""
+    """Equal word for word. Compared more freely only where the known answer consists of words: the letters of
+    a formula alone say too little.
+    """
     if _undressed(final_answer(text) or "").removesuffix(".") == _undressed(right).removesuffix("."):
         return True
     return re.fullmatch(r"[^\W\d_]+(?: [^\W\d_]+)*", _words(right)) is not None and _texts(text, right)
 
 
 def _timeout() -> int | None:
-    """It interrupts itself by signals, which the main thread alone can have; without them (Windows) it starts
-    processes, which cannot do its work.
+    """Seconds that math-verify may take; None where it cannot be stopped. It interrupts itself by signals,
+    which only the main thread gets; without signals (Windows) it starts processes, which cannot do its work.
     """
     main = threading.current_thread() is threading.main_thread()
     return 5 if main and hasattr(signal, "SIGALRM") else None
@@ -220,10 +226,10 @@ def _own(name: str) -> Match:
 
 
 def _tried(name: str, match: Match, known: Sequence[str]) -> Match:
-    """A function of the user's that takes what it will be given: found out before hours went into answers.
+    """The user's function, tried on one known answer, so that a faulty one shows before hours of answers.
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: it failed.
     """
     try:
         for one in known[:1]:

@@ -16,17 +16,17 @@ _NUMBER = re.compile(
 )
 _MONEY = r"[A-Z]?\\?[$£€¥¢₹₽₩]"
 _BARE = re.compile(r"(?:[^A-Za-z=^\d]|\\(?:left|text\w*|mathrm|mathbf|approx|boxed))*")
-"""Before a number: nothing but dress."""
+"""Before a number: nothing but signs and markup."""
 _GOES_ON = re.compile(
     r"\s*(?:\\(?:sqrt|pi|times|cdot|div|frac|pm)(?![a-z])|±|[-+*/×÷]\s*(?:\\?[$£€¥]\s*)?[\d(\\]"
     r"|x\s*(?:\\?[$£€¥]\s*)?\d|\^\s*\{?\s*[-\d])|[,:]\d|\s*(?:or|and|to)\s+-?\\?\$?\d(?!\d*\s*(?:decimal|significant))"
 )
-"""Behind a number: it is part of a formula, a range, a list or a time."""
+"""After a number: what shows that it is part of a formula, a range, a list or a time."""
 _LED_UP = re.compile(r"(?:[\^_+*/]|\\sqrt)\s*\{?\s*$")
-"""Before a number: likewise."""
+"""Before a number: what shows that it is part of a formula."""
 _CLOSE = Fraction(1, 10**6)
-"""Numbers closer to each other than this share of the larger one are equal, as fractions are rounded. Whole
-numbers are not."""
+"""Numbers closer to each other than this share of the larger one are equal, because fractions get rounded.
+Two whole numbers have to be the same."""
 
 _TEXT = re.compile(
     r"\\(?:text\w*|math(?:rm|bf|it|sf|tt)|bm|boldsymbol|bold|emph|underline|mbox|operatorname|boxed|fbox)"
@@ -37,12 +37,12 @@ _SPACE = re.compile(
 )
 _SPACED = re.compile(r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d/])")
 _SEVERAL = re.compile(r"(?:=.*|\d\s*)(?:[,;]\s|\b(?:or|and)\b)")
-"""Before the last equals sign: it is not the only one that says something."""
+"""Before the last equals sign: what shows that several values or equations are listed."""
 _EQUALS = re.compile(r"=|≈|\\approx(?![a-zA-Z])")
 _NAMED = re.compile(r"\d\s+[a-zA-Z]\s*$")
 """Between two equals signs: another equation begins."""
 _MOST = 300
-"""Characters of a box with one number and what may stand around it."""
+"""Most characters of a box that is read as one number and what may stand around it."""
 _WORD = (
     r"(?:[^\W\d_]+['’][^\W\d_]+|(?<!\S)[aI](?=\s+[^\W\d_]{2})|[^\W\d_]{2,}|[^\x00-\u03ff\W\d_])(?![^\W\d_])"
 )
@@ -73,7 +73,7 @@ def number_in(text: str, *, last: bool = False) -> Fraction | None:
 
 
 def said_number(said: str) -> Fraction | None:
-    r"""That an answer begins with, else the first behind its last equals sign ("x = 5").
+    r"""The number that an answer begins with, else the first one after its last equals sign ("x = 5").
 
     None where it is only a part of what is said: 5 of ``5\sqrt{2}``, of "5 or 6".
     """
@@ -89,16 +89,16 @@ def said_number(said: str) -> Fraction | None:
 
 
 def begins_with_number(said: str) -> bool:
-    """Whether nothing but dress is before its first number."""
+    """Whether nothing but signs and markup comes before its first number."""
     return _leading(_plain(said)) is not None
 
 
 def boxed_number(said: str) -> Fraction | None:
-    r"""What a ``\boxed{...}`` holds if that is one number: with a unit, behind words, or on a side of an
+    r"""What a ``\boxed{...}`` holds if that is one number: with a unit, after words, or on a side of an
     equation. None for lists, ranges, inequalities, formulas: a box holds the answer and nothing else.
     """
     plain = _plain(said)
-    for _ in range(3):  # One in the other.
+    for _ in range(3):  # They may be nested.
         plain = _TEXT.sub(r" \1 ", plain)
     plain = " ".join(_plain(_SPACE.sub(" ", plain)).split())
     if len(plain) > _MOST:
@@ -125,7 +125,7 @@ def equal(one: Fraction, other: Fraction) -> bool:
 
 
 def _plain(text: str) -> str:
-    """Numbers as ``_NUMBER`` reads them: thousands by commas, fractions by strokes, powers of ten by e."""
+    """As ``_NUMBER`` reads numbers: commas for thousands, slashes for fractions, e for powers of ten."""
     plain = text.replace("\u2212", "-").replace("\\!", "").replace("{,}", ",")
     plain = re.sub(r"(?<=\d)(?:\\[, ]|[\u00a0\u2009\u202f'\u2019])(?=\d{3}(?!\d))", "", plain)
     plain = re.sub(rf"-\s*{_MONEY}\s*(?=[\d.])", "-", plain)
@@ -136,7 +136,7 @@ def _plain(text: str) -> str:
 
 
 def _leading(plain: str) -> re.Match[str] | None:
-    """The first number, where nothing but dress is before it."""
+    """The first number, where nothing but signs and markup comes before it."""
     first = _NUMBER.search(plain)
     return first if first and _BARE.fullmatch(plain[: first.start()]) else None
 
@@ -151,7 +151,7 @@ def _value(found: re.Match[str]) -> Fraction | None:
     parts = found.group("whole", "over", "under")
     try:
         whole, over, under = (None if part is None else Fraction(part.replace(",", "")) for part in parts)
-    except ValueError:  # More digits than Python reads: of a model that repeats itself.
+    except ValueError:  # More digits than Python reads, as of a model that repeats itself.
         return None
     if over is None or under == 0:
         return None

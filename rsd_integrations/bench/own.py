@@ -1,4 +1,4 @@
-"""What users have written themselves and name on the command line: "module:name"."""
+"""A user's own code, named on the command line: "module:name"."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["find_own"]
 
 
 def find_own(option: str, name: str, kind: str) -> Any:
-    """What a name stands for. Modules are found from where the command runs, too.
+    """The object that a name stands for. Modules are also looked for in the folder where the command runs.
 
     Args:
-        option: that gives the name, for the messages.
+        option: the option that gives the name, for the messages.
         name: "module:name".
         kind: what it should be, for the messages.
 
@@ -28,7 +28,7 @@ def find_own(option: str, name: str, kind: str) -> Any:
     sys.path.insert(0, here)
     try:
         return getattr(importlib.import_module(module), wanted)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:  # Types and values: ".module".
+    except (ImportError, AttributeError, TypeError, ValueError) as error:  # The last two: ".module".
         raise ConfigError(
             f"{option}={name!r} cannot be loaded: {error}.",
             hint=f"Name a module (in this folder or installed) and a {kind} in it: module:{kind}.",

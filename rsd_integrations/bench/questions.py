@@ -32,7 +32,7 @@ class Question:
         known: the right answer.
         match: whether a text is right, given that.
         length: the class that it is counted in, if any.
-        entry: which of its file it is, from 1 on.
+        entry: its place in its file, from 1 on.
     """
 
     prompt: GivenPrompt
@@ -69,16 +69,16 @@ def read_questions(
 
 
 def drawn(total: int, count: int | None, seed: int, *, skip: int = 0) -> list[int]:
-    """Places of so many questions by chance, in the file's order.
+    """Places of so many questions, drawn at random, in the file's order.
 
     Args:
         total: questions that there are.
         count: None: all.
-        seed: of the chance; the first of more are the same.
-        skip: leave out the first so many, those of a run that takes so many.
+        seed: of the draw; with the same seed a larger count adds to those of a smaller one.
+        skip: leave out the first so many drawn, which are those of a run with this count.
 
     Raises:
-        ConfigError: there are fewer.
+        ConfigError: there are fewer questions.
     """
     left = total - skip
     if left < max(1, count or 1):
@@ -93,7 +93,7 @@ def drawn(total: int, count: int | None, seed: int, *, skip: int = 0) -> list[in
 
 @dataclass(frozen=True)
 class _Entry:
-    """A line of a file or an entry of a list, and how its place is called."""
+    """A line of a file or an entry of a list, and what its place is called in messages."""
 
     where: str
     fields: Mapping[str, Any]
@@ -126,7 +126,7 @@ def _entries(path: Path) -> Iterator[_Entry]:
 
 
 def _comma(text: str) -> str:
-    """What is between cells: Excel saves ";" where numbers have commas."""
+    """What separates cells: Excel saves ";" in languages whose numbers have commas."""
     head = text.partition("\n")[0]
     return ";" if ";" in head and "," not in head else ","
 
@@ -164,7 +164,7 @@ def _json(where: str, text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{where} is no JSON: {error}.", hint="Mend it.") from error
+        raise ConfigError(f"{where} is no JSON: {error}.", hint="Correct it.") from error
 
 
 def _object(where: str, entry: Any) -> _Entry:

@@ -70,7 +70,7 @@ class Point(Frozen):
     unfinished: int
     """Answers that a length limit ended."""
     seconds: float | None
-    """Wall time of the run; None where some of its answers were there before."""
+    """Wall time of the run; None where an earlier run had made some of its answers."""
 
 
 class PRMQuality(Frozen):
@@ -100,7 +100,7 @@ class Check(Frozen):
 
     @classmethod
     def of(cls, name: str, required: str, measured: str | None, passed: bool) -> Check:
-        """All of it in a line."""
+        """The same by position, so that a check fits in a line."""
         return cls(name=name, required=required, measured=measured, passed=passed)
 
 
@@ -108,10 +108,10 @@ class Item(Frozen):
     """A question, and who was right."""
 
     entry: int | None
-    """Which of its file, from 1 on."""
+    """Its place in its file, from 1 on."""
     known: str
     right: dict[str, bool]
-    """By the run: "draft only", "target only", "threshold 0.7", ..."""
+    """By the name of the run: "draft only", "target only", "threshold 0.7", ..."""
 
 
 class Made(Frozen):
@@ -148,7 +148,7 @@ class TuneReport(Report):
     benchmark: Literal["tune"] = "tune"
     models: dict[Role, str]
     points: tuple[Point, ...]
-    """Likewise. The recommended one is the cheapest that is good enough, if there is one."""
+    """From draft only to target only. The recommended one is the cheapest that is good enough, if any is."""
     auc: Interval | None
     """The chance that a right answer of the draft's has a higher lowest reward than a wrong one; None where
     all are right, or all wrong."""
@@ -160,4 +160,4 @@ class TuneReport(Report):
     items: tuple[Item, ...]
     """All questions, in the order of the saved answers' "problem"."""
     answers_made: tuple[Made, ...] = ()
-    """The commands that made the answers, where these were kept; this one may have made none."""
+    """The commands that made the answers, where answers are saved; this report's own may have made none."""

@@ -27,15 +27,15 @@ def run_all(
 
     Args:
         pipe: the models.
-        prompts: one request each, by its place, which makes its seed together with the config's: with the
-            same draws for all, questions that are alike would be answered alike.
+        prompts: one request each, by its place. Its seed is made from the config's and its place: with the
+            same draws for all, similar questions would get similar answers.
         config: for all of them.
-        on_done: called with each answer and its place, as it is there.
+        on_done: called with each answer and its place, as soon as it is there.
 
     Raises:
         RSDError: one failed; the others are cancelled.
     """
-    # A thread for each request that can be at work: they wait for the first that are not done.
+    # A thread for each request that can run at once: they wait for the first streams that are not done.
     pool = ThreadPoolExecutor(max_workers=max(1, min(len(prompts), pipe.backend.max_batch_size)))
     with pool, ExitStack() as stack:  # Leaving a stream cancels it.
         streams = {

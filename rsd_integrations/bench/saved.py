@@ -18,16 +18,17 @@ __all__ = ["SavedAnswers", "fingerprint"]
 class SavedAnswers:
     """A file of JSON lines: the settings that the answers depend on, then an answer a line.
 
-    A file of the same settings goes on: its answers are not made again.
+    A file with the same settings is continued: its answers are not made again.
 
     Args:
-        path: of the file; made if it is not there.
-        settings: equal settings, equal answers.
-        conditions: that times depend on; those of others are left aside.
-        made: how those that are added now are made, as of ``Made``.
+        path: of the file; created if it is not there.
+        settings: what answers depend on: equal settings give equal answers.
+        conditions: what times depend on; times taken under other conditions are ignored.
+        made: how the answers that are added from now on are made.
 
     Raises:
-        ConfigError: it holds answers of other settings, or is no such file.
+        ConfigError: it holds answers of other settings, is no such file, cannot be written, or another run
+            writes to it.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class SavedAnswers:
         self._conditions = dict(conditions or {})
         self._now = made
         self.made: list[Made] = []
-        """How the answers were made, in the order of their first ones."""
+        """How the answers were made, in the order of the first answers made so."""
         head = json.dumps({"settings": settings}, sort_keys=True)
         try:
             self._file = path.open("a", encoding="utf-8", newline="\n")
@@ -62,7 +63,7 @@ class SavedAnswers:
             self._write(head)
 
     def _claim(self) -> None:
-        """For this process alone, until it closes the file or ends: two that write would mix their lines."""
+        """Lock the file until this process closes it or ends: two that write would mix their lines."""
         try:
             import fcntl
         except ImportError:  # Windows.
@@ -77,7 +78,7 @@ class SavedAnswers:
             return
 
     def _read(self, head: str) -> int:
-        """Take what is there; bytes of the lines that are whole."""
+        """Take over what is there. Gives the number of bytes up to the end of the last whole line."""
         data = self._path.read_bytes()
         lines = data[: data.rfind(b"\n") + 1].splitlines(keepends=True)
         if not lines and head.encode().startswith(data):
@@ -114,7 +115,7 @@ class SavedAnswers:
         return sum(map(len, self._answers.values()))
 
     def of(self, run: str) -> Mapping[int, Generation]:
-        """Those of a run, by the problem's place."""
+        """The answers of a run, by the problem's place."""
         return self._answers.get(run, {})
 
     def add(self, run: str, place: int, generation: Generation) -> None:
@@ -128,7 +129,7 @@ class SavedAnswers:
         self._answers.setdefault(run, {})[place] = generation
 
     def seconds(self, run: str) -> float | None:
-        """How long a run took that was made in one go under these conditions."""
+        """How long a run took, if it was made in one go under these conditions."""
         return self._seconds.get(run)
 
     def ended(self, run: str, seconds: float) -> None:
@@ -146,7 +147,7 @@ class SavedAnswers:
 
 
 def fingerprint(model: Any) -> str | None:
-    """Of a folder's weights and config, by names, sizes and times; None for models that are elsewhere: what
+    """A digest of a folder's weights and config, by names, sizes and times. None for models elsewhere: what
     a hub id or a URL stood for when the first answers were made is not known.
     """
     folder = Path(model) if isinstance(model, str) else None

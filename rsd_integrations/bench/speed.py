@@ -25,7 +25,7 @@ __all__ = ["GROWTH_STEPS", "SpeedBench", "Speeds"]
 GENERATE, TARGET_ONLY, ASSISTED = "generate", "target only", "assisted generate"
 COMPILED, REFERENCE = "generate, compiled", "reference's way 0.8"
 SAMPLED = {"temperature": 0.7, "top_p": 0.9, "top_k": 20}
-"""Of all others random weights would write what is no text."""
+"""Drawn from all tokens, random weights would write what is no text."""
 GROWTH_STEPS = (10, 20, 40, 80)
 REFERENCE_STEPS = 20
 FIRST = 5
@@ -33,7 +33,7 @@ FIRST = 5
 
 @dataclass(frozen=True)
 class Speeds:
-    """What came out."""
+    """What was measured."""
 
     timings: Sequence[Timing]
     growth: Sequence[Growth]
@@ -132,7 +132,7 @@ class SpeedBench:
         return [_timing(one, batch, rates) for one in contenders]
 
     def _compiled(self, batch: int, others: Sequence[Timing]) -> list[Timing]:
-        """The target's ``generate`` compiled, behind all else: whenever torch records a graph for it, what
+        """The target's ``generate`` compiled, after all else: whenever torch records a graph for it, what
         libraries keep is cleared for the whole process.
         """
         if not self._plain.on_gpu:
@@ -142,7 +142,7 @@ class SpeedBench:
         return [_timing(one, batch, rates) for one in self._measured([contender], batch)]
 
     def _measured(self, contenders: Sequence[_Contender], batch: int) -> list[_Contender]:
-        """Those that ran, warm."""
+        """Those that ran, timed after a warm-up."""
         measured = [one for one in contenders if self._timed(one, batch, ": warming up") is not None]
         # In turns, so that whatever else the machine does is shared.
         for _ in range(self._setting.repeats):
@@ -214,7 +214,7 @@ class SpeedBench:
     async def _answer(
         self, batch: int, config: RSDConfig, fields: Sequence[dict[str, Any]]
     ) -> list[Generation]:
-        """The answers to all prompts, so many requests at a time."""
+        """The answers to all prompts, ``batch`` requests at a time."""
         free = asyncio.Semaphore(batch)
 
         async def one(prompt: str, own: dict[str, Any]) -> Generation:
@@ -229,9 +229,9 @@ class SpeedBench:
         return _Ran(tokens, sum(share.kept for share in shares) / sum(share.asked for share in shares))
 
     def _growth(self, length: int, prompt: str) -> list[Growth]:
-        """Behind the first five steps, of which one is rewritten: by then all three have read the prompt.
+        """After the first five steps, one of which is rewritten: by then all three have read the prompt.
 
-        An answer of ten steps is the beginning of one of eighty, so that one is looked at on its way.
+        An answer of ten steps is the beginning of one of eighty, so only the longest is run.
         """
         longest = max(GROWTH_STEPS)
         self._on_run(f"{longest} steps, prompt of {length}")
@@ -254,10 +254,10 @@ class SpeedBench:
         return growth
 
     def _reference_times(self, length: int, prompt: str) -> list[list[float]]:
-        """Of each repeat behind the one that warms up; nothing where it failed."""
+        """Of each repeat after the one that warms up; nothing where it failed."""
         label = f"reference's way, prompt of {length}"
         self._on_run(f"{label}: {REFERENCE_STEPS} steps")
-        # Its way grows with the square, so it is not followed to the end.
+        # Its time grows with the square of the steps, so it is not followed to the end.
         work = self._setting.work([prompt], steps=REFERENCE_STEPS)
         try:
             return [
@@ -276,7 +276,7 @@ class SpeedBench:
 
 
 def _timing(one: _Contender, batch: int, rates: Mapping[str, float]) -> Timing:
-    """Of a contender, beside the tokens a second of others by their names."""
+    """A contender's, compared with ``rates``: tokens a second by name."""
     return Timing(
         name=one.name,
         batch=batch,
@@ -295,7 +295,7 @@ def _tokens(answers: Sequence[Generation]) -> int:
 
 
 def _each_behind_the_first(answers: Sequence[Sequence[float]], steps: int) -> float:
-    """Milliseconds a step from the sixth to the last of so many; the median of some answers' times."""
+    """Milliseconds a step from the sixth to the last of so many; the median over the answers."""
     return 1000 * median((times[steps - 1] - times[FIRST - 1]) / (steps - FIRST) for times in answers)
 
 

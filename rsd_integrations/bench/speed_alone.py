@@ -1,4 +1,4 @@
-"""What one request costs: each model against the memory, and where the time of a step goes."""
+"""What one request costs: each model against the memory's bandwidth, and where the time of a step goes."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _seconds_a_token(pipe: RSDPipeline, setting: Setting, *, threshold: float) -
     for _ in range(1 + setting.repeats):
         events = pipe.stream(setting.prompts[0], config=config)
         steps = [(event.elapsed_ms, event.step) for event in events if event.type == "committed"]
-        # The first one's time is the prompt's too.
+        # The time of the first includes the prompt's.
         tokens = sum(step.draft_tokens + step.target_tokens for _, step in steps[1:] if step)
         found.append((steps[-1][0] - steps[0][0]) / 1000 / max(1, tokens))
     return median(found[1:])
@@ -74,7 +74,7 @@ def _seconds_a_score(pipe: RSDPipeline, setting: Setting, clock: Clock) -> float
 
 
 def measure_breakdown(pipe: RSDPipeline, setting: Setting, clock: Clock) -> Breakdown:
-    """Where the time of a step goes: the models' by their forwards one by one, the rest is the host's.
+    """Where the time of a step goes: the models' forwards are timed one by one, the rest is the host's.
 
     All of it is of the same answers: those of the repeat that took the median time.
 
@@ -107,7 +107,7 @@ def _pass(pipe: RSDPipeline, setting: Setting, clock: Clock) -> Breakdown:
         kept=sum(step.accepted for step in steps) / len(steps),
         draft=parts["draft"],
         score=parts["prm"],
-        # A model that never ran has no time that could be told.
+        # A target that never ran has no time.
         target=parts["target"] if seconds["target"] else None,
         host=each * wall - sum(parts.values()),
         wall=each * wall,

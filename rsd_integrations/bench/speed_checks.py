@@ -11,11 +11,11 @@ from rsd_integrations.bench.speed_setting import Setting
 __all__ = ["anything_required", "required_speeds"]
 
 _MANY = 16
-"""Requests at once that have to pay."""
+"""Requests at once for which RSD has to pay."""
 
 
 def required_speeds(report: SpeedReport, batches: Sequence[int], *, on_gpu: bool) -> tuple[Check, ...]:
-    """Every required number of this shape with what was measured; what did not run is missed.
+    """Every required number of this shape with what was measured; what did not run counts as missed.
 
     Args:
         report: what was measured.
@@ -39,7 +39,7 @@ def _on_cpu(report: SpeedReport, batches: Sequence[int]) -> Iterator[Check]:
 
 
 def _growth(growth: Sequence[Growth]) -> Iterator[Check]:
-    """Of every length of prompt, the short ones too, where there is less to gain by not sending it again."""
+    """For every length of prompt, the short ones too, where there is less to gain by not sending it again."""
     for length in dict.fromkeys(one.prompt_tokens for one in growth):
         behind = [one for one in growth if one.prompt_tokens == length]
         times = [one.ours for one in behind]

@@ -27,9 +27,9 @@ class Timing(Frozen):
     acceptance: float | None = None
     """The share of steps to keep; None where nothing is drafted."""
     guesses: bool | None = None
-    """Whether the target takes rejected steps as guesses; None where it is not ours to say."""
+    """Whether the target takes rejected steps as guesses; None for contenders where that is not chosen."""
     kept: float | None = None
-    """The share of steps that was kept in fact."""
+    """The share of steps that was actually kept."""
     seconds: Spread
     """Of a run, which answers all prompts."""
     tokens: int
@@ -41,12 +41,12 @@ class Timing(Frozen):
 
     @property
     def tokens_per_second(self) -> float:
-        """Of the median."""
+        """Of the median run."""
         return self.tokens / self.seconds.median
 
 
 class Growth(Frozen):
-    """Milliseconds a step takes in an answer of so many steps, the first five (and the prompt) aside."""
+    """Milliseconds a step takes in an answer of so many steps, without the first five (and the prompt)."""
 
     prompt_tokens: int
     steps: int
@@ -74,8 +74,8 @@ class Limit(Frozen):
 class Breakdown(Frozen):
     """Where the milliseconds of a step go, at batch 1 and acceptance 0.8. The parts add up to ``wall``.
 
-    All are of the same answers, each forward of which was waited for. On a GPU that takes away what the host
-    usually does beside a forward, so its share is an upper bound there.
+    All are of the same answers, each forward of which was waited for. On a GPU the host otherwise works while
+    a forward runs, so its share is an upper bound there.
     """
 
     kept: float
@@ -109,6 +109,6 @@ class SpeedReport(Report):
     """Contenders that did not run, and why."""
 
     def timing(self, name: str, batch: int = 1) -> Timing | None:
-        """A contender's."""
+        """A contender's, if it was measured."""
         found = (one for one in self.timings if (one.name, one.batch) == (name, batch))
         return next(found, None)

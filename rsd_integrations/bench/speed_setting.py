@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["USUAL_SHARE", "Setting", "open_plain_pocket", "open_shape"]
 
 USUAL_SHARE = 0.8
-"""Of steps kept, where one share stands for all."""
+"""Share of steps kept, where one share stands for all."""
 
 
 @dataclass(frozen=True)
@@ -26,15 +26,15 @@ class Setting:
 
     Args:
         shape: "pocket" or a shape of random weights.
-        prompts: answered in every measurement, so many at a time as the batch.
+        prompts: all answered in every measurement, as many at a time as the batch.
         acceptances: shares of steps to keep, without luck (``ExactShare``).
         batches: requests at once.
-        steps: of an answer, where lengths are forced.
-        step_tokens: of a step, likewise.
-        usual_steps: of the answer to each prompt, where lengths are not forced.
+        steps: steps of an answer, where lengths are forced.
+        step_tokens: tokens of a step, likewise.
+        usual_steps: steps of the answer to each prompt, where lengths are not forced.
         repeats: of each measurement; the median counts.
         compile: whether our engine's forwards are compiled.
-        growth: prompts behind which the time of a step is followed over 80 steps, by their lengths in tokens,
+        growth: by their lengths in tokens, prompts after which the time of a step is followed over 80 steps,
             where lengths are forced.
 
     Raises:
@@ -61,7 +61,7 @@ class Setting:
 
     @property
     def forced(self) -> bool:
-        """Whether the lengths are forced: random weights never end."""
+        """Whether the lengths are forced: random weights never end an answer."""
         return self.shape != "pocket"
 
     def config(self, *, steps: int | None = None, **fields: Any) -> RSDConfig:
@@ -81,14 +81,14 @@ class Setting:
         return exact_shares(acceptance, self.usual_steps or [self.steps] * len(self.prompts))
 
     def work(self, prompts: Sequence[str], *, steps: int | None = None) -> Workload:
-        """The same for plain transformers, as one batch."""
+        """What plain transformers do to answer these prompts, as one batch and at the same lengths."""
         from rsd_integrations.backends.torch.yardsticks.plain import Workload
 
         tokens = (steps or self.steps) * self.step_tokens if self.forced else 512
         return Workload(prompts, tokens, self.step_tokens)
 
     def works(self, batch: int) -> list[Workload]:
-        """All prompts, a batch after the other."""
+        """The same for all prompts, one batch after the other."""
         return [self.work(self.prompts[at : at + batch]) for at in range(0, len(self.prompts), batch)]
 
 

@@ -42,7 +42,7 @@ def auc(scored: Iterable[Scored]) -> float | None:
 
 
 def _weighted_auc(ordered: Sequence[Scored], weights: Sequence[int]) -> float | None:
-    """``auc`` of items sorted by reward, each standing there ``weights[i]`` times."""
+    """``auc`` of items sorted by reward, each counted ``weights[i]`` times."""
     won = 0.0
     wrong_below = wrong_tied = right_tied = rights = 0
     previous: float | None = None
@@ -65,7 +65,7 @@ def bootstrap_auc(
 ) -> Interval | None:
     """The AUC over all groups with its 95 % percentile interval.
 
-    Whole groups (problems) are drawn, because the steps of one problem stand and fall together:
+    Whole groups (problems) are drawn, because the steps of one problem depend on each other:
     drawing single steps would make the interval too narrow.
     """
     items = sorted((reward, right, number) for number, group in enumerate(groups) for reward, right in group)
@@ -88,8 +88,8 @@ def bootstrap_auc(
 def paired_difference(ours: Sequence[bool], theirs: Sequence[bool]) -> Interval:
     """Our share minus theirs on the same problems, with its 95 % interval.
 
-    The interval is Bonett and Price's (J. Educ. Behav. Stat. 37, 2012): one answer more is counted for
-    each side, so that few problems on which both agree are not taken for certainty.
+    The interval is Bonett and Price's (J. Educ. Behav. Stat. 37, 2012): one win more is counted for
+    each side, so that a few problems on which both agree do not make the interval nil.
 
     Raises:
         ValueError: the two are not about the same, non-empty problems.

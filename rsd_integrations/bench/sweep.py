@@ -20,19 +20,20 @@ from rsd_integrations.types import FLOPs, Generation
 __all__ = ["TARGET_ONLY", "Sweep", "Watch", "sweep"]
 
 TARGET_ONLY = 1.1
-"""Any threshold above 1."""
+"""Any threshold above 1: no reward reaches it."""
 
 _ALONE = {"draft_candidates": 1}
-"""A draft that writes several lets the PRM choose."""
+"""With several candidates the PRM would choose, so it would not be the draft alone."""
 
 Kind = Literal["draft", "rsd", "target"]
 
 
 @dataclass(frozen=True)
 class Watch:
-    """Who is told how far it is.
+    """Who is told about progress.
 
-    ``on_run``: the name of each run before it starts, and how many answers it still takes.
+    ``on_run``: gets the name of each run before it starts, and how many answers it still has to make.
+    ``on_done``: called after each of them.
     """
 
     on_run: Callable[[str, int], None] = lambda name, count: None
@@ -41,10 +42,10 @@ class Watch:
 
 @dataclass(frozen=True)
 class Sweep:
-    """The points from draft only to target only, and what the PRM says of the draft's own answers.
+    """The points from draft only to target only, and what the PRM says about the draft's own answers.
 
-    ``scored``: these, with a reward for each step; ``scored_right``: whether they are right. ``rights``: of
-    each run of all tasks which answers are right.
+    ``scored``: the draft's answers, with a reward for each step; ``scored_right``: whether they are right.
+    ``rights``: by the name of the run, whether its answer to each task is right.
     """
 
     points: tuple[Point, ...]
@@ -69,8 +70,8 @@ def sweep(
         tasks: what to answer.
         thresholds: the sweep.
         config: how to decode, but for the threshold and the weighting.
-        watch: told how far it is.
-        answers: where they are kept; those that are there are not made again.
+        watch: told about progress.
+        answers: where answers are saved; those that are there already are not made again.
     """
     runner = _Runner(pipe, tasks, config, watch or Watch(), answers)
     target = runner.run("target", TARGET_ONLY)
@@ -100,7 +101,7 @@ class _Run:
 
 
 class _Runner:
-    """Runs all questions with one setting after another and says so."""
+    """Runs all questions with one setting after another, and reports progress."""
 
     def __init__(
         self,
@@ -126,7 +127,7 @@ class _Runner:
         return [task.right(one.text) for task, one in zip(self._tasks, generations, strict=True)]
 
     def scored_drafts(self) -> list[Generation]:
-        """The draft's own answers with a reward for each step: chance 1 keeps every one."""
+        """The draft's own answers with a reward for each step: at acceptance rate 1 all are kept."""
         config = self._config.override(weighting="constant", acceptance_rate=1.0, **_ALONE)
         return self._run("rewards of the draft's steps", config)[0]
 

@@ -42,7 +42,7 @@ def print_tuning(report: TuneReport, console: Console) -> None:
     console.print(
         Text(
             f"{_FLOPS} time: wall time of the run / the target's, each run once and with as many requests at "
-            "once, the target's first (what is still known of its prompts helps later ones); - where a run "
+            "once, the target's first (prompts still cached from it make later runs faster); - where a run "
             "was interrupted. "
             "Intervals: 95 % (Wilson; AUC: bootstrap).",
             style="dim",
@@ -62,7 +62,7 @@ def print_checks(checks: Sequence[Check], console: Console) -> None:
 
 
 def name_of(point: Point) -> str:
-    """How a point is called in tables."""
+    """What a point is called in tables."""
     if point.kind != "rsd":
         return f"{point.kind} only"
     return f"RSD {point.threshold:g}{' *' if point.recommended else ''}"
@@ -120,7 +120,7 @@ def _interval(interval: Interval) -> str:
 def _prm(report: AccuracyReport) -> str:
     prm = report.prm
     if prm.auc is None:
-        return f"PRM AUC: none, for all {prm.steps} steps are alike"
+        return f"PRM AUC: none, as all {prm.steps} steps are right, or all wrong"
     counts = f"{prm.steps} draft steps up to the first wrong one ({prm.wrong_steps} wrong)"
     first = f"PRM AUC {_auc(prm.auc)} on {counts}"
     if prm.all_steps is None:
@@ -131,7 +131,7 @@ def _prm(report: AccuracyReport) -> str:
 def _answers(report: TuneReport) -> str:
     counts = f"{report.drafts} answers of the draft ({report.drafts_wrong} wrong)"
     if report.auc is None:
-        return f"PRM AUC: none, for all {counts} are alike"
+        return f"PRM AUC: none, as {counts} are all right or all wrong"
     return f"PRM AUC {_auc(report.auc)}: the lowest reward in each of {counts} against whether it is right"
 
 

@@ -20,7 +20,7 @@ from rsd_integrations.report.words import many
 __all__ = ["Tuning", "advice", "cheapest", "tune"]
 
 _WARM_UP = {"max_steps": 4, "max_step_tokens": 16}
-"""Of each answer that is written before times are taken."""
+"""Limits of each answer that is written before times are taken."""
 
 _EPSILON = 1e-9
 
@@ -53,14 +53,14 @@ def tune(
         pipe: the models.
         tasks: the questions.
         thresholds: the sweep; the PRM's default is measured, too.
-        config: how to decode, but for the threshold and the weighting. Its seed draws the bootstrap, too,
-            and is made into another for each question, by its place.
+        config: how to decode, but for the threshold and the weighting. Its seed is also the
+            bootstrap's; each question gets a seed made of it and its place.
         within: accuracy that may be lost to the target, as a share of the questions.
-        watch: told how far it is.
-        answers: where answers are kept; those that are there are not made again.
+        watch: told about progress.
+        answers: where answers are saved; those that are there already are not made again.
 
     Raises:
-        PromptLengthError: a question does not fit, told before any is answered.
+        PromptLengthError: a question does not fit; raised before any is answered.
     """
     _check_lengths(pipe, tasks, config)
     _warm_up(pipe, tasks, config)
@@ -92,7 +92,7 @@ def _items(tasks: Sequence[Question], swept: Sweep) -> tuple[Item, ...]:
 def cheapest(points: Sequence[Point], within: float) -> Point | None:
     """RSD's cheapest point (total FLOPs) that loses no more than this to the target, if there is one.
 
-    There is none where the target (the last point) is never right: then all are as good as it is.
+    There is none where the target (the last point) is never right: then every point is as good as the target.
     """
     if not points[-1].accuracy.value:
         return None
@@ -183,7 +183,7 @@ def _cost(point: Point, target: Point) -> str:
 
 
 def _check_lengths(pipe: RSDPipeline, tasks: Sequence[Question], config: RSDConfig) -> None:
-    """Find a question that does not fit before hours went into the others."""
+    """Find a question that does not fit before hours go into the others."""
     backend = pipe.backend
     for number, task in enumerate(tasks, 1):
         prompt = check_prompt(task.prompt)
@@ -198,7 +198,7 @@ def _check_lengths(pipe: RSDPipeline, tasks: Sequence[Question], config: RSDConf
 
 
 def _warm_up(pipe: RSDPipeline, tasks: Sequence[Question], config: RSDConfig) -> None:
-    """What is made at first use (graphs, traces, connections) is no part of any run's time."""
+    """So that what is made at first use (graphs, traces, connections) is in no run's time."""
     short = config.override(**{name: min(most, getattr(config, name)) for name, most in _WARM_UP.items()})
     prompts = {place: task.prompt for place, task in enumerate(tasks[: pipe.backend.max_batch_size])}
     for how in ({"threshold": TARGET_ONLY}, {"weighting": "constant", "acceptance_rate": 0.5}):
@@ -206,7 +206,7 @@ def _warm_up(pipe: RSDPipeline, tasks: Sequence[Question], config: RSDConfig) ->
 
 
 def _lowest_rewards(swept: Sweep) -> list[tuple[float, bool]]:
-    """Of each of the draft's answers that has rewards, and whether it is right."""
+    """The lowest reward of each of the draft's answers that has any, and whether the answer is right."""
     found = []
     for generation, right in zip(swept.scored, swept.scored_right, strict=True):
         rewards = [step.reward for step in generation.steps if step.reward is not None]
