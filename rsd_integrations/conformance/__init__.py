@@ -23,8 +23,8 @@
             return MyScorer(...)
 
 A writer must be deterministic at temperature 0, and write at least three tokens of text for each of
-``PROMPTS`` before it ends an answer. One that can be held to tools and forms passes ``ConstraintKit`` too.
-Override a test that cannot hold for your model.
+``PROMPTS`` before it ends an answer. One that can be constrained to tools and forms passes ``ConstraintKit``
+too. Override a test that cannot hold for your model.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ try:
     import pytest
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
-        "'pytest' is not installed, by which these tests run. Run: pip install pytest.", name="pytest"
+        "'pytest', which runs these tests, is not installed. Run: pip install pytest.", name="pytest"
     ) from error
 
-# Before they are imported: else a failure says that something is wrong, and not with which values.
+# Before they are imported: otherwise a failure does not show the values that were compared.
 pytest.register_assert_rewrite(*(f"{__name__}.{part}" for part in ("steps", "writers", "scorers", "forms")))
 
 from rsd_integrations.conformance.forms import ConstraintKit  # noqa: E402

@@ -30,7 +30,7 @@ class ConstraintKit:
     """Tests of a ``Writer`` that keeps answers to a form. Its models must take tools."""
 
     def document(self, writer: Writer, session: WriterSession, text: str) -> Any:
-        """What the rest of a session's answer makes of a text."""
+        """The document that a text and the rest of the session's answer make together."""
         while True:
             (written,) = write(writer, [session], [work(200, delimiters=("\0",))])
             text += written.text
@@ -61,7 +61,7 @@ class ConstraintKit:
     def test_a_rejected_part_leaves_no_trace(self, writer: Writer) -> None:
         straight, winding = writer.open(PROMPTS[0], FORMED), writer.open(PROMPTS[0], FORMED)
         (first,) = write(writer, [straight], [work(2, delimiters=("\0",))])
-        for seed in (5, 6):  # Rejected twice, at lengths of their own.
+        for seed in (5, 6):  # Rejected twice, at different lengths.
             write(writer, [winding], [work(seed, delimiters=("\0",), seed=seed)])
         keep(straight, first)
         keep(winding, first, own=False)

@@ -30,7 +30,7 @@ class ScorerKit:
     def score_all(
         self, scorer: Scorer, sessions: Sequence[ScorerSession], bodies: Sequence[str]
     ) -> list[Any]:
-        """In common rounds until the last is done."""
+        """Scores of several steps, in shared rounds until the last is done."""
         done: dict[int, Any] = {}
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
@@ -74,7 +74,7 @@ class ScorerKit:
     def test_a_rejected_step_leaves_no_trace(self, scorer: Scorer) -> None:
         straight, winding = scorer.open(PROMPTS[0]), scorer.open(PROMPTS[0])
         self.score(scorer, winding, "This one is rejected, alas.")
-        # As good as the first in its place.
+        # Scored as if it came first.
         again = [self.score(scorer, session, "So is this one.").reward for session in (straight, winding)]
         assert again[0] == pytest.approx(again[1], abs=1e-5)
         for session in (straight, winding):

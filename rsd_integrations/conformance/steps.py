@@ -31,7 +31,7 @@ def work(
 
 
 def write(writer: Writer, sessions: Sequence[WriterSession], steps: Sequence[Any]) -> list[Written]:
-    """Let some sessions write a step each, in common rounds until the last is done."""
+    """Let some sessions write a step each, in shared rounds until the last is done."""
     for session, step in zip(sessions, steps, strict=True):
         session.begin(step)
     done: dict[int, Written] = {}

@@ -88,7 +88,7 @@ class WriterKit:
             assert "".join(written.text for written in pieces) == whole.text
 
     def continues(self, writer: Writer) -> bool:
-        """Whether it goes on in mid-step where a limit cut it (scripts begin their next line)."""
+        """Whether the writer continues a step that a limit cut (scripted ones begin their next line)."""
         return True
 
     def test_a_rejected_step_leaves_no_trace(self, writer: Writer) -> None:

@@ -78,5 +78,5 @@ def test_only_the_kit_wants_pytest(tmp_path: Path) -> None:
     """
     ran = run("-c", code, cwd=tmp_path)
     assert ran.stdout == (
-        "pytest | 'pytest' is not installed, by which these tests run. Run: pip install pytest.\n"
+        "pytest | 'pytest', which runs these tests, is not installed. Run: pip install pytest.\n"
     ), ran.stderr
