@@ -60,9 +60,9 @@ def recommended_threshold() -> float:
     return float(config["rsd_prm"]["threshold"])
 
 
-if TYPE_CHECKING:  # Which would take any name for one of this module.
+if TYPE_CHECKING:  # With __getattr__ a type checker would take any name for one of this module.
     EXAMPLE_QUESTIONS: tuple[str, ...]
-    """Some that the trio was not trained on."""
+    """Questions that the trio was not trained on."""
 else:
 
     def __getattr__(name: str) -> Any:

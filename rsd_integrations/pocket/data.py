@@ -33,7 +33,7 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded ids and labels [sequences, length]; labels hold IGNORE off the answers."""
+    """Right-padded ids and labels [sequences, length]; labels hold IGNORE outside the answers."""
 
     ids_BT: torch.Tensor
     labels_BT: torch.Tensor

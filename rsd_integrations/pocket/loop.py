@@ -19,7 +19,7 @@ from rsd_integrations.pocket.optim import make_optimizers, set_rates
 
 Report = Callable[[str], None]
 Loss = Callable[[Any, Batch, str], torch.Tensor]
-"""(model, batch, device) -> what is to become small."""
+"""(model, batch, device) -> the loss to minimize."""
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,10 @@ def train(
     report: Report = print,
     every: float = 60.0,
 ) -> TrainState:
-    """The same for any loss.
+    """Train in place as ``train_language_model`` does, with any loss.
 
     Args:
-        stream: batches for ever, from a step on.
+        stream: gives batches for ever, from a given step on.
         name: in reports.
     """
     model.to(device).train()

@@ -113,7 +113,7 @@ def sweep(bench: Bench, split: str, count: int, report: Report) -> dict[str, Any
 
 
 def choose_threshold(bench: Bench, count: int, report: Report) -> float:
-    """The cheapest threshold of the best accuracy on so many validation problems."""
+    """The cheapest of the thresholds with the best accuracy on so many validation problems."""
     rows = sweep(bench, "validation", count, report)["rsd"]
     best = max(row["accuracy"]["all"] for row in rows)
     good = [row for row in rows if row["accuracy"]["all"] == best]

@@ -120,8 +120,8 @@ THRESHOLDS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.93, 0.95, 0.96, 0.97, 0.98)
 class Extent:
     """How much of the recipe to do.
 
-    ``scale`` is a share of all its numbers: of tokens, of rollouts, of problems that are measured. Minutes or
-    tokens of each phase take the place of its own budget.
+    ``scale`` multiplies all its numbers: tokens, rollouts, problems that are measured. Where given,
+    ``minutes`` or ``tokens`` replace the budget of each phase.
     """
 
     minutes: float | None = None
@@ -129,7 +129,7 @@ class Extent:
     scale: float = 1.0
 
     def count(self, whole: int) -> int:
-        """So many of a number of the recipe's, at least one."""
+        """One of the recipe's numbers at this scale, at least one."""
         return max(1, round(whole * self.scale))
 
     def budget(self, own: Budget) -> Budget:
@@ -145,5 +145,5 @@ class Extent:
         return replace(stage, phases=tuple(phases))
 
     def rollouts(self) -> tuple[tuple[str, float, int], ...]:
-        """``ROLLOUTS`` with as many problems of each."""
+        """``ROLLOUTS`` with their numbers of problems at this scale."""
         return tuple((name, temperature, self.count(count)) for name, temperature, count in ROLLOUTS)

@@ -65,7 +65,7 @@ class Workshop:
         return self.out / name / "hf"
 
     def keep(self, name: str, model: Any) -> None:
-        """Save a finished model; the tokenizer is not one that loads from a Qwen2 folder (see ``export``)."""
+        """Save a finished model; the tokenizer would not load from a Qwen2 folder (see ``export``)."""
         model.to("cpu").save_pretrained(self.finished(name))
 
     def load(self, name: str) -> Any:
