@@ -5,9 +5,10 @@
 #   dev/gpu.sh STAGE [FOLDER]    there: install them, run, write results to FOLDER/STAGE ($OUT by default)
 #
 # Stages, in this order: tests, one, one-compiled, many-compiled, recurrent; large-compiled, large-many (77 GiB of
-# weights: an H200); many, large; one-tuned, which may not fit ten minutes. Each other should take four to eight, by
-# estimate: 12 ms a token of eager generate with 7B. Each number is told as it comes (STAGE/log.txt), the JSON is
-# written at the end.
+# weights: an H200); many, large; one-tuned, which may not fit ten minutes. Each of the others should take four to
+# eight minutes (an estimate, from 12 ms a token of eager generate with 7B). Each number is told as it comes
+# (STAGE/log.txt), the JSON is written at the end. Which stage measures which required number: dev/speed.md,
+# "Where things stand".
 set -euo pipefail
 stage=${1:?name a stage: see above} out=$(realpath -m "${2:-${OUT:-/tmp/rsd-gpu}}")/$1
 cd "$(dirname "$0")/.."
@@ -27,8 +28,8 @@ export PYTHONPATH="$site:$PWD" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
 mkdir -p "$out"
 bench() {
   # cuDNN's attention, which torch from 2.11 on prefers on such GPUs, makes a plan for every new length (dev/speed.md).
-  # Our forwards call another kernel there by themselves, as the tests see: this is for the yardsticks, so that all are
-  # measured under one choice.
+  # Our forwards call another kernel there by themselves, which the tests check: this is for the yardsticks, so
+  # that cuDNN's is in no measurement.
   TORCH_CUDNN_SDPA_DEPRIORITIZED=1 python3 -m rsd_integrations bench speed --device cuda --dtype bfloat16 --step-tokens 60 --growth none --out "$out" "$@"
 }
 one=(--shape 1.5b-7b-prm1.5b --prompts 1 --batches 1 --repeats 1 --acceptances 0.8)

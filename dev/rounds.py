@@ -1,6 +1,6 @@
 """How many forwards requests side by side take, and what they would come to on a GPU.
 
-There a forward of a few rows takes as long as one of a single row, for it waits for the weights. So the
+There a forward of a few rows takes as long as one of a single row, because it waits for the weights. So the
 number of forwards decides, and that can be counted anywhere. The costs are estimates (dev/speed.md).
 
     python dev/rounds.py [REQUESTS] [LIVE] [ACCEPTANCE] [STEPS] [exact|chance]
@@ -27,7 +27,7 @@ COSTS = {  # Milliseconds of a forward of draft, target and PRM.
 
 
 def count_rows(model: Any, method: str) -> list[int]:
-    """Of each launch from now on."""
+    """The number of rows of each launch from now on."""
     rows: list[int] = []
     own = getattr(model, method)
 
@@ -51,7 +51,7 @@ def by_chance(number: int, acceptance: float, steps: int) -> dict[str, Any]:
 
 
 async def answers(pipe: RSDPipeline, live: int, asked: dict[str, dict[str, Any]]) -> list[Generation]:
-    """To all prompts, so many at a time."""
+    """Answers to all prompts, ``live`` at a time."""
     free = asyncio.Semaphore(live)
 
     async def one(prompt: str) -> Generation:
@@ -74,7 +74,7 @@ def main(
         steps=int(steps),
         step_tokens=LENGTH,
     )
-    SlotRunner.bursts = lambda self, rows: False  # type: ignore[method-assign]  # For small models on a CPU alone.
+    SlotRunner.bursts = lambda self, rows: False  # type: ignore[method-assign]  # Bursts are for CPUs.
     pipe, _ = open_shape(setting, device="cpu", dtype="float32", window=2048)
     asked: dict[str, dict[str, Any]] = {}
     for number, (prompt, exact) in enumerate(zip(setting.prompts, setting.shares(float(share)), strict=True)):

@@ -1,9 +1,9 @@
-"""How many questions a second this side manages over servers that answer at once.
+"""How many questions (HTTP requests) a second this side manages over servers that answer immediately.
 
     python dev/vllm_client.py [REQUESTS]
 
-Three processes stand in for vLLM: canned steps of 17 tokens, any reward, no model. So what is measured is all
-that is done between answers: prompts, steps, HTTP. Beside it an answer takes real servers some 100 ms.
+Three processes stand in for vLLM: canned steps of 12 tokens, a fixed reward, no model. So what is measured is
+all that is done between answers: prompts, steps, HTTP. A real server takes some 100 ms for an answer.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import Any
 FIRST = "Ava has {} marbles. She buys 9 more. How many marbles does Ava have now?"
 STEP, END = "She buys 9 more: 12 + 9 = 21.\n\n", "The answer is \\boxed{21}."
 LONGEST = 420
-"""Tokens of prompt and answer behind which the end comes: some 33 steps."""
+"""Tokens of prompt and answer after which the last step is sent: some 33 steps."""
 
 
 async def serve(folder: str) -> None:
-    """Answer at once; the port is told on stdout."""
+    """Answer immediately; prints the port on stdout."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
