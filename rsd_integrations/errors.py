@@ -10,7 +10,9 @@
     ├── RewardError            a reward or a weighting left its range
     ├── TimedOutError          a call took longer than it was given      (also TimeoutError)
     ├── BackendError           a model, a device or a server failed in mid-request
-    │   └── DeviceMemoryError  the device ran out of memory
+    │   ├── DeviceMemoryError  the device ran out of memory
+    │   ├── UnreachableError   no server was there, or none could take it
+    │   └── RefusedError       a server will not do what it was asked for
     ├── StreamError            a stream is read where or when it cannot be   (also RuntimeError)
     ├── EngineClosedError      the pipeline was closed, or ended by itself   (also RuntimeError)
     └── AskedError             a framework's own call failed; ``__cause__`` is one of these
@@ -30,9 +32,11 @@ __all__ = [
     "PromptError",
     "PromptLengthError",
     "RSDError",
+    "RefusedError",
     "RewardError",
     "StreamError",
     "TimedOutError",
+    "UnreachableError",
 ]
 
 
@@ -91,6 +95,14 @@ class BackendError(RSDError):
 
 class DeviceMemoryError(BackendError):
     """The device ran out of memory while it worked on a request."""
+
+
+class UnreachableError(BackendError):
+    """No server was there, or none could take it."""
+
+
+class RefusedError(BackendError):
+    """A server answered that it will not do what it was asked for."""
 
 
 class StreamError(RSDError, RuntimeError):

@@ -1,4 +1,5 @@
-"""This package's errors that are LangChain's too, by which its middleware knows what a retry could mend.
+"""This package's errors that are LangChain's too, by which its middleware knows what a retry could mend: it
+retries whatever is no ``ModelError`` of LangChain.
 
 Each is caught as what it is here and as what it is there.
 """
@@ -12,7 +13,20 @@ from langchain_core import exceptions
 
 from rsd_integrations import errors
 
-__all__ = ["ConfigError", "PromptError", "PromptLengthError", "TimedOutError", "langchain_errors"]
+__all__ = [
+    "BackendError",
+    "ConfigError",
+    "DeviceMemoryError",
+    "EngineClosedError",
+    "ModelError",
+    "PromptError",
+    "PromptLengthError",
+    "RefusedError",
+    "RewardError",
+    "TimedOutError",
+    "UnreachableError",
+    "langchain_errors",
+]
 
 
 class ConfigError(errors.ConfigError, exceptions.ModelInvalidRequestError):
@@ -31,11 +45,51 @@ class TimedOutError(errors.TimedOutError, exceptions.ModelTimeoutError):
     """A call took longer than its ``timeout``."""
 
 
+class ModelError(errors.ModelError, exceptions.ModelError):
+    """A model or tokenizer cannot play its role. Loading it again would not help."""
+
+
+class EngineClosedError(errors.EngineClosedError, exceptions.ModelError):
+    """The pipeline was closed, and stays so."""
+
+
+class RewardError(errors.RewardError, exceptions.ModelError):
+    """A reward was none. A function that asks a service for it may succeed the next time."""
+
+    is_retryable = True
+
+
+class BackendError(errors.BackendError, exceptions.ModelAPIError):
+    """A model, a device or a server failed while it worked on a request."""
+
+
+class DeviceMemoryError(errors.DeviceMemoryError, exceptions.ModelAPIError):
+    """The device ran out of memory; beside fewer requests it may not."""
+
+
+class UnreachableError(errors.UnreachableError, exceptions.ModelConnectionError):
+    """No server was there, or none could take it."""
+
+
+class RefusedError(errors.RefusedError, exceptions.ModelInvalidRequestError):
+    """A server will not do what it was asked for."""
+
+
 _KINDS: dict[type[errors.RSDError], type[errors.RSDError]] = {
-    errors.PromptLengthError: PromptLengthError,
-    errors.PromptError: PromptError,
-    errors.ConfigError: ConfigError,
-    errors.TimedOutError: TimedOutError,
+    kind.__bases__[0]: kind
+    for kind in (
+        BackendError,
+        ConfigError,
+        DeviceMemoryError,
+        EngineClosedError,
+        ModelError,
+        PromptError,
+        PromptLengthError,
+        RefusedError,
+        RewardError,
+        TimedOutError,
+        UnreachableError,
+    )
 }
 
 
@@ -48,4 +102,6 @@ def langchain_errors() -> Iterator[None]:
         kind = _KINDS.get(type(error))
         if kind is None:
             raise
-        raise kind(error.message, hint=error.hint).with_traceback(error.__traceback__) from error.__cause__
+        made = kind(error.message, hint=error.hint).with_traceback(error.__traceback__)
+        made.__dict__.update(error.__dict__)  # With its notes.
+        raise made from error.__cause__

@@ -11,9 +11,9 @@ from typing import Any
 
 from rsd_integrations.backends.vllm.address import Address
 from rsd_integrations.backends.vllm.http import Answer, Away, Http, Late, Stale, Unsendable
-from rsd_integrations.errors import BackendError, RSDError
+from rsd_integrations.errors import BackendError, RefusedError, RSDError, UnreachableError
 
-__all__ = ["Refused", "Servers", "Unreachable"]
+__all__ = ["Servers"]
 
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Statuses behind which the same question may be answered."""
@@ -29,14 +29,6 @@ _DOWN = 10.0
 
 _CONNECT, _CONNECT_IF_OTHERS = 10.0, 3.0
 """Seconds to connect, and where there is another replica."""
-
-
-class Refused(BackendError):
-    """A server answered that it will not do what it was asked for."""
-
-
-class Unreachable(BackendError):
-    """No server was there, or none could take it."""
 
 
 class _Busy(Exception):
@@ -87,7 +79,7 @@ class Servers:
             key: of the request: equal keys go to one server.
 
         Raises:
-            Refused: a server refused it.
+            RefusedError: a server refused it.
             BackendError: no server answered.
         """
         with self.hiding():
@@ -125,7 +117,7 @@ class Servers:
             # What came of waiting for servers is no sign of what is wrong with the question.
             wrong += not gone
             if (tries if gone else wrong) >= self._address.attempts and not (gone and time.monotonic() < end):
-                raise Unreachable(
+                raise UnreachableError(
                     f"the {self._address.role}'s server at {url} {failed} "
                     f"({tries} {'try' if tries == 1 else 'tries'}).",
                     hint=self._remedy(gone),
@@ -141,7 +133,7 @@ class Servers:
             path: as of ``ask``, and so are all.
 
         Raises:
-            Unreachable: no server answered, or not as asked.
+            UnreachableError: no server answered, or not as asked.
         """
         url = self._choose(key)
         try:
@@ -150,7 +142,7 @@ class Servers:
                     yield event
         except (Away, Stale, Late, Unsendable) as error:
             failed = f"the {self._address.role}'s server at {url} {self._unreachable(url, error)}."
-            raise Unreachable(failed, hint="Check that it runs and what it logs.") from error
+            raise UnreachableError(failed, hint="Check that it runs and what it logs.") from error
 
     async def _asked(self, url: str, path: str, body: Mapping[str, Any] | None) -> Any:
         """One try, with one of the slots."""
@@ -208,7 +200,7 @@ class Servers:
             hint="Raise timeout, or lower max_step_tokens or max_concurrency.",
         )
 
-    def _refused(self, url: str, failed: str, status: int) -> Refused:
+    def _refused(self, url: str, failed: str, status: int) -> RefusedError:
         key = f"Set VLLM_API_KEY, or give {self._address.role}_kwargs={{'api_key': ...}}."
         hints = {
             401: key,
@@ -217,7 +209,7 @@ class Servers:
             "with --runner pooling, language models without.",
         }
         hint = hints.get(status, "See what the server says; its version may differ from those tested.")
-        return Refused(f"the {self._address.role}'s server at {url} {failed}.", hint=hint)
+        return RefusedError(f"the {self._address.role}'s server at {url} {failed}.", hint=hint)
 
     async def aclose(self) -> None:
         """Close the connections."""

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 from rsd_integrations.backends.shared.describe import positions, text_config
 from rsd_integrations.backends.shared.sources import Source
 from rsd_integrations.backends.vllm.address import Address
-from rsd_integrations.backends.vllm.client import Servers, Unreachable
-from rsd_integrations.errors import BackendError, ConfigError, ModelError
+from rsd_integrations.backends.vllm.client import Servers
+from rsd_integrations.errors import BackendError, ConfigError, ModelError, UnreachableError
 from rsd_integrations.waiting import wait_for_end
 
 __all__ = ["Served", "at_once", "served_by"]
@@ -112,12 +112,12 @@ def _there(address: Address) -> dict[str, _Card]:
         BackendError: none does.
     """
     cards: dict[str, _Card] = {}
-    failed: Unreachable | None = None
+    failed: UnreachableError | None = None
     for url in address.urls:
         one = replace(address, urls=(url,))
         try:
             cards[url] = at_once(partial(_asked, one), one)
-        except Unreachable as error:
+        except UnreachableError as error:
             failed = failed or error
     if failed and not cards:
         raise failed
@@ -128,7 +128,7 @@ def _there_at_last(address: Address) -> dict[str, _Card]:
     """The same with one question to each in turn, as often as was asked for: they may all be starting."""
     once = replace(address, attempts=1)
     for turn in range(address.attempts - 1):
-        with suppress(Unreachable):
+        with suppress(UnreachableError):
             return _there(once)
         time.sleep(_PAUSE * 2 ** min(turn, 4))
     return _there(once)

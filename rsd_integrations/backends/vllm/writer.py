@@ -9,10 +9,10 @@ from typing import Any
 
 from rsd_integrations.backends.shared.writing import Language, SpeakingWriter, render
 from rsd_integrations.backends.vllm.ahead import Ahead
-from rsd_integrations.backends.vllm.client import Refused, Servers
+from rsd_integrations.backends.vllm.client import Servers
 from rsd_integrations.backends.vllm.form import Form
 from rsd_integrations.backends.vllm.sessions import VLLMWriterSession
-from rsd_integrations.errors import BackendError, ConfigError
+from rsd_integrations.errors import BackendError, ConfigError, RefusedError
 from rsd_integrations.output import Output
 from rsd_integrations.protocols import FREE, NONE, DraftStep, ModelInfo, Sampling, WriterSession, Written
 from rsd_integrations.segment import StepBoundary
@@ -152,7 +152,7 @@ class VLLMWriter(SpeakingWriter):
         held = {**question, "structured_outputs": {"grammar": grammar}}
         try:
             return await self._asked(session, held)
-        except Refused:  # What this process can enforce its version cannot.
+        except RefusedError:  # What this process can enforce its version cannot.
             form.distrusted = True
             return await self._one(session, form, question)
 
