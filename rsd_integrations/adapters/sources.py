@@ -152,7 +152,7 @@ class PipelineSource:
             load.set_exception(failed)
 
     def window(self, roles: Iterable[Role]) -> int | None:
-        """Maximum number of tokens of prompt and answer: for models that are not loaded by their configs
+        """Maximum number of tokens of prompt and answer. If the models are not loaded, it is by their configs
         alone, ``max_length`` aside; None where not even those are on this machine.
         """
         return min((window for window in map(self._window, roles) if window), default=None)
