@@ -91,9 +91,9 @@ class RSDSettings(RSDFields):
     prm_format: Any = "auto"
     """How the PRM reads steps: "auto", the name of a registered format, or a ``PRMFormat``."""
     device: str | None = None
-    """Of all models loaded in this process; None takes the GPU if there is one (the pocket trio: the CPU)."""
+    """Device of all models loaded in this process; None: the GPU if there is one (pocket trio: the CPU)."""
     dtype: Any = "auto"
-    """Of all models loaded in this process; "auto" takes each checkpoint's own."""
+    """Dtype of all models loaded in this process; "auto" takes each checkpoint's own."""
     max_batch_size: int = Field(default=8, ge=1)
     """Maximum number of requests that run at once; the others queue. Over servers 256 by default."""
     max_length: int = Field(default=4096, ge=2)

@@ -85,7 +85,7 @@ def langsmith_params(
 
 
 def profile_of(settings: RSDSettings) -> ModelProfile:
-    """What the model can do, as far as is known without loading it: until then, that it takes tools."""
+    """What the model can do. Until it is loaded it is taken to support tools."""
     pipe = settings.source.loaded
     tools = pipe is None or settings.source.takes_tools
     return ModelProfile(

@@ -128,7 +128,7 @@ def _model_schema(model: Any) -> dict[str, Any]:
 
 
 def _rooted(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """With the definition in place of a reference at the root: Pydantic's for self-referring models."""
+    """A schema with the definition in place of a reference at its root (Pydantic's, if it is recursive)."""
     place = str(schema.get("$ref", "")).removeprefix("#/").split("/")
     definitions = schema.get(place[0])
     if len(place) != 2 or not isinstance(definitions, Mapping) or place[1] not in definitions:

@@ -93,7 +93,8 @@ class RSDLLM(StructuredPrediction, AskedByEngines, ToolCalling, CustomLLM):
 
     @property
     def metadata(self) -> LLMMetadata:
-        """What LlamaIndex wants to know. Before the first call it may load tokenizers, or ask servers.
+        """What LlamaIndex wants to know of the model. Before the first call this may load tokenizers, or ask
+        servers.
 
         Raises:
             RSDError: a tokenizer cannot be loaded, or a server does not answer.

@@ -35,7 +35,7 @@ _KEPT = 32
 """Compiled grammars a model keeps."""
 
 _MOST_REMAINDERS = 100_000
-"""Of a ``multipleOf``: a grammar has a state for each, and compiles half a second with this many."""
+"""Remainders of a ``multipleOf``: each is a state of the grammar. So many take half a second to compile."""
 
 
 class Constraint:
@@ -216,7 +216,7 @@ class Grammars:
 
     def _said(self, rule: str, tags: ReasoningTags | None, thought: bool) -> list[str]:
         """How words or a document are written: between marks, which only headers make obligatory."""
-        if tags is None or not tags.answer or (tags.lead and thought):  # It is there already.
+        if tags is None or not tags.answer or (tags.lead and thought):  # Its header is there already.
             return [rule]
         marked = f"{self._literal(tags.answer)} {rule} {self._literal(tags.end)}"
         return [marked] if tags.lead else [marked, rule]

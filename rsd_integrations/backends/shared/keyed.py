@@ -62,7 +62,7 @@ class KeyedRules:
         self._rest = " ".join(behind[plain:])
         self._strict = strict
         self.rules: list[str] = []
-        """Of all arguments, and what they are made of."""
+        """The rules of all arguments and of their parts."""
 
     def arguments(self, tool: str, name: str, schema: Mapping[str, Any]) -> str:
         """What may stand behind the name of a tool and before the end of its call.

@@ -117,7 +117,7 @@ class Tooling:
         return self._compiler.open(output, tags) if output.constrained else None
 
     def grammar(self, output: Output, tags: ReasoningTags | None, *, thought: bool) -> str:
-        """The same as source, for whoever else can hold a model to it (llguidance's form of Lark).
+        """The grammar of that constraint, for servers that can enforce it (in llguidance's form of Lark).
 
         Args:
             thought: the thinking is over, and nothing has been written behind it yet.

@@ -115,5 +115,5 @@ def _found(path: str, answer: Any, read: Any) -> Any:
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise BackendError(
             f"the PRM's server answered {str(answer)[:200]!r} to {path}, which holds no reward.",
-            hint="Check that they are vLLM servers of a version that is known (see the README).",
+            hint="Check that they are vLLM servers of a tested version (see the README).",
         ) from error

@@ -105,7 +105,7 @@ class Servers:
             raise type(error)(told, hint=error.hint) from None  # Its cause may hold them as well.
 
     async def _answer(self, path: str, body: Mapping[str, Any] | None, key: int) -> Any:
-        """As ``ask``."""
+        """As ``ask``, with errors that may hold secrets."""
         tries, wrong, pause = 0, 0, _FIRST_PAUSE
         end = time.monotonic() + self._address.patience
         stale = False

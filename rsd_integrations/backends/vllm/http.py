@@ -79,7 +79,7 @@ class Answer:
         """The body as JSON.
 
         Raises:
-            ValueError: it is none.
+            ValueError: it is no JSON.
         """
         try:
             return json.loads(self.body)
