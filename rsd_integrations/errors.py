@@ -98,7 +98,7 @@ class DeviceMemoryError(BackendError):
 
 
 class UnreachableError(BackendError):
-    """No server was there, or none could take it."""
+    """No server was there, or none could take the question."""
 
 
 class RefusedError(BackendError):

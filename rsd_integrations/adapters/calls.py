@@ -27,7 +27,7 @@ PER_CALL = (*RSDConfig.model_fields, *_MORE, *_OUTPUT)
 
 @dataclass(frozen=True)
 class CallSettings:
-    """What holds for one call."""
+    """The settings of one call."""
 
     config: RSDConfig
     timeout: float | None
@@ -37,10 +37,10 @@ class CallSettings:
     output: Output
 
     def model_name(self, models: Mapping[str, str]) -> str:
-        """What answers say wrote them. Servers tell their models' names only once they are asked.
+        """The model's name as answers show it. Names of served models are known only after loading.
 
         Args:
-            models: names by role, behind loading.
+            models: names by role, after loading.
         """
         return self.model or models["target"]
 
@@ -50,7 +50,7 @@ class CallSettings:
 
 
 def call_settings(settings: RSDSettings, given: Mapping[str, Any]) -> CallSettings:
-    """The settings with what the call gave in their place.
+    """The object's settings, with what the call gave in place of its own.
 
     Raises:
         ConfigError: a parameter is unknown, malformed or out of bounds, or fixed for the object.

@@ -40,7 +40,7 @@ def check_chat(messages: Sequence[Message]) -> None:
 
 
 def call_turn(name: str, arguments: Any, id: str | None) -> dict[str, Any]:
-    """Templates write the arguments as JSON themselves: a string would be encoded twice."""
+    """A call in a turn. Templates write the arguments as JSON themselves: a string would be encoded twice."""
     return {"type": "function", "id": id or "", "function": {"name": name, "arguments": arguments}}
 
 

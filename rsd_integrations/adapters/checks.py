@@ -1,4 +1,4 @@
-"""What is refused by name, before anything is loaded or asked."""
+"""Checks of names and values that are made before anything is loaded or asked."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _DTYPES = ("auto", "float16", "bfloat16", "float32", "float64", "half", "float",
 
 
 def check_known(given: Iterable[str], known: Iterable[str], *, fixed: Iterable[str] = ()) -> None:
-    """Refuse what nobody would read.
+    """Refuse names that nothing would read.
 
     Raises:
         ConfigError: a name is not among the known ones.
@@ -36,15 +36,15 @@ def check_known(given: Iterable[str], known: Iterable[str], *, fixed: Iterable[s
 
 
 def without_nones(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Without fields for which frameworks' users write None where they mean nothing in particular."""
+    """Without temperature and top_p that are None: users of frameworks mean the defaults by that."""
     return {name: value for name, value in given.items() if value is not None or name not in _NUMBERS}
 
 
 def check_on_step(value: Callable[..., Any] | None) -> Callable[..., Any] | None:
-    """Refuse what would have to be awaited: nobody does.
+    """Refuse what is no function, or would have to be awaited: nothing awaits it.
 
     Raises:
-        ConfigError: it is one.
+        ConfigError: it is either.
     """
     if value is not None and (not callable(value) or _is_async(value)):
         raise ConfigError(
@@ -55,10 +55,10 @@ def check_on_step(value: Callable[..., Any] | None) -> Callable[..., Any] | None
 
 
 def check_dtype(dtype: Any, where: str) -> None:
-    """Refuse what no model has its weights in, without torch.
+    """Refuse what no model has its weights in, without importing torch.
 
     Args:
-        where: whose it is, for the message.
+        where: whose dtype it is, for the message.
 
     Raises:
         ConfigError: it is neither "auto" nor a floating-point dtype of torch or its name.
@@ -72,7 +72,7 @@ def check_dtype(dtype: Any, where: str) -> None:
 
 
 def check_prm_format(form: Any) -> None:
-    """Refuse a format that is not registered. Of a callable nothing is known before it is called.
+    """Refuse a format that is not registered. What a callable makes is known only when it is called.
 
     Raises:
         ConfigError: there is no such format.

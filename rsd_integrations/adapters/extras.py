@@ -1,4 +1,4 @@
-"""The frameworks are extras of the package. Installers see to versions only where an extra is asked for."""
+"""Versions of installed packages: installers check those of an extra only where it is asked for."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ _NAME = "rsd-integrations"
 
 
 def require(module: str, extra: str) -> None:
-    """Ask for an extra that is not installed, or in versions that do not do.
+    """Refuse to go on without an extra, or with versions that do not fit.
 
     Raises:
-        ImportError: it is not (ModuleNotFoundError), or they do not.
+        ModuleNotFoundError: the extra is not installed.
+        ImportError: a version does not fit.
     """
     try:
         found = find_spec(module)
-    except ModuleNotFoundError:  # Of a submodule, whose package is not there.
+    except ModuleNotFoundError:  # Of a submodule whose package is not there.
         found = None
     if found is None:
         raise ModuleNotFoundError(
@@ -33,7 +34,7 @@ def require(module: str, extra: str) -> None:
 
 
 def misfits(extra: str = "") -> dict[str, str]:
-    """Installed packages whose versions do not do, and the versions that would.
+    """Installed packages whose versions do not fit, and the versions that would.
 
     Args:
         extra: whose packages are looked at; by default those that are always needed.
@@ -42,11 +43,11 @@ def misfits(extra: str = "") -> dict[str, str]:
 
     try:
         lines = requires(_NAME) or []
-    except PackageNotFoundError:  # Sources that are nowhere installed.
+    except PackageNotFoundError:  # Run from sources that are not installed.
         return {}
     wrong = {}
     for needed in map(Requirement, lines):
-        # What is always needed is part of no extra.
+        # A requirement that holds without any extra is part of none.
         parts = [
             one for one in ("", extra) if needed.marker is None or needed.marker.evaluate({"extra": one})
         ]
@@ -57,7 +58,7 @@ def misfits(extra: str = "") -> dict[str, str]:
 
 
 def version_of(package: str) -> str | None:
-    """Of an installed package."""
+    """Version of a package; None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""A generation run for a framework: its events, each told to the framework before it is given out."""
+"""A generation run for a framework: its events, each told to the framework before it is yielded."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Teller(Protocol):
 
 
 def events(pipe: RSDPipeline, chat: list[Message], teller: Teller) -> Generator[StepEvent, None, None]:
-    """Generate. Leaving early stops the models and ends what is told.
+    """Events of a generation. Leaving early stops the models and closes open spans.
 
     Raises:
         TimedOutError: the time was up before the answer's end.
@@ -65,13 +65,13 @@ async def aevents(pipe: RSDPipeline, chat: list[Message], teller: Teller) -> Asy
 
 
 def _check_end(event: StepEvent, timeout: float | None) -> StepEvent:
-    """The event, unless it ends an answer before its time.
+    """The event, unless it says that the time was up.
 
     Raises:
         TimedOutError: the time was up before the answer's end.
     """
     generation = event.generation
-    # Nothing but its deadline cancels a generation that is still listened to.
+    # Nothing but its deadline cancels a generation whose events are still read.
     if generation is None or generation.finish_reason != "cancelled":
         return event
     late = f"no whole answer within timeout={timeout!r} seconds"

@@ -1,4 +1,4 @@
-"""Secrets among a model's options (a hub token, say): loaded with, and shown to nobody.
+"""Secrets among a model's options (a hub token, say): used for loading, and shown to nobody.
 
 They are kept as ``SecretStr``, and left out of everything that is printed, saved, traced or cached.
 """
@@ -23,7 +23,7 @@ _SECRET = re.compile(
 
 
 def hidden(options: Any, *, secret: bool = False) -> Any:
-    """Options whose secrets print as stars. ``secret``: all their strings are."""
+    """Options whose secrets print as stars. ``secret``: all their strings are secrets."""
     if isinstance(options, Mapping):
         return {name: hidden(value, secret=secret or _is_secret(name)) for name, value in options.items()}
     if type(options) in (list, tuple):
@@ -43,7 +43,7 @@ def revealed(options: Any) -> Any:
 def without_secrets(options: Any) -> Any:
     """Options without their secrets, and without what held nothing else; None if nothing is left.
 
-    The same with any secret and with none, so that a token can change and its models stay the same.
+    Equal whatever the secrets are, so that a token can change and its models stay the same.
     """
     if isinstance(options, Mapping):
         bare = {name: without_secrets(value) for name, value in hidden(options).items()}
@@ -54,7 +54,7 @@ def without_secrets(options: Any) -> Any:
 
 
 def has_secrets(options: Any) -> bool:
-    """Whether there are any."""
+    """Whether options hold any secret."""
     if isinstance(options, Mapping):
         return any(map(has_secrets, hidden(options).values()))
     return isinstance(options, SecretStr) or (

@@ -48,11 +48,11 @@ from rsd_integrations.types import ROLES, Role, Step
 __all__ = ["LOADING", "OPTIONS", "OnStep", "RSDSettings", "TraceSteps", "unset_limits"]
 
 OnStep = Callable[[Step], None]
-"""Told of each committed step, on the thread (or loop) of whoever waits for the answer."""
+"""Called with each committed step, on the thread (or event loop) of whoever waits for the answer."""
 
 TraceSteps = Literal["full", "steps", "off"]
 
-if TYPE_CHECKING:  # What may be given: a string is made secret.
+if TYPE_CHECKING:  # What may be given: a plain string becomes a SecretStr.
     Secret = SecretStr | str
 else:
     Secret = SecretStr
@@ -73,11 +73,11 @@ LOADING = (
 """Further arguments of ``RSDPipeline.from_pretrained``."""
 
 _LIMITS = ("max_batch_size", "max_length")
-"""Those of them that servers have, too."""
+"""Those of ``LOADING`` that apply to servers, too."""
 
 
 class RSDSettings(RSDFields):
-    """Fields and the way to a pipeline. Objects that name the same models share one pipeline."""
+    """Fields, and the way from them to a pipeline. Objects that name the same models share one pipeline."""
 
     draft: Any = None
     """Draft model: hub id, folder, loaded model, (model, tokenizer), or a vLLM server's URL (or several)."""
@@ -91,23 +91,23 @@ class RSDSettings(RSDFields):
     prm_format: Any = "auto"
     """How the PRM reads steps: "auto", the name of a registered format, or a ``PRMFormat``."""
     device: str | None = None
-    """For all that are loaded in this process; None takes the GPU if there is one (pocket trio: the CPU)."""
+    """Device of all models loaded in this process; None: the GPU if there is one (pocket trio: the CPU)."""
     dtype: Any = "auto"
-    """For all that are loaded in this process; "auto" takes the checkpoints'."""
+    """Dtype of all models loaded in this process; "auto" takes each checkpoint's own."""
     max_batch_size: int = Field(default=8, ge=1)
-    """Most requests at work at once; the others queue. Over servers 256 if not given."""
+    """Maximum number of requests that run at once; the others queue. Over servers 256 by default."""
     max_length: int = Field(default=4096, ge=2)
-    """Most tokens of prompt and answer. Over servers as many as they take if not given."""
+    """Maximum number of tokens of prompt and answer. Over servers by default as many as they take."""
     compile: bool = False
-    """Have ``torch.compile`` make faster forwards, some seconds for each kind at its first use."""
+    """Speed up forward passes by ``torch.compile``: some seconds for each kind, at its first use."""
     cuda_graphs: bool | None = None
-    """Record forwards as CUDA graphs; None: where a model is on one CUDA device."""
+    """Record forward passes as CUDA graphs; None: for models that are on one CUDA device."""
     cpu_traces: bool = True
-    """Trace forwards that a CPU often runs, which takes Python from between the operations."""
+    """Trace forward passes that run often on a CPU, which saves Python's overhead between operations."""
     prefix_caching: bool = True
-    """Requests that begin like an earlier one (the next turn of a chat) start behind what is known of it."""
+    """Requests that begin like an earlier one (the next turn of a chat) reuse what is cached of it."""
     draft_kwargs: dict[str, Any] | None = None
-    """Options of this model alone, as of ``RSDPipeline.from_pretrained`` or ``from_vllm``."""
+    """Options of this model alone, as for ``RSDPipeline.from_pretrained`` or ``from_vllm``."""
     target_kwargs: dict[str, Any] | None = None
     """Likewise."""
     prm_kwargs: dict[str, Any] | None = None
@@ -120,20 +120,21 @@ class RSDSettings(RSDFields):
     timeout: float | None = Field(default=None, gt=0)
     """Seconds after which a call raises ``TimedOutError``; loading, at the first call, is not counted."""
     max_retries: int = Field(default=0, ge=0)
-    """Accepted for the sake of code that sets it on any model; models in this process do not flicker, and of
-    servers ``attempts`` and ``patience`` count."""
+    """Accepted, but not used, for code that sets it on any model: models in this process have no passing
+    failures, and for servers the options ``attempts`` and ``patience`` count."""
     api_key: Secret | None = Field(default=None, exclude=True, repr=False)
-    """Of servers for which no other is given; models in this process need none."""
+    """Key for servers whose own options give none; models in this process need none."""
 
     on_step: SkipJsonSchema[OnStep] | None = Field(default=None, exclude=True, repr=False)
-    """A plain function that is told of each committed ``Step``. If it fails, that is logged, no more."""
+    """A plain function, called with each committed ``Step``. An error of its own is logged, no more."""
     trace_steps: TraceSteps = "full"
-    """Runs below the model's own in traces: steps with their draft, score and target; steps; none."""
+    """Runs below the model's own in traces: steps with draft, score and target; "steps" alone; or none."""
 
     _held: tuple[Spec, PipelineSource] | None = PrivateAttr(default=None)
 
     def __init__(self, **fields: Any) -> None:
-        # Before pydantic sees them: its errors show what was given, under a misspelt name, too.
+        # Secrets are hidden before pydantic sees them, because its errors show what was given: under
+        # misspelt names, too.
         known = type(self).model_fields
         super().__init__(
             **{
@@ -142,10 +143,10 @@ class RSDSettings(RSDFields):
             }
         )
 
-    if not TYPE_CHECKING:  # Checkers would take any name for an attribute.
+    if not TYPE_CHECKING:  # Type checkers would then accept any name as an attribute.
 
         def __setattr__(self, name: str, value: Any) -> None:
-            # Pydantic keeps what a check of the whole object has refused, and refuses all else for it.
+            # Pydantic keeps a value that a check of the whole object refused, and then refuses all others.
             before, given = self.__dict__.get(name), name in self.model_fields_set
             try:
                 super().__setattr__(name, value)
@@ -158,12 +159,12 @@ class RSDSettings(RSDFields):
 
     @classmethod
     def pocket(cls, **fields: Any) -> Self:
-        """Over the embedded trio: no network needed."""
+        """An object over the embedded trio: no network needed. ``prm=f`` puts a function in its PRM's place."""
         return cls(pipeline=POCKET, **fields)
 
     @classmethod
     def from_pipeline(cls, pipeline: RSDPipeline, **fields: Any) -> Self:
-        """Over a pipeline that is there already."""
+        """An object over a pipeline that is there already."""
         return cls(pipeline=pipeline, **fields)
 
     @model_validator(mode="before")
@@ -185,7 +186,7 @@ class RSDSettings(RSDFields):
         return saved
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
-        # A copy may have been given options unchecked.
+        # ``model_copy(update=...)`` checks no options, and hides no secrets in them.
         return [(name, _hidden_field(name, value)) for name, value in super().__repr_args__()]
 
     @field_validator("on_step")
@@ -218,7 +219,7 @@ class RSDSettings(RSDFields):
         return pipe
 
     def _loaded(self) -> None:
-        """The pipeline is there."""
+        """For subclasses: called once the pipeline is there."""
 
     @property
     def source(self) -> PipelineSource:
@@ -233,18 +234,18 @@ class RSDSettings(RSDFields):
     def model_names(self) -> dict[str, str]:
         """Name of each role's model."""
         if self.pipeline == POCKET:
-            return {role: f"{POCKET}-{role}" for role in ROLES}
+            return {role: label(getattr(self, role) or f"{POCKET}-{role}") for role in ROLES}
         if pipe := self.source.loaded:
             return {role: getattr(pipe.backend, role).info.name for role in ROLES}
         return {role: label(getattr(self, role)) for role in ROLES}
 
     @property
     def window(self) -> int:
-        """Most tokens of prompt and answer. Loads nothing: ``max_length`` alone, where not even the models'
-        configs are on this machine.
+        """Maximum number of tokens of prompt and answer. Loads nothing: where not even the models' configs
+        are on this machine, it is ``max_length``.
         """
         known = self.source.window(_roles(self))
-        # A live pipeline was made with a length of its own.
+        # A pipeline that is there has a max_length of its own, which ``known`` includes.
         return known if known and self.source.loaded else min(known or self.max_length, self.max_length)
 
     def close(self) -> None:
@@ -275,15 +276,15 @@ class RSDSettings(RSDFields):
     def _spec(self) -> Spec:
         if isinstance(self.pipeline, RSDPipeline):
             return {"pipeline": self.pipeline}
-        names = ("pipeline",) if self.pipeline is not None else ROLES
+        models = {name: getattr(self, name) for name in ("pipeline", *ROLES)}
         spec = {
-            **{name: getattr(self, name) for name in names},
+            **{name: given for name, given in models.items() if given is not None},
             **{name: getattr(self, name) for name in LOADING if _was_changed(self, name)},
         }
         return self._served_spec(spec) if _are_servers(self) else spec
 
     def _served_spec(self, spec: dict[str, Any]) -> dict[str, Any]:
-        """Servers have limits of their own, unless these were set; and keys."""
+        """A spec for servers: limits only if they were set, for servers have their own; and the API key."""
         spec |= {name: getattr(self, name) for name in _LIMITS if name in self.model_fields_set}
         if self.api_key is not None:
             served = [role for role in ROLES if not is_object(role, getattr(self, role))]
@@ -298,7 +299,7 @@ class RSDSettings(RSDFields):
 
     @property
     def is_portable(self) -> bool:
-        """Whether what names the models is data, from which another process could load the same."""
+        """Whether the models are named by plain data, from which another process could load the same."""
         return is_portable(self._spec())
 
     def __getstate__(self) -> dict[Any, Any]:
@@ -309,7 +310,7 @@ class RSDSettings(RSDFields):
 def _hidden_field(name: str | None, value: Any) -> Any:
     if name not in ("api_key", *OPTIONS):
         return value
-    return hidden(value, secret=name == "api_key" or isinstance(value, str))  # Options are no string.
+    return hidden(value, secret=name == "api_key" or isinstance(value, str))  # A token, by mistake.
 
 
 def _was_changed(settings: BaseModel, name: str) -> bool:
@@ -351,15 +352,15 @@ def _check_models(settings: RSDSettings) -> None:
             f"pipeline must be an RSDPipeline or 'pocket', not {settings.pipeline!r}.", hint=hint
         )
     live = settings.pipeline != POCKET
-    surplus = given + [option for option in LOADING if live and _was_changed(settings, option)]
-    if surplus:
+    surplus = given + [option for option in LOADING if _was_changed(settings, option)]
+    if live and surplus:
         raise ConfigError(f"a pipeline and {', '.join(surplus)} are given: one or the other.", hint=hint)
 
 
 def _check_loading(settings: RSDSettings) -> None:
     """Refuse at once what loading would refuse, as far as that is known without torch.
 
-    Some of LlamaIndex's engines answer "Empty Response" to errors at a call's time.
+    Some of LlamaIndex's engines turn errors of a call into the answer "Empty Response".
     """
     check_prm_format(settings.prm_format)
     check_dtype(settings.dtype, "")
@@ -369,16 +370,16 @@ def _check_loading(settings: RSDSettings) -> None:
 
 
 def unset_limits(settings: RSDSettings) -> list[str]:
-    """Limits that nobody has set: servers have their own, so these are not to be saved as if somebody had."""
+    """Limits that were not set: servers have their own, so these must not be saved as if they had been."""
     return [name for name in _LIMITS if name not in settings.model_fields_set]
 
 
 def _check_room(settings: RSDSettings) -> None:
-    """Refuse what never fits."""
+    """Refuse more candidates or tokens than can ever fit."""
     live = settings.pipeline
     if isinstance(live, str) and live.startswith(LIVE):
-        return  # It may be another process's.
-    # What nobody has set for servers they will say.
+        return  # A name alone: the pipeline may be in another process.
+    # Limits that were not set are the servers' own, and not known yet.
     unset = unset_limits(settings) if _are_servers(settings) else []
     rows = live.backend.max_batch_size if isinstance(live, RSDPipeline) else settings.max_batch_size
     if "max_batch_size" not in unset:
@@ -387,7 +388,7 @@ def _check_room(settings: RSDSettings) -> None:
         return
     if settings.max_tokens is not None and settings.max_tokens >= settings.window:
         raise ConfigError(
-            f"max_tokens={settings.max_tokens!r} leave no room for a prompt in a window of "
+            f"max_tokens={settings.max_tokens!r} leaves no room for a prompt in a window of "
             f"{settings.window} tokens.",
-            hint="Lower it, leave it out (the prompt's rest), or raise max_length if the models allow.",
+            hint="Lower it, leave it out to use all that is left, or raise max_length if the models allow.",
         )

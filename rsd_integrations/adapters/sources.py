@@ -40,17 +40,18 @@ __all__ = [
 ]
 
 POCKET = "pocket"
-"""As ``pipeline``: the embedded trio."""
+"""The ``pipeline`` that is the embedded trio."""
 
 LIVE = "live:"
-"""How the names of sources begin that only this process has."""
+"""Prefix of the names of sources that only this process has."""
 
 _CODE = (type, FunctionType, RewardFunction)
 _EQUAL = (FunctionType, MethodType, RewardFunction)
-"""Objects that are the same if they are equal: methods are made anew each time they are named."""
+"""Types of objects that are the same if they are equal: each access to a method makes a new object."""
 
 Spec = Mapping[str, Any]
-"""``pipeline`` alone, or ``draft``, ``target``, ``prm``; and further arguments of the loader."""
+"""A live ``pipeline`` alone; or ``draft``, ``target`` and ``prm``, or ``POCKET`` and those that take the place
+of its own, and further arguments of the loader."""
 
 
 class PipelineSource:
@@ -66,15 +67,15 @@ class PipelineSource:
         self._pipeline: RSDPipeline | None = given if isinstance(given, RSDPipeline) else None
         self.unlock()
         self.name = repr(_named(self.spec)) if is_portable(spec) else live_name(self._pipeline or self)
-        """For caches, and to find what is live: equal for what loads the same."""
+        """Equal for sources that load the same: for caches, and to find live ones by."""
         self._takes_tools: bool | None = None
         self._windows: dict[Role, int | None] = {}
 
     def unlock(self) -> None:
-        """Forget who was loading: in a forked process, nobody."""
+        """Forget who was loading: in a forked process nobody is."""
         self._lock = threading.Lock()
         self._loading: Future[None] | None = None
-        """Over when the pipeline is there, or whoever loads it gave up; fails with the load."""
+        """Done when the pipeline is there, or whoever loads it gave up; fails if loading fails."""
 
     @property
     def loaded(self) -> RSDPipeline | None:
@@ -95,12 +96,12 @@ class PipelineSource:
                 else:
                     wait_for_result(load)
             finally:
-                del load  # What failed would hold it, and be held by it, with a device's memory.
+                del load  # An error in it would hold this frame, and a device's memory with it.
         return self._pipeline
 
     async def aget(self) -> RSDPipeline:
-        """The same without blocking the loop. However many wait, there is one thread, and it ends with the
-        load: torch keeps helpers for threads. The load goes on if whoever asked first is cancelled.
+        """The same without blocking the loop. However many wait, one thread loads. It ends with the load,
+        because torch keeps helper threads for each. Loading goes on if whoever asked first is cancelled.
         """
         while self._pipeline is None:
             load, mine = self._join()
@@ -110,7 +111,7 @@ class PipelineSource:
         return self._pipeline
 
     def _join(self) -> tuple[Future[None], bool]:
-        """The load, and whether it is the caller's to carry out: nobody else does."""
+        """The load in progress, and whether the caller has to carry it out, as nobody else does."""
         with self._lock:
             mine = self._loading is None
             if self._loading is None:
@@ -122,19 +123,19 @@ class PipelineSource:
         run = partial(contextvars.copy_context().run, self._carry_out, apart=True)
         try:
             threading.Thread(target=run, name="rsd-load").start()
-        except RuntimeError as error:  # There are too many, or the interpreter ends.
+        except RuntimeError as error:  # There are too many threads, or the interpreter ends.
             self._settle(error)
 
     def _carry_out(self, *, apart: bool = False) -> None:
-        """Load, and tell who waits. In an asker's own thread (not ``apart``) what fails is raised, and an
-        interrupt is its own: the others ask again.
+        """Load, and tell whoever waits. In the thread of a caller (not ``apart``) errors are raised as well;
+        an interrupt is that caller's alone, and the others ask again.
         """
         try:
-            if self._pipeline is None:  # Else it came between the asker's look and its turn.
+            if self._pipeline is None:  # Else it was loaded since the caller looked.
                 self._pipeline = _load(revealed(self.spec))
         except BaseException as error:
             if apart:
-                traceback.clear_frames(error.__traceback__)  # Futures would keep what was loaded by then.
+                traceback.clear_frames(error.__traceback__)  # The future would keep what was loaded so far.
             self._settle(error if apart or isinstance(error, Exception) else None)
             if not apart:
                 raise
@@ -152,8 +153,8 @@ class PipelineSource:
             load.set_exception(failed)
 
     def window(self, roles: Iterable[Role]) -> int | None:
-        """Most tokens of prompt and answer that these models take, ``max_length`` aside; None where not even
-        their configs are here yet.
+        """Maximum number of tokens of prompt and answer. If the models are not loaded, it is by their configs
+        alone, ``max_length`` aside; None where not even those are on this machine.
         """
         return min((window for window in map(self._window, roles) if window), default=None)
 
@@ -168,7 +169,7 @@ class PipelineSource:
 
     @property
     def takes_tools(self) -> bool:
-        """Whether draft and target can be told of tools. Loads tokenizers at most; servers are asked.
+        """Whether draft and target can be shown tools. Loads tokenizers at most; servers are asked.
 
         Raises:
             ModelError: a tokenizer cannot be loaded.
@@ -186,8 +187,8 @@ class PipelineSource:
         return self._takes_tools
 
     def check_output(self, output: Output) -> None:
-        """Refuse what the models cannot write. Loads tokenizers at most; servers are asked. Neither on the
-        thread of a running event loop, which would stand still: there the first call refuses it.
+        """Refuse what the models cannot write. Loads tokenizers at most; servers are asked. Does neither on
+        the thread of a running event loop, which would stand still: there the first call refuses it.
 
         Raises:
             ConfigError: the chat templates take no tools, or (once the models are there) a schema cannot
@@ -221,7 +222,7 @@ class _Registry:
         self.unlock()
 
     def unlock(self) -> None:
-        """For a forked process, in which the threads that held locks are not."""
+        """For a forked process, which does not have the threads that held locks."""
         self.lock = threading.Lock()
         for source in list(self.sources.values()):
             source.unlock()
@@ -236,18 +237,18 @@ _live_names: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 
 
 def live_name(live: Any) -> str:
-    """Nothing tells one live pipeline (source of loaded models, function) from another but itself."""
+    """A name for a live pipeline (source of loaded models, function), and for no other object."""
     fresh = f"{LIVE}{uuid.uuid4()}"
     try:
         return _live_names.setdefault(live, fresh)
-    except TypeError:  # It cannot be a key, so it is told apart even from itself.
+    except TypeError:  # It cannot be a key, so it gets another name each time.
         return fresh
 
 
 def find_source(spec: Spec) -> PipelineSource:
     """The source for these models: the same one as long as anybody holds it and it is not closed.
 
-    With whichever token the models were loaded: who asks later shares them.
+    Secrets make no difference: models that were loaded with another token are shared.
 
     Raises:
         ConfigError: it names a live pipeline that this process does not have (any more).
@@ -260,7 +261,7 @@ def find_source(spec: Spec) -> PipelineSource:
         if source is None or (source.loaded is not None and source.loaded.closed):
             source = _registry.sources[key] = PipelineSource(spec)
         elif source.loaded is None and has_secrets(spec):
-            source.spec = hidden(spec)  # A token that was mended since.
+            source.spec = hidden(spec)  # The token may have been corrected.
         return source
 
 
@@ -276,7 +277,7 @@ def _live_source(name: str) -> PipelineSource:
 
 
 def is_portable(spec: Spec) -> bool:
-    """Whether it is data from which another process could load the same."""
+    """Whether a spec is data from which another process could load the same."""
     return not _is_live(spec) and all(_is_plain(value) for _, value in _named(spec))
 
 
@@ -286,10 +287,10 @@ def check_pickles(spec: Spec, what: str) -> None:
 
     Args:
         spec: of the models.
-        what: is pickled, for the message.
+        what: the thing that is pickled, for the message.
 
     Raises:
-        ConfigError: it cannot be.
+        ConfigError: it cannot be pickled.
     """
     held = {name: value for name, value in _named(spec) if not _is_plain(value) and not _has_name(value)}
     code = [name for name in held if name == "prm_format" or isinstance(held[name], _CODE)]
@@ -312,7 +313,7 @@ def _is_live(spec: Spec) -> bool:
 
 
 def _has_name(value: Any) -> bool:
-    """Whether it is a class or function that its module has by its name, or settings around one."""
+    """Whether it is a class or function that its module has under its name, or settings around one."""
     if not isinstance(value, _CODE):
         return False
     try:
@@ -323,7 +324,7 @@ def _has_name(value: Any) -> bool:
 
 
 def label(model: Any) -> str:
-    """A model's name from what it was given as."""
+    """A model's name, by what was given for it."""
     if isinstance(model, tuple) and model:
         model = model[0]
     if _is_plain(model):
@@ -333,7 +334,7 @@ def label(model: Any) -> str:
 
 
 def _named(spec: Spec) -> list[tuple[str, Any]]:
-    """What tells these models from others: neither secrets nor spellings do."""
+    """What tells these models from others: not secrets, and not how a path or dtype was spelled."""
     return sorted((plain(without_secrets(spec)) or {}).items())
 
 
@@ -355,13 +356,12 @@ def _named_models(spec: Spec, *roles: Role) -> dict[str, Any]:
     if "pipeline" in spec:
         from rsd_integrations.pocket import pocket_paths
 
-        paths = pocket_paths()
-        return {role: getattr(paths, role) for role in roles}
+        spec = {**vars(pocket_paths()), **spec}
     return {name: spec[name] for role in roles for name in (role, f"{role}_kwargs") if name in spec}
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether it is data: numbers, strings, paths, dtypes, and what holds them."""
+    """Whether it is data: numbers, strings, paths, dtypes, and containers of these."""
     if isinstance(value, Mapping):
         return all(_is_plain(item) for item in value.values())
     if isinstance(value, list | tuple | set | frozenset):
@@ -385,7 +385,7 @@ def _goes_by_name(value: Any) -> bool:
 
 
 def _identity(value: Any) -> Hashable:
-    """Equal for equal plain values; objects are themselves (the source keeps them alive)."""
+    """A key, equal for equal plain values; objects are told apart as such (the source keeps them alive)."""
     if isinstance(value, Mapping):
         return tuple((name, _identity(value[name])) for name in sorted(value, key=str))
     if isinstance(value, list | tuple):
@@ -394,6 +394,6 @@ def _identity(value: Any) -> Hashable:
         return object, id(value)
     try:
         hash(value)
-    except TypeError:  # Settings around an object that cannot be a key.
+    except TypeError:  # It holds an object that cannot be a key.
         return object, id(value)
     return type(value), value

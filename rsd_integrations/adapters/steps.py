@@ -23,7 +23,7 @@ def step_event(step: Step, threshold: float | None) -> tuple[str, dict[str, Any]
 
 
 def summarise(generation: Generation) -> dict[str, Any]:
-    """What a response's metadata says of its making, of JSON types only."""
+    """What a response's metadata says of how it was made, of JSON types only."""
     usage = generation.usage
     return {
         "acceptance_rate": generation.acceptance_rate,
@@ -40,7 +40,7 @@ def summarise(generation: Generation) -> dict[str, Any]:
 
 
 def notify(listeners: Iterable[Callable[[Step], object] | None], step: Step) -> None:
-    """Tell listeners of a step, those that there are; one that fails is logged and spoils nothing."""
+    """Tell listeners of a step (None is no listener); one that fails is logged and spoils nothing."""
     for listener in filter(None, listeners):
         try:
             listener(step)

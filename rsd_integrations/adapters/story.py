@@ -54,10 +54,10 @@ Happening = Opened | Closed | Failed | Told
 
 @dataclass
 class Story:
-    """One generation's.
+    """The story of one generation.
 
     Args:
-        call: the call's settings, the threshold resolved; ``trace_steps`` says which spans there are.
+        call: the call's settings, with the threshold resolved; ``trace_steps`` says which spans there are.
     """
 
     call: CallSettings
@@ -72,7 +72,7 @@ class Story:
         yield from self._start("target" if self.call.config.mode == "target" else "draft", {})
 
     def on(self, event: StepEvent) -> Iterator[Happening]:
-        """Something happened."""
+        """What an event of the engine opens, closes or tells."""
         match event.type:
             case "proposed":
                 yield from self._end({"text": event.text} | _others(event))
@@ -81,7 +81,7 @@ class Story:
             case "scored":
                 yield from self._end(_verdict(event))
             case "rejected" if self.call.config.mode != "target":
-                # A step without a reward (too long for the PRM) is still being scored here.
+                # The score span of a step without a reward (too long for the PRM) is still open here.
                 yield from self._end({"reward": None}, "score")
                 yield from self._start("target", {"rejected_text": event.text})
             case "committed" if event.step is not None:
@@ -112,7 +112,7 @@ class Story:
             yield Opened(part, inputs)
 
     def _end(self, outputs: dict[str, Any], part: Part | None = None) -> Iterator[Happening]:
-        """End the part of the step that is open, if it is (the one of this name)."""
+        """Close the innermost span, if it is a part of the step (and, if one is named, that part)."""
         innermost = self._open[-1] if self._open else "step"
         if innermost != "step" and part in (None, innermost):
             yield Closed(self._open.pop(), outputs)

@@ -1,6 +1,6 @@
-"""Answers of a form, and calls, that are not whole: what is wrong with them, in one wording.
+"""What is wrong with documents and calls that are not whole, in one wording for both frameworks.
 
-Frameworks' own parsers mend them silently, or give nothing.
+The frameworks' own parsers mend them silently, or give nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from rsd_integrations.values import read_json
 
 __all__ = ["Flaw", "cut_off", "no_document", "no_whole_call"]
 
-_STOPPED = "Where a stop string ended it, leave that out."
+_STOPPED = "If a stop string ended it, leave that string out."
 
 
 class Flaw(NamedTuple):
@@ -25,12 +25,12 @@ class Flaw(NamedTuple):
 
 
 def cut_off(text: str, finish_reason: str | None, what: str = "answer") -> Flaw | None:
-    """Of an answer that a limit ended.
+    """The flaw of an answer that a limit ended; None if none did.
 
     Args:
         text: of the answer.
         finish_reason: of the generation.
-        what: it was to be.
+        what: what it was to be, for the message.
     """
     if finish_reason != "length":
         return None
@@ -41,7 +41,7 @@ def cut_off(text: str, finish_reason: str | None, what: str = "answer") -> Flaw 
 
 
 def no_document(text: str) -> Flaw | None:
-    """Of a text that is no JSON document."""
+    """The flaw of a text that is no JSON document; None if it is one."""
     try:
         read_json(text)
     except ValueError as error:
@@ -50,5 +50,5 @@ def no_document(text: str) -> Flaw | None:
 
 
 def no_whole_call(text: str) -> Flaw:
-    """Of an answer that was forced to be a call, and holds none."""
+    """The flaw of an answer that was forced to be a call, and holds none."""
     return Flaw(f"the answer holds no whole call: {text[-200:]!r}.", _STOPPED)

@@ -1,4 +1,4 @@
-"""How much a model holds, read from its config alone: no weights, no torch, no network."""
+"""How many tokens a model can hold, read from its config alone: no weights, no torch, no network."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def known_window(model: Any, options: Mapping[str, Any] | None) -> int | None:
 
     Args:
         model: hub id, folder, loaded model, or (model, tokenizer).
-        options: of this model: revision, cache_dir, subfolder count.
+        options: of this model; revision, cache_dir and subfolder are used.
     """
     if isinstance(model, tuple | list) and model:
         model = model[0]

@@ -18,7 +18,7 @@ __all__ = ["cache_key"]
 
 
 def cache_key(settings: ChatRSD, stop: list[str] | None, kwargs: Mapping[str, Any]) -> str:
-    """Names what the answer depends on: the models, wherever they come from, the settings, and its form.
+    """Names all that an answer depends on: the models and where they come from, settings and form.
 
     Args:
         settings: of the object.
@@ -38,8 +38,8 @@ def _identity(function: Callable[..., Any]) -> str:
 
 
 def _found(function: Any) -> bool:
-    """Whether its module has it by its name, as it has no lambda, closure or method of an object."""
-    if getattr(function, "__module__", None) == "__main__":  # Every script is that.
+    """Whether its module has it under its name, which is not so for lambdas, closures and bound methods."""
+    if getattr(function, "__module__", None) == "__main__":  # A name that every script has.
         return False
     there: Any = sys.modules.get(getattr(function, "__module__", None) or "")
     for part in getattr(function, "__qualname__", "").split("."):

@@ -54,8 +54,8 @@ class ChatRSD(BaseChatModel, RSDSettings):
     """Draft, PRM and target as one chat model.
 
     Every field of ``RSDConfig`` is a field here, and can be given per call, bound, or made
-    configurable. Objects that name the same models share them, and the engine's batches. Messages of one
-    role that follow one another become one turn, with a blank line between.
+    configurable. Objects that name the same models share the loaded models and the engine's batches.
+    Consecutive messages of one role become one turn, with a blank line between them.
 
     Example::
 
@@ -66,7 +66,7 @@ class ChatRSD(BaseChatModel, RSDSettings):
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
     streaming: bool | None = None
-    """True: ``invoke`` streams to whoever listens for tokens. False: ``stream`` gives one chunk."""
+    """True: ``invoke`` streams tokens to callbacks, too. False: ``stream`` gives the answer as one chunk."""
 
     _guessed: ModelProfile | None = PrivateAttr(default=None)
 
@@ -77,8 +77,8 @@ class ChatRSD(BaseChatModel, RSDSettings):
         self._add_version("rsd-integrations", __version__)
         return self
 
-    # The two hooks of every chat model, and their async twins: folds over the engine's events. None closes
-    # what it reads: a loop that ends closes all generators at once, and complains of one closing another.
+    # The two hooks of every chat model and their async twins: folds over the engine's events. None closes the
+    # generator it reads: a loop that shuts down closes all of them at once, and reports one closing another.
 
     def _generate(
         self,
@@ -151,7 +151,8 @@ class ChatRSD(BaseChatModel, RSDSettings):
         pipe = await self.aload()
         return aevents(pipe, chat, StepReporter(run or left, call.over(pipe), self.model_names))
 
-    # LangChain tells these of the run, but not the streams they start: it is left for them to find.
+    # LangChain passes the run to these methods, but not to the ``_stream`` or ``_astream`` that they may
+    # call: it is left where ``take_running`` finds it.
 
     def _generate_with_cache(
         self,
@@ -218,7 +219,7 @@ class ChatRSD(BaseChatModel, RSDSettings):
         """Answers in the order of the chats; they run in shared engine batches."""
         if len(messages) < 2:
             return super().generate(messages, stop=stop, callbacks=callbacks, **kwargs)
-        # The first of several has the run's id, as LangChain gives it.
+        # Only the first of several chats gets the caller's run id, as in LangChain.
         ids = [kwargs.pop("run_id", None), *[None] * (len(messages) - 1)]
         one = super().generate
 
@@ -272,15 +273,15 @@ class ChatRSD(BaseChatModel, RSDSettings):
         Args:
             tools: functions, ``@tool`` tools, Pydantic models, OpenAI tool dicts, ...
             tool_choice: "auto" (default), "none", "any" or "required", or the name of the tool that has
-                to be called. What is forced is forced token by token, in draft and target alike.
-            strict: True: whatever is called, its arguments keep to their schema.
+                to be called. A forced call is enforced token by token, in draft and target alike.
+            strict: True: the arguments of every call keep to the tool's schema.
             parallel_tool_calls: False: one call at most.
-            response_format: form of an answer that calls nothing, as OpenAI's API has it.
+            response_format: form of an answer that calls no tool, in the words of OpenAI's API.
             kwargs: further parameters of the call.
 
         Raises:
-            ConfigError: the models' chat templates take no tools, or something is no tool. Of models that
-                are not loaded yet the first call tells it where an event loop is running.
+            ConfigError: one of ``tools`` is no tool, or the models' chat templates take none. On a running
+                event loop templates are checked only if the models are loaded, else at the first call.
         """
         bound = binding(
             tools,
@@ -311,7 +312,7 @@ class ChatRSD(BaseChatModel, RSDSettings):
             strict: True: refuse schemas with keywords that cannot be enforced token by token.
 
         Raises:
-            ConfigError: the method is unknown, the schema is none, or the models take no tools.
+            ConfigError: the method is unknown, ``schema`` is no schema, or the models take no tools.
         """
         return structured(self, schema, method=method, include_raw=include_raw, strict=strict)
 
@@ -324,8 +325,8 @@ class ChatRSD(BaseChatModel, RSDSettings):
     ) -> int:
         """Length of a chat in the target's tokens, its chat template and tools included.
 
-        Parts of a chat, as ``trim_messages`` asks for, are counted too: what no template would render, by
-        the frame that it puts around turns.
+        Parts of a chat, which ``trim_messages`` asks about, are counted too: one that the template refuses to
+        render, as its texts and the frame that the template puts around each turn.
         """
         output = Output.of(**binding(tools or []))
         return count_tokens(self.load(), to_turns(messages), output, self.chat_template_kwargs)
@@ -351,7 +352,7 @@ class ChatRSD(BaseChatModel, RSDSettings):
         return self._guessed
 
     def _loaded(self) -> None:
-        # Now all of it is known; a profile of the user's own stays.
+        # With the models loaded the whole profile is known; one that the user set stays.
         if self._guessed is not None and self.profile == self._guessed:
             self.profile = profile_of(self)
         self._guessed = None
@@ -362,8 +363,8 @@ class ChatRSD(BaseChatModel, RSDSettings):
         return True
 
     def to_json(self) -> SerializedConstructor | SerializedNotImplemented:
-        """What ``load`` makes an equal object of, but for callbacks, ``on_step`` and secrets: these have to
-        be given anew. ``load`` refuses live models and a weighting that is a function.
+        """Data from which ``load`` makes an equal object, but for callbacks, ``on_step`` and secrets, which
+        have to be given anew. ``load`` refuses live models and a weighting that is a function.
         """
         made = super().to_json()
         kwargs: dict[str, Any] = cast(dict[str, Any], made).get("kwargs") or {}
@@ -373,6 +374,6 @@ class ChatRSD(BaseChatModel, RSDSettings):
 
     @property
     def lc_attributes(self) -> dict[str, Any]:
-        """What is saved (and traced) otherwise than it is kept."""
+        """Fields that are saved (and traced) in another form than they are kept: plain, without secrets."""
         given = {name: getattr(self, name) for name in (*ROLES, *OPTIONS, "dtype")}
         return {name: plain(without_secrets(value)) for name, value in given.items() if value is not None}

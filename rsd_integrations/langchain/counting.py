@@ -1,4 +1,4 @@
-"""Lengths of chats and of parts of chats, which no template may be willing to render."""
+"""Lengths of chats and of parts of chats, which a template may refuse to render."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _SAID: Message = {"role": "assistant", "content": "x"}
 def count_tokens(
     pipe: RSDPipeline, turns: Sequence[Message], output: Output = FREE, variables: Mapping[str, Any] = NONE
 ) -> int:
-    """Length of a chat in the target's tokens, its chat template and tools included; 0 of none.
+    """Length of a chat in the target's tokens, its chat template and tools included; 0 without turns.
 
-    A part of a chat that the template refuses (an answer first, tools without a call) is counted as its texts
-    and the frame that the template puts around turns it takes.
+    A part of a chat that the template refuses (it begins with an answer, or with a tool's result) is counted
+    as its texts and, for each turn, the frame that the template puts around turns it accepts.
 
     Raises:
         EngineClosedError: the pipeline was closed.

@@ -1,7 +1,7 @@
-"""This package's errors that are LangChain's too, by which its middleware knows what a retry could mend: it
+"""This package's errors as LangChain's, too: its middleware knows by them what a retry could mend, and
 retries whatever is no ``ModelError`` of LangChain.
 
-Each is caught as what it is here and as what it is there.
+Each is caught as the error it is here and as the one it is there.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class DeviceMemoryError(errors.DeviceMemoryError, exceptions.ModelAPIError):
 
 
 class UnreachableError(errors.UnreachableError, exceptions.ModelConnectionError):
-    """No server was there, or none could take it."""
+    """No server was there, or none could take the question."""
 
 
 class RefusedError(errors.RefusedError, exceptions.ModelInvalidRequestError):
@@ -95,7 +95,7 @@ _KINDS: dict[type[errors.RSDError], type[errors.RSDError]] = {
 
 @contextmanager
 def langchain_errors() -> Iterator[None]:
-    """Errors of this package that have a kind of LangChain's leave as such."""
+    """Raise errors of this package as the classes above, where there is one for them."""
     try:
         yield
     except errors.RSDError as error:

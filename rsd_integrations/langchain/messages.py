@@ -48,7 +48,7 @@ def to_chat(messages: Sequence[BaseMessage]) -> list[Message]:
 
 
 def to_turns(messages: Sequence[BaseMessage]) -> list[Message]:
-    """The same of any part of a chat, empty ones too.
+    """The same for any part of a chat, even an empty one.
 
     Raises:
         PromptError: a message is of an unknown kind, or has parts that are not text.
@@ -80,20 +80,20 @@ class Chunks:
         self._calls = 0
 
     def of(self, event: StepEvent) -> list[ChatGenerationChunk]:
-        """The chunks that tell an event; none where it shows nothing."""
+        """The chunks that show an event; none if it adds nothing."""
         parts: list[dict[str, Any]] = []
         if event.delta or event.reasoning_delta:
             thought = _thought(event.reasoning_delta)
             parts.append({"content": event.delta, "additional_kwargs": thought})
         if event.tool_calls:
-            # Beside text, or in the last chunk, LangChain's protocol of events loses sight of calls.
+            # A chunk of their own: LangChain's event protocol loses calls beside text or in the last chunk.
             parts.append({"content": "", "tool_call_chunks": as_chunks(event.tool_calls, self._calls)})
             self._calls += len(event.tool_calls)
         if event.generation is not None:
             if not parts or event.tool_calls:
                 parts.append({"content": ""})
             parts[-1] |= _end(event.generation) | {"chunk_position": "last"}
-        # Chunks are merged key by key: what is told twice is summed up, joined or refused.
+        # LangChain merges chunks key by key: a value that is sent twice is added up, joined or refused.
         if parts and self._first:
             parts[0]["response_metadata"] = {**_names(self._model), **parts[0].get("response_metadata", {})}
             self._first = False
@@ -101,7 +101,7 @@ class Chunks:
 
 
 def _thought(reasoning: str | None) -> dict[str, Any]:
-    """Where ``content_blocks`` finds a thought; an empty one is none."""
+    """Reasoning where ``content_blocks`` looks for it; nothing if there is none."""
     return {"reasoning_content": reasoning} if reasoning else {}
 
 
@@ -110,7 +110,7 @@ def _names(model: str) -> dict[str, Any]:
 
 
 def _end(generation: Generation, names: dict[str, Any] | None = None) -> dict[str, Any]:
-    """What is told at the end of an answer, and the model's names if nothing was told before."""
+    """Fields of an answer's end. ``names``: to add where no first chunk has told the model's names."""
     usage = generation.usage
     told = {"finish_reason": generation.finish_reason, "rsd": summarise(generation)}
     return {
@@ -156,7 +156,7 @@ def _function(message: FunctionMessage) -> Message:
 
 
 def _assistant(message: AIMessage) -> Message:
-    # Calls that were none were written as text: the model sees what it is asked to mend.
+    # Invalid calls go into the text, so that the model sees what it is asked to mend.
     words = [_text(message), *map(_written, message.invalid_tool_calls)]
     turn: Message = {"role": "assistant", "content": "\n".join(filter(None, words))}
     if thought := message.additional_kwargs.get("reasoning_content") or _thoughts(message):
@@ -167,19 +167,19 @@ def _assistant(message: AIMessage) -> Message:
 
 
 def _written(call: InvalidToolCall) -> str:
-    """A call that could not be read. Its markup may be gone: what is left is told as most models write it."""
+    """An invalid call as text. If its markup is gone, it is written as most models write calls."""
     name, arguments = call.get("name"), call.get("args") or ""
     return f'{{"name": "{name}", "arguments": {arguments}}}' if name and name not in arguments else arguments
 
 
 def _thoughts(message: AIMessage) -> str:
-    """Of messages with ``output_version="v1"``, whose content is a list of blocks."""
+    """The reasoning in messages with ``output_version="v1"``, whose content is a list of blocks."""
     parts = [part for part in message.content if isinstance(part, dict)]
     return "".join(str(part.get("reasoning") or "") for part in parts if part.get("type") == "reasoning")
 
 
 def _text(message: BaseMessage) -> str:
-    """Parts begin a new line each, or "12" and "5" would be "125"; a model's own are one text."""
+    """Each part begins a new line, or "12" and "5" would be "125"; parts of a model's answer are one text."""
     if isinstance(message.content, str):
         return message.content
     between = "" if isinstance(message, AIMessage) else "\n"
@@ -195,7 +195,7 @@ def _part(part: Any, message: BaseMessage) -> str:
     if kind == "refusal":
         return _string(part.get("refusal"), message)
     if isinstance(message, AIMessage) and kind not in _MEDIA:
-        # Of another model: thoughts, calls (told in tool_calls) and what its server did are not its words.
+        # Thoughts, calls (they are in tool_calls) and a server's own work are no text of the answer.
         return ""
     raise PromptError(
         f"the content of a message of type {message.type!r} has a part of type {kind!r}, which is not text.",

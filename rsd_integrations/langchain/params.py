@@ -24,13 +24,13 @@ __all__ = [
 ]
 
 _CORE = frozenset({"stream"})
-"""LangChain's own words for how, not what, to generate."""
+"""LangChain's own parameters of a call: how to deliver an answer, not how to generate it."""
 
 PROVIDER = "rsd"
 """Whose models these are, in traces and metadata."""
 
 BATCH_THREADS = 256
-"""Most threads of one batch; they only wait. As many as requests run side by side over servers by default."""
+"""Most threads of one batch, which only wait: as many as servers' default ``max_batch_size``."""
 
 
 def call_of(settings: RSDSettings, stop: list[str] | None, kwargs: Mapping[str, Any]) -> CallSettings:
@@ -54,7 +54,7 @@ def with_threads(config: Any, inputs: int) -> Any:
 
 def identifying_params(settings: RSDSettings) -> dict[str, Any]:
     """What traces show of a model: its models' names and how it generates."""
-    # A callable weighting is told by its name; dumping would try to serialise it.
+    # Read and not dumped: a weighting that is a function is shown by its name.
     config = {name: _plain(getattr(settings, name)) for name in RSDConfig.model_fields}
     config["threshold"] = settings.threshold_in_force
     models = {f"{role}_model": name for role, name in settings.model_names.items()}
@@ -67,7 +67,7 @@ def identifying_params(settings: RSDSettings) -> dict[str, Any]:
 def langsmith_params(
     settings: RSDSettings, stop: list[str] | None, kwargs: Mapping[str, Any]
 ) -> LangSmithParams:
-    """LangSmith's standard parameters, the call's own first."""
+    """LangSmith's standard parameters; the call's own go before the object's."""
     temperature = kwargs.get("temperature")
     params = LangSmithParams(
         ls_provider=PROVIDER,
@@ -77,7 +77,7 @@ def langsmith_params(
     )
     if max_tokens := kwargs.get("max_tokens", settings.max_tokens):
         params["ls_max_tokens"] = max_tokens
-    # As the call will read it, which refuses what is none: a lone string is one entry.
+    # A lone string is one entry, as in the call itself, which refuses what is no list of strings.
     stops = settings.stop if stop is None else (stop,) if isinstance(stop, str) else stop
     if isinstance(stops, Sequence) and stops:
         params["ls_stop"] = list(stops)
@@ -85,11 +85,11 @@ def langsmith_params(
 
 
 def profile_of(settings: RSDSettings) -> ModelProfile:
-    """What the model can do, as far as it is known without loading it: tools are taken for granted."""
+    """What the model can do. Until it is loaded it is taken to support tools."""
     pipe = settings.source.loaded
     tools = pipe is None or settings.source.takes_tools
     return ModelProfile(
-        # What an answer may have is kept free for it.
+        # Room for the answer is kept free.
         max_input_tokens=max(0, settings.window - (settings.max_tokens or 1)),
         max_output_tokens=min(settings.max_tokens or settings.window, settings.window - 1),
         text_inputs=True,
@@ -107,7 +107,7 @@ def profile_of(settings: RSDSettings) -> ModelProfile:
 
 
 def qualified_name(function: Any) -> str:
-    """Module and name of a function; what it shows of itself, where it has none."""
+    """Module and qualified name of a function; its repr if it has no name."""
     return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', repr(function))}"
 
 

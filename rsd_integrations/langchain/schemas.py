@@ -1,7 +1,7 @@
 """Whatever LangChain takes for a tool or a schema, as JSON schemas that lose nothing.
 
-LangChain's own conversion forgets what no tool of OpenAI's can say: a schema without "properties" at its
-root becomes any JSON, and where a model holds itself (a tree, a linked list) the inner one does.
+LangChain's own conversion drops what OpenAI's tools cannot say: a schema without "properties" at its root
+becomes any JSON, and so do the inner objects of a model that refers to itself (a tree, a linked list).
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def as_tool(given: Any, strict: bool | None) -> dict[str, Any]:
 
     Args:
         given: whatever LangChain takes.
-        strict: whether its schema holds to the letter, if it does not say so itself.
+        strict: whether calls must keep to its schema to the letter, if the tool itself does not say.
 
     Raises:
         ConfigError: it cannot be made into one.
@@ -59,7 +59,7 @@ def as_tool(given: Any, strict: bool | None) -> dict[str, Any]:
     given = _unwrapped(given)
     tool = _converted(_rooted(given) if isinstance(given, Mapping) else given)
     if strict is not None and "function" in tool:
-        # LangChain's own conversion to strict tools empties dicts, which only OpenAI's API cannot enforce.
+        # Not by LangChain's conversion to strict tools: it empties dicts, which OpenAI's API cannot enforce.
         tool = {**tool, "function": {"strict": strict, **tool["function"]}}
     full = _arguments(given)
     if full is not None and _holds_itself(full):
@@ -76,11 +76,11 @@ def is_pydantic(schema: Any) -> bool:
 def _converted(given: Any) -> dict[str, Any]:
     unnamed = isinstance(given, Mapping) and not given.keys() & _NAMES
     try:
-        # Of enums, and of what is a class in Python 3.10, LangChain makes forms of something else.
+        # LangChain makes wrong schemas of enums, and of list[int] and the like, classes in Python 3.10.
         if isinstance(given, GenericAlias | EnumMeta):
             raise TypeError("it is no function, schema or class with fields.")
         tool = convert_to_openai_tool(given)
-    except Exception as error:  # Of many kinds: what is not a tool fails anywhere in the conversion.
+    except Exception as error:  # Of any kind: what is no tool can fail anywhere in the conversion.
         raise ConfigError(
             f"{given!r:.200} cannot be made into a tool or a schema: {error}",
             hint=_what_is_taken(unnamed, error),
@@ -88,7 +88,7 @@ def _converted(given: Any) -> dict[str, Any]:
     lost = isinstance(given, Mapping) and "function" in tool and "parameters" not in tool["function"]
     if lost and given.keys() - {"title", "name", "description", "type", "function", "strict"}:
         raise ConfigError(
-            f"{given!r:.200} describes no arguments: they are an object with properties.",
+            f"{given!r:.200} describes no arguments, which are an object with properties.",
             hint='Name its "properties", or use method="json_schema".',
         )
     return tool
@@ -97,7 +97,7 @@ def _converted(given: Any) -> dict[str, Any]:
 def _what_is_taken(unnamed: bool, error: Exception) -> str:
     if unnamed:
         return 'Add a "title", which names the tool; answers of method="json_schema" need none.'
-    if "Required" in str(error):  # Of typing's, in a TypedDict.
+    if "Required" in str(error):  # typing.Required, in a TypedDict.
         return (
             "LangChain reads no Required or NotRequired: for what may be missing write "
             "Annotated[T | None, None, 'what it is'], or give a Pydantic model."
@@ -109,7 +109,7 @@ def _what_is_taken(unnamed: bool, error: Exception) -> str:
 
 
 def _unwrapped(schema: Any) -> Any:
-    """Without what OpenAI's API puts around the schema of an answer, and named as JSON schemas are."""
+    """A schema without what OpenAI's API puts around an answer's, and with its name as the title."""
     if not isinstance(schema, Mapping):
         return schema
     inner = schema.get("json_schema") if schema.get("type") == "json_schema" else schema
@@ -128,7 +128,7 @@ def _model_schema(model: Any) -> dict[str, Any]:
 
 
 def _rooted(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """With the root itself where it is a reference, as Pydantic writes of models that hold themselves."""
+    """A schema with the definition in place of a reference at its root (Pydantic's, if it is recursive)."""
     place = str(schema.get("$ref", "")).removeprefix("#/").split("/")
     definitions = schema.get(place[0])
     if len(place) != 2 or not isinstance(definitions, Mapping) or place[1] not in definitions:
@@ -159,7 +159,7 @@ def _arguments(given: Any) -> dict[str, Any] | None:
 
 
 def _holds_itself(schema: Mapping[str, Any]) -> bool:
-    """Whether some definition refers to itself, by way of others or not."""
+    """Whether some definition refers to itself, directly or by way of others."""
     definitions = {**schema.get("definitions", {}), **schema.get("$defs", {})}
     inner = {name: {*_references(part)} for name, part in definitions.items()}
     for _ in inner:

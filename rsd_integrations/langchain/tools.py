@@ -32,8 +32,8 @@ from rsd_integrations.types import InvalidToolCall, ToolCall
 __all__ = ["METHODS", "as_chunks", "as_messages", "binding", "structured"]
 
 _FIRST_CALL = 1000
-"""Index of a stream's first call. Without one LangChain joins calls that come alone, as if they were pieces
-of one; blocks of text and thought have small indexes of its own, with which they would be joined too."""
+"""Index of a stream's first call. Calls without an index LangChain joins, as if they were pieces of one; with
+a small one it joins them to text and reasoning, whose blocks have small indexes of its own."""
 
 METHODS = ("json_schema", "function_calling", "json_mode")
 
@@ -54,7 +54,7 @@ def binding(
     Raises:
         ConfigError: one of them is no tool.
     """
-    # A tool of LangChain's can be iterated over too, but to no use.
+    # A lone LangChain tool can be iterated over, too, but yields no tools.
     if isinstance(tools, str | Mapping) or not isinstance(tools, Collection):
         raise ConfigError(f"tools={tools!r:.200} is no list of tools.", hint="Write bind_tools([tool, ...]).")
     given = {
@@ -72,12 +72,12 @@ def structured(
     """A model whose answers are objects of the schema.
 
     Args:
-        schema: Pydantic model, TypedDict, JSON schema or OpenAI tool; None with "json_mode" alone.
+        schema: Pydantic model, TypedDict, JSON schema or OpenAI tool; None only with "json_mode".
         method: "json_schema": the answer is a document of the schema; "function_calling": the
             arguments of a forced call; "json_mode": any JSON object (say in the prompt which one).
 
     Raises:
-        ConfigError: the method is unknown, or the schema is missing or none.
+        ConfigError: the method is unknown, or ``schema`` is missing or no schema.
     """
     if method not in METHODS:
         raise ConfigError(f"method={method!r} is not known.", hint=f"Use one of {', '.join(METHODS)}.")
@@ -106,7 +106,7 @@ def structured(
     parsed = RunnablePassthrough.assign(
         parsed=itemgetter("raw") | parser, parsing_error=lambda _: None
     ).with_fallbacks([RunnablePassthrough.assign(parsed=lambda _: None)], exception_key="parsing_error")
-    # In front, as the first of the chain, the model gets the call's own parameters.
+    # The model goes first: a chain passes the parameters of a call to its first part alone.
     return bound | RunnableMap(raw=RunnablePassthrough()) | parsed
 
 
@@ -128,9 +128,9 @@ def as_chunks(calls: Sequence[ToolCall | InvalidToolCall], before: int) -> list[
 
     Args:
         calls: the next ones.
-        before: how many the stream had.
+        before: how many calls the stream has had.
     """
-    # LangChain mends the JSON of chunks: what is invalid keeps its markup, so that it stays invalid.
+    # LangChain mends the JSON of chunks: an invalid call keeps its markup, so that it stays invalid.
     return [
         tool_call_chunk(
             name=call.name,
@@ -146,7 +146,7 @@ class _DocumentParser(PydanticOutputParser[Any]):
     def _parse_obj(self, obj: Any) -> Any:
         try:
             return _as_model(self.pydantic_object, obj)
-        except ValueError as error:  # Of either Pydantic.
+        except ValueError as error:  # Of either version of Pydantic.
             raise self._parser_exception(error, obj) from error
 
 
@@ -170,7 +170,7 @@ def _tool_parser(schema: Any, name: str) -> Runnable[Any, Any]:
 
 
 def _as_model(model: Any, document: Any) -> Any:
-    """What a document is, read as JSON: for strict models dates and enums are strings there alone."""
+    """The object that a document is, read as JSON: there alone strict models take strings for dates."""
     if issubclass(model, BaseModel):
         return model.model_validate_json(json.dumps(document))
     return model.parse_obj(document)  # Of Pydantic 1, which knows no strictness.

@@ -1,6 +1,6 @@
 """Steps told to a run's callback handlers: custom events, and child runs for tracers.
 
-What to tell is decided once, as a list of handler calls; a sync and an async carrier make them.
+What to tell is decided once, as a series of handler calls, which ``tell`` makes and ``atell`` awaits.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def running(run: BaseRunManager | None) -> Iterator[None]:
 
 
 def take_running() -> BaseRunManager | None:
-    """The run that was left, once."""
+    """The run that ``running`` left; a second call gives None."""
     run = _running.get()
     _running.set(None)
     return run
@@ -58,7 +58,7 @@ def announced(
     config: RunnableConfig | None,
     managers: type[CallbackManager | AsyncCallbackManager],
 ) -> tuple[RunnableConfig, BaseRunManager]:
-    """A config whose run is known before LangChain starts it: its id and its handlers."""
+    """A config, and the run that LangChain will start with it: its id and handlers are chosen here."""
     config = ensure_config(config)
     manager = managers.configure(
         config.get("callbacks"),
@@ -85,7 +85,7 @@ def announced(
 
 @dataclass(frozen=True)
 class HandlerCall:
-    """One callback for some handlers."""
+    """A callback that is to be made on some handlers."""
 
     handlers: Handlers
     event: str
@@ -99,7 +99,7 @@ class StepReporter:
 
     Args:
         run: the model's run; without one only ``on_step`` and langgraph are told.
-        call: the call's settings, the threshold resolved.
+        call: the call's settings, with the threshold resolved.
         models: name of each role's model.
     """
 
@@ -145,7 +145,7 @@ class StepReporter:
         assert self._run is not None
         ids = {"run_id": uuid7(), "parent_run_id": self._open[-1] if self._open else self._run.run_id}
         self._open.append(ids["run_id"])
-        # LangSmith reads ls_* of a child as another model call, and counts it.
+        # LangSmith would count a child run with ls_* metadata as another model call.
         inherited = {
             key: value for key, value in self._run.inheritable_metadata.items() if not key.startswith("ls_")
         }
@@ -162,9 +162,9 @@ class StepReporter:
 
 
 def _tracers(run: BaseRunManager) -> Handlers:
-    """Who is told of child runs: whoever inherits, and tracers of this model alone.
+    """The handlers that are told of child runs: inheritable ones, and tracers of this model alone.
 
-    Not those who stream a model's output: they would show each step as a chain of its own.
+    Not those that stream a model's output: they would show each step as a chain of its own.
     """
     inheriting = set(map(id, run.inheritable_handlers))
     return [
@@ -176,14 +176,14 @@ def _tracers(run: BaseRunManager) -> Handlers:
 
 
 def _graph_writer(threshold: float | None) -> Callable[[Step], object] | None:
-    """Into langgraph's ``stream_mode="custom"``, when called from a graph's node."""
+    """Writes steps into langgraph's ``stream_mode="custom"``; None outside of a graph's node."""
     if "langgraph.pregel" not in sys.modules:
         return None
     from langgraph.config import get_stream_writer
 
     try:
         writer = get_stream_writer()
-    except (RuntimeError, KeyError):  # There is no config here; there is one, but of no graph.
+    except (RuntimeError, KeyError):  # No config here; or a config, but no graph's.
         return None
 
     def write(step: Step) -> None:

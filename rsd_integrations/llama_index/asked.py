@@ -1,8 +1,8 @@
-"""Failures of calls that LlamaIndex makes by itself, so that its users see them.
+"""Failures of calls that LlamaIndex itself makes, raised so that its users see them.
 
 Its response synthesizers take ValueError and TypeError for a model's bad answer: they log a warning and
-give "Empty Response". Settings and prompts that are refused are such errors, as Python has it. Where
-LlamaIndex asks (``predict``, ``structured_predict`` and their like) they go out as ``AskedError`` instead;
+give "Empty Response". Refused settings and prompts are ValueErrors and TypeErrors, too. Where LlamaIndex
+makes the call (``predict``, ``structured_predict`` and the like) they are raised as ``AskedError`` instead;
 whoever calls ``chat`` or ``complete`` gets them as they are.
 """
 
@@ -29,7 +29,7 @@ _asking: ContextVar[bool] = ContextVar("rsd_asking", default=False)
 
 @contextmanager
 def asking(by_llama_index: bool = True) -> Iterator[None]:
-    """Here LlamaIndex asks, or whoever asked before."""
+    """Within, calls count as LlamaIndex's own; if not ``by_llama_index``, as what they were before."""
     token = _asking.set(by_llama_index or is_asking())
     try:
         yield
@@ -38,16 +38,16 @@ def asking(by_llama_index: bool = True) -> Iterator[None]:
 
 
 def is_asking() -> bool:
-    """Whether LlamaIndex asks. Streams are read elsewhere: they keep what held when they were made."""
+    """Whether LlamaIndex itself makes the call. Streams, which are read elsewhere, ask when they are made."""
     return _asking.get()
 
 
 @contextmanager
 def seen(by_llama_index: bool) -> Iterator[None]:
-    """Failures go out so that whoever asks sees them.
+    """Raise failures so that whoever made the call sees them.
 
     Raises:
-        AskedError: LlamaIndex asks, and would drop what was raised.
+        AskedError: LlamaIndex made the call, and would drop what was raised.
     """
     try:
         yield
@@ -60,7 +60,7 @@ def seen(by_llama_index: bool) -> Iterator[None]:
 
 
 def spanned_by_base(method: Method) -> Method:
-    """Overriding methods get a span of their own otherwise, inside of or around the one of ``super()``."""
+    """Keep an overriding method from getting a span of its own, besides the one of ``super()``."""
     setattr(method, DISPATCHER_SPAN_DECORATED_ATTR, True)
     return method
 

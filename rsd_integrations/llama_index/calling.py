@@ -36,8 +36,8 @@ __all__ = ["ToolCalling"]
 class ToolCalling(FunctionCallingLLM, RSDSettings):
     """``chat_with_tools``, ``predict_and_call`` and their twins.
 
-    LlamaIndex's programs call them by themselves, with ``tool_required`` or a tool of their own making: what
-    is refused then goes out as ``AskedError``.
+    LlamaIndex's programs call these themselves, with ``tool_required`` or a tool of their own making: what
+    is refused then is raised as ``AskedError``.
     """
 
     def stream_chat_with_tools(self, tools: Sequence[BaseTool], *args: Any, **kwargs: Any) -> ChatResponseGen:
@@ -57,7 +57,7 @@ class ToolCalling(FunctionCallingLLM, RSDSettings):
         """Let the model choose a tool, and call it: by its template's tools, or by ReAct without them.
 
         Raises:
-            AskedError: the call was refused, and ``tool_required``.
+            AskedError: the call was refused, and ``tool_required`` was set.
         """
         with asking(bool(kwargs.get("tool_required"))):
             llm, given = self._calling(kwargs)
@@ -78,22 +78,23 @@ class ToolCalling(FunctionCallingLLM, RSDSettings):
         """The calls an answer asks for.
 
         Raises:
-            BackendError: there is none whole, because it was cut off, and ``error_on_no_tool_call``.
-            ValueError: there is none, and ``error_on_no_tool_call``.
+            BackendError: there is no complete call, because the answer was cut off or the forced call is
+                invalid, and ``error_on_no_tool_call``.
+            ValueError: there is no call, and ``error_on_no_tool_call``; or its arguments cannot be read.
         """
-        # Where LlamaIndex asks by itself, it is for an object, and forces the call.
+        # Calls that LlamaIndex itself makes are to give an object, and it forces them.
         return selections(response, required=error_on_no_tool_call, forced=is_asking())
 
     def _calling(self, kwargs: dict[str, Any]) -> tuple[Self, dict[str, Any]]:
-        """Who is to answer, and the arguments that are LlamaIndex's."""
+        """The model that is to answer, and the arguments for LlamaIndex's own method."""
         if self.source.takes_tools:
             return self, kwargs
         own, given = react_arguments(kwargs)
-        # LlamaIndex hands its ReAct agent a model, and no parameters.
+        # LlamaIndex hands its ReAct agent the model but no parameters, so the model has to hold them.
         return self._holding(given) if given else self, own
 
     def _holding(self, given: dict[str, Any]) -> Self:
-        """A copy for which parameters of a call hold."""
+        """A copy that has the parameters of a call as its settings."""
         fields = type(self).model_fields
         check_known(given, [name for name in PER_CALL if name in fields], fixed=fields)
         call = call_settings(self, given)
@@ -134,5 +135,5 @@ class ToolCalling(FunctionCallingLLM, RSDSettings):
 
 
 def _streamed(tools: Sequence[BaseTool], kwargs: dict[str, Any]) -> dict[str, Any]:
-    # Programs require the call, but do not say so where they stream.
+    # LlamaIndex's programs require the call, but do not say so when they stream.
     return {"tool_required": True, **kwargs} if is_program(tools) else kwargs

@@ -21,8 +21,8 @@ __all__ = [
 
 
 class RSDStepEvent(BaseEvent):
-    """A step was committed. The fields are those of ``rsd_integrations.Step`` but for ``accepted``,
-    which the kind of event says, and the threshold.
+    """A step was committed. The fields are the threshold and those of ``rsd_integrations.Step``, except
+    ``accepted``, which the class of the event says.
     """
 
     index: int
@@ -60,7 +60,7 @@ class RSDWorkflowEvent(Event):
     name: str
     """"rsd_step_accepted" or "rsd_step_rejected"."""
     data: dict[str, Any]
-    """The step, but for ``accepted``, and the threshold, of JSON types only."""
+    """The threshold and the step, except ``accepted``; of JSON types only."""
 
 
 def instrumentation_event(step: Step, threshold: float | None, span_id: str | None) -> RSDStepEvent:

@@ -53,9 +53,9 @@ class RSDLLM(StructuredPrediction, AskedByEngines, ToolCalling, CustomLLM):
     """Draft, PRM and target as one LLM.
 
     Every field of ``RSDConfig`` is a field here, and can be given per call. Objects that name the same
-    models share them, and the engine's batches. A chat goes through the models' own chat templates, each
-    model's its own; a completion is one user turn. Messages of one role that follow one another become one
-    turn, with a blank line between.
+    models share the loaded models and the engine's batches. A chat is rendered for each model by its own
+    chat template; a completion is one user turn. Consecutive messages of one role become one turn, with a
+    blank line between them.
 
     Example::
 
@@ -66,11 +66,11 @@ class RSDLLM(StructuredPrediction, AskedByEngines, ToolCalling, CustomLLM):
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, validate_assignment=True)
 
     react_stop: bool = True
-    """Stop at "Observation:" where a chat asks for LlamaIndex's ReAct format, which passes no stop words."""
+    """Stop at "Observation:" in chats in LlamaIndex's ReAct format, whose agent passes no stop words."""
 
     steps_to_workflow: bool = False
-    """Send an ``RSDWorkflowEvent`` for each step into the event stream of the workflow or agent that calls.
-    Steps of calls in threads beside its loop (sync methods in sync tools) do not get there."""
+    """Send an ``RSDWorkflowEvent`` for each step into the event stream of the workflow or agent that makes
+    the call. Calls from threads other than its event loop's (sync methods in sync tools) send none."""
 
     @model_validator(mode="after")
     def _templates_are_the_models(self) -> RSDLLM:
@@ -93,12 +93,13 @@ class RSDLLM(StructuredPrediction, AskedByEngines, ToolCalling, CustomLLM):
 
     @property
     def metadata(self) -> LLMMetadata:
-        """What LlamaIndex wants to know. Before the first call it may load tokenizers, or ask servers.
+        """What LlamaIndex wants to know of the model. Before the first call this may load tokenizers, or ask
+        servers.
 
         Raises:
             RSDError: a tokenizer cannot be loaded, or a server does not answer.
         """
-        # First of all: it brings configs of the hub here, which the window is read from.
+        # ``takes_tools`` goes first: it downloads the models' configs, from which the window is read.
         takes_tools, window = self.source.takes_tools, self.window
         return LLMMetadata(
             context_window=window,
@@ -113,7 +114,7 @@ class RSDLLM(StructuredPrediction, AskedByEngines, ToolCalling, CustomLLM):
         names = {f"{role}_model": name for role, name in self.model_names.items()}
         return {"class_name": self.class_name(), "model_name": self.model or names["target_model"], **names}
 
-    # Completions and chats: one undecorated core under all eight.
+    # Completions and chats: LlamaIndex's decorators around all eight, and one core without them.
 
     @typed(llm_completion_callback())
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
@@ -130,7 +131,7 @@ class RSDLLM(StructuredPrediction, AskedByEngines, ToolCalling, CustomLLM):
 
     @typed(llm_chat_callback())
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        """Answer a chat. Further parameters as of ``complete``, and tools and forms in OpenAI's words."""
+        """Answer a chat. Parameters as for ``complete``; tools and ``response_format`` as in OpenAI's API."""
         return last(self._stream(messages, kwargs, Answer.as_chat))
 
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
@@ -220,7 +221,7 @@ class RSDLLM(StructuredPrediction, AskedByEngines, ToolCalling, CustomLLM):
     def _request(
         self, messages: Sequence[ChatMessage], kwargs: dict[str, Any]
     ) -> tuple[list[Message], CallSettings]:
-        """Checked at once, not when a stream is first read."""
+        """Turns and settings of a call: checked at once, not when a stream is first read."""
         chat = to_chat(messages, self.system_prompt)
         # LlamaIndex's DocumentContextExtractor sends any model headers for Anthropic's servers.
         kwargs = {name: value for name, value in kwargs.items() if name != "extra_headers"}
@@ -241,7 +242,7 @@ class RSDLLM(StructuredPrediction, AskedByEngines, ToolCalling, CustomLLM):
             prompt = self.completion_to_prompt(prompt)
         return [ChatMessage(prompt)]
 
-    # The system prompt goes in front of every chat, once: not again where LlamaIndex puts it together.
+    # ``to_chat`` puts the system prompt in front of every chat: LlamaIndex must not add it once more.
 
     def _extend_messages(self, messages: list[ChatMessage]) -> list[ChatMessage]:
         return messages
@@ -249,12 +250,12 @@ class RSDLLM(StructuredPrediction, AskedByEngines, ToolCalling, CustomLLM):
     def _extend_prompt(self, formatted_prompt: str) -> str:
         return formatted_prompt
 
-    # Keeping.
+    # Saving and restoring.
 
     @model_validator(mode="before")
     @classmethod
     def _without_its_name(cls, data: Any) -> Any:
-        # LlamaIndex writes it into all that is saved, and takes it out in ``from_dict`` alone.
+        # LlamaIndex writes class_name into everything it saves, and only ``from_dict`` removes it again.
         if isinstance(data, dict) and data.get("class_name") == cls.class_name():
             return {name: value for name, value in data.items() if name != "class_name"}
         return data
@@ -267,8 +268,8 @@ class RSDLLM(StructuredPrediction, AskedByEngines, ToolCalling, CustomLLM):
     def custom_model_dump(
         self, handler: SerializerFunctionWrapHandler, info: SerializationInfo
     ) -> dict[str, Any]:
-        """Plain data wherever it is held (caches of ingestion tell extractors by it): live models, pipelines
-        and functions are named.
+        """Plain data, also as part of another object (ingestion caches tell extractors apart by their dumps):
+        live models, pipelines and functions appear as names.
         """
         models = (*ROLES, *LOADING)
         left_out: Sequence[str] = unset_limits(self)
@@ -278,21 +279,21 @@ class RSDLLM(StructuredPrediction, AskedByEngines, ToolCalling, CustomLLM):
             saved = {name: type(self).model_fields[name].default for name in models}
             named = isinstance(self.pipeline, str) and self.pipeline != POCKET
             saved["pipeline"] = self.pipeline if named else self.source.name
-        # The base class dumps whatever it is the method of.
+        # The base class dumps the object on which it is called: here a copy, which holds names.
         data = super(RSDLLM, self.model_copy(update=saved)).custom_model_dump(handler, info)
         return {name: value for name, value in data.items() if name not in left_out}
 
     def to_dict(self, **kwargs: Any) -> dict[str, Any]:
-        """Plain data that ``from_dict`` makes an equal object of, over the same models: but for ``on_step``,
-        callbacks, prompt functions and secrets, which have to be given anew. Live models and pipelines are
-        named; only this process can find them again.
+        """Plain data from which ``from_dict`` makes an equal object over the same models, except for
+        ``on_step``, callbacks, prompt functions and secrets, which have to be given anew. Live models and
+        pipelines are saved by name; only this process can find them again.
 
         Raises:
             ConfigError: the weighting is a function.
         """
         if callable(self.weighting):
             raise ConfigError(
-                f"weighting={self.weighting!r} is a function, which is no data.",
-                hint="Use one of the named weightings, or set it again behind from_dict.",
+                f"weighting={self.weighting!r} is a function, which cannot be saved.",
+                hint="Use one of the named weightings, or set it again after from_dict.",
             )
         return super().to_dict(**kwargs)

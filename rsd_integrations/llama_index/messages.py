@@ -45,7 +45,7 @@ _ROLES = {
 
 
 def to_chat(messages: Sequence[ChatMessage], system_prompt: str | None = None) -> list[Message]:
-    """Chat turns as chat templates take them, the system prompt in front unless it is there.
+    """Chat turns as chat templates take them, with the system prompt in front unless it is there already.
 
     Raises:
         PromptError: there are no messages, one has parts that are not text, or all are empty.
@@ -73,7 +73,7 @@ class Answer:
     """An answer as it grows. ``complete`` and ``chat`` show its end, streams every state.
 
     Args:
-        model: name to tell.
+        model: name to show.
     """
 
     model: str
@@ -86,9 +86,9 @@ class Answer:
     _generation: Generation | None = None
 
     def take(self, event: StepEvent) -> bool:
-        """Whether the event adds something to show."""
+        """Take an event in. Whether it adds something to show."""
         invalid = [call for call in event.tool_calls if isinstance(call, InvalidToolCall)]
-        # LlamaIndex has no place for calls that are none: they show as what they are, text.
+        # LlamaIndex has no place for invalid calls: they are shown as what they are, text.
         self._delta = event.delta + "".join(call.text for call in invalid)
         self._thought = event.reasoning_delta
         self._text += self._delta
@@ -100,7 +100,7 @@ class Answer:
 
     def as_chat(self) -> ChatResponse:
         """The chat response so far."""
-        # Where LlamaIndex's streaming programs look for calls: they do not know blocks.
+        # LlamaIndex's streaming programs look for calls here: they do not know blocks.
         found = {
             "tool_calls": [_openai_call(call) for call in self._calls],
             "invalid_tool_calls": [call.model_dump() for call in self._invalid],
@@ -163,7 +163,7 @@ def _texts(blocks: Sequence[Any], role: MessageRole) -> Iterator[str]:
                 yield from _texts(block.content, role)
             case CitationBlock():
                 yield from _texts([block.cited_content], role)
-            # Thoughts and calls are told elsewhere, cache points are for servers.
+            # Thoughts and calls go elsewhere in the turn; cache points are for servers.
             case ThinkingBlock() | ToolCallBlock() | CachePoint():
                 pass
             case _:
@@ -174,13 +174,13 @@ def _texts(blocks: Sequence[Any], role: MessageRole) -> Iterator[str]:
 
 
 def _calls(message: ChatMessage) -> tuple[list[dict[str, Any]], list[str]]:
-    """The calls of a message, and as text those whose arguments cannot be read."""
+    """The calls of a message, and the text of those whose arguments cannot be read."""
     found = [
         (block.tool_call_id, block.tool_name, block.tool_kwargs)
         for block in message.blocks
         if isinstance(block, ToolCallBlock)
     ]
-    # Where LLMs of older versions keep theirs; newer ones have them in both places.
+    # LLMs of older versions keep their calls here alone, newer ones in both places.
     old = message.additional_kwargs.get("tool_calls") or () if not found else ()
     calls, unread = [], []
     for key, name, given in [*found, *map(_old_call, old)]:
@@ -195,7 +195,9 @@ def _old_call(call: Any) -> tuple[str | None, str, Any]:
     """Id, name and arguments in OpenAI's words or Anthropic's."""
     plain = call.model_dump() if hasattr(call, "model_dump") else call
     if not isinstance(plain, dict):
-        raise PromptError(f"a message has the call {call!r:.200}.", hint="Write it as OpenAI's API has it.")
+        raise PromptError(
+            f"a message has a call of unknown form: {call!r:.200}.", hint="Write it as OpenAI's API has it."
+        )
     function = plain.get("function") or plain
     return plain.get("id"), str(function.get("name")), function.get("arguments", function.get("input"))
 

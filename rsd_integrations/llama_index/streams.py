@@ -1,4 +1,4 @@
-"""Streams of responses: folded to their last, or told to LlamaIndex's callbacks as they are read."""
+"""Streams of responses: folded to the last one, or reported to LlamaIndex's callbacks as they are read."""
 
 from __future__ import annotations
 
@@ -36,14 +36,16 @@ def told_stream(
     kwargs: dict[str, Any],
     start: Callable[[], Generator[Response, None, None]],
 ) -> Generator[Response, None, None]:
-    """A stream told to the callbacks, as by ``llm_chat_callback``, whose own generator leaves the stream it
-    reads open for as long as anybody keeps the error it was left with: a handler, say.
+    """A stream that is reported to the callbacks, as by ``llm_chat_callback``, and closed when it is left.
+
+    The decorator's own generator would leave it open for as long as anybody (a handler, say) keeps the error
+    that ended the reading.
 
     Args:
         callback: LlamaIndex's decorator.
         llm: the model.
-        asked: prompt or messages, to be told.
-        kwargs: parameters of the call, to be told.
+        asked: prompt or messages, for the callbacks.
+        kwargs: parameters of the call, likewise.
         start: starts the stream.
     """
     started: list[Generator[Response, None, None]] = []

@@ -37,9 +37,9 @@ class StructuredPrediction(LLM):
     """``structured_predict`` and its twins.
 
     By default a model that takes tools is made to call one (LlamaIndex's own way), any other to write a
-    document of the form; either is enforced while it writes. Lists, unions and forms that hold themselves
-    are always written as documents. ``pydantic_program_mode="llm"`` asks in words
-    alone, and takes the last object of the answer that fits.
+    document of the form; either is enforced while it writes. Lists, unions and forms that refer to
+    themselves are always written as documents. ``pydantic_program_mode="llm"`` asks in words alone, and
+    takes the last object of the answer that fits.
     """
 
     def structured_predict(
@@ -137,15 +137,15 @@ class StructuredPrediction(LLM):
         return given, get_program_for_llm(output_cls, prompt, self, pydantic_program_mode=mode)
 
     def _by_tools(self, output_cls: type[BaseModel]) -> bool:
-        """Whether LlamaIndex's own programs do it."""
+        """Whether a program of LlamaIndex's own makes the object."""
         mode = self.pydantic_program_mode
         if mode not in (PydanticProgramMode.DEFAULT, PydanticProgramMode.FUNCTION):
             return mode != PydanticProgramMode.LLM
-        # LlamaIndex's tools lose all but the root's properties: of lists, unions and forms that hold
+        # LlamaIndex's tools lose all but the root's properties: for lists, unions and forms that refer to
         # themselves nothing would be enforced.
         if "properties" not in output_cls.model_json_schema():
             return False
-        # They take arguments for Python's objects, which strict forms refuse: a date is a string there.
+        # LlamaIndex validates arguments as Python objects: strict forms refuse the string of a date there.
         if output_cls.model_config.get("strict"):
             return False
         return mode == PydanticProgramMode.FUNCTION or self.metadata.is_function_calling_model
@@ -157,8 +157,8 @@ class StructuredPrediction(LLM):
         llm_kwargs: dict[str, Any],
         prompt_args: dict[str, Any],
     ) -> tuple[list[ChatMessage], dict[str, Any], Callable[[type[Form], ChatResponse], Form]]:
-        """What to ask and how, and how to read the answer. The form is in the prompt: what is enforced is
-        better known.
+        """What to ask and how, and how to read the answer. The prompt holds the form even where it is
+        enforced: a model should know what it is held to.
         """
         messages = LastJSONParser(output_cls).format_messages(self._get_messages(prompt, **prompt_args))
         if self.pydantic_program_mode == PydanticProgramMode.LLM:
@@ -205,7 +205,7 @@ class LastJSONParser(PydanticOutputParser[Form]):
         error: Exception | None = None
         for found in reversed(list(_objects(text))):
             try:
-                # As JSON: for a strict model a date is a string there alone.
+                # As JSON: there alone a strict model takes a string for a date.
                 fitting: Form = self._output_cls.model_validate_json(json.dumps(found))
             except ValidationError as wrong:
                 error = error or wrong
@@ -232,7 +232,8 @@ def _objects(text: str) -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def _fitting(form: type[BaseModel]) -> Iterator[None]:
-    """LlamaIndex fills windows up to ``num_output``, and does not know what the form adds to the prompt.
+    """Say why a prompt is too long: LlamaIndex fills the window up to ``num_output``, and does not count
+    what the form adds.
 
     Raises:
         AskedError: prompt and form are too long.
@@ -251,7 +252,7 @@ def _fitting(form: type[BaseModel]) -> Iterator[None]:
 
 
 def _own_form(llm_kwargs: dict[str, Any] | None) -> dict[str, Any]:
-    """Parameters of the call, a copy: LlamaIndex's programs take some out.
+    """Parameters of the call: a copy, because LlamaIndex's programs take some out.
 
     Raises:
         AskedError: they ask for another form.

@@ -75,13 +75,13 @@ def chat_arguments(
 
 def _offered(tool: BaseTool) -> dict[str, Any]:
     made = tool.metadata.to_openai_tool(skip_length_check=True)
-    # OpenAI's names have no spaces, dots and brackets. LlamaIndex looks a call up by the name it was given.
+    # Made names are OpenAI's, with "_" for spaces, dots and brackets; LlamaIndex looks tools up by their own.
     made["function"]["name"] = tool.metadata.name
     return made
 
 
 def is_program(tools: Sequence[BaseTool] | None) -> bool:
-    """Whether a program of LlamaIndex asks, by the tool that it makes of a form."""
+    """Whether a program of LlamaIndex makes the call: its tool is one that programs make of a form."""
     return any(
         isinstance(tool, FunctionTool) and tool.real_fn.__module__ == get_function_tool.__module__
         for tool in tools or ()
@@ -96,7 +96,8 @@ def selections(response: ChatResponse, *, required: bool, forced: bool) -> list[
         forced: the model could write nothing else.
 
     Raises:
-        BackendError: it was cut off, at a limit or (where it was forced) by a stop string.
+        BackendError: there has to be one, and the answer was cut off at a limit; or it was forced, and a stop
+            string cut it off, or it is invalid.
         ValueError: there is none, and there has to be one; or one cannot be read.
     """
     calls = [block for block in response.message.blocks if isinstance(block, ToolCallBlock)]
@@ -124,7 +125,7 @@ def read_arguments(given: Any) -> dict[str, Any] | None:
 
 
 def cut(response: ChatResponse, what: str) -> Flaw | None:
-    """What is wrong with an answer that a limit ended. ``what``: it was to be."""
+    """What is wrong with an answer that a limit ended. ``what``: what it was to be."""
     reason = response.raw.get("finish_reason") if response.raw else None
     return cut_off(response.message.content or "", reason, what)
 
@@ -133,7 +134,7 @@ def refuse(flaw: Flaw | None) -> None:
     """Raise what is wrong, if anything is.
 
     Raises:
-        BackendError: it is.
+        BackendError: something is.
     """
     if flaw is not None:
         raise BackendError(flaw.message, hint=flaw.hint)
@@ -152,7 +153,7 @@ def _wrong_call(message: ChatMessage) -> Flaw:
 
 
 def _is_whole(text: str) -> bool:
-    """Whether the JSON of a call is, be it right or wrong: Python's parser takes numbers that are none."""
+    """Whether the JSON of a call is complete, valid or not: Python's parser also takes NaN and the like."""
     try:
         json.JSONDecoder().raw_decode(text, max(0, text.find("{")))
     except (ValueError, RecursionError):
@@ -163,7 +164,7 @@ def _is_whole(text: str) -> bool:
 def _arguments_of(call: ToolCallBlock) -> dict[str, Any]:
     arguments = read_arguments(call.tool_kwargs)
     if arguments is None:
-        # Without them, tools that need none would run.
+        # With none in their place, a tool that needs none would run.
         raise ValueError(
             f"The arguments of {call.tool_name!r} are no JSON object: {call.tool_kwargs!r:.300}."
         )
@@ -171,7 +172,7 @@ def _arguments_of(call: ToolCallBlock) -> dict[str, Any]:
 
 
 def one_call(response: ChatResponse) -> ChatResponse:
-    """With the first call alone."""
+    """The response with its first call alone."""
     message = response.message
     calls = [index for index, block in enumerate(message.blocks) if isinstance(block, ToolCallBlock)]
     message.blocks = [block for index, block in enumerate(message.blocks) if index not in calls[1:]]

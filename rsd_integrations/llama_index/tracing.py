@@ -35,7 +35,7 @@ Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 
 def typed(decorator: Callable[..., Any]) -> Callable[[Decorated], Decorated]:
-    """A decorator of LlamaIndex's, which makes ``Any`` of what it decorates, for type checkers."""
+    """A decorator of LlamaIndex's, typed as keeping what it decorates: its own result is ``Any``."""
     return decorator
 
 
@@ -52,9 +52,9 @@ class StepSpans:
     """Tells LlamaIndex of one generation (a ``Teller``).
 
     Args:
-        call: the call's settings, the threshold resolved.
-        context: a copy of the one the model was called in.
-        to_workflow: whether the workflow that calls, if one does, gets the steps in its event stream.
+        call: the call's settings, with the threshold resolved.
+        context: a copy of the context the model was called in.
+        to_workflow: whether a workflow that makes the call gets the steps in its event stream.
     """
 
     def __init__(self, call: CallSettings, context: contextvars.Context, *, to_workflow: bool) -> None:
@@ -100,7 +100,7 @@ class StepSpans:
         bound = inspect.Signature(names).bind(**inputs)
         span_id, tags, outer = f"rsd_{part}-{uuid4()}", dict(active_instrument_tags.get()), _otel_span()
         _dispatcher.span_enter(span_id, bound, parent_id=self._current, tags=tags)
-        # Where no handler made an OpenTelemetry span of it, the current one is somebody else's.
+        # Unless a handler made an OpenTelemetry span of this one, the current one is somebody else's.
         own = _otel_span()
         self._open.append(_Span(span_id, bound, None if own is outer else own))
         active_span_id.set(span_id)
@@ -126,10 +126,10 @@ def _mark(span: Any, values: Mapping[str, Any]) -> None:
 
 
 def _workflow_writer(threshold: float | None) -> Callable[[Step], object] | None:
-    """Into the event stream of the workflow whose step calls, if one does."""
+    """Writes steps into the event stream of the workflow whose step makes the call; None if none does."""
     try:
         context: Context[Any] = Context.get_step_context()
         asyncio.get_running_loop()
-    except (WorkflowRuntimeError, RuntimeError):  # No workflow; a thread beside its loop.
+    except (WorkflowRuntimeError, RuntimeError):  # No workflow; or a thread other than its loop's.
         return None
     return lambda step: context.write_event_to_stream(workflow_event(step, threshold))

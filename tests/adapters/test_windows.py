@@ -123,7 +123,7 @@ def test_the_windows_of_the_models_that_run_count(mode: str, tmp_path: Any) -> N
 
 @pytest.mark.parametrize("kind", [ChatRSD, RSDLLM])
 def test_more_tokens_than_the_window_holds_are_refused(kind: Any) -> None:
-    with pytest.raises(ValueError, match=r"max_tokens=1024 leave no room for a prompt in a window of 1024"):
+    with pytest.raises(ValueError, match=r"max_tokens=1024 leaves no room for a prompt in a window of 1024"):
         kind.pocket(max_tokens=1024)
     with pytest.raises(ValueError, match="window of 300"):
         kind.pocket(max_tokens=500, max_length=300)

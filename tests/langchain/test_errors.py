@@ -12,7 +12,6 @@ from langchain_core import exceptions
 from langchain_core.messages import HumanMessage
 
 from rsd_integrations import errors
-from rsd_integrations.functions import RewardFunction
 from rsd_integrations.langchain import ChatRSD
 from rsd_integrations.langchain.errors import langchain_errors
 from rsd_integrations.testing import scripted_pipeline
@@ -84,5 +83,5 @@ def test_a_reward_function_that_fails_is_tried_again() -> None:
     def judge(prompt: Any, steps: Any) -> float:
         raise ConnectionError("the judge is away")
 
-    with ChatRSD.from_pipeline(_pocket(RewardFunction(judge))) as llm:  # type: ignore[attr-defined]
+    with ChatRSD.pocket(prm=judge) as llm:
         assert asked_again(llm, errors.RewardError) == 3

@@ -13,10 +13,10 @@ __all__ = ["no_progress_bars"]
 
 @contextmanager
 def no_progress_bars(*, anywhere: bool = False) -> Iterator[None]:
-    """None meanwhile where they would fill a log: they are for terminals and notebooks.
+    """Within, no progress bars but in terminals and notebooks: elsewhere they would fill a log.
 
     Args:
-        anywhere: nor there.
+        anywhere: not even there.
     """
     silenced = logging.is_progress_bar_enabled() and (anywhere or not _is_watched())
     if silenced:

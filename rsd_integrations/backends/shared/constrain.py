@@ -35,7 +35,7 @@ _KEPT = 32
 """Compiled grammars a model keeps."""
 
 _MOST_REMAINDERS = 100_000
-"""Of a multiple: the grammar has a state for each, and takes half a second to compile for so many."""
+"""Remainders of a ``multipleOf``: each is a state of the grammar. So many take half a second to compile."""
 
 
 class Constraint:
@@ -67,7 +67,7 @@ class Constraint:
         allowed = np.zeros(size, np.bool_)
         allowed[: len(bits)] = bits
         if np.count_nonzero(allowed) == 1 and not self.takes(int(allowed.argmax())):
-            # Text that a schema prescribes may spell a control token, and llguidance takes it for that.
+            # Text that a schema prescribes may spell a control token, and llguidance then allows that alone.
             text = self._matcher.compute_ff_bytes().decode(errors="ignore")
             allowed = np.zeros(size, np.bool_)
             allowed[list(self._spell(text)[:1])] = True
@@ -90,7 +90,7 @@ class Constraint:
         Raises:
             BackendError: one of them was not allowed.
         """
-        # An end of sequence ends the answer; which ids mean it may differ between the models.
+        # An end of sequence ends the answer and is no part of the form; its ids may differ between models.
         for token in (token for token in tokens if token not in self._eos_ids):
             if not self._matcher.consume_token(token):
                 raise BackendError(
@@ -141,7 +141,7 @@ class Grammars:
         return encode_plain(self._tokenizer, text, never=never)
 
     def check(self, output: Output) -> None:
-        """Compile it, or say why that cannot be.
+        """Compile an output, or say why that cannot be done.
 
         Raises:
             ConfigError: as ``open``.
@@ -182,7 +182,7 @@ class Grammars:
         """Lark source: thinking if there may be any, then calls, a document or text.
 
         Args:
-            thought: the thinking is over, and nothing is behind it yet.
+            thought: the thinking is over, and nothing has been written behind it yet.
         """
         _check_multiples([output.schema, *(schema for _, schema in output.functions)])
         apart = bool(tags and tags.lead)  # Thoughts, words and calls are messages of their own.
@@ -204,7 +204,7 @@ class Grammars:
         return LLMatcher.grammar_from_lark("\n".join(rules))
 
     def _thinking(self, tags: ReasoningTags) -> list[str]:
-        """Free text up to the closing tag, which the prompt may have opened."""
+        """Rules for the thinking: free text up to the closing tag. The prompt may have opened it."""
         token = self._token(tags.closing)
         thought = "thought" if tags.open_in_prompt else f"({self._literal(tags.opening)} thought)?"
         rules = [f"start: {thought} answer"]
@@ -215,8 +215,8 @@ class Grammars:
         return [*rules, f"thought: THOUGHT {token} {behind}", "THOUGHT: /(.|\\n)*/"]
 
     def _said(self, rule: str, tags: ReasoningTags | None, thought: bool) -> list[str]:
-        """How words or a document are written: with what marks them, which headers must and others may."""
-        if tags is None or not tags.answer or (tags.lead and thought):  # A header was there to tell it.
+        """How words or a document are written: between marks, which only headers make obligatory."""
+        if tags is None or not tags.answer or (tags.lead and thought):  # Its header is there already.
             return [rule]
         marked = f"{self._literal(tags.answer)} {rule} {self._literal(tags.end)}"
         return [marked] if tags.lead else [marked, rule]
@@ -249,7 +249,7 @@ class Grammars:
         return rules
 
     def _words(self) -> list[str]:
-        """Text that begins no call, and such with calls behind it."""
+        """Rules for text without calls, and for text with calls behind it."""
         assert self._form is not None
         before, opening = self._form.before, self._form.opening
         rules = ["words: WORDS", "words_and_calls: words calls"]
@@ -257,7 +257,7 @@ class Grammars:
             return [*rules, r"WORDS: /\s*([^{\[\s](.|\n)*)?/"]
         if self._token(opening):
             return [*rules, r"WORDS: /(.|\n)*/"]
-        # One piece with what begins a call: where else text ends, no lexer would know.
+        # One terminal with what begins a call: else no lexer could tell where the text ends.
         rest = self._literal(before[before.index(opening) + len(opening) :])
         return [
             rules[0],
@@ -290,7 +290,7 @@ class Grammars:
         return self._vocabulary.decode_str(list(tokens))
 
     def _token(self, text: str) -> str | None:
-        """A text that is one token of markup, as a grammar names it."""
+        """A text that is one token of markup, as a grammar names it; None of others."""
         ids = encode_markup(self._tokenizer, text)
         return f"<[{ids[0]}]>" if len(ids) == 1 and self._vocabulary.is_special_token(ids[0]) else None
 
@@ -301,7 +301,7 @@ def _reason(matcher: LLMatcher) -> str:
 
 
 def _check_multiples(schemas: Any) -> None:
-    """Refuse what would take minutes or hours to compile, for which nobody can be told to stop.
+    """Refuse what would take minutes or hours to compile, which cannot be interrupted.
 
     Raises:
         ConfigError: the multiples of numbers have too many remainders.

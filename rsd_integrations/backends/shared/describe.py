@@ -46,7 +46,7 @@ def model_info(
     threshold: float | None = None,
     longest: int | None = None,
 ) -> ModelInfo:
-    """A model's numbers for accounting and messages. ``longest`` window: by its config, if not given."""
+    """A model's numbers for accounting and messages. ``longest``: window; by default the config's."""
     config = text_config(config)
     only_sliding = set(attention) == {"sliding_attention"}
     return ModelInfo(
@@ -91,7 +91,7 @@ def attention_kinds(config: Any) -> AttentionKinds:
         "chunked_attention": (None, chunk),
         "hybrid_sliding": (window, None),
     }
-    # What is no attention (linear, mamba) counts as full: servers run it, too.
+    # Layers without attention (linear, mamba) count as full: servers run them, too.
     return {kind: sizes.get(kind, (None, None)) for kind in kinds}
 
 
@@ -121,7 +121,7 @@ def _first(config: Any, names: Sequence[str]) -> int | None:
 
 
 def _read_by_text(model: torch.nn.Module, config: Any) -> list[torch.nn.Module]:
-    """A model, or of one that sees and hears what does neither."""
+    """The parts that text passes through: of a multimodal model those that neither see nor hear."""
     decoder = getattr(model, "get_decoder", lambda: None)()
     if config is model.config or decoder in (None, model):
         return [model]
@@ -149,7 +149,7 @@ def eos_ids(generation_config: Any, tokenizer: Any) -> frozenset[int]:
 
 
 def hidden_ids(tokenizer: Any) -> frozenset[int]:
-    """Special tokens have no text, but for those of the thinking markup."""
+    """Special tokens, which have no text, except those of the thinking markup."""
     shown = {token_id(tokenizer, tag) for tag in marking_tokens(tokenizer, reasoning_tags(tokenizer))}
     added = tokenizer.added_tokens_decoder.items()
     special = {index for index, token in added if token.special} | set(tokenizer.all_special_ids)

@@ -8,10 +8,10 @@ from typing import Any
 __all__ = ["HALF", "Detokenizer", "decoder"]
 
 HALF = "\N{REPLACEMENT CHARACTER}"
-"""What a character is shown as whose bytes are not all there."""
+"""What a character is decoded to if not all its bytes are there."""
 
 _MOST_BYTES = 4
-"""Of one character: as many tokens, at most, may be needed to see it."""
+"""Bytes of one character at most, and so the tokens that it may need."""
 
 
 class Detokenizer:
@@ -28,7 +28,7 @@ class Detokenizer:
         self._decode = decoder(tokenizer)
         self._hidden = hidden
         self._shown: tuple[int, ...] = ()
-        """The last tokens that were shown, whole characters: one alone may lose its leading space."""
+        """The last tokens that were shown, of whole characters: a token alone may lose its leading space."""
         self._shown_text = ""
         """Their text."""
         self._half: tuple[int, ...] = ()
@@ -48,7 +48,7 @@ class Detokenizer:
         if len(tokens) < _MOST_BYTES:
             self._half = tokens
             return ""
-        # It never was a character.
+        # These bytes are no character.
         return self._show(tokens[:1], tokens[1:], self._decode((*self._shown, tokens[0])))
 
     def _show(self, tokens: tuple[int, ...], half: tuple[int, ...], text: str) -> str:
@@ -58,7 +58,7 @@ class Detokenizer:
 
     @property
     def holds(self) -> bool:
-        """Whether text is held back, which may come with any token."""
+        """Whether text is held back, which any further token may release."""
         return bool(self._half)
 
     def rest(self) -> str:
@@ -75,7 +75,7 @@ class Detokenizer:
 
 
 def decoder(tokenizer: Any) -> Callable[[Sequence[int]], str]:
-    """The text of tokens, special ones included, as it is.
+    """A function from tokens to their text, special ones included, and nothing cleaned up.
 
     Args:
         tokenizer: of transformers.

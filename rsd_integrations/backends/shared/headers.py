@@ -14,22 +14,22 @@ from rsd_integrations.thoughts import ReasoningTags
 __all__ = ["CALLS", "Messages"]
 
 CALLS = CallFormat("<|channel|>commentary to=functions.", " <|constrain|>json<|message|>", "")
-"""As gpt-oss was trained to write them: its template writes the words of a header in another order."""
+"""Calls as gpt-oss was trained to write them: its template has the words of a header in another order."""
 
 _TO = "to="
 _CALLED = re.compile(rf"\b{_TO}(?:functions\.)?([^\s<]+)")
 
 _LONGEST = 96
-"""Tokens of a header, from which it is none."""
+"""Tokens; what is as long as this is no header."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Stands:
     """Where a text stands.
 
-    ``header``: the tokens of one that has begun. ``started``: by a token of its own; a prompt ends with
-    another's start. ``thinks``: within the thinking. ``over``: a message has ended, and its successor has not
-    begun.
+    ``header``: the tokens of a header that has begun; None outside of headers. ``started``: it began with a
+    token of its own (the first one's start is the end of the prompt). ``thinks``: within the thinking.
+    ``over``: a message has ended, and the next one has not begun.
     """
 
     header: tuple[int, ...] | None = ()
@@ -39,13 +39,13 @@ class _Stands:
 
 
 class Messages(Detokenizer):
-    """Shows headers as nothing, but for what opens the thinking. What closes it is shown once it is known
+    """Hides the headers of messages, except what opens the thinking. What closes it is shown once it is known
     that no further thoughts follow.
 
     Args:
         hidden: as of a ``Detokenizer``.
         tags: with a ``lead``.
-        calls: how a header is shown that calls a tool; None: as nothing.
+        calls: how to show a header that calls a tool; None: it is hidden like the others.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Messages(Detokenizer):
         return self._behind() + super()._push(token)
 
     def _within(self, header: tuple[int, ...]) -> str:
-        """A header goes on, unless it is none."""
+        """The text of a header that may go on: none, or all of it if it turns out not to be a header."""
         begun = self._stands.started or _TO.startswith(self._decode(header).lstrip()[: len(_TO)])
         if begun and len(header) < _LONGEST:
             self._stands = replace(self._stands, header=header)
@@ -84,14 +84,14 @@ class Messages(Detokenizer):
         return "".join(super(Messages, self)._push(token) for token in header)
 
     def _headed(self, header: tuple[int, ...]) -> str:
-        """What a whole header is shown as."""
+        """What to show for a whole header."""
         text = self._decode(header)
         called = _CALLED.search(text) if self._calls else None
         thinks = called is None and text.endswith(self._tags.opening)
         if thinks and self._stands.thinks:
             shown = "\n\n"
         else:
-            # Some go on without an end.
+            # Some messages have no end before the next header.
             self._stands = replace(self._stands, over=self._stands.over or self._stands.thinks)
             shown = self._behind() + self._tags.opening * thinks
         self._stands = _Stands(None, thinks=thinks)
@@ -100,7 +100,7 @@ class Messages(Detokenizer):
         return shown
 
     def _behind(self) -> str:
-        """What stands for the end of the message before."""
+        """What to show for the end of the message before."""
         stands = self._stands
         if not stands.over:
             return ""
@@ -109,7 +109,7 @@ class Messages(Detokenizer):
 
     @property
     def holds(self) -> bool:
-        """Whether text is held back, which may come with any token."""
+        """Whether text is held back, which any further token may release."""
         return bool(self._stands.header) or super().holds
 
     def rest(self) -> str:

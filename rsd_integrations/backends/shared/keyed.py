@@ -55,24 +55,25 @@ class KeyedRules:
         self._quotes = " ".join(parts(keyed.quotes))
         self._known: dict[str, str] = {}
         behind = parts(keyed.quotes or keyed.after)
-        # Text ends by the first text behind it, as one piece with it: where else, no lexer would know.
+        # A value's text and the first literal behind it are one terminal: else no lexer could tell where the
+        # text ends.
         plain = bool(behind) and behind[0].startswith('"')
         self._end = json.loads(behind[0]) if plain else ""
         self._rest = " ".join(behind[plain:])
         self._strict = strict
         self.rules: list[str] = []
-        """Of all arguments, and what they are made of."""
+        """The rules of all arguments and of their parts."""
 
     def arguments(self, tool: str, name: str, schema: Mapping[str, Any]) -> str:
         """What may stand behind the name of a tool and before the end of its call.
 
         Args:
             tool: begins the names of its rules.
-            name: its own, for messages.
+            name: the tool's own, for messages.
             schema: of its arguments.
         """
         self._check(name, self._closing)
-        self._known = {}  # What references refer to is each tool's own.
+        self._known = {}  # References are to each tool's own definitions.
         ways = []
         for number, one in enumerate(named_properties(schema)):
             self._refuse(f"the arguments of {name!r}", one, _OF_ARGUMENTS)
@@ -81,7 +82,7 @@ class KeyedRules:
 
     def _object(self, rule: str, one: Mapping[str, Any], root: Mapping[str, Any]) -> str:
         required = one["required"]
-        # What is required and described nowhere has to be there all the same.
+        # A required argument that is not described has to be there all the same.
         properties = {**one["properties"], **{key: {} for key in required if key not in one["properties"]}}
         made = []
         for number, (key, schema) in enumerate(properties.items()):
@@ -102,7 +103,7 @@ class KeyedRules:
         return self._in_order(rule, made, more is not False)
 
     def _in_order(self, rule: str, arguments: Sequence[tuple[str, bool]], more: bool) -> str:
-        """Arguments one after the other, those that need not be there or not.
+        """Arguments one after the other, where optional ones may be left out.
 
         Args:
             arguments: the rule of each, and whether it has to be there.
@@ -111,7 +112,7 @@ class KeyedRules:
         behind = f"({self._apart} {rule}_more)*" if more else '""'
         alone = f"({rule}_more {behind})?" if more else '""'
         for name, needed in reversed(arguments):
-            # Behind others, and as the first.
+            # One rule for behind another argument, one for being the first.
             self.rules.append(f"{name}_on: ({self._apart} {name}){'' if needed else '?'} {behind}")
             self.rules.append(f"{name}_off: {name} {behind}{'' if needed else f' | {alone}'}")
             behind, alone = f"{name}_on", f"{name}_off"
@@ -135,17 +136,17 @@ class KeyedRules:
         ways += [self._text(f"{rule}_{number}", one, others) for number, one in enumerate(texts)]
         for one in found:
             left = kinds(one) - {"string"}
-            # Text may be anything already.
+            # Text that may be anything allows these already.
             if not free and left and not _prescribed(one):
                 ways.append(self._spelled({**defined, **one, "type": sorted(left)}, left))
         return f"({' | '.join(dict.fromkeys(ways))})"
 
     def _requoted(self, rule: str, schema: Any, root: Mapping[str, Any]) -> str:
-        """A value with quotes that are not JSON's."""
+        """A value in a format whose quotes are not JSON's."""
         known = json.dumps(schema, sort_keys=True, default=str)
         if known in self._known:
             return self._known[known]
-        self._known[known] = rule_of = f"{rule}_value"  # Before it is made: it may hold itself.
+        self._known[known] = rule_of = f"{rule}_value"  # Before it is made: a schema may refer to itself.
         ways: list[str] = []
         for number, one in enumerate(branches(schema, root)):
             prescribed, allowed = _prescribed(one), kinds(one) or _ALL
@@ -190,7 +191,7 @@ class KeyedRules:
         return json.dumps(self._keyed.write(value))
 
     def _spelled(self, schema: Mapping[str, Any], allowed: frozenset[str]) -> str:
-        """JSON, but for true, false and null, which the model may know as Python's."""
+        """A value as JSON, except true, false and null, which the model may write as Python does."""
         said, left = self._own_words(allowed)
         ways = [self._closed(word) for word in said]
         if left or not said:
@@ -212,7 +213,7 @@ class KeyedRules:
         return self._closed(text)
 
     def _closed(self, text: str) -> str:
-        """A text and what closes it, one piece."""
+        """A text and what closes it, as one piece."""
         piece = json.dumps(text + self._end) if text + self._end else ""
         return f"{piece} {self._rest}".strip() or '""'
 
@@ -220,7 +221,7 @@ class KeyedRules:
         """Any text that follows a schema, and what closes it.
 
         Args:
-            beside: types of what may stand there instead.
+            beside: types of values that may stand there instead of text.
         """
         self._refuse("text", schema, _OF_TEXT)
         found = {"length": _sized(schema), "pattern": _searched(schema), "format": _formatted(schema)}
@@ -228,12 +229,12 @@ class KeyedRules:
             if found[keyword] is None:
                 raise _not_enforced(f"{keyword} {schema[keyword]!r:.200} of text")
         forms = [form for form in found.values() if form is not None]
-        # Nothing in it ends it, nor the call.
+        # The text must not hold what ends it or the call.
         marks = sorted({self._keyed.after.strip(), self._keyed.quotes, self._closing} - {""})
-        # A lexer that counts, too, comes to an end with fewer states only.
+        # Together with a length or pattern the exact rule would take a lexer too many states.
         forms += [_without_heads(marks)] if forms else [f"/{_ANY}/", *map(_without, marks)]
         if begun := "".join(sign for kind, sign in (("array", "["), ("object", "{")) if kind in beside):
-            forms.append(rf"/([^{escaped(begun)}](.|\n)*)?/")  # Else no lexer would know which it is.
+            forms.append(rf"/([^{escaped(begun)}](.|\n)*)?/")  # Else no lexer could tell them apart.
         name = rule.upper()
         end = f" {json.dumps(self._end)}" if self._end else ""
         self.rules.append(f"{rule}_text: {name}\n{name}: {name}_BODY{end}\n{name}_BODY: {' & '.join(forms)}")
@@ -286,21 +287,21 @@ def _without(mark: str) -> str:
 
 
 def _without_heads(marks: Sequence[str]) -> str:
-    """A text without the first two signs of these, which few texts hold."""
+    """A text in which no first character of these marks is followed by a second one, as it rarely is."""
     first = escaped("".join({mark[0] for mark in marks}))
     second = escaped("".join({mark[1:2] for mark in marks}))
     return f"/([^{first}]|[{first}]+[^{first}{second}])*[{first}]*/"
 
 
 def _searched(schema: Mapping[str, Any]) -> str | None:
-    """A pattern, which may be anywhere in a text; None where llguidance knows no such."""
+    """A pattern, which may match anywhere in a text; None where llguidance does not know its syntax."""
     pattern = schema.get("pattern")
     if not isinstance(pattern, str):
         return None
     begins, ends = pattern.startswith("^"), re.search(r"(?<!\\)(\\\\)*\$$", pattern) is not None
     bare = pattern[begins : len(pattern) - ends]
     if (begins or ends) and _alternates(bare):
-        return None  # The anchor is of one alternative only.
+        return None  # The anchor belongs to one alternative only.
     made = f"{'' if begins else _ANY}({bare}){'' if ends else _ANY}"
     made = re.sub(r"(\\.)|/", lambda found: found[1] or r"\/", made.replace("\n", r"\n"))
     flaw = LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(f"start: X\nX: /{made}/"))

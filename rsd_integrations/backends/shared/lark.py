@@ -9,7 +9,7 @@ from typing import Any
 __all__ = ["escaped", "json_rule"]
 
 _COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-"""As json.dumps writes it. White space that may go on for ever does, with a weak model."""
+"""White space as json.dumps writes it. Where it may go on forever, a weak model goes on forever."""
 
 
 def json_rule(schema: Mapping[str, Any], *, strict: bool) -> str:
@@ -20,5 +20,5 @@ def json_rule(schema: Mapping[str, Any], *, strict: bool) -> str:
 
 def escaped(text: str) -> str:
     """A text within a regular expression."""
-    # By their codes: a backslash makes other things of some signs ("\\<" is the start of a word).
+    # By code points: a backslash gives some characters another meaning ("\\<" is the start of a word).
     return "".join(char if char.isalnum() else f"\\x{{{ord(char):x}}}" for char in text)

@@ -1,4 +1,4 @@
-"""How long torch's CPU threads wait for each other awake."""
+"""How long torch's CPU threads spin while they wait for each other."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _SETTING, _SPINS = "GOMP_SPINCOUNT", "3000"
 def import_torch() -> None:
     """Load torch, if nobody has yet, with threads that soon fall asleep while they wait for each other.
 
-    Awake they take the time of those they wait for where other processes are at work too: sixteen pocket
-    requests took more than ten times as long then. On an idle machine they are a tenth faster at most
-    (dev/speed.md). libgomp reads the setting when it is loaded and never again, so that nobody else need
-    see it; what a user has set stands.
+    Spinning threads take time from those they wait for if other processes are at work, too: sixteen pocket
+    requests took more than ten times as long then. On an idle machine spinning is a tenth faster at most
+    (dev/speed.md). libgomp reads the setting only when it is loaded, so it is removed again at once; what a
+    user has set stands.
     """
     if "torch" in sys.modules or {_SETTING, "OMP_WAIT_POLICY"} & set(os.environ):
         return

@@ -42,7 +42,7 @@ _BLANK = r"(?:\^|(?:\\[snrt]|[\n ])[*+?]{0,2})*"
 _PATTERN = re.compile(
     rf"(?s){_BLANK}(?P<either>\(\?:\^\|)?{_BLANK}(?P<text>.*?){_BLANK}(?(either)\)){_BLANK}"
 )
-"""A pattern that is a text but for white space around it and, of what opens a field, for its start."""
+"""Matches patterns that are a fixed text, but for white space around it and, at a field's opening, "^"."""
 
 
 def reasoning_tags(tokenizer: Any, prompt: tuple[int, ...] = ()) -> ReasoningTags | None:
@@ -98,7 +98,7 @@ def literal(field: Mapping[str, Any], name: str) -> str | None:
 
 
 def _anchor(field: Mapping[str, Any], name: str) -> str | None:
-    """The same, or what its pattern comes to if that is a text."""
+    """The same, or the text that the field's pattern matches if it matches just one."""
     pattern = field.get(f"{name}_pattern")
     found = _PATTERN.fullmatch(pattern) if isinstance(pattern, str) else None
     text = re.sub(r"\\(\W)", "\0\\1", found["text"]) if found else ""
@@ -108,7 +108,9 @@ def _anchor(field: Mapping[str, Any], name: str) -> str | None:
 
 
 def _from_chat_template(tokenizer: Any) -> ReasoningTags | None:
-    """Tokens of a vocabulary alone tell nothing, but for <think>: all of Mistral's have [THINK]."""
+    """Known tags that the template writes. That a vocabulary has their tokens is no sign of thinking, except
+    for <think>: all of Mistral's vocabularies have [THINK].
+    """
     source = chat_template_text(tokenizer)
     added = {token.content for token in added_tokens(tokenizer)}
     named = [
@@ -119,12 +121,12 @@ def _from_chat_template(tokenizer: Any) -> ReasoningTags | None:
             return tags
     if {"<think>", "</think>"} <= added:
         return ReasoningTags()
-    # As text, but for messages: their headers are told from text by tokens.
+    # Tags that are text. Not those of messages: only tokens tell their headers from text.
     return next((tags for tags in named if not tags.lead), None)
 
 
 def _named(tags: ReasoningTags, source: str, added: set[str]) -> ReasoningTags:
-    """With what marks the answer where a template writes it, or, if it is text, tells the model to."""
+    """Tags with the answer's marks only if a template writes these or, if they are text, asks for them."""
     told = tags.answer in source and tags.end in source
     if tags.answer.startswith(tuple(added)):
         return tags if told else replace(tags, answer="", end="")

@@ -16,7 +16,7 @@ __all__ = ["StepFeeds", "prompt_tokens", "scored"]
 
 
 class StepFeeds:
-    """The tokens of one request's steps in a PRM, each behind the last.
+    """The tokens of one request's steps in a PRM, one step after the other.
 
     Args:
         form: of the PRM.
@@ -29,7 +29,7 @@ class StepFeeds:
         self._laid: tuple[str, Feed] | None = None
 
     def lay_out(self, base: int, body: str) -> tuple[int, Feed]:
-        """The tokens to score a step by, and behind how many others they stand.
+        """How many tokens stand before a step, and the tokens to score it by.
 
         Args:
             base: length of the committed part.
@@ -37,12 +37,12 @@ class StepFeeds:
         """
         if body:
             return base, self._feed(body)
-        # The last step's reward: it was written by the target, so nobody has asked for it yet.
+        # The last step's reward, which nobody has asked for yet: the target wrote that step.
         assert self._last is not None
         return self._last
 
     def commit(self, base: int, body: str) -> tuple[int, ...]:
-        """Commit a step. Its tokens that stay."""
+        """Commit a step. Returns its tokens, without those that only served to read the reward."""
         feed = self._feed(body)
         self._last, self._laid = (base, feed), None
         self._steps += 1
@@ -63,20 +63,20 @@ def prompt_tokens(form: PRMFormat, prompt: Prompt) -> tuple[int, ...]:
     """A prompt as a format wants it.
 
     Raises:
-        RSDError: it cannot lay it out.
+        RSDError: the format cannot lay it out.
     """
     with _naming(form, "lay out a prompt"):
         return tuple(form.prompt(as_messages(prompt)))
 
 
 def scored(form: PRMFormat, outputs: Sequence[float], tokens: int) -> Scored:
-    """The reward that a format reads from a model's outputs; NaN where one of them is.
+    """The reward that a format reads from a model's outputs; NaN if one of these is.
 
     Args:
         tokens: of the step.
 
     Raises:
-        RewardError: it cannot.
+        RewardError: the format cannot read one.
     """
     if any(math.isnan(value) for value in outputs):
         return Scored(math.nan, tokens)
@@ -89,7 +89,7 @@ def _naming(form: PRMFormat, what: str) -> Iterator[None]:
     """Say which format failed, and at what.
 
     Raises:
-        RewardError: it did, and not by an error that says what to do.
+        RewardError: it failed, with an error that does not say what to do.
     """
     try:
         yield

@@ -57,7 +57,7 @@ WITH_HEAD: dict[Head, Any] = {
     "token": AutoModelForTokenClassification,
     "sequence": AutoModelForSequenceClassification,
 }
-"""What transformers makes models of these heads with; it knows no others."""
+"""transformers' auto classes for models with these heads; for the other heads it has none."""
 
 
 @dataclass
@@ -100,7 +100,7 @@ class Source:
         check_placement(options.get("device") or "cpu", options.get("dtype", "auto"), f"{role}_kwargs: ")
         made = cls(role, source, dict(options))
         given = {key: options[key] for key in HUB_OPTIONS if key in options}
-        # Left out, transformers asks on the terminal whether to run a repository's code.
+        # If it is left out, transformers asks on the terminal whether to run a repository's code.
         made.hub = {"trust_remote_code": False, **given}
         made._read()
         return made
@@ -124,7 +124,7 @@ class Source:
         if self.tokenizer is None or isinstance(self.tokenizer, str | Path):
             self.tokenizer = self._from_hub(AutoTokenizer, str(self.tokenizer or self.name))
         else:
-            # A call with truncation or padding changes a tokenizer for whoever encodes meanwhile.
+            # A copy, as a call with truncation or padding changes a tokenizer for whoever else encodes.
             self.tokenizer = copy.deepcopy(self.tokenizer)
 
     def _from_hub(self, auto: Any, name: str) -> Any:
@@ -182,7 +182,7 @@ class Source:
 
 
 def auto_class(auto: Any, config: Any) -> Any:
-    """The auto class to make a model with: of language models some are only known as models that see, too."""
+    """The auto class to make a model with: transformers has some language models only with image input."""
     seeing = AutoModelForImageTextToText
     if auto is not AutoModelForCausalLM or type(config) in auto._model_mapping:
         return auto

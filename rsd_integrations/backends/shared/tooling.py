@@ -62,13 +62,13 @@ class Calls:
 
 
 class Tooling:
-    """Of a writer.
+    """How one writer is shown tools, kept to a form and read.
 
     Args:
         tokenizer: the model's own.
         name: the model's, for messages.
         eos_ids: tokens that end an answer.
-        calls: in the text that draft and target share.
+        calls: how they are written in the text that draft and target share.
     """
 
     def __init__(self, tokenizer: Any, name: str, eos_ids: frozenset[int], calls: Calls) -> None:
@@ -88,7 +88,7 @@ class Tooling:
         """Tokens that mark calls: visible where there are tools, special or not."""
         thoughts = marking_tokens(tokenizer, reasoning_tags(tokenizer))
         self._never = control_tokens(tokenizer) - thoughts
-        self._thoughts = thoughts & special_tokens(tokenizer)  # The others are tokens wherever they stand.
+        self._thoughts = thoughts & special_tokens(tokenizer)  # Others tokenize as such anyway.
 
     def check(self, output: Output) -> None:
         """Refuse what this model cannot be shown or be made to write.
@@ -117,10 +117,10 @@ class Tooling:
         return self._compiler.open(output, tags) if output.constrained else None
 
     def grammar(self, output: Output, tags: ReasoningTags | None, *, thought: bool) -> str:
-        """The same as source, for whoever else can hold a model to it (llguidance's form of Lark).
+        """The grammar of that constraint, for servers that can enforce it (in llguidance's form of Lark).
 
         Args:
-            thought: the thinking is over, and nothing is behind it yet.
+            thought: the thinking is over, and nothing has been written behind it yet.
 
         Raises:
             ConfigError: as ``check``.
@@ -128,7 +128,7 @@ class Tooling:
         return self._compiler.source(output, tags, thought=thought)
 
     def opens_call(self, text: str) -> bool:
-        """Whether a call may have begun in a text, which a grammar that begins behind it would not know."""
+        """Whether a call may have begun in a text: a grammar that begins behind it would not know that."""
         opening = self.form.opening if self.form else ""
         return not opening or opening in text
 
@@ -137,10 +137,10 @@ class Tooling:
         return encode_plain(self._tokenizer, text, never=self._never)
 
     def encode(self, text: str, *, calls: bool = True) -> tuple[int, ...]:
-        """Text of an answer in this model's tokens; what marks thoughts and calls becomes the tokens that do.
+        """Text of an answer in this model's tokens; the marks of thoughts and calls become their own tokens.
 
         Args:
-            calls: whether what marks these does.
+            calls: whether those of calls do.
         """
         marks = self._thoughts
         if calls:
@@ -161,7 +161,7 @@ class Tooling:
 
 
 def check_tools(role: Role, model: Any, options: Mapping[str, Any] | None) -> None:
-    """Refuse a draft or target that cannot be told of tools, before it is loaded.
+    """Refuse a draft or target that cannot be shown tools, before it is loaded.
 
     Raises:
         ConfigError: as of ``check_template``, or an option is unknown.
@@ -174,10 +174,10 @@ def check_tools(role: Role, model: Any, options: Mapping[str, Any] | None) -> No
 
 
 def check_template(source: Source, *, calls: bool = False) -> None:
-    """Refuse a model that cannot be told of tools.
+    """Refuse a model that cannot be shown tools.
 
     Args:
-        calls: it says how they are called, for both models.
+        calls: whether it is the model that decides, for both, how calls are written.
 
     Raises:
         ConfigError: its template shows none, or nobody could read its calls.
@@ -189,7 +189,7 @@ def check_template(source: Source, *, calls: bool = False) -> None:
 
 
 def _no_tools(name: str) -> ConfigError:
-    """The error for a model that cannot be told of tools."""
+    """The error for a model that cannot be shown tools."""
     return ConfigError(
         f"the chat template of {name!r} takes no tools.",
         hint="Use models made for tool calling (Qwen 2.5 Instruct, Qwen 3, Llama 3.1 Instruct, ...).",
@@ -221,7 +221,7 @@ def call_format(tokenizer: Any) -> CallFormat | None:
     tags = reasoning_tags(tokenizer)
     if tags and tags.lead:
         return CALLS
-    # Of templates by name, the one that writes calls is chosen by there being tools.
+    # A tokenizer may have several templates: the one that writes calls is chosen only where there are tools.
     more = {"tools": [_PROBE]} if _takes_tools(tokenizer) else {}
     return find_format(
         lambda messages, prompting: _text(tokenizer, messages, prompting, **more),
@@ -252,7 +252,7 @@ def _reader(tokenizer: Any, form: CallFormat, output: Output) -> ReadCall:
     def parsed(text: str) -> list[ToolCall | InvalidToolCall]:
         try:
             message = tokenizer.parse_response(text, prefix="")
-        except Exception as error:  # ValueError, KeyError: the parsers are told by templates what to do.
+        except Exception as error:  # ValueError, KeyError, ...: templates decide what the parsers do.
             return read_message([str(error)], text)
         return read_message(message.get("tool_calls"), text)
 
@@ -262,7 +262,7 @@ def _reader(tokenizer: Any, form: CallFormat, output: Output) -> ReadCall:
         found = ways[0](text)
         if any(isinstance(call, ToolCall) for call in found or ()):
             return found
-        # Some want more than what the chat template itself writes.
+        # Some response templates want more than what the chat template itself writes.
         otherwise = ways[1](text)
         return otherwise if any(isinstance(call, ToolCall) for call in otherwise or ()) else found
 

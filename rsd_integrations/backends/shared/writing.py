@@ -26,7 +26,7 @@ __all__ = ["Language", "SpeakingWriter", "StepText", "render"]
 
 @dataclass(frozen=True)
 class Language:
-    """Of one model.
+    """How one model's texts become tokens, and tokens text.
 
     Args:
         tokenizer: the model's.
@@ -81,9 +81,9 @@ class StepText:
     def __init__(self, writer: SpeakingWriter, output: Output, tags: ReasoningTags | None) -> None:
         self._writer = writer
         self.reader = writer.tooling.reader(output)
-        """Of calls, where there are tools; tokens that mark them are shown then."""
+        """Reads calls, if there are tools; tokens that mark calls are then shown as text."""
         self.constraint = writer.tooling.constraint(output, tags)
-        """What keeps it to the output, if something has to."""
+        """Keeps the answer to the output, if something has to."""
         calling = self.reader is not None
         hidden = writer.hidden_ids - (writer.tooling.markup_ids if calling else frozenset())
         if tags is not None and tags.lead:
@@ -92,7 +92,7 @@ class StepText:
         else:
             self._detokenizer = Detokenizer(writer.tokenizer, hidden)
         self.shown = ""
-        """What is certain of it."""
+        """The part of the step's text that is certain."""
 
     @property
     def holds(self) -> bool:
@@ -126,7 +126,7 @@ class StepText:
         return None if cut is None else (cut.kind, cut.end if cut.kind == "stop" else None)
 
     def whole(self, end: End, *, closing: bool) -> str:
-        """All of it. ``closing``: the answer ends with a step that a limit ends."""
+        """The step's whole text. ``closing``: if a limit ends the step, the answer ends with it."""
         if end == "eos" or (end == "limit" and closing):
             self.shown += self._detokenizer.rest()
         return self.shown
@@ -143,7 +143,7 @@ class StepText:
         if self.constraint is not None:
             if tokens is not None:
                 self.constraint.back()
-                # Nothing follows the end of an answer, which the other model may spell in its own way.
+                # An answer's last step is not checked: the other model may spell the end in its own way.
                 self.constraint.push(tokens if end != "eos" else ())
             self.constraint.keep()
         if tokens is not None:
@@ -190,7 +190,7 @@ class SpeakingWriter:
 
 
 def render(tokenizer: Any, prompt: Prompt, output: Output, variables: Mapping[str, Any]) -> tuple[int, ...]:
-    """A chat by the template and its variables; a lone text to a model without one is text to continue."""
+    """A prompt's tokens: a chat by the template; for a model without one a lone text, to be continued."""
     if isinstance(prompt, str) and not chat_template_text(tokenizer):
         return encode_opening(tokenizer, prompt)
     return render_chat(tokenizer, as_messages(prompt), tools=output.tools, **variables)

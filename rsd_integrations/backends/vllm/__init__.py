@@ -14,8 +14,8 @@ def load_remote(*models: Any, **options: Any) -> RemoteBackend:
     """``loading.load_remote``, where its extra is installed.
 
     Raises:
-        ConfigError: it is not.
-        RSDError: as that does.
+        ConfigError: the extra is not installed.
+        RSDError: as ``loading.load_remote``.
     """
     try:
         from rsd_integrations.backends.vllm import loading

@@ -21,11 +21,11 @@ OPTIONS = ("model", "api_key", "headers", "max_concurrency", "timeout", "attempt
 
 
 _MOST, _LEAST, _OTHERS = 256, 16, 64
-"""Connections of a role, and files that this process needs for all else."""
+"""Most and fewest connections of a role, and open files that this process needs for all else."""
 
 
 def _connections() -> int:
-    """As many as live requests by default, where three roles may have so many files open (macOS: 256)."""
+    """As many as requests run at once by default; fewer if three roles may not open so many files (macOS)."""
     try:
         from resource import RLIMIT_NOFILE, getrlimit
     except ImportError:  # Windows, which has no such limit.
@@ -42,13 +42,13 @@ class Address:
         urls: base URLs of its replicas, without "/v1".
         model: the served name; None: the only one that the server lists.
         api_key: sent as a bearer token; None: that of the environment's VLLM_API_KEY, if there is one.
-        headers: sent with each question, too.
+        headers: further ones to send with each question.
         max_concurrency: questions on their way to all replicas together, each with a connection: 256 if this
             process may open so many files, else what is left of them.
         timeout: seconds an answer may take.
-        attempts: how often a question is asked that a server could not take.
-        patience: seconds for which servers that cannot be reached are tried: one that is started anew needs
-            a minute or more. While a pipeline is made ``attempts`` counts alone.
+        attempts: how often in all a question is asked that a server could not take.
+        patience: seconds for which servers that cannot be reached are tried: one that restarts needs a
+            minute or more. While a pipeline is made, only ``attempts`` counts.
         ahead: of a draft: whether it writes on behind a step that waits for its reward; None: it does.
     """
 
@@ -100,10 +100,10 @@ class Address:
             raise ConfigError(f"{where}: headers are no mapping of texts.", hint='Write {"name": "value"}.')
         for name, value in self.all_headers.items():
             if not (_may_be_sent(name) and _may_be_sent(value) and _NAME.fullmatch(name)):
-                # Not shown: it may be a key that was read with something behind it.
+                # The value is not shown: it may be a key that was read with a line break behind it.
                 raise ConfigError(
-                    f"{where}: api_key or headers hold what no header can: no text, line breaks, signs "
-                    "beyond Latin 1, or a name that is none.",
+                    f"{where}: api_key or headers hold what no header can: a value that is no text, line "
+                    "breaks, characters beyond Latin 1, or an invalid name.",
                     hint="Check what was read from a file or the environment.",
                 )
 
@@ -119,7 +119,7 @@ _URL_HINT = 'Give the base URL of a vLLM server, such as "http://127.0.0.1:8000"
 
 
 _NAME = re.compile(r"(?!content-length$|transfer-encoding$)[\w!#$%&'*+.^`|~-]+", re.ASCII | re.IGNORECASE)
-"""Of a header that may be set."""
+"""Names of headers that may be set."""
 
 
 def _may_be_sent(text: Any) -> bool:

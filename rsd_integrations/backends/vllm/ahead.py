@@ -1,7 +1,7 @@
 """What a draft writes behind a step that waits for its reward, in case the step is kept.
 
-Its server would be idle then. What is thrown away with a rejected step is counted all the same: it comes
-token by token, and so this side knows how much there was when it leaves.
+Its server would be idle meanwhile. What is thrown away with a rejected step is counted all the same: it is
+streamed token by token, so this side knows how much was written when it closes the stream.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ class Ahead:
     """The beginning of a next step that may not come.
 
     Args:
-        start: length of the text that it is behind.
+        start: number of tokens that it stands behind.
         room: most tokens of it.
-        draw: what the server was given to draw by, for the next step that does come.
+        draw: the random number that the server was given, for the next step if this one does not come.
     """
 
     start: int
@@ -31,7 +31,7 @@ class Ahead:
     ended: bool = False
     """Whether its server said that the text ends there."""
     told: bool = False
-    """Whether it said that this was all of it: a stream may break off without a sign."""
+    """Whether its server said that this was all: a stream may break off without a sign."""
     _task: asyncio.Task[None] | None = None
 
     def begin(self, writing: Coroutine[Any, Any, None]) -> None:
@@ -41,7 +41,7 @@ class Ahead:
         self._task.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     async def whole(self) -> bool:
-        """Wait for its end; whether it came to one. Cancelled, it goes on."""
+        """Wait for its end. Whether it came to one; if the wait is cancelled, the writing goes on."""
         assert self._task is not None
         await asyncio.wait([self._task])
         written = not self._task.cancelled() and self._task.exception() is None

@@ -1,4 +1,4 @@
-"""How a PRM's servers are asked for the outputs behind a sequence, and where an answer has them."""
+"""How a PRM's servers are asked for the outputs at the end of a sequence, and where an answer has them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from rsd_integrations.errors import BackendError
 __all__ = ["Asking", "Labelling", "Pooling", "Read", "are_probabilities"]
 
 _LEAST = 1e-12
-"""Probability that a server's zero stands for."""
+"""The probability to take for a server's zero, which has no logarithm."""
 
 
 @dataclass(frozen=True)
 class Read:
     """What an answer holds.
 
-    ``outputs``: at the last token, up to a number added to all of them. ``rows``: given by the server, the
-    last token's among them. ``cached``: whether it knew what it had read before.
+    ``outputs``: at the last token, up to a constant added to all of them. ``rows``: for how many tokens the
+    server gave outputs, the last one included. ``cached``: whether it can go on from its prefix cache.
     """
 
     outputs: list[float]
@@ -34,14 +34,14 @@ class Asking(Protocol):
     path: str
 
     def question(self, tokens: Sequence[int]) -> dict[str, Any]:
-        """What is posted for a sequence, but for the model's name."""
+        """What is posted for a sequence, except the model's name."""
         ...
 
     def read(self, answer: Any) -> Read:
         """What is in the answer.
 
         Raises:
-            BackendError: not what was asked for.
+            BackendError: it does not hold what was asked for.
         """
         ...
 
@@ -54,7 +54,7 @@ class Pooling:
     others they read all of it anew.
 
     Args:
-        probabilities: the servers give these whatever they are asked for; logits are made of them.
+        probabilities: the servers give probabilities, though asked for logits: these are made of them.
     """
 
     probabilities: bool = False
@@ -115,5 +115,5 @@ def _found(path: str, answer: Any, read: Any) -> Any:
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise BackendError(
             f"the PRM's server answered {str(answer)[:200]!r} to {path}, which holds no reward.",
-            hint="Check that they are vLLM servers of a version that is known (see the README).",
+            hint="Check that they are vLLM servers of a tested version (see the README).",
         ) from error

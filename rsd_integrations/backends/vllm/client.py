@@ -16,23 +16,23 @@ from rsd_integrations.errors import BackendError, RefusedError, RSDError, Unreac
 __all__ = ["Servers"]
 
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
-"""Statuses behind which the same question may be answered."""
+"""Statuses after which the same question, asked again, may be answered."""
 
 _GONE = frozenset({502, 503})
-"""Those that say that nobody is there (yet), rather than that it went wrong or is too much."""
+"""Statuses of a server that is not there (yet), rather than of one that failed or is overloaded."""
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 8.0
-"""Seconds before the second try, doubled for each one more."""
+"""Seconds before the second try, doubled for each further one."""
 
 _DOWN = 10.0
 """Seconds for which a server that could not be reached is asked only if no other is left."""
 
 _CONNECT, _CONNECT_IF_OTHERS = 10.0, 3.0
-"""Seconds to connect, and where there is another replica."""
+"""Seconds to connect: without other replicas, and with."""
 
 
 class _Busy(Exception):
-    """An answer behind which the same question may be asked again, after ``retry`` seconds."""
+    """An answer after which the same question may be asked again, in ``retry`` seconds."""
 
     def __init__(self, told: str, status: int, retry: float) -> None:
         super().__init__(told)
@@ -44,7 +44,7 @@ class Servers:
     """The replicas of one model, asked over HTTP. Used on one event loop.
 
     A request stays with one of them, where its prefix is cached; the others are for when that one is gone.
-    Leaving a question (by cancelling) closes its connection, which frees the server.
+    Cancelling a question closes its connection, which frees the server.
 
     Args:
         address: where they are.
@@ -61,7 +61,7 @@ class Servers:
         )
 
     def next_key(self) -> int:
-        """For another request: they take the replicas in turn."""
+        """The key of a new request: requests take the replicas in turn."""
         return next(self._keys)
 
     async def ask(
@@ -87,17 +87,17 @@ class Servers:
 
     @contextmanager
     def hiding(self) -> Iterator[None]:
-        """Errors that are raised within tell no secrets: what they quote may repeat them."""
+        """Keep secrets out of errors that are raised within: what they quote of a server may repeat them."""
         try:
             yield
         except RSDError as error:
             told = self._http.without_secrets(error.message)
             if told == error.message:
                 raise
-            raise type(error)(told, hint=error.hint) from None  # What caused it may tell them as well.
+            raise type(error)(told, hint=error.hint) from None  # Its cause may hold them as well.
 
     async def _answer(self, path: str, body: Mapping[str, Any] | None, key: int) -> Any:
-        """As ``ask``."""
+        """As ``ask``, with errors that may hold secrets."""
         tries, wrong, pause = 0, 0, _FIRST_PAUSE
         end = time.monotonic() + self._address.patience
         stale = False
@@ -107,14 +107,14 @@ class Servers:
                 return await self._asked(url, path, body)
             except (Stale, Away) as error:
                 if isinstance(error, Stale) and not stale:
-                    stale = True  # A connection that the server had given up is no sign of anything.
+                    stale = True  # The server may only have closed an idle connection.
                     continue
                 failed, retry, gone = self._unreachable(url, error.__cause__ or error), 0.0, True
             except _Busy as error:
                 failed, retry, gone = str(error), error.retry, error.status in _GONE
             if gone:
                 self._down[url] = time.monotonic() + _DOWN
-            # What came of waiting for servers is no sign of what is wrong with the question.
+            # A try that found no server there says nothing against the question.
             wrong += not gone
             if (tries if gone else wrong) >= self._address.attempts and not (gone and time.monotonic() < end):
                 raise UnreachableError(
@@ -127,10 +127,10 @@ class Servers:
                 pause = min(2 * pause, _LONGEST_PAUSE)
 
     async def stream(self, path: str, body: Mapping[str, Any], *, key: int) -> AsyncGenerator[Any, None]:
-        """What a server tells piece by piece. Nothing is tried again.
+        """What a server answers, piece by piece. Nothing is tried again.
 
         Args:
-            path: as of ``ask``, and so are all.
+            path: as for ``ask``, like the others.
 
         Raises:
             UnreachableError: no server answered, or not as asked.
@@ -150,7 +150,7 @@ class Servers:
             async with self._slots:
                 answer = await self._http.ask(url, path, body)
         except Late as error:
-            self._down[url] = time.monotonic() + _DOWN  # Others go elsewhere.
+            self._down[url] = time.monotonic() + _DOWN  # Other questions go elsewhere.
             raise self._late(url, path) from error.__cause__
         except Unsendable:
             raise BackendError(
@@ -174,7 +174,7 @@ class Servers:
         # None is known to be up: the one that has been left alone for longest.
         found = up[0] if up else min(order, key=lambda url: self._down[url])
         if found in self._down and len(urls) > 1:
-            self._down[found] = now + _DOWN  # One looks whether it is there again, not all at once.
+            self._down[found] = now + _DOWN  # Only one question at a time looks whether it is back.
         return found
 
     def _another(self, url: str) -> bool:

@@ -1,8 +1,8 @@
-"""Keeping an answer to its form over servers: by a grammar that they hold, or token by token.
+"""Keeping an answer from servers to its form: by a grammar that they enforce, or token by token.
 
-A server can hold a model to a grammar from a grammar's beginning only. So it is given the grammar where a
-session stands at one (before the answer, in the thinking, behind it). From the middle of a call or a
-document, where a step was cut, tokens are asked for one by one, and ruled out here if they may not follow.
+A server can enforce a grammar only from the grammar's beginning. So it is given one where a session stands at
+such a point (before the answer, in the thinking, right behind it). From the middle of a call or a document,
+where a step was cut, tokens are asked for one by one, and this side says which ones may follow.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ __all__ = ["Form"]
 
 
 class Form:
-    """Of one session: where its text stands, and what may follow.
+    """Where the text of one session stands, and what may follow.
 
     Args:
-        constraint: the session's, which follows every token, whoever held the model to the form.
+        constraint: the session's. It takes every token, whichever side enforced the form.
     """
 
     def __init__(
@@ -36,18 +36,18 @@ class Form:
         self._tags = tags
         self._committed = ""
         self.distrusted = False
-        """Whether its server has shown that it does not hold to the grammar."""
+        """Whether its server has shown that it does not enforce the grammar."""
 
     @property
     def free(self) -> bool:
-        """Whether delimiters may end steps: in the thinking, and in words that are no document."""
+        """Whether the answer may be words, in which delimiters end steps; else it is a call or a document."""
         return self._output.choice == "auto" and self._output.schema is None
 
     def grammar(self, written: str) -> str | None:
-        """What the rest of the answer has to follow, if it can be said.
+        """The grammar of the rest of the answer; None where a server cannot be given one.
 
         Args:
-            written: of the step in progress.
+            written: text of the step in progress.
         """
         tags, rest = self._stands(self._committed + written)
         if self.distrusted or (rest.strip() and (not self.free or self._tooling.opens_call(rest))):
@@ -60,7 +60,7 @@ class Form:
         return self._stands(self._committed + written)[0] is not None
 
     def _stands(self, text: str) -> tuple[ReasoningTags | None, str]:
-        """The thinking markup that is to come, and the answer's text so far."""
+        """The thinking markup that is still to come or to close, and the answer's text so far."""
         tags = self._tags
         if tags is None:
             return None, text

@@ -1,7 +1,7 @@
-"""One try of one question over HTTP (aiohttp): an answer, or one of four ways in which there is none.
+"""One try of one question over HTTP (aiohttp): an answer, or one of four exceptions where there is none.
 
-aiohttp and not httpx: of a question httpx takes 2 to 4 ms of the event loop, which is more than all else that
-is done for it, aiohttp 0.2 (dev/vllm.md).
+aiohttp and not httpx: for each question httpx takes 2 to 4 ms of the event loop's time, more than all the
+other work for it, and aiohttp 0.2 ms (dev/vllm.md).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from rsd_integrations.errors import ConfigError
 __all__ = ["Answer", "Away", "Http", "Late", "Stale", "Unsendable"]
 
 _IDLE = 2.0
-"""Seconds after which an idle connection is closed, before the server does (5 s) while a question comes."""
+"""Seconds after which an idle connection is closed. A server (after 5 s) might do so just as we ask."""
 
 _SECRET = re.compile(r"(^|-|_)(\w*authorization|auth|\w*key|token|secret|password|cookie)$", re.IGNORECASE)
 """Names of headers whose values are not to be shown."""
@@ -34,7 +34,7 @@ _SECRET = re.compile(r"(^|-|_)(\w*authorization|auth|\w*key|token|secret|passwor
 _SCHEME = re.compile(r"(bearer|basic|token)\s+", re.IGNORECASE)
 
 _SHORTEST_SECRET = 6
-"""Characters. Shorter ones stand for none ("EMPTY"), and occur in anything."""
+"""Characters. Shorter values are placeholders ("EMPTY"), and would be found in any text."""
 
 _LONGEST_EVENT = 1 << 22
 """Bytes. The first event repeats the prompt's tokens."""
@@ -53,7 +53,7 @@ class Late(Exception):
 
 
 class Unsendable(Exception):
-    """The question is none that HTTP can carry."""
+    """HTTP cannot carry the question."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Answer:
         """The body as JSON.
 
         Raises:
-            ValueError: it is none.
+            ValueError: it is no JSON.
         """
         try:
             return json.loads(self.body)
@@ -94,7 +94,7 @@ class Http:
         urls: of the servers, for the proxies of the environment.
         headers: of every question.
         connect: seconds to connect.
-        timeout: seconds an answer may take; of those that come piece by piece, each piece.
+        timeout: seconds an answer may take, or each piece of one that comes piece by piece.
 
     Raises:
         ConfigError: the environment names a proxy that cannot be used.
@@ -116,19 +116,19 @@ class Http:
         return self._proxies[url] is not None
 
     def without_secrets(self, text: str) -> str:
-        """A text that quotes what servers and proxies said, who may repeat what they were told.
+        """A text that quotes servers and proxies, with stars for the secrets that these may have repeated.
 
-        Where the quotation was cut off there may be but the beginning of a secret.
+        If the quotation was cut off within a secret, its beginning (from 6 characters) is hidden, too.
         """
         for secret in self._secrets:
             first, *rest = text.split(secret[:_SHORTEST_SECRET])
             known = secret[_SHORTEST_SECRET:]
-            same = [commonprefix([part, known]) for part in rest]  # noqa: RUF071 (sign by sign, as is meant)
+            same = [commonprefix([part, known]) for part in rest]  # noqa: RUF071 (by characters, as is meant)
             text = "***".join([first, *map(str.removeprefix, rest, same)])
         return text
 
     async def ask(self, url: str, path: str, body: Mapping[str, Any] | None) -> Answer:
-        """Post a body, or get what is there for None. Cancelled, it closes the connection.
+        """Post a body, or, if that is None, send a GET. Cancelling closes the connection.
 
         Raises:
             Away, Stale, Late, Unsendable: there is no answer; ``__cause__`` says why.
@@ -159,7 +159,7 @@ class Http:
         data = None if body is None else json.dumps(body, separators=(",", ":")).encode()
         options: dict[str, Any] = {"allow_redirects": False, "timeout": timeout}
         if (proxy := self._proxies[url]) is not None:
-            # To open a tunnel it is asked apart; else it is what gets the question.
+            # The proxy gets its login with a request for a tunnel (https), or else with the question itself.
             tunnel = url.startswith("https:")
             options |= {"proxy": proxy.address, "proxy_headers" if tunnel else "headers": proxy.headers}
         try:
@@ -173,7 +173,7 @@ class Http:
             raise Late from error
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, aiohttp.ClientPayloadError) as error:
             raise Stale from error
-        except ValueError:  # It quotes what was to be sent: a key, perhaps.
+        except ValueError:  # Its text quotes what was to be sent: a key, perhaps.
             raise Unsendable from None
         except aiohttp.ClientError as error:
             raise Away from error
@@ -197,7 +197,7 @@ class Http:
 
 @dataclass(frozen=True)
 class _Proxy:
-    """The login is among the ``headers``: errors show the ``address``."""
+    """The login is in ``headers`` and not in ``address``, which errors show."""
 
     address: str
     headers: dict[str, str]
@@ -224,7 +224,7 @@ def _proxy(url: str) -> _Proxy | None:
     except ValueError:
         raise ConfigError(
             "the environment's proxy cannot be used: it is no URL.",
-            hint="Check HTTP_PROXY, HTTPS_PROXY and ALL_PROXY; a password's signs are to be %-encoded.",
+            hint="Check HTTP_PROXY, HTTPS_PROXY and ALL_PROXY; %-encode special characters of a password.",
         ) from None
     headers = {}
     if address.user is not None or address.password is not None:
@@ -234,7 +234,7 @@ def _proxy(url: str) -> _Proxy | None:
 
 
 def _secrets(headers: Iterable[Mapping[str, str]]) -> list[str]:
-    """Their values, without the scheme ("Bearer"); the longest first, for one may begin another."""
+    """Values of secret headers, without the scheme ("Bearer"); longest first, as one may begin another."""
     told = [value for some in headers for name, value in some.items() if _SECRET.search(name)]
     keys = {_SCHEME.sub("", value) for value in told}
     return sorted((key for key in keys if len(key) >= _SHORTEST_SECRET), key=len, reverse=True)

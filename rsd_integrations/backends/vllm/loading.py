@@ -37,10 +37,10 @@ from rsd_integrations.types import Role
 __all__ = ["load_remote"]
 
 _FILES = ("source", "tokenizer", *HUB_OPTIONS)
-"""Options of what is read of a model on this side."""
+"""Options for reading a model's tokenizer and config on this side."""
 
 _TELLING = 3
-"""Characters, more than which tell of a vocabulary."""
+"""Characters: a text of no more than these is too short to tell one vocabulary from another."""
 
 
 @no_progress_bars()
@@ -112,11 +112,11 @@ def _writer(served: Served, calls: Calls) -> VLLMWriter:
 
 
 async def _write_some(writer: VLLMWriter) -> None:
-    """So that it shows now if they are servers of something else, or of another vocabulary.
+    """Have the servers write, so that it shows now if they serve something else, or another vocabulary.
 
     Raises:
         BackendError: they do not write.
-        ModelError: what they write is not what its tokens are on this side.
+        ModelError: the tokens that they write are another text on this side.
     """
     there, here = await writer.sample("Hi")
     first, second = ("".join(text.split()) for text in (there, here))
@@ -159,7 +159,7 @@ def _scorer(served: Served, form: PRMFormat) -> VLLMScorer:
 
 
 async def _score_a_step(scorer: VLLMScorer) -> bool:
-    """So that what is wrong with a server shows now, and not as wrong rewards.
+    """Score a step, so that what is wrong with a server shows now, and not as wrong rewards.
 
     Returns:
         Whether it gives probabilities, though it was asked for logits.
@@ -172,7 +172,7 @@ async def _score_a_step(scorer: VLLMScorer) -> bool:
     await scorer.score(session, ScoreStep(step))
     tokens, _ = session.lay_out(step)
     whole, before = await scorer.read(tokens), await scorer.read(tokens[:-1])
-    # Pooled at the last token, at all, or at separators, of which the last token is one more.
+    # Outputs are at the last token, at all tokens, or at separators: then the last token adds one.
     if not whole.cached and whole.rows not in (len(tokens), before.rows + 1):
         raise BackendError(
             f"{scorer.info.name!r} gives {whole.rows} rewards for a step, none of them at its end.",
@@ -183,7 +183,7 @@ async def _score_a_step(scorer: VLLMScorer) -> bool:
 
 
 def _info(served: Served, head: Head, threshold: float | None = None) -> ModelInfo:
-    """From its config: its weights are elsewhere. Heads that transformers does not make are left out."""
+    """By the model's config: its weights are elsewhere. Heads that transformers cannot make do not count."""
     config = served.files.config
     return model_info(
         served.name,

@@ -19,7 +19,7 @@ STEP_TAGS = (
     "If it pools at step tags, name the separator of its prm_format as step_tag_id in --pooler-config, or "
     "leave that out: rewards at all tokens, or at the last, are understood too."
 )
-"""What to do where rewards are not where they are looked for."""
+"""What to do if rewards are not where they are expected."""
 
 
 class VLLMScorer:
@@ -51,7 +51,7 @@ class VLLMScorer:
         Raises:
             WindowFull: it does not fit.
             BackendError: no server answered, or not as asked.
-            RewardError: the format cannot read the outputs.
+            RewardError: the format cannot read a reward from the outputs.
         """
         assert isinstance(session, VLLMScorerSession)
         tokens, count = session.lay_out(step.body)

@@ -21,13 +21,13 @@ from rsd_integrations.waiting import wait_for_end
 __all__ = ["Served", "at_once", "served_by"]
 
 _PAUSE = 0.25
-"""Seconds before replicas of which none is there are asked again, doubled each time."""
+"""Seconds before replicas are asked again if none of them was there, doubled each time."""
 
 _QUICK = 10.0
-"""Seconds in which a server says what it serves."""
+"""Seconds within which a server has to say what it serves."""
 
 _ANY_LENGTH = 1 << 20
-"""Tokens of a window that nobody has told."""
+"""Tokens, for a window whose size nothing tells."""
 
 Made = TypeVar("Made")
 
@@ -42,14 +42,14 @@ class Served:
     longest: int | None
     files: Source
     there: tuple[Address, ...]
-    """Each replica that answered."""
+    """The address of each replica that answered."""
 
 
 def served_by(address: Address, options: dict[str, Any], max_length: int | None) -> Served:
     """What its servers serve.
 
     Args:
-        options: of what is read on this side.
+        options: for reading config and tokenizer on this side.
         max_length: most tokens of prompt and answer; None: as many as the servers take.
 
     Raises:
@@ -88,10 +88,10 @@ class _Card:
 
 
 def _cards(address: Address) -> dict[str, _Card]:
-    """Of each replica that answers, by URL. One that is missing may come later, if another is there.
+    """The card of each replica that answers, by URL. As long as one is there, the others may come later.
 
     Raises:
-        BackendError: none does.
+        BackendError: none answers.
         ConfigError: they do not serve one and the same model.
     """
     quick = replace(address, timeout=min(address.timeout, _QUICK))
@@ -106,10 +106,10 @@ def _cards(address: Address) -> dict[str, _Card]:
 
 
 def _there(address: Address) -> dict[str, _Card]:
-    """Of each replica that answers.
+    """The card of each replica that answers, by URL.
 
     Raises:
-        BackendError: none does.
+        BackendError: none answers.
     """
     cards: dict[str, _Card] = {}
     failed: UnreachableError | None = None
@@ -125,7 +125,7 @@ def _there(address: Address) -> dict[str, _Card]:
 
 
 def _there_at_last(address: Address) -> dict[str, _Card]:
-    """The same with one question to each in turn, as often as was asked for: they may all be starting."""
+    """The same in ``attempts`` rounds of one question to each replica: all of them may be starting."""
     once = replace(address, attempts=1)
     for turn in range(address.attempts - 1):
         with suppress(UnreachableError):
@@ -141,7 +141,7 @@ async def _asked(address: Address, servers: Servers) -> _Card:
 
 
 def _card(address: Address, said: Any) -> _Card:
-    """The model's that is named, else of the only one that is no adapter of another."""
+    """The card of the model that the address names, else of the only one that is no adapter of another."""
     where = f"{address.role}={address.urls[0]!r}"
     try:
         models = {str(card["id"]): dict(card) for card in said["data"]}
@@ -158,7 +158,7 @@ def _card(address: Address, said: Any) -> _Card:
         whole: dict[str, str] = {}
         for served, card in models.items():
             if not card.get("parent"):
-                whole.setdefault(str(card.get("root") or served), served)  # It may have several names.
+                whole.setdefault(str(card.get("root") or served), served)  # One model may have several names.
         if len(whole) != 1:
             raise ConfigError(
                 f"{where} serves {sorted(models)!r}.",
@@ -177,7 +177,7 @@ def _card(address: Address, said: Any) -> _Card:
 
 
 def at_once(ask: Callable[[Servers], Awaitable[Made]], address: Address) -> Made:
-    """Wait for servers, whether an event loop runs here or not."""
+    """Ask servers and wait for the answer, whether or not an event loop is running here."""
 
     async def asked() -> Made:
         servers = Servers(replace(address, patience=0))

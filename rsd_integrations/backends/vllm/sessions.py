@@ -33,11 +33,11 @@ __all__ = ["TokenSession", "VLLMScorerSession", "VLLMWriterSession"]
 
 
 class TokenSession:
-    """A committed part, then the step in progress. What a server knows of it is in its prefix cache.
+    """Committed tokens, then those of the step in progress. Servers hold no state but their prefix cache.
 
     Args:
         prompt: its tokens.
-        key: of the request, so that one server gets all that it asks.
+        key: of the request, so that one server gets all its questions.
         window: of sliding-window attention, for counting.
     """
 
@@ -56,15 +56,16 @@ class TokenSession:
         """Count what a server has read.
 
         Args:
-            cached: tokens that it knew, if it tells; else what it has read before.
-            length: of all tokens it knows now.
+            cached: tokens that it had in its cache; None if it does not say: then
+                those that it has read before count.
+            length: number of tokens that it knows now.
         """
         start = min(self.read if cached is None else cached, length)
         self.tally.add(start, length - start, self._window)
         self.read = length
 
     def forget(self) -> None:
-        """Of what a server has written, what was not taken is no part of the text that it knows."""
+        """Tokens that a server wrote, and that were not taken, do not count as read."""
         self.read = min(self.read, len(self.tokens))
 
     def put(self, tokens: Sequence[int]) -> None:
@@ -100,7 +101,7 @@ class VLLMWriterSession(TokenSession):
         self.form = None if constraint is None else Form(writer.tooling, constraint, output, tags)
         self.work: DraftStep | TargetStep | None = None
         self.ahead: Ahead | None = None
-        """What it writes behind a step that waits for its reward."""
+        """What the draft writes behind a step that waits for its reward."""
         self.ahead_room = 0
         self._ends: End | None = None
         self._kept = True
@@ -112,7 +113,7 @@ class VLLMWriterSession(TokenSession):
         return VLLMWriterSession(self._writer, prompt, self._output, self.tags, self.key)
 
     def begin(self, work: DraftStep | TargetStep | GuessStep) -> None:
-        """Take a step to write, or leave to go on behind the last."""
+        """Take a step to write, or (a ``GuessStep``) permission to write on behind the last one."""
         if isinstance(work, GuessStep):
             self.ahead_room = min(work.count, self._writer.info.window - len(self.tokens))
             return
@@ -121,27 +122,27 @@ class VLLMWriterSession(TokenSession):
 
     @property
     def goes_on(self) -> bool:
-        """Whether the step that it has written may have a next one, which is likely to be wanted: after a
-        rejected step it waits for a kept one.
+        """Whether it may write on behind its finished step, and that is likely to be wanted: after a rejected
+        step not before another one is kept.
         """
         may = self._writer.ahead and self.form is None and self._kept and self.ahead is None
         return may and self._ends not in (None, "eos", "stop")
 
     def draw(self) -> float | None:
-        """A number to draw the next question's tokens by, if any is: the same where it went on in vain."""
+        """A random number for the next question, None if greedy; one used in vain is used again."""
         if self.sampling.temperature == 0.0:
             return None
         unused, self._unused = self._unused, None
         return self.sampling.draw() if unused is None else unused
 
     def leave_ahead(self) -> None:
-        """What was written behind the step in progress is not wanted. Safe to repeat."""
+        """Drop what was written behind the step in progress. Safe to repeat."""
         if self.ahead is not None:
             self.ahead.leave()
             self._unused, self.ahead = self.ahead.draw, None
 
     def guess(self, tokens: Sequence[int]) -> None:
-        """Servers guess by themselves."""
+        """Nothing to take: servers do their own speculation."""
 
     @property
     def boundary(self) -> StepBoundary:
@@ -209,7 +210,7 @@ class VLLMWriterSession(TokenSession):
 
 
 class VLLMScorerSession(TokenSession):
-    """One request in a PRM (a ``protocols.ScorerSession``): the steps' tokens, each behind the last."""
+    """One request in a PRM (a ``protocols.ScorerSession``): the steps' tokens, one step after the other."""
 
     def __init__(self, scorer: VLLMScorer, prompt: tuple[int, ...], key: int) -> None:
         super().__init__(prompt, scorer.info.sliding_window, key)

@@ -31,8 +31,8 @@ _PLAIN = {"frequency_penalty": 0.0, "presence_penalty": 0.0}
 
 @dataclass(frozen=True)
 class _Found:
-    """Of an answer: its tokens, how many of the question's the server knew (if it tells), and whether it says
-    that the text ends there.
+    """What an answer holds: its tokens, how many of the prompt's the server had cached (None if it does not
+    say), and whether it says that the text ends there.
     """
 
     tokens: list[int]
@@ -50,8 +50,8 @@ class VLLMWriter(SpeakingWriter):
         servers: of the model.
         model: its name there.
         language: of the model.
-        vocabulary: tokens that the model has, which may be more than its tokenizer's.
-        ahead: whether it goes on behind steps that wait for their reward.
+        vocabulary: number of tokens that the model has, which may be more than its tokenizer's.
+        ahead: whether it writes on behind steps that wait for their reward.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class VLLMWriter(SpeakingWriter):
         self._size = language.size
         self._most = max(self._size, vocabulary)
         self.holds_grammars = False
-        """Whether its servers hold to grammars as written here; else tokens are asked for one by one."""
+        """Whether its servers enforce grammars as written here; else tokens are asked for one by one."""
 
     def open(
         self, prompt: Prompt, output: Output = FREE, variables: Mapping[str, Any] = NONE
@@ -89,7 +89,7 @@ class VLLMWriter(SpeakingWriter):
         assert isinstance(session, VLLMWriterSession)
         written = session.written("limit") if session.room <= 0 else None
         while written is None:
-            # A server stops at each delimiter, also where it ends no step.
+            # A server stops at each delimiter, even where that ends no step.
             found = await self._next(session)
             for token in found.tokens:
                 if session.form is not None and not session.form.constraint.takes(token):
@@ -99,7 +99,7 @@ class VLLMWriter(SpeakingWriter):
                 if written is not None:
                     break
             else:
-                # By a token that its server alone knows as an end.
+                # "eos": a token ended it that only the server knows as an end.
                 written = session.written("eos") if found.ended else None
             session.forget()
         return written
@@ -124,11 +124,11 @@ class VLLMWriter(SpeakingWriter):
                 session.count(None, ahead.start + max(0, len(ahead.tokens) - 1))
 
     async def _written_ahead(self, session: VLLMWriterSession) -> _Found | None:
-        """What it has written behind the last step: a step that was not kept took it along."""
+        """What was written ahead, behind the last step, if it can be used; a rejected step has dropped it."""
         ahead = session.ahead
         if ahead is None:
             return None
-        # What was cut short would be drawn on by other numbers than in one question.
+        # When sampling, a step cut short would go on with other random numbers than one question would.
         short = ahead.draw is not None and ahead.room < session.room
         if short or not await ahead.whole():
             session.leave_ahead()
@@ -147,12 +147,12 @@ class VLLMWriter(SpeakingWriter):
         if grammar is None:
             return await self._one(session, form, question)
         if not form.free and not form.thinks(session.text):
-            # Nothing but the user's stop strings ends a document within.
+            # Inside a document only the user's stop strings may end it.
             question["stop"] = list(session.boundary.stop)
         held = {**question, "structured_outputs": {"grammar": grammar}}
         try:
             return await self._asked(session, held)
-        except RefusedError:  # What this process can enforce its version cannot.
+        except RefusedError:  # Its version cannot enforce what this process can.
             form.distrusted = True
             return await self._one(session, form, question)
 
@@ -162,11 +162,11 @@ class VLLMWriter(SpeakingWriter):
         if int(allowed.sum()) == 1:
             return _Found([int(allowed.nonzero())])
         alone = {**question, "max_tokens": 1, "stop": []}
-        # Drawn once more among those that are allowed, together that is the distribution over these, but for
-        # what cuts it off.
+        # One free draw, and if its token is not allowed another among those that are: together that is the
+        # distribution over the allowed ones, unless top_p, top_k or min_p cut it off.
         if question["top_p"] == 1.0 and question["top_k"] == -1 and question["min_p"] == 0.0:
             found = await self._asked(session, alone)
-            token = found.tokens[0]  # A vocabulary may be filled up beyond the tokenizer's.
+            token = found.tokens[0]  # The model's vocabulary may be padded beyond the tokenizer's.
             if token < len(allowed) and allowed[token]:
                 return _Found(found.tokens[:1])
             alone |= _seed(session.draw())
@@ -181,7 +181,7 @@ class VLLMWriter(SpeakingWriter):
         return found
 
     async def sample(self, prompt: Prompt) -> tuple[str, str]:
-        """Some words behind a prompt, as its servers and as this side's tokenizer show them."""
+        """Some words written behind a prompt, as its servers and as this side's tokenizer show them."""
         session = self.open(prompt)
         session.begin(_some_words())
         question = self._question(session)
@@ -191,14 +191,14 @@ class VLLMWriter(SpeakingWriter):
         return str(answer["choices"][0].get("text")), self.tokenizer.decode(tokens, skip_special_tokens=True)
 
     async def try_grammars(self) -> None:
-        """Whether its servers hold to grammars as they are written here. Some allow free white space, which a
-        weak model writes for ever; so what is asked for is white space, wherever it may be.
+        """Find out whether its servers enforce grammars as they are written here. Some allow free white
+        space, which a weak model writes forever: so the trial biases the model towards white space.
         """
         form = Output.of(response_format=_TRIAL)
         try:
             grammar = self.tooling.grammar(form, None, thought=False)
             self.check(form)
-        except ConfigError:  # It cannot be held to any form, here neither.
+        except ConfigError:  # Not even this process can hold it to a form.
             return
         session = self.open("Hi")
         session.begin(_some_words())
@@ -212,7 +212,7 @@ class VLLMWriter(SpeakingWriter):
         self.holds_grammars = text.startswith('{"a": ')
 
     def _question(self, session: VLLMWriterSession, draw: float | None = None) -> dict[str, Any]:
-        """What to post for the next tokens of a step, drawn by this number."""
+        """What to post for the next tokens of a step, with a seed made of this number."""
         sampling, boundary = session.sampling, session.boundary
         return {
             "model": self._model,
@@ -273,7 +273,7 @@ def _some_words() -> DraftStep:
 
 
 def _seed(draw: float | None) -> dict[str, Any]:
-    """Of one question, of the request's own numbers."""
+    """The seed of one question, made of the request's own random number."""
     return {} if draw is None else {"seed": int(draw * 2**31)}
 
 

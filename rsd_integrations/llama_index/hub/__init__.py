@@ -1,4 +1,4 @@
-"""What ``llama_index.llms.rsd`` is: in wheels this folder is there, and not here."""
+"""The package ``llama_index.llms.rsd``: in wheels this folder lies there instead of here."""
 
 from rsd_integrations.llama_index import RSDLLM
 
