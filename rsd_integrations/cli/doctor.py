@@ -68,7 +68,7 @@ def doctor(
         typer.Option(min=2, help=f"Most tokens of prompt and answer; {_LENGTH}, or as many as servers take."),
     ] = None,
 ) -> None:
-    """Check the installation, and tell the memory that three models need, unloaded; or try servers."""
+    """Check the installation; tell how much memory three models need, without loading them; try servers."""
     choice = ModelChoice(
         draft,
         target,
