@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None, *, open_pipeline: OpenPipeline = ope
     try:
         with open_streams():
             return _run(arguments, open_pipeline)
-    except KeyboardInterrupt:  # While the commands are imported: behind that they see to it themselves.
+    except KeyboardInterrupt:  # From the import of the commands: once they run, they handle it.
         return INTERRUPTED
 
 

@@ -35,7 +35,7 @@ model rewrites what is not good enough."""
 
 
 def build() -> Any:
-    """The commands put together, their helps as wide as the terminal."""
+    """The commands put together, with help texts as wide as the terminal."""
     width = Console().width
     panels = width >= PANELS
     app = typer.Typer(
@@ -97,7 +97,7 @@ def run(arguments: list[str], open_pipeline: OpenPipeline) -> int:
 
 
 def _nobody_reads(error: Exception) -> bool:
-    """Whether our reader has gone. Windows calls that an invalid argument, as it does much else."""
+    """Whether the reader of our output has gone. To Windows that, as much else, is an invalid argument."""
     if os.name == "nt" and isinstance(error, OSError) and error.errno == errno.EINVAL:
         try:
             sys.stdout.flush()
@@ -118,7 +118,7 @@ def describe(error: Exception, options: Mapping[str, str]) -> tuple[str, int]:
 
     Args:
         error: what ended the command.
-        options: of the command, by their names in Python.
+        options: the command's options, by their names in Python.
     """
     if isinstance(error, ValidationError):
         return in_options(_one_line(first_wrong(error)), options), USAGE
@@ -133,11 +133,11 @@ def describe(error: Exception, options: Mapping[str, str]) -> tuple[str, int]:
 
 
 def _from_typer(error: Any) -> tuple[str, int]:
-    """A bare "rsd" has shown its help and says no more; old typers exit 0 for that, new ones 2."""
+    """A bare "rsd" has only shown its help. Old typers exit with 0 then, new ones with 2; here it is 0."""
     said = error.format_message()
     return (_one_line(f"{said} (see --help)"), int(error.exit_code)) if said else ("", OK)
 
 
 def _one_line(text: str) -> str:
-    # Errors quote configs and chat templates, which may hold what steers a terminal.
+    # Errors quote configs and chat templates, which may hold control characters.
     return printable(" ".join(text.split()))

@@ -131,18 +131,18 @@ def _question(question: str) -> str:
 
 
 def _piped() -> str:
-    """As UTF-8 in any locale, and without the mark that programs of Windows put before it."""
+    """Standard input as UTF-8 in any locale, without the byte order mark that Windows programs add."""
     if isinstance(sys.stdin, io.TextIOWrapper):
-        with suppress(io.UnsupportedOperation):  # Somebody has read some of it already.
+        with suppress(io.UnsupportedOperation):  # Some of it has been read already.
             sys.stdin.reconfigure(encoding="utf-8-sig")
     return sys.stdin.read()
 
 
 def _readable(read: Callable[[], str]) -> str:
-    """Text without stray bytes, which Python refuses to decode or hides in halves of characters.
+    """Text without stray bytes, which Python refuses to decode or hides in lone surrogates.
 
     Raises:
-        PromptError: it has some.
+        PromptError: it has stray bytes.
     """
     try:
         text = read()
@@ -174,7 +174,7 @@ def _answer(state: State, choice: ModelChoice, text: str, config: RSDConfig, *, 
 
 
 def _json(generation: Generation) -> str:
-    """JSON's own escapes stand for what the stream's encoding lacks."""
+    """The answer as JSON; what the stream's encoding lacks is written as JSON escapes."""
     text = generation.model_dump_json(indent=2)
     try:
         text.encode(sys.stdout.encoding or "utf-8")
@@ -184,7 +184,7 @@ def _json(generation: Generation) -> str:
 
 
 def _remedy(config: RSDConfig) -> Callable[[Generation], str]:
-    """What can be done about an answer that a length limit ended: here it is known which one."""
+    """What to do about an answer that a length limit ended. Here it is known which limit that was."""
 
     def remedy(generation: Generation) -> str:
         if config.max_tokens is not None and generation.usage.completion_tokens >= config.max_tokens:

@@ -38,7 +38,7 @@ _EXTRAS = {
     "accelerate": ("gpu", "device_map, and loading straight onto a GPU"),
 }
 _LENGTH = 4096
-"""Tokens of prompt and answer, as of ``RSDPipeline.from_pretrained``."""
+"""Most tokens of prompt and answer: the default of ``RSDPipeline.from_pretrained``."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class _Line:
     what: str
     found: str
     fine: bool | None
-    """None: it is missing, and only matters to who wants it."""
+    """None: it is missing, which only matters to those who use it."""
 
 
 def doctor(
@@ -68,7 +68,7 @@ def doctor(
         typer.Option(min=2, help=f"Most tokens of prompt and answer; {_LENGTH}, or as many as servers take."),
     ] = None,
 ) -> None:
-    """Check the installation, and tell the memory of three models without loading them. Servers are tried."""
+    """Check the installation; tell how much memory three models need, without loading them; try servers."""
     choice = ModelChoice(
         draft,
         target,
@@ -106,7 +106,7 @@ def _installation() -> Iterator[_Line]:
 
 
 def _package(package: str, extra: str, use: str, *, needed: bool = False) -> _Line:
-    """Whether it is installed, in a version that does."""
+    """Whether it is installed, in a supported version."""
     found, asked = version_of(package), f'"rsd-integrations[{extra}]"' if extra else "rsd-integrations"
     bad = False if needed else None
     if found is None:
@@ -145,10 +145,10 @@ def _pocket() -> _Line:
 
 
 def _print_served(choice: ModelChoice, console: Console) -> None:
-    """What servers serve, once each has answered as it should.
+    """What the servers serve, once each of them has answered as it should.
 
     Raises:
-        RSDError: one does not.
+        RSDError: a server does not answer as it should.
     """
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
@@ -173,7 +173,7 @@ def _print_served(choice: ModelChoice, console: Console) -> None:
     for role, model in (("draft", backend.draft), ("target", backend.target)):
         if not getattr(model, "holds_grammars", True):
             console.print(
-                f"{role}: forms and forced calls are written token by token; faster with "
+                f"{role}: structured output and forced calls are written token by token; faster with "
                 '--structured-outputs-config \'{"backend": "guidance"}\''
             )
 
@@ -207,7 +207,7 @@ def _print(lines: list[_Line], console: Console) -> None:
 
 
 def _print_memory(models: list[ModelMemory], requests: int, console: Console) -> bool:
-    """Whether all fits, as far as that is known."""
+    """Whether everything fits, as far as that is known."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
     table.add_column("model", overflow="fold", max_width=26)
@@ -239,7 +239,7 @@ def _fits(device: str, models: list[ModelMemory], requests: int, console: Consol
     sizes = [model.weights for model in here if model.weights is not None]
     if len(sizes) < len(here):
         kinds = ", ".join(dict.fromkeys(model.quantization or "" for model in here if model.weights is None))
-        console.print(f"{device}: no verdict, for quantized weights ({kinds}) are not counted here")
+        console.print(f"{device}: no verdict, because quantized weights ({kinds}) are not counted here")
         return True
     weights = sum(sizes)
     needed = weights + sum(model.cache(requests) for model in here)
@@ -250,7 +250,7 @@ def _fits(device: str, models: list[ModelMemory], requests: int, console: Consol
     fits = needed <= free
     verdict = "fits" if fits else "DOES NOT FIT"
     if fits and any(model.device == "device_map" for model in models):
-        verdict = "no verdict, for a device_map may put more there"
+        verdict = "no verdict, because a device_map may put more there"
     console.print(f"{device}: {_size(needed)} needed before activations, {_size(free)} free: {verdict}")
     if not fits:
         most = (free - weights) // sum(model.cache(1) for model in here)

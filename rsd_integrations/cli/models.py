@@ -62,11 +62,11 @@ class ModelChoice:
             for option, value in named.items():
                 if value is not None:
                     _check_folder(option, value)
-        _ = self.form  # Now, rather than when all else has been read.
+        _ = self.form  # So that it fails now, and not after everything else has been read.
 
     @property
     def is_served(self) -> bool:
-        """Whether they are servers.
+        """Whether the models are servers.
 
         Raises:
             ConfigError: some are and some are not.
@@ -75,14 +75,14 @@ class ModelChoice:
 
     @property
     def models(self) -> dict[Role, Any]:
-        """Names as the library takes them: replicas of a server as a list."""
+        """The models' names as the library takes them: several replicas as a list."""
         return {"draft": _named(self.draft), "target": _named(self.target), "prm": _named(self.prm)}
 
     @property
     def form(self) -> str | type[PRMFormat] | None:
         """How the PRM reads steps: a name, or the class that "module:Class" stands for.
 
-        Here alone, where the user says so: a name in a model's config runs no code.
+        The user's own code is imported here alone: a name in a model's config runs no code.
 
         Raises:
             ConfigError: there is no such class.
@@ -100,7 +100,7 @@ class ModelChoice:
 
     @property
     def kwargs(self) -> dict[str, dict[str, Any]]:
-        """Options of single models, by the library's names; those that are given.
+        """Those options of single models that were given, by the library's names.
 
         Raises:
             ConfigError: they are no JSON object, or hold a secret.
@@ -119,7 +119,7 @@ class ModelChoice:
 
 
 def _named(model: str | None) -> Any:
-    """A home folder's path in full, and several URLs apart."""
+    """The name with "~" expanded; of several URLs, a list."""
     if model is None:
         return None
     if model.lower().startswith(("http://", "https://")) and "," in model:
@@ -139,7 +139,7 @@ def _read(name: str, text: str) -> dict[str, Any]:
 
 
 def _check_folder(option: str, value: str) -> None:
-    """A path that is not there; a hub id is told from a path by its looks alone."""
+    """Refuse a path that does not exist. Only the spelling tells a path from a hub id."""
     is_path = value.startswith((".", "/", "~")) or value.count("/") > 1 or "\\" in value
     if not value or (is_path and not Path(value).expanduser().is_dir()):
         raise ConfigError(
@@ -184,10 +184,10 @@ def open_pipeline(choice: ModelChoice) -> RSDPipeline:
 
 @contextmanager
 def _quiet(models: Sequence[Any]) -> Iterator[None]:
-    """Keep transformers from telling how it loads: what is wrong with a checkpoint our error says in a line.
+    """Keep transformers from telling how it loads: if a checkpoint is wrong, our own error says so in a line.
 
-    It looks at these when it is first imported, in a command only here. Where something may have to be
-    downloaded its bars stay, and whoever has set one of them has chosen.
+    It reads these variables when it is first imported, which a command does here. Progress bars stay where
+    something may have to be downloaded, and a variable that the user has set stays as it is.
     """
     wanted = {"TRANSFORMERS_VERBOSITY": "error"}
     if all(Path(str(model)).is_dir() for model in models):

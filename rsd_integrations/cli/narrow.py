@@ -1,4 +1,4 @@
-"""Helps for narrow terminals: typer's panels cut names there; plain lists, laid out here, do not."""
+"""Help texts for narrow terminals, in plain lists: typer's panels would cut names off there."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import typer
 __all__ = ["PANELS", "made_narrow"]
 
 PANELS = 80
-"""Columns from which the panels hold every name whole."""
+"""Terminal columns from which the panels show every name whole."""
 
 _FIRST = 12
-"""Columns of names. A longer one stands on a line of its own, so that its text has room below."""
+"""Columns for a name. A longer one stands on a line of its own, with its text below."""
 
 _PlainFormatter: Any = typer.Context.formatter_class
 
 
 class _Formatter(_PlainFormatter):  # type: ignore[misc]
-    """Short first columns."""
+    """Lists with a narrow first column."""
 
     def write_dl(self, rows: Sequence[tuple[str, str]], col_max: int = _FIRST, col_spacing: int = 2) -> None:
         """Write names and what they mean."""
@@ -31,9 +31,9 @@ class _Context(typer.Context):
 
 
 def made_narrow(command: Any) -> Any:
-    """The command, with those below it, whose helps are laid out for narrow terminals."""
+    """The command and its subcommands, with help texts laid out for narrow terminals."""
     command.context_class = _Context
-    command.short_help = command.short_help or command.help  # A help alone would be cut to one line.
+    command.short_help = command.short_help or command.help  # Else the list would cut the help to one line.
     for below in getattr(command, "commands", {}).values():
         made_narrow(below)
     return command

@@ -27,7 +27,8 @@ DECODING = "Decoding"
 Draft = Annotated[
     str | None,
     typer.Option(
-        help="Folder, hub id, or URL of a vLLM server (of replicas, with commas).", rich_help_panel=_MODELS
+        help="Folder, hub id, or URL of a vLLM server (replicas: with commas between).",
+        rich_help_panel=_MODELS,
     ),
 ]
 Target = Annotated[str | None, typer.Option(help="Likewise.", rich_help_panel=_MODELS)]
@@ -35,7 +36,7 @@ PRM = Annotated[str | None, typer.Option(help="Likewise.", rich_help_panel=_MODE
 PRMFormat = Annotated[
     str | None,
     typer.Option(
-        help="How the PRM reads steps: a name, or module:Class of your own; found out if not given.",
+        help="How the PRM reads steps: a name, or module:Class of your own; detected if not given.",
         rich_help_panel=_MODELS,
     ),
 ]

@@ -1,4 +1,4 @@
-"""A bar for measurements that answer many questions, where somebody looks."""
+"""A progress bar for measurements that answer many questions; in logs, a line for each run."""
 
 from __future__ import annotations
 

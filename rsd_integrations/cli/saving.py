@@ -1,4 +1,4 @@
-"""Files that commands write: refused before a model runs, written behind it."""
+"""Files that commands write: tried before a model runs, written after it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["check_file", "check_out", "conclude"]
 
 
 def check_out(out: Path | None) -> None:
-    """Make the folder of ``--out`` and try it, before the models run and not after.
+    """Make the folder of ``--out`` and try to write there, before the models run and not after.
 
     Raises:
         ConfigError: the results could not be saved.
@@ -34,7 +34,7 @@ def check_out(out: Path | None) -> None:
         if out.is_file():
             raise ConfigError(f"--out {str(out)!r} is a file.", hint="Name a folder.")
         out.mkdir(parents=True, exist_ok=True)
-        # Not by tempfile, which on Windows takes a refusal for a name that is in use, and tries all others.
+        # Not by tempfile: on Windows it takes a denied access for a name in use, and goes on trying others.
         trial = out / f".rsd-{uuid4().hex}"
         trial.open("xb").close()
         trial.unlink()

@@ -1,4 +1,4 @@
-"""Options that hold JSON, and how a command line says how to decode."""
+"""Options that hold JSON, and the decoding settings of a command line."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __all__ = ["json_object", "read_config"]
 
 
 def json_object(option: str, text: str, *, example: str) -> dict[str, Any]:
-    """What an option holds.
+    """The JSON object that an option holds.
 
     Raises:
-        ConfigError: it is no JSON object. The text is not told, for it may hold a secret.
+        ConfigError: it is no JSON object. The message does not quote the text, which may hold a secret.
     """
     hint = f"Write it as {_quoted(example)}."
     try:
@@ -32,20 +32,21 @@ def json_object(option: str, text: str, *, example: str) -> dict[str, Any]:
 
 
 def _quoted(text: str) -> str:
-    """As the usual shell takes it whole. cmd.exe knows no single quotes; PowerShell 7 takes these, too."""
+    """Quoted for the usual shell. cmd.exe knows no single quotes; PowerShell 7 takes double ones, too."""
     return '"' + text.replace('"', '""') + '"' if os.name == "nt" else f"'{text}'"
 
 
 def read_config(text: str | None, *, swept: Collection[str] = (), **options: Any) -> RSDConfig:
-    """How to decode: by options of their own, and by ``--config`` for all others.
+    """The decoding settings: some from options of their own, all others from ``--config``.
 
     Args:
         text: of ``--config``.
-        swept: what the command itself sets.
-        options: those of their own; None: not given.
+        swept: settings that the command itself makes.
+        options: settings that have an option of their own; None: not given.
 
     Raises:
-        ConfigError: ``--config`` is no JSON object, or sets what is wrong, swept, or has an option.
+        ConfigError: ``--config`` is no JSON object, or a setting in it is unknown, wrong, swept, or has an
+            option of its own.
         pydantic.ValidationError: the value of an option is wrong.
     """
     more = {} if text is None else json_object("--config", text, example='{"top_p": 0.8, "stop": ["END"]}')
@@ -54,7 +55,7 @@ def read_config(text: str | None, *, swept: Collection[str] = (), **options: Any
         if name not in RSDConfig.model_fields:
             raise ConfigError(f"--config: unknown setting {name!r}.", hint=nearest(name, known))
         if name in swept:
-            raise ConfigError(f"--config sets {name!r}, which this sets itself.", hint="Leave it out.")
+            raise ConfigError(f"--config sets {name!r}, which the command sets itself.", hint="Leave it out.")
         if name in options:
             option = "--" + name.replace("_", "-")
             raise ConfigError(f"--config sets {name!r}, which has an option.", hint=f"Use {option}.")

@@ -26,7 +26,7 @@ _Given = dict[str, Any]
 """Options that say what is measured, by their names."""
 
 _FORCED = ("dtype", "steps", "step_tokens", "prompt_tokens", "growth")
-"""Options of shapes whose lengths are forced."""
+"""Options for shapes with random weights alone, whose lengths are forced."""
 
 _RANDOM = (
     "tiny",
@@ -37,7 +37,7 @@ _RANDOM = (
     "1.5b-32b-prm7b",
     "0.8b-9b-recurrent-prm1.5b",
 )
-"""Shapes of random weights: those of ``yardsticks.shapes``, which loads torch."""
+"""Shapes with random weights, copied from ``yardsticks.shapes``, which would load torch."""
 
 
 def speed(
@@ -66,13 +66,13 @@ def speed(
     growth: Annotated[
         str,
         typer.Option(
-            help="Tokens of prompts at which the time of up to 80 steps is followed (likewise); or none."
+            help="Prompt lengths (tokens) at which the time of up to 80 steps is taken (likewise); or none."
         ),
     ] = "256,1024,4096",
     out: Annotated[Path | None, typer.Option(help="Folder for JSON and plot.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Exit 1 where a required number is missed.")] = False,
 ) -> None:
-    """Tokens a second of generate, assisted generation, the target alone and RSD, and the memory's limit."""
+    """Tokens a second of generate, assisted generation, the target alone and RSD, and what memory allows."""
     given: _Given = {
         "device": device,
         "dtype": dtype,
@@ -108,10 +108,10 @@ def speed(
 
 
 def _without_forced(ctx: typer.Context, given: _Given) -> _Given:
-    """The options less those that would play no part.
+    """The options without those that play no part in the pocket shape.
 
     Raises:
-        ConfigError: one of these was given.
+        ConfigError: one of the latter was given.
     """
     for name in _FORCED:
         source = ctx.get_parameter_source(name)
@@ -167,7 +167,7 @@ def _setting(shape: str, given: Mapping[str, Any]) -> Setting:
 
 
 def _spelled(number: int, tokens: int) -> str:
-    """A prompt of the byte tokenizer's: one token a byte."""
+    """A prompt of so many tokens: the byte tokenizer makes one of each byte."""
     return (f"Question {number}. " + "What is it? " * tokens)[:tokens]
 
 
@@ -179,7 +179,7 @@ def _measure(state: State, setting: Setting, given: _Given) -> SpeedReport:
 
     pipe, plain = _models(setting, state, given)
     console = Console(stderr=True, highlight=False)
-    # Where nobody watches, what was measured stays if a time limit ends the rest.
+    # In logs each number is told as it comes, so that it is not lost if a time limit ends the run.
     tell = console.print if not console.is_terminal else lambda _: None
     with pipe, console.status("") as line:
         bandwidth = copy_bandwidth(str(given["device"]))
@@ -205,7 +205,7 @@ def _models(setting: Setting, state: State, given: _Given) -> tuple[RSDPipeline,
             device=device,
             max_batch_size=max(setting.batches),
             compile=setting.compile,
-            prefix_caching=False,  # The same prompts again and again, and the others read them each time.
+            prefix_caching=False,  # The prompts are repeated, and the other ways process them each time.
         )
     )
     return pipe, open_plain_pocket()

@@ -1,4 +1,4 @@
-"""Standard streams: those that a shell closed (``rsd ask ... >&-``), and those that lack characters."""
+"""Standard streams that a shell closed (``rsd ask ... >&-``), or whose encoding lacks characters."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ __all__ = ["open_streams"]
 
 @contextmanager
 def open_streams() -> Iterator[None]:
-    """Have streams that take all that is written.
+    """Make all three streams take whatever is written.
 
-    Python has None where a stream was closed, and without stderr print(file=sys.stderr) writes to stdout.
+    A closed stream is None in Python, and print(file=sys.stderr) then writes to stdout.
     """
     with ExitStack() as stack:
         for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
@@ -32,9 +32,9 @@ def open_streams() -> Iterator[None]:
 
 
 def _take_all(stream: io.TextIOWrapper) -> None:
-    """No answer is lost for want of a character: what an encoding lacks is escaped.
+    """Escape the characters that the stream's encoding lacks, so that no answer is lost for one.
 
-    Windows' code pages, which files and pipes have there, lack most of mathematics.
+    On Windows files and pipes become UTF-8: its code pages lack most mathematical symbols.
     """
     if os.name == "nt" and not stream.isatty() and "PYTHONIOENCODING" not in os.environ:
         stream.reconfigure(encoding="utf-8", errors=stream.errors)
@@ -43,5 +43,5 @@ def _take_all(stream: io.TextIOWrapper) -> None:
 
 
 def _reconfigure(stream: io.TextIOWrapper, **options: Any) -> None:
-    with suppress(OSError, ValueError):  # What is left cannot be written, as has been told, or it is closed.
+    with suppress(OSError, ValueError):  # The rest cannot be written, as was reported, or it is closed.
         stream.reconfigure(**options)

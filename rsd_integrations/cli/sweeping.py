@@ -27,7 +27,7 @@ def numbers(option: str, given: str, kind: Any, *, hint: str = "Separate them by
 
 
 def read_sweep(thresholds: str) -> list[float]:
-    """The thresholds as numbers; none is the PRM's default alone.
+    """The thresholds as numbers. An empty list means the PRM's default alone.
 
     Raises:
         ConfigError: one is no number in (0, 1].

@@ -40,7 +40,7 @@ _QUESTIONS = "Questions"
 _ANSWERS = "tune-answers.jsonl"
 _MAX_TOKENS = 2048
 _QUESTION_TOKENS = 2048
-"""That a question may have, where models are loaded in this process."""
+"""Room for the question if --max-length is not given and the models are loaded in this process."""
 
 _SWEPT = ("threshold", "weighting", "acceptance_rate", "beta")
 
@@ -66,7 +66,7 @@ def tune(
     problems: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Take so many of them by chance; all if not given.", rich_help_panel=_QUESTIONS
+            min=1, help="How many of them to draw at random; all if not given.", rich_help_panel=_QUESTIONS
         ),
     ] = None,
     question_field: Annotated[
@@ -83,7 +83,7 @@ def tune(
         int,
         typer.Option(
             min=0,
-            help="Take others than the first N of the same seed: to confirm a threshold on questions that "
+            help="Leave out the first N that the same seed draws: to confirm a threshold on questions that "
             "it was not chosen by.",
             rich_help_panel=_QUESTIONS,
             metavar="N",
@@ -98,8 +98,8 @@ def tune(
     match: Annotated[
         str,
         typer.Option(
-            help="When an answer is right: number, math (formulas, by math-verify), text, auto (what suits "
-            "the known answers), or module:function, called with its text and the known one.",
+            help="How answers are compared: number, math (formulas, by math-verify), text, auto (what suits "
+            "the known answers), or module:function, called with an answer's text and the known answer.",
             rich_help_panel=_QUESTIONS,
         ),
     ] = "auto",
@@ -118,7 +118,8 @@ def tune(
         int | None,
         typer.Option(
             min=1,
-            help=f"Most tokens of an answer; {_MAX_TOKENS} if not given (pocket trio: the window's rest).",
+            help=f"Most tokens of an answer; {_MAX_TOKENS} if not given (pocket trio: the rest of its "
+            "window).",
             rich_help_panel=options.DECODING,
         ),
     ] = None,
@@ -149,8 +150,8 @@ def tune(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for JSON, plot, and every answer as it comes: run again, it goes on from these. "
-            "Whether a hub id or URL still stands for the same weights it cannot see."
+            help="Folder for JSON, plot, and every answer as it comes. The same command goes on from these "
+            "answers; it cannot see whether a hub id or URL still stands for the same weights."
         ),
     ] = None,
 ) -> None:
@@ -170,7 +171,7 @@ def tune(
         target_kwargs=target_kwargs,
         prm_kwargs=prm_kwargs,
     )
-    if not choice.is_pocket:  # Its window is shorter, and ends its answers.
+    if not choice.is_pocket:  # The pocket trio's window is shorter, and ends its answers.
         max_tokens = max_tokens or _MAX_TOKENS
         if not choice.is_served and max_length is None:
             choice = replace(choice, max_length=max_tokens + _QUESTION_TOKENS)
@@ -207,7 +208,7 @@ def tune(
     from rsd_integrations.bench.table import print_tuning
     from rsd_integrations.bench.tune import tune as tuned
 
-    # Times of another machine, or of another part of this one, are no measure for today's.
+    # Times from another machine or device are not to be compared with those of this run.
     conditions = {"batch_size": batch_size, "device": device, "host": platform.node(), **hardware()}
     answers = None if out is None else _saved(out, choice, settings, conditions, state.command_line)
     run = partial(tuned, tasks=asked, thresholds=sweep, config=decoding, within=within / 100, answers=answers)
@@ -237,13 +238,13 @@ def _questions(
     match: str,
     system: str | None,
 ) -> tuple[list[Question], str]:
-    """The questions, and the name of what tells right answers.
+    """The questions, and the name of the match in force ("auto" resolved).
 
     Args:
         path: of the file.
-        draw: which of so many.
+        draw: takes the number of questions, gives the places of those that are asked.
         fields: of the question and of the known answer.
-        match: what tells right answers.
+        match: as of ``--match``.
         system: the system message.
     """
     from rsd_integrations.bench.matching import is_formula, matcher
@@ -272,7 +273,7 @@ def _tell(text: str) -> None:
 
 
 def _told(config: RSDConfig, but: Collection[str]) -> str:
-    """Further settings that answers depend on, whichever way they were spelled."""
+    """Further settings that answers depend on, the same text however they were spelled."""
     names = config.model_fields_set.difference(but)
     more = config.model_dump(mode="json", include=names, exclude_defaults=True)
     return json.dumps(more, sort_keys=True) if more else ""
@@ -281,7 +282,7 @@ def _told(config: RSDConfig, but: Collection[str]) -> str:
 def _saved(
     out: Path, choice: ModelChoice, settings: _Settings, conditions: dict[str, Any], command: str
 ) -> SavedAnswers:
-    """Answers in a folder, and what is said of those that are there.
+    """The answers saved in a folder. Tells how many there are, if any.
 
     Raises:
         ConfigError: they are of other models, questions or settings.
@@ -309,7 +310,7 @@ def _saved(
 
 
 def _told_form(form: str | type | None) -> str | list[str] | None:
-    """A format's name; of one's own with its file's contents, which are likely to change."""
+    """A format's name; with a hash of its file if it is the user's own, which is likely to change."""
     if not isinstance(form, type):
         return form
     file = getattr(sys.modules[form.__module__], "__file__", None)
@@ -324,12 +325,12 @@ def _measured(
     settings: _Settings,
     answers: SavedAnswers | None,
 ) -> TuneReport:
-    """What comes of a run over the chosen models.
+    """The report of a run over the chosen models, which are loaded for it.
 
     Args:
-        run: takes the pipeline and who watches.
+        run: called with the pipeline and a ``Watch``.
         settings: of the report.
-        answers: that the run keeps.
+        answers: where the run keeps its answers.
     """
     from rsd_integrations.bench.environment import made
     from rsd_integrations.bench.results import TuneReport

@@ -1,4 +1,4 @@
-"""The library's messages in a shell user's words: what it calls by its name in Python may be an option."""
+"""The library's messages in a shell user's words: a setting that they name as in Python may be an option."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 __all__ = ["in_options", "options_of"]
 
 _ONLY_IN_PYTHON = re.compile(r",? or an? (?:subclass|callable)\b[^.;]*")
-"""Alternatives that no option can be given."""
+"""Alternatives that cannot be given to an option."""
 
 _START = r"(?<![\w./'\"-])"
 """Not within a path, a quotation or a longer name."""
@@ -20,7 +20,7 @@ def options_of(command: Any, arguments: Sequence[str]) -> dict[str, str]:
 
     Args:
         command: the root of the commands.
-        arguments: of the command line.
+        arguments: the command line.
     """
     for argument in arguments:
         command = getattr(command, "commands", {}).get(argument, command)
@@ -35,6 +35,6 @@ def in_options(message: str, options: Mapping[str, str]) -> str:
     for name, option in options.items():
         message = re.sub(rf"{_START}{name}=(?:True\b|(?=[\s.,;:)]|$))", option, message)
         message = re.sub(rf"{_START}{name}=", f"{option} ", message)
-        if "_" in name:  # A single word may as well mean the thing itself.
+        if "_" in name:  # A single word may also mean the thing itself ("the draft").
             message = re.sub(rf"{_START}{name}\b", option, message)
     return message

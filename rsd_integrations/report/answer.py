@@ -41,7 +41,7 @@ def printable(text: str) -> str:
 
 
 def step_text(text: str) -> str:
-    """A step without the blank line that ends it; a step of nothing is how a model says it is done."""
+    """A step without the blank line that ends it; with an empty step a model says that it is done."""
     return printable(text.strip("\n")) or "(end of the answer)"
 
 

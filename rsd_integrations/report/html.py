@@ -45,7 +45,7 @@ def to_html(generation: Generation, *, question: str | None = None, remedy: Reme
     Args:
         generation: the answer.
         question: what was asked, shown above it.
-        remedy: for an answer that a length limit ended, in the words of who reads it.
+        remedy: tells what to do about an answer that a length limit ended.
 
     Raises:
         ConfigError: it is no ``Generation``: messages and responses of frameworks hold no steps.
@@ -53,7 +53,7 @@ def to_html(generation: Generation, *, question: str | None = None, remedy: Reme
     if not isinstance(generation, Generation):
         raise ConfigError(
             f"{generation!r:.100} is no Generation.",
-            hint="Show what a pipeline's generate returns; of a ChatRSD or RSDLLM, llm.load().generate(...).",
+            hint="Pass what a pipeline's generate returns; of a ChatRSD or RSDLLM, llm.load().generate(...).",
         )
     return "".join(
         [
@@ -73,7 +73,7 @@ def to_page(generation: Generation, *, question: str | None = None, remedy: Reme
     Args:
         generation: the answer.
         question: what was asked, shown above it.
-        remedy: for an answer that a length limit ended, in the words of who reads it.
+        remedy: tells what to do about an answer that a length limit ended.
     """
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'

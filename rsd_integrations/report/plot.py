@@ -17,7 +17,7 @@ _LOOKS: dict[str, tuple[str, str, str]] = {
     "recommended": ("#D55E00", "*", "RSD, recommended"),
 }
 _ROW = 14.0
-"""Points from one threshold's label to the next."""
+"""Distance from one threshold's label to the next, in typographic points."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def accuracy_figure(points: Sequence[PlotPoint], title: str) -> Any:
     figure.suptitle(title, fontsize=11)
     for axes, shares in ((main, paper), (side, total)):
         _label_ends(axes, points, shares)
-    # Rows of labels are measured in points, which only a laid out figure can place.
+    # Rows of labels are measured in typographic points, which only a laid out figure can place.
     figure.canvas.draw()
     _label_thresholds(main, points, paper)
     return figure
@@ -127,7 +127,7 @@ def _label_ends(axes: Any, points: Sequence[PlotPoint], shares: Sequence[float])
 
 
 def _label_thresholds(axes: Any, points: Sequence[PlotPoint], shares: Sequence[float]) -> None:
-    """List the thresholds below their crowd of points, each with a thin line to its own.
+    """List the thresholds below the crowd of their points, each with a thin line to its point.
 
     The points of a sweep lie too close for labels beside them. Rows follow the cost, so that lines
     do not cross.

@@ -65,7 +65,7 @@ def render_step(step: Step) -> RenderableType:
 
 
 def _score(reward: float | None, probability: float | None) -> str:
-    """The reward, and the probability it gave where chance had a say."""
+    """The reward, and the acceptance probability unless it was 0 or 1."""
     shown = "" if reward is None else f" {reward_text(reward)}"
     if probability is not None and 0.0 < probability < 1.0:
         shown += f" p={probability:.2f}"
@@ -103,7 +103,7 @@ def show_events(events: Iterable[StepEvent], console: Console, remedy: Remedy = 
     Args:
         events: of one answer.
         console: where they are shown.
-        remedy: for an answer that a length limit ended, in the words of who reads it.
+        remedy: tells what to do about an answer that a length limit ended.
 
     Raises:
         RuntimeError: the events end without "finished".

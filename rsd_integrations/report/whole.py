@@ -11,7 +11,7 @@ from rich.text import Text
 __all__ = ["print_whole"]
 
 _ANY = 10_000
-"""Columns that no table needs."""
+"""More columns than any table needs."""
 
 
 def print_whole(table: Table, console: Console, title: str = "") -> None:
@@ -20,7 +20,7 @@ def print_whole(table: Table, console: Console, title: str = "") -> None:
     Args:
         table: what to print.
         console: where.
-        title: stands above it; a title of the table's own would be folded to the table's width.
+        title: printed above the table; rich would fold a title of the table itself to the table's width.
     """
     if title:
         console.print(Text(title))

@@ -9,16 +9,16 @@ from rsd_integrations.types import Generation, RoleUsage, Usage
 __all__ = ["Remedy", "cost_lines", "ending", "in_python", "many", "token_rows"]
 
 Remedy = Callable[[Generation], str]
-"""What to do about an answer that a length limit ended, in the words of who reads it."""
+"""Tells what to do about an answer that a length limit ended, in words for Python or for the command line."""
 
 
 def in_python(generation: Generation) -> str:
-    """A generation does not know its limits: its reader finds the one that its counts have reached."""
+    """Names all limits: a generation does not know its own, so the reader compares them with its counts."""
     return "see max_tokens, max_steps and the models' windows"
 
 
 def ending(generation: Generation, remedy: Remedy = in_python) -> str:
-    """What to say of an answer that did not come to its own end; nothing of one that did."""
+    """A warning about an answer that was cut off; "" for one that came to its own end."""
     if generation.finish_reason == "cancelled":
         return "cancelled: the answer is unfinished"
     if generation.finish_reason != "length":
@@ -55,7 +55,7 @@ def _acceptance(generation: Generation) -> str:
 
 
 def many(count: int, what: str) -> str:
-    """So many of something."""
+    """A count with its noun: "1 step", "2 steps"."""
     return f"{count} {what}{'' if count == 1 else 's'}"
 
 

@@ -157,7 +157,7 @@ def test_command_line(urls: dict[str, str], answer: str, capsys: pytest.CaptureF
     assert "token by token" not in told
     with double(pocket_paths().draft, grammars=False) as draft:
         assert main(["doctor", *_command({**urls, "draft": draft.url})]) == 0
-    assert "draft: forms and forced calls are written token by token" in capsys.readouterr().out
+    assert "draft: structured output and forced calls are written token by token" in capsys.readouterr().out
 
 
 def test_command_line_with_what_is_wrong(urls: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -444,7 +444,7 @@ def test_the_command_saves_what_repeats_it(
         (["--problems", "31"], "31 problems were asked for, and there are 30"),
         (["--question-field", "q"], "has no 'q'; its fields are 'question', 'answer'"),
         (["--draft", "a/b"], "--target and --prm missing"),
-        (["--config", '{"beta": 2}'], "--config sets 'beta', which this sets itself"),
+        (["--config", '{"beta": 2}'], "--config sets 'beta', which the command sets itself"),
         (
             ["--config", '{"draft_candidates": 33}', "--temperature", "1"],
             "fit --batch-size 16. Raise",

@@ -174,7 +174,7 @@ def test_models_that_are_spread_get_no_verdict(
     monkeypatch.setattr(free_memory, "_machine", lambda: 1 << 40)
     assert doctor_of(folders, "--target-kwargs", '{"device_map": "auto"}') == 0
     shown = capsys.readouterr().out
-    assert "free: no verdict, for a device_map may put more there" in shown and "free: fits" not in shown
+    assert "free: no verdict, because a device_map may put more there" in shown and "free: fits" not in shown
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -332,7 +332,7 @@ def test_unknown_quantization_gets_no_verdict(folders: dict[str, str], tmp_path:
     assert doctor_of({**folders, "target": _config(tmp_path, config)}) == 0
     shown = capsys.readouterr().out
     assert "not counted" in shown
-    assert "no verdict, for quantized weights (new-and-small) are not counted here" in shown
+    assert "no verdict, because quantized weights (new-and-small) are not counted here" in shown
     assert "fits" not in shown
 
 
