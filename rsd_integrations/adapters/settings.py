@@ -159,7 +159,7 @@ class RSDSettings(RSDFields):
 
     @classmethod
     def pocket(cls, **fields: Any) -> Self:
-        """An object over the embedded trio: no network needed. ``prm=f`` puts a function in its PRM's place."""
+        """An object over the embedded trio: no network needed. ``prm=f`` takes a function for its PRM."""
         return cls(pipeline=POCKET, **fields)
 
     @classmethod
