@@ -61,7 +61,7 @@ class SlotSession:
         self.family = other.family
 
     def catch_up(self) -> bool:
-        """Copy what another of the family has read of the committed part. Returns whether that is all of it."""
+        """Copy what another of the family has read of the committed part. Whether all of it is known now."""
         # The last token is always fed: its output is wanted.
         end = min(self.base, len(self.tokens) - 1)
         most = max(self.family, key=lambda session: session.cached)
