@@ -29,8 +29,8 @@ SCORE_ROUNDS = 4
 
 
 def _patience(length: int) -> int:
-    """Most rounds, before it begins and on its way together, that the rewrite of a step of ``length`` tokens
-    waits for others, so that the target writes for several at once. 0 for a step that no draft wrote.
+    """Most rounds in all, before it begins and between its tokens, that the rewrite of a step of ``length``
+    tokens waits for others, so that the target writes for several at once. 0 for a step that no draft wrote.
     """
     return max(16, 2 * length) if length else 0
 
@@ -103,7 +103,7 @@ class BatchEngine(EngineThread):
         for late in self._queued.expired(time.monotonic()):
             self._end_waiting(late)
         room = self._backend.max_batch_size
-        for _ in range(room):  # No more a round: a job that fails at once makes room for the next.
+        for _ in range(room):  # No more in a round: a job that fails at once makes room for the next.
             job = self._queued.first
             if job is None or self._rows + job.request.config.rows > room:
                 break
@@ -152,7 +152,7 @@ class BatchEngine(EngineThread):
         return [task for task in tasks if task.result is None]
 
     def _scores_due(self, scoring: Sequence[Task]) -> bool:
-        """Whether the PRM should run now. It waits for more steps where that costs those at hand nothing."""
+        """Whether the PRM should run now. It waits for more steps where that costs the others nothing."""
         if (
             self._scored_elsewhere
             or SCORE_SHARE * len(scoring) >= len(self._live)

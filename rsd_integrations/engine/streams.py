@@ -30,7 +30,7 @@ class _End:
 
 
 def _sink(put: Callable[[StepEvent | None], object], end: _End) -> Sink:
-    """Puts events into a queue, None after the last. Must not hold the stream: dropping that cancels."""
+    """Puts events into a queue, None after the last. Must not keep the stream alive: dropping it cancels."""
 
     def take(item: StepEvent | BaseException | None) -> None:
         if isinstance(item, BaseException):

@@ -19,10 +19,10 @@ from torch.nn.functional import pad
 __all__ = ["attend", "bias", "fits", "has_kernel", "preferred", "sound"]
 
 _ALIGNED = 16
-"""What the distance between rows of the bias, in numbers, must be a multiple of for the kernel."""
+"""The kernel reads a bias whose rows lie a multiple of so many numbers apart."""
 
 _HEAD = 8
-"""What the size of a head must be a multiple of in half precision."""
+"""In half precision the size of a head must be a multiple of this."""
 
 
 def bias(mask: torch.Tensor, repeats: int, dtype: torch.dtype) -> torch.Tensor:

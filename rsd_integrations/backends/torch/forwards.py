@@ -57,10 +57,10 @@ class Launcher(Protocol):
 
 
 class Compiled:
-    """Forwards through ``torch.compile``, which takes some seconds for each of three kinds.
+    """Forwards through ``torch.compile``, which takes some seconds for each kind.
 
-    Those are one token of one request, one token of several, several tokens of one; others, prompts among
-    them, are called.
+    The kinds are one token of one request, one token of several, several tokens of one, each in the first
+    slots or in others; all other forwards, prompts among them, are called.
 
     Args:
         compute: what to compile.

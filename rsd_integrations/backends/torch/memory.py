@@ -31,7 +31,7 @@ class ModelMemory:
     device: str
     dtype: str
     parameters: int
-    """Those of a PRM without its head, which is some thousands."""
+    """Of a PRM without its head, which has some thousands."""
     quantization: str | None
     """How its weights are quantized; None if they are not."""
     weights: int | None

@@ -50,8 +50,8 @@ _LAUNCH = 150_000_000
 """Parameters x tokens that take a CPU about as long as launching one more forward."""
 
 _LEAST_LAUNCH, _MOST_LAUNCH = 24, 64
-"""Bounds of ``launch_tokens``: a CPU computes 24 while it reads the weights once more; beyond 64, attention
-counts too."""
+"""Bounds of ``launch_tokens``: a CPU computes the least while it reads the weights once more; beyond the
+most, attention counts too."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,7 @@ class SlotPool:
         return len(self._free())
 
     def claim(self, tokens: Sequence[int] = (), seen: Seen | None = None) -> tuple[int, int]:
-        """The lowest free slot, for neighbours are cheaper to read, and how many of the tokens it knows.
+        """The lowest free slot, as neighbours are cheaper to read, and how many of ``tokens`` it knows.
 
         Args:
             tokens: those that the model will have to read there.

@@ -20,7 +20,7 @@ __all__ = ["SlotCache", "SlotLayer"]
 class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
     """Keys and values of one layer, ``[slots, heads, capacity + 1, head size]``.
 
-    A head's positions lie side by side, as attention reads them. The last one is scratch: padding writes
+    A head's positions lie side by side, as attention reads them. The last position is scratch: padding writes
     there and nobody reads it.
     """
 

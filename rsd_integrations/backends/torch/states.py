@@ -106,7 +106,7 @@ class _BothLayer(_StateLayer, SlotLayer):
         LinearAttentionLayer.__init__(self, number_of_states)
 
     def lazy_initialization(self, *keys_and_values: Any, **states: Any) -> None:
-        """Keys and values come by place, states by name."""
+        """Keys and values come as positional arguments, states by name."""
         if keys_and_values:
             SlotLayer.lazy_initialization(self, *keys_and_values)
         else:

@@ -103,7 +103,7 @@ class TorchWriterSession(SlotSession):
         """What the model has to see next, guesses included."""
         if isinstance(self.work, GuessStep):
             return self.feed()
-        # Less than there is room for by one: the token behind the last guess is drawn too.
+        # One fewer than there is room for: a token behind the last guess is drawn too.
         return self.feed(guesses=self._guesses.next(self._room - 1))
 
     @property

@@ -46,7 +46,7 @@ class _Size:
     head_size: int | None = None
 
     def config(self, **more: Any) -> PreTrainedConfig:
-        """Of a model like that."""
+        """The config of a model of these sizes."""
         sizes = {
             "vocab_size": self.vocabulary,
             "hidden_size": self.hidden,
