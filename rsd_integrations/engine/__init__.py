@@ -1,1 +1,1 @@
-"""Who carries the work that RSD asks for: executors, and the bridge to sync and async callers."""
+"""What carries out the work that RSD asks for: executors, and the bridge to sync and async callers."""

@@ -19,18 +19,18 @@ from rsd_integrations.protocols import Backend, DraftStep, ScoreStep, TargetStep
 __all__ = ["SCORE_ROUNDS", "BatchEngine"]
 
 REWRITE_SHARE = 3
-"""The target runs once one in so many of the live requests that may be rewritten waits for it."""
+"""The target runs once one in this many of the live requests that may be rewritten waits for it."""
 
 SCORE_SHARE = 2
-"""The PRM runs once one in so many of the live requests waits for a reward."""
+"""The PRM runs once one in this many of the live requests waits for a reward."""
 
 SCORE_ROUNDS = 4
-"""Most rounds a step waits for others, so that the PRM scores them together. The draft writes on then."""
+"""Most rounds a step waits for others to be scored with. Meanwhile the draft writes on behind it."""
 
 
 def _patience(length: int) -> int:
-    """Most rounds that the rewrite of a step of so many tokens waits for others, on its way too, so that the
-    target writes for several at once. In a round small models may write several tokens.
+    """Most rounds in all, before it begins and between its tokens, that the rewrite of a step of ``length``
+    tokens waits for others, so that the target writes for several at once. 0 for a step that no draft wrote.
     """
     return max(16, 2 * length) if length else 0
 
@@ -39,9 +39,9 @@ class BatchEngine(EngineThread):
     """Owns the models' thread.
 
     A round lets each model do one batch at most: the PRM scores all steps that wait, the draft and the
-    target each write a token for every request that is with them (small models may write a few). PRM and
-    target let requests gather before they run, the target also while the draft guesses for one of them.
-    Requests join and leave at any round, and but for rounding (half precision) what one gets does not depend
+    target each write a token for every request that waits for them (small models may write a few). PRM and
+    target wait until several requests have gathered, the target also while the draft guesses tokens for one.
+    Requests join and leave at any round. Apart from rounding in half precision, what one gets does not depend
     on the others.
     """
 
@@ -58,7 +58,7 @@ class BatchEngine(EngineThread):
 
     @property
     def _rows(self) -> int:
-        """Rows of the models' batches that are taken."""
+        """Rows of the models' batches that the live requests take."""
         return sum(job.request.config.rows for job in self._live)
 
     def _put(self, job: Job | None) -> None:
@@ -82,7 +82,7 @@ class BatchEngine(EngineThread):
             job.fail(error)
         self._live = []
         for model in (self._backend.draft, self._backend.target, self._backend.prm):
-            with contextlib.suppress(Exception):  # A broken device must not keep the others.
+            with contextlib.suppress(Exception):  # One that fails must not keep the others open.
                 model.close()
 
     def _receive(self, *, block: bool = True) -> bool:
@@ -103,7 +103,7 @@ class BatchEngine(EngineThread):
         for late in self._queued.expired(time.monotonic()):
             self._end_waiting(late)
         room = self._backend.max_batch_size
-        for _ in range(room):  # No more in a round: those that fail at once leave their room to the next.
+        for _ in range(room):  # No more in a round: a job that fails at once makes room for the next.
             job = self._queued.first
             if job is None or self._rows + job.request.config.rows > room:
                 break
@@ -112,12 +112,12 @@ class BatchEngine(EngineThread):
             self._guard(job, job.drop if job.cancelled else partial(job.start, self._backend))
 
     def _leave(self, job: Job) -> None:
-        """It waits no more."""
+        """Take a job out of the line, and count it."""
         self._queued.remove(job)
         self._called += 1
 
     def _end_waiting(self, job: Job) -> None:
-        """Of those that were cancelled, one that waits for its turn."""
+        """End a job that was cancelled, or whose time is up, if it still waits for its turn."""
         if job in self._queued:
             self._leave(job)
             self._guard(job, job.drop)
@@ -136,9 +136,9 @@ class BatchEngine(EngineThread):
         drafts = self._waiting(DraftStep)
         if drafting := drafts + self._guessing() + self._going_on():
             self._batch(drafting, lambda: backend.draft.advance(_sessions(drafting)))
-        # Rows that guess hold the others up for a few of the draft's rounds: then all share one pass.
+        # While the draft guesses for one rewrite, the others wait a few rounds: then all share one forward.
         rewriting = [] if self._guessing() else self._waiting(TargetStep)
-        # Where no step is drafted none is rejected soon.
+        # While no step is being drafted, none will be rejected soon: nothing to wait for.
         if rewriting and (not drafts or self._rewrites_due(rewriting)):
             self._batch(rewriting, lambda: backend.target.advance(_sessions(rewriting)))
             for task in self._waiting(TargetStep):
@@ -152,7 +152,7 @@ class BatchEngine(EngineThread):
         return [task for task in tasks if task.result is None]
 
     def _scores_due(self, scoring: Sequence[Task]) -> bool:
-        """Whether the PRM should run. It waits for a part of the rows where that costs them nothing."""
+        """Whether the PRM should run now. It waits for more steps where that costs the others nothing."""
         if (
             self._scored_elsewhere
             or SCORE_SHARE * len(scoring) >= len(self._live)
@@ -160,8 +160,9 @@ class BatchEngine(EngineThread):
             or not self._waiting(DraftStep)
             or not all(task.job.can_wait for task in scoring)
         ):
+            # Scoring a long text takes several rounds; once begun, it does not wait again.
             for task in scoring:
-                task.job.rounds_waited = self._score_rounds  # A long text takes several rounds.
+                task.job.rounds_waited = self._score_rounds
             return True
         for task in scoring:
             task.job.rounds_waited += 1
@@ -169,7 +170,7 @@ class BatchEngine(EngineThread):
         return False
 
     def _use_time(self, scoring: Sequence[Task]) -> None:
-        """While steps are scored elsewhere the draft writes on behind them, as much as there is time for."""
+        """While steps are scored elsewhere, have the draft write on behind them as far as time allows."""
         for task in scoring if self._scored_elsewhere else ():
             if task in task.job.tasks and task.result is None and task.job.can_wait:
                 task.job.go_on(task.job.request.config.max_step_tokens)
@@ -183,8 +184,8 @@ class BatchEngine(EngineThread):
         ]
 
     def _rewrites_due(self, rewriting: Sequence[Task]) -> bool:
-        """Whether the target should run: a pass over its weights costs the same for one row as for many. What
-        nobody drafted has nothing to wait for.
+        """Whether the target should run now, or wait for more rewrites: a forward pass costs about the same
+        for one row as for many. A step that no draft wrote does not wait.
         """
         if REWRITE_SHARE * len(rewriting) >= sum(job.may_be_rewritten for job in self._live) or any(
             task.job.rounds_waited >= _patience(task.job.drafted) for task in rewriting

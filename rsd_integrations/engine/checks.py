@@ -12,7 +12,8 @@ from rsd_integrations.protocols import ModelInfo, Speaker
 __all__ = ["check_size", "check_variables", "room"]
 
 _CHARACTERS, _PIECE = 8, 4096
-"""Characters of a token from which a prompt is measured before it is encoded, and of a piece of that."""
+"""Characters for each token of the window, above which a text is measured before it is encoded, and
+characters of a piece in which it is measured."""
 
 
 def check_variables(names: Iterable[str], *writers: Speaker) -> None:
@@ -31,16 +32,16 @@ def check_variables(names: Iterable[str], *writers: Speaker) -> None:
 
 
 def check_size(model: Speaker, given: Any, info: ModelInfo | None = None, what: str = "prompt") -> None:
-    """Refuse a prompt that is many times too long before all of it is encoded: the others wait meanwhile.
+    """Refuse a prompt that is many times too long before all of it is encoded: other requests wait meanwhile.
 
     Args:
         model: whose tokens are counted.
         given: texts, in lists and mappings.
         info: of the model that is to read it; that model's by default.
-        what: is measured, for the message.
+        what: the name of what is measured, for the message.
 
     Raises:
-        PromptLengthError: it is.
+        PromptLengthError: it is too long.
     """
     info = info or model.info
     texts, window = [*all_texts(given)], info.window

@@ -35,7 +35,7 @@ from rsd_integrations.types import Generation, InvalidToolCall, Prompt, Role, St
 __all__ = ["Job", "Request", "Sink", "Task"]
 
 GUESSING_PAYS = 3
-"""Parameters of the target to those of the draft, from which the draft's guesses are worth its time."""
+"""Ratio of the target's parameters to the draft's from which the draft's guesses are worth its time."""
 
 Sink = Callable[[StepEvent | BaseException | None], None]
 """Takes a job's events, then its exception if it failed, then None. Called on the engine thread."""
@@ -56,7 +56,7 @@ class Request:
 
 @dataclass(slots=True, eq=False)
 class Task:
-    """A piece of work that a job waits for, and who does it."""
+    """A piece of work that a job waits for, and the session that does it."""
 
     job: Job
     session: Any
@@ -65,21 +65,24 @@ class Task:
 
 
 class Job:
-    """A request with its sessions, its story and its work. The engine thread's alone, but for ``cancel``.
+    """A request with its sessions, its story (a generator, as of ``algorithm.rsd``) and its work.
+
+    Only the engine's thread may use it, except for ``cancel``.
 
     Args:
-        wake: called with it when it is cancelled; any thread, safe to repeat.
+        sink: takes its events.
+        wake: called with this job when it is cancelled, by any thread; safe to repeat.
     """
 
     def __init__(self, request: Request, sink: Sink, wake: Callable[[Job], None]) -> None:
         self.request = request
         self._wake = wake
         self.tasks: list[Task] = []
-        """What its story waits for, done or not; nothing once it has ended."""
+        """The work its story waits for, done or not; empty once it has ended."""
         self.guessing: Task | None = None
-        """What the target waits for, to write faster."""
+        """The draft's guessing of tokens, which the target waits for to write faster."""
         self.going_on: Task | None = None
-        """What the draft writes while a step waits for its reward."""
+        """The draft's writing on behind a step that waits for its reward."""
         self.rounds_waited = 0
         self._sink = sink
         self._story: Generator[Any, Any, Any]
@@ -88,7 +91,7 @@ class Job:
         """Tokens of the draft's last step."""
         self._drafted_last = False
         self._sessions: dict[Role, list[Any]] = {}
-        """``WriterSession`` and ``ScorerSession``, by role: of draft and PRM one for each candidate."""
+        """``WriterSession`` and ``ScorerSession``, by role; draft and PRM have one for each candidate."""
         self._cancelled = False
         self._submitted = time.perf_counter()
 
@@ -104,12 +107,12 @@ class Job:
 
     @property
     def time_left(self) -> float | None:
-        """Seconds until its time is up; None where it has no end."""
+        """Seconds until its time is up; None without a deadline."""
         deadline = self.request.deadline
         return None if deadline is None else max(0.0, deadline - time.monotonic())
 
     def drop(self) -> None:
-        """End, cancelled, in the place of a start: nothing is rendered, encoded or opened."""
+        """End as cancelled instead of starting: nothing is rendered, encoded or opened."""
         self._end(
             Generation(
                 text="",
@@ -120,7 +123,7 @@ class Job:
         )
 
     def start(self, backend: Backend | RemoteBackend) -> None:
-        """Open the sessions it needs and run its story to the first work.
+        """Open the sessions it needs and run its story to its first piece of work.
 
         Raises:
             PromptError: the prompt cannot be rendered, or leaves no room (PromptLengthError).
@@ -141,7 +144,7 @@ class Job:
             first = models[role].open(self.request.prompt, *more)
             self._sessions[role] = [first]
             if role in config.roles:
-                # At once: a prompt that is far too long takes long to encode, too.
+                # Before the next model encodes it too: for a prompt that is far too long that takes long.
                 rooms.append(room(self._infos[role], first.prompt_tokens, config.max_tokens))
             if role != "target":
                 self._sessions[role] += [first.fork() for _ in range(1, config.rows)]
@@ -159,7 +162,7 @@ class Job:
         self.resume()
 
     def resume(self, result: Any = None) -> None:
-        """Send a result (or throw an exception) into the story and run it to its next work.
+        """Send a result (or throw an exception) into the story and run it to its next piece of work.
 
         Raises:
             Exception: whatever the story raises; StopIteration never leaves.
@@ -192,22 +195,22 @@ class Job:
         self.rounds_waited = 0
 
     def take(self, task: Task, result: Any) -> None:
-        """Take the result of one of its tasks; behind the last one its story goes on.
+        """Take the result of one of its tasks; after the last one its story goes on.
 
         Raises:
             Exception: as ``resume``.
         """
         if task is self.going_on:
-            # Should it fail, the next step, if there is one, is tried all the same.
+            # Even if it failed: the next step, if there is one, is tried all the same.
             task.result = result
             return
         if task is self.guessing:
-            # Nothing is lost with guesses that fail.
+            # If guessing fails, the target simply goes on without guesses.
             self.guessing = None
             self.tasks[0].session.guess(() if isinstance(result, Exception) else result.token_ids)
             return
         if task not in self.tasks:
-            return  # It failed or ended by another of them.
+            return  # Another task's result has failed or ended the job.
         task.result = result
         if isinstance(task.piece, DraftStep) and isinstance(result, Written):
             self._sampling, self.drafted = task.piece.sampling, len(result.token_ids)
@@ -218,8 +221,8 @@ class Job:
             self.resume([task.result for task in self.tasks])
 
     def seek_guesses(self, rewriting: Task) -> None:
-        """Have the draft go on behind the target's own text, where that is wanted and pays. Where it does not
-        pay, the target is told that there will be no guesses.
+        """Have the draft guess tokens behind the target's own text, where the target wants that and it pays.
+        Where it does not pay, the target is told that there will be no guesses.
         """
         wanted = rewriting.session.wanted if "draft" in self._sessions else 0
         sizes = {role: self._infos[role].parameters for role in ("draft", "target")}
@@ -234,21 +237,21 @@ class Job:
 
     @property
     def may_be_rewritten(self) -> bool:
-        """Whether the target may have to write for it what the draft wrote."""
+        """Whether the target may have to rewrite a step of its draft."""
         return self.request.config.mode == "rsd"
 
     @property
     def can_wait(self) -> bool:
-        """Whether its step can wait for its reward at no loss: the draft can write on behind it, or nothing
-        may follow. Of several candidates one is kept at most.
+        """Whether its step can wait for its reward at no loss: the draft can write on behind it meanwhile, or
+        it would be the last. Not with several candidates, of which at most one is kept.
         """
         going_on = self.going_on is not None or self._sessions["draft"][0].goes_on
         return self._alone and (going_on or self._drafted_last)
 
     def go_on(self, count: int) -> None:
-        """Have the draft write on, where it can, behind its step that waits: at most so many tokens.
+        """Have the draft write on, where it can, behind its step that waits: at most ``count`` tokens.
 
-        If the step is kept they are the next one's first.
+        If the step is kept, they are the first tokens of the next one.
         """
         draft = self._sessions["draft"][0]
         if self.going_on is None and draft.goes_on:
@@ -273,7 +276,7 @@ class Job:
         )
 
     def _end(self, generation: Generation, **rest: Any) -> None:
-        """Tell the end, with what was not yet part of an event."""
+        """Emit the last event, with what no event has carried yet."""
         self.emit(
             StepEvent(
                 type="finished",
@@ -286,7 +289,7 @@ class Job:
         self._sink(None)
 
     def _generation(self, outcome: Outcome) -> Generation:
-        # A cancelled step was written without ever reaching the story.
+        # The story never saw the tokens of a step that was cut short: they are counted here.
         unfinished: dict[Role, int] = {}
         for task in self.tasks:
             if isinstance(task.piece, DraftStep | TargetStep):
@@ -331,7 +334,8 @@ class Job:
         self._sink(None)
 
     def close(self) -> None:
-        """Free its sessions and forget them: a result may outlive the models. Safe to repeat.
+        """Free its sessions and forget them: a stream may hold this job longer than the models live. Safe to
+        repeat.
 
         Raises:
             Exception: the first failure, once all were tried (a broken device fails every one).

@@ -12,16 +12,18 @@ from rsd_integrations.engine.job import Job
 __all__ = ["Line"]
 
 _STALE = 64
-"""Deadlines of jobs that wait no more are thrown away once they are so many, and most."""
+"""Deadlines kept, beyond two for each job that waits, before those of jobs that have left are removed."""
 
 
 class Line:
-    """First come, first served; any may leave at any time. Nothing here looks at all that wait."""
+    """First come, first served; any job may leave at any time. No call here goes through all that wait, but
+    for a clean-up now and then.
+    """
 
     def __init__(self) -> None:
         self._jobs: OrderedDict[Job, None] = OrderedDict()
         self._deadlines: list[tuple[float, int, Job]] = []
-        """A heap, also of some that wait no more."""
+        """A heap, which may still hold some that have left."""
         self._numbers = count()
 
     def __len__(self) -> int:
@@ -39,21 +41,21 @@ class Line:
         return next(iter(self._jobs), None)
 
     def add(self, job: Job) -> None:
-        """At the end."""
+        """Put a job at the end."""
         self._jobs[job] = None
         deadline = job.request.deadline
         if deadline is not None:
             heapq.heappush(self._deadlines, (deadline, next(self._numbers), job))
 
     def remove(self, job: Job) -> None:
-        """It waits no more."""
+        """Take a job out, wherever it stands."""
         del self._jobs[job]
         if len(self._deadlines) > 2 * len(self._jobs) + _STALE:
             self._deadlines = [entry for entry in self._deadlines if entry[-1] in self._jobs]
             heapq.heapify(self._deadlines)
 
     def expired(self, now: float) -> list[Job]:
-        """Those whose time is up, earliest first. Each is named once."""
+        """Jobs that wait and whose time is up, earliest deadline first. Each is returned only once."""
         found = []
         while self._deadlines and self._deadlines[0][0] <= now:
             job = heapq.heappop(self._deadlines)[-1]

@@ -1,4 +1,4 @@
-"""A request that scores steps which are there already, on its way through an engine."""
+"""A request that scores given steps, on its way through an engine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["ScoreJob"]
 
 
 class ScoreJob(Job):
-    """Of the PRM alone. Ends as a request does of which all steps were kept."""
+    """A job for the PRM alone. Ends like a request all of whose steps were kept."""
 
     can_wait = may_be_rewritten = False
 

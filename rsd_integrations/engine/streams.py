@@ -23,14 +23,14 @@ Submit = Callable[[Sink], Job]
 
 @dataclass(slots=True)
 class _End:
-    """How a request ended. Known before its stream is told of the end, to whoever waits for it."""
+    """How a request ended. Set before the end is put into the stream's queue, for all that wait for it."""
 
     generation: Generation | None = None
     error: BaseException | None = None
 
 
 def _sink(put: Callable[[StepEvent | None], object], end: _End) -> Sink:
-    """Puts events into a queue, and None behind the last one. Must not hold the stream: it may be dropped."""
+    """Puts events into a queue, None after the last. Must not keep the stream alive: dropping it cancels."""
 
     def take(item: StepEvent | BaseException | None) -> None:
         if isinstance(item, BaseException):
@@ -44,7 +44,7 @@ def _sink(put: Callable[[StepEvent | None], object], end: _End) -> Sink:
 
 
 class _Stream:
-    """What both streams share: the job, and that letting go of the stream cancels it.
+    """What both streams share: the job, and that dropping the stream cancels it.
 
     ``owner`` is kept alive as long as the stream is.
     """
@@ -56,7 +56,7 @@ class _Stream:
         self._end = end
         self._ended = False
         self._told: _End | None = None
-        """The end, once a reader has come to it."""
+        """The end, once a reader has reached it."""
         self._release = weakref.finalize(self, job.cancel)
         self._release.atexit = False
 
@@ -81,7 +81,7 @@ class _Stream:
         return self._told.generation
 
     def _check_process(self) -> None:
-        """Refuse to wait where nobody works.
+        """Refuse to wait where no engine runs.
 
         Raises:
             EngineClosedError: this is a fork of the process in which the engine runs.
@@ -101,7 +101,7 @@ class _Stream:
             return event
         put_back(None)  # Another thread or task may wait for it too.
         self._ended, self._told = True, self._end
-        # It would keep the job, and by the error's traceback whoever read it: the stream and its owner.
+        # The finalizer holds the job, and so the error, whose traceback holds the stream and its owner.
         self._release.detach()
         if self._end.error is not None:
             raise self._end.error
@@ -111,7 +111,7 @@ class _Stream:
 class EventStream(_Stream, Iterator[StepEvent]):
     """Events of one generation, as they come. Closing it, or dropping it, cancels the generation.
 
-    Each event goes to one reader; the end, or what failed, comes to all that wait for it.
+    Each event goes to one reader; the end, or the failure, reaches all that wait for it.
     """
 
     def __init__(self, submit: Submit, owner: object = None) -> None:
@@ -155,7 +155,7 @@ class EventStream(_Stream, Iterator[StepEvent]):
 
 
 class AsyncEventStream(_Stream, AsyncIterator[StepEvent]):
-    """The same for asyncio; events arrive on the loop that made the stream.
+    """The same as ``EventStream``, for asyncio. Events arrive on the loop in which it was made.
 
     Raises:
         StreamError: no event loop is running here.

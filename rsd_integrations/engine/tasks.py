@@ -19,7 +19,7 @@ from rsd_integrations.remote import RemoteBackend, RemoteScorer, RemoteWriter
 __all__ = ["AHEAD", "TaskEngine"]
 
 AHEAD = 16
-"""Most live requests at which drafts write on behind steps that wait for their reward. With more of them
+"""Most live requests with which drafts write on behind steps that wait for their reward. With more, the
 servers have other work meanwhile."""
 
 _CLOSING = 5.0
@@ -29,8 +29,8 @@ _CLOSING = 5.0
 class TaskEngine(EngineThread):
     """Owns an event loop, in a thread of its own, on which all requests wait for servers side by side.
 
-    Nothing is gathered here: servers batch what is with them. What one request gets does not depend on the
-    others, and a cancelled one gives up what it has asked for.
+    Requests are not gathered here: servers batch what they are sent. What one request gets does not depend on
+    the others, and one that is cancelled cancels its calls to servers.
     """
 
     def __init__(self, backend: RemoteBackend) -> None:
@@ -39,9 +39,9 @@ class TaskEngine(EngineThread):
         self._loop = _new_loop()
         self._stop = asyncio.Event()
         self._queued: OrderedDict[Job, asyncio.TimerHandle | None] = OrderedDict()
-        """Each with what ends it when its time is up."""
+        """Jobs that wait for their turn, each with the timer that ends it at its deadline."""
         self._live: dict[Job, asyncio.Event] = {}
-        """Each with what is set when it was cancelled."""
+        """Each with the event that is set when it is cancelled."""
         self._carried: set[asyncio.Task[None]] = set()
         self._ending = False
         self._thread.start()
@@ -61,7 +61,7 @@ class TaskEngine(EngineThread):
             self._live[job].set()
 
     def _leave(self, job: Job) -> None:
-        """It waits no more."""
+        """Take a job out of the line, and count it."""
         self._called += 1
         timer = self._queued.pop(job)
         if timer is not None:
@@ -77,18 +77,18 @@ class TaskEngine(EngineThread):
             self._loop.close()
 
     async def _fail_all(self, error: BaseException) -> None:
-        await asyncio.sleep(0)  # What was submitted before the end is known behind this.
+        await asyncio.sleep(0)  # Lets what was submitted before the end arrive.
         self._ending = True
         waiting = [*self._queued]
         for job in waiting:
             self._leave(job)
         for job in [*self._live, *waiting]:
-            with contextlib.suppress(BaseException):  # Nor may one listener keep the others.
+            with contextlib.suppress(BaseException):  # One listener must not keep the others waiting.
                 job.fail(error)
         carried = [*self._carried]
         for task in carried:
             task.cancel()
-        if carried:  # Some scorer of a user's may not let itself be ended.
+        if carried:  # A user's scorer may refuse to be cancelled.
             await asyncio.wait(carried, timeout=_CLOSING)
         self._live.clear()
         backend = self._backend
@@ -114,10 +114,10 @@ class TaskEngine(EngineThread):
     def _over(self, task: asyncio.Task[None]) -> None:
         self._carried.discard(task)
         if not task.cancelled():
-            task.exception()  # What ends the engine is logged there, and not by asyncio as well.
+            task.exception()  # Read, so that asyncio does not log it: the engine logs what ends it.
 
     async def _carry(self, job: Job) -> None:
-        """One request from its start to its end. A failure is its own."""
+        """Run one request from its start to its end. A failure fails that request alone."""
         try:
             if job.cancelled:
                 job.drop()
@@ -132,11 +132,11 @@ class TaskEngine(EngineThread):
             if not isinstance(error, asyncio.CancelledError):
                 own(error)  # Ends the engine, if it is meant to.
         finally:
-            self._live.pop(job, None)  # Gone already where it was told to end and did not.
+            self._live.pop(job, None)  # Gone already if this outlasted ``_fail_all``.
             self._fill()
 
     async def _work(self, job: Job) -> None:
-        """What a job waits for, until its story goes on."""
+        """Do what a job waits for, until its story goes on."""
         tasks = job.tasks
         pending: dict[asyncio.Future[Any], Task] = {}
         try:
@@ -163,7 +163,7 @@ class TaskEngine(EngineThread):
         return (backend.target if isinstance(piece, TargetStep) else backend.draft).write(task.session)
 
     async def _first(self, job: Job, futures: Iterable[asyncio.Future[Any]]) -> list[asyncio.Future[Any]]:
-        """Those that are done, once one is or the job was cancelled or its time is up."""
+        """The futures that are done, as soon as one is, the job was cancelled or its time is up."""
         futures = list(futures)
         seen = asyncio.ensure_future(self._live[job].wait())
         try:
@@ -174,13 +174,13 @@ class TaskEngine(EngineThread):
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:
-    """On Windows a loop that is made in the main thread takes signals from the one that runs there."""
+    """Made in another thread: on Windows, one made in the main thread takes signals from the loop there."""
     with ThreadPoolExecutor(1) as apart:
         return apart.submit(asyncio.new_event_loop).result()
 
 
 async def _closed(model: RemoteWriter | RemoteScorer) -> None:
-    with contextlib.suppress(BaseException):  # A broken connection must not keep the others.
+    with contextlib.suppress(BaseException):  # A broken connection must not keep the others open.
         await model.aclose()
 
 

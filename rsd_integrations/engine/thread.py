@@ -23,24 +23,24 @@ __all__ = ["EngineThread", "forked_error", "own"]
 _log = logging.getLogger(__name__)
 
 _PATIENCE = 60.0
-"""Seconds that the end of a pipeline which nobody holds is waited for."""
+"""Seconds to wait for the end of the thread of a pipeline that nobody holds any more."""
 
 
 class EngineThread(ABC):
-    """A thread that owns a backend. Any other may submit; results come through the job's sink.
+    """A thread that owns a backend. Any other thread may submit; results come through the job's sink.
 
-    A subclass starts ``_thread`` once it is ready for ``_run``, which is called there.
-    Whoever takes a job out of its line counts it in ``_called``.
+    A subclass starts ``_thread``, which calls ``_run``, once it is ready for that.
+    It counts in ``_called`` each job that leaves the line of those that wait for their turn.
     """
 
     _backend: Backend | RemoteBackend
     _live: Collection[Job]
-    """At work."""
+    """Jobs at work."""
 
     def __init__(self) -> None:
         self._closed = False
         self._submitted = self._called = 0
-        """Requests so far, and those of them that wait for their turn no more."""
+        """Requests so far, and how many of them no longer wait for their turn."""
         self._bug: BaseException | None = None
         """What ended the thread before it was told to stop."""
         self._lock = threading.Lock()
@@ -52,8 +52,8 @@ class EngineThread(ABC):
             self._run()
         except BaseException as unexpected:  # A bug of ours: no caller may wait for ever.
             error = self._bug = unexpected
-            _log.critical("The engine's thread ended, its pipeline with it.", exc_info=unexpected)
-            traceback.clear_frames(unexpected.__traceback__)  # They would keep models and requests.
+            _log.critical("The engine's thread ended, and its pipeline with it.", exc_info=unexpected)
+            traceback.clear_frames(unexpected.__traceback__)  # Its frames hold models and requests.
         finally:
             with self._lock:
                 self._closed = True
@@ -96,7 +96,7 @@ class EngineThread(ABC):
             )
         job = (Job if request.steps is None else ScoreJob)(request, sink, self._wake)
         self.check_open()
-        # Without the lock: whoever held it when the process was forked is not in the child.
+        # Without the lock: a thread that held it when the process was forked does not exist in the child.
         if not self._thread.is_alive():
             raise forked_error()
         with self._lock:
@@ -107,7 +107,7 @@ class EngineThread(ABC):
 
     @property
     def counts(self) -> RequestCounts:
-        """What there is to do at this moment. Any thread."""
+        """How many requests run and wait at this moment. Any thread."""
         return RequestCounts(
             running=len(self._live),
             waiting=self._submitted - self._called,
@@ -118,7 +118,7 @@ class EngineThread(ABC):
         """Raise if it was closed, or ended by itself.
 
         Raises:
-            EngineClosedError: it was; ``__cause__`` is what ended it, if something did.
+            EngineClosedError: it was, or did; ``__cause__`` is the error that ended it, if there was one.
         """
         bug = self._bug
         if bug is not None:
@@ -131,7 +131,7 @@ class EngineThread(ABC):
 
     @property
     def closed(self) -> bool:
-        """Whether it takes no more requests: after a fork the child has no thread that would do them."""
+        """Whether it takes no more requests: after a fork the child has no thread that would run them."""
         return self._closed or not self._thread.is_alive()
 
     def close(self) -> None:
@@ -140,8 +140,8 @@ class EngineThread(ABC):
             wait_for_end(self._thread)
 
     def let_go(self) -> None:
-        """Close, but do not wait for ever: Python's collector calls this, maybe on a thread that the engine's
-        own is waiting for.
+        """Close, but do not wait for ever: Python's garbage collector calls this, maybe on a thread that the
+        engine's thread is waiting for.
         """
         if self._tell_to_end():
             self._thread.join(_PATIENCE)
@@ -159,7 +159,7 @@ class EngineThread(ABC):
 
 
 def own(error: BaseException) -> Exception:
-    """The error of a request.
+    """The error that a request fails with, for what its work raised: a panic becomes a ``BackendError``.
 
     Raises:
         BaseException: the error, if it is meant to end the thread.
@@ -174,10 +174,10 @@ def own(error: BaseException) -> Exception:
 
 
 def forked_error() -> EngineClosedError:
-    """What callers in a forked child are told, which has no threads of its parent's."""
+    """What callers in a forked child are told: it has none of its parent's threads."""
     return EngineClosedError(
         "this process was forked from the one that loaded the models.",
-        hint="Make the pipeline here, or another ChatRSD or RSDLLM; before the fork call none.",
+        hint="Make the pipeline, ChatRSD or RSDLLM in this process, and call none before the fork.",
     )
 
 

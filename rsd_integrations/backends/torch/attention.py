@@ -1,12 +1,11 @@
 """Attention over slots without copies of their keys.
 
-Of few key heads to many query heads: transformers repeats keys and values for masked grouped-query
-attention, once a layer and forward (5.23 not for single tokens, unless compiled), which at long contexts is
-much memory traffic. Here the query heads of a group become rows of their key head instead, which is the same
-sum.
+Grouped-query attention: with a mask, transformers repeats keys and values for all query heads, once a layer
+and forward (5.23 not for single tokens, unless compiled), which at long contexts is much memory traffic. Here
+the query heads of a group become rows of their key head instead, which gives the same result.
 
-Of rows in slots here and there: gathering their keys costs a CPU more than attending to them, so each run of
-neighbouring slots is attended to where it lies.
+Scattered slots: gathering their keys costs a CPU more than attending to them, so each run of neighbouring
+slots is attended to where it lies.
 """
 
 from __future__ import annotations
@@ -38,12 +37,12 @@ _FIELD = "_attn_implementation_internal"
 
 
 class _Now(threading.local):
-    """Of the forward that this thread runs."""
+    """What belongs to the forward that this thread runs."""
 
     runs: Sequence[tuple[int, int]] = ()
     made: dict[tuple[Any, ...], tuple[torch.Tensor, torch.Tensor]] | None = None
     """What is added to the scores, by the mask's id, repeats and type; with the mask, so that no other gets
-    its id. None where somebody else's forward goes through here."""
+    its id. None outside of our forwards: others may go through here, too."""
 
     def bias(self, mask: torch.Tensor, repeats: int, dtype: torch.dtype) -> torch.Tensor:
         """As of ``efficient.bias``, once for all layers."""
@@ -73,8 +72,8 @@ def slot_attention(
     by_name: bool = False,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """An attention function of transformers: as "sdpa", which it leaves all but the grouped, masked case to,
-    for slots here and there too.
+    """An attention function for transformers, equal to "sdpa", to which it leaves all that is not masked, or
+    neither grouped nor ``by_name``. Takes scattered slots, too.
 
     Args:
         module: the attention layer.
@@ -111,10 +110,10 @@ def slot_attention(
         )
         return result
     folded = query.reshape(rows, key.shape[1], groups * tokens, size)
-    # One token's mask is that of its whole group as it is.
+    # One token's mask fits its whole group as it is.
     repeats, scale = groups if tokens > 1 else 1, options.get("scaling")
     if by_name:
-        # What is compiled makes what is the same only once, and knows no threads.
+        # Compiled code computes what is the same only once by itself, and knows no thread's locals.
         bias = efficient.bias if torch.compiler.is_compiling() else _now.bias
         output = efficient.attend(folded, key, value, bias(mask, repeats, query.dtype), scale)
     else:
@@ -135,9 +134,9 @@ for _name in (_NAME, _EFFICIENT):
 
 
 class SlotAttention:
-    """Lets a model with sdpa attention use it for a forward.
+    """Lets a model with sdpa attention use ``slot_attention`` for a forward.
 
-    Its config may be somebody else's too, so it is as it was behind the forward; and they may set it.
+    Others may use its config too, so that is restored after the forward; and they may set it meanwhile.
 
     Args:
         config: the model's (text) config.
@@ -158,7 +157,7 @@ class SlotAttention:
         by_name = device is not None and dtype is not None and efficient.preferred(device, dtype)
         self._name = _EFFICIENT if by_name else _NAME
         self._always = by_name or any(queries != keys for queries, keys in heads)
-        # Where the config's property keeps it: setting the property costs more than a small model's layer.
+        # Where the config's property keeps the name: to set that costs more than a small model's layer.
         self._fields = vars(config)
 
     @property
@@ -173,7 +172,7 @@ class SlotAttention:
 
     @contextmanager
     def over(self, runs: Sequence[tuple[int, int]] = ()) -> Iterator[None]:
-        """For as long as the block lasts.
+        """Use it for as long as the block lasts.
 
         Args:
             runs: (first slot, number) of each run of neighbouring slots; none where keys come row by row.
@@ -192,7 +191,7 @@ class SlotAttention:
                 _users[id(self._fields)] -= 1
                 if not _users[id(self._fields)]:
                     del _users[id(self._fields)]
-                    if self._fields[_FIELD] in (_NAME, _EFFICIENT):  # Another of them may have named it.
+                    if self._fields[_FIELD] in (_NAME, _EFFICIENT):  # Unless a user set it meanwhile.
                         self._fields[_FIELD] = "sdpa"
 
 

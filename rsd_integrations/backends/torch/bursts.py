@@ -1,7 +1,7 @@
-"""Several tokens of a small model in one launch: each is fed as it is drawn, and Python is not asked between.
+"""Several tokens of a small model in one launch: each is fed as it is drawn, without Python in between.
 
-On a CPU the host takes nearly as long for a token of a small model as the model itself (dev/speed.md). Greedy
-rows need it only where a step may end, which shows by the token alone.
+On a CPU Python takes nearly as long for a token of a small model as the model itself (dev/speed.md). Greedy
+rows need Python only where a step may end, and the token alone tells where that is.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from rsd_integrations.backends.torch.interpreter import Script
 __all__ = ["MOST_AT_ONCE", "MOST_WORK", "Burst", "Endings", "Looped"]
 
 MOST_AT_ONCE = 16
-"""Tokens of each row in one launch, for which all others wait."""
+"""Most tokens of each row in one launch; all other requests wait for them."""
 
 MOST_WORK = 20_000_000
-"""Parameters x rows below which a launch may write several: beyond, each token takes milliseconds."""
+"""Parameters x rows below which a launch may write several tokens: beyond, each takes milliseconds."""
 
 _PROOFS = 3
-"""Bursts that must agree with calls before the others are relied on."""
+"""Bursts that must agree with calls before later ones are relied on."""
 
 _REMEMBERED = 16
-"""Sets of characters whose tokens are remembered; stop strings come from users."""
+"""Most sets of characters whose tokens are remembered: users may bring ever new stop strings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +38,9 @@ class Burst:
     """What a launch may write.
 
     Args:
-        most: tokens of each row.
-        ending: gives those behind which the host has to look, ``[V + 1]``; the last place stands for "no
-            token".
+        most: tokens of each row, at most.
+        ending: gives for each token whether the host has to look behind it, ``[V + 1]``; the last place
+            stands for "no token" (-1).
     """
 
     most: int
@@ -48,8 +48,8 @@ class Burst:
 
 
 class Endings:
-    """Which tokens may end a step: those of the end of an answer, and those with a character that completes a
-    delimiter or a stop string. One that is missed costs the tokens written behind it, and nothing else.
+    """Which tokens may end a step: those that end an answer, and those with a character that completes a
+    delimiter or a stop string. Missing one costs the tokens written behind it, and nothing else.
 
     Args:
         tokenizer: the model's.
@@ -62,7 +62,7 @@ class Endings:
         self._known: dict[frozenset[str], torch.Tensor] = {}
 
     def of(self, characters: frozenset[str]) -> torch.Tensor:
-        """Those of a ``Burst`` for steps that are ended by these characters."""
+        """The ``ending`` of a ``Burst`` for steps that these characters end."""
         if characters not in self._known:
             if len(self._known) == _REMEMBERED:
                 del self._known[next(iter(self._known))]
@@ -71,22 +71,22 @@ class Endings:
 
     @cached_property
     def _tokens(self) -> list[int]:
-        """Asked for by small models alone: of a large vocabulary that takes a while."""
+        """All token ids. Only small models ask for them: with a large vocabulary that takes a while."""
         return list(self._tokenizer.get_vocab().values())
 
     @cached_property
     def _texts(self) -> dict[int, str]:
         decode = decoder(self._tokenizer)
-        # Twice, for the first one may lose a leading space.
+        # Each token twice, for the first one may lose a leading space.
         return {token: decode([token] * 2) for token in self._tokens}
 
     def _made(self, characters: frozenset[str]) -> torch.Tensor:
         size = max(self._tokens) + 1
         ending_V1 = torch.zeros(size + 1, dtype=torch.bool, device="cpu")
-        # A model's config may name more than its tokenizer knows, which nobody can draw.
+        # A model's config may name end tokens that its tokenizer does not know: they cannot be drawn.
         ending_V1[[*(token for token in self._eos_ids if 0 <= token < size), size]] = True
         if characters:
-            # A character that ends a step may be held back with the half of another one behind it.
+            # A character that ends a step may come with half of another behind it, and is then held back.
             wanted = characters | {HALF}
             found = [token for token, text in self._texts.items() if not wanted.isdisjoint(text)]
             ending_V1[found] = True

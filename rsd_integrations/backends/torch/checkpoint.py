@@ -1,4 +1,4 @@
-"""Checkpoints that hold all the weights of what is made of them.
+"""Loads models from checkpoints that hold all of their weights.
 
 transformers fills in at random what a checkpoint lacks, with no more than a warning.
 """

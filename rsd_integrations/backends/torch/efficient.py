@@ -2,9 +2,9 @@
 
 From 2.11 on torch prefers cuDNN for half precision on an H100, H200 or B200. cuDNN makes a plan for each new
 number of rows, tokens and positions (tens to hundreds of milliseconds), and keeps it for good; and forwards
-that are called have new numbers all the time. Torch's flags and its variable of the environment are the whole
-process's. So its own "memory-efficient" kernel, which it took before and takes on other GPUs, is called by
-name.
+that are called have new numbers all the time. Torch's flags and environment variable would change that for
+the whole process. So its own "memory-efficient" kernel, which it took before and takes on other GPUs, is
+called by name.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from torch.nn.functional import pad
 __all__ = ["attend", "bias", "fits", "has_kernel", "preferred", "sound"]
 
 _ALIGNED = 16
-"""Numbers from one row of what is added to the next, as the kernel reads them: a multiple of it."""
+"""The kernel reads a bias whose rows lie a multiple of so many numbers apart."""
 
 _HEAD = 8
-"""What the size of a head must be a multiple of in half precision."""
+"""In half precision the size of a head must be a multiple of this."""
 
 
 def bias(mask: torch.Tensor, repeats: int, dtype: torch.dtype) -> torch.Tensor:
@@ -94,7 +94,7 @@ def preferred(device: torch.device, dtype: torch.dtype) -> bool:
 @torch.inference_mode()
 def sound(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the kernel attends as it should, to keys that lie as those of slots do."""
-    # Users may have set another default device, which such a generator is none of.
+    # On the CPU by name: users may have set another default device, which this generator does not fit.
     here: dict[str, Any] = {"generator": torch.Generator().manual_seed(0), "device": "cpu"}
     kept = torch.randn(2, 4, 2, 40, 64, **here).to(device, dtype)
     mask = (torch.rand(4, 1, 3, 37, **here) < 0.7).to(device)

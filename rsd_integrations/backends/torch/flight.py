@@ -18,7 +18,7 @@ class Fetch:
     """A copy to the host that is ordered now and waited for later.
 
     Args:
-        source: a tensor on any device; what is ordered behind may overwrite it.
+        source: a tensor on any device; what is launched after this may overwrite it.
     """
 
     def __init__(self, source: torch.Tensor) -> None:
@@ -43,8 +43,8 @@ class Fetch:
 class Flight:
     """A forward of some feeds.
 
-    ``kept``: its outputs on the device, ``[N, C, ...]``. ``fetch``: those for the host. ``rows``: of the
-    feeds. ``columns``: which were read, None: all.
+    ``kept``: its outputs on the device, ``[N, C, ...]``. ``fetch``: those for the host. ``rows``: the row of
+    each feed. ``columns``: which were read, None: all.
     """
 
     kept: torch.Tensor
@@ -74,13 +74,13 @@ class Flight:
         return made
 
     def next_feeds(self) -> list[SlotFeed] | None:
-        """The feeds of a flight behind this one, of tokens yet unknown; None where they do not fit."""
+        """The feeds of the flight behind this one, of tokens yet unknown; None where it does not fit."""
         if self.shape.tokens > 1 or any(feed.start + 2 > self.shape.span for feed in self.feeds):
             return None
         return [SlotFeed(feed.slot, feed.start + 1, [0]) for feed in self.feeds]
 
     def carries(self, feeds: Sequence[SlotFeed]) -> dict[int, int]:
-        """Which of these feeds (those that may take what ran ahead) it carries: their place in its own."""
+        """Which of these feeds (``early`` ones only) it has fed already: their index -> its own feed's."""
         own = {(feed.slot, feed.start): place for place, feed in enumerate(self.feeds)}
         return {
             index: own[feed.slot, feed.start]

@@ -1,7 +1,7 @@
 """How a forward is launched: called, compiled (here), or recorded and replayed (``recording.py``).
 
-On a large GPU launching a layer's kernels takes longer than running them, so that a small model costs as
-much as a large one, and RSD loses. A recorded forward (a CUDA graph) is one launch. Compiling besides
+On a large GPU launching a layer's kernels takes longer than running them, so that a small model takes as long
+as a large one, and RSD does not pay. A recorded forward (a CUDA graph) is one launch. Compiling it as well
 fuses the many small kernels between two matrix products.
 """
 
@@ -25,7 +25,7 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 _ROUNDING = 1e-3
-"""Relative difference that is borne; nearly always there is none."""
+"""Largest relative difference that counts as rounding; nearly always there is none."""
 
 
 class Compute(Protocol):
@@ -57,10 +57,10 @@ class Launcher(Protocol):
 
 
 class Compiled:
-    """Forwards through ``torch.compile``, which takes some seconds for each of three kinds.
+    """Forwards through ``torch.compile``, which takes some seconds for each kind.
 
-    Those are one token of one request, one token of several, several tokens of one; others, prompts among
-    them, are called.
+    The kinds are one token of one request, one token of several, several tokens of one, each in the first
+    slots or in others; all other forwards, prompts among them, are called.
 
     Args:
         compute: what to compile.
@@ -73,7 +73,7 @@ class Compiled:
         self._made: dict[tuple[bool, bool, bool], Compute] = {}
 
     def shape(self, feeds: Sequence[SlotFeed]) -> Shape | None:
-        """Exact, as sizes are variables of what is compiled; where a row begins is none."""
+        """Exact, as sizes are variables of compiled code. Where a row begins is not: no ``line``."""
         exact = Shape.exact(feeds)
         if not self._takes(exact.rows, exact.tokens):
             return None
@@ -83,14 +83,14 @@ class Compiled:
         return tokens == 1 or (rows == 1 and tokens <= self.MOST_TOKENS)
 
     def __call__(self, shape: Shape, numbers: torch.Tensor, key_L: torch.Tensor) -> Pair:
-        """Run, and compile before where this kind is new."""
+        """Run; compile first where this kind is new."""
         head_N3, ids_NT = unpack(numbers.to(key_L.device), shape)
         return self.compute(head_N3, ids_NT, key_L, block=shape.block)
 
     def compute(
         self, head_N3: torch.Tensor, ids_NT: torch.Tensor, key_L: torch.Tensor, *, block: int | None
     ) -> Pair:
-        """The ``Compute`` itself, compiled where its kind is."""
+        """The ``Compute`` itself, compiled if it is of one of these kinds."""
         rows, tokens = ids_NT.shape
         if not self._takes(rows, tokens):
             return self._compute(head_N3, ids_NT, key_L, block=block)
@@ -116,7 +116,7 @@ _NUMBERS = count()
 
 
 def _copy(compute: Any) -> Compute:
-    """The same method with code of its own: ``torch.compile`` limits what it makes of one piece of code."""
+    """The same method with its own code object: ``torch.compile`` limits compilations of each."""
     function = compute.__func__
     copy = FunctionType(
         function.__code__.replace(co_name=f"{function.__name__}_{next(_NUMBERS)}"),
@@ -131,7 +131,7 @@ def _copy(compute: Any) -> Compute:
 
 
 def alike(made: Pair, called: Pair) -> bool:
-    """Equal to rounding, whatever is not finite included."""
+    """Whether two are equal up to rounding, with what is not finite at the same places."""
     one, other = made[0], called[0]
     if one.shape != other.shape or one.dtype != other.dtype:
         return False

@@ -19,12 +19,12 @@ _REACH = 8
 """How far behind a wrong guess the token drawn is looked for."""
 
 _MISSES = 3
-"""Wrong first guesses in a row after which no more are made in this step; one, where none was right in the
-last step."""
+"""Forwards in a row whose first guess is wrong, after which no more guesses are made in this step; one, if
+none was right in the last step."""
 
 _ASKED, _MOST_ASKED = 4, 16
-"""Guesses asked of the draft at a time: to begin with, and at most. Others that rewrite wait for all of them
-but the first, so one is asked for to begin with where none of the last was right."""
+"""Guesses asked of the draft at a time: to begin with, and at most. Other rewrites wait for all of them but
+the first, so it begins with one unless some of the last guesses were right."""
 
 
 class Guesses:
@@ -50,12 +50,12 @@ class Guesses:
 
     @property
     def trusted(self) -> bool | None:
-        """Whether any was right, of the last that were tried; None where none was yet."""
+        """Whether any guess was right in the latest step that tried some; None where none did yet."""
         return self._before if self._right is None else self._right
 
     @property
     def _patience(self) -> int:
-        """Wrong first guesses in a row that are borne."""
+        """Forwards in a row with a wrong first guess before it gives up."""
         return _MISSES if self._right or self._before is not False else 1
 
     @property
@@ -66,7 +66,7 @@ class Guesses:
         return self._asked or (_ASKED if self.trusted else 1)
 
     def give(self, tokens: Sequence[int]) -> None:
-        """Take guesses of the draft's; none ends its guessing in this step."""
+        """Take guesses from the draft; an empty list ends its guessing in this step."""
         if not self._drafted:
             self._drafted, self._misses = True, 0
         self._tokens = list(tokens)
@@ -86,7 +86,7 @@ class Guesses:
             self._misses = 0
             return True
         if self._drafted:
-            # From the token drawn on the draft knows better.
+            # The draft's next guesses, behind the token drawn, are better.
             self._tokens.clear()
             return False
         # Another word in its place, or some words left out: the rest may still fit.
@@ -95,7 +95,7 @@ class Guesses:
         return False
 
     def verified(self, right: int, asked: int) -> None:
-        """How many of those in a forward were right: makes more or fewer of them next time."""
+        """Note how many guesses in a forward were right, to make more or fewer next time."""
         if self._drafted:
             self._asked = min(_MOST_ASKED, 2 * asked) if right == asked else max(1, asked // 2)
         else:

@@ -1,6 +1,6 @@
 """Reward models as a body (the decoder) and a head (what it makes of a hidden state).
 
-The scorer runs the body over its slots and the head at the positions it reads alone. Layouts that
+The scorer runs the body over its slots and the head only at the positions it reads. Layouts that
 transformers has no class for, Qwen2ForProcessRewardModel and value heads, are built here around the
 config's own body, so that no code from a model's repository is run.
 """
@@ -39,7 +39,7 @@ class RewardModel(nn.Module):
         kind: which of its heads is meant.
 
     Raises:
-        ModelError: the model has no such head, or cannot go on from a cache.
+        ModelError: the model has no such head, is an encoder, or makes its logits in a way not known here.
     """
 
     def __init__(self, model: PreTrainedModel, kind: Head) -> None:
@@ -63,7 +63,7 @@ class RewardModel(nn.Module):
 
     @property
     def head(self) -> nn.Module:
-        """What makes outputs of hidden states."""
+        """What makes outputs from hidden states."""
         if self.kind == "lm":
             return cast("nn.Module", self.model.get_output_embeddings())
         return cast("nn.Module", self.model.get_submodule(self._head_name))
@@ -84,7 +84,8 @@ class RewardModel(nn.Module):
 
         Args:
             hidden_ND: last hidden states at N positions, ``[N, hidden]``.
-            columns: which outputs; for "lm" token ids. None: all. A tensor beside the weights is not copied.
+            columns: which outputs; for "lm" token ids. None: all. A tensor on the weights' device
+                is not copied.
 
         Returns:
             ``[N, len(columns)]``, float32.
@@ -104,7 +105,7 @@ class RewardModel(nn.Module):
         return _scaled(outputs_NC, self.config) if self.kind == "lm" else outputs_NC
 
     def reader(self, columns: Sequence[int] | None) -> Callable[[torch.Tensor], torch.Tensor]:
-        """``outputs`` of these columns, which are where the weights are from now on."""
+        """``outputs`` of these columns, whose indices are copied to the weights' device once."""
         if columns is None:
             return self.outputs
         device = next(self.head.parameters()).device
@@ -239,7 +240,7 @@ def _is_plain(weight: Any) -> bool:
 
 
 def _apply(head: nn.Module, hidden_ND: torch.Tensor) -> torch.Tensor:
-    """Run a head where and how its weights are."""
+    """Run a head on the device and in the dtype of its weights."""
     parameter = next(head.parameters())
     dtype = parameter.dtype if parameter.is_floating_point() else hidden_ND.dtype
     outputs_NC: torch.Tensor = head(hidden_ND.to(parameter.device, dtype))

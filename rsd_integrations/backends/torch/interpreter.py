@@ -84,8 +84,8 @@ def looped(step: Script) -> Script:
 
     Returns:
         head, ids, positions ``[capacity]``, most, ending ``[V + 1]`` -> the last forward's outputs and all K
-        tokens ``[N, K]``: ``most``, or fewer if one of them may end its row's step. Rows that only fill up
-        are not asked.
+        tokens ``[N, K]``: ``most``, or fewer if one of them may end its row's step. Padding rows
+        do not count.
 
     Raises:
         Exception: torch makes none.
@@ -101,6 +101,6 @@ def looped(step: Script) -> Script:
 def _making() -> Iterator[None]:
     """One at a time, for torch keeps some of its state for the whole process; without its warnings."""
     with _LOCK:
-        # For good, as filters set for a while are the whole process's meanwhile.
+        # For good: a filter set for a while would apply to the whole process meanwhile, too.
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]
         yield

@@ -1,4 +1,4 @@
-"""How forwards are to be launched, as users say it."""
+"""How forwards are to be launched, by the options that users give."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def launcher_of(
     """Makes the launcher of a model's forwards; None where they are simply called.
 
     Args:
-        compile: by ``torch.compile``.
-        cuda_graphs: recorded; None: where a model is on one CUDA device.
+        compile: whether by ``torch.compile``.
+        cuda_graphs: whether recorded; None: where a model is on one CUDA device.
 
     Raises:
         ConfigError: CUDA graphs were asked for, and the model is not on one CUDA device.
@@ -40,7 +40,7 @@ def launcher_of(
     unused = [first]
 
     def recorded(compute: Compute) -> Launcher:
-        # By a recorder of its own: with the graphs of the last one their memory is gone.
+        # By a new recorder: an old one's memory is gone with its graphs.
         recorder = unused.pop() if unused else recorder_for(device)
         assert recorder is not None
         launched = Compiled(compute).compute if compile else None

@@ -1,6 +1,6 @@
 """From model sources to a backend: two writers and a scorer.
 
-What cannot work is refused by name, before any weight is loaded where that can be known.
+Models that cannot work are refused, before any weight is loaded where that can be known.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def _load_writer(source: Source, calls: Calls, device: str, dtype: Any, **runnin
 
 
 def _writing_model(source: Source, device: str, dtype: Any) -> Any:
-    hint = f"The {source.role} must be a causal language model, and all of it: no reward model, no bare body."
+    hint = f"The {source.role} must be a whole causal language model, no reward model or body without head."
     if source.model is not None:
         check_language_model(source.model, source.name, hint)
         return source.model

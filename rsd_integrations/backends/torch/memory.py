@@ -31,7 +31,7 @@ class ModelMemory:
     device: str
     dtype: str
     parameters: int
-    """Those of a PRM without its head, which is some thousands."""
+    """Of a PRM without its head, which has some thousands."""
     quantization: str | None
     """How its weights are quantized; None if they are not."""
     weights: int | None
@@ -59,7 +59,7 @@ def trio_memory(
     target_kwargs: Mapping[str, Any] | None = None,
     prm_kwargs: Mapping[str, Any] | None = None,
 ) -> list[ModelMemory]:
-    """Of three models, named as for ``RSDPipeline.from_pretrained``. What that would refuse is refused.
+    """What three models take, named as for ``RSDPipeline.from_pretrained``. What that refuses is refused.
 
     Args:
         models: of draft, target and prm.
@@ -88,7 +88,7 @@ def trio_memory(
 
 
 def model_memory(source: Source, device: str, dtype: Any, max_length: int) -> ModelMemory:
-    """Of one model, with options as of ``trio_memory``.
+    """What one model takes, with options as of ``trio_memory``.
 
     Raises:
         ModelError: no model can be made of its config.
@@ -120,7 +120,7 @@ def _cache(source: Source, model: Any, config: Any, dtype: torch.dtype) -> tuple
     """Bytes of a position, and of what recurrent layers keep of a text."""
     if is_recurrent(config):
         try:
-            # Experts without weights run in no other precision.
+            # On "meta" mixtures of experts run in no other precision.
             return cache_bytes(model if source.model is not None else model.to(torch.bfloat16), config, dtype)
         except Exception as error:
             raise ModelError(

@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 Place = int | torch.Tensor
-"""A slot or a position. As a tensor it is a variable of what is traced."""
+"""A slot or a position. As a tensor it is a variable of a trace."""
 
 PREFILL_CHUNK = 512
 """Most tokens of one request in one forward: other requests wait no longer than that."""
@@ -42,24 +42,24 @@ _MOST_TOKENS = 64
 """Most tokens of a row in a rounded shape."""
 
 MOST_TOGETHER = 256
-"""Most tokens of a rounded shape. A GPU takes so many in about the time of one, as it waits for the weights;
-beyond, the arithmetic takes longer than launching it.
+"""Most tokens of a rounded shape. A GPU computes this many in about the time of one, the time of reading the
+weights; beyond, the arithmetic takes longer than launching it.
 """
 
 _LAUNCH = 150_000_000
 """Parameters x tokens that take a CPU about as long as launching one more forward."""
 
 _LEAST_LAUNCH, _MOST_LAUNCH = 24, 64
-"""Tokens: a CPU computes so many in the time that it needs to read the weights once more; beyond, attention
-counts too."""
+"""Bounds of ``launch_tokens``: a CPU computes the least while it reads the weights once more; beyond the
+most, attention counts too."""
 
 
 @dataclass(frozen=True, slots=True)
 class SlotFeed:
-    """Tokens for one slot, at positions from ``start`` on; the outputs from index ``read`` on are wanted:
-    that one and ``more`` behind it. ``early``: the token is the likeliest one behind what the slot was fed
-    before, so that a forward that ran ahead may have fed it already. ``base``: so many tokens of the text
-    will not be taken back. ``awaited``: others go on from what is read here.
+    """Tokens for one slot, at positions from ``start`` on. Wanted are the output at index ``read`` and
+    ``more`` outputs behind it. ``early``: the token is the likeliest one behind what the slot was fed before,
+    so a forward that ran ahead may have fed it already. ``base``: how many tokens of the text are committed.
+    ``awaited``: the request's other candidates go on from what is read here.
     """
 
     slot: int
@@ -85,9 +85,9 @@ class Shape:
     Args:
         rows: N.
         tokens: T, most of a row.
-        span: L, positions that are read: at least the longest row's after it.
+        span: L, positions that are read: at least as many as the longest row has then.
         block: the first slot, where the rows are neighbouring slots.
-        line: the first position, where there is one row alone.
+        line: the first position, where there is only one row.
         runs: (first slot, number) of each run of neighbouring slots, in the rows' order.
     """
 
@@ -100,7 +100,7 @@ class Shape:
 
     @classmethod
     def exact(cls, feeds: Sequence[SlotFeed], *, idle: float = 0.0) -> Shape:
-        """Of these feeds and no others.
+        """The shape of just these feeds.
 
         Args:
             feeds: in the order of their slots.
@@ -122,9 +122,9 @@ class Shape:
 
     @classmethod
     def rounded(cls, feeds: Sequence[SlotFeed], *, slots: int, capacity: int) -> Shape | None:
-        """One of few: powers of two, spans also half-way between. None for large forwards.
+        """One of a few shapes: powers of two, spans also half-way between. None for large forwards.
 
-        The rows are the first slots where that costs no more of them.
+        The rows are the first slots where that takes no more rows.
         """
         exact = cls.exact(feeds)
         rows, tokens = min(_power(exact.rows), slots), _power(exact.tokens)
@@ -161,12 +161,12 @@ def launch_tokens(parameters: int) -> int:
 
 
 def grouped(feeds: Sequence[SlotFeed], *, merged: int = 0) -> list[list[int]]:
-    """Indices of feeds for one forward each: of lengths that round up to one power of two, so that filling
-    up at most doubles them, and more where a forward costs more than filling up.
+    """Groups of feeds, by index, for one forward each: of lengths that round up to one power of two, so that
+    padding at most doubles them, and of more lengths where another forward costs more than padding.
 
     Args:
         feeds: of any lengths.
-        merged: a power of two; groups that, rounded up to those, have no more tokens together are one.
+        merged: groups become one as long as, padded, they have no more tokens than this together.
     """
     by_length: dict[int, list[int]] = {}
     for index, feed in enumerate(feeds):
@@ -182,19 +182,19 @@ def grouped(feeds: Sequence[SlotFeed], *, merged: int = 0) -> list[list[int]]:
 
 
 def cheapest(feeds: Sequence[SlotFeed], launch: int) -> list[list[int]]:
-    """Indices of feeds for one forward each, so that all forwards together are as cheap as can be. One costs
-    its rows times its longest row, which the others are filled up to, and launching it.
+    """Groups of feeds, by index, for one forward each, so that all forwards together are as cheap as can be.
+    A forward costs its rows times its longest row, to which the others are padded, plus launching it.
 
     Args:
         feeds: of any lengths.
-        launch: tokens that launching a forward is worth.
+        launch: the cost of launching a forward, in tokens.
     """
     by_length: dict[int, list[int]] = {}
     for index, feed in enumerate(feeds):
         by_length.setdefault(len(feed.tokens), []).append(index)
     lengths = sorted(by_length)
     rows = [0, *accumulate(len(by_length[length]) for length in lengths)]
-    # Least cost of the shortest so many lengths, and where their last forward begins.
+    # best[n]: the least cost of the n shortest lengths, and where their last forward begins.
     best: list[tuple[int, int]] = [(0, 0)]
     for end, length in enumerate(lengths, start=1):
         best.append(
@@ -216,7 +216,7 @@ def by_slot(group: Sequence[int], feeds: Sequence[SlotFeed]) -> list[int]:
 def pack(feeds: Sequence[SlotFeed], shape: Shape) -> tuple[torch.Tensor, list[int]]:
     """The numbers of a forward, ``[N * (3 + T)]``, and the row of each feed.
 
-    They are slot, start and length of each row, then its tokens. Rows that only fill up are 0 long.
+    They are slot, start and length of each row, then the tokens of each row. Padding rows have length 0.
     """
     # In a block that begins with the first slot, idle slots are rows too.
     in_block = shape.block == 0
@@ -244,7 +244,7 @@ class Plan:
     ``rows_N``: slots. ``write_NT``: positions to write, the scratch column for padding.
     ``position_NT``: positions of the tokens, 0 for padding. ``key_L``: 0 to L - 1. ``block``: neighbouring
     slots that hold all rows, others in between included, where keys are not gathered. ``line``: the positions
-    where there is one row alone.
+    of a lone row.
     """
 
     rows_N: torch.Tensor
@@ -275,8 +275,8 @@ class Plan:
             key_L: 0 to L - 1, on the device.
             capacity: positions of a slot.
             block: the first slot, where keys are not gathered.
-            line: the first position, where there is one row alone.
-            breadth: slots of the block; the rows', if they are neighbours.
+            line: the first position, where there is only one row.
+            breadth: how many slots the block has; by default as many as there are rows.
         """
         rows, tokens = ids_NT.shape
         column_T = torch.arange(tokens, device=ids_NT.device)

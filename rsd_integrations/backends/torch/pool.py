@@ -1,9 +1,9 @@
 """Who holds which slot, and what the free ones still know.
 
-A request's slot keeps, when it is given back, the keys and values of what the model has read. The next
+A prefix cache: a slot that is given back keeps the keys and values of what the model has read there. The next
 request that begins alike (the next turn of a chat, another question on the same documents, another sample)
-starts behind that. Keys and values of a prefix depend on nothing behind it, so they are those it would
-compute.
+starts behind that. Keys and values of a prefix depend on nothing behind it, so they are the ones that the
+request would compute itself.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ Seen = Callable[[], Sequence[int]]
 
 @dataclass(slots=True)
 class _Slot:
-    """One of them.
+    """One slot.
 
-    ``seen``: of a slot somebody holds, what the model has read there by now; None of a free one.
-    ``kept``: of a free slot, what it still knows. ``filled``: positions that may be other than zero.
-    ``spoilt``: something went wrong with it. ``used``: when it was given back, 0: long ago.
+    ``seen``: of a slot that somebody holds, tells what the model has read there by now; None: it is free.
+    ``kept``: of a free slot, what it still knows. ``filled``: how many positions may hold other than zeros.
+    ``spoilt``: what is in it may not be sound. ``used``: when it was given back, 0: long ago.
     """
 
     seen: Seen | None = None
@@ -64,11 +64,11 @@ class SlotPool:
         return len(self._free())
 
     def claim(self, tokens: Sequence[int] = (), seen: Seen | None = None) -> tuple[int, int]:
-        """The lowest free slot, for neighbours are cheaper to read, and how many of the tokens it knows.
+        """The lowest free slot, as neighbours are cheaper to read, and how many of ``tokens`` it knows.
 
         Args:
-            tokens: that the model has to read there.
-            seen: what it has read there by now, whenever somebody asks; others may start with a copy.
+            tokens: those that the model will have to read there.
+            seen: called to learn what it has read there by now; other requests may start with a copy.
         """
         index = self._free()[0]
         source, length = self._longest(tokens)
@@ -101,7 +101,7 @@ class SlotPool:
         slot.filled, slot.seen, slot.spoilt, slot.used = len(slot.kept), None, False, self._clock
 
     def forget(self) -> None:
-        """Nothing that was read until now is to be read by anybody else."""
+        """Have no other request use what was read until now."""
         for slot in self._slots:
             slot.kept = ()
             slot.spoilt = slot.seen is not None
@@ -111,7 +111,7 @@ class SlotPool:
         self._slots[index].filled = max(self._slots[index].filled, length)
 
     def spoil(self, index: int) -> None:
-        """Note that what is in a slot may not be sound: nobody else is to read it."""
+        """Note that what is in a slot may not be sound: no other request is to use it."""
         self._slots[index].spoilt = True
 
     def _free(self) -> list[int]:
@@ -130,7 +130,7 @@ class SlotPool:
         return (-place, length) if length >= LEAST_SHARED else (None, 0)
 
     def _move_out(self, index: int, source: int | None) -> None:
-        """Move what a free slot knows to the free one that nobody has asked for longest, if that is older."""
+        """Move what a free slot knows to the least recently used free one, if that was used before it."""
         slot = self._slots[index]
         others = [other for other in self._free() if other not in (index, source)]
         if not slot.kept or not others:
@@ -145,7 +145,7 @@ class SlotPool:
         taken.kept, taken.filled, taken.used = slot.kept, length, slot.used
 
     def _outdate(self, source: int, length: int) -> None:
-        """What goes on elsewhere is the first to be forgotten where it was."""
+        """Have what now goes on in a copy be the first to be forgotten where it was."""
         slot = self._slots[source]
         if slot.seen is None and self._most_of(source, length):
             slot.used = 0
@@ -156,7 +156,7 @@ class SlotPool:
 
 
 def shared(one: Sequence[int], other: Sequence[int]) -> int:
-    """Length of the common beginning of two lists. Compared in halves, which lists do fast."""
+    """Length of the common beginning of two lists. By bisection: slices of lists compare fast."""
     low, high = 0, min(len(one), len(other))
     while low < high:
         middle = (low + high + 1) // 2

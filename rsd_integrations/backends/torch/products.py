@@ -1,10 +1,10 @@
 """Matrix products of large weights on a CPU, by oneDNN where it is faster than MKL (dev/speed.md).
 
 Both are parts of torch, which multiplies by MKL. From four tokens on MKL copies the weights into another
-order first and takes up to four times as long; so few tokens (a step that is scored, guesses that are
-checked, requests side by side) would not take the time that reading the weights takes, as one does. On AMD's
-processors MKL is slower throughout: it reads the weights for a lone token by one core, and for two or three
-tokens two or three times.
+order first and takes up to four times as long as for one. Yet a few tokens (a step that is scored, guesses
+that are checked, requests side by side) could take hardly longer, the time of reading the weights. On
+AMD's processors MKL is slower throughout: it reads the weights for a lone token with one core, and for two or
+three tokens two or three times.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class Worth:
     """Where oneDNN is the faster one.
 
     Args:
-        tokens: of a product.
-        weight: numbers of a weight from which it is. Smaller ones stay in a core's cache.
-        model: parameters from which most weights are that large, and a forward takes so long that it need not
-            be traced.
+        tokens: numbers of tokens in a product for which it is.
+        weight: size of a weight, in numbers, from which it is. Smaller ones stay in a core's cache.
+        model: parameters of a model from which most weights are that large, and a forward takes so long that
+            tracing it would gain nothing.
     """
 
     tokens: range
@@ -44,19 +44,19 @@ class Worth:
 
 
 _INTEL = Worth(range(4, 65), 2_000_000, 200_000_000)
-"""Of fewer tokens both only read the weights, of more both only compute."""
+"""With fewer tokens reading the weights takes all the time, with more the arithmetic does, in both."""
 
 _AMD = Worth(range(1, sys.maxsize), 250_000, 100_000_000)
 
 
 class OneDNN:
-    """A ``Call`` that multiplies by oneDNN, for as many tokens (of all rows together) as that is faster.
+    """A ``Call`` that multiplies by oneDNN, for those numbers of tokens (of all rows) where that is faster.
 
     Args:
         compute: a forward by calling the model.
         device: of the model.
-        dtype: of its weights. Of others than float32 torch multiplies by oneDNN as it is.
-        parameters: that a token passes through.
+        dtype: of its weights. Other than float32, torch multiplies by oneDNN anyway.
+        parameters: how many a token passes through.
     """
 
     def __init__(self, compute: Call, device: torch.device, dtype: torch.dtype, parameters: int) -> None:
@@ -103,7 +103,7 @@ class _Products(TorchFunctionMode):
 
 @cache
 def _worth() -> Worth:
-    """On this machine: by who made its processor, for MKL goes by that."""
+    """On this machine, by the maker of its processor, for MKL goes by that."""
     try:
         told = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:

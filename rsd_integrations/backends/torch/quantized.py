@@ -46,7 +46,7 @@ class Quantization:
 
     def weights(self, model: torch.nn.Module, dtype: torch.dtype) -> int | None:
         """Bytes of a model's weights: linear layers by their bits, the head and all others by their dtype."""
-        # Experts that are one tensor are quantized by some and left alone by others.
+        # Experts that are one tensor are quantized by some methods and left alone by others.
         fused = any(parameter.ndim > 2 for parameter in model.parameters())
         if self.bits is None or fused:
             return None

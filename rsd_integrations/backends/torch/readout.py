@@ -1,4 +1,4 @@
-"""What is read of a model: logits to draw tokens from, or the outputs of a reward head."""
+"""What is read from a model: logits to draw tokens from, or the outputs of a reward head."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Read:
     """What a feed gave, at each of the R places that were to be read.
 
     ``kept_R``: ``[R, ...]``, on the device, valid until the model's next forward. ``fetched``: R entries, on
-    the host: of logits the likeliest token, -1 where they are not finite; of a head its outputs. ``own``: so
-    many more, each the likeliest behind the one before, were drawn and fed in the same launch (R is 1): of
-    these ``fetched`` has all and ``kept_R`` the last. ``ahead``: the forward ran ahead of the host.
-    ``followed``: another one runs ahead of this, with the likeliest token.
+    the host: of logits the likeliest token, -1 where they are not finite; of a head its outputs. ``own``: how
+    many more tokens a burst drew and fed in the same launch (R is 1), each the likeliest behind the one
+    before: ``fetched`` has all of them, ``kept_R`` the last outputs. ``ahead``: the forward ran ahead of the
+    host. ``followed``: another one runs ahead of this, with the likeliest token.
     """
 
     kept_R: torch.Tensor
@@ -37,7 +37,7 @@ class Read:
         return all(map(_finite, self.fetched))
 
     def without_last(self) -> Read:
-        """Of several that were drawn in one launch all but the last."""
+        """The same without the last of several tokens that a burst drew."""
         return replace(self, fetched=self.fetched[:-1], own=self.own - 1)
 
 
@@ -50,7 +50,7 @@ class Readout(Protocol):
         """Run the model on keyword inputs.
 
         Args:
-            inputs: of the model's forward; "cache" is what that calls its cache by whatever name.
+            inputs: of the model's forward; "cache" stands for its cache, by whatever name.
             columns: which positions to read, in rising order, ``[C]``; None: all.
 
         Returns:

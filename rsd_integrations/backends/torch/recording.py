@@ -1,4 +1,4 @@
-"""Forwards recorded once for each of few shapes and replayed: CUDA graphs."""
+"""Forwards recorded once for each of a few shapes and replayed: CUDA graphs."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ Recorder = Callable[[Callable[[], None]], Callable[[], None]]
 """Runs work on fixed tensors and records it; what it returns does the same work again."""
 
 LOCK = threading.Lock()
-"""One recording at a time in a process, and nothing that waits for the whole device meanwhile."""
+"""Held while recording: one at a time in a process, and nothing waits for the whole device meanwhile."""
 
 _PAYS = 3
-"""Recording a shape of several tokens a row begins when it is met so often: it costs several forwards."""
+"""How often a shape of several tokens a row is met before it is recorded, which costs several forwards."""
 
 
 class NotRecordable(Exception):
@@ -47,7 +47,7 @@ class Recorded:
     """A launcher that replays.
 
     Args:
-        compute: the forward; it must not look at the numbers.
+        compute: the forward; what it does must not depend on the numbers.
         recorder: how to record.
         launched: the same forward as it is to be recorded (compiled, say); ``compute`` by default.
         slots: of the cache.
@@ -75,7 +75,7 @@ class Recorded:
         self._full = False
 
     def shape(self, feeds: Sequence[SlotFeed]) -> Shape | None:
-        """Rounded, as each one takes time and memory; None until it pays."""
+        """Rounded, as recording each one takes time and memory; None until that pays."""
         shape = Shape.rounded(feeds, slots=self._slots, capacity=self._capacity)
         if shape is None or shape in self._replays:
             return shape
@@ -100,7 +100,7 @@ class Recorded:
         return self._outputs[size]
 
     def again(self, shape: Shape) -> Pair | None:
-        """The forward behind the last one of this shape: of each row's likeliest token. None: it is no LM."""
+        """Run the next forward of this shape, of each row's likeliest token. None if it has none to feed."""
         size = (shape.rows, shape.tokens)
         if not _goes_on(shape, self._outputs[size][1]):
             return None
@@ -110,14 +110,14 @@ class Recorded:
     def _recorded(self, shape: Shape, key_L: torch.Tensor) -> Callable[[], None]:
         size = (shape.rows, shape.tokens)
         head_N3, ids_NT = unpack(self._numbers[size], shape)
-        # What fails here is an ordinary failure; and a recording that fails on a GPU leaves it in disorder.
+        # First without recording: what fails here fails cleanly, a failed recording leaves a GPU in disorder.
         if shape.tokens not in self._watched:
             with Watch(key_L.device):
                 self._compute(head_N3, ids_NT, key_L, block=shape.block)
             self._watched.add(shape.tokens)
-        # The first time it allocates, and compiles what is to be compiled.
+        # The first run allocates, and compiles what is to be compiled.
         first = self._launched(head_N3, ids_NT, key_L, block=shape.block)
-        # All spans write to the same place, which therefore lies outside of any record.
+        # Recordings for all spans write to the same outputs, which therefore belong to none of them.
         kept, fetched = self._outputs.setdefault(size, (first[0].clone(), first[1].clone()))
         del first
 
@@ -126,7 +126,7 @@ class Recorded:
             kept.copy_(made[0])
             fetched.copy_(made[1])
             if _goes_on(shape, fetched):
-                # Replayed once more as it is, it feeds what it found.
+                # Replayed without new numbers, it feeds the tokens that it found.
                 head_N3[:, 1] += 1
                 ids_NT.copy_(fetched.clamp_min(0))
 
@@ -137,7 +137,7 @@ class Recorded:
             raise
         except Exception as error:
             raise NotRecordable(first_line(error)) from error
-        # What recording left behind must not hide that replaying leaves nothing.
+        # Outputs left from recording would hide a replay that writes nothing.
         kept.zero_()
         fetched.zero_()
         return replay
@@ -149,13 +149,13 @@ def _goes_on(shape: Shape, fetched: torch.Tensor) -> bool:
 
 
 class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Raises where work does what a recording cannot hold: reads a number on the host, makes a shape of
-    numbers, or copies across devices.
+    """Raises where work does what a recording cannot hold: reads the device's numbers on the host, makes a
+    shape depend on them, or copies across devices.
 
     Args:
         device: where the work is to be.
-        constants: whether numbers of the host may be part of the work, and one operation may read them, as
-            of a trace. A GPU's recording would hold a copy from memory that is gone.
+        constants: whether, as in a trace, numbers of the host may be part of the work, and grouped products
+            may read there where groups end. A GPU's recording would copy from host memory that is gone.
 
     Raises:
         NotRecordable: with the operation's name, before it runs.
@@ -186,20 +186,20 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if reads or shapes:
             raise NotRecordable(f"{func} depends on numbers on the device")
         here = any(one.device == self._device for one in tensors)
-        # All that is seen of torch.tensor and new_tensor, which copy from the host.
+        # The only operation seen of torch.tensor and new_tensor, which copy from the host.
         if here and not self._constants and func is torch.ops.aten.detach_.default:
             raise NotRecordable(f"{func} takes a number of the host to the device")
         made = func(*args, **(kwargs or {}))
         results = [one for one in tree_leaves(made) if isinstance(one, torch.Tensor)]
-        # A lone number may be the host's where it goes along with the launch.
+        # A tensor of no dimensions may lie on the host where the launch takes its number along.
         copies = str(func).startswith(_COPYING)
         if any(one.device != self._device and (one.dim() or copies) for one in (*tensors, *results)):
             raise NotRecordable(f"{func} works on {', '.join(sorted({str(one.device) for one in tensors}))}")
         return made
 
     def _reads_groups(self, name: str, tensors: list[torch.Tensor]) -> bool:
-        """Whether a product by groups (of experts) reads on the host where they end, as torch does unless its
-        own kernel fits. Without ends it is a plain product.
+        """Whether a grouped matrix product (of experts) reads on the host where its groups end, as torch does
+        unless its own kernel fits. Without ends it is a plain product.
         """
         if not name.startswith("aten._grouped_mm") or len(tensors) < 3:
             return name.startswith("transformers.grouped_mm_fallback")
@@ -211,7 +211,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class _Lists(TorchFunctionMode):
-    """Raises where a list of Python's goes to the device, of which no operation is seen.
+    """Raises where a Python list goes to the device, for which ``Watch`` sees no operation.
 
     Args:
         device: where the work is to be.
@@ -237,7 +237,7 @@ class _Lists(TorchFunctionMode):
 
 
 _COPYING = ("aten._to_copy.", "aten.to.", "aten.copy_.", "aten.where.", "aten.index_put")
-"""What copies a lone number of the host to the device, where others take it along with the launch."""
+"""Operations that copy a lone number of the host's to the device; with others the launch takes it along."""
 
 
 def recorder_for(device: torch.device) -> Recorder | None:
@@ -246,8 +246,8 @@ def recorder_for(device: torch.device) -> Recorder | None:
 
 
 def _cuda_graphs(device: torch.device) -> Recorder:
-    """A recorder of CUDA graphs, which share their memory, as they are recorded on one stream. Other graphs
-    need another one: once those of a pool are gone, so is the pool.
+    """A recorder of CUDA graphs that share their memory, as they are recorded on one stream. Once all of them
+    are gone, so is their memory pool: later graphs need a new recorder.
     """
     pool = torch.cuda.graph_pool_handle()
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -256,8 +256,8 @@ def _cuda_graphs(device: torch.device) -> Recorder:
         with LOCK, torch.cuda.device(device):
             current = torch.cuda.current_stream(device)
             graph = torch.cuda.CUDAGraph()
-            # Libraries begin here, and not on the graphs' stream: what cuBLAS keeps for that one is to lie in
-            # the pool, as others may free what lies elsewhere, and a graph would write there ever after.
+            # Libraries initialize here, not on the graphs' stream: cuBLAS's workspace for that one must lie
+            # in the pool. Elsewhere others may free it, and a graph would go on writing there.
             work()
             current.synchronize()
             try:

@@ -1,7 +1,7 @@
 """Runs a model with recurrent layers over slots.
 
-A forward that begins where the states are not known begins at the last place before where they are, and reads
-the tokens in between once more. Rows of one forward are equally long: padding would be read into the states.
+A forward from a position whose states are not known begins at the last one before it whose states are, and
+reads the tokens in between again. Rows of one forward are equally long, as padding would enter the states.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from rsd_integrations.backends.torch.states import RecurrentCache
 __all__ = ["RecurrentRunner"]
 
 _SPLIT = 64
-"""Tokens from which the last one is read by itself, for others that begin alike to start before it."""
+"""Tokens from which the last one is read by itself, so that others that begin alike can start before it."""
 
 _READ_AGAIN = 16
-"""Tokens before guesses, fewer than which are rather read again where a guess is wrong than by themselves."""
+"""Tokens before guesses from which they are read by themselves; fewer are read again if a guess is wrong."""
 
 
 class _Single:
@@ -44,7 +44,7 @@ class _Single:
         self._feeds: Sequence[SlotFeed] = ()
 
     def shape(self, feeds: Sequence[SlotFeed]) -> Shape | None:
-        """As of the launcher; None where states are not known or not where they are to be."""
+        """As of the launcher; None unless the feeds are single tokens that begin where states are known."""
         self._feeds = feeds
         ready = all(len(feed.tokens) == 1 and self._cache.reach(feed) is feed for feed in feeds)
         return self._launcher.shape(feeds) if ready and self._cache.stores else None
@@ -58,7 +58,8 @@ class _Single:
 
 
 class RecurrentRunner(SlotRunner):
-    """A ``SlotRunner`` of a model with recurrent layers. Forwards are called, but those of one token a row.
+    """A ``SlotRunner`` of a model with recurrent layers. A launcher may run forwards of one token a row; all
+    others are called.
 
     Args:
         config: the model's (text) config.
@@ -111,7 +112,7 @@ class RecurrentRunner(SlotRunner):
         return self._together(reached)
 
     def _reached(self, feed: SlotFeed) -> SlotFeed:
-        """The feed from where its slot's states are known; if that is far before, nearer by some forwards."""
+        """The feed, begun where states are known; if that is far before, forwards first bring it nearer."""
         reached = self.cache.reach(feed)
         while len(reached.tokens) > len(feed.tokens) + PREFILL_CHUNK:
             self._together([replace(reached, tokens=reached.tokens[:PREFILL_CHUNK], read=-1, more=0)])
@@ -144,8 +145,8 @@ class RecurrentRunner(SlotRunner):
 
 
 def _apart(feed: SlotFeed) -> Sequence[int]:
-    """The tokens that are read by themselves before the others, so that a place is behind them: all but the
-    last of a text that stays, if it is long or others wait for it; and what is before guesses.
+    """The tokens to read by themselves before the others, so that states are kept behind them: all but the
+    last of a committed text, if it is long or other candidates wait for it; and many before guesses.
     """
     first, tokens = feed.reads[0], len(feed.tokens)
     if feed.more:

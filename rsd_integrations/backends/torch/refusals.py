@@ -1,4 +1,4 @@
-"""What is refused by name before any weight is loaded."""
+"""Refuses models that cannot work, before any weight is loaded."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _causal_class(config: Any) -> Any:
 
 
 def check_weights(source: Source) -> None:
-    """Refuse a folder without the weights that would be loaded. A hub id is not asked about."""
+    """Refuse a folder without the weights that would be loaded. A hub id is not checked."""
     folder = Path(source.name, source.options.get("subfolder", ""))
     if source.model is not None or not folder.is_dir():
         return

@@ -42,7 +42,7 @@ from rsd_integrations.errors import BackendError, DeviceMemoryError, RSDError
 __all__ = ["Masks", "SlotRunner", "failure"]
 
 _IDLE = 0.5
-"""Idle rows to each row that a CPU computes rather than gather keys or attend to them in many runs."""
+"""Most idle rows for each real one that a CPU rather computes than gather keys or attend in many runs."""
 
 _GATHERED = 1 << 20
 """Bytes of a layer's keys and values that a CPU gathers as fast as it attends to them in runs."""
@@ -62,12 +62,12 @@ class SlotRunner:
         dtype: of the model's computations.
         slots: requests at once.
         capacity: positions of a slot.
-        parameters: that a token passes through; tells small forwards from large ones.
-        launcher: makes a launcher of the model's forward; None: it is called.
+        parameters: how many a token passes through; tells small forwards from large ones.
+        launcher: makes a launcher of the model's forward; None: forwards are called.
         model: whose weights these forwards compute with; None where nobody changes them.
-        traces: whether what is called often may be traced; needs the model.
-        attention: as of ``attention_kinds``, which is asked by default.
-        prefix_caching: whether requests that begin like an earlier one start behind what is known of it.
+        traces: whether forwards that are called often may be traced; needs the model.
+        attention: as of ``attention_kinds``, which is the default.
+        prefix_caching: whether requests that begin like an earlier one start behind what is cached of it.
     """
 
     def __init__(
@@ -103,30 +103,30 @@ class SlotRunner:
         self._onednn = OneDNN(self._compute, device, dtype, parameters)
         self._flight: Flight | None = None
         self.most_gathered = _GATHERED if device.type == "cpu" and self._attend.takes_runs else math.inf
-        """Bytes of a layer up to which the keys of rows in slots here and there are brought together; beyond,
-        they are attended to in runs. A GPU waits longer for many small launches than for the copies."""
-        # What shares a forward. Of compiled ones on a CPU those of one token are the fast ones.
+        """Bytes of a layer up to which keys in scattered slots are gathered; beyond, they are attended to in
+        runs of neighbours. A GPU always gathers: many small launches would take longer than the copies."""
+        # Which feeds share a forward. Compiled on a CPU, those of one token are fast: they stay apart.
         self._grouped: Callable[[Sequence[SlotFeed]], list[list[int]]] = partial(
             grouped, merged=MOST_TOGETHER if device.type == "cuda" else 0
         )
         if device.type == "cpu" and launcher is None:
             self._grouped = partial(cheapest, launch=launch_tokens(parameters))
         self.runs_ahead = True
-        """Whether forwards may be launched before their tokens are known, where that can be."""
+        """Whether forwards may be launched before their tokens are known, where that is possible."""
 
     @staticmethod
     def _new_cache(config: Any, slots: int, capacity: int) -> SlotCache:
         return SlotCache(int(config.num_hidden_layers), slots, capacity)
 
     def _start(self) -> None:
-        """Ways to run a forward that have not seen the weights yet."""
+        """Make the launcher and the traces, anew if the weights were replaced."""
         self._launcher = None if self._make_launcher is None else self._make_launcher(self._compute)
         self._call: Call = self._compute
         if self._traces is not None:
             self._call = Traced(self._compute, self._traces, self.cache, self._key_L)
 
     def claim(self, tokens: Sequence[int] = (), seen: Seen | None = None) -> tuple[int, int]:
-        """A slot, as of ``SlotPool.claim``. What is known by weights that were changed since is forgotten."""
+        """A slot, as of ``SlotPool.claim``. What was read with weights that changed since is forgotten."""
         changed, replaced = (False, False) if self._weights is None else self._weights.look()
         if changed:
             self._flight = None
@@ -145,8 +145,8 @@ class SlotRunner:
         self._launcher, self._make_launcher, self._flight = None, None, None
 
     def close(self) -> None:
-        """Give the memory back at once: a runner, its ways to run a forward and its cache hold each other."""
-        # Without the lock: who holds it may wait for this, as Python's collector closes what nobody holds.
+        """Give the memory back at once: runner, launcher, traces and cache refer to each other."""
+        # Without LOCK: its holder may wait for this, as the garbage collector closes what nobody holds.
         self.cache.close()
         vars(self).clear()
 
@@ -154,21 +154,21 @@ class SlotRunner:
         """Give a slot back to the pool.
 
         Args:
-            slot: one that was claimed of it.
+            slot: one that was claimed.
             seen: tokens that were read there.
         """
-        self._flight = None  # Followed, it would write to the slot once more.
+        self._flight = None  # If followed, it would write to the slot once more.
         self.pool.release(slot, seen)
 
     def bursts(self, rows: int) -> bool:
-        """Whether a launch may write several tokens of so many rows: not where each takes much longer than
-        Python in between, for all others wait.
+        """Whether a burst may write several tokens for so many rows: not where each takes much longer than
+        the Python in between, for all other requests wait meanwhile.
         """
         return isinstance(self._call, Traced) and 0 < self._parameters * rows < MOST_WORK
 
     @property
     def exact(self) -> bool:
-        """Whether it computes in a precision where equal means equal to rounding."""
+        """Whether it computes so precisely (float32, float64) that rounding makes little difference."""
         return self._dtype in (torch.float32, torch.float64)
 
     @torch.inference_mode()
@@ -183,13 +183,13 @@ class SlotRunner:
     ) -> list[Read | Exception]:
         """The wanted outputs of each feed, or what failed it. Feeds of any length.
 
-        Without memory for it all there are fewer: the first of them at least.
+        Where memory does not suffice for all outputs of a feed, only the first of them is given.
 
         Args:
             feeds: what to run.
-            ahead: each of them will want the likeliest token fed next, if nothing ends there. A forward of
-                these is launched before the host has seen what the tokens are.
-            burst: likewise, for so many tokens; on a CPU a launch of a small model writes them all.
+            ahead: the likeliest token will be fed next for each of them, unless a step ends there. A forward
+                of these tokens is launched before the host has seen which they are.
+            burst: likewise, for several tokens; on a CPU one launch of a small model writes them all.
         """
         if not feeds:
             return []
@@ -218,7 +218,7 @@ class SlotRunner:
             return list(self.forward(feeds, ahead=ahead, burst=burst))
         except Exception as error:
             failed = failure(error)
-        # Behind the except block, so that the failed forward's tensors are gone.
+        # After the except block, so that the failed forward's tensors are gone.
         if isinstance(failed, DeviceMemoryError) and torch.cuda.is_available():
             with LOCK:
                 torch.cuda.empty_cache()
@@ -227,7 +227,7 @@ class SlotRunner:
         return [self._in_halves(feeds[0]) if isinstance(failed, DeviceMemoryError) else failed]
 
     def _alone(self, feed: SlotFeed) -> Read | Exception:
-        """A row of a batch that failed. It is called, for replays of one shape share their outputs."""
+        """A row of a batch that failed, by calling the model: replays of one shape share their outputs."""
         try:
             return self._called([feed])[0]
         except Exception as error:
@@ -235,7 +235,7 @@ class SlotRunner:
         return self._in_halves(feed) if isinstance(failed, DeviceMemoryError) else failed
 
     def _in_halves(self, feed: SlotFeed) -> Read | Exception:
-        """A row that ran out of memory once more, in two halves."""
+        """A row that ran out of memory, again in two halves and without its guesses."""
         read = feed.reads[0]
         tokens = feed.tokens[: len(feed.tokens) - feed.more]
         middle = len(tokens) // 2
@@ -252,7 +252,7 @@ class SlotRunner:
     def forward(
         self, feeds: Sequence[SlotFeed], *, ahead: bool = False, burst: Burst | None = None
     ) -> list[Read]:
-        """One forward of a batch or a burst of them, and perhaps the next one, which is not waited for."""
+        """One forward of a batch, or a burst; perhaps the next one is launched too, but not waited for."""
         shape = self._launcher.shape(feeds) if self._launcher is not None else None
         if shape is None:
             return self._called(feeds, burst)
@@ -275,7 +275,7 @@ class SlotRunner:
             return self._launcher(shape, numbers, self._key_L[: shape.span])
 
     def _follow(self, flight: Flight) -> Flight | None:
-        """Launch the forward behind one that is on its way, where that can be."""
+        """Launch the forward behind one that is on its way, where that is possible."""
         feeds = flight.next_feeds()
         if feeds is None or not isinstance(self._launcher, Recorded):
             return None
@@ -286,13 +286,13 @@ class SlotRunner:
                 return None
             fetch = Fetch(made[1])
         except Exception:
-            # The forward that it follows is not to fail with it.
+            # The forward that it follows must not fail with it.
             return None
         self._fill(feeds)
         return Flight(made[0], fetch, flight.shape, feeds, flight.rows, ahead=True)
 
     def _called(self, feeds: Sequence[SlotFeed], burst: Burst | None = None) -> list[Read]:
-        """One forward by calling the model, or a burst where it may be and can be."""
+        """One forward by calling the model, or a burst if one is given and possible."""
         shape = Shape.exact(feeds, idle=_IDLE if self._device.type == "cpu" else 0.0)
         numbers, rows = pack(feeds, shape)
         columns = None
@@ -301,7 +301,7 @@ class SlotRunner:
         head_N3, ids_NT = unpack(numbers.to(self._device), shape)
         scattered = shape.block is None and self._attend.takes_runs
         apart = scattered and self.cache.bytes_read(shape) > self.most_gathered
-        self._fill(feeds)  # Also if it fails behind having written.
+        self._fill(feeds)  # Before it runs: a forward that fails may have written.
         runs = shape.runs if apart else ()
         where: dict[str, Any] = {"block": runs[0][0] if runs else shape.block, "line": shape.line}
         call = self._onednn if self._onednn.takes(shape.rows * shape.tokens) else self._call
@@ -341,10 +341,10 @@ class SlotRunner:
         breadth: int | None = None,
         columns: torch.Tensor | None = None,
     ) -> Pair:
-        """A ``Compute`` and a ``Call``: nothing in it depends on the numbers that the tensors hold.
+        """A ``Compute`` and a ``Call``: what it does never depends on the numbers that the tensors hold.
 
         Args:
-            head_N3: and all that follow, as of a ``Call``.
+            head_N3: this and the other arguments as of a ``Call``.
         """
         plan = Plan.of(
             head_N3, ids_NT, key_L, capacity=self.capacity, block=block, line=line, breadth=breadth
@@ -380,7 +380,7 @@ _NO_MEMORY = ("can't allocate memory", "DefaultCPUAllocator: not enough memory",
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """By a class, or where torch has none by its words: of Linux, of Windows, of Apple's GPUs."""
+    """Known by its class or, where torch has none, by its words: of Linux, of Windows, of Apple's GPUs."""
     said = str(error)
     return isinstance(error, torch.OutOfMemoryError) or any(words in said for words in _NO_MEMORY)
 

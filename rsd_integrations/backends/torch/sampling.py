@@ -34,7 +34,7 @@ class Draws:
         self._seen: deque[float] = deque()
 
     def look(self, count: int) -> list[float]:
-        """The next so many, which stay."""
+        """The next ``count`` numbers, which are not taken."""
         while len(self._seen) < count:
             self._seen.append(self.source())
         return list(self._seen)[:count]
@@ -99,7 +99,7 @@ def _draw_alike(rows: Sequence[Row], way: Callable[..., torch.Tensor]) -> torch.
     finds none.
     """
     logits_MV = torch.cat([row.logits_RV for row in rows]) if len(rows) > 1 else rows[0].logits_RV
-    # Before anything is computed: such a copy waits for what was launched.
+    # Before anything is computed: a copy to the device waits for all that was launched.
     point_M = torch.tensor([point for row in rows for point in row.points], dtype=torch.float64, device="cpu")
     # Apple's GPUs have no double precision.
     logits_MV = logits_MV.cpu() if logits_MV.device.type == "mps" else logits_MV
@@ -133,7 +133,7 @@ def _of_likeliest(logits_MV: torch.Tensor, point_M: torch.Tensor, sampling: Samp
 
 
 def _climb(weight_MV: torch.Tensor, point_M: torch.Tensor) -> torch.Tensor:
-    """Where ``[M]`` on the staircase of these weights each point lies."""
+    """For each point the index ``[M]`` where it falls in the cumulative sum of these weights."""
     cumulative_MV = weight_MV.cumsum(dim=-1)
     total_M1 = cumulative_MV[:, -1:].contiguous()
     place_M1 = torch.searchsorted(cumulative_MV, point_M[:, None] * total_M1, right=True)
@@ -142,8 +142,8 @@ def _climb(weight_MV: torch.Tensor, point_M: torch.Tensor) -> torch.Tensor:
 
 
 class Before:
-    """The tokens before a place, each once: of a long text they are few, and what falls on them (a penalty)
-    falls on them for every token.
+    """The distinct tokens of a text so far, kept up to date, as a penalty on them applies at every token.
+    Even in a long text they are few.
     """
 
     def __init__(self) -> None:
@@ -177,7 +177,7 @@ class Before:
 
 
 def penalized(logits_V: torch.Tensor, before_L: torch.Tensor, penalty: float) -> torch.Tensor:
-    """Logits by which tokens that were there before are less likely (CTRL, arXiv 1909.05858).
+    """Logits with tokens that were there before made less likely (CTRL, arXiv 1909.05858).
 
     Args:
         before_L: tokens of the prompt and the answer so far, ``[L]``.
@@ -188,8 +188,8 @@ def penalized(logits_V: torch.Tensor, before_L: torch.Tensor, penalty: float) ->
 
 
 def _scaled(logits_MV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """Logits by temperature, in double precision. The largest becomes 0: no temperature, however small, makes
-    it infinite.
+    """Logits divided by temperature, in double precision. The largest becomes 0: so none is infinite at any
+    temperature, however small.
     """
     scaled_MV = logits_MV.to(torch.float64, copy=True)
     return scaled_MV.sub_(logits_MV.amax(dim=-1, keepdim=True)).div_(sampling.temperature)
@@ -202,7 +202,8 @@ def filtered_probabilities(
     precision, ``[..., V]``.
 
     Args:
-        total_M1: what the most likely is one of, where these logits are not all there are.
+        total_M1: the softmax's denominator over the whole vocabulary (the likeliest token counts 1), where
+            these logits are only part of it.
     """
     scaled_MV = _scaled(logits_MV, sampling)
     if sampling.top_k is not None and sampling.top_k < scaled_MV.shape[-1]:

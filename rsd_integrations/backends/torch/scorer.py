@@ -18,14 +18,14 @@ __all__ = ["TorchScorer", "TorchScorerSession"]
 
 
 class TorchScorerSession(SlotSession):
-    """One request in a PRM (a ``ScorerSession``): the steps' tokens, each behind the last."""
+    """One request in a PRM (a ``ScorerSession``): the tokens of its steps, one behind the other."""
 
     def __init__(self, scorer: TorchScorer, prompt: tuple[int, ...]) -> None:
         super().__init__(scorer.runner, prompt, scorer.info.sliding_window)
         self._scorer = scorer
         self._feeds = StepFeeds(scorer.format)
         self.scoring = False
-        """Whether a step was laid out whose reward was not read yet."""
+        """Whether a step is laid out whose reward has not been read yet."""
         self.read = 0
         """The position whose output is the reward's."""
         self.scored_tokens = 0
@@ -38,7 +38,7 @@ class TorchScorerSession(SlotSession):
         return other
 
     def begin(self, body: str) -> None:
-        """Lay out the tokens to score a step, unless its scoring goes on already.
+        """Lay out the tokens to score a step, unless it is being scored already.
 
         Raises:
             WindowFull: they do not fit.

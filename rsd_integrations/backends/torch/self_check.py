@@ -1,4 +1,4 @@
-"""Refuse, when it is loaded, a model that slots do not fit."""
+"""Checks, when a model is loaded, that it computes over slots what it computes without."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def check_slots(runner: SlotRunner, name: str) -> None:
     """
     gathered = runner.most_gathered
     if gathered < math.inf:
-        # In runs, as long rows are: its attention may not be the one that its config names.
+        # First in runs, as for long rows: its attention may not be the one that its config names.
         runner.most_gathered = 0
         runner.most_gathered = math.inf if _problem(runner, name) else gathered
     problem = _problem(runner, name)
@@ -55,7 +55,11 @@ def _problem(runner: SlotRunner, name: str) -> ModelError | None:
         return error
     if difference <= _most(runner):
         return None
-    wrong = "computes something else then" if runner.launches else "cannot continue from per-row positions"
+    wrong = (
+        "computes something else when compiled or recorded"
+        if runner.launches
+        else "cannot continue from per-row positions"
+    )
     hint = "Use a model with plain causal attention and rotary or learnt positions."
     if isinstance(runner, RecurrentRunner):
         wrong = "does not read several tokens on from the states of its recurrent layers"
@@ -69,9 +73,9 @@ def _most(runner: SlotRunner) -> float:
 
 
 def _difference(runner: SlotRunner, name: str) -> float:
-    """Of all outputs in pieces from those of plain forwards, the largest, relative to these."""
+    """The largest difference of outputs in pieces from those of plain forwards, relative to the latter."""
     tokens = _TOKENS[: runner.capacity]
-    # Where there are three, the one in the middle stays idle: rows need not be neighbours.
+    # Of three slots the middle one stays idle, so that rows that are not neighbours are checked too.
     slots = [runner.pool.claim()[0] for _ in range(min(3, runner.pool.free))]
     used = [slots[0], slots[-1]] if len(slots) > 1 else slots
     try:
@@ -107,7 +111,7 @@ def _in_pieces(
         company = [
             SlotFeed(other, 0, [*feed.tokens, *feed.tokens[:1]][: runner.capacity]) for other in others
         ]
-        # In one forward: run alone, as rows of a failed batch are, the row would not show what is wrong.
+        # Not by ``run``: that runs rows of a failed batch alone, which would hide what is wrong.
         with torch.inference_mode():
             output = runner.forward([*company, feed])[-1]
     yield tokens, _kept(output)
@@ -124,7 +128,7 @@ def _in_pieces(
 
 
 def _kept(output: Read) -> torch.Tensor:
-    """A copy: the next forward may overwrite it."""
+    """A copy of the output, which the next forward may overwrite."""
     return output.kept_R[0].float().clone()
 
 

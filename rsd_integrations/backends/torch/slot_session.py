@@ -14,7 +14,7 @@ from rsd_integrations.protocols import ModelInfo, Tally
 __all__ = ["SlotSession", "check_open", "to_feed"]
 
 _LEAST_WAITED = 64
-"""Tokens from which it is worth a round to have them read by another request."""
+"""Tokens from which it pays to wait a round while another request reads them."""
 
 
 def check_open(info: ModelInfo, *, closed: bool) -> None:
@@ -48,12 +48,12 @@ class SlotSession:
         self.cached = 0
         """Length of the part the model has seen."""
         self.early = False
-        """Whether a forward runs ahead with the last token, behind just what is cached."""
+        """Whether a forward that runs ahead feeds the last token already, right behind what is cached."""
         self.tally = Tally()
-        """What was known from other requests counts as read, so that what one costs does not depend on
-        them. Two things still do: what is written on behind a step that waits, and what runs ahead."""
+        """What a slot knew from other requests counts as read, so that a request's cost does not depend on
+        them. Two parts of it still do: what is written on behind a step that waits, and what runs ahead."""
         self.family: list[SlotSession] = [self]
-        """Sessions that the same steps are committed to (of other candidates), itself among them."""
+        """The sessions of all candidates of a request, this one included: they commit the same steps."""
 
     def join(self, other: SlotSession) -> None:
         """Become one of another session's family."""
@@ -61,7 +61,7 @@ class SlotSession:
         self.family = other.family
 
     def catch_up(self) -> bool:
-        """Copy what another of the family has read of the committed part. Whether that is all of it."""
+        """Copy what another of the family has read of the committed part. Whether all of it is known now."""
         # The last token is always fed: its output is wanted.
         end = min(self.base, len(self.tokens) - 1)
         most = max(self.family, key=lambda session: session.cached)
@@ -77,7 +77,7 @@ class SlotSession:
         return self.cached >= end
 
     def waits(self, others: Iterable[SlotSession]) -> bool:
-        """Whether one of the others is just reading what this one begins with too, and has not read yet."""
+        """Whether another session is about to read tokens that this one begins with too and does not know."""
         if self._slot is not None or not self._runner.pool.keeps:
             return False
         wanted = self.tokens[:-1]
@@ -92,7 +92,7 @@ class SlotSession:
         return self.tokens[: self.cached]
 
     def _claimed(self, end: int) -> int:
-        """The slot; a new one knows some of the tokens before ``end`` perhaps."""
+        """The slot. One that is claimed now may know some of the tokens before ``end`` already."""
         if self._slot is None:
             self._slot, self.cached = self._runner.claim(self.tokens[:end], self._seen)
             self.tally.add(0, self.cached, self._window)
@@ -103,7 +103,7 @@ class SlotSession:
 
         Args:
             upto: length to stop at; all tokens by default.
-            guesses: of the tokens behind, to be read at as well if the chunk gets that far.
+            guesses: of the tokens behind them; outputs are wanted there too, if the chunk gets that far.
         """
         end = len(self.tokens) if upto is None else upto
         slot = self._claimed(end - 1)
@@ -119,8 +119,8 @@ class SlotSession:
         return SlotFeed(slot, self.cached, tokens, len(new) - 1, len(guesses), base=self.base)
 
     def fed(self, feed: SlotFeed, output: Read) -> None:
-        """Count a feed that went well. Its guesses are not part of the text, for they may prove wrong; nor is
-        what it was fed in one launch, until it is taken.
+        """Count a feed that went well. Its guesses do not count as cached, for they may prove wrong; nor do
+        the tokens that a burst fed, until they are taken.
         """
         end = feed.start + len(feed.tokens)
         if not output.ahead:
@@ -132,8 +132,8 @@ class SlotSession:
         self.cached = end - feed.more
 
     def unread(self, feed: SlotFeed, output: Read) -> None:
-        """Take back a feed whose outputs are not finite: what it left would spread, masked or not. Of several
-        that were fed in one launch only the last can be of that kind.
+        """Take back a feed whose outputs are not finite: a NaN left in the cache would spread, masked or not.
+        Of several tokens that a burst fed, only the last can be of that kind.
         """
         start = feed.start + output.own
         # A forward ahead of it has written one more.
@@ -154,7 +154,7 @@ class SlotSession:
         self.base = len(self.tokens)
 
     def settle(self, length: int) -> list[int]:
-        """Commit the step in progress up to a total length. What was behind is returned, and stays cached."""
+        """Commit all tokens up to ``length``. Those behind it are returned, and stay cached."""
         behind = self.tokens[length:]
         del self.tokens[length:]
         self.base = length
@@ -174,7 +174,7 @@ class SlotSession:
 
 
 def to_feed(sessions: Sequence[SlotSession]) -> list[int]:
-    """Indices of the sessions to feed now: what several begin with one reads, and the others copy."""
+    """Indices of the sessions to feed now: what several begin with, one reads and the others copy later."""
     reading: set[int] = set()
     chosen: list[int] = []
     for index, session in enumerate(sessions):

@@ -20,7 +20,7 @@ __all__ = ["SlotCache", "SlotLayer"]
 class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
     """Keys and values of one layer, ``[slots, heads, capacity + 1, head size]``.
 
-    A head's positions lie side by side, as attention reads them. The last one is scratch: padding writes
+    A head's positions lie side by side, as attention reads them. The last position is scratch: padding writes
     there and nobody reads it.
     """
 
@@ -58,7 +58,7 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
 
     @staticmethod
     def _rows(states: torch.Tensor, plan: Plan, rows_N: torch.Tensor) -> torch.Tensor:
-        # Neighbouring slots are a view; scattered ones have to be gathered, by an index in twice the time.
+        # Neighbouring slots are a view; scattered ones are gathered, for which an index takes twice as long.
         reached = states[:, :, : plan.span]
         return reached[plan.block] if plan.block else reached.index_select(0, rows_N)
 
@@ -88,7 +88,7 @@ class SlotCache(Cache):  # type: ignore[misc]
         super().__init__(layers=[SlotLayer(self) for _ in range(layers)])
 
     def close(self) -> None:
-        """Give the memory back; layers hold their cache."""
+        """Give the memory back: the cache and its layers refer to each other."""
         self.layers.clear()
 
     @torch.inference_mode()
@@ -105,11 +105,11 @@ class SlotCache(Cache):  # type: ignore[misc]
             states[target, :, start:end] = states[source, :, start:end]
 
     def usable(self, slot: int, length: int) -> int:
-        """How much of so many tokens that a slot has read a copy of it would know."""
+        """Of the first ``length`` tokens that a slot has read, how many a copy of it would know."""
         return length
 
     def to_be_usable(self, length: int, base: int) -> int:
-        """The same of tokens that a slot is going to begin with, once it has read so many (``base``)."""
+        """The same of tokens that a slot has yet to read, of a text with ``base`` committed ones."""
         return length
 
     def states(self) -> list[torch.Tensor]:
@@ -126,6 +126,6 @@ class SlotCache(Cache):  # type: ignore[misc]
         return sum(states.numel() * states.element_size() for states in self.states())
 
     def bytes_read(self, shape: Shape) -> int:
-        """What a layer reads in a forward, on average."""
+        """Bytes that a layer reads in a forward, on average."""
         positions = max(1, len(self._filled())) * self.slots * (self.capacity + 1)
         return shape.rows * shape.span * self.bytes // positions

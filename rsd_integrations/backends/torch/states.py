@@ -3,8 +3,8 @@
 What such a layer keeps of a text is one state, and no mask takes a token out of it again. So copies of the
 states at a few earlier places of each slot are kept, above all where the step in progress began.
 
-The state where a slot stands lies in one of two rows, by turns: a forward of one token reads one and writes
-the other, so that it can be run again, as recording it does.
+The current state of a slot lies in one of two rows, by turns: a forward of one token reads one and writes the
+other, so that it can be run again, as recording it does.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from rsd_integrations.backends.torch.slots import SlotCache, SlotLayer
 __all__ = ["RecurrentCache", "cache_bytes", "is_recurrent"]
 
 _PROMPT, _STEPS, _GUESSED = 3, 2, 1
-"""Most places that are kept: in the prompt, where others may begin alike; of the steps that stay, as their
-last token is fed again where its output is wanted once more; within a step, where guesses may prove wrong.
+"""Most places that are kept: in the prompt, for others that may begin alike; at committed steps, as a last
+token is fed again when its output is wanted once more; in the step in progress, for guesses that prove wrong.
 """
 
 
 @dataclass(slots=True)
 class _Place:
-    """Copies of the states behind so many tokens, ``[...]`` each; nobody writes to them.
+    """Copies of the states behind ``position`` tokens, ``[...]`` each; nobody writes to them.
 
-    ``settled``: its request will not go back before it.
+    ``settled``: its request will not roll back to before it.
     """
 
     position: int
@@ -47,8 +47,8 @@ class _Place:
 
 @dataclass(slots=True)
 class _Text:
-    """What a slot has read, and where its states are known. ``prompt``: so much of it was there at first;
-    ``held``: positions by the half that has their states; ``places``: in rising order.
+    """What a slot has read, and where its states are known. ``prompt``: how much was committed at first;
+    ``held``: for each half of the slot, the position whose states it has; ``places``: in rising order.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -57,7 +57,7 @@ class _Text:
     places: list[_Place] = field(default_factory=list)
 
     def cut(self, length: int) -> None:
-        """Forget what is behind."""
+        """Forget what lies behind ``length``."""
         del self.tokens[length:]
         self.held = {half: position for half, position in self.held.items() if position <= length}
         self.places = [place for place in self.places if place.position <= length]
@@ -72,7 +72,7 @@ class _Text:
         return next((place for place in self.places if place.position == position), None)
 
     def thin_out(self) -> None:
-        """Keep those of the places that somebody may go back to."""
+        """Keep only the places that somebody may go back to."""
         first = [place for place in self.places if place.position < self.prompt]
         steps = [place for place in self.places[len(first) :] if place.settled]
         base = steps[-1].position if steps else self.prompt
@@ -90,7 +90,7 @@ class _StateLayer(LinearAttentionLayer):  # type: ignore[misc]
             yield self.recurrent_states, self.is_recurrent_states_initialized, index
 
     def lay(self, states: Iterator[torch.Tensor] | None) -> None:
-        """Begin with the next of these, in the order of ``states``; with none at the start of a text."""
+        """Set its states to the next of these, in the order of ``states``; None before the first forward."""
         for kept, there, index in self.states():
             kept[index] = next(states) if states and there[index] else None
             there[index] = kept[index] is not None
@@ -99,14 +99,14 @@ class _StateLayer(LinearAttentionLayer):  # type: ignore[misc]
 
 
 class _BothLayer(_StateLayer, SlotLayer):
-    """Of a layer that attends and is recurrent, side by side."""
+    """Keys, values and states of a layer that attends and is recurrent, side by side."""
 
     def __init__(self, owner: SlotCache, number_of_states: int) -> None:
         SlotLayer.__init__(self, owner)
         LinearAttentionLayer.__init__(self, number_of_states)
 
     def lazy_initialization(self, *keys_and_values: Any, **states: Any) -> None:
-        """Keys and values come by place, states by name."""
+        """Keys and values come as positional arguments, states by name."""
         if keys_and_values:
             SlotLayer.lazy_initialization(self, *keys_and_values)
         else:
@@ -128,7 +128,7 @@ class RecurrentCache(SlotCache):
         self._texts = [_Text() for _ in range(slots)]
         self.stores: list[torch.Tensor] = []
         """States of all recurrent layers in one order, ``[2 * slots + 1, ...]``: two halves of each slot and
-        scratch. None before the first forward."""
+        scratch. Empty before the first forward."""
 
     def _layer(self, made: Any) -> Any:
         """The slots' kind of a layer of a cache that transformers makes."""
@@ -161,7 +161,7 @@ class RecurrentCache(SlotCache):
                 text.places = sorted([*text.places, place], key=lambda place: place.position)
             if place:
                 place.settled = place.settled or start <= feed.base
-            # It is written to, however the forward ends.
+            # That half is written to, however the forward ends.
             text.held.pop((start + len(feed.tokens)) % 2, None)
 
     def end(self, feeds: Sequence[SlotFeed]) -> None:
@@ -185,7 +185,7 @@ class RecurrentCache(SlotCache):
             layer.lay(laid if self.stores else None)
 
     def take(self, head_N3: torch.Tensor) -> None:
-        """Keep what the layers made of them; of rows that only fill up nothing.
+        """Keep the states that the layers made of them; of padding rows none.
 
         Args:
             head_N3: of ``unpack``.
@@ -224,11 +224,11 @@ class RecurrentCache(SlotCache):
         return self._texts[slot].before(length)
 
     def to_be_usable(self, length: int, base: int) -> int:
-        """Its last token is read by itself, and before that chunk by chunk."""
+        """States are kept before the last committed token, which is read by itself, and between chunks."""
         return base - 1 if length >= base - 1 else length // PREFILL_CHUNK * PREFILL_CHUNK
 
     def copy(self, source: int, target: int, start: int, end: int) -> None:
-        """Copy positions ``start`` to ``end - 1`` from one slot to another, which are the same before."""
+        """Copy positions ``start`` to ``end - 1`` from one slot to another, equal to it before ``start``."""
         super().copy(source, target, start, end)
         text, own = self._texts[source], self._texts[target]
         own.cut(start)
@@ -249,7 +249,7 @@ def is_recurrent(config: Any) -> bool:
     """Whether some layers of a model are recurrent, in the way that transformers' own caches know."""
     try:
         layers = DynamicCache(config=config).layers
-    except KeyError:  # A kind of layer that they do not.
+    except KeyError:  # A kind of layer that they do not know.
         return False
     return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
 
@@ -261,7 +261,7 @@ def cache_bytes(model: torch.nn.Module, config: Any, dtype: torch.dtype) -> tupl
     Args:
         model: on whatever device; "meta" takes no memory.
         config: its (text) config.
-        dtype: it is to compute in, whatever it does here.
+        dtype: the one it is to compute in, whatever its own is here.
     """
     cache = RecurrentCache(config, 1, 1)
     head_N3, ids_NT, key_L = (

@@ -34,7 +34,7 @@ def cpu_threads(device: torch.device, work: int) -> Iterator[None]:
     if device.type != "cpu" or usual == 1 or not 0 < work < SMALL_FORWARD:
         yield
         return
-    # Of this thread alone, but threads that start meanwhile take it over: it is set back at once.
+    # It holds for this thread alone, but threads that start meanwhile inherit it: set back at once.
     torch.set_num_threads(1)
     try:
         yield

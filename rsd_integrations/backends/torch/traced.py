@@ -65,9 +65,9 @@ class _Kind:
 class Traced:
     """A ``Call`` that traces what it often calls, and calls what cannot be traced.
 
-    Decisions by numbers that a tensor holds are refused before (``Watch``); those by how many rows, tokens or
-    positions there are show when a trace is compared with calls. What a model gets later is not seen: whoever
-    has a trace makes another then.
+    A model that decides by numbers that a tensor holds is not traced (``Watch``); one that decides by how
+    many rows, tokens or positions there are shows when its trace is compared with calls. A trace does not see
+    what is added to a model later: its owner has to make another ``Traced`` then.
 
     Args:
         compute: a forward by calling the model.
@@ -100,7 +100,7 @@ class Traced:
         def call(key_L: torch.Tensor = key_L) -> Pair:
             return self._compute(head_N3, ids_NT, key_L, columns=columns, **where)
 
-        if where.get("breadth") is not None:  # In runs: as many operations as there happen to be runs.
+        if where.get("breadth") is not None:  # In runs: the operations depend on how many runs there are.
             return call()
         rows, tokens = ids_NT.shape
         apart, lone = where.get("block") is None, where.get("line") is not None
@@ -157,8 +157,8 @@ class Traced:
         return made
 
     def _wipe(self, head_N3: torch.Tensor, most: int) -> None:
-        """Of a burst that is not to be relied on, what the rows' next forward does not write itself: a NaN
-        there would spread, masked or not.
+        """Wipe what a burst that cannot be relied on wrote, except what the rows' next forward overwrites: a
+        NaN there would spread, masked or not.
         """
         for slot, start, length in head_N3.tolist():
             if length:
@@ -184,13 +184,13 @@ class Traced:
             key_L: torch.Tensor,
             columns: torch.Tensor | None = None,
         ) -> Pair:
-            # Where rows lie is read of the tensor, so that it is no part of the trace.
+            # Where rows lie is read from the tensor, so that it is not fixed in the trace.
             block, line = None if apart else head_N3[0, 0], head_N3[0, 1] if lone else None
             return self._compute(head_N3, ids_NT, key_L, block=block, line=line, columns=columns)
 
         tensors = [*self._model.parameters(), *self._model.buffers(), *self._cache.states()]
         trace = interpreter.traced(work, inputs, list({id(one): one for one in tensors}.values()))
-        # More positions are only masked; so this is the other end of what there may be.
+        # All positions there may be, the other extreme: those beyond the rows are only masked.
         if not alike(trace(head_N3, ids_NT, self._positions, *columns), call(self._positions)):
             raise RuntimeError("it depends on the number of positions")
         return trace

@@ -1,4 +1,4 @@
-"""Whether somebody changed a model: what was made of the old one is then no longer true."""
+"""Notices that somebody changed a model: what was made from its old weights is then no longer valid."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ __all__ = ["Weights"]
 
 
 class Weights:
-    """A model's parameters, buffers, modules and hooks, as they are now and then.
+    """A model's parameters, buffers, modules and hooks, compared with how they were at the last look.
 
-    What is written past torch's count of changes (through ``.data`` or NumPy) is not seen, nor what a module
-    does otherwise because of an attribute (as PEFT's do by ``set_adapter``).
+    Not seen are writes that torch does not count (through ``.data`` or NumPy), and modules that work
+    differently because an attribute changed (as PEFT's do after ``set_adapter``).
 
     Args:
-        model: whose they are.
+        model: the one to watch.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
@@ -25,7 +25,7 @@ class Weights:
         self._read()
 
     def look(self) -> tuple[bool, bool]:
-        """Since the last look: whether anything changed, and whether something is in another's place."""
+        """Since the last look: whether anything changed, and whether something was replaced or moved."""
         entries = sum(map(len, self._tables))
         if entries != self._entries or any(
             id(table.get(name)) != known for table, name, known in self._places
@@ -37,16 +37,16 @@ class Weights:
         return before != self._writes, moved
 
     def _read(self) -> None:
-        """Where everything is: looking there again takes a fraction of going through the modules.
+        """Note where everything is: looking there again takes a fraction of going through the modules.
 
-        By its id, so that nothing is held that the model holds no more.
+        By ids, so that nothing is kept alive that the model no longer holds.
         """
         modules = list(self._model.modules())
         self._tables: list[dict[Any, Any]] = [
             table for module in modules for table in (*_contents(module), *_hooks(module))
         ]
         self._entries = sum(map(len, self._tables))
-        # Of what is offloaded there is nothing here between two forwards, and each brings it anew.
+        # Offloaded tensors are placeholders on "meta" between forwards, and each forward brings them anew.
         found = [
             (table, name, value)
             for table in self._tables
@@ -58,7 +58,7 @@ class Weights:
         self._writes = self._written()
 
     def _written(self) -> list[tuple[int, int]]:
-        """Of each tensor where its numbers are, and how often they were written to."""
+        """For each tensor where its numbers are, and how often they were written to."""
         return [_state(table[name]) for table, name in self._counted]
 
 
@@ -74,5 +74,5 @@ def _state(tensor: torch.Tensor) -> tuple[int, int]:
     try:
         return tensor.data_ptr(), tensor._version
     except (RuntimeError, NotImplementedError):
-        # Quantized ones may have no place of their own, and what inference mode made is not counted.
+        # Quantized tensors may have no data pointer; writes to inference tensors are not counted.
         return 0, 0

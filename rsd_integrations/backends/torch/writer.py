@@ -44,7 +44,7 @@ class TorchWriter(SpeakingWriter):
         return TorchWriterSession(self, tokens, output, self.tags(tokens))
 
     def advance(self, sessions: Sequence[WriterSession]) -> list[Written | Exception | None]:
-        """One launch, and at most one new token for each session but in a burst."""
+        """One round: a token for each session, several by guesses or a burst, none while a prompt is read."""
         own = [session for session in sessions if isinstance(session, TorchWriterSession)]
         results: list[Written | Exception | None] = [
             session.written("limit") if session.full else session.recall() for session in own
@@ -73,7 +73,7 @@ class TorchWriter(SpeakingWriter):
             if -1 in read.fetched:
                 sessions[index].unread(feeds[index], read)
                 if not read.own:
-                    # Behind a wrong guess nothing need be finite: once more without.
+                    # Behind a wrong guess nothing need be finite: again in the next round, without guesses.
                     if not sessions[index].drop_guesses():
                         results[index] = _not_finite(self.info.name)
                     continue
@@ -82,7 +82,7 @@ class TorchWriter(SpeakingWriter):
                 ready[index] = read
         try:
             tokens = _tokens({index: (sessions[index], read) for index, read in ready.items()})
-        except Exception:  # Whose it is shows when they are drawn one by one.
+        except Exception:  # Whose fault it is shows when they are drawn one by one.
             tokens = {}
         for index, read in ready.items():
             try:
@@ -101,7 +101,7 @@ class TorchWriter(SpeakingWriter):
 
 
 def _tokens(ready: Mapping[int, tuple[TorchWriterSession, Read]]) -> dict[int, list[int]]:
-    """The token at each place of each: the likeliest, or drawn by chance, for all sessions at once."""
+    """For each session the token at each place: the likeliest, or sampled, for all sessions at once."""
     rows = {index: session.row(read) for index, (session, read) in ready.items() if session.samples}
     drawn = draw_rows(list(rows.values())) if rows else []
     return {index: read.fetched for index, (_, read) in ready.items()} | dict(zip(rows, drawn, strict=True))

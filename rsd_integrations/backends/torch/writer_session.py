@@ -42,9 +42,9 @@ class TorchWriterSession(SlotSession):
         self.reader = self._text.reader
         self._guesses = Guesses()
         self._known: list[int] = []
-        """The next tokens of the step to write, drawn and cached before it was begun."""
+        """First tokens of the next step, drawn and cached before it was begun."""
         self._before = Before()
-        """For a penalty on them."""
+        """The tokens so far, for a penalty on them."""
         self._end: End | None = None
         self._draws = Draws(_nobody)
         self.work: DraftStep | TargetStep | GuessStep | None = None
@@ -63,7 +63,7 @@ class TorchWriterSession(SlotSession):
             if work.sampling is None:
                 self.follow(work.tokens)
             else:
-                # Of its own step, and what is known behind it is behind it still.
+                # It goes on behind its own step, and behind what is already known there.
                 self.tokens += self._known
             self._known = []
             return
@@ -85,7 +85,7 @@ class TorchWriterSession(SlotSession):
         return min(self._guesses.wanted, self._room - 1) if self.in_progress else 0
 
     def guess(self, tokens: Sequence[int]) -> None:
-        """Take guesses of the draft's."""
+        """Take guesses from the draft."""
         self._guesses.give(tokens)
 
     def drop_guesses(self) -> bool:
@@ -103,33 +103,33 @@ class TorchWriterSession(SlotSession):
         """What the model has to see next, guesses included."""
         if isinstance(self.work, GuessStep):
             return self.feed()
-        # The token behind the last guess is drawn too.
+        # One fewer than there is room for: a token behind the last guess is drawn too.
         return self.feed(guesses=self._guesses.next(self._room - 1))
 
     @property
     def _by_itself(self) -> bool:
-        """Whether what each token is drawn from depends on those before it, here and not in the model."""
+        """Whether tokens are drawn one at a time, as a constraint or a penalty depends on those before."""
         return self._text.constraint is not None or self._penalty != 1.0
 
     @property
     def samples(self) -> bool:
-        """Whether its tokens are drawn by chance, of what the model gives and nothing else."""
+        """Whether its tokens are sampled (temperature above 0), from the model's logits as they are."""
         return self._temperature > 0.0 and not self._by_itself
 
     def row(self, read: Read) -> Row:
         """What to draw its tokens from."""
         assert self.work is not None and self.work.sampling is not None
-        # What it draws behind its own step is taken with the next one only, if ever.
+        # Draws behind its own step are only looked at: the next step takes them, if ever.
         before = self.in_progress - len(self.work.tokens) if isinstance(self.work, GuessStep) else 0
         return Row(read.kept_R, self.work.sampling, self._draws.look(before + len(read.fetched))[before:])
 
     def take(self, read: Read, tokens: Sequence[int], asked: int) -> Written | None:
-        """Take the tokens drawn at the last token and at each guess, until one proves wrong; or all that were
-        drawn in one launch, until the step ends.
+        """Take the tokens drawn behind the last token and behind each guess, until a guess proves wrong; or
+        all that were drawn in a burst, until the step ends.
 
         Args:
             read: what was read there.
-            tokens: those drawn; where one depends on the others they are drawn here.
+            tokens: those drawn; where each depends on the others, they are drawn here instead.
             asked: number of guesses.
 
         Raises:
@@ -155,13 +155,13 @@ class TorchWriterSession(SlotSession):
 
     @property
     def goes_on(self) -> bool:
-        """Whether it can write on behind the step it has finished. A constraint would have to go back."""
+        """Whether it can write on behind the step it has finished. Not with a constraint or a penalty."""
         if not isinstance(self.work, DraftStep) or self._by_itself:
             return False
         return self._end == "delimiter" or (self._end == "limit" and not self.work.closing)
 
     def recall(self) -> Written | None:
-        """Take the tokens that are known already; the step if it ends there."""
+        """Take the tokens that are known already. Returns the step if it ends with one of them."""
         while self._known:
             if self.samples:
                 self._draws.take()
@@ -201,7 +201,7 @@ class TorchWriterSession(SlotSession):
 
     @property
     def _room(self) -> int:
-        """Tokens by which the step may grow."""
+        """Tokens by which the step may still grow."""
         assert self.work is not None
         if isinstance(self.work, GuessStep):
             most = len(self.work.tokens) + self.work.count
@@ -211,14 +211,14 @@ class TorchWriterSession(SlotSession):
 
     @property
     def steady(self) -> int:
-        """Tokens it may yet take, if each is the likeliest and is fed alone until the step ends; else 0."""
+        """Tokens it may still take, if each will simply be the likeliest one and be fed alone; else 0."""
         greedy = self._temperature == 0.0 and (isinstance(self.work, GuessStep) or not self._by_itself)
         guessed = bool(self._guesses.next(1)) or self._guesses.wanted > 0
         return self._room if greedy and not guessed and not self._text.holds else 0
 
     @property
     def ending(self) -> frozenset[str]:
-        """Characters of which the step's last token has one, unless it ends otherwise."""
+        """Characters one of which is in the last token of a step, if a delimiter or stop string ends it."""
         assert self.work is not None
         return frozenset() if isinstance(self.work, GuessStep) else self.work.boundary.last
 
@@ -228,7 +228,7 @@ class TorchWriterSession(SlotSession):
         return self._room <= 0
 
     def push(self, token: int) -> Written | None:
-        """Take the next token; the step if it ends there."""
+        """Take the next token. Returns the step if it ends there."""
         assert isinstance(self.work, DraftStep | TargetStep)
         self.tokens.append(token)
         ended = self._text.push(token, self.work.boundary)

@@ -1,6 +1,6 @@
 """The other ways: ``generate`` of the target alone, assisted generation, and the reference code's way.
 
-On the CPU they run apart, for what they leave of threads would slow our engine down.
+On the CPU they run in threads of their own, for the helpers they leave would slow our engine down.
 """
 
 from __future__ import annotations

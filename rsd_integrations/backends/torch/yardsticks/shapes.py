@@ -31,8 +31,8 @@ _MARKS = ["<|im_end|>", "<|im_start|>", "<|endoftext|>"]
 
 @dataclass(frozen=True)
 class _Size:
-    """The sizes of a Qwen2 model; of a Qwen 3.5, three of whose four layers are recurrent, if it has
-    ``states``: heads of these.
+    """The sizes of a Qwen2 model; with ``states``, heads of recurrent layers, of a Qwen 3.5, where these are
+    three layers of four.
     """
 
     hidden: int
@@ -46,7 +46,7 @@ class _Size:
     head_size: int | None = None
 
     def config(self, **more: Any) -> PreTrainedConfig:
-        """Of a model like that."""
+        """The config of a model of these sizes."""
         sizes = {
             "vocab_size": self.vocabulary,
             "hidden_size": self.hidden,
@@ -143,7 +143,7 @@ def _model(
         num_labels=2,
     )
     auto = AutoModelForTokenClassification if role == "prm" else AutoModelForCausalLM
-    # Made where they run: 32 billion parameters do not fit beside themselves.
+    # Made on their device: two copies of 32 billion parameters would not fit.
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -159,10 +159,10 @@ def _model(
 
 @torch.no_grad()
 def _write_text_only(model: Any, tokenizer: Any) -> None:
-    """All other tokens get a logit of 0, and the largest of so many random ones is above.
+    """Give all other tokens a logit of 0, which the largest of so many random ones exceeds.
 
-    Most ids of a large vocabulary are no text here, and bytes that are none become three: the PRM would read
-    other steps than were written. Where input and output share their embeddings, others are read as zeros.
+    Most ids of a large vocabulary are no text here, and an invalid byte becomes three: the PRM would read
+    other steps than were written. With tied embeddings the model reads all other tokens as zeros.
     """
     head = model.get_output_embeddings().weight
     printable = tokenizer.convert_tokens_to_ids(
