@@ -421,6 +421,23 @@ def test_no_models_named_tells_both_ways(kind: Any) -> None:
         kind(draft="d")
 
 
+def half(prompt: Any, steps: Any) -> float:
+    return 0.5
+
+
+@BOTH
+def test_a_function_stands_in_for_the_pocket_prm(kind: Any) -> None:
+    llm = kind.pocket(prm=half)
+    assert llm.model_names == {"draft": "pocket-draft", "target": "pocket-target", "prm": "half"}
+    assert kind.pocket(prm=half).source is llm.source
+    assert kind.pocket().source is not llm.source
+    assert llm.window == kind.pocket().window
+    with pickle.loads(pickle.dumps(llm)) as again:
+        rewards: list[float | None] = []
+        ASKED[kind][0](again, EXAMPLE_QUESTIONS[0], threshold=0.4, on_step=lambda step: rewards.append(step.reward))
+    assert set(rewards) == {0.5}
+
+
 @BOTH
 def test_every_config_field_is_a_field(kind: Any) -> None:
     for name, field in RSDConfig.model_fields.items():
