@@ -247,7 +247,7 @@ def _marker(control: frozenset[str], normalize: Callable[[str], str]) -> Callabl
 
     def text(bare: str) -> str:
         if len(pattern.findall(normalize(bare))) > len(pattern.findall(bare)):
-            # Look-alikes that the normaliser turns into a control token; taken one by one they are none.
+            # Look-alikes that the normaliser turns into a control token; one by one its characters are none.
             return "".join(f"{_CLOSE}{character}" for character in bare) + _CLOSE
         return edges.around(bare, pattern.sub(lambda found: f"{_OPEN}{found[0]}{_CLOSE}", bare))
 
