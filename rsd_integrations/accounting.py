@@ -12,7 +12,7 @@ __all__ = ["RoleCount", "usage"]
 
 @dataclass(frozen=True, slots=True)
 class RoleCount:
-    """What one role did: see ``RoleUsage`` for the words."""
+    """What one role did: see ``RoleUsage`` for the fields."""
 
     info: ModelInfo
     tally: Tally
@@ -20,7 +20,7 @@ class RoleCount:
     discarded: int
 
     def summarise(self) -> RoleUsage:
-        """With its FLOPs."""
+        """The same with its FLOPs."""
         return RoleUsage(
             parameters=self.info.parameters,
             generated=self.generated,
@@ -45,7 +45,7 @@ def usage(
     prompt_tokens: int,
     completion_tokens: int,
 ) -> Usage:
-    """Put the three roles beside the target alone, which feeds all tokens but its last once."""
+    """Compare the three roles with the target alone, which would process every token but the last once."""
     roles = [role.summarise() for role in (draft, target, prm)]
     flops = roles[0].flops + roles[1].flops + roles[2].flops
     alone = Tally()

@@ -1,8 +1,8 @@
 """Reward-Guided Speculative Decoding itself (Liao et al., arXiv 2501.19324, Algorithms 1 and 2).
 
-A generator without I/O: it yields the work it needs done (``DraftStep``, ``ScoreStep``,
+A generator without I/O (a ``Story``): it yields the work it needs done (``DraftStep``, ``ScoreStep``,
 ``TargetStep``) and is sent the result; it yields ``Kept`` and ``StepEvent`` and is sent nothing.
-Whoever drives it decides where and with whom the work runs.
+Whatever drives it decides where the work runs, and which requests share a batch.
 """
 
 from __future__ import annotations
@@ -63,12 +63,12 @@ def rsd(
 
     Args:
         config: with its threshold resolved.
-        seed: of the three streams of random numbers (draft, target, acceptance).
+        seed: of the streams of random numbers (for each draft candidate, target and acceptance).
         max_tokens: the answer's budget, already cut to the window.
         tags: the thinking markup of a reasoning model.
         output: what the answer may be besides text.
-        reader: of calls, where there are tools.
-        clock: seconds, for the steps' timings.
+        reader: reads calls, where there are tools.
+        clock: gives seconds, for the steps' timings.
 
     Raises:
         RewardError: a reward is NaN or outside [0, 1], or the weighting gave no probability.
@@ -109,7 +109,7 @@ class _Teller:
         reach = reading.unbroken.reach if reading.unbroken else 0
         self._tail_length = max([reach, *(len(string) - 1 for string in (*config.stop, *markers))])
         self._inside = False
-        self._blank = True  # White space at most: there is no step to score yet.
+        self._blank = True  # At most white space is committed: there is no step to score yet.
         self._last_reward: float | None = None
         self._accept = random.Random(f"{seed}/accept").random
         self._target = _sampling(config, f"{seed}/target")
@@ -149,7 +149,7 @@ class _Teller:
             return written
         facts.draft_tokens = sum(len(candidate.token_ids) for candidate in facts.candidates)
         self.outcome.draft_generated += facts.draft_tokens
-        # Until it is committed it counts as thrown away: a cancel may come at any yield.
+        # Counted as discarded until it is committed: a cancel may come at any yield.
         self.outcome.draft_discarded += facts.draft_tokens
         yield self._event("proposed", facts)
         if self.config.mode == "rsd":
@@ -163,11 +163,10 @@ class _Teller:
         start = self._clock()
         yield from self._score(facts)
         facts.score_ms = 1000 * (self._clock() - start)
-        # The first of the best; one without a reward is worse than any.
+        # The first one with the highest reward; candidates without a reward come last.
         order = [-1.0 if reward is None else reward for reward in facts.rewards]
         facts.best = order.index(max(order))
         if facts.reward is None:
-            # A step too long for the PRM has no reward to be kept by.
             facts.probability = 0.0
             return
         self._last_reward = facts.reward
@@ -175,7 +174,7 @@ class _Teller:
         yield self._event("scored", facts)
 
     def _score(self, facts: _Facts) -> Generator[Work, Any, None]:
-        """Have each text scored once. An empty one leaves the answer, and so its last reward, as it is."""
+        """Have each distinct text scored once. An empty one adds nothing, so the last reward holds for it."""
         bodies = [self._body(written) for written in facts.candidates]
         known: dict[str, float | None] = {}
         if self._blank:
@@ -195,7 +194,7 @@ class _Teller:
         self.outcome.scored_discarded += facts.scored_tokens
 
     def _rewrite(self, facts: _Facts) -> Generator[Work | StepEvent, Any, Written]:
-        """The target's step, neither scored nor tested again."""
+        """The target's step, which is kept without being scored."""
         if not facts.candidates:
             facts.probability = 0.0
             yield self._event("rejected", facts)
@@ -245,13 +244,13 @@ class _Teller:
         return "length" if spent else None
 
     def finish(self, reason: FinishReason) -> None:
-        """Give out what was held back."""
+        """Release what was held back, and note why the answer ended."""
         self._reading.finish()
         called = any(isinstance(call, ToolCall) for call in self.outcome.calls)
         self.outcome.finish_reason = "tool_calls" if reason == "stop" and called else reason
 
     def _terms(self) -> dict[str, Any]:
-        """What a step may take and where it ends."""
+        """How many tokens a step may take and where it ends."""
         last = len(self.outcome.steps) + 1 >= self.config.max_steps
         return {
             "boundary": self._boundary(),
@@ -314,7 +313,7 @@ class _Facts:
 
     @property
     def reward(self) -> float | None:
-        """The draft's step's."""
+        """The reward of the draft's step."""
         return self.rewards[self.best] if self.rewards else None
 
     def told(self) -> tuple[Candidate, ...]:
@@ -347,7 +346,7 @@ class _Facts:
 
 
 def _sampling(config: RSDConfig, stream: str) -> Sampling:
-    """Draws of their own for each model and candidate, whatever the others draw."""
+    """Sampling with a random stream of its own for each model and candidate, whatever the others draw."""
     return Sampling(
         config.temperature,
         config.top_p,
@@ -362,7 +361,7 @@ def _together(pieces: Mapping[int, DraftStep | ScoreStep], *, alone: bool) -> Ge
     """The results of work for candidates, ``WindowFull`` for one that does not fit.
 
     Args:
-        pieces: by candidate.
+        pieces: the work, by candidate.
         alone: whether there is but one candidate, as in the paper.
     """
     if not pieces:

@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 ReadCall = Callable[[str], "list[ToolCall | InvalidToolCall] | None"]
-"""The calls in a text that looks like some; None where it is none after all."""
+"""The calls in a text that looks like calls; None where it is none after all."""
 
 _NAME, _CONTENT, _ID = "rsd_sentinel_tool", "Rsdsentinelanswer", "rsdcallid"
 _ARGUMENTS = {"rsd_sentinel_key": "rsd_sentinel_value"}
@@ -53,8 +53,8 @@ class CallFormat:
 
     ``again`` lies between the arguments of a call and the name of the next one; None where the
     template takes one call only. The arguments are JSON unless ``keyed`` says how each of them is written.
-    ``between`` is None where it is not known how they are: such calls are found, but only the model's own
-    parser can read them, and none can be forced.
+    ``between`` is None where it is not known how they are written: such calls are found, but only the
+    model's own parser can read them, and none can be forced.
     """
 
     before: str
@@ -72,7 +72,7 @@ class CallFormat:
 
     @property
     def closing(self) -> str:
-        """What ends a call that another may follow; "" where it goes on to the end of the answer."""
+        """What ends a call, so that another may follow; "" where a call lasts to the answer's end."""
         if not self.opening:
             return ""
         around = self.again is not None and self.opening not in self.again  # One markup around all calls.
@@ -94,7 +94,7 @@ class CallFormat:
 
     @cached_property
     def keyed_calls(self) -> KeyedCalls | None:
-        """What reads such calls, without the markup around them; None where arguments are JSON."""
+        """Reads such calls once the markup around them is off; None where arguments are JSON."""
         if self.keyed is None or self.between is None:
             return None
         end, rest = self._end, self.after.removeprefix(self._end)
@@ -114,13 +114,13 @@ class CallFormat:
 
     @property
     def name_key(self) -> str:
-        """What the name is called ("tool_name" in Cohere's templates)."""
+        """The JSON key of the tool's name ("tool_name" in Cohere's templates)."""
         found = re.search(r'"(\w+)"\s*:\s*"$', self.before)
         return found[1] if found else "name"
 
     @property
     def arguments_key(self) -> str:
-        """What the arguments are called ("parameters" in Llama's templates)."""
+        """The JSON key of the arguments ("parameters" in Llama's templates)."""
         found = re.search(r'"(\w+)"\s*:\s*$', self.between or "")
         return found[1] if found else "arguments"
 
@@ -131,15 +131,15 @@ HERMES = CallFormat(
     "}\n</tool_call>",
     '}\n</tool_call>\n<tool_call>\n{"name": "',
 )
-"""Of Hermes, Qwen 2.5 and 3, and many others."""
+"""The format of Hermes, Qwen 2.5 and 3, and many others."""
 
 
 @dataclass(frozen=True)
 class CallReader:
     """How to find calls in an answer (``unbroken``) and how to read one (``read``).
 
-    ``typed``: how to read one where these tools are offered, if their schemas say what is meant.
-    ``known``: whether there is any call that could be read.
+    ``typed``: makes a ``read`` for the tools on offer, where only their schemas tell a value's type.
+    ``known``: whether calls can be read at all.
     """
 
     unbroken: Unbroken
@@ -148,7 +148,7 @@ class CallReader:
     known: bool = True
 
     def among(self, output: Output) -> CallReader:
-        """The same where tools are offered: bare JSON, which may be an answer, has to name one."""
+        """The reader for these tools: bare JSON, which may be an answer, is a call only if it names one."""
         if self.typed is not None:
             return CallReader(self.unbroken, self.typed(output))
         if not self.unbroken.leading:
@@ -188,7 +188,7 @@ def find_format(
     answer = one.rpartition("Rsdsentinelquestion")[2].replace(_ID, CALL_ID)
     opened = common_start(head, answer)
     if opened != head:
-        opened = HALF.sub("", opened)  # "<t" of a prompt's <think> and an answer's <tool_call>.
+        opened = HALF.sub("", opened)  # Such as "<t" of a prompt's <think> and an answer's <tool_call>.
     before, found, _ = answer[len(opened) :].removesuffix(turn_end).partition(_NAME)
     if not found:
         return None
@@ -196,7 +196,7 @@ def find_format(
         before = before.rpartition(thought_end)[2]
     mark = _MARKUP.match(before)
     if mark and head.rstrip().endswith(mark[1]):
-        return None  # A prompt has more before an answer (Command R+ asks once more), so nothing fits.
+        return None  # The prompt says more before an answer (Command R+ asks once more): nothing fits.
 
     def behind_name(text: str) -> str:
         rest = text.replace(_ID, CALL_ID).removesuffix(turn_end).partition(_NAME)[2]
@@ -206,32 +206,32 @@ def find_format(
         return behind_name(render([asked, _calling(1, arguments)], False))
 
     before, taken = before.lstrip("\n"), _take_arguments(behind_name(one))
-    # {"NAME": ARGUMENTS} (Apertus) is no form that calls are read in.
+    # Calls written as {"NAME": ARGUMENTS} (Apertus) cannot be read.
     if taken and not (mark and before.endswith('{"')):
         between, written, after = taken
         return _unnamed(CallFormat(before, between, after, _again(render, asked, between + written)))
     keyed = None
-    with suppress(Exception):  # A template need not take any arguments.
+    with suppress(Exception):  # A template may not take every kind of argument.
         keyed = find_keyed(rest)
     if keyed is None:
         return CallFormat(before, None, behind_name(one))
     between, form, after = keyed
     again = _again(render, asked, behind_name(one).removesuffix(after))
     made = _unnamed(CallFormat(before, between, after, again, form))
-    # Gemma 4's template goes on with what begins a result.
+    # Gemma 4's template goes straight on to the opening of a tool's result.
     return replace(made, after=made._end) if again and made.opening in again else made
 
 
 def _unnamed(form: CallFormat) -> CallFormat:
-    """A format of which the name stands in one place; else it is not known how others are written."""
+    """The format; ``between`` is None if the name stands elsewhere too: other calls' form is then unknown."""
     return replace(form, between=None) if _NAME in f"{form.between}{form.after}{form.again}" else form
 
 
 def plain_reader(form: CallFormat, output: Output = _NO_TOOLS) -> ReadCall:
-    """Reads calls as a format has them. Bare JSON needs arguments, or nothing tells it from an answer.
+    """Reads calls in a format. Bare JSON needs arguments: nothing else tells it from an answer.
 
     Args:
-        output: the tools that are offered: what is written by keys is read by their schemas.
+        output: the tools on offer, by whose schemas arguments in keys and values are read.
     """
     if form.keyed_calls is not None:
         return _keyed_reader(form, form.keyed_calls, output)
@@ -300,7 +300,7 @@ def _named_reader(form: CallFormat, between: str) -> ReadCall:
 
 
 def _pattern(text: str) -> re.Pattern[str]:
-    """What stands around calls, whatever the ids of the calls and their numbers."""
+    """A pattern of the text around calls, with any ids and numbers in it."""
     parts = (re.sub(r"\d+", r"\\d+", re.escape(part)) for part in text.strip().split(CALL_ID))
     return re.compile(r"[\w-]+".join(parts))
 
@@ -314,7 +314,7 @@ def read_message(calls: Any, text: str) -> list[ToolCall | InvalidToolCall]:
 
 
 def _function(item: Any, name_key: str) -> Any:
-    """What is called, under "name", if it is written in another way."""
+    """The call with its tool's name under "name", if it is written in another way."""
     if not isinstance(item, dict) or "name" in item:
         return item
     if isinstance(item.get("function"), dict):
@@ -345,7 +345,7 @@ def _call(item: Any, key: str, text: str) -> ToolCall | InvalidToolCall:
 def _flaw(item: Any) -> str | None:
     """What keeps a call from being shown to a model, or sent anywhere, in the next turn."""
     try:
-        # As deep as the next turn has it, which is a prompt of messages, beside its tools.
+        # Nested as in the next turn, where prompt and tools are checked as one list.
         for text in all_texts([[{"tool_calls": [{"function": item}]}]]):
             text.encode()
     except PromptError:
@@ -390,7 +390,7 @@ def _take_arguments(rest: str) -> tuple[str, str, str] | None:
 
 
 def _again(render: Callable[[Sequence[Message], bool], str], asked: Message, first: str) -> str | None:
-    """What stands between two calls. ``first``: all of the one behind its name."""
+    """What stands between two calls. ``first``: all of the first call after its name."""
     try:
         two = render([asked, _calling(2)], False).replace(_ID, CALL_ID)
     except Exception:  # Llama's templates take one call at a time.

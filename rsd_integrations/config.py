@@ -32,7 +32,7 @@ _ROLES: dict[str, tuple[Role, ...]] = {
 }
 
 DEFAULT_THRESHOLD = 0.7
-"""The paper's, where neither the PRM's card nor its format recommends another."""
+"""The paper's; used where neither the PRM's config nor its format recommends another."""
 
 
 def _as_tuple(value: Any) -> Any:
@@ -49,9 +49,9 @@ _TAKEN = frozenset(
         *("return_assistant_tokens_mask", "tokenizer_kwargs"),
     )
 )
-"""Arguments of ``apply_chat_template`` that are no variables of a template, or are set here."""
+"""Arguments of ``apply_chat_template`` that are not template variables, or that this package sets."""
 
-if TYPE_CHECKING:  # What may be given: a lone string is a sequence of strings, too.
+if TYPE_CHECKING:  # What callers may pass: to a type checker a lone string is a sequence of strings, too.
     Strings = Sequence[str]
     Variables = Mapping[str, JsonValue]
 else:
@@ -60,14 +60,15 @@ else:
 
 
 class RSDFields(BaseModel):
-    """The fields of RSDConfig alone, for classes that are configured by the same words (adapters)."""
+    """The fields of RSDConfig and their validation, for other classes with the same settings (adapters)."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     threshold: float | None = Field(default=None, ge=0.0, allow_inf_nan=False)
-    """Reward from which a draft step is kept (delta in the paper). None takes the pipeline's
-    recommended one (the model card's or the PRM format's, else 0.7). With the step weighting 0 is
-    draft only and above 1 is target only: the models that cannot matter are then not run."""
+    """Lowest reward at which a draft step is kept (delta in the paper). None takes the pipeline's
+    recommended threshold (that of the PRM's config, its format or a ``RewardFunction``, else 0.7).
+    With the step weighting, 0 means draft only and any value above 1 target only: the models that
+    cannot matter are then not run."""
 
     weighting: _weighting.Name | Callable[[float], float] = "step"
     """Reward -> acceptance probability: a name or any callable (see ``weighting.py``)."""
@@ -79,7 +80,7 @@ class RSDFields(BaseModel):
     """The slope of the "logistic" weighting."""
 
     step_delimiter: Strings = ("\n\n",)
-    """A step ends with the token that completes one of these. Blank lines alone are no step."""
+    """A step ends with the token that completes one of these. Blank lines alone do not make a step."""
 
     max_tokens: int | None = Field(default=None, ge=1)
     """Most tokens in the answer. None: whatever the window leaves after the prompt."""
@@ -94,48 +95,48 @@ class RSDFields(BaseModel):
     """0 is greedy. Draft and target sample alike."""
 
     top_p: float = Field(default=1.0, gt=0.0, le=1.0, allow_inf_nan=False)
-    """Smallest set of tokens whose probabilities reach top_p."""
+    """Only the smallest set of tokens whose probabilities add up to top_p; 1 for all."""
 
     top_k: int | None = Field(default=None, ge=1)
     """Only the k likeliest tokens; None for all."""
 
     min_p: float = Field(default=0.0, ge=0.0, le=1.0, allow_inf_nan=False)
-    """Only tokens at least this fraction as likely as the likeliest one; 0 for all. Behind ``top_p``, as in
-    transformers (vLLM's servers apply it before, and not with speculative decoding of their own)."""
+    """Only tokens at least this fraction as likely as the likeliest one; 0 for all. Applied after ``top_p``,
+    as in transformers (vLLM servers apply it before, and not with speculative decoding of their own)."""
 
     repetition_penalty: float = Field(default=1.0, ge=0.01, le=100.0, allow_inf_nan=False)
-    """Above 1, tokens that the prompt or the answer has already become less likely (as in transformers and
-    vLLM). A model's own one (its ``generation_config``) is not taken. 1, none, is the fastest."""
+    """Above 1, tokens that are already in the prompt or the answer become less likely (as in transformers
+    and vLLM). The penalty in a model's ``generation_config`` is not used. 1 means none, and is fastest."""
 
     seed: int | None = Field(default=None, ge=0)
-    """Fixes every random draw, whatever else runs. None draws a fresh one, told in the result."""
+    """Fixes every random draw, whatever else runs. None draws a fresh seed, which the result reports."""
 
     stop: Strings = ()
-    """The answer ends before the first of these; they may span tokens and steps. In the thinking before the
-    answer they do not count."""
+    """The answer ends before the first of these strings, which may span tokens and steps. In the thinking
+    before the answer they are ignored."""
 
     speculation: bool = True
-    """Whether the target takes the rejected step's tokens as guesses of its own, several in a forward. The
-    text is the same with and without (in half precision rounding may change a token)."""
+    """Whether the target verifies the rejected step's tokens as speculative tokens, several in a forward
+    pass. The text is the same either way (in half precision rounding may change a token)."""
 
     draft_candidates: int = Field(default=1, ge=1)
-    """Steps the draft writes at each place, as one batch; the one of the best reward is tested. Above 1
-    the answers are no longer distributed as the paper's (equation 3): the draft's part of the mixture
-    becomes that of the best of n. Needs a temperature above 0, and in this process n rows of the
-    pipeline's ``max_batch_size``."""
+    """Candidates that the draft writes for each step, as one batch; only the one with the best reward can
+    be accepted. Above 1 the answers no longer follow the paper's distribution (equation 3): the draft's
+    part of the mixture becomes that of the best of n. Needs a temperature above 0, and in this process n
+    rows of the pipeline's ``max_batch_size``."""
 
     chat_template_kwargs: Variables = {}
     """Variables of the draft's and the target's chat templates, such as ``{"enable_thinking": False}`` for
-    Qwen 3. Those that neither template looks at are refused; a PRM's template is not given them."""
+    Qwen 3. A variable that neither template uses is refused. The PRM's template gets none of them."""
 
     @property
     def uses_threshold(self) -> bool:
-        """Whether the weighting looks at the threshold."""
+        """Whether the weighting uses the threshold."""
         return self.weighting in ("step", "logistic")
 
     @property
     def threshold_in_force(self) -> float | None:
-        """The threshold, where the weighting looks at one."""
+        """The threshold; None where the weighting does not use it."""
         return self.threshold if self.uses_threshold else None
 
     @field_validator("weighting", mode="before")
@@ -170,7 +171,8 @@ class RSDFields(BaseModel):
     def _variables(cls, value: Variables) -> Variables:
         for name in value.keys() & _TAKEN:
             raise ValueError(
-                f"chat_template_kwargs must not set {name!r}, which is no variable; leave it out"
+                f"chat_template_kwargs must not set {name!r}, which is no variable that you can set; "
+                "leave it out"
             )
         return value
 
@@ -195,7 +197,7 @@ class RSDConfig(RSDFields):
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
     def __hash__(self) -> int:
-        # A dict has none; equal configs are equal in the others, too.
+        # Without the dict, which cannot be hashed: equal configs have equal other fields, too.
         return hash(tuple(value for name, value in self if name != "chat_template_kwargs"))
 
     @model_validator(mode="before")
@@ -215,7 +217,7 @@ class RSDConfig(RSDFields):
         """
         if not fields:
             return self
-        # Read and not dumped: a callable weighting cannot be serialised.
+        # By getattr rather than model_dump: a callable weighting cannot be serialised.
         given = {name: getattr(self, name) for name in self.model_fields_set}
         try:
             return type(self)(**{**given, **fields})
@@ -223,7 +225,7 @@ class RSDConfig(RSDFields):
             raise refused(error) from error
 
     def acceptance(self) -> _weighting.Weighting:
-        """The weighting with its parameters filled in. The threshold must be resolved."""
+        """The weighting with its parameters filled in. A threshold that is still None counts as 0.7."""
         if callable(self.weighting):
             return self.weighting
         threshold = DEFAULT_THRESHOLD if self.threshold is None else self.threshold
@@ -237,12 +239,12 @@ class RSDConfig(RSDFields):
 
     @property
     def mode(self) -> Literal["rsd", "draft", "target"]:
-        """Who has to run: with the step weighting, thresholds 0 and above 1 decide without a PRM."""
+        """Which models have to run: with the step weighting, a threshold of 0 or above 1 needs no PRM."""
         if self.weighting != "step" or self.threshold is None or 0.0 < self.threshold <= 1.0:
             return "rsd"
         if self.threshold > 1.0:
             return "target"
-        # The best of several candidates is known by its reward, even if any is accepted.
+        # Threshold 0 accepts any step, but the best of several candidates is found by its reward.
         return "draft" if self.draft_candidates == 1 else "rsd"
 
     @property
@@ -257,7 +259,7 @@ class RSDConfig(RSDFields):
 
 
 def first_wrong(error: ValidationError) -> str:
-    """The first thing that is wrong with settings, in a line: ``top_p=3: Input should be ...``."""
+    """The first thing that is wrong with settings, as one line: ``top_p=3: Input should be ...``."""
     first = error.errors()[0]
     message = first["msg"].removeprefix("Value error, ")
     if not first["loc"]:  # Fields that do not go together: the message names them.
@@ -270,7 +272,7 @@ def refused(error: ValidationError, where: str = "") -> ConfigError:
     """What is wrong with settings as an error of this package."""
     wrong = first_wrong(error)
     end = "" if wrong.endswith((".", "?")) else "."
-    hint = "help(rsd_integrations.RSDConfig) tells what each may be."
+    hint = "help(rsd_integrations.RSDConfig) tells what each field may be."
     return ConfigError(f"{where}{wrong}{end}", hint=hint)
 
 

@@ -14,10 +14,10 @@ Model = TypeVar("Model", bound=type[BaseModel])
 
 
 def documented(cls: Model) -> Model:
-    """Write the docstrings under a model's fields into its own, as its attributes. A class decorator.
+    """Class decorator: append the docstrings under a model's fields to its own, as "Attributes".
 
     Args:
-        cls: a model with ``use_attribute_docstrings`` in its config; fields without words are left out.
+        cls: a model with ``use_attribute_docstrings`` in its config; fields without one are left out.
     """
     model: type[BaseModel] = cls
     told = [

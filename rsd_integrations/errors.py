@@ -5,7 +5,7 @@
     RSDError
     ├── ConfigError            a setting or a call parameter is wrong        (also ValueError)
     ├── PromptError            a prompt is empty or malformed                (also ValueError)
-    │   └── PromptLengthError  it does not fit the window, with its answer
+    │   └── PromptLengthError  prompt and answer do not fit the window
     ├── ModelError             a model or tokenizer cannot play its role     (also ValueError)
     ├── RewardError            a reward or a weighting left its range
     ├── TimedOutError          a call took longer than it was given      (also TimeoutError)
@@ -57,7 +57,7 @@ class RSDError(Exception):
         return f"{self.message} {self.hint}".rstrip()
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Keyword-only arguments do not survive the default pickling of exceptions. Notes are in its dict.
+        # Keyword-only arguments do not survive the default pickling of exceptions. Notes are in __dict__.
         return _rebuild, (type(self), self.message, self.hint), self.__dict__
 
 
@@ -110,11 +110,11 @@ class StreamError(RSDError, RuntimeError):
 
 
 class EngineClosedError(RSDError, RuntimeError):
-    """The pipeline was closed before or while the request ran; if by a bug, ``__cause__`` is that."""
+    """The pipeline was closed before or while the request ran; if by a bug, ``__cause__`` is its error."""
 
 
 class AskedError(RSDError):
-    """A call failed that a framework made by itself (a query engine, say): ``__cause__`` says how.
+    """A call that a framework made by itself (a query engine, say) failed: ``__cause__`` is the real error.
 
-    It is no ValueError on purpose: LlamaIndex takes those for bad answers of a model, and drops them.
+    Not a ValueError on purpose: LlamaIndex takes those for bad answers of a model, and drops them.
     """

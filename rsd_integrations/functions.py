@@ -27,37 +27,38 @@ __all__ = [
 ]
 
 RewardCall = Callable[[Any, tuple[str, ...]], Any]
-"""``(prompt, steps) -> reward``, or what is to be awaited for one."""
+"""``(prompt, steps) -> reward``, or an awaitable of one."""
 
 AT_WORK: ContextVar[object] = ContextVar("AT_WORK", default=None)
-"""The scorer whose function runs here."""
+"""The scorer whose function runs in this thread or task."""
 
 _TURN = 0.001
-"""Seconds that other requests wait in each round while a function is at work."""
+"""Most seconds that a round, and so all other requests, waits for functions at work."""
 
 _LEAVING = 5.0
-"""Seconds that calls which are given up may take to end."""
+"""Seconds that abandoned calls may take to end."""
 
 
 @dataclass(frozen=True)
 class RewardFunction:
     """A function that scores steps, in place of a PRM: ``prm=RewardFunction(check, threshold=0.5)``.
 
-    ``prm=check`` alone will do where the defaults are right. Calls of several requests run side by side, each
-    in a thread of a pool or, where it is ``async def``, on an event loop; other requests go on meanwhile. A
-    function needs time limits of its own: one that never returns keeps its place, and its process alive. It
-    must not ask the pipeline that it scores for, which might wait for itself.
+    ``prm=check`` alone will do where the defaults are right. Calls for several requests run side by side,
+    each in a thread of a pool or, if the function is ``async def``, on an event loop; other requests go on
+    meanwhile. A function needs time limits of its own: one that never returns occupies one of
+    ``max_concurrency`` places for good, and keeps the process alive. It must not call the pipeline that it
+    scores for, which might then wait for itself.
 
     Args:
         function: ``(prompt, steps) -> reward``. The prompt is a text or chat messages; steps are the texts of
             the answer's steps so far, without delimiters, of which the last is to be scored; the reward is a
             number in [0, 1].
-        name: in messages and traces; the function's own if empty.
+        name: shown in messages and traces; the function's own if empty.
         threshold: what ``threshold=None`` means; 0.7 if None.
         max_concurrency: most calls at a time.
 
     Raises:
-        ConfigError: it is no function of two arguments, or a setting is out of bounds.
+        ConfigError: ``function`` does not take two arguments, or a setting is out of bounds.
     """
 
     function: RewardCall
@@ -68,7 +69,10 @@ class RewardFunction:
     def __post_init__(self) -> None:
         check_count("max_concurrency", self.max_concurrency, 1)
         if self.threshold is not None and not _is_reward(self.threshold):
-            raise ConfigError(f"threshold={self.threshold!r} is not in [0, 1].", hint="Rewards are.")
+            raise ConfigError(
+                f"threshold={self.threshold!r} is not in [0, 1].",
+                hint="Give a number from 0 to 1, as rewards are.",
+            )
         hint = "It is given two arguments: the prompt and a tuple of the steps' texts."
         check_takes(self.function, "", (), what=f"the reward function {self.label!r}", hint=hint)
 
@@ -79,16 +83,16 @@ class RewardFunction:
 
     @property
     def awaited(self) -> bool:
-        """Whether it has to be awaited."""
-        call = getattr(self.function, "__call__", None)  # noqa: B004 - of objects that are called
+        """Whether what it returns has to be awaited."""
+        call = getattr(self.function, "__call__", None)  # noqa: B004 - objects may have an async __call__
         return inspect.iscoroutinefunction(self.function) or inspect.iscoroutinefunction(call)
 
 
 def reward_function(prm: Any) -> RewardFunction | None:
-    """What scores steps in place of a PRM, if it is a function.
+    """``prm`` as a reward function, if it is a function; None if not.
 
     Raises:
-        ConfigError: it is one that takes other arguments.
+        ConfigError: it is a function that takes other arguments.
     """
     if isinstance(prm, RewardFunction):
         return prm
@@ -105,13 +109,13 @@ class _Session:
     prompt_tokens: int = 0
     tally: Tally = field(default_factory=Tally)
     call: Future[Scored | RewardError] | None = None
-    """At work on its reward."""
+    """Works on the reward of its current step."""
 
     def fork(self) -> _Session:
         return _Session(self.prompt)
 
     def behind(self, step: ScoreStep) -> tuple[str, ...]:
-        """The steps, the one to be scored last."""
+        """The steps so far, then the one that is to be scored."""
         return (*self.steps, step.body) if step.body else self.steps
 
     def commit(self, kept: Kept, *, own: bool) -> None:
@@ -126,7 +130,7 @@ class _Session:
 
 
 class _Functions:
-    """What both scorers share: a call, of which whatever comes is a reward or an error of its own request."""
+    """What both scorers share: calls, whose every outcome is a reward or an error of their own request."""
 
     def __init__(self, given: RewardFunction) -> None:
         self.info = ModelInfo(
@@ -142,14 +146,14 @@ class _Functions:
         return _Session(prompt)
 
     def _called(self, prompt: Prompt, steps: tuple[str, ...]) -> Scored | RewardError:
-        AT_WORK.set(self)  # Of a thread of its pool, which runs nothing else.
+        AT_WORK.set(self)  # In a thread of its pool, which runs nothing else.
         try:
             return self._read(self._given.function(prompt, steps), steps)
-        except BaseException as error:  # Code that is tested may exit, or fail as pytest does.
+        except BaseException as error:  # Code under test may exit, or fail as pytest does.
             return self._failed(error, steps)
 
     async def _awaited(self, prompt: Prompt, steps: tuple[str, ...]) -> Scored | RewardError:
-        AT_WORK.set(self)  # Of its task alone.
+        AT_WORK.set(self)  # In its own task alone.
         try:
             return self._read(await self._given.function(prompt, steps), steps)
         except (asyncio.CancelledError, GeneratorExit):
@@ -158,8 +162,8 @@ class _Functions:
             return self._failed(error, steps)
 
     async def _in_turn(self, prompt: Prompt, steps: tuple[str, ...]) -> Scored | RewardError:
-        """Awaited in a task of its own, so that a cancel of the function's is told from one of the request's,
-        which waits for nothing more.
+        """``_awaited`` in a task of its own, to tell a cancellation inside the function from one of the
+        request, which does not wait for the function to end.
         """
         async with self._room:
             task = asyncio.ensure_future(self._awaited(prompt, steps))
@@ -186,8 +190,7 @@ class _Functions:
     def _wrong(self, what: str, steps: tuple[str, ...], hint: str = "") -> RewardError:
         return RewardError(
             f"the reward function {self.info.name!r} {what}; the step was {steps[-1]!r:.200}.",
-            hint=hint
-            or "Have it return a number in [0, 1] for any step, 0.0 where nothing can be made of one.",
+            hint=hint or "Have it return a number in [0, 1] for any step, 0.0 where a step cannot be judged.",
         )
 
 
@@ -195,7 +198,7 @@ class FunctionScorer(_Functions):
     """A function as the PRM of models in this process (a ``Scorer``)."""
 
     elsewhere = True
-    """The models have time while it scores, and nothing is gained by scoring several steps together."""
+    """The models are free while it scores, and nothing is gained by scoring several steps together."""
 
     def __init__(self, given: RewardFunction) -> None:
         super().__init__(given)
@@ -204,7 +207,7 @@ class FunctionScorer(_Functions):
     def score(
         self, sessions: Sequence[ScorerSession], work: Sequence[ScoreStep]
     ) -> list[Scored | Exception | None]:
-        """The rewards that are there; the others' calls go on."""
+        """The rewards that are ready; None for the others, whose calls go on."""
         calls = []
         for session, step in zip(sessions, work, strict=True):
             assert isinstance(session, _Session)
@@ -222,7 +225,7 @@ class FunctionScorer(_Functions):
         return self._pool.submit(self._called, prompt, steps)
 
     def _running(self) -> asyncio.AbstractEventLoop:
-        """One loop for all calls: clients of APIs belong to the loop that they were first used on."""
+        """One event loop for all calls: API clients belong to the loop that they were first used on."""
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
             threading.Thread(target=_serve, args=(self._loop,), name="rsd-reward", daemon=True).start()
@@ -254,7 +257,7 @@ class RemoteFunctionScorer(_Functions):
         """The reward of a step.
 
         Raises:
-            RewardError: the function failed, or gave none.
+            RewardError: the function failed, or returned no number in [0, 1].
         """
         assert isinstance(session, _Session)
         called = session.prompt, session.behind(step)
@@ -273,7 +276,7 @@ class RemoteFunctionScorer(_Functions):
 
 
 def _is_reward(value: Any) -> bool:
-    """Whether it is a number from 0 to 1, of whatever library."""
+    """Whether it is a number from 0 to 1, of any type that becomes a float (NumPy's, torch's)."""
     try:
         return not isinstance(value, str | bytes) and 0.0 <= float(value) <= 1.0
     except (TypeError, ValueError, OverflowError):

@@ -24,14 +24,14 @@ _REMOTE: dict[Role, tuple[str, ...]] = {
     "target": ("open", "write", "aclose"),
     "prm": ("open", "score", "aclose"),
 }
-"""What tells an object that carries out the work of a role from others."""
+"""The methods by which an object is known to do a role's work itself."""
 
 _running: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
-"""Which pipeline runs a part of a backend, by the part's ``id``."""
+"""The pipeline that runs each part of a backend, by the part's ``id``."""
 
 
 def is_object(role: Role, model: Any) -> bool:
-    """Whether a model is given as an object that does its work, and neither as weights nor by a name.
+    """Whether a model is given as an object that does the role's work, neither as weights nor by name.
 
     Raises:
         ConfigError: it is a function that takes other arguments than a reward function does.
@@ -40,18 +40,15 @@ def is_object(role: Role, model: Any) -> bool:
 
 
 def taken(role: Role, model: Any, options: Mapping[str, Any] | None, prm_format: Any, *, remote: bool) -> Any:
-    """The object that does a role's work, if a model is one.
+    """The object that does a role's work, if the model was given as one; None if it has to be loaded.
 
     Args:
-        options: of this role, for loading it.
+        options: this role's options for loading.
         prm_format: for loading the PRM; "auto" if it is not given.
-        remote: whether the others are behind servers.
-
-    Returns:
-        None where it has to be loaded.
+        remote: whether the other models are behind servers.
 
     Raises:
-        ConfigError: there are options, and nothing is loaded.
+        ConfigError: there are options but nothing to load, or another pipeline runs the object.
     """
     if not is_object(role, model):
         return None
@@ -72,7 +69,7 @@ def check_parts(backend: Backend | RemoteBackend) -> None:
     """Refuse a backend whose parts cannot do their roles' work.
 
     Raises:
-        ConfigError: it is none, or a part lacks what a role's work needs, or was closed.
+        ConfigError: it is no backend, or a part lacks what its role needs, or was closed.
     """
     if not isinstance(backend, Backend | RemoteBackend):
         raise ConfigError(
@@ -92,18 +89,18 @@ def check_parts(backend: Backend | RemoteBackend) -> None:
             raise ConfigError(
                 f"the {role} {part.info.name!r} was closed with its pipeline.",
                 hint="Load it anew: from_pretrained takes objects of yours beside models by name. A pipeline "
-                "that nobody holds closes its models.",
+                "closes its models as soon as nothing refers to it.",
             )
 
 
 def occupy(backend: Backend | RemoteBackend, pipeline: Any) -> None:
-    """Note which pipeline runs the parts of a backend: two threads would get in each other's way.
+    """Note which pipeline runs the parts of a backend: two engines would get in each other's way.
 
     Args:
-        pipeline: with a ``closed``.
+        pipeline: has a property ``closed``.
 
     Raises:
-        ConfigError: another one runs a part, and is open.
+        ConfigError: another pipeline, not yet closed, runs a part.
     """
     parts = {role: getattr(backend, role) for role in ROLES}
     for role, part in parts.items():
@@ -113,7 +110,8 @@ def occupy(backend: Backend | RemoteBackend, pipeline: Any) -> None:
 
 def _check_free(role: Role, part: Any) -> None:
     other = _running.get(id(part))
-    if other is not None and not getattr(other, "closed", False):  # One that is being made has none.
+    # A pipeline that is still being made has no engine, and so no ``closed`` yet.
+    if other is not None and not getattr(other, "closed", False):
         raise ConfigError(
             f"the {role} {part.info.name!r} is at work in another pipeline.",
             hint="Use that one, from as many threads as you like, or close it first.",

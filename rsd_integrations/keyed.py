@@ -1,10 +1,10 @@
-"""Arguments of calls in markup of keys and values, where other models write JSON. Pure.
+"""Arguments of calls that are written as keys and values in markup, where other models write JSON. Pure.
 
 ``<parameter=city>`` value ``</parameter>`` (Qwen3-Coder, Qwen 3.5, Seed-OSS), ``<arg_key>city</arg_key>
 <arg_value>`` value ``</arg_value>`` (GLM), ``<parameter name="city">`` value ``</parameter>`` (MiniMax).
 Strings are written as they are, all else as JSON or by Python's ``str``: only the tool's schema tells which.
-Calls as Python has them (``city="Oslo", days=3``: OLMo 3) have strings in quotes, and commas between; so have
-Gemma 4's (``city:<|"|>Oslo<|"|>,days:3``), in quotes of their own, without which its keys are.
+Calls in Python's syntax (``city="Oslo", days=3``: OLMo 3) have strings in quotes, and commas between
+arguments; so have Gemma 4's (``city:<|"|>Oslo<|"|>,days:3``), with quotes of their own and keys without any.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ HALF = re.compile(r"[<\[][^<>\[\]\s]*$")
 """An unfinished piece of markup."""
 _KEYS = ("rsd_sentinel_key", "rsd_sentinel_other")
 _TEXTS = ('Rsd "first"\nvalue', "Rsd <second> value")
+"""Of several words and lines, so that a template's quotes and escapes show."""
 _QUOTES = ("'", '"')
-"""Of several words and lines, so that quotes and escapes around strings show."""
 _JSON_WORDS = {"true": True, "false": False, "null": None}
 _PYTHON_WORDS = {"True": True, "False": False, "None": None}
 
@@ -34,8 +34,9 @@ _PYTHON_WORDS = {"True": True, "False": False, "None": None}
 class Keyed:
     """Arguments as ``before`` KEY ``between`` VALUE ``after`` each.
 
-    ``words``: how true, false and null are written. ``apart``: what stands between two; such values are
-    literals, with quotes around strings: ``quotes`` if they are not JSON's, and then keys have none at all.
+    ``words``: how true, false and null are written. ``apart``: what stands between two arguments, if values
+    are literals, with quotes around strings. ``quotes``: these, if they are neither JSON's nor Python's; then
+    keys have none.
     """
 
     before: str
@@ -61,13 +62,13 @@ class Keyed:
 
     @cached_property
     def readable(self) -> dict[str, Any]:
-        """Every spelling of true, false and null that is taken for these."""
+        """Every spelling of true, false and null that is understood."""
         own = dict(zip(self.words, (True, False, None), strict=True))
         return {**_JSON_WORDS, **_PYTHON_WORDS, **own}
 
 
 def find_keyed(rest: Callable[[Mapping[str, Any]], str]) -> tuple[str, Keyed, str] | None:
-    """(text in front of the arguments, how each is written, text behind them); None if not by keys.
+    """(text in front of the arguments, how each is written, text behind them); None if not written by keys.
 
     Args:
         rest: what the template writes behind the name of a call with these arguments.
@@ -93,7 +94,7 @@ def find_keyed(rest: Callable[[Mapping[str, Any]], str]) -> tuple[str, Keyed, st
 
 
 def _taken_apart(none: str, two: str) -> tuple[str, Keyed, str] | None:
-    """The same by what is written for no arguments and for two texts; None if they are not its parts."""
+    """The same, from what is written for no arguments and for two texts; None if these do not fit."""
     ways = (str, json.dumps, repr)
     parts = next((parts for way in ways if (parts := _parts(two, *map(way, _TEXTS)))), None)
     if parts is None:
@@ -110,7 +111,7 @@ def _taken_apart(none: str, two: str) -> tuple[str, Keyed, str] | None:
     if after and not before and between.endswith(after) and apart.startswith(after):
         between, apart = between.removesuffix(after), apart.removeprefix(after)
         whole = all(map(str.strip, (between, apart)))
-        quotes = "" if after in _QUOTES else after  # Python's are read as such.
+        quotes = "" if after in _QUOTES else after  # Python's and JSON's can be read as they are.
         return (start, Keyed("", between, "", apart=apart, quotes=quotes), behind) if whole else None
     whole = apart == after + before and all(map(str.strip, (before, between, after)))
     return (start, Keyed(before, between, after), behind) if whole else None
@@ -128,12 +129,12 @@ def _parts(text: str, first: str, second: str) -> list[str] | None:
 
 
 def named_properties(schema: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The objects of which the arguments have to follow one, each with ``properties`` and ``required``."""
+    """The schemas one of which the arguments have to follow, each with ``properties`` and ``required``."""
     return [as_object(one) for one in branches(schema, schema)]
 
 
 def as_object(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """A schema with ``properties`` and ``required``, whatever stands there."""
+    """A schema with valid ``properties`` and ``required``, empty where it has no valid ones."""
     properties, required = schema.get("properties"), schema.get("required")
     return {
         **schema,
@@ -150,8 +151,8 @@ class KeyedCalls:
         before: markup in front of a name.
         between: markup behind it.
         end: markup behind the arguments; "" where a call goes on to the end of its text.
-        again: in front of a further name, if it is not the same.
-        behind: all the calls.
+        again: markup in front of a further name, if it is not ``before``.
+        behind: markup behind all the calls.
     """
 
     def __init__(self, keyed: Keyed, *, before: str, between: str, end: str, again: str, behind: str) -> None:
@@ -160,13 +161,13 @@ class KeyedCalls:
         self._apart = re.compile(rf"\s*{_loose(keyed.apart)}")
         key, end = _loose(keyed.before), _loose(end) or r"\Z"
         self.open_ended = end == r"\Z"
-        """Whether nothing behind the arguments says that there are no more."""
+        """Whether no markup says where the arguments end."""
         self._begins = re.compile(rf"\s*{_loose(before)}")
         self._begins_again = re.compile(rf"\s*(?:{_loose(before)}|{_loose(again)})")
         self._named = _loose(between) or f"(?={key}|{end})"
         self._key = re.compile(rf"\s*{key}")
         self._key_over = _loose(keyed.between)
-        # What closes a value may stand within one, but no other argument begins there.
+        # What closes a value may also stand within it, but there no other argument or end follows.
         self._value_over = re.compile(rf"{_loose(keyed.after)}(?=\s*(?:{key}|{end}))")
         self._end = re.compile(rf"\s*(?:{end})")
         self._lead = keyed.between[len(keyed.between.rstrip()) :]
@@ -180,7 +181,7 @@ class KeyedCalls:
             schemas: of the arguments of each tool.
 
         Raises:
-            ValueError: it is no such calls, and why.
+            ValueError: the text is no such calls; the message says why.
         """
         calls: list[tuple[str, dict[str, Any]]] = []
         if self._keyed.quotes:
@@ -201,7 +202,7 @@ class KeyedCalls:
         return calls
 
     def _arguments(self, text: str, place: int, known: Collection[str]) -> tuple[dict[str, str], int]:
-        """As they are written."""
+        """The text of each argument as it is written, by key, and where they end."""
         found: dict[str, str] = {}
         while (end := self._end.match(text, place)) is None:
             apart = self._apart.match(text, place) if found else None
@@ -213,7 +214,7 @@ class KeyedCalls:
                 )
             key, place = _named(text, begun.end(), known, self._key_over)
             if self._keyed.quotes:
-                key = key.strip('"')  # Some are written as JSON's all the same.
+                key = key.strip('"')  # Some models put quotes around keys all the same.
             if not key:
                 raise ValueError("it has an argument without a name or a value")
             found[key], place = self._value(text, place, key)
@@ -227,7 +228,7 @@ class KeyedCalls:
         if over is None:
             raise ValueError(f"its argument {key!r} has no end")
         value = text[place : over.start()]
-        # One line break each is the format's; more of them are the value's.
+        # One line break on each side is the format's; any more are the value's.
         return value.removeprefix(self._lead).removesuffix(self._trail), over.end()
 
     def _typed(
@@ -252,10 +253,10 @@ class KeyedCalls:
 
 
 def _named(text: str, start: int, known: Collection[str], over: str) -> tuple[str, int]:
-    """The name that begins there, and where the markup behind it ends; "" if there is none.
+    """The name that begins at ``start``, and where the markup behind it ends; "" if there is none.
 
     Args:
-        known: names that may hold what looks like that markup.
+        known: the names on offer, which may contain what looks like that markup.
         over: the markup, as a pattern.
     """
     for name in sorted(known, key=len, reverse=True):
@@ -267,7 +268,7 @@ def _named(text: str, start: int, known: Collection[str], over: str) -> tuple[st
 
 
 def _schema_of(key: str, arguments: Mapping[str, Any]) -> Any:
-    """What a schema of arguments says of one; None where it takes none of that name."""
+    """The schema that a schema of arguments has for one; None where it takes no argument of that name."""
     if key in arguments["properties"]:
         return arguments["properties"][key]
     more = arguments.get("additionalProperties", not arguments["properties"] or None)
@@ -275,7 +276,7 @@ def _schema_of(key: str, arguments: Mapping[str, Any]) -> Any:
 
 
 def _loose(mark: str) -> str:
-    """A pattern of markup, whatever white space is within it and between its pieces."""
+    """A pattern of markup that takes any white space within it and between its tags."""
     return r"\s*".join(map(re.escape, re.split(r"\s+|(?<=>)(?=<)", mark.strip())))
 
 

@@ -1,4 +1,4 @@
-"""What may be asked for, whichever models answer it."""
+"""Checks of arguments that are the same for all models."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["check_choice", "check_count", "check_rows", "check_takes", "check_ti
 
 
 def check_timeout(timeout: Any) -> None:
-    """Refuse what is no time.
+    """Refuse a timeout that is no length of time.
 
     Raises:
         ConfigError: it is neither None nor a number of seconds above 0.
@@ -23,35 +23,36 @@ def check_timeout(timeout: Any) -> None:
 
 
 def check_count(name: str, value: Any, least: int) -> None:
-    """Refuse what leaves no room.
+    """Refuse what is not a count, or is too small.
 
     Raises:
-        ConfigError: it is no whole number from ``least`` on.
+        ConfigError: it is no whole number of at least ``least``.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{name}={value!r} leaves no room.", hint=f"Give a whole number from {least} on.")
+        raise ConfigError(f"{name}={value!r} is not valid.", hint=f"Give a whole number from {least} on.")
 
 
 def check_takes(function: Any, *given: Any, what: str, hint: str) -> None:
     """Refuse a function that does not take what it will be called with.
 
     Args:
-        what: it is, for the message.
-        hint: what it is given.
+        given: what it will be called with.
+        what: what the function is, for the message.
+        hint: of the error: what the function is given.
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: the function does not take these arguments.
     """
     try:
         signature(function).bind(*given)
     except TypeError as error:
         raise ConfigError(f"{what} does not take what it is called with: {error}.", hint=hint) from error
     except ValueError:
-        pass  # Of some builtins nobody knows what they take.
+        pass  # Some builtins do not tell what they take.
 
 
 def check_choice(name: str, value: Any, *known: Any) -> None:
-    """Refuse an option that is none of the known.
+    """Refuse an option that is not one of those known.
 
     Raises:
         ConfigError: it is not.
@@ -65,7 +66,7 @@ def check_rows(config: RSDConfig, max_batch_size: int) -> None:
     """Refuse more candidates than the models' batches have rows.
 
     Raises:
-        ConfigError: there are.
+        ConfigError: there are more.
     """
     if config.rows > max_batch_size:
         raise ConfigError(

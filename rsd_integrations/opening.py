@@ -1,4 +1,4 @@
-"""A pipeline of three models by whatever name: files on this side, or servers."""
+"""Opens a pipeline of three models, whether they are loaded in this process or named by servers' URLs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def are_servers(draft: Any, target: Any, prm: Any, options: Iterable[str] = ()) 
         ConfigError: some are and some are not, or an option is for models in this process.
     """
     given: dict[Role, Any] = {"draft": draft, "target": target, "prm": prm}
-    # What comes as an object goes with either.
+    # Models given as objects go with servers as well as with loaded models.
     models = {role: model for role, model in given.items() if not is_object(role, model)}
     served = [role for role, model in models.items() if _is_url(model)]
     if not served:
@@ -46,7 +46,7 @@ def are_servers(draft: Any, target: Any, prm: Any, options: Iterable[str] = ()) 
         verb = "is" if len(others) == 1 else "are"
         raise ConfigError(
             f"{', '.join(others)} {verb} for models in this process, and these are servers.",
-            hint=f"Set it where they are started, or leave it out; here there are {', '.join(_OF_SERVERS)}.",
+            hint=f"Set it where they are started, or leave it out. Known here: {', '.join(_OF_SERVERS)}.",
         )
     return True
 
@@ -55,8 +55,8 @@ def open_models(draft: Any, target: Any, prm: Any, **options: Any) -> RSDPipelin
     """``RSDPipeline.from_vllm`` for URLs, ``from_pretrained`` for all else.
 
     Raises:
-        ConfigError: as of ``are_servers``, or as these do.
-        RSDError: as these do.
+        ConfigError: as for ``are_servers``, or for these two.
+        RSDError: as for these two.
     """
     served = are_servers(draft, target, prm, options)
     opens = RSDPipeline.from_vllm if served else RSDPipeline.from_pretrained
@@ -73,10 +73,10 @@ def check_tools(
     """Refuse models that could not be told of tools, before any weight is loaded.
 
     Args:
-        draft: as for ``RSDPipeline.from_pretrained``, and so the others.
+        draft: as for ``RSDPipeline.from_pretrained``, like the other arguments.
 
     Raises:
-        ConfigError: a chat template takes no tools, nobody could read the target's calls, or an option is
+        ConfigError: a chat template takes no tools, the target's calls could not be read, or an option is
             unknown.
         ModelError: a tokenizer cannot be loaded.
     """
@@ -94,7 +94,7 @@ def _is_url(model: Any) -> bool:
 
 
 def _check_shown(role: str, urls: Any) -> None:
-    """Refuse a URL with a secret in it: objects that name it show it.
+    """Refuse a URL that may hold a secret: objects that name it would show it.
 
     Raises:
         ConfigError: it has a user, a password or a query.

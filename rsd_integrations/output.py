@@ -1,7 +1,7 @@
 """What an answer may be besides text: calls of tools, a JSON document. Pure.
 
-Requests name it in the words of OpenAI's API (``tools``, ``tool_choice``, ``response_format``), which
-chat templates and both frameworks speak.
+Requests describe it in the terms of OpenAI's API (``tools``, ``tool_choice``, ``response_format``), which
+chat templates and both frameworks use.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ __all__ = ["Output", "check_is_output", "closed_schema"]
 Tool = Mapping[str, Any]
 
 _NOT_IN_NAMES = '"\\{}'
-"""They would end a tool's name in most models' markup of calls."""
+"""Characters that would end a tool's name in most models' markup of calls."""
 
 _DATA = ("enum", "const", "default", "examples", "required")
-"""Keywords whose values are no schemas."""
+"""Keywords whose values are not schemas."""
 
 _SHARED = ("allOf", "anyOf", "oneOf", "if", "then", "else", "dependentSchemas")
-"""Keywords whose schemas speak of the very object that names properties beside them: none may forbid the
-others'. Those of an allOf speak of one object anyway."""
+"""Keywords whose subschemas describe the same object as the ``properties`` beside them, so none may forbid
+what another names. The subschemas of an allOf describe one object even without ``properties``."""
 
 _NOTHING = {"type": "object", "properties": {}}
 
 _OPEN = ("additionalProperties", "unevaluatedProperties", "patternProperties", "$ref")
-"""Keywords that say themselves what else an object may hold."""
+"""Keywords by which a schema itself says what else an object may hold."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class Output:
 
     Args:
         tools: functions the model may call, ``{"type": "function", "function": {...}}`` each.
-        choice: "auto" leaves it to the model; "required": it calls some tool, and says nothing else.
-        parallel: whether it may call more than one.
+        choice: "auto" lets the model choose whether to call; "required": it calls a tool and writes no text.
+        parallel: whether it may make more than one call.
         schema: JSON schema that the answer must follow, calls aside; None for free text.
-        strict: what the schemas say holds to the letter; else keywords that cannot be enforced while
-            writing are left to whoever reads the answer.
+        strict: all that the schemas say is enforced, or refused; else keywords that cannot be enforced
+            while writing are left for the answer's reader to check.
     """
 
     tools: tuple[Tool, ...] = ()
@@ -54,10 +54,10 @@ class Output:
     strict: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what is malformed.
+        """Refuse malformed fields.
 
         Raises:
-            ConfigError: something is.
+            ConfigError: one is malformed.
         """
         _check_depth(self.tools, "tools")
         _check_depth(self.schema, "schema")
@@ -79,13 +79,13 @@ class Output:
         parallel_tool_calls: bool | None = None,
         response_format: Mapping[str, Any] | None = None,
     ) -> Output:
-        """Read a request's words.
+        """An output from a request's parameters, as OpenAI's API names them.
 
         Args:
             tools: OpenAI function tools.
             tool_choice: "auto" (default), "none", "required" or "any", a tool's name (it is then
                 called exactly once), or OpenAI's ``{"type": "function", "function": {"name": ...}}``.
-            parallel_tool_calls: False: one call at most.
+            parallel_tool_calls: False allows one call at most.
             response_format: ``{"type": "text" | "json_object"}`` or ``{"type": "json_schema",
                 "json_schema": {"schema": {...}, "strict": bool}}``. Objects that name properties take no
                 others, unless their schema says ``additionalProperties``.
@@ -113,7 +113,7 @@ class Output:
 
     @property
     def key(self) -> str:
-        """Equal for equal ones: for caches."""
+        """A key for caches: equal for equal outputs."""
         return json.dumps(
             [list(self.tools), self.choice, self.parallel, self.schema, self.strict],
             sort_keys=True,
@@ -127,10 +127,10 @@ class Output:
 
 
 def check_is_output(given: object) -> None:
-    """Refuse anything else.
+    """Refuse anything but an ``Output``.
 
     Raises:
-        ConfigError: it is.
+        ConfigError: it is something else.
     """
     if not isinstance(given, Output):
         raise ConfigError(f"output={given!r:.200} is no Output.", hint="Write output=Output.of(...).")
@@ -139,7 +139,7 @@ def check_is_output(given: object) -> None:
 def closed_schema(schema: Any) -> Any:
     """A JSON schema whose objects hold only the properties they name, if any, unless it says otherwise.
 
-    Models that are forced to write JSON otherwise invent properties for as long as they may.
+    Without this, models that are forced to write JSON invent properties for as long as they may.
     """
     if isinstance(schema, list):
         return [closed_schema(part) for part in schema]
@@ -168,7 +168,7 @@ def _names_properties(part: Any) -> bool:
 
 
 def _arguments(function: Mapping[str, Any]) -> Any:
-    """The schema of a function's arguments: where it names none, it has none."""
+    """The schema of a function's arguments: a function that names no parameters takes none."""
     parameters = function.get("parameters") or {}
     named = parameters.keys() - {"type", "title", "description", "required"}
     return closed_schema({"type": "object", **parameters} if named else {**_NOTHING, **parameters})
@@ -180,10 +180,10 @@ def _function(tool: Tool) -> Mapping[str, Any]:
 
 
 def _check_depth(value: Any, name: str, left: int = DEEPEST) -> None:
-    """Refuse what whoever compiles or renders it could not follow.
+    """Refuse what is nested too deep to be compiled or rendered.
 
     Raises:
-        ConfigError: it is nested too deep, or holds itself.
+        ConfigError: it is nested too deep, or contains itself.
     """
     if left < 0:
         raise ConfigError(
@@ -224,7 +224,7 @@ def _check_tool(tool: Any) -> dict[str, Any]:
             hint="Give the JSON schema of an object.",
         )
     kind = parameters.get("type", "object") if parameters else "object"
-    if "object" not in (kind if isinstance(kind, list) else [kind]):  # No such call could be read.
+    if "object" not in (kind if isinstance(kind, list) else [kind]):  # Calls are read with objects only.
         raise ConfigError(
             f"the parameters of tool {function['name']!r} are of type {kind!r}, but arguments are an object.",
             hint='Make it a property of an object, or, where it is the whole answer, use "json_schema".',
@@ -235,7 +235,7 @@ def _check_tool(tool: Any) -> dict[str, Any]:
 def _chosen(
     asked: Any, tools: list[dict[str, Any]]
 ) -> tuple[Literal["auto", "required"], list[dict[str, Any]], bool]:
-    """The choice, the tools that are left to choose from, and whether it is one call."""
+    """The choice, the tools that are left to choose from, and whether exactly one call is asked for."""
     if isinstance(asked, Mapping):
         named = asked.get("function")
         called = named if isinstance(named, Mapping) else asked

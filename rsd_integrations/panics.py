@@ -6,5 +6,5 @@ __all__ = ["is_panic"]
 
 
 def is_panic(error: BaseException) -> bool:
-    """Whether a library gave up: no ``Exception``, though it concerns one call alone."""
+    """Whether a library panicked: that is no ``Exception``, although only one call has failed."""
     return type(error).__name__ == "PanicException"

@@ -26,7 +26,7 @@ from rsd_integrations.types import Generation, GivenPrompt, RequestCounts
 
 __all__ = ["RSDPipeline"]
 
-_ONE = {"draft_candidates": 1}  # Of given steps there is one each.
+_ONE = {"draft_candidates": 1}  # A step that is given has no other candidates.
 
 
 class RSDPipeline:
@@ -39,15 +39,15 @@ class RSDPipeline:
         backend: the three models.
 
     Raises:
-        ConfigError: it is no ``Backend``, a part cannot do its work, or another pipeline runs it.
+        ConfigError: ``backend`` is not one, a part cannot do its work, or another pipeline is using it.
     """
 
     def __init__(self, backend: Backend | RemoteBackend) -> None:
         check_parts(backend)
-        occupy(backend, self)  # First of all: an engine that is given up closes its models.
+        occupy(backend, self)  # Before there is an engine: dropped, it would close another's models.
         self._backend = backend
         self._engine = BatchEngine(backend) if isinstance(backend, Backend) else TaskEngine(backend)
-        # The engine's thread keeps the engine alive, not the pipeline: a dropped pipeline closes.
+        # The engine's thread keeps the engine alive but not the pipeline, so a dropped pipeline closes.
         weakref.finalize(self, self._engine.let_go)
 
     @classmethod
@@ -77,19 +77,19 @@ class RSDPipeline:
             target: likewise.
             prm: likewise, a ``protocols.Scorer``, or a function: see ``RewardFunction``.
             prm_format: "auto", the name of a registered format, or a ``PRMFormat``.
-            device: for all that are loaded here; None takes the GPU if there is one.
-            dtype: for all that are loaded here; "auto" takes the checkpoints'.
+            device: for all models that are loaded here; None takes the GPU if there is one.
+            dtype: for all models that are loaded here; "auto" takes the checkpoints'.
             max_batch_size: most requests at work at once; the others queue.
-            max_length: most tokens of prompt and answer; a smaller window of a model counts.
-            compile: have ``torch.compile`` make faster forwards, some seconds for each kind of a model's when
-                it is first met; needs torch 2.7 or newer, a C++ compiler, on a GPU Triton.
-            cuda_graphs: record forwards as CUDA graphs; None: where a model is on one CUDA device.
-            cpu_traces: trace forwards that a CPU often runs (TorchScript), which takes Python from between
-                the operations, and of small models from between the tokens.
-            prefix_caching: requests that begin like an earlier one (the next turn of a chat, the same
-                documents) start behind what is still known of it. Like traces it notices weights, modules
-                and hooks that are changed between requests; it does not notice what is written through
-                ``.data``, or switched by an attribute (PEFT's ``set_adapter``): turn both off for these.
+            max_length: most tokens of prompt and answer; less where a model's window is smaller.
+            compile: make forward passes faster by ``torch.compile``. Each new kind of pass takes it some
+                seconds. Needs torch 2.7 or newer and a C++ compiler, on a GPU also Triton.
+            cuda_graphs: record forward passes as CUDA graphs; None: where a model is on one CUDA device.
+            cpu_traces: trace (TorchScript) the forward passes that a CPU runs often, so that no Python runs
+                between their operations nor, for small models, between tokens.
+            prefix_caching: reuse what is still cached of an earlier request with the same beginning (the
+                next turn of a chat, the same documents). Caches and traces notice weights, modules and
+                hooks that you change between requests, but not what is written through ``.data`` or
+                switched by an attribute (PEFT's ``set_adapter``): turn both off for these.
             draft_kwargs: options of this model alone: device, dtype, device_map, quantization_config,
                 attn_implementation, trust_remote_code, use_safetensors, revision, token, cache_dir,
                 local_files_only, subfolder, max_memory, offload_folder, tokenizer, model_kwargs.
@@ -159,12 +159,12 @@ class RSDPipeline:
             max_batch_size: most requests at work at once; the others queue.
             max_length: most tokens of prompt and answer; the servers' own limits count, too.
             draft_kwargs: options of this role alone: model (the served name, where there are several),
-                api_key (or the environment's VLLM_API_KEY), headers, max_concurrency (256 questions on their
-                way, fewer where few files may be open), timeout (600 seconds for an answer), attempts (5 for
-                a question), patience (120 seconds for servers that cannot be reached, once the pipeline is
-                made), ahead (True: a draft writes on while its step is scored); source (folder or hub id of
-                tokenizer and config, if not what the server was started with), tokenizer, and revision,
-                token, cache_dir, local_files_only, subfolder, trust_remote_code for these.
+                api_key (or the environment's VLLM_API_KEY), headers, max_concurrency (HTTP requests at once:
+                256, or fewer where few files may be open), timeout (seconds for a response: 600), attempts
+                (for an HTTP request: 5), patience (seconds to retry servers that cannot be reached, once the
+                pipeline is made: 120), ahead (True: the draft writes on while its step is scored); source
+                (folder or hub id of tokenizer and config, if not what the server started with), tokenizer,
+                and revision, token, cache_dir, local_files_only, subfolder, trust_remote_code to load these.
             target_kwargs: likewise.
             prm_kwargs: likewise.
 
@@ -225,7 +225,7 @@ class RSDPipeline:
         Args:
             prompt: a text (one user turn) or chat messages.
             config: settings; ``RSDConfig()`` by default.
-            timeout: seconds until it is cancelled; what is committed by then is returned.
+            timeout: seconds until the call is cancelled; what is committed by then is returned.
             output: tools the model may call and the form of the answer,
                 ``Output.of(tools=..., tool_choice=..., response_format=...)``; free text by default.
             fields: fields of RSDConfig for this call (seed=0, threshold=0.9, ...).
@@ -248,7 +248,7 @@ class RSDPipeline:
         output: Output = FREE,
         **fields: Any,
     ) -> EventStream:
-        """The same, event by event, as it happens. Close (or drop) the stream to cancel."""
+        """``generate``, event by event, as it happens. Close (or drop) the stream to cancel."""
         return EventStream(self._submit(prompt, config, fields, timeout=timeout, output=output), owner=self)
 
     async def agenerate(
@@ -279,19 +279,19 @@ class RSDPipeline:
     def score(
         self, prompt: GivenPrompt, steps: Sequence[str], *, config: RSDConfig | None = None
     ) -> list[float | None]:
-        """The PRM's rewards of an answer that is there already, whoever wrote it.
+        """The PRM's rewards for the steps of an existing answer, whoever wrote it.
 
         Args:
-            prompt: as of ``generate``.
-            steps: the answer's, as ``[step.text for step in generation.steps]``. White space and
-                ``config.step_delimiter`` at their ends are left out; a blank one has the reward before it.
+            prompt: as for ``generate``.
+            steps: the answer's steps, such as ``[step.text for step in generation.steps]``. White space and
+                ``config.step_delimiter`` at their ends are ignored; a blank step gets the reward before it.
             config: ``RSDConfig()`` by default.
 
         Returns:
-            A reward for each step; None from where the PRM's window has no room.
+            A reward for each step; None from the first one that does not fit the PRM's window.
 
         Raises:
-            RSDError: as ``generate``.
+            RSDError: as for ``generate``.
         """
         submit = self._submit(prompt, config, _ONE, steps=check_steps(steps))
         return [step.reward for step in EventStream(submit, owner=self).result().steps]
@@ -313,7 +313,7 @@ class RSDPipeline:
         output: Output = FREE,
         steps: tuple[str, ...] | None = None,
     ) -> Submit:
-        """Everything that can be checked in the caller's thread, then the way into the engine."""
+        """Check what can be checked in the caller's thread; return what submits the request to the engine."""
         check_timeout(timeout)
         if not isinstance(config, RSDConfig | None):
             raise ConfigError(f"config={config!r} is no RSDConfig.", hint="Write config=RSDConfig(...).")
@@ -343,10 +343,10 @@ class RSDPipeline:
             self._backend.target.check(output)
 
     def token_ids(self, text: str) -> list[int]:
-        """A text in the target's tokens, special ones never among them.
+        """A text in the target's tokens, special tokens never among them.
 
         Raises:
-            PromptError: it is no text that can be encoded.
+            PromptError: the text cannot be encoded.
             EngineClosedError: the pipeline was closed.
         """
         self._engine.check_open()
@@ -359,7 +359,7 @@ class RSDPipeline:
         """Length of a prompt in the target's tokens, its chat template (with variables) and tools included.
 
         Raises:
-            PromptError: the prompt is empty or malformed; ConfigError: the output is none.
+            PromptError: the prompt is empty or malformed; ConfigError: ``output`` is no ``Output``.
             EngineClosedError: the pipeline was closed.
         """
         self._engine.check_open()

@@ -11,8 +11,8 @@ __all__ = ["positions"]
 def positions(get: Callable[[str], Any]) -> int | None:
     """Positions the model was made for; None where its config names no number.
 
-    Some rotary embeddings change with the longest row of a batch; within their original length they
-    do not, and a request's result must not depend on its company.
+    Some rotary embeddings change with the longest row of a batch, but not within their original length,
+    and a request's result must not depend on the other rows.
 
     Args:
         get: a field of the (text) config by name, None where it has none.
@@ -23,6 +23,6 @@ def positions(get: Callable[[str], Any]) -> int | None:
         original = "original_max_position_embeddings"
         found.append(rope.get(original) or get(original))
     if get("attn_temperature_tuning") and (floor := get("floor_scale")):
-        # From there on Llama 4 scales by places that it asks the cache for, which knows none of single rows.
+        # From there on Llama 4 scales by positions from the cache, which does not know those of single rows.
         found.append(int(floor) - 1)
     return min((int(count) for count in found if count), default=None)

@@ -15,7 +15,7 @@ def check_prompt(prompt: Any) -> Prompt:
     """A prompt as the backends take it: text, or a list of plain message dicts.
 
     Raises:
-        PromptError: it is empty, no such thing, or holds text that cannot be encoded.
+        PromptError: it is empty, malformed, or holds text that cannot be encoded.
     """
     if isinstance(prompt, str):
         check_text(prompt, "the prompt")
@@ -82,16 +82,16 @@ def check_text(text: Any, name: str) -> None:
         raise PromptError(
             f"{name} has half a character at position {place}, the lone surrogate {text[place]!r}: "
             f"{text[max(0, place - 20) : place + 20]!r}.",
-            hint='Join the halves, or replace what has none: text.encode("utf-16", "surrogatepass")'
+            hint='Join the halves, or replace lone ones: text.encode("utf-16", "surrogatepass")'
             '.decode("utf-16", "replace").',
         ) from error
 
 
 def all_texts(value: Any, depth: int = DEEPEST) -> Iterator[str]:
-    """All strings in a structure: of a message those of its parts and calls too.
+    """All strings in a nested structure, such as a message with its parts and calls.
 
     Raises:
-        PromptError: it is nested deeper than whoever renders it could follow.
+        PromptError: it is nested too deep to be rendered.
     """
     if depth < 0:
         raise PromptError(f"a message is nested more than {DEEPEST} levels deep.", hint="Flatten it.")

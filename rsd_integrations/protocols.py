@@ -1,10 +1,10 @@
 """What a backend must do: the work RSD asks for, and the two protocols that carry it out.
 
-A backend for models in this process is a ``Writer`` (draft, target) and a ``Scorer`` (PRM). Each
-opens one session a request; a session holds that request's state in that model (tokens, caches) and
-is used by the engine thread alone. Work is done in rounds over many sessions at once, so that a
-batch never waits for its slowest row. ``rsd_integrations.testing`` has scripted ones to read;
-``rsd_integrations.conformance`` tests any, yours too.
+A backend for models in this process has a ``Writer`` each for draft and target, and a ``Scorer`` for
+the PRM. Each opens one session per request; a session holds that request's state in that model
+(tokens, caches) and is used by the engine thread alone. Work is done in rounds over many sessions at
+once, so that a batch never waits for its slowest row. ``rsd_integrations.testing`` has scripted
+backends to read as examples; ``rsd_integrations.conformance`` tests any backend, yours too.
 """
 
 from __future__ import annotations
@@ -49,16 +49,18 @@ __all__ = [
 NONE: Mapping[str, Any] = MappingProxyType({})
 """No variables of a chat template."""
 FREE = Output()
-"""Text and nothing else."""
+"""Free text: no tools, no schema."""
 
 
 class WindowFull(Exception):
-    """A session has no room left in its model's window. Ends an answer as "length"."""
+    """A session has no room left in its model's window. From a writer it ends the answer ("length"); from
+    the PRM it leaves the step without a reward.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How a token is drawn. ``draw`` gives the request's next uniform number in [0, 1)."""
+    """How a token is drawn. ``draw`` gives the next uniform number in [0, 1) of the session's own stream."""
 
     temperature: float
     top_p: float
@@ -72,7 +74,7 @@ class Sampling:
 class DraftStep:
     """Ask the draft for the next step of at most ``max_tokens`` tokens.
 
-    ``closing``: the answer ends with this step if it takes them all.
+    ``closing``: if the step takes all of these, the answer ends with it.
     """
 
     boundary: StepBoundary
@@ -83,7 +85,7 @@ class DraftStep:
 
 @dataclass(frozen=True, slots=True)
 class TargetStep:
-    """Ask the target for the next step. ``rejected``: the draft's, to guess tokens from."""
+    """Ask the target for the next step. ``rejected``: the draft's, whose tokens may serve as guesses."""
 
     boundary: StepBoundary
     max_tokens: int
@@ -94,12 +96,12 @@ class TargetStep:
 
 @dataclass(frozen=True, slots=True)
 class GuessStep:
-    """Ask the draft how it would go on behind ``tokens``, of a step that the target is writing, or of its
-    own that waits for a reward.
+    """Ask the draft how it would continue after ``tokens``: those of a step that the target is writing, or
+    of its own step that waits for a reward.
 
-    The answer's ``token_ids`` are ``count`` of its tokens at most, whatever step they would end; nothing else
-    of it counts, and nothing of it is committed. Behind its own step it draws them by ``sampling`` as it
-    would the next step's, so that it has them already if the step is kept; else it is greedy.
+    The answer's ``token_ids`` are at most ``count`` tokens, even past the end of a step; nothing else in the
+    answer counts, and nothing of it is committed. After the target's tokens the draft guesses greedily. After
+    its own step it draws by ``sampling``, as for the next step, and so has those tokens if the step is kept.
     """
 
     tokens: tuple[int, ...]
@@ -111,8 +113,8 @@ class GuessStep:
 class ScoreStep:
     """Ask the PRM for the reward of ``body`` as the next step.
 
-    ``body`` is the step's text without delimiter and outer white space. Empty: the reward of the
-    committed text's last step, which an empty continuation leaves as it is.
+    ``body`` is the step's text without delimiter and outer white space. If it is empty, the reward is
+    that of the last committed step, since nothing was added to it.
     """
 
     body: str
@@ -120,10 +122,10 @@ class ScoreStep:
 
 @dataclass(frozen=True, slots=True)
 class Together:
-    """Ask for several drafts or scores at once: of candidates for one place.
+    """Ask for several drafts or scores at once, of the candidates for one step.
 
-    ``candidates``: whose each piece is; a role has one session for each candidate. The answer is a list,
-    in which ``WindowFull`` stands for a candidate that does not fit.
+    ``candidates``: the candidate that each piece is for; a role has one session for each. The result is a
+    list, in which ``WindowFull`` stands for a candidate that does not fit.
     """
 
     pieces: tuple[DraftStep | ScoreStep, ...]
@@ -134,7 +136,7 @@ class Together:
 class Kept:
     """Tell all sessions which step was committed. It replaces whatever was in progress.
 
-    ``candidate``: whose it is, if the draft wrote several.
+    ``candidate``: the number of the best candidate, if the draft wrote several.
     """
 
     source: Source
@@ -155,8 +157,8 @@ class Written:
 
     ``end``: "delimiter", "eos", "stop" (a stop string; ``cut`` is its offset into ``text``, negative
     where it began in earlier steps), or "limit" (``max_tokens`` or the window).
-    ``vocabulary`` names the tokenizer of ``token_ids``: sessions of the same one take the ids as
-    they are, others encode the text.
+    ``vocabulary`` names the tokenizer of ``token_ids``: sessions with the same tokenizer take the ids
+    as they are, others encode the text.
     """
 
     text: str
@@ -167,7 +169,7 @@ class Written:
 
     @property
     def shown(self) -> str:
-        """The text before a stop string."""
+        """The text, up to a stop string if there is one."""
         return self.text if self.cut is None else self.text[: max(0, self.cut)]
 
 
@@ -190,13 +192,13 @@ class Tally:
         """Count tokens at positions ``start`` to ``start + count - 1``.
 
         Args:
-            window: of sliding-window attention; a token sees at most this many, itself included.
+            window: of sliding-window attention: a token sees at most this many tokens, itself included.
         """
         self.forwarded += count
         if window is None:
             self.pairs += count * start + count * (count + 1) // 2
         else:
-            # Those that see all before them, and those that see a whole window: prompts are long.
+            # No loop, as prompts are long: tokens that see all before them, then those with a full window.
             part = min(count, max(0, window - start))
             self.pairs += part * start + part * (part + 1) // 2 + (count - part) * window
 
@@ -206,8 +208,8 @@ class ModelInfo:
     """What accounting and messages need to know of a model.
 
     ``pair_flops``: 4 x layers x heads x head size, the attention cost of one (token, attended
-    token) pair. ``window``: most tokens a session can hold. ``sliding_window``: of the attention, where
-    all layers have one (with some full layers all are counted as full).
+    token) pair. ``window``: most tokens a session can hold. ``sliding_window``: of the attention, if all
+    layers have one (if some have full attention, all are counted so).
     """
 
     name: str
@@ -228,7 +230,7 @@ class WriterSession(Protocol):
     tally: Tally
     tags: ReasoningTags | None
     reader: CallReader | None
-    """Of the calls of the tools it was opened with; None without tools."""
+    """Reads calls of the tools that it was opened with; None without tools."""
 
     def begin(self, work: DraftStep | TargetStep | GuessStep) -> None:
         """Take a step to write; ``Writer.advance`` then writes it over some rounds."""
@@ -238,7 +240,7 @@ class WriterSession(Protocol):
     def wanted(self) -> int:
         """How many guesses of its next tokens a rewrite would take from the draft now; 0 for none.
 
-        None unless the rejected step was of this writer's vocabulary, for the draft's tokens are then too.
+        Always 0 unless the rejected step has this writer's vocabulary: only then do the draft's tokens fit.
         """
         ...
 
@@ -248,8 +250,8 @@ class WriterSession(Protocol):
 
     @property
     def goes_on(self) -> bool:
-        """Whether it can guess behind the step it has finished, before that is committed, and would keep
-        the guesses: the text does not depend on them.
+        """Whether it can write on after the step it has finished, before that is committed, and would use
+        what it wrote if the step is kept. The text does not depend on this.
         """
         ...
 
@@ -285,7 +287,7 @@ class Speaker(Protocol):
         ...
 
     def looks_at(self, variable: str) -> bool:
-        """Whether its chat template looks at a variable."""
+        """Whether its chat template uses a variable."""
         ...
 
     def open(
@@ -293,8 +295,8 @@ class Speaker(Protocol):
     ) -> WriterSession:
         """Render and encode a prompt and its tools, with variables of the chat template. Runs no model.
 
-        What the output forbids is never written; that state goes back with a rejected step and goes
-        on behind the committed one, as the caches do.
+        What ``output`` forbids is never written; the state of that constraint rolls back with a rejected
+        step and continues after the committed one, as the caches do.
 
         Raises:
             PromptError: the prompt cannot be rendered. The window is the engine's to check.
@@ -302,7 +304,7 @@ class Speaker(Protocol):
         ...
 
     def check(self, output: Output) -> None:
-        """Refuse an output that it cannot write. Any thread.
+        """Refuse an output that it cannot write. May be called from any thread.
 
         Raises:
             ConfigError: the chat template takes no tools, or a schema cannot be enforced.
@@ -310,11 +312,11 @@ class Speaker(Protocol):
         ...
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """A text in this model's tokens, special ones never among them. Any thread."""
+        """A text in this model's tokens, special tokens never among them. May be called from any thread."""
         ...
 
     def count(self, prompt: Prompt, output: Output = FREE, variables: Mapping[str, Any] = NONE) -> int:
-        """Length of a prompt rendered likewise. Any thread.
+        """Length in tokens of a prompt, rendered as by ``open``. May be called from any thread.
 
         Raises:
             PromptError: the prompt cannot be rendered.
@@ -326,11 +328,11 @@ class Writer(Speaker, Protocol):
     """A draft or target model in this process."""
 
     def advance(self, sessions: Sequence[WriterSession]) -> Sequence[Written | Exception | None]:
-        """One round for these sessions, which all have begun a step: a token each, or a few where many rounds
-        would be much slower.
+        """Run one round for these sessions, which all have begun a step: a token each, or a few where many
+        rounds would be much slower.
 
         Returns:
-            For each session the finished step, None while it goes on, or what failed.
+            For each session its finished step, None while the step goes on, or the error that ended it.
         """
         ...
 
@@ -361,8 +363,8 @@ class ScorerSession(Protocol):
 class Scorer(Protocol):
     """A process reward model.
 
-    One whose work is done elsewhere (another machine, other threads) may say so by ``elsewhere = True``: then
-    steps are not gathered for it, and the draft writes on behind them while ``score`` answers None.
+    One whose work is done elsewhere (another machine, other threads) may set ``elsewhere = True``: then steps
+    do not wait to be scored together, and the draft writes on after its step while ``score`` answers None.
     """
 
     info: ModelInfo
@@ -374,10 +376,10 @@ class Scorer(Protocol):
     def score(
         self, sessions: Sequence[ScorerSession], work: Sequence[ScoreStep]
     ) -> Sequence[Scored | Exception | None]:
-        """One round of scoring a step for each session, as one batch.
+        """Run one round of scoring a step for each session, as one batch.
 
         Returns:
-            For each session the score, None while it goes on, or what failed.
+            For each session its score, None while scoring goes on, or the error that ended it.
         """
         ...
 
@@ -388,8 +390,8 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """The three models of a pipeline. ``max_batch_size``: most requests at work at once, each of several
-    candidates counted.
+    """The three models of a pipeline. ``max_batch_size``: most requests at work at once; one with several
+    candidates counts once for each of them.
     """
 
     draft: Writer

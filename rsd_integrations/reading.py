@@ -1,4 +1,4 @@
-"""Committed steps as they are read: the answer's text, its thinking, its calls."""
+"""Reads committed steps: which of their text is answer, which is thinking, which is a call."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ __all__ = ["Outcome", "Reading", "check_thoughts"]
 
 @dataclass(slots=True)
 class Outcome:
-    """What the story came to. ``delta``, ``reasoning_delta`` and ``late_calls`` were not yet part of an
-    event.
+    """How the answer turned out. ``delta``, ``reasoning_delta`` and ``late_calls``: what was held back until
+    its end, and is in no event yet.
     """
 
     finish_reason: FinishReason = "stop"
@@ -40,18 +40,18 @@ class Outcome:
 
 
 def check_thoughts(tags: Mapping[Role, ReasoningTags | None]) -> None:
-    """Refuse models of which some begin their answers in the middle of their thinking and some do not, or
-    that mark it in different ways: what one writes the other could not go on with.
+    """Refuse models that could not continue each other's text: one begins its answer in the middle of its
+    thinking and the other does not, or they mark thinking in different ways.
 
     Raises:
-        ConfigError: they differ so.
+        ConfigError: they differ in this.
     """
     opened = [role for role, found in tags.items() if found is not None and found.open_in_prompt]
     if opened and len(opened) < len(tags):
         others = " and ".join(role for role in tags if role not in opened)
         raise ConfigError(
             f"the prompt of the {opened[0]} ends within its thinking, that of the {others} does not: they "
-            "would not write one text.",
+            "could not continue each other's text.",
             hint="Take two models that think alike, give both tokenizers one chat_template, or set "
             "chat_template_kwargs.",
         )
@@ -59,13 +59,14 @@ def check_thoughts(tags: Mapping[Role, ReasoningTags | None]) -> None:
     if len({*marks.values()}) > 1:
         told = " and ".join(f"the {role} {''.join(mark)!r}" for role, mark in marks.items())
         raise ConfigError(
-            f"the models mark their thinking in different ways: {told}. They would not write one text.",
+            f"the models mark their thinking in different ways: {told}. They could not continue each other's "
+            "text.",
             hint="Take two models that think alike, or give one a chat_template without such marks.",
         )
 
 
 class Reading:
-    """Committed text as it is read: what may be shown, what is thought, what is called."""
+    """Sorts committed text into what may be shown, what is thought and what is called."""
 
     def __init__(
         self, config: RSDConfig, tags: ReasoningTags | None, output: Output, reader: CallReader | None
@@ -90,7 +91,7 @@ class Reading:
         return self._read(text)
 
     def finish(self) -> None:
-        """Give out what was held back."""
+        """Release what was held back into ``outcome``."""
         outcome = self.outcome
         outcome.delta, outcome.reasoning_delta, outcome.late_calls = self._read(
             self._held.finish(), final=True
@@ -107,7 +108,7 @@ class Reading:
                 read = self._reader.read(call)
                 delta += call if read is None else ""
                 found += read or ()
-        if self.single:  # Of a list of calls, too.
+        if self.single:  # One call in all, even if the model wrote a list of them.
             found = found[: 1 - len(self.outcome.calls)]
         self.outcome.text += delta
         self.outcome.reasoning = (self.outcome.reasoning or "") + reasoning

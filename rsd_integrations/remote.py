@@ -1,8 +1,8 @@
 """What a backend of servers must do: the same work, awaited.
 
-A backend for models in this process works in rounds (``protocols.Writer``); one over servers is asked for a
-step of one request at a time and may take as long as it likes, for any number of requests side by side.
-Sessions are the same. All of it runs on the engine's event loop, unless said otherwise.
+A backend for models in this process works in rounds (``protocols.Writer``); one of servers is asked for each
+step by itself, for any number of requests side by side, and may take as long as it likes. Sessions are the
+same. All of it runs on the engine's event loop, unless said otherwise.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ __all__ = ["RemoteBackend", "RemoteScorer", "RemoteWriter"]
 
 
 class RemoteWriter(Speaker, Protocol):
-    """A draft or target model behind servers. Sessions want no guesses; ``open`` asks no server."""
+    """A draft or target model behind servers. Its sessions want no guesses; its ``open`` asks no server."""
 
     async def write(self, session: WriterSession) -> Written:
-        """The step that the session has begun. Cancelled, the session is good for closing only.
+        """The step that the session has begun. If this is cancelled, the session can only be closed.
 
         Raises:
             RSDError: it failed.
@@ -36,9 +36,9 @@ class RemoteWriter(Speaker, Protocol):
         ...
 
     def go_on(self, session: WriterSession) -> None:
-        """Write on in the background, behind a step that waits for its reward. The session goes on, and has
-        begun a ``GuessStep`` that says how far; its next step begins with what was written, or it is
-        committed another's and forgets it.
+        """Write on in the background, after a step that waits for its reward. The session's ``goes_on`` was
+        true, and it has begun a ``GuessStep``, which says how far. If the step is kept, the next one begins
+        with what was written; if another is committed in its place, that is forgotten.
         """
         ...
 

@@ -13,7 +13,7 @@ __all__ = ["reward_of", "score_steps"]
 
 
 def reward_of(scored: Any, index: int, step: str) -> tuple[float | None, int]:
-    """A step's reward, None where the PRM has no room for the step, and the tokens that were read of it.
+    """A step's reward (None where the PRM has no room for it) and how many tokens the PRM read for it.
 
     Args:
         scored: as a scorer gave it.
@@ -21,7 +21,7 @@ def reward_of(scored: Any, index: int, step: str) -> tuple[float | None, int]:
         step: its text.
 
     Raises:
-        RewardError: the scorer gave something else.
+        RewardError: the scorer gave no ``Scored`` with a reward in [0, 1].
     """
     if isinstance(scored, WindowFull):
         return None, 0
@@ -43,13 +43,13 @@ def reward_of(scored: Any, index: int, step: str) -> tuple[float | None, int]:
 def score_steps(
     steps: Sequence[str], delimiters: tuple[str, ...]
 ) -> Generator[Work | Kept, Any, list[float | None]]:
-    """The story of steps that are there already: each is scored and kept. Driven as ``algorithm.rsd`` is.
+    """The story of existing steps: each is scored and kept. Driven as ``algorithm.rsd`` is.
 
-    A step of white space leaves the reward as it is. Behind one that the PRM has no room for nothing is
-    scored any more.
+    A blank step has the reward of the step before it, 0 at the start. After a step that the PRM has no
+    room for nothing more is scored.
 
     Returns:
-        A reward (float) for each step, None where there is no room.
+        A reward (float) for each step, None where there was no room.
 
     Raises:
         RewardError: a reward is NaN or outside [0, 1].

@@ -35,8 +35,9 @@ class Unbroken:
     """A part of an answer that no delimiter cuts: a call of a tool, a JSON document.
 
     It lasts from ``opening`` ("": the answer's start) to the end of ``closing`` ("": the answer's
-    end), which ends the step. ``leading``: only where the answer begins with ``opening``. ``behind``: only
-    where the answer begins with this is there an ``opening`` to wait for; otherwise it lasts from the start.
+    end), which ends the step. ``leading``: there is such a part only if the answer begins with ``opening``.
+    ``behind``: if the answer begins with this markup, the part begins at ``opening``, which comes later;
+    otherwise it lasts from the answer's start.
     """
 
     opening: str = ""
@@ -59,7 +60,7 @@ class Unbroken:
             return start
         body = len(text) - len(text.lstrip())
         if self.behind and blank and not text.startswith(self.behind, body):
-            return -1 if self.behind.startswith(text[body:]) else start  # It may yet become the markup.
+            return -1 if self.behind.startswith(text[body:]) else start  # It may yet become that.
         if self.leading:
             return body if blank and body >= start and text.startswith(self.opening, body) else -1
         return text.find(self.opening, start)
@@ -72,12 +73,12 @@ class StepBoundary:
     Args:
         delimiters: strings that end a step once it holds more than white space.
         stop: strings that end the answer.
-        tail: the end of the committed text, at least as long as the longest stop string or marker of
-            an unbroken part or of the thinking less one.
+        tail: the end of the committed text, at most one character shorter than the longest stop string or
+            marker (of an unbroken part or of the thinking).
         unbroken: what delimiters do not cut.
         inside: the step begins within such a part.
         blank: nothing but white space was committed.
-        thoughts: the markup of thinking that may begin here, or is open; stop strings do not count within.
+        thoughts: the markup of thinking that may begin here, or is open; stop strings within are ignored.
     """
 
     delimiters: tuple[str, ...]
@@ -90,7 +91,7 @@ class StepBoundary:
 
     @property
     def last(self) -> frozenset[str]:
-        """The characters of which one completes whatever ends a step."""
+        """The last characters of all strings that can end a step: no step ends without one of them."""
         closing = () if self.unbroken is None else (self.unbroken.closing,)
         return frozenset(string[-1] for string in (*self.delimiters, *self.stop, *closing) if string)
 
@@ -99,7 +100,7 @@ class StepBoundary:
 
         Args:
             text: the whole step so far.
-            checked: length of the prefix that was searched before, without a find.
+            checked: length of the prefix that was searched before without finding a cut.
         """
         if stop := self._find_stop(text, checked):
             return stop
@@ -122,7 +123,7 @@ class StepBoundary:
         return start >= 0 and self._find_closing(joined, start, len(text)) is None
 
     def thoughts_behind(self, text: str) -> ReasoningTags | None:
-        """The ``thoughts`` of the next step, to which all of this one is prompt; None where they are over."""
+        """``thoughts`` for the next step, which follows this whole one; None if the thinking is over."""
         if self.thoughts is None:
             return None
         joined = self.tail + text
@@ -158,8 +159,8 @@ class StepBoundary:
             reach = len(string) - 1
             searched = max(0, offset + checked - reach)
             position = joined.find(string, searched, start + reach)
-            if position < 0:  # Behind the thinking nothing was searched before it was over.
-                # Its closing markup is no part of the answer, but may be a stop string itself.
+            if position < 0:  # Not before the thinking, so after it.
+                # Its closing markup is no part of the answer, but a stop string may begin with it.
                 own = string.startswith(closing) and joined.startswith(string, end)
                 position = end if own else joined.find(string, max(behind, searched))
             if position >= 0:
@@ -167,7 +168,7 @@ class StepBoundary:
         return Cut("stop", min(found) - offset) if found else None
 
     def _thinking(self, joined: str) -> tuple[int, int]:
-        """Where in tail and text thoughts begin and end, markup aside; their end where there are none."""
+        """Where thoughts begin and end in ``joined``, markup aside; its length for what is not there."""
         nowhere, tags = len(joined), self.thoughts
         if tags is None:
             return nowhere, nowhere
@@ -183,7 +184,7 @@ class StepBoundary:
     def _find_delimiter(self, text: str, checked: int) -> Cut | None:
         body = len(text) - len(text.lstrip())
         for delimiter in self.delimiters:
-            # A delimiter of white space right at the start separates nothing from nothing.
+            # A delimiter of white space at the very start separates nothing.
             start = max(body if delimiter.isspace() else 0, checked - len(delimiter) + 1)
             if text.find(delimiter, start) >= 0:
                 return Cut("delimiter", len(text))
@@ -192,7 +193,7 @@ class StepBoundary:
 
 @dataclass(slots=True)
 class HoldBack:
-    """Gives out committed text except an end that may yet become a stop string."""
+    """Passes committed text on, except for an end that may yet become a stop string."""
 
     stop: tuple[str, ...]
     _held: str = ""
@@ -216,8 +217,8 @@ class HoldBack:
 class CallSplitter:
     """Splits growing answer text into what is said and what is a call of a tool.
 
-    White space next to a call belongs to neither; a line break stands for it between what is said before and
-    behind. Nothing else is changed.
+    White space next to a call belongs to neither: a line break replaces it between the text before and after
+    the call. Nothing else is changed.
     """
 
     def __init__(self, unbroken: Unbroken) -> None:

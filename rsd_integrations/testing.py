@@ -9,9 +9,9 @@ r"""Scripted models for tests, ours and yours: no weights, the real engine and t
     )
     assert pipe.generate("2 + 2?").text == "2 + 2 = 4.\n\nSo \\boxed{4}."
 
-A token is one character. The end of sequence follows the last scripted step, and any that completes no
-delimiter: such a step ends the answer. What a script says behind a step's end (a delimiter, a tool call) is
-left out: make it the next step.
+A token is one character. The end-of-sequence token follows the last scripted step, and any step that
+completes no delimiter: such a step ends the answer. What a script has after the end of a step (a delimiter,
+a tool call) is dropped: make it the next step.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ StepScript = Sequence[str] | Callable[..., "str | Exception | None"]
 with a fourth parameter is also given the ``Output`` that was asked for."""
 
 RewardScript = Sequence[float] | Callable[[Prompt, int, str], float]
-"""The n-th step's reward (the last one goes on), or (prompt, step index, step) -> reward."""
+"""The n-th step's reward (the last one is repeated), or (prompt, step index, step) -> reward."""
 
 
 def scripted_pipeline(
@@ -130,7 +130,7 @@ class _WriterSession:
         return False
 
     def guess(self, tokens: Sequence[int]) -> None:
-        """A script guesses nothing."""
+        """A script needs no guesses."""
 
     def begin(self, work: DraftStep | TargetStep | GuessStep) -> None:
         assert not isinstance(work, GuessStep), "no scripted target wants guesses"
@@ -212,7 +212,7 @@ class ScriptedWriter:
         return self._script[index] if index < len(self._script) else None
 
     def looks_at(self, variable: str) -> bool:
-        """A script may take any for granted."""
+        """A script may use any."""
         return True
 
     def open(

@@ -1,4 +1,4 @@
-"""The thinking of a reasoning model, told from its answer: pure text work."""
+"""The thinking of a reasoning model, told apart from its answer: pure text work."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def overlap(text: str, string: str) -> int:
 class ReasoningTags:
     """The markup a reasoning model puts around its thinking.
 
-    ``open_in_prompt``: the rendered prompt ends inside the thinking already. ``answer`` and ``end``: what the
-    answer lies between. ``lead``: thoughts and answer are messages, and this is before each but the first,
-    whose own a prompt ends with.
+    ``open_in_prompt``: the rendered prompt ends inside the thinking already. ``answer`` and ``end``: markup
+    around the answer, if it has any. ``lead``: if thoughts and answer are messages of their own, what each
+    begins with; the prompt ends with that of the first.
     """
 
     opening: str = "<think>"
@@ -33,10 +33,10 @@ class ReasoningTags:
 
 
 class ReasoningSplitter:
-    """Splits growing text into answer and reasoning; what it returns is certain.
+    """Splits growing text into answer and reasoning; what it returns never has to be taken back.
 
     One block of thinking at the very start counts as reasoning. White space next to a tag belongs
-    to neither side; what marks the answer behind it neither.
+    to neither side, and so does markup around the answer that follows.
     """
 
     def __init__(self, tags: ReasoningTags | None) -> None:
@@ -98,17 +98,17 @@ class ReasoningSplitter:
 
 
 class _Marked:
-    """Takes growing answer text from between its own marks, where it begins with the first."""
+    """Strips growing answer text of the marks around it, if it begins with the first."""
 
     def __init__(self, opening: str, closing: str) -> None:
         self._opening: str | None = opening
         self._closing = closing
         self._behind = False
-        """Only white space is behind the second mark."""
+        """The second mark is past, and only white space has followed it."""
         self._pending = ""
 
     def push(self, text: str, *, final: bool) -> str:
-        """What is certain of it, less the marks and the white space beside the second."""
+        """Take more text, return what is certain, without the marks and the white space beside the second."""
         self._pending += text
         if self._opening is not None:
             body = self._pending.lstrip()

@@ -34,7 +34,7 @@ ROLES: tuple[Role, ...] = get_args(Role)
 Source = Literal["draft", "target"]
 FinishReason = Literal["stop", "tool_calls", "length", "cancelled"]
 DEEPEST = 100
-"""Levels of lists and mappings in a message, a tool or a schema."""
+"""Most levels of nested lists and mappings in a message, a tool or a schema."""
 
 Message = dict[str, object]
 """One chat turn, as chat templates take it: "role", "content", perhaps "tool_calls" and others."""
@@ -43,7 +43,7 @@ Prompt = str | list[Message]
 """A lone text (one user turn where the models have chat templates) or a chat."""
 
 GivenPrompt = str | Sequence[Mapping[str, object]]
-"""The same as callers have it: a chat may be any sequence of mappings."""
+"""A prompt as callers may pass it: a chat may be any sequence of mappings."""
 
 
 class _Frozen(BaseModel):
@@ -56,7 +56,7 @@ class Candidate(_Frozen):
 
     text: str
     reward: float | None = None
-    """The PRM's; None before it is known, and where the PRM has no room for the step."""
+    """The PRM's reward; None before it is known, and where the PRM has no room for the step."""
 
 
 @documented
@@ -73,19 +73,19 @@ class Step(_Frozen):
     """The PRM's reward of the draft's step; None where no PRM ran (draft only, target only, no room left in
     its window)."""
     acceptance_probability: float
-    """omega(reward); without a reward 1.0 in draft only, else 0.0."""
+    """omega(reward). Without a reward: 1.0 if the draft writes alone, else 0.0."""
     text: str
     """The committed text, its delimiter included."""
     rejected_text: str | None = None
     """The draft's step that the target's text replaced."""
     candidates: tuple[Candidate, ...] = ()
-    """All that the draft wrote, where ``draft_candidates`` is above 1; the draft's step is the best."""
+    """All candidates, where ``draft_candidates`` is above 1; the draft's step is the best of them."""
     draft_tokens: int = 0
-    """Tokens the draft wrote for this step, kept or not, of all candidates."""
+    """Tokens the draft wrote for this step in all candidates, kept or not."""
     target_tokens: int = 0
     """Tokens the target wrote for this step."""
     scored_tokens: int = 0
-    """Tokens of the draft's step as the PRM read them, its separators included; of all candidates."""
+    """Tokens of all candidates as the PRM read them, its separators included."""
     draft_ms: float = 0.0
     """Milliseconds from asking for the draft's step to having it, waiting included."""
     score_ms: float = 0.0
@@ -99,14 +99,14 @@ class ToolCall(_Frozen):
     """A call of a tool that the model asks for."""
 
     id: str
-    """Nine letters and digits, drawn afresh."""
+    """Nine random letters and digits."""
     name: str
     arguments: dict[str, Any]
 
 
 @documented
 class InvalidToolCall(_Frozen):
-    """Text in the markup of a call that is none."""
+    """Text marked up as a tool call that is not a valid one."""
 
     id: str
     name: str | None
@@ -114,7 +114,7 @@ class InvalidToolCall(_Frozen):
     arguments: str
     """The arguments as written, or else the whole text."""
     text: str
-    """All that was written."""
+    """The whole text of the call as written, markup included."""
     error: str
     """What is wrong with it."""
 
@@ -153,10 +153,10 @@ class RoleUsage(_Frozen):
     generated: int = 0
     """Tokens written (draft, target) or step tokens scored (PRM), discarded ones included."""
     discarded: int = 0
-    """Those of them that a rejection or a cancel threw away."""
+    """How many of these a rejection or a cancel threw away."""
     forwarded: int = 0
-    """Tokens that went through the model: prompt, catch-up and generated. A draft may write on in vain while
-    others are waited for, so company may change this a little, and ``flops.total`` with it."""
+    """Tokens that went through the model: prompt, catch-up and generated. A draft that waits for the others
+    may write on in vain, so concurrent requests may change this a little, and ``flops.total`` with it."""
     flops: FLOPs = FLOPs()
 
 
@@ -195,16 +195,17 @@ class Generation(_Frozen):
     tool_calls: tuple[ToolCall, ...] = ()
     """Calls of tools that were given, in the order written."""
     invalid_tool_calls: tuple[InvalidToolCall, ...] = ()
-    """What looked like calls and was none."""
+    """What looked like calls but is not valid."""
     steps: tuple[Step, ...] = ()
     usage: Usage = Usage()
     finish_reason: FinishReason
-    """"stop": end of sequence or stop string; "tool_calls": the same, behind a valid call;
-    "length": a limit was reached; "cancelled", with a ``usage`` of zeros if it was never begun."""
+    """"stop": end of sequence or stop string; "tool_calls": the same, after a valid call;
+    "length": a limit was reached; "cancelled": with a ``usage`` of zeros if the request never began."""
     seed: int
-    """The seed that reproduces this generation (in half precision up to rounding, which company changes)."""
+    """The seed that reproduces this generation (in half precision up to rounding, which depends on the
+    requests that share a batch)."""
     threshold: float | None
-    """The threshold that was in force; None where the weighting knows none."""
+    """The threshold that was in force; None where the weighting uses none."""
 
     @property
     def acceptance_rate(self) -> float | None:
@@ -217,13 +218,13 @@ class StepEvent(_Frozen):
     """Something that happened to a step. ``generate`` is a fold over these."""
 
     type: Literal["proposed", "scored", "accepted", "rejected", "committed", "finished"]
-    """In this order for each step; "accepted" or "rejected"; "finished" once, at the end. What did not
+    """In this order for each step; either "accepted" or "rejected"; "finished" once, at the end. What did not
     happen is left out: no PRM, no "scored"; no draft, no "proposed"."""
     index: int
     """The step's position; for "finished" the number of steps."""
     source: Source | None = None
-    """Who wrote ``text``. In target only each step is "rejected" with no text of the draft's, which did not
-    run."""
+    """Which model wrote ``text``. Where the target writes alone each step is "rejected", with an empty
+    ``text`` because no draft ran."""
     text: str = ""
     """proposed, scored, accepted, rejected: the draft's step; committed: the committed step. Of several
     candidates it is the first in "proposed" and the best from "scored" on."""
@@ -241,7 +242,8 @@ class StepEvent(_Frozen):
     step: Step | None = None
     """committed: the whole step."""
     final: bool = False
-    """committed: no step follows this one (a cancel can still end an answer before it is said)."""
+    """committed: no step follows this one. An answer that is cancelled, or that outgrows a model's window,
+    may end without this."""
     generation: Generation | None = None
     """finished: the whole answer."""
     elapsed_ms: float = 0.0
@@ -250,10 +252,11 @@ class StepEvent(_Frozen):
 
 @documented
 class RequestCounts(_Frozen):
-    """What a pipeline has to do at a moment."""
+    """How busy a pipeline is at one moment."""
 
     running: int
-    """Requests at work. In this process each of several ``draft_candidates`` takes the room of one."""
+    """Requests at work. With models in this process, each of a request's ``draft_candidates`` takes up as
+    much of ``max_batch_size`` as a request."""
     waiting: int
     """Requests that wait for their turn."""
     max_batch_size: int

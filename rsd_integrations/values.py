@@ -25,11 +25,11 @@ _TOO_DEEP = "it is nested too deep"
 _JOINED = ("$ref", "anyOf", "oneOf", "allOf")
 _NOT_READ = object()
 _MOST_BRANCHES = 1024
-"""Unions in unions, from which anything is taken."""
+"""Alternatives of a schema (unions within unions), above which any value is taken."""
 _QUOTED = r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')"""
 """A text in quotes."""
 _PIECES = re.compile(_QUOTED + r"""|([\[({])|([\])}])|(,)|[^\[\](){}"',]+""", re.DOTALL)
-"""Of a literal: a text in quotes, what opens a list or an object, what closes it, a comma, all else."""
+"""A piece of a literal: a text in quotes, a bracket that opens, one that closes, a comma, or all else."""
 _KINDS: dict[type, str] = {
     bool: "boolean",
     int: "integer",
@@ -43,16 +43,16 @@ _KINDS: dict[type, str] = {
 _BARE = re.compile(_QUOTED + r"|([\w.$+-]+)(\s*:)?", re.DOTALL)
 """A text in quotes, or a word without any, perhaps a key."""
 _NO_ESCAPE = re.compile(r"""\\(\\|['"abfnrtv0-7xNuU\n])|\\""")
-"""A backslash, and what it makes something else of."""
+"""A backslash, with the character that it escapes if it is a known escape."""
 _PYTHON = re.compile(_QUOTED + r"|\b(true|false|null)\b", re.DOTALL)
 """A text in quotes, or a word of JSON's that Python spells otherwise."""
 
 
 def read_json(text: str) -> Any:
-    """A JSON document. Python's own parser takes NaN and makes infinities, which are no JSON.
+    """A JSON document. Unlike Python's own parser this takes no NaN or infinity, which are not JSON.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is no JSON document.
     """
     try:
         return json.loads(text, parse_float=_finite, parse_constant=_finite)
@@ -74,10 +74,10 @@ def read_first(text: str) -> tuple[Any, str]:
 
 
 def read_value(text: str, allowed: frozenset[str], words: Mapping[str, Any]) -> Any:
-    """What was written without quotes, where strings and all else look alike.
+    """The value of a text written without quotes, where strings and all else look alike.
 
     Args:
-        allowed: JSON types that it may have; none: any.
+        allowed: JSON types that it may have; if empty, any.
         words: how true, false and null may be spelled.
     """
     if allowed == {"string"}:
@@ -87,20 +87,20 @@ def read_value(text: str, allowed: frozenset[str], words: Mapping[str, Any]) -> 
         return text
     if allowed and "string" not in allowed:
         return value
-    # Whatever is not what its schema says, or is a string in quotes that nobody asked for, is text.
+    # What is none of the allowed types is text; so is a string in quotes, which nobody asked for.
     kind = _KINDS[type(value)]
     named = kind in allowed or (kind == "integer" and "number" in allowed)
     return value if kind != "string" and (named or not allowed) else text
 
 
 def read_literal(text: str, words: Mapping[str, Any]) -> Any:
-    """What was written as JSON or Python has it, strings in quotes.
+    """The value of a literal of JSON or Python, with strings in quotes.
 
     Args:
         words: how true, false and null may be spelled.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is no literal.
     """
 
     def spelled(found: re.Match[str]) -> str:
@@ -114,16 +114,16 @@ def read_literal(text: str, words: Mapping[str, Any]) -> Any:
     if value is not _NOT_READ:
         return value
     if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
-        return text[1:-1]  # Some templates put quotes around a text as it is.
+        return text[1:-1]  # Some templates put quotes around a text without escaping it.
     raise ValueError(f"{text[:40]!r} is no value")
 
 
 def requoted(text: str, quotes: str) -> str:
-    """A text with JSON's quotes in place of these, and around keys that have none."""
+    """A text in which what stands between these quotes is written as JSON strings."""
     parts = text.split(quotes)
     for place in range(1, len(parts) - 1, 2):
         parts[place] = json.dumps(parts[place])
-    if len(parts) % 2 == 0:  # One is not closed.
+    if len(parts) % 2 == 0:  # The last quote is not closed.
         parts[-1] = quotes + parts[-1]
     return "".join(parts)
 
@@ -141,7 +141,7 @@ def literal_end(text: str, start: int) -> int:
 
 
 def branches(schema: Any, root: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The schemas of which a value has to follow one: without references and unions at their top.
+    """A schema's alternatives, one of which a value has to follow: without references and unions at the top.
 
     Args:
         root: what references refer to.
@@ -156,7 +156,7 @@ def _branches(
 
     Args:
         seen: references that led here.
-        known: what references were found to be.
+        known: references that were resolved before.
     """
     if not isinstance(schema, Mapping):
         return [{}]
@@ -176,7 +176,7 @@ def _branches(
 
 
 def kinds(branch: Mapping[str, Any]) -> frozenset[str]:
-    """The JSON types that a schema's values have; none where it does not say."""
+    """The JSON types that a schema's values have; an empty set where it does not say."""
     if "const" in branch or isinstance(branch.get("enum"), list):
         given = [branch["const"]] if "const" in branch else branch["enum"]
         return frozenset(_KINDS.get(type(value), "string") for value in given)
@@ -193,7 +193,9 @@ def _each(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> list[dic
 
 
 def _both(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    """A schema of values that follow both, as far as they speak of different things."""
+    """A schema of values that follow both; where both have the same keyword, the second's counts, except
+    that properties and required ones are joined.
+    """
     both = {**first, **second}
     parts = first.get("properties"), second.get("properties")
     if isinstance(parts[0], Mapping) and isinstance(parts[1], Mapping):
@@ -205,7 +207,7 @@ def _both(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
 
 
 def _referred(reference: str, root: Any) -> Any:
-    """What a reference within a schema refers to; nothing in particular where that is not there."""
+    """What a reference within a schema refers to; where that is missing, what allows any value."""
     if not reference.startswith("#"):
         return {}
     for part in filter(None, reference[1:].split("/")):
@@ -222,8 +224,8 @@ def _unquoted(text: str, words: Mapping[str, Any]) -> Any:
         pass
     if not text.startswith(("[", "{", "(", "'", '"')):
         return _NOT_READ
-    # As Python's str writes lists and objects, which some templates call. Python would warn of what escapes
-    # nothing.
+    # Some templates write lists and objects by Python's str. Backslashes that escape nothing are doubled, as
+    # Python would warn of them.
     text = _NO_ESCAPE.sub(lambda found: found[0] if found[1] else r"\\", text)
     try:
         return _plain(ast.literal_eval(_PYTHON.sub(_as_python, text)))
@@ -236,7 +238,7 @@ def _as_python(found: re.Match[str]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """The same as JSON has it.
+    """A Python value as JSON has it: tuples become lists.
 
     Raises:
         ValueError: JSON has no such thing.

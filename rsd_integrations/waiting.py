@@ -17,7 +17,7 @@ _SIGNALS = 0.1
 
 
 def wait_for_item(items: SimpleQueue[Item]) -> Item:
-    """The next of a queue, once it is there."""
+    """The next item of a queue, once there is one."""
     while True:
         try:
             return items.get(timeout=_at_a_stretch())
@@ -26,14 +26,14 @@ def wait_for_item(items: SimpleQueue[Item]) -> Item:
 
 
 def wait_for_end(thread: Thread) -> None:
-    """Until a thread has ended."""
+    """Wait until a thread has ended."""
     thread.join(_at_a_stretch())
     while thread.is_alive():
         thread.join(_at_a_stretch())
 
 
 def wait_for_result(future: Future[Item]) -> Item:
-    """Of work that another thread does.
+    """The result of work that another thread does.
 
     Raises:
         BaseException: what the work raised.
@@ -43,12 +43,12 @@ def wait_for_result(future: Future[Item]) -> Item:
             pass
         return future.result()
     finally:
-        del future  # What it raises would hold it, and be held by it.
+        del future  # The traceback of what it raises would hold it, and it holds what it raises.
 
 
 def _at_a_stretch() -> float | None:
-    """Seconds to wait; None: for good.
+    """Seconds to wait at a time; None: without limit.
 
-    On Windows no signal ends a wait (before Python 3.14). Signals are the main thread's alone.
+    On Windows no signal ends a wait (before Python 3.14). Only the main thread receives signals.
     """
     return _SIGNALS if os.name == "nt" and current_thread() is main_thread() else None

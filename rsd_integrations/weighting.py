@@ -70,7 +70,7 @@ def acceptance_probability(weighting: Weighting, reward: float) -> float:
     """
     try:
         probability = float(weighting(reward))
-    # Whatever it raises, SystemExit too: it runs on the thread that serves all requests.
+    # Whatever it raises, even SystemExit: it runs on the thread that serves all requests.
     except BaseException as error:
         raise RewardError(
             f"the weighting failed for reward {reward!r}: {type(error).__name__}: {error}.",

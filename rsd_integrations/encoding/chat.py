@@ -27,7 +27,7 @@ __all__ = ["chat_template_text", "control_tokens", "message_text", "render_chat"
 _OPEN, _CLOSE, _EDGE = "\ue0f0", "\ue0f1", "\ue0f2"
 _MARKS = str.maketrans("", "", _OPEN + _CLOSE + _EDGE)
 _ESCAPED = re.compile("|".join(re.escape(f"\\u{ord(mark):04x}") for mark in (_OPEN, _CLOSE, _EDGE)))
-"""As Python's repr and ASCII JSON write them, where a template shows a tool by these."""
+"""The marks as Python's repr and ASCII JSON write them: some templates show tools that way."""
 
 _LOOKED_UP = frozenset(
     ("role", "content", "name", "type", "id", "function", "functions", "tool", "tools", "tool_calls")
@@ -46,7 +46,8 @@ def control_tokens(tokenizer: Any) -> frozenset[str]:
 def message_text(message: Message) -> str:
     """A message's content as text; lists of text parts are joined, no content is "".
 
-    Parts begin a new line each, or "12" and "5" would be "125"; an assistant's are one text.
+    Each part begins a new line, or "12" and "5" would become "125"; an assistant's parts are joined as one
+    text.
 
     Raises:
         PromptError: the content has parts that are not text.
@@ -91,8 +92,8 @@ def render_chat(
 
     Args:
         tokenizer: a transformers tokenizer.
-        messages: chat turns; lists of text parts are flattened, calls that the template refuses are
-            written as more templates take them (see ``ways_to_write``).
+        messages: chat turns; lists of text parts are flattened, and a chat that the template refuses is
+            rewritten in ways that more templates take (see ``ways_to_write``).
         add_generation_prompt: end with the header of the assistant's turn.
         tools: function schemas, as the template takes them.
         never: further tokens that must not arise from messages.
@@ -126,7 +127,7 @@ def _render(tokenizer: Any, messages: Any, **kwargs: Any) -> str:
         try:
             rendered = str(tokenizer.apply_chat_template(chat, tokenize=False, **kwargs))
             return _ESCAPED.sub(lambda found: chr(int(found[0][2:], 16)), rendered)
-        except ImportError:  # Of a jinja2 that is too old, and it says so.
+        except ImportError:  # The installed jinja2 is too old; the error says so.
             raise
         except Exception as error:  # Jinja's, or whatever a template stumbles over.
             refused = refused or error
@@ -151,7 +152,7 @@ def _encode_rendered(tokenizer: Any, rendered: str, control: frozenset[str]) -> 
 
 
 def _parted(rendered: str, control: frozenset[str]) -> str:
-    """A rendered chat whose marks at edges are lone ones where they part a control token, else gone."""
+    """A rendered chat whose edge marks stay, as lone marks, only where they split a control token."""
     pattern, reach = alternatives(control), max(map(len, control), default=0)
     first, *rest = rendered.split(_EDGE)
     made, left = [first], _bare(first[-4 * reach :])
@@ -183,7 +184,7 @@ def _flat(message: Message) -> Message:
 
 
 def _with_object(call: Any) -> Any:
-    """A call whose arguments are JSON, as OpenAI's API has them, with what they are."""
+    """A call with its arguments as an object, where they are JSON text as in OpenAI's API."""
     function = call.get("function") if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
         return call
@@ -213,7 +214,7 @@ def _part_text(part: Any) -> str:
 
 
 def _normalizer(tokenizer: Any) -> Callable[[str], str]:
-    """What the tokenizer makes of a text before it looks for tokens in it."""
+    """What the tokenizer does to a text before it looks for tokens in it."""
     found = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
     return str if found is None else found.normalize_str
 
@@ -221,7 +222,8 @@ def _normalizer(tokenizer: Any) -> Callable[[str], str]:
 def _marker(control: frozenset[str], normalize: Callable[[str], str]) -> Callable[[Any], Any]:
     """A function that puts marks around control tokens in all strings of a structure.
 
-    Another mark stands where a text could make a control token of what a template writes beside it.
+    Another mark stands at the edges of a text that could form a control token with what a template writes
+    beside it.
     """
     pattern, edges = alternatives(control), _edges(control)
 
@@ -245,7 +247,7 @@ def _marker(control: frozenset[str], normalize: Callable[[str], str]) -> Callabl
 
     def text(bare: str) -> str:
         if len(pattern.findall(normalize(bare))) > len(pattern.findall(bare)):
-            # Look-alikes of a control token: taken one by one they are none.
+            # Look-alikes that the normaliser turns into a control token; one by one its characters are none.
             return "".join(f"{_CLOSE}{character}" for character in bare) + _CLOSE
         return edges.around(bare, pattern.sub(lambda found: f"{_OPEN}{found[0]}{_CLOSE}", bare))
 
@@ -256,8 +258,9 @@ def _marker(control: frozenset[str], normalize: Callable[[str], str]) -> Callabl
 class _Edges:
     """How texts begin and end that may be the rest or the start of a control token.
 
-    ``lengths``: of these. ``names``: words that are one but for the signs around them. ``tokens``: all of
-    them, apart. ``longest``: the length of the longest.
+    ``heads`` and ``tails``: such starts and rests of tokens. ``lengths``: of these. ``names``: words that
+    are a token without the signs around it. ``tokens``: all tokens, in one string with marks between.
+    ``longest``: the length of the longest token.
     """
 
     heads: frozenset[str]
@@ -268,12 +271,12 @@ class _Edges:
     longest: int
 
     def around(self, bare: str, shown: str | None = None) -> str:
-        """A text (as it is shown) with marks at those ends."""
+        """A text (``shown`` in its place, if given) with edge marks where it begins or ends like that."""
         if bare.isidentifier():
             within = bare in self.names and bare not in _LOOKED_UP
         else:
             within = len(bare) <= self.longest and bool(bare.strip()) and bare in self.tokens
-        # Not one by one: vocabularies with hundreds of control tokens have thousands of ends.
+        # By length, as vocabularies with hundreds of control tokens have thousands of heads and tails.
         begins = within or not self.tails.isdisjoint([bare[:length] for length in self.lengths])
         ends = within or not self.heads.isdisjoint([bare[-length:] for length in self.lengths])
         before, behind = _EDGE if begins else "", _EDGE if ends else ""
@@ -282,7 +285,7 @@ class _Edges:
 
 @lru_cache(maxsize=64)
 def _edges(control: frozenset[str]) -> _Edges:
-    # What is left of a token may be a word, too, but a template does not write half a word beside a word.
+    # Parts of a token that are words are left out: a template does not write half a word beside a word.
     cuts = [(token, place) for token in control for place in range(1, len(token))]
     heads = frozenset(token[:place] for token, place in cuts if not token[:place].isidentifier())
     tails = frozenset(token[place:] for token, place in cuts if not token[place:].isidentifier())

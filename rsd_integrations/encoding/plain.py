@@ -75,7 +75,7 @@ def encode_opening(
 ) -> tuple[int, ...]:
     """Encode plain text as the beginning of a sequence, as ``tokenizer(text)`` would.
 
-    That is with the beginning-of-sequence token and the space in front that the tokenizer adds (no
+    That is, with the beginning-of-sequence token and the space in front that the tokenizer adds (no
     end-of-sequence token), but as plain text otherwise.
 
     Raises:
@@ -85,7 +85,7 @@ def encode_opening(
     added = tokenizer.encode("a", verbose=False)
     start = (bos,) if bos is not None and added[:1] == [bos] else ()
     adds = bool(text) and _facts(tokenizer).adds_prefix
-    if adds and text.startswith(" "):  # Some add it to any text, some only where there is none.
+    if adds and text.startswith(" "):  # Some tokenizers add a space to any text, some only if it has none.
         adds = _encode(tokenizer, " a") != _encode(tokenizer, "a")
     return start + encode_plain(tokenizer, " " * adds + text, never=never, banned=banned)
 
@@ -120,11 +120,11 @@ def added_tokens(tokenizer: Any) -> Iterable[Any]:
 
 
 def remembered(tokenizer: Any, key: Hashable, make: Callable[[], Made]) -> Made:
-    """What ``make`` gives, asked for once while a tokenizer stays as it is. Some have thousands of added
-    tokens.
+    """The result of ``make``, kept while the tokenizer stays as it is: some have thousands of added tokens
+    to look through.
 
     Args:
-        key: what it is, and of what.
+        key: what the result is, and what it was made of.
     """
     known = _facts(tokenizer).remembered
     found: Made | None = known.get(key)
@@ -137,7 +137,7 @@ def remembered(tokenizer: Any, key: Hashable, make: Callable[[], Made]) -> Made:
 
 @lru_cache(maxsize=64)
 def alternatives(tokens: frozenset[str]) -> re.Pattern[str]:
-    """A pattern that finds any of these texts, of two at one place the longer."""
+    """A pattern that finds any of these texts; of two at the same place, the longer."""
     longest_first = sorted((token for token in tokens if token), key=lambda token: (-len(token), token))
     return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
@@ -164,7 +164,7 @@ def _facts(tokenizer: Any) -> _Facts:
     if facts is None or facts.version != version:
         added = tuple(getattr(tokenizer, "added_tokens_decoder", {}).values())
         special = frozenset(named) | {token.content for token in added if token.special}
-        # Ordinary text may well be unknown to a vocabulary.
+        # The unknown token may arise: a vocabulary need not know all ordinary text.
         unknown = getattr(tokenizer, "unk_token_id", None)
         special_ids = _ids_of(tokenizer, special) - {unknown}
         facts = _Facts(version, added, special, special_ids, _adds_prefix(tokenizer))
@@ -202,16 +202,16 @@ def _adds_prefix(tokenizer: Any) -> bool:
 
 
 def _encode(tokenizer: Any, text: str) -> list[int]:
-    # Prompts were checked when they came; tools, schemas and the like come here first.
+    # Prompts were checked on arrival; tools, schemas and the like are first checked here.
     check_text(text, "a text for the models")
     try:
         return list(tokenizer.encode(text, add_special_tokens=False, verbose=False)) if text else []
     except BaseException as error:
-        if not is_panic(error):  # Of its pattern, over millions of spaces.
+        if not is_panic(error):  # Its regular expression gives up on millions of spaces, for one.
             raise
         raise PromptError(
             f"the tokenizer gave up on a text of {len(text)} characters: {error!s:.200}.",
-            hint="Shorten it, or break up what repeats in it.",
+            hint="Shorten it, or break up long repetitions in it.",
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Calls of tools, their results and system turns, as templates with rules of their own take them: pure."""
+"""Rewrites tool calls, their results and system turns for templates with rules of their own. Pure."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 
 
 def ways_to_write(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
-    """The chat as it is, then as templates take it that refuse other models' ids, several calls a turn,
-    system turns, or thoughts and words before a call.
+    """The chat as it is, then rewritten for templates that refuse other models' ids, several calls in a
+    turn, system turns, or both thoughts and words before a call.
     """
     yield messages
     named = [_with_short_ids(message) for message in messages]
@@ -38,7 +38,7 @@ def ways_to_write(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
 
 
 def _with_words_alone(message: Message) -> Message:
-    """gpt-oss's template takes either."""
+    """Without thoughts where there are words before a call: gpt-oss's template takes only one of the two."""
     thoughts = _THOUGHTS if message.get("content") and _calls(message) else ()
     return {key: value for key, value in message.items() if key not in thoughts}
 
@@ -52,7 +52,7 @@ def _with_short_ids(message: Message) -> Message:
 
 
 def _short(key: object) -> str:
-    """Nine letters and digits: the id itself, or what always stands for it."""
+    """Nine letters and digits: the id itself if it is that, else a hash of it."""
     text = str(key or "")
     return text if _NINE.fullmatch(text) else hashlib.sha256(text.encode()).hexdigest()[:9]
 
@@ -71,7 +71,9 @@ def _one_by_one(messages: Sequence[Message]) -> list[Message]:
 
 
 def _interleaved(message: Message, calls: Sequence[Any], results: Sequence[Message]) -> list[Message]:
-    """What was said and thought stands before the first call. Results of no call's id are in their order."""
+    """Each call with its results. What was said and thought stands before the first call; results whose id
+    does not name one call are assigned in order.
+    """
     said: Message = {"role": message["role"], "content": ""}
     turns = [[{**(said if index else message), "tool_calls": [call]}] for index, call in enumerate(calls)]
     ids = [call["id"] for call in calls]

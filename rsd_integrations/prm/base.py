@@ -5,8 +5,8 @@ numbers that the format asked for. Adding a PRM is one file: subclass ``PRMForma
 with ``register_prm_format``.
 
 Where a turn of the conversation goes is said in each format's docstring. Formats with chat templates
-see all turns as their template renders them (as one user turn where it refuses them, see
-``turns.chat_prompt``); formats without see ``turns.conversation_text``.
+show the PRM all turns as their template renders them (as one user turn where it refuses them, see
+``turns.chat_prompt``); those without show it ``turns.conversation_text``.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ of Qwen2ForProcessRewardModel.
 class Feed:
     """Tokens that follow what was fed before.
 
-    ``ids``: the tokens. ``read``: index into ``ids`` of the position whose output is the reward's.
-    ``probe``: how many of the last ids serve the reading alone; they are rolled back after it, so
-    that the next step follows ``ids[: len(ids) - probe]``.
+    ``ids``: the tokens. ``read``: index into ``ids`` of the position whose output gives the reward.
+    ``probe``: how many of the last ids serve only to read the reward; they are rolled back
+    afterwards, so that the next step follows ``ids[: len(ids) - probe]``.
     """
 
     ids: tuple[int, ...]

@@ -11,7 +11,7 @@ __all__ = ["has_architecture", "label_count", "model_name"]
 
 
 def has_architecture(config: Any, ending: str) -> bool:
-    """Whether an architecture's name, or a class of ``auto_map``, ends so."""
+    """Whether an architecture's name, or a class in ``auto_map``, has this ending."""
     auto_map = getattr(config, "auto_map", None) or {}
     names = [*(getattr(config, "architectures", None) or ()), *map(str, auto_map.values())]
     return any(name.endswith(ending) for name in names)

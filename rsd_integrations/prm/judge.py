@@ -29,8 +29,8 @@ class JudgeFormat(PRMFormat):
 
     The model sees the conversation under its chat template, the answer so far in the assistant's
     turn, and behind it, for the reading alone, a user turn with the request and the beginning of the
-    verdict. The digits' logits are read at once, nothing is generated. What the answer says to its
-    judge cannot leave the answer's turn, but a judge can be talked to: prefer a PRM where it matters.
+    verdict. The digits' logits are read at once, nothing is generated. Text in the answer cannot break
+    out of its turn, but it can still sway the judge: prefer a PRM where that matters.
 
     Options: "request" (the user turn), "lead" (the beginning of the verdict).
 
@@ -45,14 +45,14 @@ class JudgeFormat(PRMFormat):
     def __init__(self, tokenizer: Any, options: Mapping[str, Any] | None = None) -> None:
         super().__init__(tokenizer, options)
         request: Message = {"role": "user", "content": str(self.options.get("request", REQUEST))}
-        # Where a template can leave thinking out, the verdict must come at once.
+        # The verdict must come at once, so templates that can leave thinking out are told to.
         self._turn = AnswerTurn(tokenizer, [request], add_generation_prompt=True, enable_thinking=False)
         lead, self._digits = _digits(tokenizer, self._turn.space + str(self.options.get("lead", LEAD)))
         self._probe = self._turn.tail + lead
 
     @classmethod
     def detect(cls, config: Any, tokenizer: Any) -> bool:
-        """Never: a PRM in disguise must not be asked for digits."""
+        """Never: a PRM that looks like a chat model must not be asked for digits."""
         return False
 
     @property
@@ -77,7 +77,7 @@ class JudgeFormat(PRMFormat):
 
 
 def _digits(tokenizer: Any, lead: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The tokens of the lead, and the one token that makes it each digit.
+    """The tokens of the lead, and for each digit the one token that writes it after the lead.
 
     A space before a digit is a token of its own in some vocabularies and part of the digit's in
     others, so what the ten texts share is the lead.

@@ -23,8 +23,8 @@ _NUMBERED = re.compile(r"\W*step\s*\d+", re.IGNORECASE)
 class MathShepherdFormat(PRMFormat):
     r"""Question and steps as plain text, " ки" after each; P("+") against P("-") there.
 
-    No chat template: the model knows a question, which is ``conversation_text``. Steps begin on new
-    lines with "Step 1: " and so on, as all of the training data do; steps that are numbered already
+    No chat template: the model knows only a question, which is ``conversation_text``. Steps begin on
+    new lines with "Step 1: " and so on, as in all of the training data; steps that are numbered already
     stay as they are. The separator spelled in a text is cut in two, so it is never one token.
 
     Options: "separator"; "positive" and "negative" (labels); "lead" (text before the first step);
@@ -74,7 +74,7 @@ class MathShepherdFormat(PRMFormat):
     def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """The question."""
         question = conversation_text(messages).rstrip()
-        # White space goes with what follows it, save line breaks: so are texts cut into tokens.
+        # As tokenizers cut texts, white space belongs to what follows it, except for line breaks.
         lead = self._lead if "\n" in self._lead else ""
         return encode_opening(self.tokenizer, question + lead, never=self._never, banned=(self.separator_id,))
 

@@ -51,12 +51,12 @@ class QwenFormat(PRMFormat):
 
     @classmethod
     def detect(cls, config: Any, tokenizer: Any) -> bool:
-        """By the architecture; that of ReasonFlux is the same."""
+        """By the architecture, except for ReasonFlux, which has the same."""
         known = has_architecture(config, "Qwen2ForProcessRewardModel")
         return known and "reasonflux" not in model_name(config)
 
     def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """The conversation, behind a system turn."""
+        """The conversation, with a system turn in front if it has none."""
         turns = list(messages)
         if self._system and not any(turn.get("role") == "system" for turn in turns):
             turns.insert(0, {"role": "system", "content": self._system})

@@ -26,7 +26,7 @@ def sigmoid(logit: float) -> float:
 
 
 def single_token(tokenizer: Any, text: str, purpose: str) -> int:
-    """The one token that a text is as a continuation.
+    """The one token that a text becomes where it continues another.
 
     Raises:
         ModelError: it takes several or is unknown, so the model cannot have learnt it as one.

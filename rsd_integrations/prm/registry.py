@@ -22,7 +22,7 @@ def register_prm_format(cls: FormatClass) -> FormatClass:
     """Make a format known by its ``name``; usable as a class decorator.
 
     ``"auto"`` asks formats in the reverse order of their registration, so a new one is asked first. A class
-    that is made again, as by another run of a notebook's cell, takes the place of its former self.
+    that is defined again, as by a notebook's cell that runs twice, replaces its former self.
 
     Raises:
         ConfigError: it is no concrete ``PRMFormat`` with a name and a head, or the name is taken.
@@ -134,7 +134,7 @@ def _detect(config: Any, tokenizer: Any) -> type[PRMFormat]:
         except Exception as error:
             raise ConfigError(
                 f"the PRM format {cls.name!r} failed to look at a model: {type(error).__name__}: {error}.",
-                hint="Mend its detect, or pass prm_format=.",
+                hint="Fix its detect, or pass prm_format=.",
             ) from error
     architectures = list(getattr(config, "architectures", None) or ())
     judge = any("CausalLM" in name for name in architectures)

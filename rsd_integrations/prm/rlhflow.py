@@ -21,7 +21,7 @@ _MARKS = ("Rsdfirst", "Rsdverdict", "Rsdsecond", "Rsdagain")
 
 @register_prm_format
 class RLHFlowFormat(PRMFormat):
-    """Each step is a user turn, the first behind the question; P("+") of the answer to it.
+    """Each step is a user turn (the first also holds the question); P("+") of the answer to it.
 
     Earlier steps count as answered "+". The question is ``conversation_text``: roles of the
     conversation itself have no place in this chat. Control tokens spelled in a text stay text.

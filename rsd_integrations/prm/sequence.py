@@ -19,8 +19,8 @@ __all__ = ["SequenceFormat"]
 class SequenceFormat(PRMFormat):
     r"""The conversation and the answer so far under the chat template, read at the last token.
 
-    The tokens that end the assistant's turn follow the last step for the reading alone. The model
-    sees all turns as its template renders them; steps are joined by blank lines.
+    The tokens that end the assistant's turn are put behind the last step only for the reading. The
+    model sees all turns as its template renders them; steps are joined by blank lines.
 
     Such models judge whole answers: a partial one gets an unusual score, and one logit has no
     natural zero. Choose a threshold by measuring (no preset is known), or shift the scale with the

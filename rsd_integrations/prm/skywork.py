@@ -21,9 +21,9 @@ __all__ = ["SkyworkFormat"]
 class SkyworkFormat(PRMFormat):
     r"""Question and line break, then each step's tokens and one step token; a value head read there.
 
-    No chat template: the model knows a question, which is ``conversation_text``. Each line of a step
-    is a step to this model, as its own code splits answers at every step token (a blank line would be
-    a step token alone, and is left out here); the reward is that of the last line. A
+    No chat template: the model knows only a question, which is ``conversation_text``. Each line of a
+    step is a step to this model, as its own code splits answers at every step token (a blank line would
+    be a step token alone, and is left out here); the reward is that of the last line. A
     beginning-of-sequence token spelled in a text stays text.
 
     Options: "separator", the step token's text. The default "\n" is the model card's; the reference

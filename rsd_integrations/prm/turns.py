@@ -88,7 +88,7 @@ class AnswerTurn:
 
     Args:
         follow: turns after the answer.
-        add_generation_prompt: whether the header of another answer ends them.
+        add_generation_prompt: whether the header of another answer follows them.
         template_kwargs: further variables of the template.
 
     Raises:
@@ -126,7 +126,7 @@ class AnswerTurn:
         self._lead = between[len(prompt_end) :] if between.startswith(prompt_end) else ""
         self.space = self._lead if self._lead.isspace() else ""
         """White space that the template writes before what an assistant says."""
-        # Many vocabularies have them as added tokens that are not special, which answers may hold.
+        # Many vocabularies have turn markers as added tokens that are not special, which an answer may spell.
         self._never = frozenset(
             token
             for token in control_tokens(tokenizer)
@@ -136,7 +136,7 @@ class AnswerTurn:
         """Tokens behind the answer."""
 
     def encode(self, text: str, *, first: bool, never: Iterable[str] = ()) -> tuple[int, ...]:
-        """Tokens of the next piece of the answer. What the template marks turns with is text in it."""
+        """Tokens of the next piece of the answer, in which the template's turn markers are plain text."""
         forbidden = self._never.union(never)
         if not first or not self._lead:
             return encode_plain(self._tokenizer, text, never=forbidden)
