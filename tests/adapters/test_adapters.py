@@ -434,7 +434,9 @@ def test_a_function_stands_in_for_the_pocket_prm(kind: Any) -> None:
     assert llm.window == kind.pocket().window
     with pickle.loads(pickle.dumps(llm)) as again:
         rewards: list[float | None] = []
-        ASKED[kind][0](again, EXAMPLE_QUESTIONS[0], threshold=0.4, on_step=lambda step: rewards.append(step.reward))
+        ASKED[kind][0](
+            again, EXAMPLE_QUESTIONS[0], threshold=0.4, on_step=lambda step: rewards.append(step.reward)
+        )
     assert set(rewards) == {0.5}
 
 
