@@ -209,7 +209,7 @@ class RSDConfig(RSDFields):
                 raise ValueError(f"unknown field {name!r}. {nearest(str(name), known)}")
         return given
 
-    def override(self, **fields: Any) -> RSDConfig:
+    def override(self, **fields: Any) -> Self:
         """A copy with these fields changed, validated like any other.
 
         Raises:
@@ -223,6 +223,15 @@ class RSDConfig(RSDFields):
             return type(self)(**{**given, **fields})
         except ValidationError as error:
             raise refused(error) from error
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """``override``, as pydantic calls it: unlike pydantic's own, what is updated is validated.
+
+        Raises:
+            ConfigError: a field is unknown or out of bounds.
+        """
+        changed = self.override(**(update or {}))
+        return super(RSDConfig, changed).model_copy(deep=deep)
 
     def acceptance(self) -> _weighting.Weighting:
         """The weighting with its parameters filled in. A threshold that is still None counts as 0.7."""

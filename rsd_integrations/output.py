@@ -42,7 +42,8 @@ class Output:
         tools: functions the model may call, ``{"type": "function", "function": {...}}`` each.
         choice: "auto" lets the model choose whether to call; "required": it calls a tool and writes no text.
         parallel: whether it may make more than one call.
-        schema: JSON schema that the answer must follow, calls aside; None for free text.
+        schema: JSON schema that the answer must follow, calls aside; None for free text. Objects that name
+            properties take no others, unless their schema says ``additionalProperties``.
         strict: all that the schemas say is enforced, or refused; else keywords that cannot be enforced
             while writing are left for the answer's reader to check.
     """
@@ -61,7 +62,7 @@ class Output:
         """
         _check_depth(self.tools, "tools")
         _check_depth(self.schema, "schema")
-        _check_tools(self.tools)
+        object.__setattr__(self, "tools", tuple(_check_tools(self.tools)))
         if self.choice not in ("auto", "required") or (self.choice == "required" and not self.tools):
             raise ConfigError(
                 f"choice={self.choice!r} does not go with {len(self.tools)} tools.",
@@ -69,6 +70,11 @@ class Output:
             )
         if not isinstance(self.schema, Mapping | None):
             raise ConfigError(f"schema={self.schema!r:.200} is no JSON schema.", hint="Give it as a dict.")
+        object.__setattr__(self, "schema", closed_schema(self.schema))
+
+    def __hash__(self) -> int:
+        # Schemas have none; equal outputs are equal in the others, too.
+        return hash((tuple(name for name, _ in self.functions), self.choice, self.parallel, self.strict))
 
     @classmethod
     def of(
@@ -87,8 +93,7 @@ class Output:
                 called exactly once), or OpenAI's ``{"type": "function", "function": {"name": ...}}``.
             parallel_tool_calls: False allows one call at most.
             response_format: ``{"type": "text" | "json_object"}`` or ``{"type": "json_schema",
-                "json_schema": {"schema": {...}, "strict": bool}}``. Objects that name properties take no
-                others, unless their schema says ``additionalProperties``.
+                "json_schema": {"schema": {...}, "strict": bool}}``.
 
         Raises:
             ConfigError: something is malformed, or names a tool that is not there.
@@ -269,7 +274,7 @@ def _format(asked: Any) -> tuple[Mapping[str, Any] | None, bool]:
         named = given.get("json_schema")
         schema = named.get("schema") if isinstance(named, Mapping) else None
         if isinstance(named, Mapping) and isinstance(schema, Mapping):
-            return closed_schema(schema), bool(named.get("strict"))
+            return schema, bool(named.get("strict"))
     raise ConfigError(
         f"response_format={asked!r:.200} is not known.",
         hint='Use {"type": "json_object"} or {"type": "json_schema", "json_schema": {"schema": {...}}}.',

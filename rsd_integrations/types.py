@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, computed_field
 
 from rsd_integrations.documented import documented
 
@@ -47,7 +47,8 @@ GivenPrompt = str | Sequence[Mapping[str, object]]
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    # What a later version added is left out, so that results that it saved can be read here.
+    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
 
 
 @documented
@@ -102,6 +103,9 @@ class ToolCall(_Frozen):
     """Nine random letters and digits."""
     name: str
     arguments: dict[str, Any]
+
+    def __hash__(self) -> int:
+        return hash((self.id, self.name))  # A dict has none.
 
 
 @documented
@@ -178,6 +182,7 @@ class Usage(_Frozen):
     flops_ratio: FLOPs | None = None
     """flops / target_only_flops: below 1 is a saving; its inverse is the paper's "x fewer"."""
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def total_tokens(self) -> int:
         """Prompt and completion together."""
@@ -207,6 +212,7 @@ class Generation(_Frozen):
     threshold: float | None
     """The threshold that was in force; None where the weighting uses none."""
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def acceptance_rate(self) -> float | None:
         """Accepted steps / steps; None without steps."""

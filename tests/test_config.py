@@ -94,6 +94,22 @@ def test_override_keeps_the_rest() -> None:
     assert config.override() is config
 
 
+def test_what_a_copy_changes_is_validated() -> None:
+    config = RSDConfig(seed=3, chat_template_kwargs={"words": ["a"]})
+    copied = config.model_copy(update={"stop": "END", "threshold": 1})
+    assert copied == config.override(stop="END", threshold=1)
+    assert type(copied.threshold) is float
+    for wrong in ({"threshold": -3}, {"max_token": 5}, {"weighting": "stepp"}, {"top_k": "many"}):
+        with pytest.raises(ConfigError, match=next(iter(wrong))):
+            config.model_copy(update=wrong)
+    deep, shallow = config.model_copy(deep=True), config.model_copy()
+    assert deep == shallow == config
+    assert deep.chat_template_kwargs["words"] is not config.chat_template_kwargs["words"]
+    assert shallow is not config
+    with scripted_pipeline(["boxed"]) as pipe:
+        assert pipe.generate("x", config=config.override(chat_template_kwargs={}, stop="xe")).text == "bo"
+
+
 def test_a_config_is_frozen() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         RSDConfig().seed = 3  # type: ignore[misc]

@@ -107,6 +107,17 @@ def test_what_is_made_without_of_is_checked_too(fields: dict[str, Any], message:
         Output(**fields)
 
 
+def test_it_means_the_same_made_by_of_or_without() -> None:
+    schema = {"type": "object", "properties": {"a": {"const": 1}}}
+    asked = {"type": "json_schema", "json_schema": {"schema": schema}}
+    made, read = Output(schema=schema), Output.of(response_format=asked)
+    assert made == read
+    assert made.schema == {**schema, "additionalProperties": False}
+    listed = Output(tools=TOOLS)  # type: ignore[arg-type]
+    assert listed == Output.of(tools=TOOLS)
+    assert {listed: "x", made: "y"}[Output.of(tools=TOOLS)] == "x"
+
+
 def test_formats() -> None:
     assert Output.of(response_format={"type": "text"}) == Output()
     assert not Output.of().constrained

@@ -13,7 +13,8 @@ from rsd_integrations.prm import PRMFormat, prm_format_names
 
 __all__ = ["check_dtype", "check_known", "check_on_step", "check_prm_format", "without_nones"]
 
-_NUMBERS = ("temperature", "top_p")
+_UNSET = ("temperature", "top_p", "min_p", "repetition_penalty", "stop", "max_steps", "max_step_tokens")
+"""Settings that None is no value of."""
 _DTYPES = ("auto", "float16", "bfloat16", "float32", "float64", "half", "float", "double")
 
 
@@ -36,8 +37,8 @@ def check_known(given: Iterable[str], known: Iterable[str], *, fixed: Iterable[s
 
 
 def without_nones(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Without temperature and top_p that are None: users of frameworks mean the defaults by that."""
-    return {name: value for name, value in given.items() if value is not None or name not in _NUMBERS}
+    """Without settings that are None where None is no value: users of frameworks mean "not set" by that."""
+    return {name: value for name, value in given.items() if value is not None or name not in _UNSET}
 
 
 def check_on_step(value: Callable[..., Any] | None) -> Callable[..., Any] | None:

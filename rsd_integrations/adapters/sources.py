@@ -50,8 +50,8 @@ _EQUAL = (FunctionType, MethodType, RewardFunction)
 """Types of objects that are the same if they are equal: each access to a method makes a new object."""
 
 Spec = Mapping[str, Any]
-"""A live ``pipeline`` alone; or ``draft``, ``target`` and ``prm``, or ``POCKET`` and what replaces its models;
-and further arguments of the loader."""
+"""A live ``pipeline`` alone; or ``draft``, ``target`` and ``prm``, or ``POCKET`` and what replaces models of
+it; and further arguments of the loader."""
 
 
 class PipelineSource:

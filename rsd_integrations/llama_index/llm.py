@@ -225,7 +225,7 @@ class RSDLLM(StructuredPrediction, AskedByEngines, ToolCalling, CustomLLM):
         chat = to_chat(messages, self.system_prompt)
         # LlamaIndex's DocumentContextExtractor sends any model headers for Anthropic's servers.
         kwargs = {name: value for name, value in kwargs.items() if name != "extra_headers"}
-        if self.react_stop and "stop" not in kwargs and is_react(messages):
+        if self.react_stop and kwargs.get("stop") is None and is_react(messages):
             kwargs = {**kwargs, "stop": (*self.stop, REACT_STOP)}
         return chat, call_settings(self, kwargs)
 

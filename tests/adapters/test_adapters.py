@@ -31,6 +31,7 @@ from rsd_integrations.errors import ConfigError, ModelError, PromptError
 from rsd_integrations.langchain import ChatRSD
 from rsd_integrations.llama_index import RSDLLM
 from rsd_integrations.output import Output
+from rsd_integrations.pocket import EXAMPLE_QUESTIONS
 from rsd_integrations.prm.trl import TRLFormat
 from rsd_integrations.testing import scripted_pipeline
 from rsd_integrations.types import Step
@@ -419,6 +420,18 @@ def test_no_models_named_tells_both_ways(kind: Any) -> None:
         kind()
     with pytest.raises(ValueError, match="target and prm missing"):
         kind(draft="d")
+
+
+@BOTH
+def test_none_is_no_value_of_most_settings(kind: Any) -> None:
+    """As LangChain's own callers pass it on: the object's stop holds."""
+    unset = dict.fromkeys(("stop", "min_p", "top_p", "temperature", "repetition_penalty", "max_steps"))
+    with scripted_pipeline(["a b\n\n", "END c"]) as pipe:
+        llm = kind.from_pipeline(pipe, stop="END", temperature=0.5)
+        answer = ASKED[kind][0](llm, "x", **unset)
+        assert (answer.content if kind is ChatRSD else answer.text) == "a b\n\n"
+        assert call_settings(llm, unset).config == llm.config
+        assert kind.from_pipeline(pipe, **unset).config.stop == ()
 
 
 def half(prompt: Any, steps: Any) -> float:

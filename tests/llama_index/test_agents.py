@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from llama_index.core.agent.react.formatter import ReActChatFormatter
 from llama_index.core.agent.workflow import (
     AgentStream,
     AgentWorkflow,
@@ -85,6 +86,14 @@ async def test_react_stops_at_the_observation(reacting: RSDPipeline, streaming: 
     assert answer == "It is 5."
     assert results(events) == [5]
     assert all("77" not in event.response for event in events if isinstance(event, AgentStream))
+
+
+def test_react_stops_where_a_caller_passes_no_stop_on(reacting: RSDPipeline) -> None:
+    tools = [FunctionTool.from_defaults(add)]
+    asked = ReActChatFormatter().format(tools, [ChatMessage("What is 2 + 3?")])
+    answer = RSDLLM.from_pipeline(reacting).chat(asked, stop=None)
+    assert "Action: add" in str(answer.message.content)
+    assert "77" not in str(answer.message.content)
 
 
 async def test_react_without_the_stop(reacting: RSDPipeline) -> None:
