@@ -12,7 +12,6 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rsd_integrations.calls import CallReader
 from rsd_integrations.config import RSDConfig
 from rsd_integrations.output import Output
 from rsd_integrations.protocols import (
@@ -28,8 +27,9 @@ from rsd_integrations.protocols import (
 )
 from rsd_integrations.reading import Outcome, Reading
 from rsd_integrations.rewards import reward_of
-from rsd_integrations.segment import StepBoundary, step_body
-from rsd_integrations.thoughts import ReasoningTags
+from rsd_integrations.text.calls import CallReader
+from rsd_integrations.text.segment import StepBoundary, step_body
+from rsd_integrations.text.thoughts import ReasoningTags
 from rsd_integrations.types import (
     Candidate,
     FinishReason,

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
-from rsd_integrations.calls import CallReader
 from rsd_integrations.output import Output
-from rsd_integrations.segment import StepBoundary
-from rsd_integrations.thoughts import ReasoningTags
+from rsd_integrations.text.calls import CallReader
+from rsd_integrations.text.segment import StepBoundary
+from rsd_integrations.text.thoughts import ReasoningTags
 from rsd_integrations.types import Prompt, Source
 
 __all__ = [

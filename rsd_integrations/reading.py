@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from rsd_integrations.calls import CallReader
 from rsd_integrations.config import RSDConfig
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.output import Output
 from rsd_integrations.protocols import Written
-from rsd_integrations.segment import CallSplitter, HoldBack, Unbroken
-from rsd_integrations.thoughts import ReasoningSplitter, ReasoningTags
+from rsd_integrations.text.calls import CallReader
+from rsd_integrations.text.segment import CallSplitter, HoldBack, Unbroken
+from rsd_integrations.text.thoughts import ReasoningSplitter, ReasoningTags
 from rsd_integrations.types import FinishReason, InvalidToolCall, Role, Step, ToolCall
 
 __all__ = ["Outcome", "Reading", "check_thoughts"]

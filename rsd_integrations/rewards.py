@@ -7,7 +7,7 @@ from typing import Any
 
 from rsd_integrations.errors import RewardError
 from rsd_integrations.protocols import Kept, Scored, ScoreStep, WindowFull, Work, Written
-from rsd_integrations.segment import step_body
+from rsd_integrations.text.segment import step_body
 
 __all__ = ["reward_of", "score_steps"]
 

@@ -22,7 +22,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rsd_integrations.calls import HERMES, CallReader, plain_reader
 from rsd_integrations.output import Output
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.protocols import (
@@ -42,7 +41,8 @@ from rsd_integrations.protocols import (
     WriterSession,
     Written,
 )
-from rsd_integrations.thoughts import ReasoningTags
+from rsd_integrations.text.calls import HERMES, CallReader, plain_reader
+from rsd_integrations.text.thoughts import ReasoningTags
 from rsd_integrations.types import Prompt
 
 __all__ = ["ScriptedScorer", "ScriptedWriter", "scripted_pipeline"]

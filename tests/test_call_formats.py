@@ -9,9 +9,9 @@ import pytest
 
 from rsd_integrations.backends.shared.constrain import Grammars
 from rsd_integrations.backends.shared.tooling import call_format, call_reader
-from rsd_integrations.calls import CALL_ID, HERMES, CallFormat, plain_reader
 from rsd_integrations.output import Output
-from rsd_integrations.segment import CallSplitter
+from rsd_integrations.text.calls import CALL_ID, HERMES, CallFormat, plain_reader
+from rsd_integrations.text.segment import CallSplitter
 from rsd_integrations.types import InvalidToolCall, Message, ToolCall
 from tests.small_tokenizers import byte_level
 

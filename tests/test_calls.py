@@ -12,11 +12,11 @@ import pytest
 
 from rsd_integrations.backends.shared.constrain import Grammars
 from rsd_integrations.backends.shared.tooling import Calls, Tooling, call_format, call_reader, check_template
-from rsd_integrations.calls import CALL_ID, HERMES, CallFormat, plain_reader
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.opening import check_tools
 from rsd_integrations.output import Output
 from rsd_integrations.testing import scripted_pipeline
+from rsd_integrations.text.calls import CALL_ID, HERMES, CallFormat, plain_reader
 from rsd_integrations.types import InvalidToolCall, Message, ToolCall
 from tests.keyed_templates import tokenizer as tokenizer_of_keyed_calls
 from tests.small_tokenizers import byte_level

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from rsd_integrations.backends.shared.constrain import Constraint, Grammars
 from rsd_integrations.backends.shared.tooling import call_format, call_reader
-from rsd_integrations.calls import CallFormat
 from rsd_integrations.config import RSDConfig
-from rsd_integrations.keyed import Keyed
 from rsd_integrations.output import Output
 from rsd_integrations.protocols import Written
 from rsd_integrations.reading import Reading
-from rsd_integrations.segment import CallSplitter
+from rsd_integrations.text.calls import CallFormat
+from rsd_integrations.text.keyed import Keyed
+from rsd_integrations.text.segment import CallSplitter
 from rsd_integrations.types import InvalidToolCall, Message, ToolCall
 from tests.keyed_templates import GEMMA, QUOTED, SPECIAL, TEMPLATES, tokenizer
 from tests.small_tokenizers import byte_level

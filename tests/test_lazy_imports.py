@@ -29,7 +29,7 @@ HEAVY = (
         "rsd_integrations.testing",
         "rsd_integrations.prm",
         "rsd_integrations.engine.batch",
-        "rsd_integrations.segment",
+        "rsd_integrations.text.segment",
         "rsd_integrations.encoding",
     ],
 )

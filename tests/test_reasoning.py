@@ -15,7 +15,7 @@ from rsd_integrations.output import Output
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.protocols import Backend
 from rsd_integrations.testing import ScriptedScorer, ScriptedWriter, scripted_pipeline
-from rsd_integrations.thoughts import ReasoningSplitter, ReasoningTags
+from rsd_integrations.text.thoughts import ReasoningSplitter, ReasoningTags
 from tests.tiny_models import CHATML, tokenizer
 
 TAGS = ReasoningTags()

@@ -14,8 +14,8 @@ from rsd_integrations.backends.shared.reasoning import reasoning_tags
 from rsd_integrations.backends.shared.tooling import Calls, Tooling, call_format, call_reader
 from rsd_integrations.encoding import render_chat
 from rsd_integrations.output import Output
-from rsd_integrations.segment import Unbroken
-from rsd_integrations.thoughts import ReasoningTags
+from rsd_integrations.text.segment import Unbroken
+from rsd_integrations.text.thoughts import ReasoningTags
 from rsd_integrations.types import Generation, ToolCall
 from tests.parrots import COHERE, GPT_OSS, GRANITE, MISTRAL, SPEAKERS, Speaker
 from tests.small_tokenizers import byte_level

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from rsd_integrations.values import read_json
+from rsd_integrations.text.values import read_json
 
 __all__ = ["Flaw", "cut_off", "no_document", "no_whole_call"]
 

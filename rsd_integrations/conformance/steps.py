@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rsd_integrations.protocols import DraftStep, Kept, Sampling, TargetStep, Writer, WriterSession, Written
-from rsd_integrations.segment import StepBoundary
+from rsd_integrations.text.segment import StepBoundary
 from rsd_integrations.types import Prompt, Source
 
 __all__ = ["DELIMITERS", "PROMPTS", "keep", "told", "work", "write"]

@@ -8,7 +8,7 @@ import pytest
 
 from rsd_integrations.conformance.steps import DELIMITERS, PROMPTS, keep, told, work, write
 from rsd_integrations.protocols import DraftStep, GuessStep, TargetStep, Writer, Written
-from rsd_integrations.segment import StepBoundary
+from rsd_integrations.text.segment import StepBoundary
 from rsd_integrations.types import Prompt
 
 __all__ = ["WriterKit"]

@@ -8,9 +8,9 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
-from rsd_integrations.accounting import RoleCount, usage
 from rsd_integrations.algorithm import rsd
 from rsd_integrations.config import RSDConfig
+from rsd_integrations.engine.accounting import RoleCount, usage
 from rsd_integrations.engine.checks import check_size, check_variables, room
 from rsd_integrations.output import Output
 from rsd_integrations.protocols import (

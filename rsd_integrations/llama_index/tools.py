@@ -15,7 +15,7 @@ from llama_index.core.tools import BaseTool, FunctionTool
 
 from rsd_integrations.adapters.whole import Flaw, cut_off, no_whole_call
 from rsd_integrations.errors import BackendError, ConfigError
-from rsd_integrations.values import read_json
+from rsd_integrations.text.values import read_json
 
 __all__ = [
     "chat_arguments",

@@ -32,7 +32,7 @@ from rsd_integrations.backends.torch.runner import SlotRunner
 from rsd_integrations.engine import job
 from rsd_integrations.errors import BackendError
 from rsd_integrations.protocols import DraftStep, GuessStep, Sampling, TargetStep, Written
-from rsd_integrations.segment import StepBoundary, Unbroken
+from rsd_integrations.text.segment import StepBoundary, Unbroken
 from tests.backends.test_slots import recomputed, runner_of
 from tests.backends.test_speculation import ASKED, FIELDS, PAIRS, PROMPT, ask, check_equal, load
 from tests.backends.test_unsound import overflowing

@@ -13,7 +13,7 @@ import torch
 from rsd_integrations import Generation, RSDPipeline
 from rsd_integrations.backends.torch.writer import TorchWriterSession
 from rsd_integrations.protocols import DraftStep, GuessStep, Sampling
-from rsd_integrations.segment import StepBoundary
+from rsd_integrations.text.segment import StepBoundary
 from tests.backends.test_speculation import FIELDS, PAIRS, check_equal, count_forwards, load
 
 PROMPTS = ("Ava has 12 marbles. She buys 9 more.", "Hi.", "What is left of 7 apples? " * 3)

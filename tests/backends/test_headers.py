@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from rsd_integrations.backends.shared.describe import hidden_ids
 from rsd_integrations.backends.shared.headers import CALLS, Messages
 from rsd_integrations.backends.shared.reasoning import reasoning_tags
-from rsd_integrations.calls import CallFormat
 from rsd_integrations.encoding import encode_markup
-from rsd_integrations.thoughts import ReasoningSplitter
+from rsd_integrations.text.calls import CallFormat
+from rsd_integrations.text.thoughts import ReasoningSplitter
 from tests.parrots import GPT_OSS
 
 TOKENIZER = GPT_OSS.tokenizer()

@@ -9,7 +9,7 @@ import pytest
 from rsd_integrations import RSDPipeline
 from rsd_integrations.prm.base import Feed
 from rsd_integrations.protocols import DraftStep, Kept, Sampling, Written
-from rsd_integrations.segment import StepBoundary
+from rsd_integrations.text.segment import StepBoundary
 from tests.tiny_models import tokenizer, trio
 
 WORK = DraftStep(StepBoundary(("\n\n",)), 20, Sampling(0.0, 1.0, None, lambda: 0.0))

@@ -13,7 +13,7 @@ from langchain_core.messages import AIMessageChunk
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.langchain import ChatRSD
 from rsd_integrations.testing import scripted_pipeline
-from rsd_integrations.thoughts import ReasoningTags
+from rsd_integrations.text.thoughts import ReasoningTags
 from tests.counting import ANSWER, QUESTION
 from tests.langchain.modes import MODES, Recorder
 

@@ -25,7 +25,7 @@ from pydantic import BaseModel
 from rsd_integrations.llama_index import RSDLLM, RSDWorkflowEvent
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.testing import scripted_pipeline
-from rsd_integrations.thoughts import ReasoningTags
+from rsd_integrations.text.thoughts import ReasoningTags
 from tests.follower import follow
 
 QUESTION = "Add 2 and 3."

@@ -12,7 +12,7 @@ from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
 from rsd_integrations.errors import ConfigError, PromptError, TimedOutError
 from rsd_integrations.llama_index import RSDLLM
 from rsd_integrations.testing import scripted_pipeline
-from rsd_integrations.thoughts import ReasoningTags
+from rsd_integrations.text.thoughts import ReasoningTags
 from tests.counting import ANSWER, NAMES, QUESTION
 from tests.llama_index.entries import ENTRIES, STREAMS, text_of
 

@@ -24,7 +24,7 @@ from rsd_integrations.output import Output
 from rsd_integrations.prm.base import Feed
 from rsd_integrations.prm.trl import TRLFormat
 from rsd_integrations.protocols import DraftStep, Kept, ModelInfo, Sampling, WindowFull, Written
-from rsd_integrations.segment import StepBoundary
+from rsd_integrations.text.segment import StepBoundary
 from tests.tiny_models import tokenizer
 
 INFO = ModelInfo("tiny", parameters=10, pair_flops=1, window=60)

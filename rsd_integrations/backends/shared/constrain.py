@@ -22,12 +22,12 @@ from llguidance.hf import from_tokenizer
 
 from rsd_integrations.backends.shared.keyed import KeyedRules
 from rsd_integrations.backends.shared.lark import escaped, json_rule
-from rsd_integrations.calls import CALL_ID, CallFormat
 from rsd_integrations.encoding import encode_markup, encode_plain
 from rsd_integrations.encoding.plain import added_tokens
 from rsd_integrations.errors import BackendError, ConfigError
 from rsd_integrations.output import Output
-from rsd_integrations.thoughts import ReasoningTags
+from rsd_integrations.text.calls import CALL_ID, CallFormat
+from rsd_integrations.text.thoughts import ReasoningTags
 
 __all__ = ["Constraint", "Grammars"]
 

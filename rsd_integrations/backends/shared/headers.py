@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rsd_integrations.backends.shared.detokenize import Detokenizer
-from rsd_integrations.calls import CallFormat
 from rsd_integrations.encoding import encode_markup
-from rsd_integrations.thoughts import ReasoningTags
+from rsd_integrations.text.calls import CallFormat
+from rsd_integrations.text.thoughts import ReasoningTags
 
 __all__ = ["CALLS", "Messages"]
 

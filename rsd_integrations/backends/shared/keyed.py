@@ -1,4 +1,4 @@
-"""The grammar of arguments in markup of keys and values (see ``rsd_integrations.keyed``)."""
+"""The grammar of arguments in markup of keys and values (see ``rsd_integrations.text.keyed``)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 from llguidance import LLMatcher
 
 from rsd_integrations.backends.shared.lark import escaped, json_rule
-from rsd_integrations.calls import CallFormat
 from rsd_integrations.errors import ConfigError
-from rsd_integrations.keyed import Keyed, as_object, named_properties
-from rsd_integrations.values import branches, kinds
+from rsd_integrations.text.calls import CallFormat
+from rsd_integrations.text.keyed import Keyed, as_object, named_properties
+from rsd_integrations.text.values import branches, kinds
 
 __all__ = ["KeyedRules"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from rsd_integrations.encoding import chat_template_text
 from rsd_integrations.encoding.plain import added_tokens, alternatives
-from rsd_integrations.thoughts import ReasoningTags
+from rsd_integrations.text.thoughts import ReasoningTags
 
 __all__ = ["literal", "marking_tokens", "reasoning_tags"]
 

@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Any
 from rsd_integrations.backends.shared.headers import CALLS
 from rsd_integrations.backends.shared.reasoning import literal, marking_tokens, reasoning_tags
 from rsd_integrations.backends.shared.sources import Source
-from rsd_integrations.calls import (
+from rsd_integrations.encoding import chat_template_text, control_tokens, encode_markup, encode_plain
+from rsd_integrations.encoding.plain import alternatives, special_tokens
+from rsd_integrations.errors import ConfigError
+from rsd_integrations.given import is_object
+from rsd_integrations.output import Output
+from rsd_integrations.text.calls import (
     HERMES,
     CallFormat,
     CallReader,
@@ -19,13 +24,8 @@ from rsd_integrations.calls import (
     plain_reader,
     read_message,
 )
-from rsd_integrations.encoding import chat_template_text, control_tokens, encode_markup, encode_plain
-from rsd_integrations.encoding.plain import alternatives, special_tokens
-from rsd_integrations.errors import ConfigError
-from rsd_integrations.given import is_object
-from rsd_integrations.output import Output
-from rsd_integrations.segment import Unbroken
-from rsd_integrations.thoughts import ReasoningTags
+from rsd_integrations.text.segment import Unbroken
+from rsd_integrations.text.thoughts import ReasoningTags
 from rsd_integrations.types import InvalidToolCall, Message, Role, ToolCall
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from rsd_integrations.errors import ModelError
 from rsd_integrations.output import Output
 from rsd_integrations.prompts import as_messages
 from rsd_integrations.protocols import FREE, NONE, End, ModelInfo, Written
-from rsd_integrations.segment import StepBoundary
-from rsd_integrations.thoughts import ReasoningTags
+from rsd_integrations.text.segment import StepBoundary
+from rsd_integrations.text.thoughts import ReasoningTags
 from rsd_integrations.types import Prompt
 
 __all__ = ["Language", "SpeakingWriter", "StepText", "render"]

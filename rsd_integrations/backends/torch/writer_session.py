@@ -16,7 +16,7 @@ from rsd_integrations.backends.torch.sampling import Before, Draws, Row, draw, p
 from rsd_integrations.backends.torch.slot_session import SlotSession
 from rsd_integrations.output import Output
 from rsd_integrations.protocols import DraftStep, End, GuessStep, Kept, TargetStep, Written
-from rsd_integrations.thoughts import ReasoningTags
+from rsd_integrations.text.thoughts import ReasoningTags
 
 if TYPE_CHECKING:
     from rsd_integrations.backends.torch.writer import TorchWriter

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from rsd_integrations.backends.shared.tooling import Tooling
 from rsd_integrations.output import Output
-from rsd_integrations.thoughts import ReasoningTags
+from rsd_integrations.text.thoughts import ReasoningTags
 
 if TYPE_CHECKING:
     from rsd_integrations.backends.shared.constrain import Constraint

@@ -20,8 +20,8 @@ from rsd_integrations.protocols import (
     WindowFull,
     Written,
 )
-from rsd_integrations.segment import StepBoundary
-from rsd_integrations.thoughts import ReasoningTags
+from rsd_integrations.text.segment import StepBoundary
+from rsd_integrations.text.thoughts import ReasoningTags
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

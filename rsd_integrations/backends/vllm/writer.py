@@ -15,7 +15,7 @@ from rsd_integrations.backends.vllm.sessions import VLLMWriterSession
 from rsd_integrations.errors import BackendError, ConfigError, RefusedError
 from rsd_integrations.output import Output
 from rsd_integrations.protocols import FREE, NONE, DraftStep, ModelInfo, Sampling, WriterSession, Written
-from rsd_integrations.segment import StepBoundary
+from rsd_integrations.text.segment import StepBoundary
 from rsd_integrations.types import Prompt
 
 __all__ = ["VLLMWriter"]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsd_integrations.segment import CallSplitter, StepBoundary, Unbroken
+from rsd_integrations.text.segment import CallSplitter, StepBoundary, Unbroken
 
 CALL = Unbroken("<c>", "</c>")
 LEADING = Unbroken("{", "", leading=True)

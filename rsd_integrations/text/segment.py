@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from rsd_integrations.thoughts import ReasoningTags, overlap
+from rsd_integrations.text.thoughts import ReasoningTags, overlap
 
 __all__ = [
     "CallSplitter",

@@ -18,12 +18,12 @@ from functools import cached_property
 from typing import Any
 
 from rsd_integrations.errors import PromptError
-from rsd_integrations.keyed import HALF, Keyed, KeyedCalls, common_start, find_keyed
 from rsd_integrations.output import Output
 from rsd_integrations.prompts import all_texts
-from rsd_integrations.segment import Unbroken
+from rsd_integrations.text.keyed import HALF, Keyed, KeyedCalls, common_start, find_keyed
+from rsd_integrations.text.segment import Unbroken
+from rsd_integrations.text.values import read_first, read_json
 from rsd_integrations.types import InvalidToolCall, Message, ToolCall
-from rsd_integrations.values import read_first, read_json
 
 __all__ = [
     "CALL_ID",

@@ -9,8 +9,8 @@ import pytest
 from transformers import AutoConfig
 
 from rsd_integrations import FLOPs, Generation, RSDPipeline
-from rsd_integrations.accounting import RoleCount, usage
 from rsd_integrations.backends.shared.describe import attention_kinds, model_info
+from rsd_integrations.engine.accounting import RoleCount, usage
 from rsd_integrations.protocols import ModelInfo, Tally
 from tests.oracle import Party, Story, StoryStep, Terms, naive_rsd
 from tests.test_oracle import ROUNDING, fields, load, parties

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rsd_integrations.segment import Cut, HoldBack, StepBoundary, step_body
-from rsd_integrations.thoughts import ReasoningSplitter, ReasoningTags
+from rsd_integrations.text.segment import Cut, HoldBack, StepBoundary, step_body
+from rsd_integrations.text.thoughts import ReasoningSplitter, ReasoningTags
 
 NEWLINES = ("\n\n",)
 texts = st.text(alphabet="ab. \n", max_size=30)

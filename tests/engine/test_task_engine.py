@@ -18,8 +18,8 @@ from rsd_integrations.engine.job import Job
 from rsd_integrations.errors import BackendError, EngineClosedError
 from rsd_integrations.remote import RemoteBackend
 from rsd_integrations.testing import ScriptedScorer, ScriptedWriter, scripted_pipeline
-from tests import test_engine as rounds
 from tests.awaited import Awaited, awaited_pipeline
+from tests.engine import test_engine as rounds
 
 PATIENCE = rounds.PATIENCE
 

@@ -1,0 +1,1 @@
+"""What models write, read as text: steps and stops, thinking, calls of tools. Pure."""
