@@ -197,6 +197,35 @@ def test_rows_are_shared_fairly() -> None:
         assert open_sessions(pipe) == 0
 
 
+def test_sessions_are_told_whose_step_was_committed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rewrite is the target's own, whichever candidate it replaces; of a kept step just one is."""
+    told: dict[str, list[bool]] = {"draft": [], "target": [], "prm": []}
+    with scripted_pipeline(
+        in_turn("a\n\n", "b\n\n"), ["T\n\n", "U"], lambda prompt, index, text: 0.2 if "b" in text else 0.1
+    ) as pipe:
+        for role, own in told.items():
+            opened = getattr(pipe.backend, role).open
+
+            def watched(*args: Any, opened: Any = opened, own: list[bool] = own) -> Any:
+                session = opened(*args)
+                commit = session.commit
+
+                def recorded(kept: Any, **fields: bool) -> None:
+                    own.append(fields["own"])
+                    commit(kept, **fields)
+
+                monkeypatch.setattr(session, "commit", recorded)
+                return session
+
+            monkeypatch.setattr(getattr(pipe.backend, role), "open", watched)
+        pipe.generate("q", draft_candidates=2, temperature=1.0, threshold=0.15, max_steps=1)
+        assert told == {"draft": [False, True], "target": [False], "prm": [False, True]}
+        for own in told.values():
+            own.clear()
+        pipe.generate("q", draft_candidates=2, temperature=1.0, threshold=0.9, max_steps=1)
+        assert told == {"draft": [False, False], "target": [True], "prm": [False, False]}
+
+
 def test_a_failing_candidate_fails_its_own_request() -> None:
     def script(prompt: Any, index: int, text: str) -> Any:
         return next(turns) if prompt == "bad" else "fine"

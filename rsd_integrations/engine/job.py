@@ -261,9 +261,11 @@ class Job:
 
     def _commit(self, kept: Kept) -> None:
         for role in self.request.config.roles:
+            # A rewrite is the only one of its place; of the draft's steps it may be any that was kept.
+            number = 0 if role == "target" else kept.candidate
+            same = (kept.source == "target") == (role == "target")
             for place, session in enumerate(self._sessions[role]):
-                own = (kept.source == "target") == (role == "target")
-                session.commit(kept, own=own and place == kept.candidate)
+                session.commit(kept, own=same and place == number)
 
     def _finish(self, outcome: Outcome) -> None:
         generation = self._generation(outcome)
