@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Any, Literal
 
 __all__ = ["Line", "PlotPoint", "accuracy_figure", "line_figure", "save_figure"]
@@ -210,12 +211,11 @@ def line_figure(
             linestyle="--" if line.dashed else "-",
             label=line.label,
         )
-    for index, (label, level) in enumerate((levels or {}).items()):
-        side: dict[str, Any] = {"ha": "right" if index % 2 else "left", "va": "bottom", "fontsize": 8}
+    for label, level in (levels or {}).items():
         axes.axhline(level, color="#666666", linewidth=0.8)
-        axes.annotate(
-            label, (0.995 if index % 2 else 0.005, level), xycoords=("axes fraction", "data"), **side
-        )
+        # Outside, where no line passes. Wrapped, they take little of its width.
+        words = fill(label, 9)
+        axes.annotate(words, (1.01, level), xycoords=("axes fraction", "data"), va="center", fontsize=8)
     axes.set(title=title, xlabel=x, ylabel=y)
     axes.set_ylim(bottom=0)
     axes.grid(axis="y", color="#dddddd")
