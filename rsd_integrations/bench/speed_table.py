@@ -40,7 +40,7 @@ def draw(report: SpeedReport) -> Any:
     """Speed against our own target-only path, by the share kept in fact (a matplotlib figure)."""
     lines = []
     for batch in sorted({timing.batch for timing in report.timings}):
-        for guesses, name in ((True, "with guesses"), (False, "without")):
+        for guesses, name in ((True, "guesses"), (False, "no guesses")):
             points = [
                 (timing.kept, timing.against_target)
                 for timing in report.timings
