@@ -218,7 +218,7 @@ class ModelInfo:
     window: int
     sliding_window: int | None = None
     threshold: float | None = None
-    """PRM only: the threshold its card or its format recommends."""
+    """PRM only: the threshold that its config (``rsd_prm``) or its format recommends."""
     longest: int | None = None
     """The longest window it could be given (``max_length``); None where that is not known."""
 

@@ -282,6 +282,8 @@ class ChatRSD(BaseChatModel, RSDSettings):
         Raises:
             ConfigError: one of ``tools`` is no tool, or the models' chat templates take none. On a running
                 event loop templates are checked only if the models are loaded, else at the first call.
+            ModelError: a tokenizer cannot be read, to see whether its template takes tools.
+            BackendError: likewise, a server cannot be asked.
         """
         bound = binding(
             tools,

@@ -1,4 +1,4 @@
-"""How much memory a trio needs, from configs alone: no weight is read."""
+"""How much memory a trio needs, by configs and tokenizers: no weight is read."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def check_open(info: ModelInfo, *, closed: bool) -> None:
     if closed:
         raise EngineClosedError(
             f"{info.name!r} was closed with its pipeline.",
-            hint="Load it anew. A pipeline that nobody holds closes its models.",
+            hint="Load it anew. A pipeline closes its models as soon as nothing refers to it.",
         )
 
 
