@@ -23,7 +23,8 @@ _STYLE = """
 .rsd .rsd-rejected{border-color:#d64545;background:rgba(214,69,69,.12)}
 .rsd .rsd-target{border-color:#9a5fd0;background:rgba(154,95,208,.12);margin-left:1.5rem}
 .rsd .rsd-label{font-weight:600;font-size:.85em}
-.rsd .rsd-reward{font-weight:400;font-size:.85em;opacity:.8;margin-left:.6em;font-variant-numeric:tabular-nums}
+.rsd .rsd-reward{font-weight:400;font-size:.85em;opacity:.8;margin-left:.6em;
+font-variant-numeric:tabular-nums}
 .rsd pre{font:inherit;font-family:ui-monospace,monospace;white-space:pre-wrap;overflow-wrap:anywhere;
 margin:.15rem 0 0;padding:0;background:none;border:0}
 .rsd del{text-decoration:line-through;opacity:.85}
