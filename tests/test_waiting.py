@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import traceback
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 
 from rsd_integrations import RSDConfig, RSDPipeline, waiting
+from rsd_integrations.backends.torch.threads import apart
 from rsd_integrations.backends.vllm.serving import _in_thread
 from rsd_integrations.bench.runner import run_all
 from rsd_integrations.testing import scripted_pipeline
@@ -17,7 +20,7 @@ from tests.systems import on_system
 
 
 class Late:
-    """A queue and a thread of which nothing comes before the third look. Remembers how long each was."""
+    """A queue of which nothing comes before the third look. Remembers how long each was."""
 
     def __init__(self) -> None:
         self.looks: list[float | None] = []
@@ -28,49 +31,33 @@ class Late:
             raise Empty
         return "it"
 
-    def join(self, timeout: float | None = None) -> None:
-        self.looks.append(timeout)
 
-    def is_alive(self) -> bool:
-        return self.looks[-1] is not None and len(self.looks) < 3
-
-
-def looks() -> list[list[float | None]]:
-    queue, thread = Late(), Late()
+def looks() -> list[float | None]:
+    queue = Late()
     assert waiting.wait_for_item(queue) == "it"  # type: ignore[arg-type]
-    waiting.wait_for_end(thread)  # type: ignore[arg-type]
-    return [queue.looks, thread.looks]
+    return queue.looks
 
 
 def test_it_is_waited_for_good_where_signals_end_that(monkeypatch: pytest.MonkeyPatch) -> None:
     on_system(monkeypatch, waiting, "posix")
-    assert looks() == [[None], [None]]
+    assert looks() == [None]
 
 
 def test_on_windows_the_main_thread_looks_up_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
     on_system(monkeypatch, waiting, "nt")
-    assert looks() == [[0.1] * 3, [0.1] * 3]
+    assert looks() == [0.1] * 3
     seen: list[Any] = []
     other = threading.Thread(target=lambda: seen.extend(looks()))
     other.start()
     other.join()
-    assert seen == [[None], [None]]  # Signals are none of its business.
+    assert seen == [None]  # Signals are none of its business.
 
 
 def answers_many(pipe: RSDPipeline) -> None:
     run_all(pipe, {0: "a", 1: "b"}, RSDConfig())
 
 
-def asks_a_server(pipe: RSDPipeline) -> None:
-    async def nothing() -> None:
-        return None
-
-    _in_thread(nothing())
-
-
-@pytest.mark.parametrize(
-    "wait", [lambda pipe: pipe.generate("x"), lambda pipe: pipe.close(), answers_many, asks_a_server]
-)
+@pytest.mark.parametrize("wait", [lambda pipe: pipe.generate("x"), answers_many])
 def test_no_other_wait_is_for_good(
     wait: Callable[[RSDPipeline], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,7 +69,94 @@ def test_no_other_wait_is_for_good(
         assert threading.current_thread() in looked
 
 
+def asks_a_server(pipe: RSDPipeline) -> None:
+    async def nothing() -> None:
+        return None
+
+    _in_thread(nothing())
+
+
+def loads_apart(pipe: RSDPipeline) -> None:
+    apart("cpu", lambda: None)
+
+
+@pytest.mark.parametrize("wait", [lambda pipe: pipe.close(), asks_a_server, loads_apart])
+def test_ends_of_threads_are_looked_for_again_and_again(
+    wait: Callable[[RSDPipeline], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before Python 3.13 a join that is interrupted takes the thread for ended."""
+    seen: list[float | None] = []
+    look, join = threading.Event.wait, threading.Thread.join
+
+    def looked(event: threading.Event, timeout: float | None = None) -> bool:
+        seen.append(timeout)
+        return look(event, timeout)
+
+    def joined(thread: threading.Thread, timeout: float | None = None) -> None:
+        assert 0.1 in seen
+        join(thread, timeout)
+
+    with scripted_pipeline(["one"]) as pipe, monkeypatch.context() as patch:
+        patch.setattr(threading.Event, "wait", looked)
+        patch.setattr(threading.Thread, "join", joined)
+        wait(pipe)
+    assert 0.1 in seen
+
+
 def test_what_came_before_is_taken_at_once() -> None:
     items: SimpleQueue[int] = SimpleQueue()
     items.put(1)
     assert waiting.wait_for_item(items) == 1
+
+
+def test_an_error_keeps_the_traceback_that_it_came_with_however_many_ask() -> None:
+    told: waiting.Told[int] = waiting.Told()
+    try:
+        raise ValueError("it failed")
+    except ValueError as error:
+        told.set_exception(error)
+    lines = set()
+    for _ in range(3):
+        with pytest.raises(ValueError, match="it failed") as caught:
+            waiting.wait_for_result(told)
+        lines.add(len(traceback.format_tb(caught.value.__traceback__)))
+    assert len(lines) == 1
+
+
+def test_one_thread_at_a_time_has_its_turn() -> None:
+    turns, order = waiting.Turns(), []
+
+    def second() -> None:
+        with turns.turn():
+            order.append("second")
+
+    other = threading.Thread(target=second)
+    with turns.turn(), turns.turn():
+        other.start()
+        other.join(0.3)
+        order.append("first")
+    other.join()
+    assert order == ["first", "second"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks here")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_forked_child_need_not_wait_for_a_turn_of_its_parents_threads() -> None:
+    turns, taken, done = waiting.Turns(), threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with turns.turn():
+            taken.set()
+            done.wait(30)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert taken.wait(30)
+    child = os.fork()
+    if not child:
+        with turns.turn():
+            os._exit(7)
+    _, status = os.waitpid(child, 0)
+    done.set()
+    holder.join()
+    assert os.waitstatus_to_exitcode(status) == 7

@@ -27,16 +27,8 @@ from rsd_integrations.adapters.checks import (
     without_nones,
 )
 from rsd_integrations.adapters.secrets import hidden, without_secrets
-from rsd_integrations.adapters.sources import (
-    LIVE,
-    POCKET,
-    PipelineSource,
-    Spec,
-    check_pickles,
-    find_source,
-    is_portable,
-    label,
-)
+from rsd_integrations.adapters.sources import PipelineSource, find_source
+from rsd_integrations.adapters.specs import LIVE, POCKET, Spec, check_pickles, is_portable, label
 from rsd_integrations.config import RSDConfig, RSDFields
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.given import is_object
@@ -249,12 +241,10 @@ class RSDSettings(RSDFields):
         return known if known and self.source.loaded else min(known or self.max_length, self.max_length)
 
     def close(self) -> None:
-        """Give the models' memory back: this object and all that share its models are closed.
-
-        Objects that are made later load them anew.
+        """Give the models' memory back: this object and all that share its models are closed. Models that are
+        still loading are closed as soon as they are there. Objects that are made later load them anew.
         """
-        if pipe := self.source.loaded:
-            pipe.close()
+        self.source.close()
 
     def __enter__(self) -> Self:
         return self

@@ -5,53 +5,34 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import os
-import pickle
 import threading
 import traceback
 import uuid
 import weakref
-from collections.abc import Hashable, Iterable, Mapping
-from concurrent.futures import Future
+from collections.abc import Hashable, Iterable
 from functools import partial
-from types import FunctionType, MethodType
 from typing import Any
 
-from rsd_integrations.adapters.secrets import has_secrets, hidden, revealed, without_secrets
+from rsd_integrations.adapters.secrets import has_secrets, hidden, revealed
+from rsd_integrations.adapters.specs import (
+    LIVE,
+    Spec,
+    check_pickles,
+    identity,
+    is_live,
+    is_portable,
+    named_models,
+    naming,
+)
 from rsd_integrations.adapters.windows import known_window
 from rsd_integrations.errors import ConfigError
-from rsd_integrations.functions import RewardFunction
 from rsd_integrations.opening import are_servers, check_tools, open_models
 from rsd_integrations.output import Output
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.types import ROLES, Role
-from rsd_integrations.waiting import wait_for_result
+from rsd_integrations.waiting import Told, ending_with_python, wait_for_result
 
-__all__ = [
-    "LIVE",
-    "POCKET",
-    "PipelineSource",
-    "Spec",
-    "check_pickles",
-    "find_source",
-    "is_portable",
-    "label",
-    "live_name",
-    "plain",
-]
-
-POCKET = "pocket"
-"""The ``pipeline`` that is the embedded trio."""
-
-LIVE = "live:"
-"""Prefix of the names of sources that only this process has."""
-
-_CODE = (type, FunctionType, RewardFunction)
-_EQUAL = (FunctionType, MethodType, RewardFunction)
-"""Types of objects that are the same if they are equal: each access to a method makes a new object."""
-
-Spec = Mapping[str, Any]
-"""A live ``pipeline`` alone; or ``draft``, ``target`` and ``prm``, or ``POCKET`` and what replaces models of
-it; and further arguments of the loader."""
+__all__ = ["PipelineSource", "find_source", "live_name"]
 
 
 class PipelineSource:
@@ -66,7 +47,7 @@ class PipelineSource:
         given = self.spec.get("pipeline")
         self._pipeline: RSDPipeline | None = given if isinstance(given, RSDPipeline) else None
         self.unlock()
-        self.name = repr(_named(self.spec)) if is_portable(spec) else live_name(self._pipeline or self)
+        self.name = repr(naming(self.spec)) if is_portable(spec) else live_name(self._pipeline or self)
         """Equal for sources that load the same: for caches, and to find live ones by."""
         self._takes_tools: bool | None = None
         self._windows: dict[Role, int | None] = {}
@@ -74,8 +55,10 @@ class PipelineSource:
     def unlock(self) -> None:
         """Forget who was loading: in a forked process nobody is."""
         self._lock = threading.Lock()
-        self._loading: Future[None] | None = None
+        self._loading: Told[None] | None = None
         """Done when the pipeline is there, or whoever loads it gave up; fails if loading fails."""
+        self._unwanted = False
+        """Whether it was closed while it was loading."""
 
     @property
     def loaded(self) -> RSDPipeline | None:
@@ -110,19 +93,21 @@ class PipelineSource:
             await asyncio.wrap_future(load)
         return self._pipeline
 
-    def _join(self) -> tuple[Future[None], bool]:
+    def _join(self) -> tuple[Told[None], bool]:
         """The load in progress, and whether the caller has to carry it out, as nobody else does."""
         with self._lock:
             mine = self._loading is None
             if self._loading is None:
-                self._loading = Future()
+                self._loading = Told()
                 self._loading.set_running_or_notify_cancel()  # From here on nobody can cancel it.
             return self._loading, mine
 
     def _begin_apart(self) -> None:
         run = partial(contextvars.copy_context().run, self._carry_out, apart=True)
+        # A daemon, or the interpreter could not end before the load does; it is told to, instead.
+        thread = threading.Thread(target=ending_with_python(run), name="rsd-load", daemon=True)
         try:
-            threading.Thread(target=run, name="rsd-load").start()
+            thread.start()
         except RuntimeError as error:  # There are too many threads, or the interpreter ends.
             self._settle(error)
 
@@ -132,7 +117,7 @@ class PipelineSource:
         """
         try:
             if self._pipeline is None:  # Else it was loaded since the caller looked.
-                self._pipeline = _load(revealed(self.spec))
+                self._loaded(_load(revealed(self.spec)))
         except BaseException as error:
             if apart:
                 traceback.clear_frames(error.__traceback__)  # The future would keep what was loaded so far.
@@ -152,6 +137,21 @@ class PipelineSource:
         else:
             load.set_exception(failed)
 
+    def _loaded(self, pipeline: RSDPipeline) -> None:
+        with self._lock:
+            self._pipeline, unwanted = pipeline, self._unwanted
+        if unwanted:
+            pipeline.close()
+
+    def close(self) -> None:
+        """Close the pipeline. One that is still loading is closed when it is there, which this does not wait
+        for; whoever waits for it is told so.
+        """
+        with self._lock:
+            self._unwanted = self._loading is not None
+        if self._pipeline is not None:
+            self._pipeline.close()
+
     def window(self, roles: Iterable[Role]) -> int | None:
         """Maximum number of tokens of prompt and answer. If the models are not loaded, it is by their configs
         alone, ``max_length`` aside; None where not even those are on this machine.
@@ -163,7 +163,7 @@ class PipelineSource:
             window: int = getattr(self._pipeline.backend, role).info.window
             return window
         if self._windows.get(role) is None:
-            named = _named_models(self.spec, role)
+            named = named_models(self.spec, role)
             self._windows[role] = known_window(named[role], named.get(f"{role}_kwargs"))
         return self._windows[role]
 
@@ -180,7 +180,7 @@ class PipelineSource:
             return backend.draft.takes_tools and backend.target.takes_tools
         if self._takes_tools is None:
             try:
-                check_tools(**_named_models(revealed(self.spec), "draft", "target"))
+                check_tools(**named_models(revealed(self.spec), "draft", "target"))
                 self._takes_tools = True
             except ConfigError:
                 self._takes_tools = False
@@ -200,7 +200,7 @@ class PipelineSource:
         if self._pipeline is not None or (output.tools and self._served):
             self.get().check_output(output)
         elif output.tools:
-            check_tools(**_named_models(revealed(self.spec), "draft", "target"))
+            check_tools(**named_models(revealed(self.spec), "draft", "target"))
 
     @property
     def _served(self) -> bool:
@@ -253,9 +253,9 @@ def find_source(spec: Spec) -> PipelineSource:
     Raises:
         ConfigError: it names a live pipeline that this process does not have (any more).
     """
-    if _is_live(spec):
+    if is_live(spec):
         return _live_source(spec["pipeline"])
-    key = _identity(dict(_named(spec)))
+    key = identity(dict(naming(spec)))
     with _registry.lock:
         source = _registry.sources.get(key)
         if source is None or (source.loaded is not None and source.loaded.closed):
@@ -276,68 +276,6 @@ def _live_source(name: str) -> PipelineSource:
     )
 
 
-def is_portable(spec: Spec) -> bool:
-    """Whether a spec is data from which another process could load the same."""
-    return not _is_live(spec) and all(_is_plain(value) for _, value in _named(spec))
-
-
-def check_pickles(spec: Spec, what: str) -> None:
-    """Refuse what another process could not load. A PRM format's class and a reward function are pickled by
-    their names, as any class or function.
-
-    Args:
-        spec: of the models.
-        what: the thing that is pickled, for the message.
-
-    Raises:
-        ConfigError: it cannot be pickled.
-    """
-    held = {name: value for name, value in _named(spec) if not _is_plain(value) and not _has_name(value)}
-    code = [name for name in held if name == "prm_format" or isinstance(held[name], _CODE)]
-    if _is_live(spec) or len(code) < len(held):
-        raise ConfigError(
-            f"{what} over a live pipeline or loaded models cannot be pickled.",
-            hint="Name the models by hub id or folder, or use the pocket trio.",
-        )
-    if code:
-        raise ConfigError(
-            f"{what} with {code[0]}={held[code[0]]!r} cannot be pickled.",
-            hint="Define it in a module by a name of its own. A format may be passed by the name that "
-            "register_prm_format knows it by, there too.",
-        )
-
-
-def _is_live(spec: Spec) -> bool:
-    named = spec.get("pipeline")
-    return isinstance(named, str) and named.startswith(LIVE)
-
-
-def _has_name(value: Any) -> bool:
-    """Whether it is a class or function that its module has under its name, or settings around one."""
-    if not isinstance(value, _CODE):
-        return False
-    try:
-        pickle.dumps(value)
-    except (pickle.PicklingError, AttributeError):
-        return False
-    return True
-
-
-def label(model: Any) -> str:
-    """A model's name, by what was given for it."""
-    if isinstance(model, tuple) and model:
-        model = model[0]
-    if _is_plain(model):
-        return str(model)
-    names = (getattr(model, name, "") for name in ("name_or_path", "label", "__qualname__"))
-    return next((str(name) for name in names if name), type(model).__name__)
-
-
-def _named(spec: Spec) -> list[tuple[str, Any]]:
-    """What tells these models from others: not secrets, and not how a path or dtype was spelled."""
-    return sorted((plain(without_secrets(spec)) or {}).items())
-
-
 def _in_a_loop() -> bool:
     try:
         asyncio.get_running_loop()
@@ -349,51 +287,3 @@ def _in_a_loop() -> bool:
 def _load(spec: dict[str, Any]) -> RSDPipeline:
     options = {name: value for name, value in spec.items() if name != "pipeline"}
     return RSDPipeline.pocket(**options) if "pipeline" in spec else open_models(**options)
-
-
-def _named_models(spec: Spec, *roles: Role) -> dict[str, Any]:
-    """Where the configs and tokenizers of these roles' models come from."""
-    if "pipeline" in spec:
-        from rsd_integrations.pocket import pocket_paths
-
-        spec = {**vars(pocket_paths()), **spec}
-    return {name: spec[name] for role in roles for name in (role, f"{role}_kwargs") if name in spec}
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether it is data: numbers, strings, paths, dtypes, and containers of these."""
-    if isinstance(value, Mapping):
-        return all(_is_plain(item) for item in value.values())
-    if isinstance(value, list | tuple | set | frozenset):
-        return all(_is_plain(item) for item in value)
-    return value is None or isinstance(value, str | int | float) or _goes_by_name(value)
-
-
-def plain(value: Any) -> Any:
-    """Data as it is saved: paths and dtypes by their names. What is no data stays what it is."""
-    if isinstance(value, Mapping):
-        return {name: plain(part) for name, part in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(map(plain, value))
-    return str(value).removeprefix("torch.") if _goes_by_name(value) else value
-
-
-def _goes_by_name(value: Any) -> bool:
-    # By the class's name, because torch is not imported here.
-    of_torch = type(value).__name__ in ("dtype", "device") and type(value).__module__ == "torch"
-    return of_torch or hasattr(value, "__fspath__")
-
-
-def _identity(value: Any) -> Hashable:
-    """A key, equal for equal plain values; objects are told apart as such (the source keeps them alive)."""
-    if isinstance(value, Mapping):
-        return tuple((name, _identity(value[name])) for name in sorted(value, key=str))
-    if isinstance(value, list | tuple):
-        return tuple(_identity(item) for item in value)
-    if isinstance(value, set) or not (_is_plain(value) or isinstance(value, _EQUAL)):
-        return object, id(value)
-    try:
-        hash(value)
-    except TypeError:  # It holds an object that cannot be a key.
-        return object, id(value)
-    return type(value), value

@@ -73,13 +73,13 @@ class BatchEngine(EngineThread):
             self._end_cancelled()
             self._round()
 
-    def _end(self, error: BaseException) -> None:
+    def _end(self) -> None:
         self._receive(block=False)
         waiting = [*self._queued]
         for job in waiting:
             self._leave(job)
         for job in [*self._live, *waiting]:
-            job.fail(error)
+            job.fail(self._end_error())
         self._live = []
         for model in (self._backend.draft, self._backend.target, self._backend.prm):
             with contextlib.suppress(Exception):  # One that fails must not keep the others open.

@@ -9,6 +9,7 @@ import queue
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
+from types import TracebackType
 
 from rsd_integrations.engine.job import Job, Sink
 from rsd_integrations.engine.thread import forked_error
@@ -27,6 +28,14 @@ class _End:
 
     generation: Generation | None = None
     error: BaseException | None = None
+    trace: TracebackType | None = None
+    """The error's traceback as it arrived: each time it is raised it would keep the frames of the times
+    before, and maybe those of other streams that failed by it."""
+
+    def check(self) -> None:
+        """Raise the error, if there is one."""
+        if self.error is not None:
+            raise self.error.with_traceback(self.trace)
 
 
 def _sink(put: Callable[[StepEvent | None], object], end: _End) -> Sink:
@@ -34,7 +43,7 @@ def _sink(put: Callable[[StepEvent | None], object], end: _End) -> Sink:
 
     def take(item: StepEvent | BaseException | None) -> None:
         if isinstance(item, BaseException):
-            end.error = item
+            end.error, end.trace = item, item.__traceback__
             return
         if item is not None and item.generation is not None:
             end.generation = item.generation
@@ -71,8 +80,8 @@ class _Stream:
 
     def _result(self) -> Generation:
         """The whole answer, once the stream has ended."""
-        if self._told is not None and self._told.error is not None:
-            raise self._told.error
+        if self._told is not None:
+            self._told.check()
         if self._told is None or self._told.generation is None:
             raise StreamError(
                 "the stream was closed before its end; it has no result.",
@@ -103,8 +112,7 @@ class _Stream:
         self._ended, self._told = True, self._end
         # The finalizer holds the job, and so the error, whose traceback holds the stream and its owner.
         self._release.detach()
-        if self._end.error is not None:
-            raise self._end.error
+        self._end.check()
         return None
 
 

@@ -70,13 +70,13 @@ class TaskEngine(EngineThread):
     def _run(self) -> None:
         self._loop.run_until_complete(self._stop.wait())
 
-    def _end(self, error: BaseException) -> None:
+    def _end(self) -> None:
         try:
-            self._loop.run_until_complete(self._fail_all(error))
+            self._loop.run_until_complete(self._fail_all())
         finally:
             self._loop.close()
 
-    async def _fail_all(self, error: BaseException) -> None:
+    async def _fail_all(self) -> None:
         await asyncio.sleep(0)  # Lets what was submitted before the end arrive.
         self._ending = True
         waiting = [*self._queued]
@@ -84,7 +84,7 @@ class TaskEngine(EngineThread):
             self._leave(job)
         for job in [*self._live, *waiting]:
             with contextlib.suppress(BaseException):  # One listener must not keep the others waiting.
-                job.fail(error)
+                job.fail(self._end_error())
         carried = [*self._carried]
         for task in carried:
             task.cancel()

@@ -44,28 +44,40 @@ class EngineThread(ABC):
         self._bug: BaseException | None = None
         """What ended the thread before it was told to stop."""
         self._lock = threading.Lock()
+        self._ended = threading.Event()
+        """Set last of all."""
         self._thread = threading.Thread(target=self._work_and_end, name="rsd-engine", daemon=True)
 
     def _work_and_end(self) -> None:
-        error: BaseException = _closed_error()
         try:
             self._run()
         except BaseException as unexpected:  # A bug of ours: no caller may wait for ever.
-            error = self._bug = unexpected
+            self._bug = unexpected
             _log.critical("The engine's thread ended, and its pipeline with it.", exc_info=unexpected)
             traceback.clear_frames(unexpected.__traceback__)  # Its frames hold models and requests.
         finally:
             with self._lock:
                 self._closed = True
-            self._end(error)
+            try:
+                self._end()
+            finally:
+                self._ended.set()
 
     @abstractmethod
     def _run(self) -> None:
         """What the thread does until it is told to stop."""
 
     @abstractmethod
-    def _end(self, error: BaseException) -> None:
-        """Fail what is left and give back what the backend holds. Nothing more is submitted."""
+    def _end(self) -> None:
+        """Fail what is left, each by an ``_end_error``, and give back what the backend holds. Nothing more is
+        submitted.
+        """
+
+    def _end_error(self) -> BaseException:
+        """What a request is told that the end cut off: an error of its own, or all would share a traceback
+        that grows with each.
+        """
+        return self._bug or _closed_error()
 
     @abstractmethod
     def _put(self, job: Job | None) -> None:
@@ -137,13 +149,13 @@ class EngineThread(ABC):
     def close(self) -> None:
         """Fail what is queued or running, end the thread, give back what the backend holds."""
         if self._tell_to_end():
-            wait_for_end(self._thread)
+            wait_for_end(self._thread, self._ended)
 
     def let_go(self) -> None:
         """Close, but do not wait for ever: Python's garbage collector calls this, maybe on a thread that the
         engine's thread is waiting for.
         """
-        if self._tell_to_end():
+        if self._tell_to_end() and self._ended.wait(_PATIENCE):
             self._thread.join(_PATIENCE)
 
     def _tell_to_end(self) -> bool:

@@ -28,7 +28,7 @@ from rsd_integrations.adapters.calls import CallSettings
 from rsd_integrations.adapters.running import aevents, events
 from rsd_integrations.adapters.secrets import without_secrets
 from rsd_integrations.adapters.settings import OPTIONS, RSDSettings, unset_limits
-from rsd_integrations.adapters.sources import plain
+from rsd_integrations.adapters.specs import plain
 from rsd_integrations.documented import documented
 from rsd_integrations.langchain.caching import cache_key
 from rsd_integrations.langchain.counting import count_tokens

@@ -32,7 +32,8 @@ from pydantic import (
 from rsd_integrations.adapters.calls import TOOLS, CallSettings, call_settings
 from rsd_integrations.adapters.running import aevents, events
 from rsd_integrations.adapters.settings import LOADING, unset_limits
-from rsd_integrations.adapters.sources import POCKET, live_name, plain
+from rsd_integrations.adapters.sources import live_name
+from rsd_integrations.adapters.specs import POCKET, plain
 from rsd_integrations.documented import documented
 from rsd_integrations.errors import ConfigError, PromptError
 from rsd_integrations.llama_index.asked import AskedByEngines, is_asking, seen

@@ -24,7 +24,8 @@ from rsd_integrations.adapters.calls import PER_CALL, call_settings
 from rsd_integrations.adapters.chat import check_chat, merge_turns
 from rsd_integrations.adapters.checks import check_known, check_on_step
 from rsd_integrations.adapters.settings import RSDSettings
-from rsd_integrations.adapters.sources import PipelineSource, find_source, label
+from rsd_integrations.adapters.sources import PipelineSource, find_source
+from rsd_integrations.adapters.specs import label
 from rsd_integrations.adapters.steps import notify, step_event, summarise
 from rsd_integrations.config import RSDConfig
 from rsd_integrations.errors import ConfigError, ModelError, PromptError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import signal
 import threading
 import weakref
 from collections.abc import Iterator
@@ -15,9 +16,11 @@ import pytest
 from rsd_integrations import RSDPipeline
 from rsd_integrations.adapters import sources
 from rsd_integrations.adapters.sources import PipelineSource
-from rsd_integrations.errors import ModelError
+from rsd_integrations.errors import EngineClosedError, ModelError
+from rsd_integrations.langchain import ChatRSD
 from rsd_integrations.testing import ScriptedWriter, scripted_pipeline
 from tests.gated import PATIENCE, wait_for
+from tests.processes import interrupted
 
 
 class Load:
@@ -202,3 +205,54 @@ def test_what_failed_keeps_no_memory(
             wait_for(lambda: all(one() is None for one in weights))
         finally:
             gc.enable()
+
+
+async def test_what_is_closed_while_it_loads_is_closed_when_it_is_there(load: Load) -> None:
+    models = dict.fromkeys(("draft", "target", "prm"), "closed-while-loading")
+    llm = ChatRSD(**models)
+    call = asyncio.create_task(llm.ainvoke("x"))
+    await asyncio.to_thread(load.begun)
+    async with llm:
+        pass
+    load.gate.set()
+    with pytest.raises(EngineClosedError):
+        await call
+    assert load.pipe.closed
+    assert ChatRSD(**models).source is not llm.source
+
+
+async def test_a_load_that_failed_when_it_was_closed_is_tried_again(
+    load: Load, source: PipelineSource
+) -> None:
+    load.raises = [ModelError("it failed.")]
+    load.gate.set()
+    with pytest.raises(ModelError):
+        await source.aget()
+    source.close()
+    load.gate.clear()
+    call = asyncio.create_task(source.aget())
+    await asyncio.to_thread(load.begun, 2)
+    load.gate.set()
+    assert not (await call).closed
+
+
+LOADS_FOR_EVER = """
+import asyncio, time
+from rsd_integrations.adapters import sources
+from rsd_integrations.langchain import ChatRSD
+
+def load(spec):
+    print("ready", flush=True)
+    while True:
+        time.sleep(0.01)
+
+sources._load = load
+asyncio.run(ChatRSD(draft="d", target="t", prm="p").ainvoke("x"))
+"""
+
+
+def test_an_interrupted_process_does_not_wait_for_a_load() -> None:
+    code, _, err = interrupted(LOADS_FOR_EVER)
+    assert "KeyboardInterrupt" in err
+    assert "terminate called" not in err
+    assert code in (1, -signal.SIGINT, 130)

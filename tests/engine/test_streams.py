@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -17,7 +18,10 @@ import pytest
 from rsd_integrations import Generation, RSDPipeline
 from rsd_integrations.engine.streams import AsyncEventStream, EventStream
 from rsd_integrations.errors import BackendError, EngineClosedError, StreamError
-from rsd_integrations.testing import scripted_pipeline
+from rsd_integrations.protocols import Backend
+from rsd_integrations.testing import ScriptedScorer, ScriptedWriter, scripted_pipeline
+from tests.gated import Gated
+from tests.processes import interrupted
 
 PATIENCE = 30.0
 """Seconds until a test calls it a deadlock."""
@@ -129,6 +133,64 @@ def test_a_failure_of_an_async_stream_is_told_as_often_as_it_is_asked_for() -> N
 
     with scripted_pipeline(failing) as pipe:
         in_time(main)
+
+
+def test_a_failure_has_the_same_traceback_however_often_it_is_asked_for() -> None:
+    with scripted_pipeline(failing) as pipe:
+        stream, lines = pipe.stream("x"), []
+        for _ in range(5):
+            with pytest.raises(BackendError) as caught:
+                stream.result()
+            lines.append(len(traceback.format_tb(caught.value.__traceback__)))
+    assert len({*lines[1:]}) == 1
+
+
+def test_those_that_a_close_cuts_off_have_an_error_each() -> None:
+    """One for all would show each caller the frames of all the others, and keep their variables."""
+    draft = Gated(["a" * 50])
+    pipe = RSDPipeline(Backend(draft, ScriptedWriter([]), ScriptedScorer([1.0]), 2))
+    streams = [pipe.stream("x") for _ in range(6)]
+    assert draft.entered.wait(30)
+    closing = threading.Thread(target=pipe.close)
+    closing.start()
+    draft.gate.set()
+    closing.join()
+    errors = []
+    for stream in streams:
+        with pytest.raises(EngineClosedError) as caught:
+            stream.result()
+        errors.append(caught.value)
+    assert len({id(error) for error in errors}) == len(streams)
+    assert len({len(traceback.format_tb(error.__traceback__)) for error in errors}) == 1
+
+
+CLOSES = """
+import signal, sys, threading, time
+from rsd_integrations.testing import scripted_pipeline
+
+begun, release = threading.Event(), threading.Event()
+
+def slow(prompt, index, text):
+    print("ready", flush=True)
+    begun.set()
+    release.wait(60)
+    return "fine"
+
+pipe = scripted_pipeline(slow)
+stream = pipe.stream("x")
+begun.wait(30)
+try:
+    pipe.close()
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+threading.Timer(0.5, release.set).start()
+pipe.close()
+print("engine runs:", any(t.name == "rsd-engine" for t in threading.enumerate()), release.is_set())
+"""
+
+
+def test_a_close_that_was_interrupted_can_be_waited_for_again() -> None:
+    assert interrupted(CLOSES, after=0.5) == (0, "interrupted\nengine runs: False True\n", "")
 
 
 def _closed(pipe: RSDPipeline) -> Callable[[], Generation]:

@@ -5,10 +5,36 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock
 
 from transformers.utils import logging
 
 __all__ = ["no_progress_bars"]
+
+
+class _Silence:
+    """Lasts from the first that wants it to the last: threads that load at once share it."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._wanted = 0
+        self._was_on = False
+
+    def begin(self) -> None:
+        with self._lock:
+            if not self._wanted:
+                self._was_on = logging.is_progress_bar_enabled()
+                logging.disable_progress_bar()
+            self._wanted += 1
+
+    def end(self) -> None:
+        with self._lock:
+            self._wanted -= 1
+            if not self._wanted and self._was_on:
+                logging.enable_progress_bar()
+
+
+_silence = _Silence()
 
 
 @contextmanager
@@ -18,14 +44,14 @@ def no_progress_bars(*, anywhere: bool = False) -> Iterator[None]:
     Args:
         anywhere: not even there.
     """
-    silenced = logging.is_progress_bar_enabled() and (anywhere or not _is_watched())
-    if silenced:
-        logging.disable_progress_bar()
+    if not anywhere and _is_watched():
+        yield
+        return
+    _silence.begin()
     try:
         yield
     finally:
-        if silenced:
-            logging.enable_progress_bar()
+        _silence.end()
 
 
 def _is_watched() -> bool:

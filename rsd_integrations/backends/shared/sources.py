@@ -25,9 +25,11 @@ from rsd_integrations.encoding import chat_template_text
 from rsd_integrations.errors import ConfigError, ModelError
 from rsd_integrations.prm.base import Head
 from rsd_integrations.types import Role
+from rsd_integrations.waiting import Turns
 
 __all__ = [
     "HUB_OPTIONS",
+    "MAKING_MODELS",
     "WITH_HEAD",
     "ModelSource",
     "Source",
@@ -39,6 +41,10 @@ __all__ = [
 
 ModelSource = Any
 """A hub id, a folder, a loaded model, or a pair (loaded model, its tokenizer)."""
+
+MAKING_MODELS = Turns()
+"""transformers patches classes and torch's default dtype while it makes a model. Of two at once the second
+takes the first one's patches for what was there before, and leaves them for good (no weights are tied)."""
 
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "trust_remote_code")
 _MODEL_OPTIONS = (
@@ -164,7 +170,7 @@ class Source:
             ModelError: no such model can be made of it.
         """
         try:
-            with torch.device("meta"):
+            with MAKING_MODELS.turn(), torch.device("meta"):
                 return auto_class(auto, self.config).from_config(
                     self.config, trust_remote_code=self.hub["trust_remote_code"]
                 )

@@ -21,6 +21,7 @@ from rsd_integrations.backends.shared.describe import (
     text_config,
 )
 from rsd_integrations.backends.shared.sources import (
+    MAKING_MODELS,
     ModelSource,
     Source,
     auto_class,
@@ -110,10 +111,11 @@ def load_backend(
     calls = [Calls.of(writer.tokenizer) for writer in writers[-1:]]
 
     def load() -> Backend:
-        for source in writers:
-            parts[source.role] = _load_writer(source, calls[0], device, dtype, **running)
-        if judge is not None and prm_form is not None:
-            parts["prm"] = _load_scorer(judge, prm_form, device, dtype, **running)
+        with MAKING_MODELS.turn():
+            for source in writers:
+                parts[source.role] = _load_writer(source, calls[0], device, dtype, **running)
+            if judge is not None and prm_form is not None:
+                parts["prm"] = _load_scorer(judge, prm_form, device, dtype, **running)
         return Backend(**parts, max_batch_size=max_batch_size)
 
     return apart(device, load)

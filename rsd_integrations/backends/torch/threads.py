@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextvars
-import ctypes
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,12 +10,11 @@ from typing import TypeVar
 
 import torch
 
+from rsd_integrations.waiting import end_thread, wait_for_end
+
 __all__ = ["SMALL_FORWARD", "apart", "cpu_threads"]
 
 Made = TypeVar("Made")
-
-_SIGNALS = 0.1
-"""Seconds within which an interrupt is noticed."""
 
 SMALL_FORWARD = 100_000_000
 """Parameters x tokens below which waking the other threads costs more than they save (dev/speed.md)."""
@@ -75,27 +73,10 @@ def apart(device: torch.device | str, work: Callable[[], Made]) -> Made:
     )
     try:
         thread.start()
-        # Not by joining: before Python 3.13 a join that is interrupted takes the thread for ended. And not
-        # for good: a signal that another thread receives, or that comes just before, wakes nobody.
-        while not done.wait(_SIGNALS):
-            pass
+        wait_for_end(thread, done)
     except BaseException:
-        _end(thread)
+        end_thread(thread)
         raise
-    thread.join()
     if raised:
         raise raised[0]
     return made[0]
-
-
-def _end(thread: threading.Thread) -> None:
-    """Have a thread stop at its next Python instruction, and wait for it.
-
-    A daemon that is inside of torch when the interpreter ends aborts the process (SIGABRT).
-    """
-    while thread.is_alive():
-        # SystemExit ends a thread without a word. Again each second: whoever runs may have swallowed it.
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(
-            ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit)
-        )
-        thread.join(1.0)

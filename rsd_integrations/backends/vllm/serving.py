@@ -192,17 +192,20 @@ def at_once(ask: Callable[[Servers], Awaitable[Made]], address: Address) -> Made
 def _in_thread(work: Coroutine[Any, Any, Made]) -> Made:
     made: list[Made] = []
     failed: list[BaseException] = []
+    ended = threading.Event()
 
     def run() -> None:
         try:
             made.append(asyncio.run(work))
         except BaseException as error:
             failed.append(error)
+        finally:
+            ended.set()
 
     # A daemon: whoever interrupts this need not wait for a server that is silent.
     thread = threading.Thread(target=run, name="rsd-servers", daemon=True)
     thread.start()
-    wait_for_end(thread)
+    wait_for_end(thread, ended)
     if failed:
         raise failed[0]
     return made[0]
