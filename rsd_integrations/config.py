@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
@@ -21,9 +20,10 @@ from typing_extensions import Self
 from rsd_integrations import weighting as _weighting
 from rsd_integrations.documented import documented
 from rsd_integrations.errors import ConfigError
+from rsd_integrations.naming import nearest
 from rsd_integrations.types import Role
 
-__all__ = ["DEFAULT_THRESHOLD", "RSDConfig", "RSDFields", "first_wrong", "nearest", "refused"]
+__all__ = ["DEFAULT_THRESHOLD", "RSDConfig", "RSDFields", "first_wrong", "refused"]
 
 _ROLES: dict[str, tuple[Role, ...]] = {
     "rsd": ("draft", "target", "prm"),
@@ -272,10 +272,3 @@ def refused(error: ValidationError, where: str = "") -> ConfigError:
     end = "" if wrong.endswith((".", "?")) else "."
     hint = "help(rsd_integrations.RSDConfig) tells what each may be."
     return ConfigError(f"{where}{wrong}{end}", hint=hint)
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """What to do about a name that is not among the known ones."""
-    known = tuple(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"Did you mean {near[0]!r}?" if near else f"Known are: {', '.join(known)}."

@@ -17,7 +17,7 @@ from rsd_integrations.engine.tasks import TaskEngine
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.functions import RewardCall, RewardFunction
 from rsd_integrations.given import check_parts, occupy
-from rsd_integrations.limits import check_rows, check_timeout
+from rsd_integrations.limits import call_config, check_rows, check_timeout
 from rsd_integrations.output import Output, check_is_output
 from rsd_integrations.prompts import check_prompt, check_steps, check_text
 from rsd_integrations.protocols import FREE, NONE, Backend
@@ -315,9 +315,7 @@ class RSDPipeline:
     ) -> Submit:
         """Everything that can be checked in the caller's thread, then the way into the engine."""
         check_timeout(timeout)
-        if not isinstance(config, RSDConfig | None):
-            raise ConfigError(f"config={config!r} is no RSDConfig.", hint="Write config=RSDConfig(...).")
-        resolved = self.resolved((config or RSDConfig()).override(**fields))
+        resolved = self.resolved(call_config(config, fields))
         check_rows(resolved, self._backend.max_batch_size)
         self.check_output(output)
         request = Request(

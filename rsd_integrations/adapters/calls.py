@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rsd_integrations.adapters.checks import check_known, check_on_step, without_nones
+from rsd_integrations.adapters.checks import check_on_step, without_nones
 from rsd_integrations.adapters.settings import OnStep, RSDSettings, TraceSteps
 from rsd_integrations.config import RSDConfig
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.limits import check_timeout
+from rsd_integrations.naming import check_known
 from rsd_integrations.output import Output
 from rsd_integrations.pipeline import RSDPipeline
 

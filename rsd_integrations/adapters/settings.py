@@ -21,7 +21,6 @@ from typing_extensions import Self
 
 from rsd_integrations.adapters.checks import (
     check_dtype,
-    check_known,
     check_on_step,
     check_prm_format,
     without_nones,
@@ -41,6 +40,7 @@ from rsd_integrations.config import RSDConfig, RSDFields
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.given import is_object
 from rsd_integrations.limits import check_rows
+from rsd_integrations.naming import check_known
 from rsd_integrations.opening import are_servers
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.types import ROLES, Role, Step

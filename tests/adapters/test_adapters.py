@@ -22,7 +22,7 @@ from langchain_core.load import dumpd, load
 from rsd_integrations.adapters import extras, sources
 from rsd_integrations.adapters.calls import PER_CALL, call_settings
 from rsd_integrations.adapters.chat import check_chat, merge_turns
-from rsd_integrations.adapters.checks import check_known, check_on_step
+from rsd_integrations.adapters.checks import check_on_step
 from rsd_integrations.adapters.settings import RSDSettings
 from rsd_integrations.adapters.sources import PipelineSource, find_source, label
 from rsd_integrations.adapters.steps import notify, step_event, summarise
@@ -181,11 +181,6 @@ def test_call_settings_override_the_objects() -> None:
         assert set(RSDConfig.model_fields) < set(PER_CALL)
         with pytest.raises(ConfigError, match="trace_steps='all'"):
             call_settings(settings, {"trace_steps": "all"})
-
-
-def test_unknown_names() -> None:
-    with pytest.raises(ConfigError, match=r"unknown parameter 'zzz'\. Known are: threshold, stop"):
-        check_known(["zzz"], ["threshold", "stop"])
 
 
 def test_merging_turns() -> None:
