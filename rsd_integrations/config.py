@@ -15,7 +15,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from typing_extensions import Self
+from typing_extensions import Self, TypedDict, Unpack
 
 from rsd_integrations import weighting as _weighting
 from rsd_integrations.documented import documented
@@ -23,7 +23,7 @@ from rsd_integrations.errors import ConfigError
 from rsd_integrations.naming import nearest
 from rsd_integrations.types import Role
 
-__all__ = ["DEFAULT_THRESHOLD", "RSDConfig", "RSDFields", "first_wrong", "refused"]
+__all__ = ["DEFAULT_THRESHOLD", "ConfigFields", "RSDConfig", "RSDFields", "first_wrong", "refused"]
 
 _ROLES: dict[str, tuple[Role, ...]] = {
     "rsd": ("draft", "target", "prm"),
@@ -184,6 +184,29 @@ class RSDFields(BaseModel):
         return self
 
 
+class ConfigFields(TypedDict, total=False):
+    """The fields of RSDConfig as calls take them one by one, for type checkers and editors."""
+
+    threshold: float | None
+    weighting: _weighting.Name | Callable[[float], float]
+    acceptance_rate: float
+    beta: float
+    step_delimiter: Strings
+    max_tokens: int | None
+    max_steps: int
+    max_step_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int | None
+    min_p: float
+    repetition_penalty: float
+    seed: int | None
+    stop: Strings
+    speculation: bool
+    draft_candidates: int
+    chat_template_kwargs: Variables
+
+
 @documented
 class RSDConfig(RSDFields):
     """How one generation drafts, accepts, samples and ends.
@@ -207,7 +230,7 @@ class RSDConfig(RSDFields):
                 raise ValueError(f"unknown field {name!r}. {nearest(str(name), known)}")
         return given
 
-    def override(self, **fields: Any) -> RSDConfig:
+    def override(self, **fields: Unpack[ConfigFields]) -> RSDConfig:
         """A copy with these fields changed, validated like any other.
 
         Raises:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterable
 from copy import copy
 from typing import TYPE_CHECKING, Any, Literal
@@ -36,10 +35,12 @@ from rsd_integrations.adapters.sources import (
     is_portable,
     label,
 )
+from rsd_integrations.closing import Closing
 from rsd_integrations.config import RSDConfig, RSDFields
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.given import is_object
 from rsd_integrations.limits import check_rows
+from rsd_integrations.loading import LoadOptions
 from rsd_integrations.naming import check_known
 from rsd_integrations.opening import are_servers
 from rsd_integrations.pipeline import RSDPipeline
@@ -58,25 +59,14 @@ else:
     Secret = SecretStr
 
 OPTIONS = ("draft_kwargs", "target_kwargs", "prm_kwargs")
-LOADING = (
-    "prm_format",
-    "device",
-    "dtype",
-    "max_batch_size",
-    "max_length",
-    "compile",
-    "cuda_graphs",
-    "cpu_traces",
-    "prefix_caching",
-    *OPTIONS,
-)
+LOADING = tuple(LoadOptions.__annotations__)
 """Further arguments of ``RSDPipeline.from_pretrained``."""
 
 _LIMITS = ("max_batch_size", "max_length")
 """Those of them that servers have, too."""
 
 
-class RSDSettings(RSDFields):
+class RSDSettings(RSDFields, Closing):
     """Fields and the way to a pipeline. Objects that name the same models share one pipeline."""
 
     draft: Any = None
@@ -254,18 +244,6 @@ class RSDSettings(RSDFields):
         """
         if pipe := self.source.loaded:
             pipe.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await asyncio.to_thread(self.close)  # It waits for the round in progress.
 
     @property
     def config(self) -> RSDConfig:
