@@ -48,6 +48,7 @@ def _of_each(name: str) -> tuple[str, str]:
 
 _MODELS = ("draft", "Models are named by draft, target and prm.")
 _URL = ("draft", "The URL of a model's server is given as the model: draft=..., target=..., prm=....")
+_LABEL = "Models are chosen by draft, target and prm where it is made; model is but their label. "
 _STOPS = ("stop", "There is no such setting; stop takes strings.")
 _PENALTY = ("repetition_penalty", "There is no such setting, but a repetition_penalty.")
 
@@ -107,8 +108,9 @@ def check_known(given: Iterable[str], known: Iterable[str], *, fixed: Iterable[s
         if name in known:
             continue
         if name in fixed:
+            which = _LABEL if name == "model" else ""
             raise ConfigError(
                 f"{name!r} is fixed for the object and cannot be given per call.",
-                hint="Make another object; those that name the same models share them.",
+                hint=f"{which}Make another object; those that name the same models share them.",
             )
         raise ConfigError(f"unknown parameter {name!r}.", hint=nearest(name, known))

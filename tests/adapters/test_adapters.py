@@ -176,7 +176,7 @@ def test_call_settings_override_the_objects() -> None:
         assert (call.config.threshold, call.timeout, call.config.stop) == (0.9, None, ("END",))
         assert call_settings(settings, {}).config == RSDConfig(threshold=0.3)
         assert call.model_name(settings.model_names) == "scripted-target"
-        named = call_settings(settings, {"model": "mine"})
+        named = call_settings(settings.model_copy(update={"model": "mine"}), {})
         assert named.model_name(settings.model_names) == "mine"
         assert set(RSDConfig.model_fields) < set(PER_CALL)
         with pytest.raises(ConfigError, match="trace_steps='all'"):
