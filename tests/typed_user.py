@@ -10,12 +10,12 @@ from llama_index.core.llms import ChatMessage, ChatResponse, CompletionResponse
 from pydantic import BaseModel
 from typing_extensions import assert_type
 
-from rsd_integrations import Output, RewardFunction, RSDConfig, RSDPipeline
+from rsd_integrations import AsyncEventStream, EventStream, Output, RewardFunction, RSDConfig, RSDPipeline
 from rsd_integrations.config import ConfigFields
 from rsd_integrations.langchain import ChatRSD
 from rsd_integrations.llama_index import RSDLLM
 from rsd_integrations.pocket import EXAMPLE_QUESTIONS
-from rsd_integrations.types import Step
+from rsd_integrations.types import RequestCounts, Step
 
 
 class Answer(BaseModel):
@@ -85,6 +85,14 @@ def rewards() -> list[float | None]:
     pipe = RSDPipeline.from_pretrained("a", "b", right)
     print(pipe.requests.waiting)
     return pipe.score("x", ["a", "b"])
+
+
+def counted(pipe: RSDPipeline) -> RequestCounts:
+    return pipe.requests
+
+
+def streams(pipe: RSDPipeline) -> tuple[EventStream, AsyncEventStream]:
+    return pipe.stream("x"), pipe.astream("x")
 
 
 async def awaited() -> str:
