@@ -14,6 +14,13 @@ def test_a_step_without_a_delimiter_ends_the_answer() -> None:
     assert (answer.text, answer.finish_reason) == ("one\n\ntwo", "stop")
 
 
+def test_a_pipeline_names_its_models_and_its_size() -> None:
+    with scripted_pipeline("a", max_batch_size=3) as pipe:
+        models = "draft='scripted-draft', target='scripted-target', prm='scripted-prm'"
+        assert repr(pipe) == f"<RSDPipeline: {models}, max_batch_size=3>"
+    assert repr(pipe) == f"<RSDPipeline: {models}, max_batch_size=3, closed>"
+
+
 @pytest.mark.parametrize("reward", [0.2, 1])
 def test_a_lone_text_is_a_step_and_a_lone_number_the_reward_of_all(reward: float) -> None:
     with (

@@ -75,7 +75,7 @@ class RSDSettings(RSDFields, Closing):
     """Target model, likewise."""
     prm: Any = None
     """Process reward model, likewise; or a function that scores steps: see ``RewardFunction``."""
-    pipeline: Any = Field(default=None, repr=False)
+    pipeline: Any = None
     """A live ``RSDPipeline``, or "pocket", instead of draft, target and prm."""
 
     prm_format: Any = "auto"
@@ -122,7 +122,10 @@ class RSDSettings(RSDFields, Closing):
 
     _held: tuple[Spec, PipelineSource] | None = PrivateAttr(default=None)
 
-    def __init__(self, **fields: Any) -> None:
+    def __init__(self, *models: Any, **fields: Any) -> None:
+        if models:
+            name = type(self).__name__
+            raise TypeError(f"{name} takes its models by name: {name}(draft=..., target=..., prm=...).")
         # Before pydantic sees them: its errors show what was given, under a misspelt name, too.
         known = type(self).model_fields
         super().__init__(

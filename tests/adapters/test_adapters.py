@@ -183,6 +183,13 @@ def test_call_settings_override_the_objects() -> None:
             call_settings(settings, {"trace_steps": "all"})
 
 
+@pytest.mark.parametrize("kind", [ChatRSD, RSDLLM])
+def test_models_are_given_by_name(kind: Any) -> None:
+    name = kind.__name__
+    with pytest.raises(TypeError, match=rf"{name} takes its models by name: {name}\(draft="):
+        kind("a", "b", "c")
+
+
 def test_merging_turns() -> None:
     turns = [
         {"role": "user", "content": "a"},
