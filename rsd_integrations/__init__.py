@@ -9,9 +9,14 @@ a bad one is rewritten by the target model (Liao et al., ICML 2025, arXiv 2501.1
         print(pipe.generate("Ava has 12 marbles. She buys 9 more. How many has she?").text)
 
 Importing this package loads neither torch nor a framework.
+
+Public are the names here and what these modules list as theirs: ``langchain``, ``llama_index``, ``config``,
+``types``, ``errors``, ``protocols``, ``remote``, ``testing``, ``conformance``, ``pocket``, ``report.html``,
+``bench.questions``, ``bench.tune`` and ``bench.figure``. All else may change with any version.
 """
 
 from rsd_integrations.config import RSDConfig
+from rsd_integrations.engine.streams import AsyncEventStream, EventStream
 from rsd_integrations.errors import RSDError
 from rsd_integrations.functions import RewardFunction
 from rsd_integrations.output import Output
@@ -20,6 +25,8 @@ from rsd_integrations.prm import Feed, PRMFormat, register_prm_format
 from rsd_integrations.types import FLOPs, Generation, Step, StepEvent, Usage
 
 __all__ = [
+    "AsyncEventStream",
+    "EventStream",
     "FLOPs",
     "Feed",
     "Generation",

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
@@ -16,14 +15,15 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from typing_extensions import Self
+from typing_extensions import Self, TypedDict, Unpack
 
 from rsd_integrations import weighting as _weighting
 from rsd_integrations.documented import documented
 from rsd_integrations.errors import ConfigError
+from rsd_integrations.naming import nearest
 from rsd_integrations.types import Role
 
-__all__ = ["DEFAULT_THRESHOLD", "RSDConfig", "RSDFields", "first_wrong", "nearest", "refused"]
+__all__ = ["DEFAULT_THRESHOLD", "ConfigFields", "RSDConfig", "RSDFields", "first_wrong", "refused"]
 
 _ROLES: dict[str, tuple[Role, ...]] = {
     "rsd": ("draft", "target", "prm"),
@@ -186,6 +186,29 @@ class RSDFields(BaseModel):
         return self
 
 
+class ConfigFields(TypedDict, total=False):
+    """The fields of RSDConfig as calls take them one by one, for type checkers and editors."""
+
+    threshold: float | None
+    weighting: _weighting.Name | Callable[[float], float]
+    acceptance_rate: float
+    beta: float
+    step_delimiter: Strings
+    max_tokens: int | None
+    max_steps: int
+    max_step_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int | None
+    min_p: float
+    repetition_penalty: float
+    seed: int | None
+    stop: Strings
+    speculation: bool
+    draft_candidates: int
+    chat_template_kwargs: Variables
+
+
 @documented
 class RSDConfig(RSDFields):
     """How one generation drafts, accepts, samples and ends.
@@ -209,7 +232,7 @@ class RSDConfig(RSDFields):
                 raise ValueError(f"unknown field {name!r}. {nearest(str(name), known)}")
         return given
 
-    def override(self, **fields: Any) -> Self:
+    def override(self, **fields: Unpack[ConfigFields]) -> Self:
         """A copy with these fields changed, validated like any other.
 
         Raises:
@@ -283,10 +306,3 @@ def refused(error: ValidationError, where: str = "") -> ConfigError:
     end = "" if wrong.endswith((".", "?")) else "."
     hint = "help(rsd_integrations.RSDConfig) tells what each field may be."
     return ConfigError(f"{where}{wrong}{end}", hint=hint)
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """What to do about a name that is not among the known ones."""
-    known = tuple(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"Did you mean {near[0]!r}?" if near else f"Known are: {', '.join(known)}."

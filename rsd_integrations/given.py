@@ -6,10 +6,12 @@ import weakref
 from collections.abc import Mapping
 from typing import Any
 
+from typing_extensions import get_protocol_members
+
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.functions import FunctionScorer, RemoteFunctionScorer, reward_function
-from rsd_integrations.protocols import Backend
-from rsd_integrations.remote import RemoteBackend
+from rsd_integrations.protocols import Backend, Scorer, Writer
+from rsd_integrations.remote import RemoteBackend, RemoteScorer, RemoteWriter
 from rsd_integrations.types import ROLES, Role
 
 __all__ = ["check_parts", "is_object", "occupy", "taken"]
@@ -25,6 +27,13 @@ _REMOTE: dict[Role, tuple[str, ...]] = {
     "prm": ("open", "score", "aclose"),
 }
 """The methods by which an object is known to do a role's work itself."""
+
+_PROTOCOLS: dict[bool, dict[Role, type]] = {
+    False: {"draft": Writer, "target": Writer, "prm": Scorer},
+    True: {"draft": RemoteWriter, "target": RemoteWriter, "prm": RemoteScorer},
+}
+_MAY_LACK = frozenset({"go_on"})
+"""What only those are asked for whose sessions say so."""
 
 _running: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 """The pipeline that runs each part of a backend, by the part's ``id``."""
@@ -48,7 +57,8 @@ def taken(role: Role, model: Any, options: Mapping[str, Any] | None, prm_format:
         remote: whether the other models are behind servers.
 
     Raises:
-        ConfigError: there are options but nothing to load, or another pipeline runs the object.
+        ConfigError: there are options but nothing to load, another pipeline runs the object, or it lacks
+            what the role's work needs.
     """
     if not is_object(role, model):
         return None
@@ -58,7 +68,8 @@ def taken(role: Role, model: Any, options: Mapping[str, Any] | None, prm_format:
             f"{late} is for a {role} that is loaded, but {role} is {model!r:.200}.", hint="Leave it out."
         )
     if _works(role, model):
-        _check_free(role, model)  # Before the others are loaded.
+        _check_whole(role, model, remote=remote)  # Before the others are loaded.
+        _check_free(role, model)
         return model
     function = reward_function(model)
     assert function is not None
@@ -76,21 +87,28 @@ def check_parts(backend: Backend | RemoteBackend) -> None:
             f"{backend!r:.200} is no Backend of three models.",
             hint="Use RSDPipeline.from_pretrained(draft, target, prm), from_vllm or pocket.",
         )
-    kinds = _IN_PROCESS if isinstance(backend, Backend) else _REMOTE
     for role in ROLES:
         part = getattr(backend, role)
-        if lacking := [name for name in (*kinds[role], "info") if not hasattr(part, name)]:
-            raise ConfigError(
-                f"{role}={part!r:.200} of a {type(backend).__name__} has no {lacking[0]!r}.",
-                hint="See Writer and Scorer in rsd_integrations.protocols (RemoteWriter and RemoteScorer in "
-                "rsd_integrations.remote). For models by name there is RSDPipeline.from_pretrained.",
-            )
+        _check_whole(role, part, remote=isinstance(backend, RemoteBackend))
         if getattr(part, "closed", False):
             raise ConfigError(
                 f"the {role} {part.info.name!r} was closed with its pipeline.",
                 hint="Load it anew: from_pretrained takes objects of yours beside models by name. A pipeline "
                 "closes its models as soon as nothing refers to it.",
             )
+
+
+def _check_whole(role: Role, part: Any, *, remote: bool) -> None:
+    """Refuse what lacks something of its role's protocol, whichever call would be the first to need it."""
+    works = (_REMOTE if remote else _IN_PROCESS)[role]
+    more = get_protocol_members(_PROTOCOLS[remote][role]).difference(works, _MAY_LACK)
+    if lacking := [name for name in (*works, *sorted(more)) if not hasattr(part, name)]:
+        raise ConfigError(
+            f"{role}={part!r:.200} of a {'RemoteBackend' if remote else 'Backend'} has no "
+            f"{' and no '.join(map(repr, lacking))}.",
+            hint="See Writer and Scorer in rsd_integrations.protocols (RemoteWriter and RemoteScorer in "
+            "rsd_integrations.remote). For models by name there is RSDPipeline.from_pretrained.",
+        )
 
 
 def occupy(backend: Backend | RemoteBackend, pipeline: Any) -> None:

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from inspect import signature
 from typing import Any
 
 from rsd_integrations.config import RSDConfig
 from rsd_integrations.errors import ConfigError
+from rsd_integrations.naming import check_known
 
-__all__ = ["check_choice", "check_count", "check_rows", "check_takes", "check_timeout"]
+__all__ = ["call_config", "check_choice", "check_count", "check_rows", "check_takes", "check_timeout"]
+
+_OF_CALLS = (*RSDConfig.model_fields, "config", "timeout", "output")
+"""What a pipeline takes beside the prompt."""
+
+
+def call_config(config: Any, fields: Mapping[str, Any]) -> RSDConfig:
+    """A config with the fields of one call in place of its own; None is the usual one.
+
+    Raises:
+        ConfigError: it is none, or a field is unknown or out of bounds.
+    """
+    if not isinstance(config, RSDConfig | None):
+        raise ConfigError(f"config={config!r} is no RSDConfig.", hint="Write config=RSDConfig(...).")
+    check_known(fields, _OF_CALLS)
+    return (config or RSDConfig()).override(**fields)
 
 
 def check_timeout(timeout: Any) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rsd_integrations.config import DEFAULT_THRESHOLD, RSDConfig
+from typing_extensions import Unpack
+
+from rsd_integrations.closing import Closing
+from rsd_integrations.config import DEFAULT_THRESHOLD, ConfigFields, RSDConfig
 from rsd_integrations.engine.batch import BatchEngine
 from rsd_integrations.engine.job import Request
 from rsd_integrations.engine.streams import AsyncEventStream, EventStream, Submit
@@ -17,19 +19,20 @@ from rsd_integrations.engine.tasks import TaskEngine
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.functions import RewardCall, RewardFunction
 from rsd_integrations.given import check_parts, occupy
-from rsd_integrations.limits import check_rows, check_timeout
+from rsd_integrations.limits import call_config, check_rows, check_timeout
+from rsd_integrations.loading import TrioOptions
 from rsd_integrations.output import Output, check_is_output
 from rsd_integrations.prompts import check_prompt, check_steps, check_text
 from rsd_integrations.protocols import FREE, NONE, Backend
 from rsd_integrations.remote import RemoteBackend, RemoteScorer, RemoteWriter
-from rsd_integrations.types import Generation, GivenPrompt, RequestCounts
+from rsd_integrations.types import ROLES, Generation, GivenPrompt, RequestCounts
 
 __all__ = ["RSDPipeline"]
 
 _ONE = {"draft_candidates": 1}  # A step that is given has no other candidates.
 
 
-class RSDPipeline:
+class RSDPipeline(Closing):
     """Draft, target and PRM behind one engine; any number of threads and tasks may call it.
 
     Make one with ``from_pretrained``, ``from_vllm`` or ``pocket``; close it, or use it as a context manager
@@ -123,7 +126,7 @@ class RSDPipeline:
         )
 
     @classmethod
-    def pocket(cls, **options: Any) -> RSDPipeline:
+    def pocket(cls, **options: Unpack[TrioOptions]) -> RSDPipeline:
         """The embedded trio: small models for one family of word problems, no network needed.
 
         Args:
@@ -133,7 +136,8 @@ class RSDPipeline:
         from rsd_integrations.pocket import pocket_paths
 
         with no_progress_bars(anywhere=True):  # Loading 18 MB is no news.
-            return cls.from_pretrained(**{**vars(pocket_paths()), "device": "cpu", **options})
+            given: dict[str, Any] = {**vars(pocket_paths()), "device": "cpu", **options}
+            return cls.from_pretrained(**given)
 
     @classmethod
     def from_vllm(
@@ -218,7 +222,7 @@ class RSDPipeline:
         config: RSDConfig | None = None,
         timeout: float | None = None,
         output: Output = FREE,
-        **fields: Any,
+        **fields: Unpack[ConfigFields],
     ) -> Generation:
         """Answer a prompt.
 
@@ -246,7 +250,7 @@ class RSDPipeline:
         config: RSDConfig | None = None,
         timeout: float | None = None,
         output: Output = FREE,
-        **fields: Any,
+        **fields: Unpack[ConfigFields],
     ) -> EventStream:
         """``generate``, event by event, as it happens. Close (or drop) the stream to cancel."""
         return EventStream(self._submit(prompt, config, fields, timeout=timeout, output=output), owner=self)
@@ -258,7 +262,7 @@ class RSDPipeline:
         config: RSDConfig | None = None,
         timeout: float | None = None,
         output: Output = FREE,
-        **fields: Any,
+        **fields: Unpack[ConfigFields],
     ) -> Generation:
         """``generate`` for asyncio; cancelling the task stops the models within a round."""
         return await self.astream(prompt, config=config, timeout=timeout, output=output, **fields).result()
@@ -270,7 +274,7 @@ class RSDPipeline:
         config: RSDConfig | None = None,
         timeout: float | None = None,
         output: Output = FREE,
-        **fields: Any,
+        **fields: Unpack[ConfigFields],
     ) -> AsyncEventStream:
         """``stream`` for asyncio, to be read on the event loop that runs now (else a StreamError)."""
         submit = self._submit(prompt, config, fields, timeout=timeout, output=output)
@@ -315,9 +319,7 @@ class RSDPipeline:
     ) -> Submit:
         """Check what can be checked in the caller's thread; return what submits the request to the engine."""
         check_timeout(timeout)
-        if not isinstance(config, RSDConfig | None):
-            raise ConfigError(f"config={config!r} is no RSDConfig.", hint="Write config=RSDConfig(...).")
-        resolved = self.resolved((config or RSDConfig()).override(**fields))
+        resolved = self.resolved(call_config(config, fields))
         check_rows(resolved, self._backend.max_batch_size)
         self.check_output(output)
         request = Request(
@@ -375,11 +377,11 @@ class RSDPipeline:
         """Fail what still runs and give the models' memory back. Safe to call twice."""
         self._engine.close()
 
-    def __enter__(self) -> RSDPipeline:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    def __repr__(self) -> str:
+        models = [f"{role}={getattr(self._backend, role).info.name!r}" for role in ROLES]
+        state = ["closed"] if self.closed else []
+        size = f"max_batch_size={self._backend.max_batch_size}"
+        return f"<{type(self).__name__}: {', '.join([*models, size, *state])}>"
 
     def __copy__(self) -> RSDPipeline:
         return self  # A copy of the attributes alone would be closed as soon as the original is dropped.
@@ -392,9 +394,3 @@ class RSDPipeline:
             "a live pipeline cannot be pickled or sent to another process.",
             hint="Make the pipeline there, or name its models in a ChatRSD or RSDLLM, which can be pickled.",
         )
-
-    async def __aenter__(self) -> RSDPipeline:
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await asyncio.to_thread(self.close)  # It waits for the round in progress.

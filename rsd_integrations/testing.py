@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rsd_integrations.errors import ConfigError
 from rsd_integrations.output import Output
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.protocols import (
@@ -50,12 +51,13 @@ __all__ = ["ScriptedScorer", "ScriptedWriter", "scripted_pipeline"]
 EOS = 0
 _WINDOW = 100_000
 
-StepScript = Sequence[str] | Callable[..., "str | Exception | None"]
-"""The n-th step's text, or (prompt, step index, text so far) -> text; None ends the answer. A function
-with a fourth parameter is also given the ``Output`` that was asked for."""
+StepScript = str | Sequence[str] | Callable[..., "str | Exception | None"]
+"""The n-th step's text (a lone one is the only step's), or (prompt, step index, text so far) -> text; None
+ends the answer. A function with a fourth parameter is also given the ``Output`` that was asked for."""
 
-RewardScript = Sequence[float] | Callable[[Prompt, int, str], float]
-"""The n-th step's reward (the last one is repeated), or (prompt, step index, step) -> reward."""
+RewardScript = float | Sequence[float] | Callable[[Prompt, int, str], float]
+"""The n-th step's reward (the last one is repeated; a lone one is the reward of all), or (prompt, step index,
+step) -> reward."""
 
 
 def scripted_pipeline(
@@ -195,7 +197,7 @@ class ScriptedWriter:
         tags: ReasoningTags | None = None,
         **info: Any,
     ) -> None:
-        self._script = script
+        self._script = (script,) if isinstance(script, str) else script
         self._delay = delay
         self._tags = tags
         self.info = _info(name=name, **info)
@@ -273,10 +275,18 @@ class _ScorerSession:
 
 
 class ScriptedScorer:
-    """A PRM that gives the rewards of a script (a ``Scorer``)."""
+    """A PRM that gives the rewards of a script (a ``Scorer``).
+
+    Raises:
+        ConfigError: the script has no reward.
+    """
 
     def __init__(self, script: RewardScript, *, name: str = "scripted-prm", **info: Any) -> None:
-        self._script = script
+        self._script = (script,) if isinstance(script, int | float) else script
+        if not callable(self._script) and not len(self._script):
+            raise ConfigError(
+                f"rewards={script!r} are none.", hint="Give one at least; the last one goes on."
+            )
         self.info = _info(name=name, **info)
         self.batches: list[int] = []
         self.open_sessions = 0

@@ -20,6 +20,7 @@ __all__ = [
     "InvalidToolCall",
     "Message",
     "Prompt",
+    "RequestCounts",
     "Role",
     "RoleUsage",
     "Source",

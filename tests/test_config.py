@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 from pydantic import ValidationError
 
-from rsd_integrations import RSDConfig
+from rsd_integrations import RSDConfig, RSDPipeline
+from rsd_integrations.config import ConfigFields, RSDFields
 from rsd_integrations.errors import ConfigError, RewardError
+from rsd_integrations.loading import TrioOptions
 from rsd_integrations.testing import scripted_pipeline
 from rsd_integrations.weighting import NAMES, acceptance_probability, logistic, sigmoid
 
@@ -195,3 +197,14 @@ def test_equal_configs_have_one_hash() -> None:
     one, other = (RSDConfig(threshold=0.5, chat_template_kwargs={"thinking": True}) for _ in range(2))
     assert one == other
     assert len({one, other, RSDConfig()}) == 2
+
+
+def test_typed_fields_are_those_of_a_config() -> None:
+    told, fields = (get_type_hints(kind, include_extras=True) for kind in (ConfigFields, RSDFields))
+    assert told == {name: fields[name] for name in RSDConfig.model_fields}
+
+
+def test_typed_options_are_those_of_loading() -> None:
+    taken = get_type_hints(RSDPipeline.from_pretrained)
+    del taken["return"]
+    assert get_type_hints(TrioOptions) == taken

@@ -31,6 +31,18 @@ def pocket() -> Iterator[RSDPipeline]:
         yield pipe
 
 
+class Lacking:
+    """A model that has all of another's but one thing."""
+
+    def __init__(self, model: Any, name: str) -> None:
+        self._model, self._name = model, name
+
+    def __getattr__(self, name: str) -> Any:
+        if name == self._name:
+            raise AttributeError(name)
+        return getattr(self._model, name)
+
+
 class TestObjects:
     """A writer or scorer of one's own in a loaded trio."""
 
@@ -86,6 +98,38 @@ class TestParts:
     def test_parts_that_cannot_work_are_refused(self, parts: Any, told: str) -> None:
         with pytest.raises(ConfigError, match=told):
             RSDPipeline(Backend(*parts))
+
+    @pytest.mark.parametrize(
+        ("role", "name"),
+        [
+            *(
+                ("draft", name)
+                for name in ("advance", "check", "close", "count", "encode", "info", "looks_at")
+            ),
+            *(("target", name) for name in ("open", "takes_tools")),
+            *(("prm", name) for name in ("close", "info", "open", "score")),
+        ],
+    )
+    def test_a_part_that_lacks_something_is_refused_at_once(self, role: str, name: str) -> None:
+        parts: dict[str, Any] = {
+            "draft": ScriptedWriter(SCRIPT),
+            "target": ScriptedWriter(SCRIPT),
+            "prm": ScriptedScorer([1.0]),
+        }
+        parts[role] = Lacking(parts[role], name)
+        with pytest.raises(ConfigError, match=rf"{role}=.* of a Backend has no '{name}'\."):
+            RSDPipeline(Backend(**parts))
+
+    @pytest.mark.parametrize("name", ["count", "takes_tools"])
+    def test_it_is_refused_before_the_others_are_loaded(self, name: str) -> None:
+        given: Any = Lacking(ScriptedWriter(SCRIPT), name)
+        with pytest.raises(ConfigError, match=rf"draft=.* of a Backend has no '{name}'\."):
+            RSDPipeline.from_pretrained(given, "/no/such/folder", "/none")
+
+    def test_what_only_some_sessions_need_may_be_missing(self) -> None:
+        parts = [Lacking(Awaited(one), "go_on") for one in (ScriptedWriter(SCRIPT), ScriptedWriter(SCRIPT))]
+        with RSDPipeline(RemoteBackend(*parts, Awaited(ScriptedScorer([1.0])))) as pipe:  # type: ignore[arg-type]
+            assert pipe.generate("count").text == "one\n\ntwo\n\nthree"
 
     def test_awaited_parts_go_into_a_backend_of_servers(self) -> None:
         class Remote:

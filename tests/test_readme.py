@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import re
 import zipfile
 from importlib.metadata import PackageNotFoundError, metadata
@@ -15,6 +16,7 @@ from hatchling.builders.wheel import WheelBuilder
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+import rsd_integrations
 from rsd_integrations import RSDPipeline
 from rsd_integrations.adapters import sources
 from tests.tiny_models import causal, token_classifier, tokenizer
@@ -136,3 +138,25 @@ def test_files_are_read_and_written_alike_in_any_locale() -> None:
         assert not re.search(
             r"(read|write)_text\((?!.*(encoding=|utf-8))", path.read_text(encoding="utf-8")
         ), path
+
+
+def test_what_is_shown_to_users_is_public() -> None:
+    told = str(rsd_integrations.__doc__)
+    public = re.findall(r"``([a-z_.]+)``", told[told.index("Public are") :])
+    named = {name: importlib.import_module(f"rsd_integrations.{name}").__all__ for name in public}
+    notebooks = (path.read_text(encoding="utf-8") for path in (ROOT / "cookbook").glob("*.ipynb"))
+    users = (ROOT / "tests/typed_user.py").read_text(encoding="utf-8")
+    for text in (README, users, *notebooks):
+        for module, names in re.findall(r"from rsd_integrations\.([\w.]+) import ([\w, ]+)", text):
+            assert set(names.split(", ")) <= set(named[module])
+        for names in re.findall(r"from rsd_integrations import ([\w, ]+)", text):
+            assert set(names.split(", ")) <= set(rsd_integrations.__all__)
+
+
+def test_what_a_public_module_defines_is_named_in_it() -> None:
+    from rsd_integrations import types
+
+    defined = {
+        name for name, value in vars(types).items() if getattr(value, "__module__", "") == types.__name__
+    }
+    assert {name for name in defined if not name.startswith("_")} <= set(types.__all__)

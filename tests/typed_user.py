@@ -10,11 +10,12 @@ from llama_index.core.llms import ChatMessage, ChatResponse, CompletionResponse
 from pydantic import BaseModel
 from typing_extensions import assert_type
 
-from rsd_integrations import Output, RewardFunction, RSDConfig, RSDPipeline
+from rsd_integrations import AsyncEventStream, EventStream, Output, RewardFunction, RSDConfig, RSDPipeline
+from rsd_integrations.config import ConfigFields
 from rsd_integrations.langchain import ChatRSD
 from rsd_integrations.llama_index import RSDLLM
 from rsd_integrations.pocket import EXAMPLE_QUESTIONS
-from rsd_integrations.types import Step
+from rsd_integrations.types import RequestCounts, Step
 
 
 class Answer(BaseModel):
@@ -49,6 +50,26 @@ def pipeline() -> float:
     return pipe.generate("x").usage.flops.paper
 
 
+def asked(pipe: RSDPipeline) -> str:
+    fields: ConfigFields = {"threshold": None, "stop": "END", "weighting": lambda reward: reward}
+    pipe.generate("x", config=RSDConfig().override(**fields), timeout=3, **fields)
+    RSDPipeline.pocket(prm=right, max_batch_size=4, draft_kwargs={"dtype": "float32"})
+    RSDConfig().override(seed=None, chat_template_kwargs={"enable_thinking": False}, temperature=1)
+    return pipe.generate("x", step_delimiter=["\n"], top_k=None, draft_candidates=2).text
+
+
+async def wrong(pipe: RSDPipeline) -> None:
+    """What checkers find: an ignored error that is none is one, too."""
+    pipe.generate("x", max_new_tokens=5)  # type: ignore[call-arg]
+    pipe.stream("x", temperature="hot")  # type: ignore[arg-type]
+    pipe.astream("x", thresold=1.0)  # type: ignore[call-arg]
+    await pipe.agenerate("x", weighting="best")  # type: ignore[arg-type]
+    RSDPipeline.pocket(max_batch_sze=3)  # type: ignore[call-arg]
+    RSDConfig().override(thresold=1)  # type: ignore[call-arg]
+    ChatRSD(draft="a", target="b", prm="c", thresold=1)  # type: ignore[call-arg]
+    RSDLLM(draft="a", target="b", prm="c", threshold="high")  # type: ignore[arg-type]
+
+
 def right(prompt: object, steps: tuple[str, ...]) -> float:
     return float(bool(steps[-1]))
 
@@ -64,6 +85,14 @@ def rewards() -> list[float | None]:
     pipe = RSDPipeline.from_pretrained("a", "b", right)
     print(pipe.requests.waiting)
     return pipe.score("x", ["a", "b"])
+
+
+def counted(pipe: RSDPipeline) -> RequestCounts:
+    return pipe.requests
+
+
+def streams(pipe: RSDPipeline) -> tuple[EventStream, AsyncEventStream]:
+    return pipe.stream("x"), pipe.astream("x")
 
 
 async def awaited() -> str:

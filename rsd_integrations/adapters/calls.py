@@ -6,17 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rsd_integrations.adapters.checks import check_known, check_on_step, without_nones
+from rsd_integrations.adapters.checks import check_on_step, without_nones
 from rsd_integrations.adapters.settings import OnStep, RSDSettings, TraceSteps
 from rsd_integrations.config import RSDConfig
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.limits import check_timeout
+from rsd_integrations.naming import check_known
 from rsd_integrations.output import Output
 from rsd_integrations.pipeline import RSDPipeline
 
 __all__ = ["PER_CALL", "TOOLS", "CallSettings", "call_settings"]
 
-_MORE = ("timeout", "model", "on_step", "trace_steps")
+_MORE = ("timeout", "on_step", "trace_steps")
 TOOLS = ("tools", "tool_choice", "parallel_tool_calls")
 """Parameters that offer tools."""
 
@@ -66,7 +67,7 @@ def call_settings(settings: RSDSettings, given: Mapping[str, Any]) -> CallSettin
             **{name: given[name] for name in given if name not in (*_MORE, *_OUTPUT)}
         ),
         timeout=more["timeout"],
-        model=None if more["model"] is None else str(more["model"]),
+        model=settings.model,
         on_step=check_on_step(more["on_step"]),
         trace_steps=more["trace_steps"],
         output=Output.of(**{name: given.get(name) for name in _OUTPUT}),

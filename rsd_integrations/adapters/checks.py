@@ -3,37 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from rsd_integrations.config import nearest
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.prm import PRMFormat, prm_format_names
 
-__all__ = ["check_dtype", "check_known", "check_on_step", "check_prm_format", "without_nones"]
+__all__ = ["check_dtype", "check_on_step", "check_prm_format", "without_nones"]
 
 _UNSET = ("temperature", "top_p", "min_p", "repetition_penalty", "stop", "max_steps", "max_step_tokens")
 """Settings that None is no value of."""
 _DTYPES = ("auto", "float16", "bfloat16", "float32", "float64", "half", "float", "double")
-
-
-def check_known(given: Iterable[str], known: Iterable[str], *, fixed: Iterable[str] = ()) -> None:
-    """Refuse names that nothing would read.
-
-    Raises:
-        ConfigError: a name is not among the known ones.
-    """
-    known = tuple(known)
-    for name in given:
-        if name in known:
-            continue
-        if name in fixed:
-            raise ConfigError(
-                f"{name!r} is fixed for the object and cannot be given per call.",
-                hint="Make another object; those that name the same models share them.",
-            )
-        raise ConfigError(f"unknown parameter {name!r}.", hint=nearest(name, known))
 
 
 def without_nones(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterable
 from copy import copy
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,7 +20,6 @@ from typing_extensions import Self
 
 from rsd_integrations.adapters.checks import (
     check_dtype,
-    check_known,
     check_on_step,
     check_prm_format,
     without_nones,
@@ -29,10 +27,13 @@ from rsd_integrations.adapters.checks import (
 from rsd_integrations.adapters.secrets import hidden, without_secrets
 from rsd_integrations.adapters.sources import PipelineSource, find_source
 from rsd_integrations.adapters.specs import LIVE, POCKET, Spec, check_pickles, is_portable, label
+from rsd_integrations.closing import Closing
 from rsd_integrations.config import RSDConfig, RSDFields
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.given import is_object
 from rsd_integrations.limits import check_rows
+from rsd_integrations.loading import LoadOptions
+from rsd_integrations.naming import check_known
 from rsd_integrations.opening import are_servers
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.types import ROLES, Role, Step
@@ -50,25 +51,14 @@ else:
     Secret = SecretStr
 
 OPTIONS = ("draft_kwargs", "target_kwargs", "prm_kwargs")
-LOADING = (
-    "prm_format",
-    "device",
-    "dtype",
-    "max_batch_size",
-    "max_length",
-    "compile",
-    "cuda_graphs",
-    "cpu_traces",
-    "prefix_caching",
-    *OPTIONS,
-)
+LOADING = tuple(LoadOptions.__annotations__)
 """Further arguments of ``RSDPipeline.from_pretrained``."""
 
 _LIMITS = ("max_batch_size", "max_length")
 """Those of ``LOADING`` that apply to servers, too."""
 
 
-class RSDSettings(RSDFields):
+class RSDSettings(RSDFields, Closing):
     """Fields, and the way from them to a pipeline. Objects that name the same models share one pipeline."""
 
     draft: Any = None
@@ -77,7 +67,7 @@ class RSDSettings(RSDFields):
     """Target model, likewise."""
     prm: Any = None
     """Process reward model, likewise; or a function that scores steps: see ``RewardFunction``."""
-    pipeline: Any = Field(default=None, repr=False)
+    pipeline: Any = None
     """A live ``RSDPipeline``, or "pocket", instead of draft, target and prm."""
 
     prm_format: Any = "auto"
@@ -124,7 +114,10 @@ class RSDSettings(RSDFields):
 
     _held: tuple[Spec, PipelineSource] | None = PrivateAttr(default=None)
 
-    def __init__(self, **fields: Any) -> None:
+    def __init__(self, *models: Any, **fields: Any) -> None:
+        if models:
+            name = type(self).__name__
+            raise TypeError(f"{name} takes its models by name: {name}(draft=..., target=..., prm=...).")
         # Secrets are hidden before pydantic sees them, because its errors show what was given: under
         # misspelt names, too.
         known = type(self).model_fields
@@ -245,18 +238,6 @@ class RSDSettings(RSDFields):
         still loading are closed as soon as they are there. Objects that are made later load them anew.
         """
         self.source.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await asyncio.to_thread(self.close)  # It waits for the round in progress.
 
     @property
     def config(self) -> RSDConfig:

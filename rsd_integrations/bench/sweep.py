@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Literal
+from typing import Any, Literal
 
 from rsd_integrations.bench.questions import Question
 from rsd_integrations.bench.results import LengthClass, Point
@@ -22,7 +22,7 @@ __all__ = ["TARGET_ONLY", "Sweep", "Watch", "sweep"]
 TARGET_ONLY = 1.1
 """Any threshold above 1: no reward reaches it."""
 
-_ALONE = {"draft_candidates": 1}
+_ALONE: dict[str, Any] = {"draft_candidates": 1}
 """With several candidates the PRM would choose, so it would not be the draft alone."""
 
 Kind = Literal["draft", "rsd", "target"]

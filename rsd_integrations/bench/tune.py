@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rsd_integrations.bench.questions import Question
 from rsd_integrations.bench.results import Interval, Item, Point
@@ -12,7 +14,8 @@ from rsd_integrations.bench.saved import SavedAnswers
 from rsd_integrations.bench.stats import bootstrap_auc
 from rsd_integrations.bench.sweep import TARGET_ONLY, Sweep, Watch, sweep
 from rsd_integrations.config import RSDConfig
-from rsd_integrations.errors import PromptLengthError
+from rsd_integrations.errors import ConfigError, PromptLengthError
+from rsd_integrations.limits import call_config, check_takes
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.prompts import check_prompt
 from rsd_integrations.report.words import many
@@ -23,6 +26,8 @@ _WARM_UP = {"max_steps": 4, "max_step_tokens": 16}
 """Limits of each answer that is written before times are taken."""
 
 _EPSILON = 1e-9
+
+_TASKS = "Give questions as [Question(text, known_answer, match), ...]; see rsd_integrations.bench.questions."
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ def tune(
     pipe: RSDPipeline,
     tasks: Sequence[Question],
     thresholds: Sequence[float],
-    config: RSDConfig,
+    config: RSDConfig | None = None,
     *,
     within: float = 0.01,
     watch: Watch | None = None,
@@ -53,15 +58,19 @@ def tune(
         pipe: the models.
         tasks: the questions.
         thresholds: the sweep; the PRM's default is measured, too.
-        config: how to decode, but for the threshold and the weighting. Its seed is also the
-            bootstrap's; each question gets a seed made of it and its place.
-        within: accuracy that may be lost to the target, as a share of the questions.
+        config: how to decode, but for the threshold and the weighting; None: ``RSDConfig()``. Its seed is
+            also the bootstrap's; each question gets a seed made of it and its place.
+        within: accuracy that may be lost to the target, as a share of the questions: 0.01 is one point.
         watch: told about progress.
         answers: where answers are saved; those that are there already are not made again.
 
     Raises:
+        ConfigError: an argument is not what it must be, or there is no question.
         PromptLengthError: a question does not fit; raised before any is answered.
     """
+    config = call_config(config, {})
+    tasks, thresholds = _checked_tasks(tasks), _checked_thresholds(thresholds)
+    _check_within(within)
     _check_lengths(pipe, tasks, config)
     _warm_up(pipe, tasks, config)
     swept = sweep(pipe, tasks, thresholds, config, watch=watch, answers=answers)
@@ -76,6 +85,40 @@ def tune(
         sum(not right for _, right in lowest),
         _items(tasks, swept),
     )
+
+
+def _checked_tasks(tasks: Any) -> list[Question]:
+    found = list(tasks) if isinstance(tasks, Iterable) else []
+    if not found or isinstance(tasks, str):
+        raise ConfigError(f"tasks={tasks!r:.100} are no questions.", hint=_TASKS)
+    for number, task in enumerate(found, 1):
+        if not isinstance(task, Question):
+            raise ConfigError(f"question {number} is no Question but {task!r:.100}.", hint=_TASKS)
+        what = f"match={task.match!r:.100} of question {number}"
+        check_takes(
+            task.match, "", task.known, what=what, hint="It gets an answer's text and the known answer."
+        )
+    return found
+
+
+def _checked_thresholds(thresholds: Any) -> list[float]:
+    try:
+        found = [] if isinstance(thresholds, str) else list(map(float, thresholds))
+    except (TypeError, ValueError):
+        found = [math.nan]
+    if isinstance(thresholds, str) or not all(math.isfinite(one) and one >= 0 for one in found):
+        raise ConfigError(
+            f"thresholds={thresholds!r:.100} are no numbers from 0 on.", hint="Give several, as [0.5, 0.9]."
+        )
+    return found
+
+
+def _check_within(within: Any) -> None:
+    if isinstance(within, bool) or not isinstance(within, int | float) or not 0 <= within < 1:
+        raise ConfigError(
+            f"within={within!r} is no share of the questions.",
+            hint="Give a number from 0 on and below 1: 0.01 is one point.",
+        )
 
 
 def _items(tasks: Sequence[Question], swept: Sweep) -> tuple[Item, ...]:

@@ -43,7 +43,7 @@ def accuracy(
         str, typer.Option(help="The sweep; draft only, target only and the recommended one come on top.")
     ] = _SWEEP,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the problems and of the bootstrap.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Most problems at work at once.")] = 16,
+    max_batch_size: Annotated[int, typer.Option(min=1, help="Most problems at work at once.")] = 16,
     device: Annotated[str | None, typer.Option(help="cpu (default), cuda, ...")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for JSON and plot.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Exit 1 where a required number is missed.")] = False,
@@ -57,13 +57,13 @@ def accuracy(
     from rsd_integrations.pocket.task import held_out
 
     console = Console(highlight=False)
-    with state.open_pipeline(ModelChoice(device=device, max_batch_size=batch_size)) as pipe:
+    with state.open_pipeline(ModelChoice(device=device, max_batch_size=max_batch_size)) as pipe:
         questions = held_out(problems, seed=seed)
         measured = _measure(pipe, questions, sweep, seed)
         settings: dict[str, bool | int | float | str] = {
             "problems": problems,
             "seed": seed,
-            "batch_size": batch_size,
+            "batch_size": max_batch_size,
             "thresholds": thresholds,
             "decoding": "greedy",
         }

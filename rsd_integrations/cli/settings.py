@@ -9,8 +9,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from rsd_integrations.config import RSDConfig, nearest, refused
+from rsd_integrations.config import RSDConfig, refused
 from rsd_integrations.errors import ConfigError
+from rsd_integrations.naming import nearest
 
 __all__ = ["json_object", "read_config"]
 
@@ -50,15 +51,15 @@ def read_config(text: str | None, *, swept: Collection[str] = (), **options: Any
         pydantic.ValidationError: the value of an option is wrong.
     """
     more = {} if text is None else json_object("--config", text, example='{"top_p": 0.8, "stop": ["END"]}')
-    known = [name for name in RSDConfig.model_fields if name not in (*swept, *options)]
+    known = [name for name in RSDConfig.model_fields if name not in swept]
+    written = {name: "--" + name.replace("_", "-") for name in options}
     for name in more:
         if name not in RSDConfig.model_fields:
-            raise ConfigError(f"--config: unknown setting {name!r}.", hint=nearest(name, known))
+            raise ConfigError(f"--config: unknown setting {name!r}.", hint=nearest(name, known, written))
         if name in swept:
             raise ConfigError(f"--config sets {name!r}, which the command sets itself.", hint="Leave it out.")
         if name in options:
-            option = "--" + name.replace("_", "-")
-            raise ConfigError(f"--config sets {name!r}, which has an option.", hint=f"Use {option}.")
+            raise ConfigError(f"--config sets {name!r}, which has an option.", hint=f"Use {written[name]}.")
     try:
         return RSDConfig(**{name: value for name, value in options.items() if value is not None}, **more)
     except ValidationError as error:

@@ -62,7 +62,7 @@ def tune(
     draft_kwargs: options.DraftKwargs = None,
     target_kwargs: options.TargetKwargs = None,
     prm_kwargs: options.PRMKwargs = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Most problems at work at once.")] = 16,
+    max_batch_size: Annotated[int, typer.Option(min=1, help="Most problems at work at once.")] = 16,
     problems: Annotated[
         int | None,
         typer.Option(
@@ -145,7 +145,7 @@ def tune(
     ] = 0,
     config: options.Config = None,
     within: Annotated[
-        float, typer.Option(min=0.0, max=100.0, help="Points of accuracy that may be lost to the target.")
+        float, typer.Option(min=0.0, max=99.0, help="Points of accuracy that may be lost to the target.")
     ] = 1.0,
     out: Annotated[
         Path | None,
@@ -165,7 +165,7 @@ def tune(
         prm_format,
         device,
         dtype,
-        max_batch_size=batch_size,
+        max_batch_size=max_batch_size,
         max_length=max_length,
         draft_kwargs=draft_kwargs,
         target_kwargs=target_kwargs,
@@ -185,10 +185,10 @@ def tune(
         match=match,
         system=system,
     )
-    if decoding.rows > batch_size:
+    if decoding.rows > max_batch_size:
         raise ConfigError(
-            f"--config: draft_candidates={decoding.rows} do not fit --batch-size {batch_size}.",
-            hint=f"Raise it: --batch-size {decoding.rows}.",
+            f"--config: draft_candidates={decoding.rows} do not fit --max-batch-size {max_batch_size}.",
+            hint=f"Raise it: --max-batch-size {decoding.rows}.",
         )
     check_out(out)
     settings: _Settings = {
@@ -209,14 +209,14 @@ def tune(
     from rsd_integrations.bench.tune import tune as tuned
 
     # Times from another machine or device are not to be compared with those of this run.
-    conditions = {"batch_size": batch_size, "device": device, "host": platform.node(), **hardware()}
+    conditions = {"batch_size": max_batch_size, "device": device, "host": platform.node(), **hardware()}
     answers = None if out is None else _saved(out, choice, settings, conditions, state.command_line)
     run = partial(tuned, tasks=asked, thresholds=sweep, config=decoding, within=within / 100, answers=answers)
     told: _Settings = {
         **settings,
         "match": name,
         "questions_from": str(questions),
-        "batch_size": batch_size,
+        "batch_size": max_batch_size,
         "thresholds": thresholds,
         "skip": skip,
         "device": device or "auto",

@@ -25,8 +25,7 @@ def options_of(command: Any, arguments: Sequence[str]) -> dict[str, str]:
     for argument in arguments:
         command = getattr(command, "commands", {}).get(argument, command)
     names = [name for option in command.params for name in option.opts if name.startswith("--")]
-    found = {name[2:].replace("-", "_"): name for name in names}
-    return found | ({"max_batch_size": "--batch-size"} if "batch_size" in found else {})
+    return {name[2:].replace("-", "_"): name for name in names}
 
 
 def in_options(message: str, options: Mapping[str, str]) -> str:

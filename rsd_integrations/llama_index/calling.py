@@ -18,7 +18,6 @@ from llama_index.core.tools import BaseTool
 from typing_extensions import Self
 
 from rsd_integrations.adapters.calls import PER_CALL, call_settings
-from rsd_integrations.adapters.checks import check_known
 from rsd_integrations.adapters.settings import RSDSettings
 from rsd_integrations.config import RSDConfig
 from rsd_integrations.llama_index.asked import asking, is_asking, spanned_by_base
@@ -29,6 +28,7 @@ from rsd_integrations.llama_index.tools import (
     react_arguments,
     selections,
 )
+from rsd_integrations.naming import check_known
 
 __all__ = ["ToolCalling"]
 

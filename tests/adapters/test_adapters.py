@@ -22,7 +22,7 @@ from langchain_core.load import dumpd, load
 from rsd_integrations.adapters import extras, sources
 from rsd_integrations.adapters.calls import PER_CALL, call_settings
 from rsd_integrations.adapters.chat import check_chat, merge_turns
-from rsd_integrations.adapters.checks import check_known, check_on_step
+from rsd_integrations.adapters.checks import check_on_step
 from rsd_integrations.adapters.settings import RSDSettings
 from rsd_integrations.adapters.sources import PipelineSource, find_source
 from rsd_integrations.adapters.specs import label
@@ -178,16 +178,18 @@ def test_call_settings_override_the_objects() -> None:
         assert (call.config.threshold, call.timeout, call.config.stop) == (0.9, None, ("END",))
         assert call_settings(settings, {}).config == RSDConfig(threshold=0.3)
         assert call.model_name(settings.model_names) == "scripted-target"
-        named = call_settings(settings, {"model": "mine"})
+        named = call_settings(settings.model_copy(update={"model": "mine"}), {})
         assert named.model_name(settings.model_names) == "mine"
         assert set(RSDConfig.model_fields) < set(PER_CALL)
         with pytest.raises(ConfigError, match="trace_steps='all'"):
             call_settings(settings, {"trace_steps": "all"})
 
 
-def test_unknown_names() -> None:
-    with pytest.raises(ConfigError, match=r"unknown parameter 'zzz'\. Known are: threshold, stop"):
-        check_known(["zzz"], ["threshold", "stop"])
+@pytest.mark.parametrize("kind", [ChatRSD, RSDLLM])
+def test_models_are_given_by_name(kind: Any) -> None:
+    name = kind.__name__
+    with pytest.raises(TypeError, match=rf"{name} takes its models by name: {name}\(draft="):
+        kind("a", "b", "c")
 
 
 def test_merging_turns() -> None:

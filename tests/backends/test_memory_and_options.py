@@ -77,7 +77,7 @@ def test_eager_and_sdpa_agree(folders: dict[str, str]) -> None:
 
 
 def test_an_unknown_option_is_refused_by_name(folders: dict[str, str]) -> None:
-    with pytest.raises(ConfigError, match=r"unknown target_kwargs \['dtpye'\]"):
+    with pytest.raises(ConfigError, match=r"unknown target_kwargs 'dtpye'\. Did you mean 'dtype'\?"):
         RSDPipeline.from_pretrained(**folders, target_kwargs={"dtpye": "float16"})
 
 

@@ -33,7 +33,7 @@ def run(*arguments: str, problems: int = 30, seed: int = 0, **script: Any) -> tu
 
 def test_results_are_saved_with_all_that_repeats_them(tmp_path: Path) -> None:
     out = tmp_path / "new" / "folder"
-    options = ["--thresholds", "0.5,0.9", "--out", str(out), "--batch-size", "4", "--device", "cpu"]
+    options = ["--thresholds", "0.5,0.9", "--out", str(out), "--max-batch-size", "4", "--device", "cpu"]
     code, choices = run(*options, seed=5)
     assert code == 0
     assert choices == [ModelChoice(max_batch_size=4, device="cpu")]

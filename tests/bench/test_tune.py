@@ -60,6 +60,46 @@ def run(*arguments: str, **script: Any) -> tuple[int, list[ModelChoice]]:
     return main(["tune", *arguments], open_pipeline=opener), choices  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"within": 1.0}, "within=1.0 is no share of the questions."),
+        ({"within": 1.0}, "Give a number from 0 on and below 1: 0.01 is one point."),
+        ({"within": -5}, "within=-5 is no share"),
+        ({"within": float("nan")}, "within=nan is no share"),
+        ({"within": "1"}, "within='1' is no share"),
+        ({"within": True}, "within=True is no share"),
+        ({"thresholds": 0.5}, "thresholds=0.5 are no numbers from 0 on."),
+        ({"thresholds": "0.5"}, "thresholds='0.5' are no numbers"),
+        ({"thresholds": [0.5, "high"]}, "'high'] are no numbers"),
+        ({"thresholds": [float("nan")]}, "nan] are no numbers"),
+        ({"thresholds": [-0.1]}, "-0.1] are no numbers"),
+        ({"config": {"seed": 0}}, "config={'seed': 0} is no RSDConfig"),
+        ({"tasks": []}, "tasks=[] are no questions."),
+        ({"tasks": "1 + 1?"}, "tasks='1 + 1?' are no questions. "),
+        ({"tasks": None}, "tasks=None are no questions"),
+        ({"tasks": [{"question": "1 + 1?"}]}, "question 1 is no Question but {'question': '1 + 1?'}."),
+        ({"tasks": {"1 + 1?": "2"}}, "question 1 is no Question but '1 + 1?'"),
+        ({"tasks": [Question("x", "1", lambda text: True)]}, "of question 1 does not take what it is"),  # type: ignore[arg-type, misc]
+        ({"tasks": [Question("x", "1", "number")]}, "match='number' of question 1 does not take"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_anything_runs(given: dict[str, Any], told: str) -> None:
+    asked = {"tasks": questions(PROBLEMS[:2]), "thresholds": [0.5], "config": CONFIG, **given}
+    with trio(PROBLEMS, WRONG) as pipe:
+        with pytest.raises(ConfigError) as caught:
+            tune(pipe, **asked)
+        assert told in str(caught.value)
+        assert pipe.backend.draft.batches == []  # type: ignore[union-attr]
+
+
+def test_no_config_is_the_usual_one() -> None:
+    asked = questions(PROBLEMS[:2])
+    with trio(PROBLEMS, WRONG) as pipe:
+        found = [tune(pipe, tuple(asked), iter((0.5,)), *more) for more in ((), (None,), (RSDConfig(),))]  # type: ignore[arg-type]
+    assert [[point.threshold for point in one.points] for one in found] == [[0.0, 0.5, 0.7, 1.1]] * 3
+
+
 def test_points_prm_and_recommendation() -> None:
     with trio(PROBLEMS, WRONG, blind=BLIND) as pipe:
         found = tune(pipe, questions(), [0.5, 0.95], CONFIG)
@@ -393,7 +433,7 @@ def test_the_command_saves_what_repeats_it(
     file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out[old]"
-    options = ["--thresholds", "0.5,0.95", "--out", str(out), "--batch-size", "4", "--problems", "12"]
+    options = ["--thresholds", "0.5,0.95", "--out", str(out), "--max-batch-size", "4", "--problems", "12"]
     code, choices = run(file, *options)
     assert code == 0
     assert choices == [ModelChoice(max_batch_size=4)]
@@ -447,7 +487,7 @@ def test_the_command_saves_what_repeats_it(
         (["--config", '{"beta": 2}'], "--config sets 'beta', which the command sets itself"),
         (
             ["--config", '{"draft_candidates": 33}', "--temperature", "1"],
-            "fit --batch-size 16. Raise",
+            "fit --max-batch-size 16. Raise",
         ),
         (["--config", '{"thresh": 1}'], "--config: unknown setting 'thresh'"),
         (["--config", '{"temperature": 1}'], "which has an option. Use --temperature"),

@@ -44,9 +44,9 @@ def test_names_of_parameters_become_those_of_options(said: str, told: str) -> No
 
 
 def test_options_are_those_of_the_command() -> None:
-    assert "batch_size" in options("bench", "accuracy", "--batch-size", "4")
-    assert "batch_size" not in options("ask", "bench")
-    assert in_options("Lower max_batch_size.", options("tune")) == "Lower --batch-size."
+    assert "max_batch_size" in options("bench", "accuracy", "--max-batch-size", "4")
+    assert "max_batch_size" not in options("ask", "bench")
+    assert in_options("Lower max_batch_size.", options("tune")) == "Lower --max-batch-size."
     assert in_options("Lower max_batch_size.", options("doctor")) == "Lower --max-batch-size."
     assert (
         in_options("Without compile=True it works.", options("bench", "speed"))

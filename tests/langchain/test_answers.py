@@ -152,11 +152,18 @@ def test_seeds_reproduce(llm: Any) -> None:
     assert len({run.content for run in runs}) == 1
 
 
+def test_no_call_chooses_another_model(llm: Any) -> None:
+    """Elsewhere ``model`` does: a label alone would say that another model wrote the answer."""
+    for ask in (llm.bind(model="Qwen/Qwen2.5-72B").invoke, lambda text: list(llm.stream(text, model="b"))):
+        with pytest.raises(ConfigError, match=r"'model' is fixed .* chosen by draft, target and prm"):
+            ask(QUESTION)
+
+
 def test_model_names_what_traces_show(llm: Any) -> None:
-    assert llm.invoke(QUESTION, model="mine").response_metadata["model_name"] == "mine"
     named = llm.model_copy(update={"model": "ours"})
     assert named.invoke(QUESTION).response_metadata["model_name"] == "ours"
     assert named._get_ls_params()["ls_model_name"] == "ours"
+    # What was asked for, as LangChain has it, though such a call is refused.
     assert named._get_ls_params(model="mine")["ls_model_name"] == "mine"
     params = llm._get_ls_params(stop=["x"], temperature=0.5, max_tokens=3)
     assert params == {

@@ -254,10 +254,13 @@ def test_folders_and_dtypes_are_saved_by_name(loads: Any) -> None:
     assert back.source is llm.source
 
 
-def test_secrets_and_pipelines_stay_out_of_the_repr(pipe: Any) -> None:
+def test_the_repr_names_the_models_and_no_secrets(pipe: Any) -> None:
     text = repr(ChatRSD.from_pipeline(pipe, api_key="secret"))
     assert "secret" not in text
-    assert "RSDPipeline" not in text
+    assert repr(pipe) in text
+    pocket = ChatRSD.pocket(max_batch_size=7)
+    assert "pipeline='pocket'" in repr(pocket)
+    assert pocket.source.loaded is None
 
 
 def test_on_step_must_be_a_plain_function(pipe: Any, llm: Any) -> None:

@@ -51,8 +51,7 @@ class _Suite:
     has_structured_output = True
     supports_json_mode = True
     structured_output_kwargs: ClassVar = {}
-    supports_model_override = True
-    model_override_value = "another"
+    supports_model_override = False
 
 
 class TestUnit(_Suite, ChatModelUnitTests):

@@ -23,6 +23,7 @@ from transformers.utils import is_accelerate_available
 
 from rsd_integrations.encoding import chat_template_text
 from rsd_integrations.errors import ConfigError, ModelError
+from rsd_integrations.naming import nearest
 from rsd_integrations.prm.base import Head
 from rsd_integrations.types import Role
 from rsd_integrations.waiting import Turns
@@ -90,11 +91,12 @@ class Source:
         options = _mapping(f"{role}_kwargs", options)
         more = _mapping(f"{role}_kwargs: model_kwargs", options.get("model_kwargs"))
         known = (*HUB_OPTIONS, *_MODEL_OPTIONS, *_OTHER_OPTIONS)
-        if unknown := sorted(set(options) - set(known)):
-            raise ConfigError(
-                f"unknown {role}_kwargs {unknown!r}.",
-                hint=f"Known are {', '.join(known)}; anything else goes into model_kwargs={{...}}.",
-            )
+        for name in options:
+            if name not in known:
+                raise ConfigError(
+                    f"unknown {role}_kwargs {name!r}.",
+                    hint=f"{nearest(str(name), known)} Anything else goes into model_kwargs={{...}}.",
+                )
         if _is_loaded(source) and (
             late := sorted({*_MODEL_OPTIONS, "device", "model_kwargs"} & set(options))
         ):

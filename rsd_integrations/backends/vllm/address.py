@@ -10,8 +10,8 @@ from typing import Any
 
 from yarl import URL
 
-from rsd_integrations.config import nearest
 from rsd_integrations.errors import ConfigError
+from rsd_integrations.naming import nearest
 from rsd_integrations.types import Role
 
 __all__ = ["OPTIONS", "Address"]
