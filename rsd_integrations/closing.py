@@ -16,6 +16,10 @@ class Closing:
         """Give back what it holds. Safe to call twice."""
         raise NotImplementedError
 
+    async def aclose(self) -> None:
+        """``close`` for asyncio: the loop goes on while it waits for the round in progress."""
+        await asyncio.to_thread(self.close)
+
     def __enter__(self) -> Self:
         return self
 
@@ -26,4 +30,4 @@ class Closing:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        await asyncio.to_thread(self.close)  # It waits for the round in progress.
+        await self.aclose()

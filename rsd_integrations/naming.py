@@ -48,7 +48,7 @@ def _of_each(name: str) -> tuple[str, str]:
 
 _MODELS = ("draft", "Models are named by draft, target and prm.")
 _URL = ("draft", "The URL of a model's server is given as the model: draft=..., target=..., prm=....")
-_LABEL = "Models are chosen by draft, target and prm where it is made; model is but their label. "
+_LABEL = "Models are chosen by draft, target and prm where it is made; model is only their label. "
 _STOPS = ("stop", "There is no such setting; stop takes strings.")
 _PENALTY = ("repetition_penalty", "There is no such setting, but a repetition_penalty.")
 

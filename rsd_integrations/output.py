@@ -14,7 +14,7 @@ from typing import Any, Literal
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.types import DEEPEST
 
-__all__ = ["Output", "check_is_output", "closed_schema"]
+__all__ = ["Output", "as_output", "closed_schema"]
 
 Tool = Mapping[str, Any]
 
@@ -131,14 +131,17 @@ class Output:
         return [(str(function["name"]), _arguments(function)) for function in map(_function, self.tools)]
 
 
-def check_is_output(given: object) -> None:
-    """Refuse anything but an ``Output``.
+def as_output(given: object) -> Output:
+    """What a call gave as its output. None is free text.
 
     Raises:
-        ConfigError: it is something else.
+        ConfigError: it is no ``Output``.
     """
+    if given is None:
+        return Output()
     if not isinstance(given, Output):
         raise ConfigError(f"output={given!r:.200} is no Output.", hint="Write output=Output.of(...).")
+    return given
 
 
 def closed_schema(schema: Any) -> Any:

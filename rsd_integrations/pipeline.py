@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
-import time
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,14 +12,15 @@ from rsd_integrations.closing import Closing
 from rsd_integrations.config import DEFAULT_THRESHOLD, ConfigFields, RSDConfig
 from rsd_integrations.engine.batch import BatchEngine
 from rsd_integrations.engine.job import Request
+from rsd_integrations.engine.scoring import rewards_of
 from rsd_integrations.engine.streams import AsyncEventStream, EventStream, Submit
 from rsd_integrations.engine.tasks import TaskEngine
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.functions import RewardCall, RewardFunction
 from rsd_integrations.given import check_parts, occupy
 from rsd_integrations.limits import call_config, check_rows, check_timeout
-from rsd_integrations.loading import TrioOptions
-from rsd_integrations.output import Output, check_is_output
+from rsd_integrations.options import TrioOptions
+from rsd_integrations.output import Output, as_output
 from rsd_integrations.prompts import check_prompt, check_steps, check_text
 from rsd_integrations.protocols import FREE, NONE, Backend
 from rsd_integrations.remote import RemoteBackend, RemoteScorer, RemoteWriter
@@ -89,10 +88,8 @@ class RSDPipeline(Closing):
             cuda_graphs: record forward passes as CUDA graphs; None: where a model is on one CUDA device.
             cpu_traces: trace (TorchScript) the forward passes that a CPU runs often, so that no Python runs
                 between their operations nor, for small models, between tokens.
-            prefix_caching: reuse what is still cached of an earlier request with the same beginning (the
-                next turn of a chat, the same documents). Caches and traces notice weights, modules and
-                hooks that you change between requests, but not what is written through ``.data`` or
-                switched by an attribute (PEFT's ``set_adapter``): turn both off for these.
+            prefix_caching: reuse what is still cached of an earlier request with the same beginning. Turn
+                it and ``cpu_traces`` off if you write weights through ``.data`` or switch PEFT's adapters.
             draft_kwargs: options of this model alone: device, dtype, device_map, quantization_config,
                 attn_implementation, trust_remote_code, use_safetensors, revision, token, cache_dir,
                 local_files_only, subfolder, max_memory, offload_folder, tokenizer, model_kwargs.
@@ -221,7 +218,7 @@ class RSDPipeline(Closing):
         *,
         config: RSDConfig | None = None,
         timeout: float | None = None,
-        output: Output = FREE,
+        output: Output | None = None,
         **fields: Unpack[ConfigFields],
     ) -> Generation:
         """Answer a prompt.
@@ -231,7 +228,7 @@ class RSDPipeline(Closing):
             config: settings; ``RSDConfig()`` by default.
             timeout: seconds until the call is cancelled; what is committed by then is returned.
             output: tools the model may call and the form of the answer,
-                ``Output.of(tools=..., tool_choice=..., response_format=...)``; free text by default.
+                ``Output.of(tools=..., tool_choice=..., response_format=...)``; None: free text.
             fields: fields of RSDConfig for this call (seed=0, threshold=0.9, ...).
 
         Raises:
@@ -249,7 +246,7 @@ class RSDPipeline(Closing):
         *,
         config: RSDConfig | None = None,
         timeout: float | None = None,
-        output: Output = FREE,
+        output: Output | None = None,
         **fields: Unpack[ConfigFields],
     ) -> EventStream:
         """``generate``, event by event, as it happens. Close (or drop) the stream to cancel."""
@@ -261,7 +258,7 @@ class RSDPipeline(Closing):
         *,
         config: RSDConfig | None = None,
         timeout: float | None = None,
-        output: Output = FREE,
+        output: Output | None = None,
         **fields: Unpack[ConfigFields],
     ) -> Generation:
         """``generate`` for asyncio; cancelling the task stops the models within a round."""
@@ -273,7 +270,7 @@ class RSDPipeline(Closing):
         *,
         config: RSDConfig | None = None,
         timeout: float | None = None,
-        output: Output = FREE,
+        output: Output | None = None,
         **fields: Unpack[ConfigFields],
     ) -> AsyncEventStream:
         """``stream`` for asyncio, to be read on the event loop that runs now (else a StreamError)."""
@@ -281,7 +278,12 @@ class RSDPipeline(Closing):
         return AsyncEventStream(submit, owner=self)
 
     def score(
-        self, prompt: GivenPrompt, steps: Sequence[str], *, config: RSDConfig | None = None
+        self,
+        prompt: GivenPrompt,
+        steps: Sequence[str],
+        *,
+        config: RSDConfig | None = None,
+        timeout: float | None = None,
     ) -> list[float | None]:
         """The PRM's rewards for the steps of an existing answer, whoever wrote it.
 
@@ -290,22 +292,29 @@ class RSDPipeline(Closing):
             steps: the answer's steps, such as ``[step.text for step in generation.steps]``. White space and
                 ``config.step_delimiter`` at their ends are ignored; a blank step gets the reward before it.
             config: ``RSDConfig()`` by default.
+            timeout: seconds until it is cancelled.
 
         Returns:
             A reward for each step; None from the first one that does not fit the PRM's window.
 
         Raises:
+            TimedOutError: it took longer than ``timeout``.
             RSDError: as for ``generate``.
         """
-        submit = self._submit(prompt, config, _ONE, steps=check_steps(steps))
-        return [step.reward for step in EventStream(submit, owner=self).result().steps]
+        submit = self._submit(prompt, config, _ONE, timeout=timeout, steps=check_steps(steps))
+        return rewards_of(EventStream(submit, owner=self).result())
 
     async def ascore(
-        self, prompt: GivenPrompt, steps: Sequence[str], *, config: RSDConfig | None = None
+        self,
+        prompt: GivenPrompt,
+        steps: Sequence[str],
+        *,
+        config: RSDConfig | None = None,
+        timeout: float | None = None,
     ) -> list[float | None]:
         """``score`` for asyncio."""
-        submit = self._submit(prompt, config, _ONE, steps=check_steps(steps))
-        return [step.reward for step in (await AsyncEventStream(submit, owner=self).result()).steps]
+        submit = self._submit(prompt, config, _ONE, timeout=timeout, steps=check_steps(steps))
+        return rewards_of(await AsyncEventStream(submit, owner=self).result())
 
     def _submit(
         self,
@@ -314,22 +323,16 @@ class RSDPipeline(Closing):
         fields: Mapping[str, Any] = NONE,
         *,
         timeout: float | None = None,
-        output: Output = FREE,
+        output: Output | None = None,
         steps: tuple[str, ...] | None = None,
     ) -> Submit:
         """Check what can be checked in the caller's thread; return what submits the request to the engine."""
         check_timeout(timeout)
         resolved = self.resolved(call_config(config, fields))
         check_rows(resolved, self._backend.max_batch_size)
+        output = as_output(output)
         self.check_output(output)
-        request = Request(
-            prompt=check_prompt(prompt),
-            config=resolved,
-            seed=secrets.randbits(32) if resolved.seed is None else resolved.seed,
-            deadline=None if timeout is None else time.monotonic() + timeout,
-            output=output,
-            steps=steps,
-        )
+        request = Request.now(check_prompt(prompt), resolved, timeout, output=output, steps=steps)
         return lambda sink: self._engine.submit(request, sink)
 
     def check_output(self, output: Output) -> None:
@@ -338,8 +341,7 @@ class RSDPipeline(Closing):
         Raises:
             ConfigError: a chat template takes no tools, or a schema cannot be enforced.
         """
-        check_is_output(output)
-        if output != FREE:
+        if as_output(output) != FREE:
             self._engine.check_open()
             self._backend.draft.check(output)
             self._backend.target.check(output)
@@ -356,7 +358,11 @@ class RSDPipeline(Closing):
         return list(self._backend.target.encode(text))
 
     def count_tokens(
-        self, prompt: GivenPrompt, output: Output = FREE, variables: Mapping[str, Any] = NONE
+        self,
+        prompt: GivenPrompt,
+        *,
+        output: Output | None = None,
+        chat_template_kwargs: Mapping[str, Any] = NONE,
     ) -> int:
         """Length of a prompt in the target's tokens, its chat template (with variables) and tools included.
 
@@ -365,8 +371,7 @@ class RSDPipeline(Closing):
             EngineClosedError: the pipeline was closed.
         """
         self._engine.check_open()
-        check_is_output(output)
-        return self._backend.target.count(check_prompt(prompt), output, variables)
+        return self._backend.target.count(check_prompt(prompt), as_output(output), chat_template_kwargs)
 
     @property
     def closed(self) -> bool:
@@ -379,9 +384,8 @@ class RSDPipeline(Closing):
 
     def __repr__(self) -> str:
         models = [f"{role}={getattr(self._backend, role).info.name!r}" for role in ROLES]
-        state = ["closed"] if self.closed else []
-        size = f"max_batch_size={self._backend.max_batch_size}"
-        return f"<{type(self).__name__}: {', '.join([*models, size, *state])}>"
+        state = [f"max_batch_size={self._backend.max_batch_size}", *["closed"] * self.closed]
+        return f"<{type(self).__name__}: {', '.join(models + state)}>"
 
     def __copy__(self) -> RSDPipeline:
         return self  # A copy of the attributes alone would be closed as soon as the original is dropped.

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from rsd_integrations import RSDConfig, RSDPipeline
 from rsd_integrations.config import ConfigFields, RSDFields
 from rsd_integrations.errors import ConfigError, RewardError
-from rsd_integrations.loading import TrioOptions
+from rsd_integrations.options import TrioOptions
 from rsd_integrations.testing import scripted_pipeline
 from rsd_integrations.weighting import NAMES, acceptance_probability, logistic, sigmoid
 

@@ -43,7 +43,7 @@ def test_an_answer_is_that_of_a_template_that_says_so_itself(threshold: float) -
         plain = pipe.generate("2 + 2?", threshold=threshold, **LIMITS)
         assert (told.text, told.usage) == (expected.text, expected.usage)
         assert told.usage.prompt_tokens > plain.usage.prompt_tokens
-        assert pipe.count_tokens("2 + 2?", variables=OFF) == told.usage.prompt_tokens
+        assert pipe.count_tokens("2 + 2?", chat_template_kwargs=OFF) == told.usage.prompt_tokens
 
 
 def test_each_template_is_told_what_it_looks_at() -> None:

@@ -32,9 +32,9 @@ from rsd_integrations.config import RSDConfig, RSDFields
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.given import is_object
 from rsd_integrations.limits import check_rows
-from rsd_integrations.loading import LoadOptions
 from rsd_integrations.naming import check_known
 from rsd_integrations.opening import are_servers
+from rsd_integrations.options import LoadOptions
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.types import ROLES, Role, Step
 

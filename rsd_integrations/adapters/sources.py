@@ -22,7 +22,7 @@ from rsd_integrations.adapters.specs import (
     is_live,
     is_portable,
     named_models,
-    naming,
+    signature,
 )
 from rsd_integrations.adapters.windows import known_window
 from rsd_integrations.errors import ConfigError
@@ -47,7 +47,7 @@ class PipelineSource:
         given = self.spec.get("pipeline")
         self._pipeline: RSDPipeline | None = given if isinstance(given, RSDPipeline) else None
         self.unlock()
-        self.name = repr(naming(self.spec)) if is_portable(spec) else live_name(self._pipeline or self)
+        self.name = repr(signature(self.spec)) if is_portable(spec) else live_name(self._pipeline or self)
         """Equal for sources that load the same: for caches, and to find live ones by."""
         self._takes_tools: bool | None = None
         self._windows: dict[Role, int | None] = {}
@@ -255,7 +255,7 @@ def find_source(spec: Spec) -> PipelineSource:
     """
     if is_live(spec):
         return _live_source(spec["pipeline"])
-    key = identity(dict(naming(spec)))
+    key = identity(dict(signature(spec)))
     with _registry.lock:
         source = _registry.sources.get(key)
         if source is None or (source.loaded is not None and source.loaded.closed):

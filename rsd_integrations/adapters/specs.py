@@ -22,8 +22,8 @@ __all__ = [
     "is_portable",
     "label",
     "named_models",
-    "naming",
     "plain",
+    "signature",
 ]
 
 POCKET = "pocket"
@@ -43,7 +43,7 @@ it; and further arguments of the loader."""
 
 def is_portable(spec: Spec) -> bool:
     """Whether a spec is data from which another process could load the same."""
-    return not is_live(spec) and all(_is_plain(value) for _, value in naming(spec))
+    return not is_live(spec) and all(_is_plain(value) for _, value in signature(spec))
 
 
 def check_pickles(spec: Spec, what: str) -> None:
@@ -57,7 +57,7 @@ def check_pickles(spec: Spec, what: str) -> None:
     Raises:
         ConfigError: it cannot be pickled.
     """
-    held = {name: value for name, value in naming(spec) if not _is_plain(value) and not _has_name(value)}
+    held = {name: value for name, value in signature(spec) if not _is_plain(value) and not _has_name(value)}
     code = [name for name in held if name == "prm_format" or isinstance(held[name], _CODE)]
     if is_live(spec) or len(code) < len(held):
         raise ConfigError(
@@ -99,7 +99,7 @@ def label(model: Any) -> str:
     return next((str(name) for name in names if name), type(model).__name__)
 
 
-def naming(spec: Spec) -> list[tuple[str, Any]]:
+def signature(spec: Spec) -> list[tuple[str, Any]]:
     """What tells these models from others: not secrets, and not how a path or dtype was spelled."""
     return sorted((plain(without_secrets(spec)) or {}).items())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -52,6 +53,17 @@ class Request:
     output: Output = FREE
     steps: tuple[str, ...] | None = None
     """To be scored; None where an answer is to be written."""
+
+    @classmethod
+    def now(cls, prompt: Prompt, config: RSDConfig, timeout: float | None, **more: Any) -> Request:
+        """With the config's seed or a fresh one, and a deadline by the time that it may take."""
+        return cls(
+            prompt,
+            config,
+            seed=secrets.randbits(32) if config.seed is None else config.seed,
+            deadline=None if timeout is None else time.monotonic() + timeout,
+            **more,
+        )
 
 
 @dataclass(slots=True, eq=False)

@@ -6,12 +6,13 @@ from typing import Any
 
 from rsd_integrations.engine.checks import check_size, room
 from rsd_integrations.engine.job import Job
+from rsd_integrations.errors import TimedOutError
 from rsd_integrations.protocols import Backend, Kept
 from rsd_integrations.remote import RemoteBackend
 from rsd_integrations.rewards import score_steps
 from rsd_integrations.types import Generation, Step
 
-__all__ = ["ScoreJob"]
+__all__ = ["ScoreJob", "rewards_of"]
 
 
 class ScoreJob(Job):
@@ -55,3 +56,14 @@ class ScoreJob(Job):
             text="".join(self._steps), steps=tuple(steps), finish_reason="stop", seed=0, threshold=None
         )
         self._end(whole)
+
+
+def rewards_of(scored: Generation) -> list[float | None]:
+    """The rewards that a ``ScoreJob`` gave.
+
+    Raises:
+        TimedOutError: its time was over before, which alone can cancel it.
+    """
+    if scored.finish_reason == "cancelled":
+        raise TimedOutError("the steps were not scored in time.", hint="Raise timeout=, or give fewer steps.")
+    return [step.reward for step in scored.steps]

@@ -32,10 +32,11 @@ def count_tokens(
     if not turns:
         return 0
     try:
-        return pipe.count_tokens(list(turns), output, variables)
+        return pipe.count_tokens(list(turns), output=output, chat_template_kwargs=variables)
     except PromptError:
         one, three = (
-            pipe.count_tokens(chat, output, variables) for chat in ([_ASKED], [_ASKED, _SAID, _ASKED])
+            pipe.count_tokens(chat, output=output, chat_template_kwargs=variables)
+            for chat in ([_ASKED], [_ASKED, _SAID, _ASKED])
         )
         text = len(pipe.token_ids("x"))
         frame = (three - one) // 2 - text

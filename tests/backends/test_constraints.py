@@ -255,10 +255,10 @@ def test_strict_tools_leave_words_free_and_calls_valid(pipe: RSDPipeline, seed: 
 
 
 def test_the_model_is_shown_its_tools(pipe: RSDPipeline) -> None:
-    bare, shown = pipe.count_tokens(QUESTION), pipe.count_tokens(QUESTION, Output.of(tools=TOOLS))
+    bare, shown = pipe.count_tokens(QUESTION), pipe.count_tokens(QUESTION, output=Output.of(tools=TOOLS))
     assert shown > bare + 50
     hidden = Output.of(tools=TOOLS, tool_choice="none")
-    assert pipe.count_tokens(QUESTION, hidden) == bare
+    assert pipe.count_tokens(QUESTION, output=hidden) == bare
 
 
 def test_company_changes_nothing(pipe: RSDPipeline) -> None:
