@@ -19,7 +19,7 @@ from rsd_integrations import RewardFunction, RSDConfig, RSDPipeline
 from rsd_integrations.conformance import ScorerKit
 from rsd_integrations.engine import tasks
 from rsd_integrations.engine.batch import SCORE_ROUNDS
-from rsd_integrations.errors import ConfigError, EngineClosedError, RewardError
+from rsd_integrations.errors import ConfigError, EngineClosedError, RewardError, TimedOutError
 from rsd_integrations.functions import FunctionScorer, RemoteFunctionScorer
 from rsd_integrations.langchain import ChatRSD
 from rsd_integrations.llama_index import RSDLLM
@@ -87,6 +87,23 @@ def test_a_function_keeps_and_rejects(function: Any, remote: bool) -> None:
         assert out.usage.prm.flops.total == out.usage.prm.generated == 0
         assert pipe.recommended_threshold == 0.7
         assert pipe.score("count", ["one\n\n", "two"]) == [0.9, 0.1]
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_scores_that_take_too_long_time_out(remote: bool) -> None:
+    async def slow(prompt: Prompt, steps: tuple[str, ...]) -> float:
+        await asyncio.sleep(60)
+        return 1.0
+
+    with over(slow, remote=remote) as pipe:
+        for asked in (
+            lambda: pipe.score("count", ["one\n\n"], timeout=0.2),
+            lambda: asyncio.run(pipe.ascore("count", ["one\n\n"], timeout=0.2)),
+        ):
+            with pytest.raises(TimedOutError, match="not scored in time"):
+                asked()
+        with pytest.raises(ConfigError, match="timeout=-1"):
+            pipe.score("count", ["one\n\n"], timeout=-1)
 
 
 @pytest.mark.parametrize("remote", [False, True])

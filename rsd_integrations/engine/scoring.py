@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rsd_integrations.algorithm import Cancelled
 from rsd_integrations.engine.checks import check_size, room
 from rsd_integrations.engine.job import Job
 from rsd_integrations.errors import TimedOutError
@@ -35,6 +36,18 @@ class ScoreJob(Job):
         room(info, session.prompt_tokens, None)
         self._story = score_steps(self._steps, tuple(self.request.config.step_delimiter))
         self.resume()
+
+    def resume(self, result: Any = None) -> None:
+        """As any job. A story of scores that is cancelled has nothing to tell.
+
+        Raises:
+            Exception: whatever the story raises.
+        """
+        if isinstance(result, Cancelled):
+            self.close()
+            self.drop()
+        else:
+            super().resume(result)
 
     def _commit(self, kept: Kept) -> None:
         self._sessions["prm"][0].commit(kept, own=True)

@@ -979,3 +979,18 @@ def test_a_forked_child_is_told_and_does_not_wait() -> None:
         pipe._engine._lock.release()
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert pipe.generate("x").text == "x"
+
+
+def test_no_output_is_free_text() -> None:
+    with scripted_pipeline(["one\n\n", "two"]) as pipe:
+        assert pipe.generate("x", output=None).text == pipe.generate("x").text
+        assert pipe.count_tokens("x", output=None) == pipe.count_tokens("x")
+        with pytest.raises(ConfigError, match=r"output=\{\} is no Output"):
+            pipe.generate("x", output={})  # type: ignore[arg-type]
+
+
+async def test_closing_leaves_the_loop_free() -> None:
+    pipe = scripted_pipeline(["one\n\n", "two"])
+    await pipe.aclose()
+    assert pipe.closed
+    await pipe.aclose()
