@@ -16,6 +16,7 @@ from langchain_core.messages import HumanMessage
 
 from rsd_integrations.errors import BackendError, TimedOutError
 from rsd_integrations.langchain import ChatRSD
+from rsd_integrations.langchain import errors as langchain_errors
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.protocols import Backend
 from rsd_integrations.testing import ScriptedScorer, ScriptedWriter, scripted_pipeline
@@ -223,7 +224,7 @@ async def test_a_failure_stays_alone() -> None:
             await llm.abatch(inputs, return_exceptions=True),
         ):
             contents = [getattr(result, "content", type(result)) for result in results]
-            assert contents == ["fine\n\nfine\n\n", BackendError, "fine\n\nfine\n\n"]
+            assert contents == ["fine\n\nfine\n\n", langchain_errors.BackendError, "fine\n\nfine\n\n"]
         wait_for(lambda: open_sessions(pipe) == 0)
 
 
