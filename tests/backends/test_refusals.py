@@ -31,7 +31,7 @@ def without_template() -> Any:
     "options", [{"max_batch_size": 0}, {"max_length": 1}, {"max_batch_size": True}, {"max_length": True}]
 )
 def test_no_room(options: dict[str, int]) -> None:
-    with pytest.raises(ConfigError, match="=(0|1|True) is not valid"):
+    with pytest.raises(ConfigError, match=r"=(0|1|True) is not valid"):
         load(**options)
 
 
