@@ -254,6 +254,7 @@ def test_two_masks_of_a_forward_are_two(kernel: Kernel) -> None:
     assert kernel.called == 20
 
 
+@pytest.mark.slow
 def test_it_can_be_compiled(kernel: Kernel) -> None:
     """With sizes as variables, as ours are."""
     layer: Any = SimpleNamespace(num_key_value_groups=2, is_causal=True)

@@ -45,7 +45,13 @@ def recordings(monkeypatch: pytest.MonkeyPatch) -> Recordings:
     return made
 
 
-@pytest.mark.parametrize("pair", PAIRS)
+SLOW = ("other tokenizer", "sliding window")
+"""Recorded pairs whose storms of requests (``test_ahead.py``) run by default instead."""
+
+
+@pytest.mark.parametrize(
+    "pair", [pytest.param(pair, marks=[pytest.mark.slow] * (pair in SLOW)) for pair in PAIRS]
+)
 def test_answers_are_the_same_recorded_and_called(pair: str, recordings: Recordings) -> None:
     """Token for token, alone and in company, with guesses, with candidates, past rejected steps."""
     with load(*PAIRS[pair]) as pipe:

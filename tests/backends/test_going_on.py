@@ -106,8 +106,8 @@ def test_short_steps_long_waits_limits_and_stop_strings(
         {"min_p": 0.1},
     ):
         fields = {"temperature": temperature, **more}
-        alone = [ask(pipe, seed, **fields) for seed in range(5)]
-        for one, other in zip(together(pipe, 5, **fields), alone, strict=True):
+        alone = [ask(pipe, seed, **fields) for seed in range(3)]
+        for one, other in zip(together(pipe, 3, **fields), alone, strict=True):
             check_equal(one, other)
     assert recalled
 
