@@ -233,9 +233,7 @@ class WriterSession(Protocol):
     """Reads calls of the tools that it was opened with; None without tools."""
 
     def begin(self, work: DraftStep | TargetStep | GuessStep) -> None:
-        """Take a step to write; ``Writer.advance`` then writes it over some rounds. A ``GuessStep`` comes only
-        to a draft, whose ``goes_on`` is true or whose target's ``wanted`` is above 0.
-        """
+        """Take a step, written over some rounds of ``Writer.advance``. Only drafts get a ``GuessStep``."""
         ...
 
     @property

@@ -47,8 +47,8 @@ EXAMPLES: dict[str, tuple[dict[str, Any], Any]] = {
     "draft_candidates": (HOT, 3),
     "chat_template_kwargs": ({}, {"enable_thinking": False}),
 }
-"""For each field settings beside it, and a value that makes another answer, or a function of the answer without
-it that gives such a value."""
+"""For each field settings beside it, and a value that makes another answer; or what makes such a value of the
+answer without it."""
 
 ELSEWHERE = {("servers", "speculation")}
 """What the documentation says does nothing there."""
