@@ -233,7 +233,7 @@ class WriterSession(Protocol):
     """Reads calls of the tools that it was opened with; None without tools."""
 
     def begin(self, work: DraftStep | TargetStep | GuessStep) -> None:
-        """Take a step to write; ``Writer.advance`` then writes it over some rounds."""
+        """Take a step, written over some rounds of ``Writer.advance``. Only drafts get a ``GuessStep``."""
         ...
 
     @property

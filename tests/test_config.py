@@ -143,6 +143,14 @@ def test_weightings_are_probabilities_and_do_not_fall(name: str, reward: float) 
     assert probability <= acceptance_probability(omega, min(1.0, reward + 0.1))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_threshold_is_told_of_weightings_that_use_it(name: str) -> None:
+    low, high = (RSDConfig(weighting=name, threshold=threshold) for threshold in (0.2, 0.9))
+    differ = any(low.acceptance()(reward) != high.acceptance()(reward) for reward in (0.0, 0.3, 0.5, 1.0))
+    assert low.uses_threshold == differ
+    assert low.threshold_in_force == (0.2 if differ else None)
+
+
 @pytest.mark.parametrize(
     ("fields", "reward", "probability"),
     [

@@ -174,6 +174,24 @@ class TestParts:
             assert pipe.generate("count").text == "one\n\ntwo\n\nthree"
 
 
+class TestWritersThatAreWrong:
+    """What they raise fails their own requests; the engine goes on."""
+
+    def test_a_draft_that_cannot_guess_beside_a_target_that_asks_it_to(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        draft = ScriptedWriter(SCRIPT)
+        target = ScriptedWriter(SCRIPT, parameters=10 * draft.info.parameters)
+        session = type(target.open("x"))
+        wanted = property(lambda self: int(self.writer is target))
+        monkeypatch.setattr(session, "wanted", wanted)
+        with RSDPipeline(Backend(draft, target, ScriptedScorer([0.0]))) as pipe:
+            with pytest.raises(AssertionError, match="wants guesses"):
+                pipe.generate("x")
+            assert pipe.generate("x", threshold=0.0).text == "".join(SCRIPT)
+            assert draft.open_sessions == 0
+
+
 class TestScore:
     """Rewards of an answer that is there."""
 

@@ -15,6 +15,7 @@ from rsd_integrations import RSDConfig, RSDPipeline
 from rsd_integrations.algorithm import rsd
 from rsd_integrations.protocols import DraftStep, Kept, Scored, ScoreStep, TargetStep, Together, Written
 from rsd_integrations.types import StepEvent
+from rsd_integrations.weighting import NAMES
 from tests.tiny_models import causal, token_classifier, tokenizer
 
 SAMPLES = 40_000
@@ -28,6 +29,10 @@ WEIGHTINGS: dict[str, tuple[dict[str, Any], Callable[[float], float]]] = {
     "sigmoid": ({}, lambda r: 1 / (1 + math.exp(-r))),
     "logistic": ({"threshold": 0.6, "beta": 4.0}, lambda r: 1 / (1 + math.exp(-4 * (r - 0.6)))),
 }
+
+
+def test_each_weighting_is_written_down_here() -> None:
+    assert set(WEIGHTINGS) == set(NAMES)
 
 
 def mixture(

@@ -17,8 +17,10 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 import rsd_integrations
-from rsd_integrations import RSDPipeline
+from rsd_integrations import RSDConfig, RSDPipeline
 from rsd_integrations.adapters import sources
+from rsd_integrations.prm import prm_format_names
+from rsd_integrations.weighting import NAMES
 from tests.tiny_models import causal, token_classifier, tokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -65,6 +67,11 @@ def test_the_tree_names_every_folder() -> None:
     names = [folder.as_posix() for folder in folders]
     missing = [one for one in names if f"{one}/" not in README and one != "backends"]
     assert missing == []
+
+
+@pytest.mark.parametrize("name", [*RSDConfig.model_fields, *NAMES, *prm_format_names()])
+def test_what_can_be_chosen_is_named(name: str) -> None:
+    assert re.search(rf'`"?{name}\b', README), name
 
 
 def test_files_the_readme_shows_are_there() -> None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
+from rsd_integrations.config import RSDConfig
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.prm import PRMFormat, prm_format_names
 
 __all__ = ["check_dtype", "check_on_step", "check_prm_format", "without_nones"]
 
-_UNSET = ("temperature", "top_p", "min_p", "repetition_penalty", "stop", "max_steps", "max_step_tokens")
+_UNSET = frozenset(
+    name for name, field in RSDConfig.model_fields.items() if NoneType not in get_args(field.annotation)
+)
 """Settings that None is no value of."""
 _DTYPES = ("auto", "float16", "bfloat16", "float32", "float64", "half", "float", "double")
 

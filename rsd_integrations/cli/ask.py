@@ -21,6 +21,7 @@ from rsd_integrations.cli.settings import read_config
 from rsd_integrations.config import RSDConfig
 from rsd_integrations.errors import PromptError
 from rsd_integrations.types import Generation
+from rsd_integrations.weighting import NAMES
 
 __all__ = ["ask"]
 
@@ -47,7 +48,7 @@ def ask(
     ] = None,
     weighting: Annotated[
         str | None,
-        typer.Option(help="step, constant, clip, sigmoid or logistic.", rich_help_panel=options.DECODING),
+        typer.Option(help=f"One of {', '.join(NAMES)}.", rich_help_panel=options.DECODING),
     ] = None,
     temperature: Annotated[
         float | None, typer.Option(help="0 is greedy.", rich_help_panel=options.DECODING)

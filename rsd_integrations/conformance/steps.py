@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from rsd_integrations.protocols import DraftStep, Kept, Sampling, TargetStep, Writer, WriterSession, Written
@@ -24,10 +25,11 @@ def work(
     seed: int | None = None,
     kind: type[DraftStep] | type[TargetStep] = DraftStep,
     delimiters: tuple[str, ...] = DELIMITERS,
+    **sampled: Any,
 ) -> DraftStep | TargetStep:
-    """A step to write: greedy, or sampled if there is a seed."""
-    sampling = Sampling(0.0 if seed is None else 1.0, 1.0, None, random.Random(seed).random)
-    return kind(StepBoundary(delimiters, stop, tail), max_tokens, sampling)
+    """A step to write: greedy, or sampled if there is a seed. ``sampled``: fields of ``Sampling``."""
+    plain = Sampling(0.0 if seed is None else 1.0, 1.0, None, random.Random(seed).random)
+    return kind(StepBoundary(delimiters, stop, tail), max_tokens, replace(plain, **sampled))
 
 
 def write(writer: Writer, sessions: Sequence[WriterSession], steps: Sequence[Any]) -> list[Written]:

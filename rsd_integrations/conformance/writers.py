@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from rsd_integrations.conformance.steps import DELIMITERS, PROMPTS, keep, told, work, write
-from rsd_integrations.protocols import DraftStep, GuessStep, TargetStep, Writer, Written
+from rsd_integrations.protocols import DraftStep, GuessStep, TargetStep, Writer, WriterSession, Written
 from rsd_integrations.text.segment import StepBoundary
 from rsd_integrations.types import Prompt
 
-__all__ = ["WriterKit"]
+__all__ = ["LIKELIEST", "WriterKit"]
+
+LIKELIEST: list[dict[str, Any]] = [{"top_k": 1}, {"top_p": 1e-9}, {"min_p": 1.0}, {"temperature": 1e-6}]
+"""Ways to sample that leave only the likeliest token."""
 
 
 class WriterKit:
@@ -48,6 +52,25 @@ class WriterKit:
     def test_the_same_step_twice(self, writer: Writer) -> None:
         assert told(self.one(writer)) == told(self.one(writer))
         assert told(self.one(writer, seed=3)) == told(self.one(writer, seed=3))
+
+    @pytest.mark.parametrize("sampled", LIKELIEST, ids=str)
+    def test_how_it_is_to_sample_is_heeded(self, writer: Writer, sampled: dict[str, Any]) -> None:
+        """Of several tokens that are equally likely a filter keeps all: such models override this."""
+        greedy = self.one(writer, delimiters=("\0",), max_tokens=12)
+        for seed in range(4):
+            drawn = self.one(writer, delimiters=("\0",), max_tokens=12, seed=seed, **sampled)
+            assert told(drawn) == told(greedy)
+
+    def test_a_penalty_is_heeded(self, writer: Writer) -> None:
+        """Where the model draws at all: a script is a script."""
+        free: dict[str, Any] = {"delimiters": ("\0",), "max_tokens": 40}
+        if len({told(self.one(writer, seed=seed, temperature=2.0, **free)) for seed in range(4)}) == 1:
+            pytest.skip("it draws nothing: the step is the same for all seeds")
+        plain, penalized = (
+            [told(self.one(writer, prompt, repetition_penalty=penalty, **free)) for prompt in PROMPTS]
+            for penalty in (1.0, 50.0)
+        )
+        assert plain != penalized
 
     def test_a_limit_only_shortens(self, writer: Writer) -> None:
         long, short = self.one(writer, delimiters=("\0",), max_tokens=3), self.one(writer, max_tokens=1)
@@ -101,6 +124,50 @@ class WriterKit:
         assert told(after[0]) == told(after[1])
         for session in (straight, winding):
             session.close()
+
+    def test_a_step_of_another_vocabulary_is_taken_by_its_text(self, writer: Writer) -> None:
+        text, vocabulary = "so it is ", self.one(writer).vocabulary
+        known, foreign = writer.open(PROMPTS[0]), writer.open(PROMPTS[0])
+        keep(known, Written(text, writer.encode(text), "delimiter", vocabulary=vocabulary), own=False)
+        keep(foreign, Written(text, (1, 1, 1), "delimiter", vocabulary=f"not {vocabulary}"), own=False)
+        after = write(writer, [known, foreign], [work(6), work(6)])
+        assert told(after[0]) == told(after[1])
+        for session in (known, foreign):
+            session.close()
+
+    @pytest.mark.parametrize("seed", [None, 7])
+    @pytest.mark.parametrize("offered", ["a draft's", "nonsense", "none"])
+    def test_guesses_change_nothing(self, writer: Writer, seed: int | None, offered: str) -> None:
+        """Neither a rejected step nor what is guessed behind it, where a target wants that."""
+        rejected = self.one(writer, PROMPTS[1], max_tokens=9, seed=3)
+        plain, guessing, draft = (writer.open(PROMPTS[0]) for _ in range(3))
+        steps: list[Any] = [work(24, seed=seed, kind=TargetStep, delimiters=("\0",)) for _ in range(2)]
+        (expected,) = write(writer, [plain], steps[:1])
+        guessing.begin(replace(steps[1], rejected=rejected))
+        written = None
+        while written is None:
+            (written,) = writer.advance([guessing])
+            if written is None and (count := guessing.wanted):
+                tokens = rejected.token_ids[:count] if offered == "nonsense" else ()
+                if offered == "a draft's":
+                    tokens = self.guesses(writer, draft, guessing.so_far, count)
+                guessing.guess(tokens)
+        assert isinstance(written, Written), written
+        assert told(written) == told(expected)
+        for session in (plain, guessing, draft):
+            session.close()
+
+    def guesses(
+        self, writer: Writer, draft: WriterSession, tokens: tuple[int, ...], count: int
+    ) -> tuple[int, ...]:
+        """What a draft would write behind these tokens of a step: ``count`` at most."""
+        draft.begin(GuessStep(tokens, count))
+        found = None
+        while found is None:
+            (found,) = writer.advance([draft])
+        assert isinstance(found, Written), found
+        assert len(found.token_ids) <= count
+        return found.token_ids
 
     @pytest.mark.parametrize("seed", [None, 7])
     @pytest.mark.parametrize("count", [1, 3, 40])

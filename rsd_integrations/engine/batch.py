@@ -142,7 +142,7 @@ class BatchEngine(EngineThread):
         if rewriting and (not drafts or self._rewrites_due(rewriting)):
             self._batch(rewriting, lambda: backend.target.advance(_sessions(rewriting)))
             for task in self._waiting(TargetStep):
-                task.job.seek_guesses(task)
+                self._guard(task.job, partial(task.job.seek_guesses, task))
 
     def _guessing(self) -> list[Task]:
         return [job.guessing for job in self._live if job.guessing is not None]

@@ -428,7 +428,7 @@ def test_no_models_named_tells_both_ways(kind: Any) -> None:
 @BOTH
 def test_none_is_no_value_of_most_settings(kind: Any) -> None:
     """As LangChain's own callers pass it on: the object's stop holds."""
-    unset = dict.fromkeys(("stop", "min_p", "top_p", "temperature", "repetition_penalty", "max_steps"))
+    unset = dict.fromkeys({*RSDConfig.model_fields} - {"threshold", "max_tokens", "top_k", "seed"})
     with scripted_pipeline(["a b\n\n", "END c"]) as pipe:
         llm = kind.from_pipeline(pipe, stop="END", temperature=0.5)
         answer = ASKED[kind][0](llm, "x", **unset)

@@ -9,18 +9,39 @@ import threading
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from inspect import signature
 from typing import Any
 
 import pytest
 
-from rsd_integrations import RSDPipeline
+from rsd_integrations import RSDPipeline, opening
 from rsd_integrations.adapters import sources
+from rsd_integrations.adapters.settings import LOADING, RSDSettings
 from rsd_integrations.adapters.sources import PipelineSource
+from rsd_integrations.backends.torch.loading import load_backend
+from rsd_integrations.backends.vllm.loading import load_remote
 from rsd_integrations.errors import EngineClosedError, ModelError
 from rsd_integrations.langchain import ChatRSD
 from rsd_integrations.testing import ScriptedWriter, scripted_pipeline
 from tests.gated import PATIENCE, wait_for
 from tests.processes import interrupted
+
+
+def options_of(function: Any) -> dict[str, Any]:
+    """Its keywords and their defaults."""
+    return {
+        one.name: one.default
+        for one in signature(function).parameters.values()
+        if one.kind == one.KEYWORD_ONLY
+    }
+
+
+def test_all_ways_to_load_have_the_same_options() -> None:
+    here, served = options_of(RSDPipeline.from_pretrained), options_of(RSDPipeline.from_vllm)
+    assert here == options_of(load_backend)
+    assert here == {name: RSDSettings.model_fields[name].default for name in LOADING}
+    assert served == options_of(load_remote)
+    assert {*served} == {*opening._OF_SERVERS} < {*here}
 
 
 class Load:

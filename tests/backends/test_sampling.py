@@ -115,12 +115,13 @@ def test_rows_drawn_together_get_what_they_get_alone(data: st.DataObject) -> Non
     maker = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
     rows = []
     for _ in range(data.draw(st.integers(1, 6))):
-        filters = data.draw(
+        temperature, top_p, top_k = data.draw(
             st.sampled_from([(1.0, 1.0, None), (0.7, 0.8, None), (1.0, 0.9, 5), (2.0, 1.0, 3)])
         )
+        how = sampling(temperature, top_p, top_k, min_p=data.draw(st.sampled_from([0.0, 0.2])))
         points = data.draw(st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=4))
         logits = torch.randn(len(points), 30, generator=maker)
-        rows.append(Row(logits, sampling(*filters), points))
+        rows.append(Row(logits, how, points))
     for row, tokens in zip(rows, draw_rows(rows), strict=True):
         alone = [
             draw(logits, replace(row.sampling, draw=lambda point=point: point))  # type: ignore[misc]

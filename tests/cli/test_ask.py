@@ -12,6 +12,7 @@ import pytest
 from rsd_integrations.cli import main
 from rsd_integrations.pocket import DESCRIPTION
 from rsd_integrations.types import Generation
+from rsd_integrations.weighting import NAMES
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Rsd
@@ -88,6 +89,11 @@ def test_a_threshold_is_told_where_it_plays_a_part(rsd: Rsd, weighting: str, thr
     (line,) = [line for line in rsd(*options).out.splitlines() if line.startswith("accepted ")]
     assert line.endswith("threshold 0.7" if threshold else "%)")
     assert json.loads(rsd(*options, "--json").out)["threshold"] == threshold
+
+
+def test_help_names_all_weightings(rsd: Rsd) -> None:
+    told = " ".join(rsd("ask", "--help").out.replace("│", " ").split())
+    assert f"One of {', '.join(NAMES)}." in told
 
 
 def test_any_other_setting_is_given_as_json(rsd: Rsd) -> None:

@@ -6,9 +6,12 @@ import os
 import subprocess
 import sys
 import textwrap
+from dataclasses import fields
 from pathlib import Path
 
 from rsd_integrations import conformance
+from rsd_integrations.conformance.writers import LIKELIEST
+from rsd_integrations.protocols import Sampling
 
 ROOT = Path(conformance.__file__).parents[2]
 SHOWN = textwrap.dedent(
@@ -64,6 +67,50 @@ def test_a_failure_says_with_which_values(tmp_path: Path) -> None:
     assert ran.returncode == 1
     assert "assert 1.75 <= 1.0" in ran.stdout
     assert "Warning" not in ran.stdout
+
+
+DEAF = """
+import pytest
+from rsd_integrations.conformance import WriterKit
+from rsd_integrations.testing import ScriptedWriter
+
+class Deaf(ScriptedWriter):
+    # Hears of no filter and no penalty, and takes a rejected step for its own.
+    def open(self, *given):
+        session = super().open(*given)
+        begin = session.begin
+
+        def began(work):
+            begin(work)
+            draws = work.sampling.temperature > 0 and work.sampling.draw() < 0.5
+            rejected = getattr(work, "rejected", None)
+            drawn = ("or other things " if draws else "so it goes ") * 9
+            session._script = rejected.text if rejected else drawn
+
+        session.begin = began
+        return session
+
+class TestMine(WriterKit):
+    @pytest.fixture
+    def writer(self):
+        return Deaf("")
+
+    def continues(self, writer):
+        return False
+"""
+
+
+def test_each_way_to_sample_is_tried() -> None:
+    tried = {name for sampled in LIKELIEST for name in sampled} | {"repetition_penalty"}
+    assert tried == {field.name for field in fields(Sampling)} - {"draw"}
+
+
+def test_a_writer_that_does_not_listen_is_found_out(tmp_path: Path) -> None:
+    (tmp_path / "test_mine.py").write_text(DEAF, encoding="utf-8")
+    ran = run("-m", "pytest", "-q", "-p", "no:cacheprovider", "test_mine.py", cwd=tmp_path)
+    failed = [line.partition("::test_")[2].partition("[")[0] for line in ran.stdout.splitlines()]
+    for name in ("how_it_is_to_sample_is_heeded", "a_penalty_is_heeded", "guesses_change_nothing"):
+        assert any(line.startswith(name) for line in failed), ran.stdout
 
 
 def test_only_the_kit_wants_pytest(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from rsd_integrations.backends.torch.heads import RewardModel, load_reward_model
 from rsd_integrations.backends.torch.readout import read_hidden
 from rsd_integrations.backends.torch.runner import SlotRunner
 from rsd_integrations.backends.torch.scorer import TorchScorer
-from rsd_integrations.prm import PRMFormat, find_prm_format
+from rsd_integrations.prm import PRMFormat, find_prm_format, prm_format_names
 from rsd_integrations.protocols import Kept, ModelInfo, Scored, ScoreStep, Written
 from tests.golden.cases import CASES, CHAT, STEPS, WRONG, Case
 
@@ -32,6 +32,11 @@ def loaded(case: Case, tmp_path_factory: pytest.TempPathFactory) -> tuple[PRMFor
     form = find_prm_format(choice, case.config, case.tokenizer)
     assert form.name == case.name
     return form, load_reward_model(form.head, folder)
+
+
+def test_each_format_has_a_case() -> None:
+    """ReasonFlux's is Qwen's under another name."""
+    assert {make().name for make in CASES.values()} == {*prm_format_names()} - {"reasonflux"}
 
 
 def save(case: Case, folder: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rsd_integrations.prm import PRMFormat, find_prm_format
+from rsd_integrations.prm import PRMFormat, find_prm_format, prm_format_names
 from rsd_integrations.types import Message
 from tests.small_tokenizers import LLAMA3, MISTRAL, byte_level, sentencepiece_like
 
@@ -46,6 +46,11 @@ evil = st.lists(st.sampled_from([*SPELLED, "a", " 12", "."]), min_size=1, max_si
 def make(name: str) -> PRMFormat:
     chosen, tokenizer = FORMATS[name]
     return find_prm_format(chosen, SimpleNamespace(), tokenizer)
+
+
+def test_each_format_is_tried() -> None:
+    """ReasonFlux's is Qwen's under another name."""
+    assert {name for name, _ in FORMATS.values()} == {*prm_format_names()} - {"reasonflux"}
 
 
 def guarded(form: PRMFormat) -> set[int]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
 
+from rsd_integrations import prm
 from rsd_integrations.errors import ConfigError, ModelError
 from rsd_integrations.prm import Feed, Head, PRMFormat, find_prm_format, prm_format_names, register_prm_format
 from rsd_integrations.prm import registry as registry_module
@@ -69,6 +71,17 @@ class Mine(PRMFormat):
 
 def test_names() -> None:
     assert prm_format_names() == BUILT_IN
+
+
+def test_every_format_that_has_a_file_is_registered() -> None:
+    """By an import of the package, which is all that users do."""
+    folder = Path(prm.__file__).parent
+    marked = {one.stem for one in folder.glob("*.py") if "\n@register_prm_format\n" in one.read_text("utf-8")}
+    made = {cls.__module__.rpartition(".")[2] for cls in registry_module._formats.values()}
+    assert made == marked
+    code = "import rsd_integrations.prm as prm; print(*prm.prm_format_names())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert tuple(done.stdout.split()) == prm_format_names()
 
 
 # Architectures and auto_map as in the published config.json files.

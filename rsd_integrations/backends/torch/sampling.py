@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -84,14 +84,17 @@ def _drawn(rows: Sequence[Row], way: Callable[..., torch.Tensor]) -> list[list[i
 
 def _portions(rows: Sequence[Row]) -> Iterator[list[int]]:
     """Indices of rows with the same filters, which are drawn together."""
-    alike: dict[tuple[float, float, int | None, float], list[int]] = {}
+    alike: dict[Sampling, list[int]] = {}
     for index, row in enumerate(rows):
-        how = row.sampling
-        alike.setdefault((how.temperature, how.top_p, how.top_k, how.min_p), []).append(index)
+        alike.setdefault(replace(row.sampling, draw=_nothing), []).append(index)
     logits_RV = rows[0].logits_RV
     most = max(1, _AT_ONCE // logits_RV.shape[-1]) if logits_RV.device.type == "cpu" else len(rows)
     for group in alike.values():
         yield from (group[start : start + most] for start in range(0, len(group), most))
+
+
+def _nothing() -> float:
+    raise AssertionError("draws nothing")
 
 
 def _draw_alike(rows: Sequence[Row], way: Callable[..., torch.Tensor]) -> torch.Tensor:

@@ -26,7 +26,8 @@ _TRIAL = {
 }
 
 _PLAIN = {"frequency_penalty": 0.0, "presence_penalty": 0.0}
-"""What a server would otherwise take from the model's generation_config."""
+"""What a server would otherwise take from the model's generation_config. No setting of ours: each step is a
+question by itself, so a server would count the tokens of that step alone."""
 
 
 @dataclass(frozen=True)
@@ -215,6 +216,7 @@ class VLLMWriter(SpeakingWriter):
         """What to post for the next tokens of a step, with a seed made of this number."""
         sampling, boundary = session.sampling, session.boundary
         return {
+            **_PLAIN,
             "model": self._model,
             "prompt": session.tokens,
             "max_tokens": session.room,
@@ -227,7 +229,6 @@ class VLLMWriter(SpeakingWriter):
             "stop_token_ids": sorted(self.eos_ids),
             "include_stop_str_in_output": True,
             "return_token_ids": True,
-            **_PLAIN,
             **_seed(draw),
         }
 
