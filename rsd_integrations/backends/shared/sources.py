@@ -237,7 +237,11 @@ def check_placement(device: Any, dtype: Any, where: str) -> None:
         kind, index = torch.device(device).type, torch.device(device).index or 0
     except (RuntimeError, TypeError) as error:
         raise ConfigError(f"{where}device={device!r} is no device.", hint='Use "cpu" or "cuda".') from error
-    missing = {"cuda": index >= torch.cuda.device_count(), "mps": not torch.backends.mps.is_available()}
+    missing = {
+        "cuda": index >= torch.cuda.device_count(),
+        "mps": not torch.backends.mps.is_available(),
+        "meta": True,  # Where nothing is computed.
+    }
     if missing.get(kind, False):
         raise ConfigError(f"{where}device={device!r} is not available here.", hint='Use device="cpu".')
     named = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
