@@ -171,7 +171,8 @@ def positions(config: Any) -> int | None:
 def eos_ids(generation_config: Any, tokenizer: Any) -> frozenset[int]:
     """Every token that the generation config or the tokenizer calls the end."""
     found: set[int] = set()
-    for ids in (getattr(generation_config, "eos_token_id", None), tokenizer.eos_token_id):
+    for given in (getattr(generation_config, "eos_token_id", None), tokenizer.eos_token_id):
+        ids = given.tolist() if isinstance(given, torch.Tensor) else given
         found.update([ids] if isinstance(ids, int) else ids or ())
     return frozenset(found)
 

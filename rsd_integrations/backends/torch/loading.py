@@ -26,9 +26,9 @@ from rsd_integrations.backends.shared.sources import (
     auto_class,
     check_placement,
     check_templates,
-    first_line,
 )
 from rsd_integrations.backends.shared.tooling import Calls
+from rsd_integrations.backends.shared.unreadable import remedy, told
 from rsd_integrations.backends.shared.writing import Language
 from rsd_integrations.backends.torch.attention import slides
 from rsd_integrations.backends.torch.checkpoint import check_embeddings, check_language_model, load_complete
@@ -166,10 +166,9 @@ def _loading(source: Source, load: Any) -> Any:
     except ModelError:
         raise
     except Exception as error:
-        pickled = " For a .bin checkpoint pass use_safetensors=False there."
         raise ModelError(
-            f"cannot load {source.role}={source.name!r}: {first_line(error)}",
-            hint=f"Check {source.role}_kwargs.{pickled if 'safetensors' in str(error) else ''}",
+            f"cannot load {source.role}={source.name!r}: {told(error, source.hub)}",
+            hint=remedy(source.role, error, "weights"),
         ) from error
 
 
