@@ -15,11 +15,10 @@ import pytest
 import torch
 
 from rsd_integrations import Output, RSDPipeline
-from rsd_integrations.backends.shared.describe import active_parameters
 from rsd_integrations.backends.torch import launch, traced
+from rsd_integrations.backends.torch.failures import failure
 from rsd_integrations.backends.torch.plan import PREFILL_CHUNK
 from rsd_integrations.backends.torch.recording import LOCK
-from rsd_integrations.backends.torch.runner import failure
 from rsd_integrations.errors import (
     BackendError,
     ConfigError,
@@ -330,16 +329,6 @@ def test_a_closed_model_opens_no_session() -> None:
         told = rf"'{model.info.name}' was closed with its pipeline\. Load it anew"
         with pytest.raises(EngineClosedError, match=told):
             model.open(PROMPT)  # type: ignore[union-attr]
-
-
-def test_packed_four_bit_weights_count_as_what_they_hold() -> None:
-    class Params4bit(torch.nn.Parameter):
-        """As bitsandbytes stores them: two weights a byte."""
-
-    model = torch.nn.Linear(4, 4, bias=False)
-    model.weight = Params4bit(torch.zeros(8, 1, dtype=torch.uint8), requires_grad=False)
-    model.config = causal("Llama", 2).config
-    assert active_parameters(model) == 16
 
 
 def test_a_repositorys_code_is_not_run_and_nobody_is_asked(

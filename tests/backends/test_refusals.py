@@ -144,9 +144,7 @@ def test_options_of_a_role_are_a_mapping(role: str, value: Any) -> None:
         load(**{role: "some/model", f"{role}_kwargs": {"model_kwargs": value}})
 
 
-@pytest.mark.parametrize(
-    "options", [{"device_map": "auto"}, {"device_map": {"": 0}}, {"model_kwargs": {"device_map": "auto"}}]
-)
+@pytest.mark.parametrize("options", [{"device_map": "auto"}, {"device_map": {"": 0}}])
 def test_a_device_map_needs_accelerate(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rsd_integrations.backends.shared.sources.is_accelerate_available", lambda: False)
     with pytest.raises(

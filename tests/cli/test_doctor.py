@@ -287,6 +287,11 @@ def test_two_writers_of_two_kinds(folders: dict[str, str], tmp_path: Path, capsy
     assert "has no chat template" in capsys.readouterr().err
 
 
+def _gpu(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int] | None) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+
+
 BNB = {"quant_method": "bitsandbytes"}
 
 
@@ -302,7 +307,10 @@ BNB = {"quant_method": "bitsandbytes"}
         ({"quant_method": "fp8"}, 8),
     ],
 )
-def test_quantized_weights_are_counted_as_such(told: dict[str, Any], bits: float, tmp_path: Path) -> None:
+def test_quantized_weights_are_counted_as_such(
+    told: dict[str, Any], bits: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _gpu(monkeypatch, (8, 9))
     model = causal("Llama", 0)
     config = copy.deepcopy(model.config)
     config.dtype = "bfloat16"
@@ -324,6 +332,27 @@ def test_quantized_weights_are_counted_as_such(told: dict[str, Any], bits: float
     )
     counted = memory_of("target", _config(tmp_path, config))
     assert counted.weights == round((linear - skipped) * bits / 8) + 2 * (rest + skipped)
+
+
+@pytest.mark.parametrize("architecture", ["Llama", "Qwen3Moe"])
+@pytest.mark.parametrize(
+    ("told", "capability"), [({}, None), ({}, (8, 6)), ({"dequantize": True}, (9, 0)), ({}, (9, 0))]
+)
+def test_fp8_that_is_made_whole_is_counted_whole(
+    told: dict[str, Any],
+    capability: tuple[int, int] | None,
+    architecture: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _gpu(monkeypatch, capability)
+    model = causal(architecture, 0)
+    config = copy.deepcopy(model.config)
+    config.dtype = "bfloat16"
+    config.quantization_config = {"quant_method": "fp8"} | told
+    counted = memory_of("target", _config(tmp_path, config))
+    whole = 2 * sum(parameter.numel() for parameter in model.parameters())
+    assert (counted.weights == whole) == (told != {} or capability != (9, 0))
 
 
 def test_unknown_quantization_gets_no_verdict(folders: dict[str, str], tmp_path: Path, capsys: Any) -> None:

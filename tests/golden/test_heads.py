@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -145,6 +146,53 @@ def test_language_model_columns_are_the_models_own_logits(make: Any) -> None:
     wrapped = RewardModel(model, "lm")
     assert torch.allclose(values(wrapped, (7, 3)), own[:, [7, 3]], atol=1e-5)
     assert torch.allclose(values(wrapped), own, atol=1e-5)
+
+
+class Adapted(torch.nn.Module):
+    """A model in PEFT's wrapper: its own ``base_model`` is what holds the adapters."""
+
+    def __init__(self, model: Any, *, prompt: bool = False) -> None:
+        super().__init__()
+        self.base_model = torch.nn.Sequential(model)
+        self.config = model.config
+        self.active_peft_config = SimpleNamespace(is_prompt_learning=prompt)
+
+    def get_base_model(self) -> Any:
+        return self.base_model[0]
+
+    def get_output_embeddings(self) -> Any:
+        return self.base_model[0].get_output_embeddings()
+
+    def get_input_embeddings(self) -> Any:
+        return self.base_model[0].get_input_embeddings()
+
+
+@pytest.mark.parametrize(
+    ("model_class", "kind"), [(Qwen2ForTokenClassification, "token"), (Qwen2ForCausalLM, "lm")]
+)
+def test_models_with_adapters_in_their_layers(model_class: Any, kind: Any) -> None:
+    model = small_model(model_class, CONFIG)
+    with torch.no_grad():
+        own = model(input_ids=TOKENS).logits[0]
+    assert torch.allclose(values(load_reward_model(kind, Adapted(model))), own, atol=1e-5)
+
+
+def test_learnt_prompts_are_refused() -> None:
+    with pytest.raises(ModelError, match="Adapted puts learnt tokens before each text"):
+        RewardModel(Adapted(small_model(Qwen2ForCausalLM, CONFIG), prompt=True), "lm")  # type: ignore[arg-type]
+
+
+def test_a_wrapper_that_does_not_tell_the_body_is_refused() -> None:
+    """As the class in Skywork's own repository is."""
+
+    class PRM_MODEL(torch.nn.Module):
+        def __init__(self, model: Any) -> None:
+            super().__init__()
+            self.pretrained_model, self.config = model, model.config
+            self.v_head = torch.nn.Linear(32, 1)
+
+    with pytest.raises(ModelError, match=r"PRM_MODEL does not tell.*pass the folder or hub id"):
+        RewardModel(PRM_MODEL(small_model(Qwen2ForCausalLM, CONFIG)), "value")  # type: ignore[arg-type]
 
 
 def test_tied_weights_count_once() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Mapping, Sequence
+from types import MethodType
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from rsd_integrations.backends.shared.reasoning import marking_tokens, reasoning_tags
 from rsd_integrations.encoding import token_id
@@ -23,6 +26,8 @@ __all__ = [
     "fingerprint",
     "head_size",
     "hidden_ids",
+    "is_plain",
+    "is_quantized",
     "model_info",
     "positions",
     "text_config",
@@ -96,19 +101,48 @@ def attention_kinds(config: Any) -> AttentionKinds:
 
 
 def active_parameters(model: torch.nn.Module) -> int:
-    """Parameters a token of text passes through: tied ones once, of experts only those that are chosen.
-
-    Quantizers that keep weights in buffers (GPTQ, AWQ) hide them from this count.
-    """
+    """Parameters a token of text passes through: tied ones once, of experts only those that are chosen."""
+    model = _as_configured(model) if is_quantized(model) else model
     config = text_config(model.config)
     experts, chosen = (_first(config, names) for names in (_EXPERTS, _CHOSEN))
     share = chosen / experts if experts and chosen else 1.0
     passed = {
-        parameter: round(_numbers(parameter) * (share if ".experts." in name else 1.0))
+        parameter: round(parameter.numel() * (share if ".experts." in name else 1.0))
         for part in _read_by_text(model, config)
         for name, parameter in part.named_parameters()
     }
     return sum(passed.values())
+
+
+def is_plain(weight: Any) -> bool:
+    """Whether a weight is what it seems: quantized ones are integers, or kinds of tensors of their own."""
+    return type(weight) in (torch.Tensor, torch.nn.Parameter) and weight.is_floating_point()
+
+
+def is_quantized(model: torch.nn.Module) -> bool:
+    """Whether some of its weights are quantized, by transformers or by whatever else."""
+    return getattr(getattr(model, "config", None), "quantization_config", None) is not None or any(
+        getattr(module, "hf_quantizer", None) is not None or _is_packed(getattr(module, "weight", None))
+        for module in model.modules()
+    )
+
+
+def _is_packed(weight: Any) -> bool:
+    """Whether a module's weight is a quantized one; those of torch's own quantized layers are methods."""
+    return isinstance(weight, MethodType) or (isinstance(weight, torch.Tensor) and not is_plain(weight))
+
+
+def _as_configured(model: torch.nn.Module) -> torch.nn.Module:
+    """The same without weights and not quantized: packed weights and those in buffers cannot be counted."""
+    found = next((part for part in model.modules() if isinstance(part, PreTrainedModel)), None)
+    if found is None:
+        return model
+    try:
+        with torch.device("meta"):
+            made: torch.nn.Module = type(found)(copy.deepcopy(found.config))
+            return made
+    except Exception:  # Its class takes something else: better to count what can be seen.
+        return model
 
 
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
@@ -129,12 +163,6 @@ def _read_by_text(model: torch.nn.Module, config: Any) -> list[torch.nn.Module]:
     return [decoder] if head is None else [decoder, head]
 
 
-def _numbers(parameter: torch.nn.Parameter) -> int:
-    """Weights in a parameter; bitsandbytes packs two four-bit ones into each byte."""
-    packed = 2 * parameter.element_size() if type(parameter).__name__ == "Params4bit" else 1
-    return parameter.numel() * packed
-
-
 def positions(config: Any) -> int | None:
     """Positions the model was made for; None where its (text) config names no number."""
     return positions_by(lambda name: getattr(config, name, None))
@@ -143,7 +171,8 @@ def positions(config: Any) -> int | None:
 def eos_ids(generation_config: Any, tokenizer: Any) -> frozenset[int]:
     """Every token that the generation config or the tokenizer calls the end."""
     found: set[int] = set()
-    for ids in (getattr(generation_config, "eos_token_id", None), tokenizer.eos_token_id):
+    for given in (getattr(generation_config, "eos_token_id", None), tokenizer.eos_token_id):
+        ids = given.tolist() if isinstance(given, torch.Tensor) else given
         found.update([ids] if isinstance(ids, int) else ids or ())
     return frozenset(found)
 

@@ -21,6 +21,14 @@ from transformers import (
 )
 from transformers.utils import is_accelerate_available
 
+from rsd_integrations.backends.shared.unreadable import (
+    check_whole,
+    first_line,
+    is_adapter,
+    no_model,
+    remedy,
+    told,
+)
 from rsd_integrations.encoding import chat_template_text
 from rsd_integrations.errors import ConfigError, ModelError
 from rsd_integrations.naming import nearest
@@ -37,7 +45,6 @@ __all__ = [
     "auto_class",
     "check_placement",
     "check_templates",
-    "first_line",
 ]
 
 ModelSource = Any
@@ -58,6 +65,8 @@ _MODEL_OPTIONS = (
     "offload_folder",
 )
 _OTHER_OPTIONS = ("device", "tokenizer", "model_kwargs")
+_OLD_DTYPE = "torch_dtype"
+"""What transformers called dtype."""
 
 WITH_HEAD: dict[Head, Any] = {
     "lm": AutoModelForCausalLM,
@@ -97,6 +106,12 @@ class Source:
                     f"unknown {role}_kwargs {name!r}.",
                     hint=f"{nearest(str(name), known)} Anything else goes into model_kwargs={{...}}.",
                 )
+        if beside := sorted({*known, _OLD_DTYPE} & set(more)):
+            right = "dtype" if beside[0] == _OLD_DTYPE else beside[0]
+            raise ConfigError(
+                f"{role}_kwargs: model_kwargs={{{beside[0]!r}: ...}} would pass by all checks.",
+                hint=f"Put it beside model_kwargs: {role}_kwargs={{{right!r}: ...}}.",
+            )
         if _is_loaded(source) and (
             late := sorted({*_MODEL_OPTIONS, "device", "model_kwargs"} & set(options))
         ):
@@ -104,7 +119,7 @@ class Source:
                 f"{role}_kwargs {late!r} are for loading, but {role} is a loaded model.",
                 hint="Load it with these options, or give its id or folder.",
             )
-        _check_device_map(role, {**options, **more})
+        _check_device_map(role, options)
         check_placement(options.get("device") or "cpu", options.get("dtype", "auto"), f"{role}_kwargs: ")
         made = cls(role, source, dict(options))
         given = {key: options[key] for key in HUB_OPTIONS if key in options}
@@ -118,9 +133,7 @@ class Source:
         if isinstance(source, tuple | list) and len(source) == 2:
             source, self.tokenizer = source
         if isinstance(source, torch.nn.Module):
-            self.model = source.eval()
-            self.config = source.config
-            self.name = getattr(source.config, "_name_or_path", "") or type(source).__name__
+            self._take(source)
         elif isinstance(source, str | Path):
             self.name = str(source)
             self.config = self._from_hub(AutoConfig, self.name)
@@ -134,6 +147,28 @@ class Source:
         else:
             # A copy, as a call with truncation or padding changes a tokenizer for whoever else encodes.
             self.tokenizer = copy.deepcopy(self.tokenizer)
+        _check_tokenizer(self.role, self.tokenizer)
+
+    def _take(self, model: torch.nn.Module) -> None:
+        """Take a loaded model.
+
+        Raises:
+            ModelError: it has no config, or nobody can tell which tokenizer is its own.
+        """
+        kind = type(model).__name__
+        if getattr(model, "config", None) is None:
+            raise ModelError(
+                f"{self.role} is a {kind} without a config, so no model of transformers.",
+                hint="Give the transformers model itself (of DataParallel its .module), or its folder.",
+            )
+        self.model, self.config = model.eval(), model.config
+        named = getattr(model.config, "_name_or_path", "")
+        if not named and self.tokenizer is None:
+            raise ModelError(
+                f"{self.role} is a {kind} that was loaded from nowhere, and has no tokenizer.",
+                hint="Pass (model, tokenizer).",
+            )
+        self.name = named or kind
 
     def _from_hub(self, auto: Any, name: str) -> Any:
         try:
@@ -149,10 +184,26 @@ class Source:
                     hint="Give a folder that is there (~ is not expanded), or a hub id: organization/name.",
                 ) from error
             what = "config" if auto is AutoConfig else "tokenizer"
+            if what == "config":
+                self._check_kind(error)
             raise ModelError(
-                f"cannot read the {what} of {self.role}={name!r}: {first_line(error)}",
-                hint="Check the name or folder, and the network if it is a hub id.",
+                f"cannot read the {what} of {self.role}={name!r}: {told(error, self.hub)}",
+                hint=remedy(self.role, error, what),
             ) from error
+
+    def _check_kind(self, error: Exception) -> None:
+        """Say it if a source without a config of its own is no whole model.
+
+        Raises:
+            ModelError: it is an adapter, or GGUF.
+        """
+        check_whole(self.role, self.name, self.hub.get("subfolder") or "")
+        lacks = "config.json" in str(error)  # Otherwise the hub may not be there to be asked.
+        if lacks and not Path(self.name).exists():
+            if is_adapter(self.name, self.hub):
+                raise no_model(self.role, self.name, adapter=True) from error
+            if "gguf" in self.name.lower():
+                raise no_model(self.role, self.name, adapter=False) from error
 
     def load_options(self, device: str | None, dtype: Any) -> dict[str, Any]:
         """What ``from_pretrained`` gets."""
@@ -228,6 +279,20 @@ def _check_device_map(role: Role, options: Mapping[str, Any]) -> None:
         )
 
 
+def _check_tokenizer(role: Role, tokenizer: Any) -> None:
+    """Refuse a processor, or a tokenizer of another library.
+
+    Raises:
+        ModelError: it is no tokenizer of transformers.
+    """
+    if not (hasattr(tokenizer, "get_vocab") and hasattr(tokenizer, "eos_token_id")):
+        raise ModelError(
+            f"the tokenizer of {role} is a {type(tokenizer).__name__}, no tokenizer of transformers.",
+            hint="Pass processor.tokenizer of a processor, with its chat template, or "
+            "PreTrainedTokenizerFast(tokenizer_object=...) of a tokenizers.Tokenizer.",
+        )
+
+
 def _is_loaded(source: ModelSource) -> bool:
     return isinstance(source[0] if isinstance(source, tuple | list) and source else source, torch.nn.Module)
 
@@ -253,8 +318,3 @@ def check_placement(device: Any, dtype: Any, where: str) -> None:
         raise ConfigError(
             f"{where}dtype={dtype!r} is no dtype.", hint='Use "auto", "float32", "bfloat16" or "float16".'
         )
-
-
-def first_line(error: Exception) -> str:
-    """An error in one line, for the message of another."""
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else error!r}"

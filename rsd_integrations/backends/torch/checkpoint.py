@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from rsd_integrations.errors import ModelError
 
-__all__ = ["check_language_model", "load_complete"]
+__all__ = ["check_embeddings", "check_language_model", "load_complete"]
 
 
 def load_complete(model_class: Any, name: str, *, meant: str, hint: str, **options: Any) -> PreTrainedModel:
@@ -50,3 +51,18 @@ def check_language_model(model: Any, name: str, hint: str) -> None:
     """
     if getattr(model, "get_output_embeddings", lambda: None)() is None:
         raise ModelError(f"{name!r} ({type(model).__name__}) has no language-model head.", hint=hint)
+
+
+def check_embeddings(model: Any, name: str) -> None:
+    """Refuse a loaded model whose token embeddings are not in memory: they tell where tokens go.
+
+    Raises:
+        ModelError: they are offloaded, or nothing was loaded at all.
+    """
+    weight = getattr(model.get_input_embeddings(), "weight", None)
+    if isinstance(weight, torch.Tensor) and weight.is_meta:
+        raise ModelError(
+            f"the token embeddings of {name!r} are not in memory (device 'meta').",
+            hint="Give them a device in device_map, or pass a model that has its weights. "
+            "Layers and heads may be offloaded.",
+        )

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
-from rsd_integrations.backends.shared.sources import first_line
+from rsd_integrations.backends.shared.unreadable import first_line
 from rsd_integrations.backends.torch.plan import Shape, SlotFeed, unpack
 from rsd_integrations.errors import ConfigError
 

@@ -16,8 +16,9 @@ import transformers
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
+from rsd_integrations.backends.shared.describe import is_plain
 from rsd_integrations.backends.shared.sources import HUB_OPTIONS, WITH_HEAD, auto_class
-from rsd_integrations.backends.torch.checkpoint import load_complete
+from rsd_integrations.backends.torch.checkpoint import check_embeddings, load_complete
 from rsd_integrations.errors import ModelError
 from rsd_integrations.prm.base import Head
 
@@ -44,15 +45,19 @@ class RewardModel(nn.Module):
 
     def __init__(self, model: PreTrainedModel, kind: Head) -> None:
         super().__init__()
+        model = _unwrapped(model)
         self.model = model
         self.config = model.config
         self.kind = kind
         self._head_name = _head_name(model, kind)
-        if model.base_model is model:
+        body = getattr(model, "base_model", None)
+        if body is None or body is model:
+            wrong = "does not tell its body from its head" if body is None else "is a body without a head"
             raise ModelError(
-                f"{type(model).__name__} is a body without a head.",
+                f"{type(model).__name__} {wrong}.",
                 hint="Load it with its head, or pass the folder or hub id instead.",
             )
+        check_embeddings(model, type(model).__name__)
         _check_causal(self)
         _check_head(self)
 
@@ -94,7 +99,7 @@ class RewardModel(nn.Module):
         weight = getattr(head, "weight", None)
         if columns is None:
             outputs_NC = _apply(head, hidden_ND)
-        elif isinstance(head, nn.Linear) and _is_plain(weight):
+        elif isinstance(head, nn.Linear) and _is_at_hand(weight):
             column_C = torch.as_tensor(columns, device=head.weight.device)
             bias = None if head.bias is None else head.bias[column_C].float()
             hidden_ND = hidden_ND.to(head.weight.device).float()
@@ -108,9 +113,24 @@ class RewardModel(nn.Module):
         """``outputs`` of these columns, whose indices are copied to the weights' device once."""
         if columns is None:
             return self.outputs
-        device = next(self.head.parameters()).device
-        column_C = torch.tensor(list(columns), device=device)
+        column_C = torch.tensor(list(columns), device=_device(self.head))
         return lambda hidden_ND: self.outputs(hidden_ND, column_C)
+
+
+def _unwrapped(model: Any) -> Any:
+    """The model in PEFT's wrapper, which has the adapters within its layers.
+
+    Raises:
+        ModelError: they are no part of the layers.
+    """
+    if not hasattr(model, "get_base_model"):
+        return model
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        raise ModelError(
+            f"{type(model).__name__} puts learnt tokens before each text (prompt or prefix tuning).",
+            hint="Use a PRM with adapters within its layers (LoRA), or without any.",
+        )
+    return model.get_base_model()
 
 
 def load_reward_model(kind: Head, source: Any, **options: Any) -> RewardModel:
@@ -235,15 +255,22 @@ def _check_head(model: RewardModel) -> None:
         )
 
 
-def _is_plain(weight: Any) -> bool:
-    return isinstance(weight, torch.Tensor) and weight.is_floating_point() and weight.dim() == 2
+def _is_at_hand(weight: Any) -> bool:
+    """Whether rows of a head's weight can be taken: neither of a quantized nor of an offloaded one."""
+    return is_plain(weight) and weight.dim() == 2 and not weight.is_meta
+
+
+def _device(head: nn.Module) -> torch.device | None:
+    """Of a head's weights; None where it has none (if quantized), or where each call brings them."""
+    weight = next(head.parameters(), None)
+    return None if weight is None or weight.is_meta else weight.device
 
 
 def _apply(head: nn.Module, hidden_ND: torch.Tensor) -> torch.Tensor:
     """Run a head on the device and in the dtype of its weights."""
-    parameter = next(head.parameters())
-    dtype = parameter.dtype if parameter.is_floating_point() else hidden_ND.dtype
-    outputs_NC: torch.Tensor = head(hidden_ND.to(parameter.device, dtype))
+    weight = next(head.parameters(), None)
+    dtype = weight.dtype if weight is not None and weight.is_floating_point() else hidden_ND.dtype
+    outputs_NC: torch.Tensor = head(hidden_ND.to(device=_device(head), dtype=dtype))
     return outputs_NC.float()
 
 

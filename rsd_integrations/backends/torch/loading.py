@@ -27,12 +27,13 @@ from rsd_integrations.backends.shared.sources import (
     auto_class,
     check_placement,
     check_templates,
-    first_line,
 )
 from rsd_integrations.backends.shared.tooling import Calls
+from rsd_integrations.backends.shared.unreadable import remedy, told
 from rsd_integrations.backends.shared.writing import Language
 from rsd_integrations.backends.torch.attention import slides
-from rsd_integrations.backends.torch.checkpoint import check_language_model, load_complete
+from rsd_integrations.backends.torch.checkpoint import check_embeddings, check_language_model, load_complete
+from rsd_integrations.backends.torch.failures import Rows
 from rsd_integrations.backends.torch.heads import RewardModel, load_reward_model
 from rsd_integrations.backends.torch.launch import launcher_of
 from rsd_integrations.backends.torch.readout import Readout, read_hidden, read_logits
@@ -130,9 +131,10 @@ def default_device() -> str:
 
 def _load_writer(source: Source, calls: Calls, device: str, dtype: Any, **running: Any) -> TorchWriter:
     model = _writing_model(source, device, dtype)
+    check_embeddings(model, source.name)
     generation = getattr(model, "generation_config", None)
     language = Language.of(source.tokenizer, source.name, generation, calls)
-    runner = _runner(model, read_logits(model, language.size), **running)
+    runner = _runner(source.name, model, read_logits(model, language.size), **running)
     check_slots(runner, source.name)
     return TorchWriter(runner, language, _info(source.name, model, runner))
 
@@ -154,7 +156,7 @@ def _load_scorer(source: Source, form: PRMFormat, device: str, dtype: Any, **run
     model: RewardModel = _loading(source, lambda: load_reward_model(form.head, origin, **options))
     if source.model is None:
         source.place(model, device)
-    runner = _runner(model, read_hidden(model.body, model.reader(form.columns)), **running)
+    runner = _runner(source.name, model, read_hidden(model.body, model.reader(form.columns)), **running)
     check_slots(runner, source.name)
     info = _info(source.name, model, runner, threshold=form.recommended_threshold)
     return TorchScorer(runner, form, info)
@@ -166,14 +168,14 @@ def _loading(source: Source, load: Any) -> Any:
     except ModelError:
         raise
     except Exception as error:
-        pickled = " For a .bin checkpoint pass use_safetensors=False there."
         raise ModelError(
-            f"cannot load {source.role}={source.name!r}: {first_line(error)}",
-            hint=f"Check {source.role}_kwargs.{pickled if 'safetensors' in str(error) else ''}",
+            f"cannot load {source.role}={source.name!r}: {told(error, source.hub)}",
+            hint=remedy(source.role, error, "weights"),
         ) from error
 
 
 def _runner(
+    name: str,
     model: torch.nn.Module,
     readout: Readout,
     *,
@@ -202,6 +204,7 @@ def _runner(
         traces=cpu_traces,
         prefix_caching=prefix_caching,
         attention=_attention(model, config, capacity),
+        rows=Rows(name, getattr(embeddings, "num_embeddings", None)),
     )
 
 

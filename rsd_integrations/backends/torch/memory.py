@@ -10,7 +10,8 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM
 
 from rsd_integrations.backends.shared.describe import attending_layers, head_size, positions, text_config
-from rsd_integrations.backends.shared.sources import Source, check_placement, check_templates, first_line
+from rsd_integrations.backends.shared.sources import Source, check_placement, check_templates
+from rsd_integrations.backends.shared.unreadable import first_line
 from rsd_integrations.backends.torch.loading import default_device
 from rsd_integrations.backends.torch.quantized import Quantization
 from rsd_integrations.backends.torch.refusals import check_architecture, check_weights

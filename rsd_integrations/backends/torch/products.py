@@ -21,6 +21,7 @@ import torch
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
 
+from rsd_integrations.backends.shared.describe import is_plain
 from rsd_integrations.backends.torch.forwards import Pair
 from rsd_integrations.backends.torch.traced import Call
 
@@ -90,10 +91,9 @@ class _Products(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def _fits(self, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> bool:
-        # Quantized weights and the like are kinds of tensors of their own.
         return (
             type(inputs) is torch.Tensor
-            and type(weight) in (torch.Tensor, torch.nn.Parameter)
+            and is_plain(weight)
             and inputs.dtype is weight.dtype is torch.float32
             and weight.numel() >= self._worth.weight
             and weight.is_contiguous()

@@ -24,11 +24,13 @@ class Quantization:
         method: its name.
         bits: of one weight of a linear layer, scales included; None where that is not known here.
         skipped: names of layers that keep their dtype.
+        kept: whether weights are loaded as they are stored.
     """
 
     method: str
     bits: float | None
     skipped: tuple[str, ...] = ()
+    kept: bool = True
 
     @classmethod
     def of(cls, source: Source) -> Quantization | None:
@@ -42,15 +44,18 @@ class Quantization:
         method = told.get("quant_method", "unknown")
         method = str(getattr(method, "value", method))
         skipped = told.get("modules_to_not_convert") or told.get("llm_int8_skip_modules") or ()
-        return cls(method, _bits(method, told), tuple(skipped))
+        kept = method != "fp8" or not (told.get("dequantize") or _without_fp8())
+        return cls(method, _bits(method, told), tuple(skipped), kept)
 
     def weights(self, model: torch.nn.Module, dtype: torch.dtype) -> int | None:
         """Bytes of a model's weights: linear layers by their bits, the head and all others by their dtype."""
+        total = sum(parameter.numel() for parameter in model.parameters())
+        if not self.kept:
+            return total * dtype.itemsize
         # Experts that are one tensor are quantized by some methods and left alone by others.
         fused = any(parameter.ndim > 2 for parameter in model.parameters())
         if self.bits is None or fused:
             return None
-        total = sum(parameter.numel() for parameter in model.parameters())
         linear = sum(layer.weight.numel() for name, layer in self._linear(model))
         return round(linear * self.bits / 8) + (total - linear) * dtype.itemsize
 
@@ -73,3 +78,10 @@ def _bits(method: str, told: Mapping[str, Any]) -> float | None:
         return bits + ((16 + bits) / group if group > 0 else 0.0)
     eight = method in ("fp8", "fbgemm_fp8") or (method == "bitsandbytes" and told.get("load_in_8bit"))
     return 8.0 if eight else None
+
+
+def _without_fp8() -> bool:
+    """Whether nothing here computes in FP8: then transformers makes whole weights of a checkpoint's."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_capability() < (8, 9)
+    return not torch.xpu.is_available()

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from rsd_integrations.backends.shared.sources import first_line
+from rsd_integrations.backends.shared.unreadable import first_line
 from rsd_integrations.backends.torch.forwards import Compute, Pair
 from rsd_integrations.backends.torch.plan import Shape, SlotFeed, unpack
 

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from rsd_integrations.backends.shared.describe import ATTENDING, text_config
 from rsd_integrations.backends.shared.sources import Source
+from rsd_integrations.backends.shared.unreadable import check_whole
 from rsd_integrations.backends.torch.attention import meant_attention
 from rsd_integrations.backends.torch.states import is_recurrent
 from rsd_integrations.errors import ModelError
@@ -17,11 +18,18 @@ __all__ = ["check_architecture", "check_weights"]
 
 
 def check_architecture(source: Source) -> None:
-    """Refuse what a slot cache cannot hold or roll back."""
+    """Refuse what is no model with weights, and what a slot cache cannot hold or roll back."""
+    if source.model is None and "gguf_file" not in (source.options.get("model_kwargs") or {}):
+        check_whole(source.role, source.name, source.options.get("subfolder") or "")
     config = text_config(source.config)
     name = f"{source.role}={source.name!r} ({type(source.config).__name__})"
     if getattr(source.config, "is_encoder_decoder", False):
         raise ModelError(f"{name} is an encoder-decoder.", hint="Use a decoder-only causal model.")
+    if getattr(config, "num_hidden_layers", None) is None:
+        raise ModelError(
+            f"{name} does not say how many layers it has (num_hidden_layers).",
+            hint="Use a model that transformers knows, without code of its own.",
+        )
     kinds = set(getattr(config, "layer_types", None) or ())
     model_class = type(source.model) if source.model is not None else _causal_class(config)
     stateful = getattr(model_class, "_is_stateful", False)
@@ -50,7 +58,7 @@ def _causal_class(config: Any) -> Any:
 
 def check_weights(source: Source) -> None:
     """Refuse a folder without the weights that would be loaded. A hub id is not checked."""
-    folder = Path(source.name, source.options.get("subfolder", ""))
+    folder = Path(source.name, source.options.get("subfolder") or "")
     if source.model is not None or not folder.is_dir():
         return
     if source.options.get("use_safetensors") is False:

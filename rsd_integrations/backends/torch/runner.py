@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -14,6 +13,7 @@ import torch
 from rsd_integrations.backends.shared.describe import AttentionKinds, attention_kinds
 from rsd_integrations.backends.torch.attention import SlotAttention
 from rsd_integrations.backends.torch.bursts import MOST_WORK, Burst
+from rsd_integrations.backends.torch.failures import Rows, failure
 from rsd_integrations.backends.torch.flight import Fetch, Flight
 from rsd_integrations.backends.torch.forwards import Compute, Launcher, Pair
 from rsd_integrations.backends.torch.plan import (
@@ -37,16 +37,15 @@ from rsd_integrations.backends.torch.slots import SlotCache
 from rsd_integrations.backends.torch.threads import cpu_threads
 from rsd_integrations.backends.torch.traced import Call, Traced
 from rsd_integrations.backends.torch.weights import Weights
-from rsd_integrations.errors import BackendError, DeviceMemoryError, RSDError
+from rsd_integrations.errors import DeviceMemoryError
 
-__all__ = ["Masks", "SlotRunner", "failure"]
+__all__ = ["Masks", "SlotRunner"]
 
 _IDLE = 0.5
 """Most idle rows for each real one that a CPU rather computes than gather keys or attend in many runs."""
 
 _GATHERED = 1 << 20
 """Bytes of a layer's keys and values that a CPU gathers as fast as it attends to them in runs."""
-
 
 Masks = torch.Tensor | dict[str, torch.Tensor | None] | None
 """One for all layers, or one for each kind of layer; None where nothing is masked."""
@@ -68,6 +67,7 @@ class SlotRunner:
         traces: whether forwards that are called often may be traced; needs the model.
         attention: as of ``attention_kinds``, which is the default.
         prefix_caching: whether requests that begin like an earlier one start behind what is cached of it.
+        rows: the tokens that may be fed; by default any.
     """
 
     def __init__(
@@ -85,9 +85,11 @@ class SlotRunner:
         traces: bool = False,
         prefix_caching: bool = False,
         attention: AttentionKinds | None = None,
+        rows: Rows | None = None,
     ) -> None:
         self._attend = SlotAttention(config, device, dtype)
         self._readout = readout
+        self._rows = rows or Rows("", None)
         self._parameters = parameters
         self._device = device
         self.attention = attention or attention_kinds(config)
@@ -169,7 +171,8 @@ class SlotRunner:
     @property
     def exact(self) -> bool:
         """Whether it computes so precisely (float32, float64) that rounding makes little difference."""
-        return self._dtype in (torch.float32, torch.float64)
+        quantized = self._weights is not None and self._weights.quantized
+        return self._dtype in (torch.float32, torch.float64) and not quantized
 
     @torch.inference_mode()
     def plain(self, tokens: Sequence[int]) -> torch.Tensor:
@@ -229,6 +232,7 @@ class SlotRunner:
     def _alone(self, feed: SlotFeed) -> Read | Exception:
         """A row of a batch that failed, by calling the model: replays of one shape share their outputs."""
         try:
+            self._rows.check([feed])
             return self._called([feed])[0]
         except Exception as error:
             failed = failure(error)
@@ -253,6 +257,7 @@ class SlotRunner:
         self, feeds: Sequence[SlotFeed], *, ahead: bool = False, burst: Burst | None = None
     ) -> list[Read]:
         """One forward of a batch, or a burst; perhaps the next one is launched too, but not waited for."""
+        self._rows.check(feeds)
         shape = self._launcher.shape(feeds) if self._launcher is not None else None
         if shape is None:
             return self._called(feeds, burst)
@@ -374,27 +379,3 @@ class SlotRunner:
         return torch.zeros(mask.shape, dtype=self._dtype, device=mask.device).masked_fill(
             ~mask, torch.finfo(self._dtype).min
         )
-
-
-_NO_MEMORY = ("can't allocate memory", "DefaultCPUAllocator: not enough memory", "MPS backend out of memory")
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """Known by its class or, where torch has none, by its words: of Linux, of Windows, of Apple's GPUs."""
-    said = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or any(words in said for words in _NO_MEMORY)
-
-
-def failure(error: Exception) -> Exception:
-    """What a user is told of an error in a model."""
-    if isinstance(error, RSDError):
-        return error
-    kind, hint = BackendError, "The other requests go on; see the cause for what failed."
-    if _out_of_memory(error):
-        kind = DeviceMemoryError
-        hint = "Lower max_batch_size, max_length or max_tokens, or use a smaller dtype."
-    # Its frames hold the tensors of the failed forward as long as somebody keeps the error.
-    traceback.clear_frames(error.__traceback__)
-    told = kind(f"the model failed: {type(error).__name__}: {error}.", hint=hint)
-    told.__cause__ = error
-    return told

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 
 import torch
 
+from rsd_integrations.backends.torch.failures import failure
 from rsd_integrations.backends.torch.plan import SlotFeed
 from rsd_integrations.backends.torch.readout import Read
 from rsd_integrations.backends.torch.recurrent import RecurrentRunner
-from rsd_integrations.backends.torch.runner import SlotRunner, failure
+from rsd_integrations.backends.torch.runner import SlotRunner
 from rsd_integrations.errors import ConfigError, DeviceMemoryError, ModelError
 
 __all__ = ["check_slots"]

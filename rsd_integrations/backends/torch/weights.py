@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from rsd_integrations.backends.shared.describe import is_quantized
+
 __all__ = ["Weights"]
 
 
@@ -23,6 +25,13 @@ class Weights:
         self._model = model
         self._writes: list[tuple[int, int]] = []
         self._read()
+
+    @property
+    def quantized(self) -> bool:
+        """Whether some of them are quantized. Such layers may round what they are given, too, which makes a
+        hair's difference a whole step.
+        """
+        return is_quantized(self._model)
 
     def look(self) -> tuple[bool, bool]:
         """Since the last look: whether anything changed, and whether something was replaced or moved."""

@@ -1,0 +1,65 @@
+"""What users are told when a model fails, or cannot know what it is fed."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from rsd_integrations.backends.torch.plan import SlotFeed
+from rsd_integrations.errors import BackendError, DeviceMemoryError, PromptError, RSDError
+
+__all__ = ["Rows", "failure"]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The tokens that a model has embeddings of: its tokenizer, or another model, may know more.
+
+    Args:
+        model: its name.
+        count: of its embeddings; None where that is not known.
+    """
+
+    model: str
+    count: int | None
+
+    def check(self, feeds: Sequence[SlotFeed]) -> None:
+        """Refuse tokens that the model does not know: on a GPU they would end all requests.
+
+        Raises:
+            PromptError: there is one.
+        """
+        highest = max((token for feed in feeds for token in feed.tokens), default=0)
+        if self.count is not None and highest >= self.count:
+            raise PromptError(
+                f"a text has the token {highest}, but {self.model!r} has embeddings of {self.count} tokens.",
+                hint="Call model.resize_token_embeddings(len(tokenizer)), and train what that adds, or use "
+                "the tokenizer that the model was made with.",
+            )
+
+
+_NO_MEMORY = ("can't allocate memory", "DefaultCPUAllocator: not enough memory", "MPS backend out of memory")
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Known by its class or, where torch has none, by its words: of Linux, of Windows, of Apple's GPUs."""
+    said = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(words in said for words in _NO_MEMORY)
+
+
+def failure(error: Exception) -> Exception:
+    """What a user is told of an error in a model."""
+    if isinstance(error, RSDError):
+        return error
+    kind, hint = BackendError, "The other requests go on; see the cause for what failed."
+    if _out_of_memory(error):
+        kind = DeviceMemoryError
+        hint = "Lower max_batch_size, max_length or max_tokens, or use a smaller dtype."
+    # Its frames hold the tensors of the failed forward as long as somebody keeps the error.
+    traceback.clear_frames(error.__traceback__)
+    told = kind(f"the model failed: {type(error).__name__}: {error}.", hint=hint)
+    told.__cause__ = error
+    return told
