@@ -10,6 +10,7 @@ from langchain_core.language_models.model_profile import ModelProfile
 
 from rsd_integrations.adapters.calls import CallSettings, call_settings
 from rsd_integrations.adapters.settings import RSDSettings
+from rsd_integrations.adapters.specs import POCKET
 from rsd_integrations.config import RSDConfig
 from rsd_integrations.langchain.errors import langchain_errors
 
@@ -85,9 +86,9 @@ def langsmith_params(
 
 
 def profile_of(settings: RSDSettings) -> ModelProfile:
-    """What the model can do. Until it is loaded it is taken to support tools."""
-    pipe = settings.source.loaded
-    tools = pipe is None or settings.source.takes_tools
+    """What the model can do. Until it is loaded it is taken to support tools, but for the pocket trio."""
+    source = settings.source
+    tools = settings.pipeline != POCKET if source.loaded is None else source.takes_tools
     return ModelProfile(
         # Room for the answer is kept free.
         max_input_tokens=max(0, settings.window - (settings.max_tokens or 1)),

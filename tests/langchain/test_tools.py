@@ -215,6 +215,7 @@ def test_a_model_that_takes_no_tools_says_so_before_it_is_loaded() -> None:
     with pytest.raises(ConfigError, match="takes no tools"):
         llm.bind_tools([add])
     assert llm.source.loaded is None
+    assert llm.profile is not None and not llm.profile["tool_calling"]
     llm.load()
     with pytest.raises(ConfigError, match="takes no tools"):
         llm.bind_tools([add])
