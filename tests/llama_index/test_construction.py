@@ -56,7 +56,7 @@ def test_assigned_fields_hold(llm: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"max_tokens": 5000}, {"draft": "d"}, {"draft_candidates": 2}, {"preload": True}]
+    "wrong", [{"max_tokens": 5000}, {"pipeline": "d"}, {"draft_candidates": 2}, {"preload": True}]
 )
 def test_a_refused_assignment_changes_nothing(wrong: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     llm = RSDLLM.pocket(seed=3)
