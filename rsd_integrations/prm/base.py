@@ -2,7 +2,7 @@
 
 A format knows a tokenizer and nothing of torch: the backend runs the model and hands over the few
 numbers that the format asked for. Adding a PRM is one file: subclass ``PRMFormat``, decorate it
-with ``register_prm_format``.
+with ``register_prm_format``; in this package ``prm/__init__.py`` has to import that file.
 
 Where a turn of the conversation goes is said in each format's docstring. Formats with chat templates
 show the PRM all turns as their template renders them (as one user turn where it refuses them, see
