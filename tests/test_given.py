@@ -20,6 +20,7 @@ from rsd_integrations.protocols import Backend, Scored, WindowFull
 from rsd_integrations.remote import RemoteBackend
 from rsd_integrations.testing import ScriptedScorer, ScriptedWriter, scripted_pipeline
 from tests.awaited import Awaited
+from tests.gated import Gated
 
 QUESTION = held_out(1)[0].question
 SCRIPT = ["one\n\n", "two\n\n", "three"]
@@ -190,6 +191,21 @@ class TestWritersThatAreWrong:
                 pipe.generate("x")
             assert pipe.generate("x", threshold=0.0).text == "".join(SCRIPT)
             assert draft.open_sessions == 0
+
+
+    def test_a_draft_that_says_it_goes_on_and_cannot(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Asked to while its step waits for company, which here are two more that are still drafted."""
+        draft = Gated(lambda prompt, index, text: ("a" if prompt == "short" else "b" * 30) + "\n\n")
+        session = type(draft.open("x"))
+        monkeypatch.setattr(session, "goes_on", property(lambda self: self.prompt == "short"))
+        with RSDPipeline(Backend(draft, ScriptedWriter(SCRIPT), ScriptedScorer([1.0]), 4)) as pipe:
+            good = [pipe.stream(f"long {number}", max_steps=2) for number in range(2)]
+            bad = pipe.stream("short")
+            draft.gate.set()
+            with pytest.raises(AssertionError, match="wants guesses"):
+                bad.result()
+            assert all(len(stream.result().steps) == 2 for stream in good)
+            assert pipe.generate("long", max_steps=1).steps
 
 
 class TestScore:
