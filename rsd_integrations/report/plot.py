@@ -10,6 +10,8 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any, Literal
 
+from rsd_integrations.report.answer import writable
+
 __all__ = ["Line", "PlotPoint", "accuracy_figure", "line_figure", "save_figure"]
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers; shapes differ as well.
@@ -75,7 +77,7 @@ def accuracy_figure(points: Sequence[PlotPoint], title: str) -> Any:
     main.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
     handles, entries = main.get_legend_handles_labels()
     figure.legend(handles, entries, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    figure.suptitle(title, fontsize=11, **_as_named())
+    figure.suptitle(writable(title), fontsize=11, **_as_named())
     for axes, shares in ((main, paper), (side, total)):
         _label_ends(axes, points, shares)
     # Rows of labels are measured in typographic points, which only a laid out figure can place.
@@ -253,7 +255,7 @@ def line_figure(
         words = fill(label, 9)
         axes.annotate(words, (1.01, level), xycoords=("axes fraction", "data"), va="center", fontsize=8)
     axes.set(xlabel=x, ylabel=y)
-    axes.set_title(title, **_as_named())
+    axes.set_title(writable(title), **_as_named())
     axes.set_ylim(bottom=0)
     axes.grid(axis="y", color="#dddddd")
     axes.legend(frameon=False, fontsize=9, ncols=2)
