@@ -13,6 +13,7 @@ from rsd_integrations.bench.numbers import (
     begins_with_number,
     boxed_number,
     equal,
+    halfwidth,
     number_in,
     said_number,
     whole_number,
@@ -29,7 +30,10 @@ Match = Callable[[str, str], bool]
 MATCHES = ("auto", "number", "math", "text")
 
 _SAID = re.compile(
-    r"answer(?:\s+to\b[^.:\n]{0,80}?)?[*_]*\s*(?:is\b|:|=)(?:[\s:*$]|\\[\[(])*(?=.)", re.IGNORECASE
+    r"(?:answer(?:\s+to\b[^.:\n]{0,80}?)?[*_]*\s*(?:is\b|:|=)"
+    r"|答案[*_]*\s*(?:[就应應该該]{0,2}[是为為选選](?!否\w|[什项項])|[:=])|故[应應]?[选選])"
+    r"(?:[\s:*$]|\\[\[(])*(?=.)",
+    re.IGNORECASE,
 )
 _LINE = 1000
 """Characters of a line that are looked at: one may repeat itself for ever."""
@@ -77,7 +81,7 @@ def matcher(name: str, known: Sequence[str]) -> tuple[str, Match]:
             f"match={name!r} cannot read the known answer {unread[0]!r:.100}.",
             hint="Use another match: " + ", ".join(MATCHES) + ", or module:function.",
         )
-    return name, match
+    return name, lambda text, answer: match(halfwidth(text), halfwidth(answer))
 
 
 def _suitable(known: Sequence[str]) -> str:
@@ -88,14 +92,15 @@ def _suitable(known: Sequence[str]) -> str:
 
 def is_formula(known: str) -> bool:
     """Whether a known answer can also be written with other characters."""
+    known = halfwidth(known).strip()
     if "\\" in known or "^" in known:
         return True
-    return _SIGNS.fullmatch(known.strip()) is not None and _OPERATES.search(known.strip()) is not None
+    return _SIGNS.fullmatch(known) is not None and _OPERATES.search(known) is not None
 
 
 def final_answer(text: str) -> str | None:
     r"""What a text gives as its answer: the last ``\boxed{...}``, what follows the last ``####``, or what
-    follows the last "answer is" up to the line's end; None where it has none of these.
+    follows the last "answer is" ("答案是") up to the line's end; None where it has none of these.
     """
     if (found := boxed(text)) is not None:
         return found
@@ -210,7 +215,7 @@ def _has_math_verify() -> bool:
 
 
 def _unread(known: Sequence[str], read: Callable[[str], Fraction | str | None]) -> list[str]:
-    return [one for one in known if read(one) in (None, "")]
+    return [one for one in known if read(halfwidth(one)) in (None, "")]
 
 
 def _own(name: str) -> Match:

@@ -3,10 +3,30 @@ r"""Numbers as models write them: 1,234.5, -3, 3/4, 3 1/2, 1.5e3, ``\frac{1}{2}`
 from __future__ import annotations
 
 import re
+import unicodedata
 from fractions import Fraction
 
-__all__ = ["begins_with_number", "boxed_number", "equal", "number_in", "said_number", "whole_number"]
+__all__ = [
+    "begins_with_number",
+    "boxed_number",
+    "equal",
+    "halfwidth",
+    "number_in",
+    "said_number",
+    "whole_number",
+]
 
+_HALFWIDTH = str.maketrans(
+    {
+        **{chr(0xFEE0 + sign): chr(sign) for sign in range(0x21, 0x7F)},
+        **{"，": ", ", "、": ", ", "；": "; ", "。": ". ", "！": "! ", "？": "? ", "￥": "¥"},
+        **{"“": '"', "”": '"', "「": '"', "」": '"'},
+        **{"℃": "°C", "㎜": "mm", "㎝": "cm", "㎞": "km", "㎏": "kg", "㎡": "m^2", "㎥": "m^3"},
+    }
+)
+"""The signs of Chinese text as those of English text: what reads answers knows only these."""
+_POWERS = {"十": 1, "百": 2, "千": 3, "万": 4, "萬": 4, "亿": 8, "億": 8}
+"""Of ten, behind a number: 2万, 3千万."""
 _PART = r"(?:\{\s*(-?[\d.,]*\d)\s*\}|\s*(\d))"
 _FRACTION = re.compile(rf"\\[dt]?frac\s*{_PART}\s*{_PART}")
 _PLAIN = r"(?:(?:\d{1,3}(?:,\d{2,3})*,\d{3}(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
@@ -19,7 +39,8 @@ _BARE = re.compile(r"(?:[^A-Za-z=^\d]|\\(?:left|text\w*|mathrm|mathbf|approx|box
 """Before a number: nothing but signs and markup."""
 _GOES_ON = re.compile(
     r"\s*(?:\\(?:sqrt|pi|times|cdot|div|frac|pm)(?![a-z])|±|[-+*/×÷]\s*(?:\\?[$£€¥]\s*)?[\d(\\]"
-    r"|x\s*(?:\\?[$£€¥]\s*)?\d|\^\s*\{?\s*[-\d])|[,:]\d|\s*(?:or|and|to)\s+-?\\?\$?\d(?!\d*\s*(?:decimal|significant))"
+    r"|x\s*(?:\\?[$£€¥]\s*)?\d|\^\s*\{?\s*[-\d])|[,:]\d"
+    r"|\s*[万萬亿億]|\s*(?:(?:or|and|to)\s+|[或和至到~]\s*)-?\\?\$?\d(?!\d*\s*(?:decimal|significant))"
 )
 """After a number: what shows that it is part of a formula, a range, a list or a time."""
 _LED_UP = re.compile(r"(?:[\^_+*/]|\\sqrt)\s*\{?\s*$")
@@ -36,7 +57,10 @@ _SPACE = re.compile(
     r"\\(?:left|right|displaystyle|q?quad|[lL]arge|bf|rm|it|l?dots)(?![a-zA-Z])|\\[,;:! ()\[\]]|\\$|[~*]"
 )
 _SPACED = re.compile(r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d/])")
-_SEVERAL = re.compile(r"(?:=.*|\d\s*)(?:[,;]\s|\b(?:or|and)\b)")
+_SEVERAL = re.compile(
+    r"(?:=.*|\d\s*)(?:[,;]\s|\b(?:or|and)\b|[或且])"
+    r"|=.*(?:[,;](?!\d)|[和与與](?=\s*[a-zA-Z]))(?:[^,;()]|\([^()]*\))*$"
+)
 """Before the last equals sign: what shows that several values or equations are listed."""
 _EQUALS = re.compile(r"=|≈|\\approx(?![a-zA-Z])")
 _NAMED = re.compile(r"\d\s+[a-zA-Z]\s*$")
@@ -46,9 +70,11 @@ _MOST = 300
 _WORD = (
     r"(?:[^\W\d_]+['’][^\W\d_]+|(?<!\S)[aI](?=\s+[^\W\d_]{2})|[^\W\d_]{2,}|[^\x00-\u03ff\W\d_])(?![^\W\d_])"
 )
+_OTHER = r"[^\W\d_]*(?:[大小][于於]|不是|不等[于於]|正[负負])"
+"""Words of Chinese, which no space parts from others, that say: not this number."""
 _BEFORE = (
     rf"(?:[\s(){{+≈,:]|\.(?!\d)|{_MONEY}|\\approx|\([A-J]\)|(?<![^\W\d_])[A-J][.:)](?!\d)"
-    rf"|(?!(?:sqrt|log|ln|sin|cos|tan|exp|negative|minus)\b){_WORD})*"
+    rf"|(?!(?:sqrt|log|ln|sin|cos|tan|exp|negative|minus)\b|{_OTHER}){_WORD})*"
 )
 _UNIT = rf"(?:{_WORD}|[mgshLlJNVWKCFA](?![^\W\d_]))(?:\s*\^\s*\{{?-?\d\}}?|[²³])?"
 _SIGN = (
@@ -111,6 +137,12 @@ def boxed_number(said: str) -> Fraction | None:
     return next((_value(one) for one in found if one), None)
 
 
+def halfwidth(text: str) -> str:
+    """With the signs of English text in place of those of Chinese text, and letters with accents as one."""
+    text = re.sub(r"(?<=\d)，(?=\d{3}(?!\d))", ",", unicodedata.normalize("NFC", text))
+    return text.translate(_HALFWIDTH)
+
+
 def whole_number(text: str) -> Fraction | None:
     """A text that is a number and nothing else but a sign of currency or per cent."""
     whole = _NUMBER.fullmatch(re.sub(rf"^{_MONEY}|[\\%.$]+$", "", _plain(text).strip()).strip())
@@ -128,6 +160,8 @@ def _plain(text: str) -> str:
     """As ``_NUMBER`` reads numbers: commas for thousands, slashes for fractions, e for powers of ten."""
     plain = text.replace("\u2212", "-").replace("\\!", "").replace("{,}", ",")
     plain = re.sub(r"(?<=\d)(?:\\[, ]|[\u00a0\u2009\u202f'\u2019])(?=\d{3}(?!\d))", "", plain)
+    plain = re.sub(r"(?:(?<!正)[负負]的?|零下)\s*(?=[\d.\\$£€¥])", "-", plain)
+    plain = re.sub(r"(?<=\d)\s*([十百千]?[万萬亿億]{1,2})(?!\s*[\d零])", _power, plain)
     plain = re.sub(rf"-\s*{_MONEY}\s*(?=[\d.])", "-", plain)
     plain = _FRACTION.sub(_stroke, plain)
     plain = re.sub(r"(?<![\d.,])10\s*\^\s*(?:\{\s*(-?\d{1,3})\s*\}|(-?\d{1,3}))", r"1e\1\2", plain)
@@ -139,6 +173,10 @@ def _leading(plain: str) -> re.Match[str] | None:
     """The first number, where nothing but signs and markup comes before it."""
     first = _NUMBER.search(plain)
     return first if first and _BARE.fullmatch(plain[: first.start()]) else None
+
+
+def _power(found: re.Match[str]) -> str:
+    return f"e{sum(_POWERS[sign] for sign in found[1])}"
 
 
 def _stroke(found: re.Match[str]) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
+from rsd_integrations.report.answer import writable
 from rsd_integrations.types import FLOPs, Role
 
 __all__ = [
@@ -21,6 +22,10 @@ __all__ = [
     "Report",
     "TuneReport",
 ]
+
+
+_Given = Annotated[str, AfterValidator(writable)]
+"""Text from outside, which JSON could not hold where it is a name in another encoding than UTF-8."""
 
 
 class Frozen(BaseModel):
@@ -109,7 +114,7 @@ class Item(Frozen):
 
     entry: int | None
     """Its place in its file, from 1 on."""
-    known: str
+    known: _Given
     right: dict[str, bool]
     """By the name of the run: "draft only", "target only", "threshold 0.7", ..."""
 
@@ -117,7 +122,7 @@ class Item(Frozen):
 class Made(Frozen):
     """How something was made."""
 
-    command: str
+    command: _Given
     date: str
     versions: dict[str, str]
     hardware: dict[str, str]
@@ -127,7 +132,7 @@ class Report(Made):
     """What every measurement says of itself: enough to repeat it."""
 
     benchmark: str
-    settings: dict[str, bool | int | float | str]
+    settings: dict[str, bool | int | float | _Given]
     checks: tuple[Check, ...] = ()
 
 
@@ -146,7 +151,7 @@ class TuneReport(Report):
     """Draft, target and RSD at several thresholds on questions of one's own."""
 
     benchmark: Literal["tune"] = "tune"
-    models: dict[Role, str]
+    models: dict[Role, _Given]
     points: tuple[Point, ...]
     """From draft only to target only. The recommended one is the cheapest that is good enough, if any is."""
     auc: Interval | None

@@ -6,10 +6,11 @@ import re
 
 from rsd_integrations.types import Generation
 
-__all__ = ["answer_of", "boxed", "printable", "reward_text", "step_text"]
+__all__ = ["answer_of", "boxed", "printable", "reward_text", "step_text", "writable"]
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _BIDI = re.compile(r"[\u202a-\u202e\u2066-\u2069]")
+_LONE = re.compile(r"[\ud800-\udfff]")
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 
 
@@ -38,6 +39,11 @@ def printable(text: str) -> str:
     A model may write escape sequences; shown raw they could recolour, clear or forge the screen.
     """
     return _BIDI.sub("\ufffd", _CONTROL.sub("\ufffd", text.replace("\r\n", "\n")))
+
+
+def writable(text: str) -> str:
+    """Text that UTF-8 can hold: half characters, and bytes of a name that are not UTF-8, become U+FFFD."""
+    return _LONE.sub("\ufffd", text)
 
 
 def step_text(text: str) -> str:

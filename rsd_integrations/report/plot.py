@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
 from typing import Any, Literal
+
+from rsd_integrations.report.answer import writable
 
 __all__ = ["Line", "PlotPoint", "accuracy_figure", "line_figure", "save_figure"]
 
@@ -19,6 +23,20 @@ _LOOKS: dict[str, tuple[str, str, str]] = {
 }
 _ROW = 14.0
 """Distance from one threshold's label to the next, in typographic points."""
+_FONTS = (
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han Sans SC", "Source Han Sans CN"),
+    *(
+        "WenQuanYi Micro Hei",
+        "WenQuanYi Zen Hei",
+        "Droid Sans Fallback",
+        "Microsoft YaHei",
+        "SimHei",
+        "SimSun",
+    ),
+    *("PingFang SC", "PingFang HK", "Hiragino Sans GB", "Heiti TC", "STHeiti", "Arial Unicode MS"),
+    *("Yu Gothic", "Hiragino Sans", "Malgun Gothic", "Apple SD Gothic Neo", "NanumGothic"),
+)
+"""Fonts of Chinese, Japanese and Korean, as systems name theirs: matplotlib's own has no such letters."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +77,12 @@ def accuracy_figure(points: Sequence[PlotPoint], title: str) -> Any:
     main.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
     handles, entries = main.get_legend_handles_labels()
     figure.legend(handles, entries, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(writable(title), fontsize=11, **_as_named())
     for axes, shares in ((main, paper), (side, total)):
         _label_ends(axes, points, shares)
     # Rows of labels are measured in typographic points, which only a laid out figure can place.
-    figure.canvas.draw()
+    with _unwarned():
+        figure.canvas.draw()
     _label_thresholds(main, points, paper)
     return figure
 
@@ -73,10 +92,29 @@ def save_figure(figure: Any, folder: Path, name: str) -> list[Path]:
     from matplotlib import rc_context
 
     files = [folder / f"{name}.png", folder / f"{name}.svg"]
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "rsd"}):
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "rsd"}), _unwarned():
         for file in files:
             figure.savefig(file, dpi=160)
     return files
+
+
+def _as_named() -> dict[str, Any]:
+    """How a text with users' names is set: dollars as they stand, letters in whichever font has them."""
+    from matplotlib import font_manager, rcParams
+
+    there = set(font_manager.get_font_names())
+    return {
+        "parse_math": False,
+        "family": [*rcParams["font.family"], *(one for one in _FONTS if one in there)],
+    }
+
+
+@contextmanager
+def _unwarned() -> Iterator[None]:
+    """Without matplotlib's warnings of letters that no font has: the boxes that it draws say enough."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing|Matplotlib currently does not")
+        yield
 
 
 def _panel(axes: Any, points: Sequence[PlotPoint], shares: Sequence[float], label: str) -> None:
@@ -216,7 +254,8 @@ def line_figure(
         # Outside, where no line passes. Wrapped, they take little of its width.
         words = fill(label, 9)
         axes.annotate(words, (1.01, level), xycoords=("axes fraction", "data"), va="center", fontsize=8)
-    axes.set(title=title, xlabel=x, ylabel=y)
+    axes.set(xlabel=x, ylabel=y)
+    axes.set_title(writable(title), **_as_named())
     axes.set_ylim(bottom=0)
     axes.grid(axis="y", color="#dddddd")
     axes.legend(frameon=False, fontsize=9, ncols=2)

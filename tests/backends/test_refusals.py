@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from rsd_integrations import RSDPipeline
 from rsd_integrations.backends.shared.sources import Source
 from rsd_integrations.backends.torch.refusals import check_architecture
 from rsd_integrations.errors import ConfigError, ModelError
+from rsd_integrations.pocket import pocket_paths
 from tests.tiny_models import causal, tokenizer, trio
 
 
@@ -40,6 +44,13 @@ def test_no_room(options: dict[str, int]) -> None:
 def test_a_folder_that_is_not_there(role: str, name: str) -> None:
     with pytest.raises(ModelError, match=rf"^{role}='{name}' is neither a folder nor a hub id"):
         load(**{role: name})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_folder_whose_name_is_in_another_encoding(tmp_path: Path) -> None:
+    folder = shutil.copytree(pocket_paths().draft, tmp_path / os.fsdecode(b"\xca\xfd"))
+    with pytest.raises(ModelError, match=r"^the name of draft='.*\\udcca.*' is not UTF-8.*Rename the folder"):
+        load(draft=folder)
 
 
 def test_one_chat_template_of_two() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,14 @@ def test_results_are_saved_with_all_that_repeats_them(tmp_path: Path) -> None:
     assert {"rsd_integrations", "python"} <= set(report.versions)
     assert {"processor", "cores"} <= set(report.hardware)
     assert len(report.checks) == 6
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_folder_in_another_encoding_does_not_lose_the_work(tmp_path: Path) -> None:
+    out = tmp_path / os.fsdecode(b"\xca\xfd")
+    assert run("--thresholds", "0.5", "--out", str(out))[0] == 0
+    assert b"\xef\xbf\xbd" in (out / "accuracy.json").read_bytes()
+    assert (out / "accuracy.svg").is_file()
 
 
 def test_the_table_shows_every_point(

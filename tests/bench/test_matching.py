@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from rsd_integrations.bench import matching
 from rsd_integrations.bench.matching import final_answer, is_formula, matcher
-from rsd_integrations.bench.numbers import boxed_number, number_in
+from rsd_integrations.bench.numbers import boxed_number, halfwidth, number_in
 from rsd_integrations.errors import ConfigError
 from tests.systems import on_system
 
@@ -191,8 +192,12 @@ def test_a_box_with_another_answer_is_not_the_number_in_it(held: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        *(f"\\boxed{{{part * 250}}}" for part in ("5 ", " ", "ab ", "(", "5(", "=,", "1 000 ", "a", "$")),
+        *(
+            f"\\boxed{{{part * 250}}}"
+            for part in ("5 ", " ", "ab ", "(", "5(", "=,", "1 000 ", "a", "$", "=a,", "=和x", "负")
+        ),
         *("The answer is 5. " * 100_000, "answer is " * 200_000, "5 " * 200_000, "\\boxed{" * 100_000),
+        *("答案是5。" * 100_000, "答案是" * 200_000, "5亿" * 100_000, "大于" * 100_000, "负" * 200_000),
     ],
 )
 def test_answers_that_repeat_themselves_take_no_time(text: str) -> None:
@@ -259,7 +264,92 @@ def test_formulas(text: str, known: str, right: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "known", ["p - q", "x/2", "2(k+1)", "(1, 2)", "x^2", "\\pi", "sqrt(2)", "x = 3", "2x"]
+    ("text", "known"),
+    [
+        ("\\boxed{－5}", "-5"),
+        ("\\boxed{负5}", "-5"),
+        ("答案是负\\frac{1}{2}。", "-1/2"),
+        ("\\boxed{零下5℃}", "-5"),
+        ("\\boxed{３．５}", "3.5"),
+        ("\\boxed{50％}", "50"),
+        ("\\boxed{5（元）}", "5"),
+        ("\\boxed{5。}", "5"),
+        ("\\boxed{￥5}", "5"),
+        ("\\boxed{5℃}", "5"),
+        ("\\boxed{5㎡}", "5"),
+        ("\\boxed{1，234}", "1234"),
+        ("\\boxed{2万}", "20000"),
+        ("答案为1.5亿元。", "150000000"),
+        ("共有3千万人", "30000000"),
+        ("\\boxed{20000}", "2万"),
+        ("答案是1／2", "0.5"),
+        ("答案是36个，因为一共有3行。", "36"),
+        ("答案：36元。验算：3×12=36，共3次", "36"),
+        ("因此答案应该是：36。答案是否正确？3行12个。", "36"),
+        ("\\boxed{面积=长和宽的积=6}", "6"),
+        ("\\boxed{x=f(2,3)=5}", "5"),
+        ("\\boxed{z=f(a,b)=5}", "5"),
+        ("答案是否。\n答案是否正确？", "否"),
+        ("故答案选B，答案为什么不是A？", "B"),
+        ("答案：B", "B"),
+        ("**答案：B**", "B"),
+        ("因此答案是B。", "B"),
+        ("故选：B。", "B"),
+        ("分析如下。\n\nＢ", "B"),
+        ("The answer is B。", "B"),
+        ("因此答案是北京。", "北京"),
+        ("答案是\n“北京”。", "北京"),
+        ("The answer is 北京。", "北京"),
+        ("北京。", "北京"),
+        ("The answer is cafe\u0301.", "café"),
+        ("\\boxed{（1，2）}", "(1,2)"),
+        ("\\boxed{x=5，y=6}", "x=5,y=6"),
+        ("\\boxed{(1,2)}", "（1，2）"),
+    ],
+)
+def test_answers_in_chinese(text: str, known: str) -> None:
+    assert matcher("auto", [known])[1](text, known)
+
+
+@pytest.mark.parametrize(
+    ("text", "known"),
+    [
+        *((f"\\boxed{{{held}}}", "6") for held in ("x=5或x=6", "x=5，x=6", "x=5、x=6", "x=5且y=6", "5或x=6")),
+        *((f"\\boxed{{{held}}}", "6") for held in ("x=5,y=6", "f(1)=5,f(2)=6", "x=5和y=6", "x=1，y=2或z=6")),
+        *(
+            (f"\\boxed{{{held}}}", "5")
+            for held in ("负5", "大于5", "x小于5", "不是5", "不等于5", "正负5", "＞5")
+        ),
+        *((f"\\boxed{{{held}}}", "2") for held in ("2万", "2万5千", "2万5")),
+        *((f"答案是{said}。", "5") for said in ("5或6", "5～6", "5到6", "5万", "5万6千", "5" + "亿" * 9)),
+        ("答案是A。", "B"),
+        ("答案是上海。", "北京"),
+        ("\\boxed{（1，2）}", "(2,1)"),
+    ],
+)
+def test_other_answers_in_chinese(text: str, known: str) -> None:
+    assert not matcher("auto", [known])[1](text, known)
+
+
+@given(
+    st.decimals(-(10**5), 10**5, places=2),
+    st.sampled_from(["答案是{}。", "答案：{}个，共3行", "故答案为{}．", "\\boxed{{{}。}}", "#### {}（元）"]),
+)
+def test_a_number_in_wide_signs_is_that_number(number: Decimal, form: str) -> None:
+    wide = "".join(chr(ord(sign) + 0xFEE0) for sign in str(number))
+    match = matcher("number", [str(number)])[1]
+    assert match(form.format(wide), str(number))
+    assert not match(form.format(wide), str(number + 1))
+
+
+@given(st.text(st.characters(max_codepoint=0x2FF)))
+def test_what_has_no_wide_signs_is_read_as_it_stands(text: str) -> None:
+    assert halfwidth(text) == text
+
+
+@pytest.mark.parametrize(
+    "known",
+    ["x=5，y=6", "２＋x", "p - q", "x/2", "2(k+1)", "(1, 2)", "x^2", "\\pi", "sqrt(2)", "x = 3", "2x"],
 )
 def test_formulas_are_told_from_words(known: str) -> None:
     assert is_formula(known)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -564,6 +566,25 @@ def test_each_question_is_told_by_its_place_and_who_was_right(file: str, tmp_pat
     )
     saved = by_place((tmp_path / "tune-answers.jsonl").read_text().splitlines())
     assert {place for _, place in saved} == set(range(7))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_names_in_another_encoding_do_not_lose_the_work(tmp_path: Path) -> None:
+    file, out = (tmp_path / os.fsdecode(name) for name in (b"\xca\xfd.jsonl", b"\xca\xfd"))
+    for _ in range(2):  # The second goes on from the saved answers.
+        assert run(write(file), "--thresholds", "0.5", "--out", str(out))[0] == 0
+    report = TuneReport.model_validate_json((out / "tune.json").read_bytes())
+    assert Path(str(report.settings["questions_from"])).name == "\ufffd\ufffd.jsonl"
+    assert "\ufffd\ufffd.jsonl --thresholds" in report.command.replace("'", "")
+    assert "\ufffd\ufffd.jsonl, " in (out / "tune.svg").read_text(encoding="utf-8")
+
+
+def test_known_answers_with_half_a_character_do_not_lose_the_work(tmp_path: Path) -> None:
+    file, out = tmp_path / "questions.jsonl", tmp_path / "out"
+    file.write_text(json.dumps({"question": PROBLEMS[0].question, "answer": "\ud83d"}))
+    assert run(str(file), "--thresholds", "0.5", "--out", str(out))[0] == 0
+    report = TuneReport.model_validate_json((out / "tune.json").read_bytes())
+    assert [one.known for one in report.items] == ["\ufffd"]
 
 
 def test_seeds_of_neighbouring_runs_share_no_draws() -> None:

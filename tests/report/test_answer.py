@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from rsd_integrations.report.answer import answer_of, boxed, printable, reward_text
+from rsd_integrations.report.answer import answer_of, boxed, printable, reward_text, writable
 from tests.report.conftest import generate
 
 
@@ -39,3 +41,9 @@ def test_nothing_can_steer_the_terminal() -> None:
 )
 def test_a_reward_never_looks_higher_than_it_is(reward: float, shown: str) -> None:
     assert reward_text(reward) == shown
+
+
+@given(st.text(st.characters(exclude_categories=[])))
+def test_any_text_can_be_made_one_for_files(text: str) -> None:
+    made = writable(text).encode().decode()
+    assert all(one == other or "\ud800" <= one <= "\udfff" for one, other in zip(text, made, strict=True))

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import warnings
+from html import unescape
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rsd_integrations.report.plot import PlotPoint, accuracy_figure, save_figure
+from rsd_integrations.report.plot import Line, PlotPoint, accuracy_figure, line_figure, save_figure
 
 matplotlib = pytest.importorskip("matplotlib")
 
@@ -64,3 +66,57 @@ def test_png_and_svg_are_written(tmp_path: Path) -> None:
     assert [file.name for file in files] == ["accuracy.png", "accuracy.svg"]
     assert files[0].read_bytes().startswith(b"\x89PNG")
     assert ">A title<" in files[1].read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["q$1_$.jsonl", "$^$", "数学题.jsonl", "수학", "$\\frac$ 数"])
+def test_any_name_may_stand_in_a_title(tmp_path: Path, name: str) -> None:
+    """A pair of dollars is no formula, and letters that no font has are no warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        svg = save_figure(accuracy_figure([*ENDS, *CROWDED], name), tmp_path, "tune")[1]
+        lines = save_figure(
+            line_figure([Line("a", "a", [(0, 1)])], title=name, x="x", y="y"), tmp_path, "speed"
+        )
+    for file in (svg, lines[1]):
+        assert f">{name}<" in unescape(file.read_text(encoding="utf-8"))
+
+
+def test_chinese_titles_take_a_font_that_has_the_letters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.font_manager import fontManager
+
+    monkeypatch.setattr(fontManager, "ttflist", list(fontManager.ttflist))
+    fontManager.addfont(_font(tmp_path / "font.ttf", "WenQuanYi Zen Hei", "数"))
+    title = accuracy_figure([*ENDS, *CROWDED], "数 q")._suptitle
+    assert matplotlib.rcParams["font.family"] == title.get_fontfamily()[:-1]  # The others are as they were.
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        title.figure.canvas.draw()
+        assert not warned
+        title.set_text("学")
+        title.figure.canvas.draw()
+        assert warned
+
+
+def _font(file: Path, name: str, letter: str) -> Path:
+    """A font with one letter, a square."""
+    from fontTools.fontBuilder import FontBuilder
+    from fontTools.pens.ttGlyphPen import TTGlyphPen
+
+    pen = TTGlyphPen(None)
+    pen.moveTo((0, 0))
+    for corner in ((0, 900), (900, 900), (900, 0)):
+        pen.lineTo(corner)
+    pen.closePath()
+    font = FontBuilder(1000, isTTF=True)
+    font.setupGlyphOrder([".notdef", "square"])
+    font.setupCharacterMap({ord(letter): "square"})
+    font.setupGlyf({".notdef": TTGlyphPen(None).glyph(), "square": pen.glyph()})
+    font.setupHorizontalMetrics({".notdef": (1000, 0), "square": (1000, 0)})
+    font.setupHorizontalHeader(ascent=900, descent=-100)
+    font.setupNameTable({"familyName": name, "styleName": "Regular"})
+    font.setupOS2()
+    font.setupPost()
+    font.save(file)
+    return file

@@ -183,6 +183,11 @@ class Source:
                     f"{self.role}={name!r} is neither a folder nor a hub id.",
                     hint="Give a folder that is there (~ is not expanded), or a hub id: organization/name.",
                 ) from error
+            if isinstance(error, UnicodeEncodeError):
+                raise ModelError(
+                    f"the name of {self.role}={name!r} is not UTF-8, and tokenizers read no others.",
+                    hint="Rename the folder.",
+                ) from error
             what = "config" if auto is AutoConfig else "tokenizer"
             if what == "config":
                 self._check_kind(error)
