@@ -99,7 +99,7 @@ class RewardModel(nn.Module):
         weight = getattr(head, "weight", None)
         if columns is None:
             outputs_NC = _apply(head, hidden_ND)
-        elif isinstance(head, nn.Linear) and _is_at_hand(weight):
+        elif isinstance(head, nn.Linear) and _is_at_hand(weight, hidden_ND.device):
             column_C = torch.as_tensor(columns, device=head.weight.device)
             bias = None if head.bias is None else head.bias[column_C].float()
             hidden_ND = hidden_ND.to(head.weight.device).float()
@@ -113,7 +113,8 @@ class RewardModel(nn.Module):
         """``outputs`` of these columns, whose indices are copied to the weights' device once."""
         if columns is None:
             return self.outputs
-        column_C = torch.tensor(list(columns), device=_device(self.head))
+        device = next(self.get_input_embeddings().parameters()).device
+        column_C = torch.tensor(list(columns), device=_device(self.head, device))
         return lambda hidden_ND: self.outputs(hidden_ND, column_C)
 
 
@@ -255,22 +256,24 @@ def _check_head(model: RewardModel) -> None:
         )
 
 
-def _is_at_hand(weight: Any) -> bool:
+def _is_at_hand(weight: Any, given: torch.device) -> bool:
     """Whether rows of a head's weight can be taken: neither of a quantized nor of an offloaded one."""
-    return is_plain(weight) and weight.dim() == 2 and not weight.is_meta
+    return is_plain(weight) and weight.dim() == 2 and (not weight.is_meta or weight.device == given)
 
 
-def _device(head: nn.Module) -> torch.device | None:
-    """Of a head's weights; None where it has none (if quantized), or where each call brings them."""
+def _device(head: nn.Module, given: torch.device) -> torch.device:
+    """Where a head wants its inputs: with its weights. Where it has none (if quantized), or each call brings
+    them (if offloaded), wherever the inputs are.
+    """
     weight = next(head.parameters(), None)
-    return None if weight is None or weight.is_meta else weight.device
+    return given if weight is None or weight.is_meta else weight.device
 
 
 def _apply(head: nn.Module, hidden_ND: torch.Tensor) -> torch.Tensor:
     """Run a head on the device and in the dtype of its weights."""
     weight = next(head.parameters(), None)
     dtype = weight.dtype if weight is not None and weight.is_floating_point() else hidden_ND.dtype
-    outputs_NC: torch.Tensor = head(hidden_ND.to(device=_device(head), dtype=dtype))
+    outputs_NC: torch.Tensor = head(hidden_ND.to(_device(head, hidden_ND.device), dtype))
     return outputs_NC.float()
 
 
