@@ -76,6 +76,41 @@ def byte_level(
     return _beginning(tokenizer) if add_bos else tokenizer
 
 
+CJK = [
+    "今天天气很好。我们去公园玩吧；好的。\n\n第二段，答案是42。",
+    "こんにちは世界。カタカナ、ひらがな。",
+    "안녕하세요 세계",
+]
+
+
+def across_characters(
+    template: str | None = CHATML, *, size: int = 300, normalizer: Any = None, added: tuple[str, ...] = ()
+) -> Any:
+    """Byte-level BPE whose tokens end one character and begin the next, as GPT-2's do in Chinese.
+
+    Args:
+        size: of the vocabulary; below 260 each token is a byte.
+    """
+    core = Tokenizer(models.BPE())
+    if normalizer is not None:
+        core.normalizer = normalizer
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator(CJK, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token=special[-1], pad_token=special[0], chat_template=template
+    )
+    tokenizer.add_tokens(list(added))
+    return tokenizer
+
+
 def sentencepiece_like(template: str | None = None, *, prepend: bool = True, add_bos: bool = False) -> Any:
     """BPE over "▁" with byte fallback and a space in front of every text, as Mistral's and Llama 2's."""
     learner = Tokenizer(models.BPE(unk_token="<unk>"))

@@ -14,6 +14,7 @@ from typing import Any
 
 from rsd_integrations.bench.matching import Match
 from rsd_integrations.errors import ConfigError
+from rsd_integrations.prompts import check_text
 from rsd_integrations.types import GivenPrompt
 
 __all__ = ["Question", "drawn", "read_questions"]
@@ -58,6 +59,7 @@ def read_questions(
 
     Raises:
         ConfigError: the file cannot be read, or an entry has no such fields.
+        PromptError: a field has half a character in it.
     """
     entries = list(_entries(path))
     if not entries:
@@ -181,6 +183,7 @@ def _field(entry: _Entry, name: str | None, usual: Sequence[str], what: str) -> 
 
     Raises:
         ConfigError: it is missing, empty, or neither text nor number.
+        PromptError: it has half a character in it.
     """
     fields = entry.fields
     small = {str(field).lower(): field for field in fields}
@@ -194,4 +197,5 @@ def _field(entry: _Entry, name: str | None, usual: Sequence[str], what: str) -> 
             f"{entry.where} has {said}; its fields are {', '.join(map(repr, fields))}.",
             hint=f"Name the field with {what}_field=.",
         )
+    check_text(str(value), f"{found!r} of {entry.where}")
     return str(value)

@@ -142,19 +142,19 @@ def _piped() -> str:
 def _readable(read: Callable[[], str]) -> str:
     """Text without stray bytes, which Python refuses to decode or hides in lone surrogates.
 
+    In the C locale it hides good bytes there, too: they are decoded.
+
     Raises:
         PromptError: it has stray bytes.
     """
     try:
-        text = read()
-        text.encode(errors=sys.getfilesystemencodeerrors()).decode()
+        return read().encode(errors=sys.getfilesystemencodeerrors()).decode()
     except (UnicodeDecodeError, UnicodeEncodeError) as error:
         around = error.object[max(0, error.start - 20) : error.start + 20]
         raise PromptError(
             f"the question is not UTF-8 at position {error.start}: {around!r}.",
             hint="Convert it first, as iconv -f latin1 -t utf-8 does.",
         ) from error
-    return text
 
 
 def _answer(state: State, choice: ModelChoice, text: str, config: RSDConfig, *, as_json: bool) -> Generation:

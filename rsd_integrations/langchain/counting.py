@@ -45,4 +45,5 @@ def count_tokens(
 
 def _text(turn: Message) -> str:
     calls = turn.get("tool_calls")
-    return str(turn.get("content") or "") + (json.dumps(calls, default=str) if calls else "")
+    written = json.dumps(calls, ensure_ascii=False, default=str) if calls else ""
+    return str(turn.get("content") or "") + written

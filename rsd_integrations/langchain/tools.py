@@ -134,7 +134,7 @@ def as_chunks(calls: Sequence[ToolCall | InvalidToolCall], before: int) -> list[
     return [
         tool_call_chunk(
             name=call.name,
-            args=json.dumps(call.arguments) if isinstance(call, ToolCall) else call.text,
+            args=json.dumps(call.arguments, ensure_ascii=False) if isinstance(call, ToolCall) else call.text,
             id=call.id,
             index=index,
         )

@@ -48,7 +48,7 @@ def writable(text: str) -> str:
 
 def step_text(text: str) -> str:
     """A step without the blank line that ends it; with an empty step a model says that it is done."""
-    return printable(text.strip("\n")) or "(end of the answer)"
+    return printable(text.strip("\r\n")) or "(end of the answer)"
 
 
 def reward_text(reward: float) -> str:

@@ -39,6 +39,8 @@ overflow-wrap:anywhere}
 
 _PAGE_STYLE = ":root{color-scheme:light dark}body{margin:2rem auto;padding:0 1rem;max-width:60rem}"
 
+_NOTHING = "(nothing was written)"
+
 
 def to_html(generation: Generation, *, question: str | None = None, remedy: Remedy = in_python) -> str:
     """One ``<div>`` with its own style: every step, the answer, and what it cost. All text escaped.
@@ -59,9 +61,9 @@ def to_html(generation: Generation, *, question: str | None = None, remedy: Reme
     return "".join(
         [
             f'<div class="rsd"><style>{_STYLE}</style>',
-            "" if question is None else f'<div class="rsd-note">{_text(question)}</div>',
+            "" if question is None else f'<div class="rsd-note" dir="auto">{_text(question)}</div>',
             *[_step(step) for step in generation.steps],
-            f'<div class="rsd-answer">{_text(answer_of(generation)) or "(nothing was written)"}</div>',
+            f'<div class="rsd-answer" dir="auto">{_text(answer_of(generation)) or _NOTHING}</div>',
             _cost(generation, remedy),
             "</div>",
         ]
@@ -111,16 +113,17 @@ def _step(step: Step) -> str:
     if 0.0 < step.acceptance_probability < 1.0:
         reward += f", acceptance probability {step.acceptance_probability:.2f}"
     if step.accepted:
-        return _block("accepted", f"✓ {step.index + 1} accepted", reward, f"<pre>{_body(step.text)}</pre>")
-    rewrite = _block("target", f"→ {step.index + 1} target", "", f"<pre>{_body(step.text)}</pre>")
+        return _block("accepted", f"✓ {step.index + 1} accepted", reward, _pre(step.text))
+    rewrite = _block("target", f"→ {step.index + 1} target", "", _pre(step.text))
     if step.rejected_text is None:
         return rewrite
-    struck = f"<pre><del>{_body(step.rejected_text)}</del></pre>"
+    struck = _pre(step.rejected_text, struck=True)
     return _block("rejected", f"✗ {step.index + 1} rejected", reward, struck) + rewrite
 
 
-def _body(text: str) -> str:
-    return escape(step_text(text))
+def _pre(text: str, *, struck: bool = False) -> str:
+    shown = escape(step_text(text))
+    return f'<pre dir="auto">{f"<del>{shown}</del>" if struck else shown}</pre>'
 
 
 def _block(kind: str, label: str, reward: str, content: str) -> str:

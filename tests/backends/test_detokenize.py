@@ -6,17 +6,18 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rsd_integrations.backends.shared.detokenize import Detokenizer
-from tests.small_tokenizers import byte_level, sentencepiece_like
+from tests.small_tokenizers import CJK, across_characters, byte_level, sentencepiece_like
 
 TOKENIZERS = {
     "byte level": byte_level(),
     "prefixed bytes": byte_level(add_prefix_space=True),
     "sentencepiece": sentencepiece_like(),
     "metaspace": sentencepiece_like(prepend=False),
+    "across characters": across_characters(),
 }
 PIECES = ["Janet", " has", " 16", "\n\n", " ", "漢", "字", "😀", "é", "ки", "<", "|", "\t", "…"]
 texts = st.lists(st.sampled_from(PIECES), max_size=12).map("".join)
@@ -42,6 +43,61 @@ def test_pieces_join_to_the_whole(name: str, text: str) -> None:
     assert "\ufffd" not in "".join(pushed)
     assert pieces.rest() == ""
     assert detokenizer(tokenizer).push(ids) == whole(tokenizer, ids)
+
+
+ACROSS = TOKENIZERS["across characters"]
+known = st.sampled_from("".join(CJK))
+foreign = st.text(known, max_size=24) | st.text(
+    known | st.sampled_from("\ufffd \n") | st.characters(codec="utf-8")
+)
+
+
+def test_a_token_may_end_one_character_and_begin_the_next() -> None:
+    ids = ACROSS.encode("去公园", add_special_tokens=False)
+    assert all(ACROSS.decode([token]).endswith("\ufffd") for token in ids)
+    pieces = detokenizer(ACROSS)
+    assert [pieces.push([token]) for token in ids] == ["", "", "去", "", "公", "", "园"]
+
+
+@settings(max_examples=400, deadline=None)
+@given(text=foreign, cuts=st.lists(st.integers(1, 5), max_size=20))
+def test_valid_text_stays_as_it_is(text: str, cuts: list[int]) -> None:
+    """Also the mark itself, where a model writes it; with all that is certain shown at once."""
+    ids = ACROSS.encode(text, add_special_tokens=False)
+    pieces = detokenizer(ACROSS)
+    shown, place = "", 0
+    for count in [*cuts, len(ids)]:
+        shown += pieces.push(ids[place : place + count])
+        place += count
+        so_far = bytes(_bytes(ACROSS, ids[:place])).decode(errors="ignore")
+        assert so_far.startswith(shown) and so_far.removeprefix(shown).strip("\ufffd") == ""
+    assert shown + pieces.rest() == text
+
+
+@settings(max_examples=400, deadline=None)
+@given(ids=st.lists(st.integers(3, 299), max_size=14))
+@example(ids=[129, 281, 97, 97])
+def test_characters_among_bytes_that_are_no_text_are_not_lost(ids: list[int]) -> None:
+    pieces = detokenizer(ACROSS)
+    text = "".join(pieces.push([token]) for token in ids) + pieces.rest()
+    assert re.sub("\ufffd+", "\ufffd", text) == re.sub("\ufffd+", "\ufffd", whole(ACROSS, ids))
+
+
+@settings(max_examples=50, deadline=None)
+@given(tokens=st.lists(st.integers(3, 299), min_size=100, max_size=100))
+def test_no_token_is_looked_at_for_long(tokens: list[int]) -> None:
+    longest = 0
+    pieces = detokenizer(ACROSS)
+    decode = pieces._decode
+
+    def counted(tokens: Any) -> str:
+        nonlocal longest
+        longest = max(longest, len(tokens))
+        return decode(tokens)
+
+    pieces._decode = counted
+    pieces.push(tokens)
+    assert longest <= 8
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
@@ -71,14 +127,22 @@ def test_bytes_that_are_no_text_lose_nothing(data: bytes) -> None:
     assert re.sub("\ufffd+", "\ufffd", text) == re.sub("\ufffd+", "\ufffd", whole(tokenizer, ids))
 
 
+_PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+_OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
+_LETTERS = {byte: chr(byte) for byte in _PRINTABLE} | {byte: chr(256 + n) for n, byte in enumerate(_OTHERS)}
+"""Bytes as GPT-2's table spells them."""
+
+
 def _byte_token(tokenizer: Any, value: int) -> int:
-    """The id of a single byte, as GPT-2's table spells it."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    letter = chr(value) if value in printable else chr(256 + others.index(value))
-    found: int = tokenizer.convert_tokens_to_ids(letter)
+    """The id of a single byte."""
+    found: int = tokenizer.convert_tokens_to_ids(_LETTERS[value])
     assert found is not None
     return found
+
+
+def _bytes(tokenizer: Any, ids: list[int]) -> list[int]:
+    values = {letter: byte for byte, letter in _LETTERS.items()}
+    return [values[letter] for token in tokenizer.convert_ids_to_tokens(ids) for letter in token]
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
 
 from rsd_integrations.bench.questions import drawn, read_questions
-from rsd_integrations.errors import ConfigError
+from rsd_integrations.errors import ConfigError, PromptError
 
 TWO = [("What is 1 + 1?", "2"), ("Ä, or:\nB?", "B")]
 
@@ -79,6 +80,17 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, text: str, said
     (tmp_path / name).write_text(text)
     with pytest.raises(ConfigError, match=said):
         read_questions(tmp_path / name)
+
+
+@pytest.mark.parametrize("field", ["question", "answer"])
+def test_half_a_character_is_named_with_its_line(tmp_path: Path, field: str) -> None:
+    good = {"question": "x", "answer": "y"}
+    lines = [json.dumps(entry) for entry in (good, good | {field: "caf\udce9"})]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    with pytest.raises(
+        PromptError, match=f"{field}' of line 2 of .*a.jsonl' has half a character at position 3"
+    ):
+        read_questions(tmp_path / "a.jsonl")
 
 
 def test_files_that_are_not_there_or_no_text(tmp_path: Path) -> None:

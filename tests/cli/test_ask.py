@@ -202,6 +202,14 @@ def test_a_pipe_is_utf8_in_any_locale_and_may_have_a_mark(
     assert seen == ["Is √4 ≤ 2?\nOr 3 €?"] * 2
 
 
+@pytest.mark.parametrize("locale", ["utf-8", "ascii"])  # The latter is the C locale's.
+def test_an_argument_is_utf8_in_the_c_locale_too(rsd: Rsd, locale: str) -> None:
+    seen: list[object] = []
+    rsd.scripted(lambda prompt, index, text: None if index else seen.append(prompt) or "4")
+    assert rsd("ask", "Is √4 ≤ 2?".encode().decode(locale, "surrogateescape")).code == 0
+    assert seen == ["Is √4 ≤ 2?"]
+
+
 def test_the_html_page_is_written_beside_any_output(rsd: Rsd, tmp_path: Path) -> None:
     page = tmp_path / "steps.html"
     result = rsd("ask", "A <question>?", "--json", "--html", str(page))

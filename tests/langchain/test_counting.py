@@ -67,6 +67,17 @@ def test_parts_that_no_template_renders_are_counted_as_in_a_chat(strict: ChatRSD
     assert whole - rest >= strict.get_num_tokens("Hello there")
 
 
+def test_calls_are_counted_by_their_letters(strict: ChatRSD) -> None:
+    """As the models' templates write them, not as the escapes that JSON could have in their place."""
+    none, some = (
+        strict.get_num_tokens_from_messages([AIMessage("", tool_calls=[CALL | {"args": {"a": text}}])])
+        for text in ("", "é" * 40)
+    )
+    assert some - none == strict.get_num_tokens("é" * 40)
+    with pytest.raises(PromptError, match="half a character"):
+        strict.get_num_tokens_from_messages([AIMessage("", tool_calls=[CALL | {"args": {"a": "\ud800"}}])])
+
+
 @pytest.mark.parametrize("strategy", ["first", "last"])
 def test_trimming(strict: ChatRSD, strategy: Any) -> None:
     whole = strict.get_num_tokens_from_messages(CHAT)

@@ -153,6 +153,16 @@ def test_streamed_blocks_keep_calls_apart() -> None:
             assert [call["args"] for call in whole.tool_calls] == [{"a": 1, "b": 2}, {"a": 3, "b": 4}]
 
 
+def test_streamed_arguments_are_the_letters_that_were_written() -> None:
+    with scripted_pipeline([call_text(what="公园 é"), call_text(what="\ud800")]) as pipe:
+        chunks = list(ChatRSD.from_pipeline(pipe).bind_tools([find]).stream(QUESTION))
+    right, half = (call["args"] for chunk in chunks for call in chunk.tool_call_chunks)
+    assert right == '{"what": "公园 é"}'
+    # Of half a character there are no letters: the call is invalid, and shown as it was written.
+    assert half == call_text(what="\ud800")
+    assert len(summed(chunks).invalid_tool_calls) == 1
+
+
 def test_without_tools_markup_is_text() -> None:
     with scripted_pipeline([call_text(a=1, b=2)]) as pipe:
         llm = ChatRSD.from_pipeline(pipe)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsd_integrations.report.answer import answer_of, boxed, printable, reward_text, writable
+from rsd_integrations.report.answer import answer_of, boxed, printable, reward_text, step_text, writable
 from tests.report.conftest import generate
 
 
@@ -34,6 +34,12 @@ def test_the_answer_is_the_box_or_the_text() -> None:
 def test_nothing_can_steer_the_terminal() -> None:
     shown = printable("a\x1b[2Jb\x9b31mc\rd\x07\u202ee\x00\tf\n")
     assert shown == "a\ufffd[2Jb\ufffd31mc\ufffdd\ufffd\ufffde\ufffd\tf\n"
+
+
+@pytest.mark.parametrize("end", ["\n\n", "\r\n\r\n", "\n\r\n", "\r\n"])
+def test_the_blank_line_that_ends_a_step_is_not_shown(end: str) -> None:
+    assert step_text(f"{end}One.\r\nTwo.{end}") == "One.\nTwo."
+    assert step_text(end) == "(end of the answer)"
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.report.html import display_steps, to_html, to_page
+from rsd_integrations.testing import scripted_pipeline
 from rsd_integrations.types import Generation
 from tests.report.conftest import generate
 
@@ -93,9 +94,19 @@ def test_colours_do_not_fix_the_text_colour(generation: Generation) -> None:
 
 def test_lines_of_a_question_stay_lines(generation: Generation) -> None:
     page = to_page(generation, question="One:\n  two\nthree?")
-    assert '<div class="rsd-note">One:\n  two\nthree?</div>' in page
+    assert '<div class="rsd-note" dir="auto">One:\n  two\nthree?</div>' in page
     (style,) = re.findall(r"[.]rsd-note{([^}]*)}", page)
     assert "white-space:pre-wrap" in style.split(";")
+
+
+def test_text_reads_in_its_own_direction() -> None:
+    """Hebrew and Arabic from the right, each part by its own first letter."""
+    said, wrong = "\u05e9\u05dc\u05d5\u05dd.\n\n", "No.\n\n"
+    with scripted_pipeline([wrong], [said], 0.1) as pipe:
+        page = to_page(pipe.generate("?", max_steps=1), question=said)
+    texts = re.findall(r"<(\w+)([^>]*)>(?:<\w+>)?(?=\u05e9|No)", page)
+    assert [tag for tag, _ in texts] == ["div", "pre", "pre", "div"]
+    assert all('dir="auto"' in attributes for _, attributes in texts)
 
 
 def test_an_unfinished_answer_says_so() -> None:

@@ -67,7 +67,8 @@ class Constraint:
         allowed = np.zeros(size, np.bool_)
         allowed[: len(bits)] = bits
         if np.count_nonzero(allowed) == 1 and not self.takes(int(allowed.argmax())):
-            # Text that a schema prescribes may spell a control token, and llguidance then allows that alone.
+            # Text that a schema prescribes may spell a control token, or the tokenizer may normalise it: what
+            # llguidance then allows alone does not fit.
             text = self._matcher.compute_ff_bytes().decode(errors="ignore")
             allowed = np.zeros(size, np.bool_)
             allowed[list(self._spell(text)[:1])] = True
@@ -136,7 +137,16 @@ class Grammars:
         """
         return Constraint(self._compile(output, tags).deep_copy(), self._eos_ids, self._spell)
 
+    def by_bytes(self, text: str) -> tuple[int, ...] | None:
+        """Ordinary tokens whose bytes are just those of a text, which a tokenizer's normaliser might change;
+        None where the vocabulary has none.
+        """
+        tokens = self._vocabulary.greedy_tokenize(text)
+        return tuple(tokens) if self._vocabulary.decode_bytes(tokens) == text.encode() else None
+
     def _spell(self, text: str) -> tuple[int, ...]:
+        if tokens := self.by_bytes(text):
+            return tokens
         never = (token.content for token in added_tokens(self._tokenizer) if not token.content.isspace())
         return encode_plain(self._tokenizer, text, never=never)
 

@@ -29,10 +29,10 @@ class Detokenizer:
         self._hidden = hidden
         self._shown: tuple[int, ...] = ()
         """The last tokens that were shown, of whole characters: a token alone may lose its leading space."""
-        self._shown_text = ""
-        """Their text."""
         self._half: tuple[int, ...] = ()
-        """Tokens of a character that is not whole yet."""
+        """Tokens of a character that is not whole yet. The first may end another one, which was shown."""
+        self._shown_text = ""
+        """The text of the shown tokens; if there are none, the part of the half's text that was shown."""
         self.mark()
 
     def push(self, tokens: Sequence[int]) -> str:
@@ -44,16 +44,35 @@ class Detokenizer:
         text = self._decode((*self._shown, *tokens))
         # Byte fallback decodes a run of bytes as a whole: half a character spoils those before it.
         if not text.endswith(HALF):
-            return self._show(tokens, (), text)
+            return self._show(tokens, text)
+        new = text[len(self._shown_text) :]
+        if whole := new[: new.index(HALF)]:
+            return self._show_part(token, whole, len(new) - len(whole))
         if len(tokens) < _MOST_BYTES:
             self._half = tokens
             return ""
-        # These bytes are no character.
-        return self._show(tokens[:1], tokens[1:], self._decode((*self._shown, tokens[0])))
+        return self._show_mark(tokens, text)
 
-    def _show(self, tokens: tuple[int, ...], half: tuple[int, ...], text: str) -> str:
+    def _show_part(self, token: int, new: str, held: int) -> str:
+        """Show what a token ends, but not what it begins (its last ``held`` characters or marks)."""
+        self._shown, self._half, self._shown_text = (), (token,), self._decode((token,))[:-held]
+        return new
+
+    def _show_mark(self, tokens: tuple[int, ...], text: str) -> str:
+        """Show a mark for bytes that are no character, and take the tokens behind it again."""
+        texts = [self._decode((*self._shown, *tokens[:count])) for count in range(1, len(tokens))]
+        if text.startswith(texts[0]):
+            # One mark stands for all bytes that may begin a character.
+            count = sum(text == texts[0] for text in texts)
+            shown = self._show(tokens[:count], texts[0])
+        else:  # The first token's last bytes are a character's.
+            count = 1
+            shown = self._show_part(tokens[0], texts[0][len(self._shown_text) : -1], 1)
+        return shown + "".join(Detokenizer._push(self, token) for token in tokens[count:])
+
+    def _show(self, tokens: tuple[int, ...], text: str) -> str:
         new = text[len(self._shown_text) :]
-        self._shown, self._half, self._shown_text = tokens, half, self._decode(tokens)
+        self._shown, self._half, self._shown_text = tokens, (), self._decode(tokens)
         return new
 
     @property
@@ -63,7 +82,7 @@ class Detokenizer:
 
     def rest(self) -> str:
         """Half a character at the end, as it is shown when nothing follows."""
-        return self._decode(self._half)
+        return self._decode(self._half)[0 if self._shown else len(self._shown_text) :]
 
     def mark(self) -> None:
         """A step begins here."""

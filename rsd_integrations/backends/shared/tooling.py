@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -86,9 +86,9 @@ class Tooling:
             token for text in texts for token in encode_markup(tokenizer, text) if token in special
         )
         """Tokens that mark calls: visible where there are tools, special or not."""
-        thoughts = marking_tokens(tokenizer, reasoning_tags(tokenizer))
-        self._never = control_tokens(tokenizer) - thoughts
-        self._thoughts = thoughts & special_tokens(tokenizer)  # Others tokenize as such anyway.
+        self._thoughts = marking_tokens(tokenizer, reasoning_tags(tokenizer))
+        self._special = special_tokens(tokenizer)  # Other marks of thoughts tokenize as such anyway.
+        self._never = control_tokens(tokenizer) - self._thoughts
 
     def check(self, output: Output) -> None:
         """Refuse what this model cannot be shown or be made to write.
@@ -142,16 +142,30 @@ class Tooling:
         Args:
             calls: whether those of calls do.
         """
-        marks = self._thoughts
+        return self._marked(text, self._thoughts & self._special, self.plain, calls=calls)
+
+    def encode_exactly(self, text: str, *, calls: bool = True) -> tuple[int, ...]:
+        """The same for a constraint: tokenizers may normalise what they encode, and a grammar has to see the
+        very text.
+        """
+        return self._marked(text, self._thoughts, self._exactly, calls=calls)
+
+    def _exactly(self, text: str) -> tuple[int, ...]:
+        tokens = self._compiler.by_bytes(text)
+        return self.plain(text) if tokens is None else tokens
+
+    def _marked(
+        self, text: str, marks: frozenset[str], plain: Callable[[str], Sequence[int]], *, calls: bool
+    ) -> tuple[int, ...]:
         if calls:
             marks |= frozenset(self._tokenizer.convert_ids_to_tokens(sorted(self.markup_ids)))
         ids: list[int] = []
         start = 0
         for found in alternatives(marks).finditer(text):
-            ids += self.plain(text[start : found.start()])
+            ids += plain(text[start : found.start()])
             ids.append(self._tokenizer.convert_tokens_to_ids(found[0]))
             start = found.end()
-        return (*ids, *self.plain(text[start:]))
+        return (*ids, *plain(text[start:]))
 
     @cached_property
     def _compiler(self) -> Grammars:

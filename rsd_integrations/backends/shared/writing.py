@@ -105,6 +105,11 @@ class StepText:
             return written.token_ids
         return self._writer.tooling.encode(written.text, calls=self.reader is not None)
 
+    def _exact_tokens(self, written: Written) -> tuple[int, ...]:
+        if written.vocabulary == self._writer.vocabulary:
+            return written.token_ids
+        return self._writer.tooling.encode_exactly(written.text, calls=self.reader is not None)
+
     def begin(self) -> None:
         """Begin a step behind what is committed."""
         self.shown = ""
@@ -131,20 +136,20 @@ class StepText:
             self.shown += self._detokenizer.rest()
         return self.shown
 
-    def commit(self, tokens: Sequence[int] | None, end: End) -> None:
+    def commit(self, tokens: Sequence[int] | None, written: Written) -> None:
         """Go on behind the step in progress, or behind these tokens in its place.
 
         Args:
-            end: of the step that is committed.
+            written: the step that is committed.
 
         Raises:
-            BackendError: the constraint does not allow the tokens.
+            BackendError: the constraint does not allow it.
         """
         if self.constraint is not None:
             if tokens is not None:
                 self.constraint.back()
                 # An answer's last step is not checked: the other model may spell the end in its own way.
-                self.constraint.push(tokens if end != "eos" else ())
+                self.constraint.push(self._exact_tokens(written) if written.end != "eos" else ())
             self.constraint.keep()
         if tokens is not None:
             self._detokenizer.back()

@@ -255,7 +255,7 @@ class TorchWriterSession(SlotSession):
         else:
             self._known = []
             self.replace(step)
-        self._text.commit(step, kept.written.end)
+        self._text.commit(step, kept.written)
         self.work = None
 
 

@@ -201,7 +201,7 @@ class VLLMWriterSession(TokenSession):
             self.put(step)
         if self.form is not None:
             self.form.commit(kept.written.text)
-        self._text.commit(step, kept.written.end)
+        self._text.commit(step, kept.written)
         self.work = None
 
     def close(self) -> None:
