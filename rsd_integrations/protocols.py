@@ -10,7 +10,7 @@ backends to read as examples; ``rsd_integrations.conformance`` tests any backend
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
@@ -65,7 +65,7 @@ class Sampling:
     temperature: float
     top_p: float
     top_k: int | None
-    draw: Callable[[], float]
+    draw: Callable[[], float] = field(compare=False)
     min_p: float = 0.0
     repetition_penalty: float = 1.0
 

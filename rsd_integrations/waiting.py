@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 from queue import Empty, SimpleQueue
 from threading import Event, RLock, Thread, current_thread, main_thread
-from typing import TypeVar
+from typing import Any, TypeVar
 
 __all__ = [
     "Told",
@@ -106,13 +106,18 @@ class Turns:
     @contextmanager
     def turn(self) -> Iterator[None]:
         """Within, it is this thread's turn. It may have one within another."""
-        lock = self._lock
-        while not lock.acquire(timeout=_SIGNALS):  # ``end_thread`` ends no wait without limit.
-            pass
+        lock: Any = self._lock
+        if lock._is_owned():
+            yield
+            return
         try:
+            while not lock.acquire(timeout=_SIGNALS):  # ``end_thread`` ends no wait without limit.
+                pass
             yield
         finally:
-            lock.release()
+            # An interrupt may fall between the lock's being taken and ``acquire`` having said so.
+            if lock._is_owned():
+                lock.release()
 
 
 def ending_with_python(work: Callable[[], object]) -> Callable[[], None]:

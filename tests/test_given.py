@@ -192,7 +192,6 @@ class TestWritersThatAreWrong:
             assert pipe.generate("x", threshold=0.0).text == "".join(SCRIPT)
             assert draft.open_sessions == 0
 
-
     def test_a_draft_that_says_it_goes_on_and_cannot(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Asked to while its step waits for company, which here are two more that are still drafted."""
         draft = Gated(lambda prompt, index, text: ("a" if prompt == "short" else "b" * 30) + "\n\n")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -160,3 +162,29 @@ def test_a_forked_child_need_not_wait_for_a_turn_of_its_parents_threads() -> Non
     done.set()
     holder.join()
     assert os.waitstatus_to_exitcode(status) == 7
+
+
+def test_a_thread_that_is_ended_while_it_waits_keeps_no_turn() -> None:
+    """Its end may fall just where the turn was given to it."""
+    for _ in range(5):
+        turns, release = waiting.Turns(), threading.Event()
+
+        def hold(turns: waiting.Turns = turns, release: threading.Event = release) -> None:
+            with turns.turn():
+                release.wait(30)
+
+        def wait(turns: waiting.Turns = turns) -> None:
+            with suppress(SystemExit), turns.turn():
+                pass
+
+        holder, waiter = threading.Thread(target=hold), threading.Thread(target=wait, daemon=True)
+        holder.start()
+        waiter.start()
+        time.sleep(0.05)
+        ending = threading.Thread(target=waiting.end_thread, args=(waiter,))
+        ending.start()
+        time.sleep(0.01)
+        release.set()
+        for thread in (holder, ending):
+            thread.join()
+        assert turns._lock.acquire(timeout=5)

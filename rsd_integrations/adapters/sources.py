@@ -129,7 +129,7 @@ class PipelineSource:
 
     def _settle(self, failed: BaseException | None) -> None:
         with self._lock:
-            load, self._loading = self._loading, None
+            load, self._loading, self._unwanted = self._loading, None, False
         if load is None:
             return  # Forgotten by ``unlock``.
         if failed is None:
@@ -142,6 +142,11 @@ class PipelineSource:
             self._pipeline, unwanted = pipeline, self._unwanted
         if unwanted:
             pipeline.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether its pipeline was closed, or is going to be once it is there."""
+        return self._unwanted if self._pipeline is None else self._pipeline.closed
 
     def close(self) -> None:
         """Close the pipeline. One that is still loading is closed when it is there, which this does not wait
@@ -258,7 +263,7 @@ def find_source(spec: Spec) -> PipelineSource:
     key = identity(dict(signature(spec)))
     with _registry.lock:
         source = _registry.sources.get(key)
-        if source is None or (source.loaded is not None and source.loaded.closed):
+        if source is None or source.closed:
             source = _registry.sources[key] = PipelineSource(spec)
         elif source.loaded is None and has_secrets(spec):
             source.spec = hidden(spec)  # The token may have been corrected.

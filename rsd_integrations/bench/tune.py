@@ -103,10 +103,10 @@ def _checked_tasks(tasks: Any) -> list[Question]:
 
 def _checked_thresholds(thresholds: Any) -> list[float]:
     try:
-        found = [] if isinstance(thresholds, str) else list(map(float, thresholds))
+        found = [math.nan] if isinstance(thresholds, str) else list(map(float, thresholds))
     except (TypeError, ValueError):
         found = [math.nan]
-    if isinstance(thresholds, str) or not all(math.isfinite(one) and one >= 0 for one in found):
+    if not all(math.isfinite(one) and one >= 0 for one in found):
         raise ConfigError(
             f"thresholds={thresholds!r:.100} are no numbers from 0 on.", hint="Give several, as [0.5, 0.9]."
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from rsd_integrations.protocols import DraftStep, Kept, Sampling, TargetStep, Wr
 from rsd_integrations.text.segment import StepBoundary
 from rsd_integrations.types import Prompt, Source
 
-__all__ = ["DELIMITERS", "PROMPTS", "keep", "told", "work", "write"]
+__all__ = ["DELIMITERS", "PROMPTS", "finish", "keep", "told", "work", "write"]
 
 PROMPTS: list[Prompt] = ["hello there", [{"role": "user", "content": "a longer one, with a comma"}], "x"]
 DELIMITERS = ("e", "\n\n", " ")
@@ -32,12 +32,16 @@ def work(
     return kind(StepBoundary(delimiters, stop, tail), max_tokens, replace(plain, **sampled))
 
 
+_ROUNDS = 2000
+"""Most rounds of a step here."""
+
+
 def write(writer: Writer, sessions: Sequence[WriterSession], steps: Sequence[Any]) -> list[Written]:
     """Let some sessions write a step each, in shared rounds until the last is done."""
     for session, step in zip(sessions, steps, strict=True):
         session.begin(step)
     done: dict[int, Written] = {}
-    for _ in range(2000):
+    for _ in range(_ROUNDS):
         waiting = [index for index in range(len(sessions)) if index not in done]
         if not waiting:
             return [done[index] for index in range(len(sessions))]
@@ -47,6 +51,17 @@ def write(writer: Writer, sessions: Sequence[WriterSession], steps: Sequence[Any
             assert not isinstance(result, Exception), result
             if result is not None:
                 done[index] = result
+    raise AssertionError("a step never ended")
+
+
+def finish(writer: Writer, session: WriterSession, between: Callable[[], None] = lambda: None) -> Written:
+    """Let a session end the step that it has begun. ``between`` is called behind each round that does not."""
+    for _ in range(_ROUNDS):
+        (written,) = writer.advance([session])
+        assert not isinstance(written, Exception), written
+        if written is not None:
+            return written
+        between()
     raise AssertionError("a step never ended")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rsd_integrations.conformance.steps import DELIMITERS, PROMPTS, keep, told, work, write
+from rsd_integrations.conformance.steps import DELIMITERS, PROMPTS, finish, keep, told, work, write
 from rsd_integrations.protocols import DraftStep, GuessStep, TargetStep, Writer, WriterSession, Written
 from rsd_integrations.text.segment import StepBoundary
 from rsd_integrations.types import Prompt
@@ -144,16 +144,15 @@ class WriterKit:
         steps: list[Any] = [work(24, seed=seed, kind=TargetStep, delimiters=("\0",)) for _ in range(2)]
         (expected,) = write(writer, [plain], steps[:1])
         guessing.begin(replace(steps[1], rejected=rejected))
-        written = None
-        while written is None:
-            (written,) = writer.advance([guessing])
-            if written is None and (count := guessing.wanted):
+
+        def offer() -> None:
+            if count := guessing.wanted:
                 tokens = rejected.token_ids[:count] if offered == "nonsense" else ()
                 if offered == "a draft's":
                     tokens = self.guesses(writer, draft, guessing.so_far, count)
                 guessing.guess(tokens)
-        assert isinstance(written, Written), written
-        assert told(written) == told(expected)
+
+        assert told(finish(writer, guessing, offer)) == told(expected)
         for session in (plain, guessing, draft):
             session.close()
 
@@ -162,10 +161,7 @@ class WriterKit:
     ) -> tuple[int, ...]:
         """What a draft would write behind these tokens of a step: ``count`` at most."""
         draft.begin(GuessStep(tokens, count))
-        found = None
-        while found is None:
-            (found,) = writer.advance([draft])
-        assert isinstance(found, Written), found
+        found = finish(writer, draft)
         assert len(found.token_ids) <= count
         return found.token_ids
 
@@ -221,10 +217,7 @@ class WriterKit:
         session = writer.open(PROMPTS[0])
         session.begin(work(3, delimiters=("\0",)))
         assert session.so_far == ()
-        written = None
-        while written is None:
-            (written,) = writer.advance([session])
-        assert isinstance(written, Written)
+        written = finish(writer, session)
         assert session.so_far == written.token_ids and len(written.token_ids) == 3
         keep(session, written)
         assert session.so_far == ()
@@ -249,8 +242,7 @@ class WriterKit:
         _, written = writer.advance([session, other])
         session.close()
         session.close()
-        while written is None:
-            (written,) = writer.advance([other])
+        written = finish(writer, other) if written is None else written
         other.close()
         assert isinstance(written, Written)
         assert told(written) == told(self.one(writer, PROMPTS[1], seed=2))

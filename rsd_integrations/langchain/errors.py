@@ -104,4 +104,7 @@ def langchain_errors() -> Iterator[None]:
             raise
         made = kind(error.message, hint=error.hint).with_traceback(error.__traceback__)
         made.__dict__.update(error.__dict__)  # With its notes.
-        raise made from error.__cause__
+        try:
+            raise made from error.__cause__
+        finally:
+            del made  # Its traceback holds this frame, and a model object with its pipeline.

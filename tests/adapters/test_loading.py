@@ -6,6 +6,7 @@ import asyncio
 import gc
 import signal
 import threading
+import traceback
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -242,30 +243,63 @@ async def test_what_is_closed_while_it_loads_is_closed_when_it_is_there(load: Lo
     assert ChatRSD(**models).source is not llm.source
 
 
+async def test_objects_made_behind_a_close_load_anew_at_once(load: Load) -> None:
+    models = dict.fromkeys(("draft", "target", "prm"), "made-behind-a-close")
+    old = ChatRSD(**models)
+    call = asyncio.create_task(old.aload())
+    await asyncio.to_thread(load.begun)
+    old.close()
+    assert ChatRSD(**models).source is not old.source
+    load.gate.set()
+    assert (await call).closed
+
+
 async def test_a_load_that_failed_when_it_was_closed_is_tried_again(
     load: Load, source: PipelineSource
 ) -> None:
     load.raises = [ModelError("it failed.")]
+    call = asyncio.create_task(source.aget())
+    await asyncio.to_thread(load.begun)
+    source.close()
     load.gate.set()
     with pytest.raises(ModelError):
-        await source.aget()
-    source.close()
-    load.gate.clear()
-    call = asyncio.create_task(source.aget())
-    await asyncio.to_thread(load.begun, 2)
-    load.gate.set()
-    assert not (await call).closed
+        await call
+    assert not (await source.aget()).closed
+
+
+async def test_those_that_wait_for_a_load_that_fails_share_no_frames(
+    load: Load, source: PipelineSource
+) -> None:
+    load.raises = [ModelError("it failed.")]
+
+    def ask() -> int:
+        with pytest.raises(ModelError) as caught:
+            source.get()
+        return len(traceback.format_tb(caught.value.__traceback__))
+
+    begun = asyncio.create_task(source.aget())
+    await asyncio.to_thread(load.begun)
+    with ThreadPoolExecutor(4) as pool:
+        asked = [pool.submit(ask) for _ in range(4)]
+        await asyncio.sleep(0.2)  # By then all wait; whoever comes later loads anew, and fails the test.
+        load.gate.set()
+        with pytest.raises(ModelError):
+            await begun
+        assert len({await asyncio.wrap_future(one) for one in asked}) == 1
 
 
 LOADS_FOR_EVER = """
-import asyncio, time
+import asyncio, torch
 from rsd_integrations.adapters import sources
 from rsd_integrations.langchain import ChatRSD
 
 def load(spec):
+    numbers = torch.rand(900, 900)
     print("ready", flush=True)
-    while True:
-        time.sleep(0.01)
+    while True:  # A daemon that is inside of torch when the interpreter ends aborts the process.
+        numbers = (numbers @ numbers).clamp(0, 1)
+
+torch.set_num_threads(2)
 
 sources._load = load
 asyncio.run(ChatRSD(draft="d", target="t", prm="p").ainvoke("x"))

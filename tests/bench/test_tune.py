@@ -579,14 +579,6 @@ def test_names_in_another_encoding_do_not_lose_the_work(tmp_path: Path) -> None:
     assert "\ufffd\ufffd.jsonl, " in (out / "tune.svg").read_text(encoding="utf-8")
 
 
-def test_known_answers_with_half_a_character_do_not_lose_the_work(tmp_path: Path) -> None:
-    file, out = tmp_path / "questions.jsonl", tmp_path / "out"
-    file.write_text(json.dumps({"question": PROBLEMS[0].question, "answer": "\ud83d"}))
-    assert run(str(file), "--thresholds", "0.5", "--out", str(out))[0] == 0
-    report = TuneReport.model_validate_json((out / "tune.json").read_bytes())
-    assert [one.known for one in report.items] == ["\ufffd"]
-
-
 def test_seeds_of_neighbouring_runs_share_no_draws() -> None:
     asked = dict.fromkeys(range(5), "How many?")
     seeds = set[int]()

@@ -36,6 +36,7 @@ from rsd_integrations.protocols import Backend, WriterSession
 from rsd_integrations.testing import ScriptedScorer, ScriptedWriter, scripted_pipeline
 from rsd_integrations.types import RequestCounts
 from tests.gated import PATIENCE, endless, open_sessions, wait_for
+from tests.gated import Gated as Held
 from tests.tiny_models import causal, token_classifier, tokenizer, trio
 
 STEPS = ["one\n\n", "two\n\n", "three\n\n", "four"]
@@ -990,7 +991,15 @@ def test_no_output_is_free_text() -> None:
 
 
 async def test_closing_leaves_the_loop_free() -> None:
-    pipe = scripted_pipeline(["one\n\n", "two"])
-    await pipe.aclose()
+    draft = Held(["one\n\n", "two"])
+    pipe = RSDPipeline(Backend(draft, ScriptedWriter([]), ScriptedScorer([1.0])))
+    stream = pipe.astream("x")
+    await asyncio.to_thread(draft.entered.wait, 30)
+    closing = asyncio.create_task(pipe.aclose())
+    await asyncio.sleep(0.05)  # Else the round, which waits for the gate, would keep this waiting, too.
+    draft.gate.set()
+    await closing
     assert pipe.closed
+    with pytest.raises(EngineClosedError):
+        await stream.result()
     await pipe.aclose()

@@ -17,7 +17,7 @@ import pytest
 
 from rsd_integrations import Generation, RSDPipeline
 from rsd_integrations.engine.streams import AsyncEventStream, EventStream
-from rsd_integrations.errors import BackendError, EngineClosedError, StreamError
+from rsd_integrations.errors import BackendError, EngineClosedError, RewardError, StreamError
 from rsd_integrations.protocols import Backend
 from rsd_integrations.testing import ScriptedScorer, ScriptedWriter, scripted_pipeline
 from tests.gated import Gated
@@ -143,6 +143,19 @@ def test_a_failure_has_the_same_traceback_however_often_it_is_asked_for() -> Non
                 stream.result()
             lines.append(len(traceback.format_tb(caught.value.__traceback__)))
     assert len({*lines[1:]}) == 1
+
+
+def test_a_failure_shows_where_it_came_from_each_time() -> None:
+    def judge(reward: float) -> float:
+        raise BackendError("it broke here.")
+
+    with scripted_pipeline(STEPS) as pipe:
+        stream = pipe.stream("x", weighting=judge)
+        for _ in range(2):
+            with pytest.raises(RewardError) as caught:
+                stream.result()
+            names = [frame.name for frame in traceback.extract_tb(caught.value.__traceback__)]
+            assert "acceptance_probability" in names
 
 
 def test_those_that_a_close_cuts_off_have_an_error_each() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -85,3 +87,18 @@ def test_a_reward_function_that_fails_is_tried_again() -> None:
 
     with ChatRSD.pocket(prm=judge) as llm:
         assert asked_again(llm, errors.RewardError) == 3
+
+
+def test_a_refused_call_keeps_no_pipeline() -> None:
+    """Nor does it wait for the garbage collector: a dropped pipeline gives a device's memory back."""
+    gc.collect()
+    gc.disable()
+    try:
+        pipe = scripted_pipeline(["fine"])
+        llm, kept = ChatRSD.from_pipeline(pipe), weakref.ref(pipe)
+        with pytest.raises(errors.ConfigError):
+            llm.invoke("1 + 1?", temperature=-1)
+        del pipe, llm
+        assert kept() is None
+    finally:
+        gc.enable()

@@ -190,25 +190,30 @@ class Source:
                 ) from error
             what = "config" if auto is AutoConfig else "tokenizer"
             if what == "config":
-                self._check_kind(error)
+                check_whole(self.role, self.name, self.hub.get("subfolder") or "")
+                self.check_kind(error)
             raise ModelError(
                 f"cannot read the {what} of {self.role}={name!r}: {told(error, self.hub)}",
                 hint=remedy(self.role, error, what),
             ) from error
 
-    def _check_kind(self, error: Exception) -> None:
-        """Say it if a source without a config of its own is no whole model.
+    def check_kind(self, error: Exception) -> None:
+        """Say it if a hub id without a config or weights of its own is no whole model.
+
+        Args:
+            error: what reading it raised.
 
         Raises:
             ModelError: it is an adapter, or GGUF.
         """
-        check_whole(self.role, self.name, self.hub.get("subfolder") or "")
-        lacks = "config.json" in str(error)  # Otherwise the hub may not be there to be asked.
-        if lacks and not Path(self.name).exists():
-            if is_adapter(self.name, self.hub):
-                raise no_model(self.role, self.name, adapter=True) from error
-            if "gguf" in self.name.lower():
-                raise no_model(self.role, self.name, adapter=False) from error
+        # Otherwise the hub may not be there to be asked.
+        lacks = any(words in str(error) for words in ("config.json", "file named"))
+        if self.model is not None or not lacks or Path(self.name).exists():
+            return
+        if is_adapter(self.name, self.hub):
+            raise no_model(self.role, self.name, adapter=True) from error
+        if "gguf" in self.name.lower():
+            raise no_model(self.role, self.name, adapter=False) from error
 
     def load_options(self, device: str | None, dtype: Any) -> dict[str, Any]:
         """What ``from_pretrained`` gets."""

@@ -50,12 +50,13 @@ def remedy(role: Role, error: Exception, what: str) -> str:
     restricted = "gated repo" in said or "private repo" in said
     damaged = type(error).__name__ == "SafetensorError" or isinstance(error, FileNotFoundError)
     other = f"{options}={{'tokenizer': ...}}, a folder, a hub id or a tokenizer"
+    pickled = f"use_safetensors=False in {options}"
     known = (
         (restricted, f"Check the name; if access is restricted, pass a token in {options}, or {_LOG_IN}."),
         ("trust_remote_code" in said, f'If you trust it, pass {options}={{"trust_remote_code": True}}.'),
         (what == "config", f"{_CHECK}."),
         (what == "tokenizer", f"{_CHECK}; or give another tokenizer: {other}."),
-        ("file named" in said, f"Check {options}. For a .bin checkpoint pass use_safetensors=False there."),
+        ("file named" in said, f"Are its weights there (offline)? For a .bin checkpoint pass {pickled}."),
         (damaged, "A file of weights is missing, cut off, or a mere pointer of Git LFS: download it again."),
     )
     return next((helps for fits, helps in known if fits), f"Check {options}.")

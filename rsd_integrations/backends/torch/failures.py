@@ -32,7 +32,7 @@ class Rows:
         Raises:
             PromptError: there is one.
         """
-        highest = max((token for feed in feeds for token in feed.tokens), default=0)
+        highest = max((max(feed.tokens, default=0) for feed in feeds), default=0)
         if self.count is not None and highest >= self.count:
             raise PromptError(
                 f"a text has the token {highest}, but {self.model!r} has embeddings of {self.count} tokens.",

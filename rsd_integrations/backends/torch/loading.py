@@ -112,11 +112,10 @@ def load_backend(
     calls = [Calls.of(writer.tokenizer) for writer in writers[-1:]]
 
     def load() -> Backend:
-        with MAKING_MODELS.turn():
-            for source in writers:
-                parts[source.role] = _load_writer(source, calls[0], device, dtype, **running)
-            if judge is not None and prm_form is not None:
-                parts["prm"] = _load_scorer(judge, prm_form, device, dtype, **running)
+        for source in writers:
+            parts[source.role] = _load_writer(source, calls[0], device, dtype, **running)
+        if judge is not None and prm_form is not None:
+            parts["prm"] = _load_scorer(judge, prm_form, device, dtype, **running)
         return Backend(**parts, max_batch_size=max_batch_size)
 
     return apart(device, load)
@@ -164,10 +163,12 @@ def _load_scorer(source: Source, form: PRMFormat, device: str, dtype: Any, **run
 
 def _loading(source: Source, load: Any) -> Any:
     try:
-        return load()
+        with MAKING_MODELS.turn():
+            return load()
     except ModelError:
         raise
     except Exception as error:
+        source.check_kind(error)
         raise ModelError(
             f"cannot load {source.role}={source.name!r}: {told(error, source.hub)}",
             hint=remedy(source.role, error, "weights"),

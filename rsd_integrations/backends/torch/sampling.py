@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -86,15 +86,11 @@ def _portions(rows: Sequence[Row]) -> Iterator[list[int]]:
     """Indices of rows with the same filters, which are drawn together."""
     alike: dict[Sampling, list[int]] = {}
     for index, row in enumerate(rows):
-        alike.setdefault(replace(row.sampling, draw=_nothing), []).append(index)
+        alike.setdefault(row.sampling, []).append(index)
     logits_RV = rows[0].logits_RV
     most = max(1, _AT_ONCE // logits_RV.shape[-1]) if logits_RV.device.type == "cpu" else len(rows)
     for group in alike.values():
         yield from (group[start : start + most] for start in range(0, len(group), most))
-
-
-def _nothing() -> float:
-    raise AssertionError("draws nothing")
 
 
 def _draw_alike(rows: Sequence[Row], way: Callable[..., torch.Tensor]) -> torch.Tensor:
