@@ -121,8 +121,10 @@ def _product() -> Callable[..., torch.Tensor] | None:
         made: torch.Tensor = torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
         return made
 
+    # Not by default: loading elsewhere sets another type for a moment, and users may set another device.
+    plain: dict[str, Any] = {"device": "cpu", "dtype": torch.float32}
     try:
-        made = product(torch.ones(4, 3, device="cpu"), torch.ones(2, 3, device="cpu"))
+        made = product(torch.ones(4, 3, **plain), torch.ones(2, 3, **plain))
     except Exception:  # It is no public part of torch.
         return None
     return product if bool((made == 3).all()) else None
