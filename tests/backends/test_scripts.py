@@ -111,3 +111,41 @@ def test_text_that_a_schema_prescribes_is_written_as_it_is(text: str) -> None:
         written.append(int(constraint.allowed(len(tokenizer)).int().argmax()))
         constraint.push(written[-1:])
     assert json.loads(tokenizer.decode(written)) == {text: text}
+
+
+DRAFT, TARGET = "中国人民大学的学生", "大国公园很好天气吧"
+
+
+def spelled_out(script: str, number: int) -> tuple[Any, str]:
+    """By a vocabulary in which each token is a byte. With another number it is another vocabulary."""
+    return across_characters(size=258, added=("<|other|>",) * number), script
+
+
+@pytest.mark.parametrize("most", [1, 2, 4, 5, 7])
+@pytest.mark.parametrize("rejected", [(2,), (1, 3), (2, 3, 5)])
+@pytest.mark.parametrize(
+    "fields", [{}, {"repetition_penalty": 1.000001}, {"draft_candidates": 2, "temperature": 0.001, "seed": 1}]
+)
+def test_a_limit_may_cut_a_character(most: int, rejected: tuple[int, ...], fields: dict[str, Any]) -> None:
+    """The other model, which knows the text alone, writes the character anew."""
+
+    def prm(prompt: Any, steps: list[str]) -> float:
+        return 0.0 if len(steps) in rejected else 1.0
+
+    draft, target = spelled_out(DRAFT, 0), spelled_out(TARGET, 1)
+    result = answer(draft, target, prm, max_step_tokens=most, max_steps=100, **fields)
+    assert result.finish_reason == "stop"
+    assert all(letter in pair for letter, *pair in zip(result.text, DRAFT, TARGET, strict=True))
+
+
+@pytest.mark.parametrize("most", [1, 2, 4, 5, 7])
+def test_a_limit_may_cut_a_character_in_a_document(most: int) -> None:
+    def prm(prompt: Any, steps: list[str]) -> float:
+        return len(steps) % 2
+
+    scripts = [json.dumps({"a": text}, ensure_ascii=False) for text in (DRAFT, TARGET)]
+    draft, target = (spelled_out(script, number) for number, script in enumerate(scripts))
+    result = answer(draft, target, prm, document(a={"type": "string"}), max_step_tokens=most, max_steps=100)
+    assert result.finish_reason == "stop"
+    written = json.loads(result.text)["a"]
+    assert all(letter in pair for letter, *pair in zip(written, DRAFT, TARGET, strict=True))

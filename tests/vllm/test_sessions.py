@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from llguidance import LLMatcher
 from llguidance.hf import from_tokenizer
 
@@ -25,6 +28,7 @@ from rsd_integrations.prm.base import Feed
 from rsd_integrations.prm.trl import TRLFormat
 from rsd_integrations.protocols import DraftStep, Kept, ModelInfo, Sampling, WindowFull, Written
 from rsd_integrations.text.segment import StepBoundary
+from tests.small_tokenizers import CJK, across_characters
 from tests.tiny_models import tokenizer
 
 INFO = ModelInfo("tiny", parameters=10, pair_flops=1, window=60)
@@ -56,6 +60,31 @@ def test_half_a_character_of_a_rejected_step_is_gone() -> None:
     session.begin(step())
     session.push(whole[0])
     assert session.text == "x"
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_a_cut_character_makes_way_for_another_model_s_text(data: st.DataObject) -> None:
+    """Whatever a limit cuts: the tokens are those of the text, and its character is written anew."""
+    tok = across_characters()
+    language = Language.of(tok, "tiny", None, Calls.of(tok))
+    session = VLLMWriter(SERVERS, "tiny", language, replace(INFO, window=2000)).open("hi")
+    text, going = "", list[int]()
+    for own in data.draw(st.lists(st.booleans(), max_size=8)):
+        said = data.draw(st.text(st.sampled_from("".join(CJK).replace("\n", "")), min_size=1, max_size=6))
+        going += tok.encode(said, add_special_tokens=False)
+        count = data.draw(st.integers(1, len(going)))
+        session.begin(step(count))
+        written = [session.push(token) for token in going[:count]][-1]
+        assert written is not None and written.end == "limit"
+        if own:
+            session.commit(Kept("draft", written, written.text), own=True)
+            text, going = text + written.text, going[count:]
+        else:
+            rejected(session, said)
+            text, going = text + said, []
+        told = tok.decode(session.tokens[session.prompt_tokens :])
+        assert told.removesuffix("\ufffd" * bool(going)) == text
 
 
 def test_a_session_counts_what_a_server_does_not_tell() -> None:

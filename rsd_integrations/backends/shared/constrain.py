@@ -110,6 +110,11 @@ class Constraint:
             self._matcher.rollback(self._uncommitted)
         self._uncommitted = 0
 
+    def take_back(self, count: int) -> None:
+        """Drop this many committed tokens; none are in progress."""
+        if count:
+            self._matcher.rollback(count)
+
 
 class Grammars:
     """Compiles outputs for one model's tokenizer, and keeps what it compiled. Any thread.

@@ -33,11 +33,19 @@ class Detokenizer:
         """Tokens of a character that is not whole yet. The first may end another one, which was shown."""
         self._shown_text = ""
         """The text of the shown tokens; if there are none, the part of the half's text that was shown."""
+        self._ragged: tuple[int, str] = (0, "")
+        """Tokens since one last ended where a character does, and what was shown of them."""
         self.mark()
 
     def push(self, tokens: Sequence[int]) -> str:
         """Text that these tokens add."""
-        return "".join(self._push(token) for token in tokens if token not in self._hidden)
+        return "".join(map(self._take, tokens))
+
+    def _take(self, token: int) -> str:
+        new = "" if token in self._hidden else self._push(token)
+        count, shown = self._ragged
+        self._ragged = (count + 1, shown + new) if self._half else (0, "")
+        return new
 
     def _push(self, token: int) -> str:
         tokens = (*self._half, token)
@@ -86,11 +94,21 @@ class Detokenizer:
 
     def mark(self) -> None:
         """A step begins here."""
-        self._marked = self._shown, self._half, self._shown_text
+        self._marked = self._shown, self._half, self._shown_text, self._ragged
 
-    def back(self) -> None:
-        """Go back to where the step began."""
-        self._shown, self._half, self._shown_text = self._marked
+    def back(self, *, to_whole: bool = False) -> None:
+        """Go back to where the step began. ``to_whole``: and before the tokens that are ``ragged``."""
+        self._shown, self._half, self._shown_text, self._ragged = self._marked
+        if to_whole:
+            self._half, self._ragged = (), (0, "")
+            self._shown_text = self._decode(self._shown)
+
+    @property
+    def ragged(self) -> tuple[int, str]:
+        """If the step began within a character: how many tokens there are before it since one ended where
+        a character does, and the text of theirs that was shown.
+        """
+        return self._marked[3]
 
 
 def decoder(tokenizer: Any) -> Callable[[Sequence[int]], str]:

@@ -122,7 +122,7 @@ class Messages(Detokenizer):
         super().mark()
         self._stood = self._stands
 
-    def back(self) -> None:
-        """Go back to where the step began."""
-        super().back()
+    def back(self, *, to_whole: bool = False) -> None:
+        """Go back to where the step began. ``to_whole``: as of a ``Detokenizer``."""
+        super().back(to_whole=to_whole)
         self._stands = self._stood

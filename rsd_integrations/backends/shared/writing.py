@@ -101,14 +101,29 @@ class StepText:
 
     def own_tokens(self, written: Written) -> tuple[int, ...]:
         """A step in the writer's tokens: the ids themselves where the vocabulary is the same."""
-        if written.vocabulary == self._writer.vocabulary:
-            return written.token_ids
-        return self._writer.tooling.encode(written.text, calls=self.reader is not None)
+        return written.token_ids if self._shares(written) else self._encode(written.text)
 
-    def _exact_tokens(self, written: Written) -> tuple[int, ...]:
-        if written.vocabulary == self._writer.vocabulary:
-            return written.token_ids
-        return self._writer.tooling.encode_exactly(written.text, calls=self.reader is not None)
+    def replacing(self, written: Written) -> tuple[int, tuple[int, ...]]:
+        """What takes the place of the step in progress: how many of the committed tokens go with it, and the
+        tokens.
+
+        Text of another vocabulary begins with a whole character, so the bytes of one that a limit cut go.
+        """
+        count, shown = self._taken_back(written)
+        return count, written.token_ids if self._shares(written) else self._encode(shown + written.text)
+
+    def _taken_back(self, written: Written) -> tuple[int, str]:
+        """The number of those tokens, and the text of theirs that is to be written again.
+
+        Without new text all stays: else limits of a token or two would let neither model end a character.
+        """
+        return self._detokenizer.ragged if written.text and not self._shares(written) else (0, "")
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return self._writer.tooling.encode(text, calls=self.reader is not None)
+
+    def _shares(self, written: Written) -> bool:
+        return written.vocabulary == self._writer.vocabulary
 
     def begin(self) -> None:
         """Begin a step behind what is committed."""
@@ -140,21 +155,30 @@ class StepText:
         """Go on behind the step in progress, or behind these tokens in its place.
 
         Args:
+            tokens: as of ``replacing``.
             written: the step that is committed.
 
         Raises:
             BackendError: the constraint does not allow it.
         """
+        count, shown = (0, "") if tokens is None else self._taken_back(written)
         if self.constraint is not None:
             if tokens is not None:
                 self.constraint.back()
                 # An answer's last step is not checked: the other model may spell the end in its own way.
-                self.constraint.push(self._exact_tokens(written) if written.end != "eos" else ())
+                if written.end != "eos":
+                    self.constraint.take_back(count)
+                    self.constraint.push(self._exact_tokens(written, shown))
             self.constraint.keep()
         if tokens is not None:
-            self._detokenizer.back()
+            self._detokenizer.back(to_whole=count > 0)
             self._detokenizer.push(tokens)
         self._detokenizer.mark()
+
+    def _exact_tokens(self, written: Written, before: str) -> tuple[int, ...]:
+        if self._shares(written):
+            return written.token_ids
+        return self._writer.tooling.encode_exactly(before + written.text, calls=self.reader is not None)
 
 
 class SpeakingWriter:

@@ -194,10 +194,11 @@ class VLLMWriterSession(TokenSession):
         self._kept = own
         if not own:
             self.leave_ahead()
-        step = None if own else self._text.own_tokens(kept.written)
+        back, step = (0, None) if own else self._text.replacing(kept.written)
         if step is None:
             self.base = len(self.tokens)
         else:
+            self.base -= back
             self.put(step)
         if self.form is not None:
             self.form.commit(kept.written.text)
