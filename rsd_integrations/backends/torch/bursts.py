@@ -86,7 +86,7 @@ class Endings:
         # A model's config may name end tokens that its tokenizer does not know: they cannot be drawn.
         ending_V1[[*(token for token in self._eos_ids if 0 <= token < size), size]] = True
         if characters:
-            # A character that ends a step may come with half of another behind it, and is then held back.
+            # The last token of a character that ends a step may have but some of its bytes.
             wanted = characters | {HALF}
             found = [token for token, text in self._texts.items() if not wanted.isdisjoint(text)]
             ending_V1[found] = True
