@@ -338,7 +338,7 @@ def _call(item: Any, key: str, text: str) -> ToolCall | InvalidToolCall:
         if flaw := _flaw({key: arguments}):
             return _invalid(text, flaw, name)
     if not isinstance(arguments, dict):
-        return _invalid(text, "its arguments are no JSON object", name, json.dumps(arguments))
+        return _invalid(text, "its arguments are no object", name, json.dumps(arguments, ensure_ascii=False))
     return ToolCall(id=new_id(), name=name, arguments=arguments)
 
 
