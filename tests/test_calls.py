@@ -262,7 +262,7 @@ DEEP = "[" * 120 + "]" * 120
     [
         ('<tool_call>{"name": "add", "arguments": {"x": }}</tool_call>', "malformed"),
         ('<tool_call>{"arguments": {"x": 1}}</tool_call>', "names no tool"),
-        ('<tool_call>{"name": "add", "arguments": [1]}</tool_call>', "no JSON object"),
+        ('<tool_call>{"name": "add", "arguments": [1]}</tool_call>', "are no object"),
         ('<tool_call>{"name": "add", "arguments": "{x"}</tool_call>', "arguments is malformed"),
         ('<tool_call>{"name": "add", "arguments": {"x": NaN}}</tool_call>', "malformed: NaN"),
         ('<tool_call>{"name": "add", "arguments": {"x": -1e999}}</tool_call>', "malformed: -1e999"),
