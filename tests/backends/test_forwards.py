@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import random
 import warnings
@@ -456,8 +457,10 @@ def test_by_default_nothing_is_launched_on_a_cpu() -> None:
         assert made is launcher
 
 
-def test_a_compiled_token_is_the_same() -> None:
-    """What most forwards are: one token behind a prompt, which is called."""
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_a_compiled_token_is_the_same(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What most forwards are: one token behind a prompt, which is called. Inductor alone takes 20 seconds."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
     model = causal("Qwen2", 3)
     runner = runner_of(model, launcher=lambda slots, capacity: Compiled)
     slot, tokens = runner.pool.claim()[0], list(range(1, 103))
