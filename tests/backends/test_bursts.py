@@ -163,7 +163,9 @@ def test_an_idle_row_between_neither_ends_nor_breaks_it(lengths: Counter[int]) -
     assert lengths == {6: 2}
 
 
-@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize(
+    "pair", [pytest.param(pair, marks=[pytest.mark.slow] * (pair == "sliding window")) for pair in PAIRS]
+)
 def test_answers_are_the_same(pair: str, lengths: Counter[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Alone and in company, of all kinds, whatever ends a step; and alone nothing is read in vain."""
     monkeypatch.setattr(job, "GUESSING_PAYS", 0)

@@ -46,8 +46,8 @@ def recordings(monkeypatch: pytest.MonkeyPatch) -> Recordings:
     return made
 
 
-SLOW = ("other tokenizer", "sliding window")
-"""Recorded pairs whose storms of requests (``test_ahead.py``) run by default instead."""
+SLOW = ("other tokenizer", "sliding window", "kinds of layers")
+"""Recorded in storms of requests (``test_ahead.py``) or in histories (``test_slots.py``) by default."""
 
 
 @pytest.mark.parametrize(

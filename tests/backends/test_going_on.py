@@ -91,7 +91,7 @@ def test_the_same_answers_and_fewer_forwards_of_the_prm(
     assert forwards[0] < 0.9 * scored
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.2])
+@pytest.mark.parametrize("temperature", [pytest.param(0.0, marks=pytest.mark.slow), 1.2])
 def test_short_steps_long_waits_limits_and_stop_strings(
     pipe: RSDPipeline, temperature: float, recalled: list[int]
 ) -> None:

@@ -60,7 +60,7 @@ def close(model: Any, output: Any, tokens: list[int]) -> bool:
     return float((output.kept_R[-1] - expected).abs().max() / expected.abs().max()) < 1e-4
 
 
-@pytest.mark.parametrize("way", ["called", "keys gathered", "recorded"])
+@pytest.mark.parametrize("way", ["called", pytest.param("keys gathered", marks=pytest.mark.slow), "recorded"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_any_history_gives_what_a_full_forward_gives(architecture: str, way: str) -> None:
     """Rows of all lengths, appended to, rolled back, dropped and begun anew, past any window."""

@@ -64,7 +64,9 @@ def test_any_history_gives_what_a_full_forward_gives(architecture: str) -> None:
     assert all(kind.trace is not None and not kind.refused for kind in met)
 
 
-@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize(
+    "pair", [pytest.param(pair, marks=[pytest.mark.slow] * (pair == "sliding window")) for pair in PAIRS]
+)
 def test_answers_are_the_same_traced_and_called(pair: str) -> None:
     """Token for token, alone and in company, with guesses, with candidates, past rejected steps."""
     with load(*PAIRS[pair]) as pipe, ThreadPoolExecutor(len(ASKED)) as pool:

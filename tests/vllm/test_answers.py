@@ -345,7 +345,7 @@ def test_random_models_answer_alike(tmp_path: Path, flavours: tuple[str, str]) -
         RSDPipeline.from_vllm(draft.url, target.url, prm.url) as over,
         RSDPipeline.from_pretrained(*map(str, folders), device="cpu") as within,
     ):
-        for seed in range(6):
+        for seed in range(3):
             fields["chat_template_kwargs"] = {"opening": "So"} if seed % 2 else {}
             mine, theirs = (pipe.generate("Go on.", seed=seed, **fields) for pipe in (over, within))
             assert told(mine) == told(theirs)

@@ -52,15 +52,18 @@ def served(
     return out.reasoning, out.text, out.finish_reason, [call.name for call in out.tool_calls]
 
 
+THOUGHTS = [THOUGHT, pytest.param(None, marks=pytest.mark.slow)]
+
+
 @pytest.mark.parametrize("name", SPEAKERS)
-@pytest.mark.parametrize("thought", [THOUGHT, None])
+@pytest.mark.parametrize("thought", THOUGHTS)
 def test_thoughts_are_reasoning(name: str, thought: str | None, tmp_path: Path) -> None:
     script = SPEAKERS[name].written(ANSWER, thought)
     assert served(name, script, tmp_path, Output(), 1.1) == (thought, ANSWER, "stop", [])
 
 
 @pytest.mark.parametrize("name", SPEAKERS)
-@pytest.mark.parametrize("thought", [THOUGHT, None])
+@pytest.mark.parametrize("thought", THOUGHTS)
 def test_documents(name: str, thought: str | None, tmp_path: Path) -> None:
     script = SPEAKERS[name].written(DOCUMENT, thought)
     assert served(name, script, tmp_path, FORM) == (thought, DOCUMENT, "stop", [])
