@@ -42,6 +42,13 @@ def load(three: tuple[Party, Party, Party], **options: Any) -> RSDPipeline:
     return RSDPipeline.from_pretrained(draft, target, prm, device="cpu", **options)
 
 
+def seeds(usual: int) -> Any:
+    """So many of ten seeds, and the rest with the slow tests."""
+    return pytest.mark.parametrize(
+        "numbers", [range(usual), pytest.param(range(usual, 10), marks=pytest.mark.slow)], ids=str
+    )
+
+
 @pytest.fixture(autouse=True, scope="module")
 def the_draft_guesses() -> Iterator[None]:
     """Inside of rewrites, whatever the models' sizes: the tiny ones are alike."""
@@ -137,9 +144,10 @@ def sampled(seed: int) -> Terms:
     )
 
 
-def test_sampling_equals_the_oracle(pair: Any) -> None:
+@seeds(7)
+def test_sampling_equals_the_oracle(pair: Any, numbers: range) -> None:
     three, pipe = pair
-    cases = [(PROMPTS[seed % len(PROMPTS)], sampled(seed)) for seed in range(7)]
+    cases = [(PROMPTS[seed % len(PROMPTS)], sampled(seed)) for seed in numbers]
     check_all(three, pipe, cases)
 
 
@@ -150,14 +158,16 @@ def best_of(seed: int) -> Terms:
     return Terms(**terms | ({"threshold": 0.0} if seed % 2 else {}))
 
 
-def test_the_best_of_several_candidates_equals_the_oracle(pair: Any) -> None:
+@seeds(4)
+def test_the_best_of_several_candidates_equals_the_oracle(pair: Any, numbers: range) -> None:
     three, pipe = pair
-    check_all(three, pipe, [(PROMPTS[seed % len(PROMPTS)], best_of(seed)) for seed in range(4)])
+    check_all(three, pipe, [(PROMPTS[seed % len(PROMPTS)], best_of(seed)) for seed in numbers])
 
 
-def test_candidates_of_different_tokenizers(mixed_tokenizers: Any) -> None:
+@seeds(4)
+def test_candidates_of_different_tokenizers(mixed_tokenizers: Any, numbers: range) -> None:
     three, pipe = mixed_tokenizers
-    check_all(three, pipe, [(PROMPTS[seed % len(PROMPTS)], best_of(seed)) for seed in range(4)])
+    check_all(three, pipe, [(PROMPTS[seed % len(PROMPTS)], best_of(seed)) for seed in numbers])
 
 
 def test_what_all_candidates_share_is_read_once() -> None:
@@ -177,7 +187,7 @@ def test_different_tokenizers_share_text(mixed_tokenizers: Any) -> None:
     three, pipe = mixed_tokenizers
     assert three[0].encode("more marbles.\n\n") != three[1].encode("more marbles.\n\n")
     cases = [(PROMPTS[n % 3], terms) for n, terms in enumerate(GREEDY)]
-    cases += [(PROMPTS[seed % 3], sampled(seed)) for seed in range(7)]
+    cases += [(PROMPTS[seed % 3], sampled(seed)) for seed in range(10)]
     stories = check_all(three, pipe, cases)
     turns = [{step.source for step in story.steps} for story in stories]
     assert {"draft", "target"} in turns
@@ -224,7 +234,7 @@ def test_a_request_does_not_depend_on_its_company(
     """
     _, pipe = pair
     monkeypatch.setattr(pipe._engine, "_score_rounds", rounds)
-    cases = [(PROMPTS[n % 3], sampled(n)) for n in range(5)] + [(PROMPTS[n % 3], GREEDY[n]) for n in range(2)]
+    cases = [(PROMPTS[n % 3], sampled(n)) for n in range(6)] + [(PROMPTS[n % 3], GREEDY[n]) for n in range(4)]
     alone = [pipe.generate(prompt, **fields(terms)) for prompt, terms in cases]
     together: list[Generation | None] = [None] * len(cases)
 

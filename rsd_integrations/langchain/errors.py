@@ -76,20 +76,7 @@ class RefusedError(errors.RefusedError, exceptions.ModelInvalidRequestError):
 
 
 _KINDS: dict[type[errors.RSDError], type[errors.RSDError]] = {
-    kind.__bases__[0]: kind
-    for kind in (
-        BackendError,
-        ConfigError,
-        DeviceMemoryError,
-        EngineClosedError,
-        ModelError,
-        PromptError,
-        PromptLengthError,
-        RefusedError,
-        RewardError,
-        TimedOutError,
-        UnreachableError,
-    )
+    getattr(errors, name): globals()[name] for name in __all__ if hasattr(errors, name)
 }
 
 

@@ -34,7 +34,7 @@ from rsd_integrations.errors import BackendError
 from rsd_integrations.protocols import DraftStep, GuessStep, Sampling, TargetStep, Written
 from rsd_integrations.text.segment import StepBoundary, Unbroken
 from tests.backends.test_slots import recomputed, runner_of
-from tests.backends.test_speculation import ASKED, FIELDS, PAIRS, PROMPT, ask, check_equal, load
+from tests.backends.test_speculation import ASKED, FIELDS, PAIRS, PROMPT, ask, check_equal, load, pairs
 from tests.backends.test_unsound import overflowing
 from tests.small_tokenizers import byte_level, sentencepiece_like
 from tests.tiny_models import ARCHITECTURES, causal, tokenizer, trio
@@ -163,9 +163,7 @@ def test_an_idle_row_between_neither_ends_nor_breaks_it(lengths: Counter[int]) -
     assert lengths == {6: 2}
 
 
-@pytest.mark.parametrize(
-    "pair", [pytest.param(pair, marks=[pytest.mark.slow] * (pair == "sliding window")) for pair in PAIRS]
-)
+@pairs("sliding window", "kinds of layers")
 def test_answers_are_the_same(pair: str, lengths: Counter[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Alone and in company, of all kinds, whatever ends a step; and alone nothing is read in vain."""
     monkeypatch.setattr(job, "GUESSING_PAYS", 0)

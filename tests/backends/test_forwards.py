@@ -31,7 +31,7 @@ from rsd_integrations.backends.torch.runner import SlotRunner
 from rsd_integrations.backends.torch.states import is_recurrent
 from rsd_integrations.errors import ConfigError
 from tests.backends.test_slots import close, run_a_history, runner_of
-from tests.backends.test_speculation import ASKED, FIELDS, PAIRS, ask, check_equal, load
+from tests.backends.test_speculation import ASKED, FIELDS, PAIRS, ask, check_equal, load, pairs
 from tests.recording import Recordings
 from tests.tiny_models import ARCHITECTURES, EXPERTS, causal, token_classifier, trio
 
@@ -46,13 +46,8 @@ def recordings(monkeypatch: pytest.MonkeyPatch) -> Recordings:
     return made
 
 
-SLOW = ("other tokenizer", "sliding window", "kinds of layers")
-"""Recorded in storms of requests (``test_ahead.py``) or in histories (``test_slots.py``) by default."""
-
-
-@pytest.mark.parametrize(
-    "pair", [pytest.param(pair, marks=[pytest.mark.slow] * (pair in SLOW)) for pair in PAIRS]
-)
+# The others are recorded in storms of requests (test_ahead.py) and in histories (test_slots.py) as well.
+@pairs("other tokenizer", "sliding window", "kinds of layers")
 def test_answers_are_the_same_recorded_and_called(pair: str, recordings: Recordings) -> None:
     """Token for token, alone and in company, with guesses, with candidates, past rejected steps."""
     with load(*PAIRS[pair]) as pipe:

@@ -92,8 +92,9 @@ def test_the_same_answers_and_fewer_forwards_of_the_prm(
 
 
 @pytest.mark.parametrize("temperature", [pytest.param(0.0, marks=pytest.mark.slow), 1.2])
+@pytest.mark.parametrize("count", [3, pytest.param(5, marks=pytest.mark.slow)])
 def test_short_steps_long_waits_limits_and_stop_strings(
-    pipe: RSDPipeline, temperature: float, recalled: list[int]
+    pipe: RSDPipeline, temperature: float, count: int, recalled: list[int]
 ) -> None:
     pipe._engine._score_rounds = 30
     for more in (
@@ -106,8 +107,8 @@ def test_short_steps_long_waits_limits_and_stop_strings(
         {"min_p": 0.1},
     ):
         fields = {"temperature": temperature, **more}
-        alone = [ask(pipe, seed, **fields) for seed in range(3)]
-        for one, other in zip(together(pipe, 3, **fields), alone, strict=True):
+        alone = [ask(pipe, seed, **fields) for seed in range(count)]
+        for one, other in zip(together(pipe, count, **fields), alone, strict=True):
             check_equal(one, other)
     assert recalled
 

@@ -121,7 +121,7 @@ def spelled_out(script: str, number: int) -> tuple[Any, str]:
     return across_characters(size=258, added=("<|other|>",) * number), script
 
 
-@pytest.mark.parametrize("most", [1, 2, 5])
+@pytest.mark.parametrize("most", [1, 2, 5, *(pytest.param(most, marks=pytest.mark.slow) for most in (4, 7))])
 @pytest.mark.parametrize("rejected", [(2,), (1, 3), (2, 3, 5)])
 @pytest.mark.parametrize(
     "fields", [{}, {"repetition_penalty": 1.000001}, {"draft_candidates": 2, "temperature": 0.001, "seed": 1}]

@@ -29,6 +29,15 @@ PAIRS = {
     "sliding window": (("Mistral", "ascii"), ("Mistral", "ascii")),
     "kinds of layers": (("Gemma2", "ascii"), ("Gemma3Text", "ascii")),
 }
+
+
+def pairs(*slow: str) -> Any:
+    """A test for each pair; some of them only with the slow ones."""
+    return pytest.mark.parametrize(
+        "pair", [pytest.param(pair, marks=[pytest.mark.slow] * (pair in slow)) for pair in PAIRS]
+    )
+
+
 FIELDS: dict[str, Any] = {
     "weighting": "constant",
     "acceptance_rate": 0.3,

@@ -19,7 +19,7 @@ from rsd_integrations.backends.torch.plan import SlotFeed
 from rsd_integrations.backends.torch.runner import SlotRunner
 from rsd_integrations.backends.torch.traced import Traced
 from tests.backends.test_slots import close, run_a_history, runner_of
-from tests.backends.test_speculation import ASKED, PAIRS, ask, check_equal, load
+from tests.backends.test_speculation import ASKED, PAIRS, ask, check_equal, load, pairs
 from tests.tiny_models import ARCHITECTURES, causal
 
 PROMPT = "Ava has 12 marbles. She buys 9 more."
@@ -64,9 +64,7 @@ def test_any_history_gives_what_a_full_forward_gives(architecture: str) -> None:
     assert all(kind.trace is not None and not kind.refused for kind in met)
 
 
-@pytest.mark.parametrize(
-    "pair", [pytest.param(pair, marks=[pytest.mark.slow] * (pair == "sliding window")) for pair in PAIRS]
-)
+@pairs("sliding window")
 def test_answers_are_the_same_traced_and_called(pair: str) -> None:
     """Token for token, alone and in company, with guesses, with candidates, past rejected steps."""
     with load(*PAIRS[pair]) as pipe, ThreadPoolExecutor(len(ASKED)) as pool:

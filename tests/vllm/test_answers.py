@@ -324,7 +324,8 @@ def test_requests_take_replicas_in_turn_and_stay(trio: Trio) -> None:
 
 
 @pytest.mark.parametrize("flavours", [("ascii", "ascii-b"), ("a", "a"), ("a", "b")])
-def test_random_models_answer_alike(tmp_path: Path, flavours: tuple[str, str]) -> None:
+@pytest.mark.parametrize("numbers", [range(3), pytest.param(range(3, 6), marks=pytest.mark.slow)], ids=str)
+def test_random_models_answer_alike(tmp_path: Path, flavours: tuple[str, str], numbers: range) -> None:
     """With tokenizers of their own what one wrote the other reads as text; those with all bytes write half
     characters.
     """
@@ -345,7 +346,7 @@ def test_random_models_answer_alike(tmp_path: Path, flavours: tuple[str, str]) -
         RSDPipeline.from_vllm(draft.url, target.url, prm.url) as over,
         RSDPipeline.from_pretrained(*map(str, folders), device="cpu") as within,
     ):
-        for seed in range(3):
+        for seed in numbers:
             fields["chat_template_kwargs"] = {"opening": "So"} if seed % 2 else {}
             mine, theirs = (pipe.generate("Go on.", seed=seed, **fields) for pipe in (over, within))
             assert told(mine) == told(theirs)
