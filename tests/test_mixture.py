@@ -99,7 +99,9 @@ def test_the_algorithm_samples_the_mixture(name: str) -> None:
     assert variation(counts, TARGET) > 0.05
 
 
-@pytest.mark.parametrize(("candidates", "threshold"), [(2, 0.5), (4, 0.5), (4, 0.0), (3, 0.9)])
+@pytest.mark.parametrize(
+    ("candidates", "threshold"), [(2, 0.5), pytest.param(4, 0.5, marks=pytest.mark.slow), (4, 0.0), (3, 0.9)]
+)
 def test_the_best_of_several_drafts_takes_the_draft_s_place(candidates: int, threshold: float) -> None:
     """P(best of n = x) = F(x)^n - F(below x)^n, with F the draft's distribution of rewards."""
     config = RSDConfig(draft_candidates=candidates, threshold=threshold, temperature=1.0, max_steps=100)

@@ -144,7 +144,7 @@ def sampled(seed: int) -> Terms:
     )
 
 
-@seeds(7)
+@seeds(5)
 def test_sampling_equals_the_oracle(pair: Any, numbers: range) -> None:
     three, pipe = pair
     cases = [(PROMPTS[seed % len(PROMPTS)], sampled(seed)) for seed in numbers]
@@ -158,13 +158,13 @@ def best_of(seed: int) -> Terms:
     return Terms(**terms | ({"threshold": 0.0} if seed % 2 else {}))
 
 
-@seeds(4)
+@seeds(3)
 def test_the_best_of_several_candidates_equals_the_oracle(pair: Any, numbers: range) -> None:
     three, pipe = pair
     check_all(three, pipe, [(PROMPTS[seed % len(PROMPTS)], best_of(seed)) for seed in numbers])
 
 
-@seeds(4)
+@seeds(3)
 def test_candidates_of_different_tokenizers(mixed_tokenizers: Any, numbers: range) -> None:
     three, pipe = mixed_tokenizers
     check_all(three, pipe, [(PROMPTS[seed % len(PROMPTS)], best_of(seed)) for seed in numbers])

@@ -192,6 +192,7 @@ def test_command_line_with_replicas_and_options(
         assert "unknown --target-kwargs 'modle'. Did you mean 'model'?" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_tuning_over_servers_measures_the_same(urls: dict[str, str], tmp_path: Path) -> None:
     file = tmp_path / "questions.jsonl"
     problems = held_out(2)

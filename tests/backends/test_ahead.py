@@ -126,7 +126,7 @@ def ask(pipe: RSDPipeline, number: int) -> Generation:
     return pipe.generate(PROMPTS[number % 3], **{**FIELDS, **more}, seed=number)
 
 
-@pytest.mark.parametrize("pair", ["other tokenizer", "sliding window"])
+@pytest.mark.parametrize("pair", ["other tokenizer", pytest.param("sliding window", marks=pytest.mark.slow)])
 def test_a_storm_of_requests(pair: str, recordings: Recordings) -> None:
     """Of all kinds, many at once, some given up: each of the others gets what it gets alone."""
     with load(*PAIRS[pair]) as pipe, ThreadPoolExecutor(12) as pool:

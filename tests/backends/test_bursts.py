@@ -113,7 +113,9 @@ def burst(runner: SlotRunner, rows: dict[int, list[int]], made: Burst) -> list[R
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("where", ROWS)
+@pytest.mark.parametrize(
+    "where", [pytest.param(where, marks=[pytest.mark.slow] * (where == "neighbours")) for where in ROWS]
+)
 def test_tokens_are_those_of_full_forwards(architecture: str, where: str, lengths: Counter[int]) -> None:
     model, rows = causal(architecture, 3), ROWS[where]
     runner = proven(model, rows, capacity=96)

@@ -76,7 +76,7 @@ def together(pipe: RSDPipeline, count: int = 8, **fields: Any) -> list[Generatio
         return [stream.result() for stream in streams]
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("temperature", [pytest.param(0.0, marks=pytest.mark.slow), 0.8])
 def test_the_same_answers_and_fewer_forwards_of_the_prm(
     pipe: RSDPipeline, temperature: float, recalled: list[int]
 ) -> None:

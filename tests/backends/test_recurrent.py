@@ -60,7 +60,7 @@ def forwards(model: Any) -> Iterator[list[tuple[int, int]]]:
 
 
 @pytest.mark.parametrize("architecture", RECURRENT)
-@pytest.mark.parametrize("way", ["called", "in runs", "recorded"])
+@pytest.mark.parametrize("way", ["called", pytest.param("in runs", marks=pytest.mark.slow), "recorded"])
 def test_any_history_gives_what_a_full_forward_gives(architecture: str, way: str) -> None:
     """Rows of all lengths, appended to, rolled back to anywhere, dropped and begun anew."""
     if way == "recorded" and architecture == "Qwen3Next":

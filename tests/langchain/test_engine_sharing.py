@@ -139,7 +139,9 @@ async def test_leaving_a_stream_frees_the_engine() -> None:
 
 
 @pytest.mark.parametrize("chain", ["llm", "llm | StrOutputParser()", "node | llm | StrOutputParser()"])
-@pytest.mark.parametrize("leave", ["break", "return", "held.append(stream); return"])
+@pytest.mark.parametrize(
+    "leave", ["break", pytest.param("return", marks=pytest.mark.slow), "held.append(stream); return"]
+)
 def test_leaving_a_stream_as_the_loop_ends_is_silent(chain: str, leave: str) -> None:
     """The loop then closes all generators at once: those of LangChain, and those of ours."""
     script = f"""

@@ -323,7 +323,9 @@ def test_requests_take_replicas_in_turn_and_stay(trio: Trio) -> None:
         assert pipe.generate(QUESTIONS[0], threshold=0.0).text == answers[0].text
 
 
-@pytest.mark.parametrize("flavours", [("ascii", "ascii-b"), ("a", "a"), ("a", "b")])
+@pytest.mark.parametrize(
+    "flavours", [("ascii", "ascii-b"), pytest.param(("a", "a"), marks=pytest.mark.slow), ("a", "b")]
+)
 @pytest.mark.parametrize("numbers", [range(3), pytest.param(range(3, 6), marks=pytest.mark.slow)], ids=str)
 def test_random_models_answer_alike(tmp_path: Path, flavours: tuple[str, str], numbers: range) -> None:
     """With tokenizers of their own what one wrote the other reads as text; those with all bytes write half

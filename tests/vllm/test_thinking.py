@@ -69,7 +69,7 @@ def test_documents(name: str, thought: str | None, tmp_path: Path) -> None:
     assert served(name, script, tmp_path, FORM) == (thought, DOCUMENT, "stop", [])
 
 
-@pytest.mark.parametrize("thought", [THOUGHT, None])
+@pytest.mark.parametrize("thought", THOUGHTS)
 @pytest.mark.parametrize("choice", ["auto", "required"])
 def test_calls_of_gpt_oss(choice: str, thought: str | None, tmp_path: Path) -> None:
     script = GPT_OSS.called("add", DOCUMENT, thought)
