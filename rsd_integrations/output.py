@@ -118,11 +118,9 @@ class Output:
 
     @property
     def key(self) -> str:
-        """A key for caches: equal for equal outputs."""
+        """A key for caches. The order of properties counts: answers are written in it."""
         return json.dumps(
-            [list(self.tools), self.choice, self.parallel, self.schema, self.strict],
-            sort_keys=True,
-            default=str,
+            [list(self.tools), self.choice, self.parallel, self.schema, self.strict], default=str
         )
 
     @property

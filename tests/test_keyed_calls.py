@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from functools import cache
 from typing import Any
 
 import pytest
@@ -148,9 +149,13 @@ def read(name: str, text: str, *tools: Any) -> tuple[str, list[ToolCall | Invali
 
 def opened(name: str, *tools: Any, **asked: Any) -> Constraint:
     """The constraint of an answer that is a call."""
+    return grammars(name).open(Output.of(tools=tools, **{"tool_choice": "required", **asked}), None)
+
+
+@cache
+def grammars(name: str) -> Grammars:
     tok = TOKENIZERS[name]
-    output = Output.of(tools=tools, **{"tool_choice": "required", **asked})
-    return Grammars(tok, frozenset([tok.eos_token_id]), FORMS[name], "x").open(output, None)
+    return Grammars(tok, frozenset([tok.eos_token_id]), FORMS[name], "x")
 
 
 def takes(constraint: Constraint, tok: Any, text: str) -> bool:

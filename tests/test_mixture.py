@@ -100,7 +100,13 @@ def test_the_algorithm_samples_the_mixture(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("candidates", "threshold"), [(2, 0.5), pytest.param(4, 0.5, marks=pytest.mark.slow), (4, 0.0), (3, 0.9)]
+    ("candidates", "threshold"),
+    [
+        (2, 0.5),
+        pytest.param(4, 0.5, marks=pytest.mark.slow),
+        (4, 0.0),
+        pytest.param(3, 0.9, marks=pytest.mark.slow),
+    ],
 )
 def test_the_best_of_several_drafts_takes_the_draft_s_place(candidates: int, threshold: float) -> None:
     """P(best of n = x) = F(x)^n - F(below x)^n, with F the draft's distribution of rewards."""

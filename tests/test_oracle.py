@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -223,40 +223,38 @@ def test_a_threshold_above_1_is_the_target_alone(pair: Any, prompt: str, penalty
     assert generation.usage.draft.forwarded == generation.usage.prm.forwarded == 0
 
 
-@pytest.mark.parametrize("rounds", [0, SCORE_ROUNDS])
-def test_a_request_does_not_depend_on_its_company(
-    pair: Any, rounds: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_request_does_not_depend_on_its_company(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests arrive while others run, some of which are cancelled in mid-step.
 
     Where steps wait for each other's scores, what the draft then wrote on in vain is counted, and nothing
     else differs; where they do not, nothing at all.
     """
     _, pipe = pair
-    monkeypatch.setattr(pipe._engine, "_score_rounds", rounds)
     cases = [(PROMPTS[n % 3], sampled(n)) for n in range(6)] + [(PROMPTS[n % 3], GREEDY[n]) for n in range(4)]
     alone = [pipe.generate(prompt, **fields(terms)) for prompt, terms in cases]
-    together: list[Generation | None] = [None] * len(cases)
+    for rounds in (0, SCORE_ROUNDS):
+        monkeypatch.setattr(pipe._engine, "_score_rounds", rounds)
+        for first, second in zip(alone, at_once(pipe, cases), strict=True):
+            in_vain = second.usage.draft.forwarded - first.usage.draft.forwarded
+            assert 0 <= in_vain <= rounds * len(first.steps)
+            assert without_vain(second) == without_vain(first)
+            assert rounds or plain(second) == plain(first)
 
-    def one(index: int) -> None:
+
+def at_once(pipe: RSDPipeline, cases: list[tuple[str, Terms]]) -> list[Generation]:
+    """Every case in a thread of its own, each beside its like that is given up."""
+
+    def one(index: int) -> Generation:
         prompt, terms = cases[index]
         doomed = pipe.stream(prompt, **fields(terms))
         if index % 2:
             next(doomed)  # It has drafted its first step: cancel it in the middle of its life.
-        together[index] = pipe.generate(prompt, **fields(terms))
+        answer = pipe.generate(prompt, **fields(terms))
         doomed.close()
+        return answer
 
-    threads = [threading.Thread(target=one, args=(index,)) for index in range(len(cases))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    for first, second in zip(alone, together, strict=True):
-        assert second is not None
-        in_vain = second.usage.draft.forwarded - first.usage.draft.forwarded
-        assert 0 <= in_vain <= rounds * len(first.steps)
-        assert without_vain(second) == without_vain(first)
-        assert rounds or plain(second) == plain(first)
+    with ThreadPoolExecutor(len(cases)) as threads:
+        return list(threads.map(one, range(len(cases))))
 
 
 def without_vain(generation: Generation) -> dict[str, Any]:

@@ -145,6 +145,7 @@ def test_keys_tell_outputs_apart() -> None:
         Output.of(tools=TOOLS, parallel_tool_calls=False),
         Output.of(tools=TOOLS[:1]),
         Output.of(response_format={"type": "json_object"}),
+        *(Output(schema={"properties": {name: {} for name in names}}) for names in ("ab", "ba")),
     ]
     assert len({output.key for output in outputs}) == len(outputs)
 

@@ -83,6 +83,7 @@ def accuracy_figure(points: Sequence[PlotPoint], title: str) -> Any:
     # Rows of labels are measured in typographic points, which only a laid out figure can place.
     with _unwarned():
         figure.canvas.draw()
+    figure.set_layout_engine("none")  # Laying out anew would change nothing and take as long as drawing.
     _label_thresholds(main, points, paper)
     return figure
 

@@ -277,6 +277,14 @@ def test_company_changes_nothing(pipe: RSDPipeline) -> None:
     ]
 
 
+def test_each_document_is_in_the_order_of_its_schema(pipe: RSDPipeline) -> None:
+    """A model that has to give its reasons first does so, whoever asked for the same the other way round."""
+    for order in (("why", "sure"), ("sure", "why")):
+        schema = {"properties": {name: {"type": "boolean"} for name in order}, "required": ["sure", "why"]}
+        answer = pipe.generate(QUESTION, output=Output(schema={"type": "object", **schema}), max_tokens=80)
+        assert tuple(json.loads(answer.text)) == order
+
+
 def test_a_length_limit_cuts_a_document_and_says_so(pipe: RSDPipeline) -> None:
     answer = pipe.generate(QUESTION, output=Output.of(response_format=JSON_FORMAT), max_tokens=6)
     assert answer.finish_reason == "length"

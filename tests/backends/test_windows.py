@@ -37,7 +37,12 @@ def check(generation: Generation) -> None:
 
 @pytest.mark.parametrize("small", ["draft", "target", "prm"])
 @pytest.mark.parametrize(
-    "flavours", [("ascii",) * 3, ("ascii", "ascii-b", "ascii"), ("ascii-b", "ascii", "ascii-b")]
+    "flavours",
+    [
+        ("ascii",) * 3,
+        ("ascii", "ascii-b", "ascii"),
+        pytest.param(("ascii-b", "ascii", "ascii-b"), marks=pytest.mark.slow),
+    ],
 )
 def test_a_full_window_ends_an_answer(small: str, flavours: tuple[str, str, str]) -> None:
     with load(small, flavours, max_batch_size=3) as pipe:

@@ -27,10 +27,13 @@ from transformers import (
     AutoModelForTokenClassification,
     AutoTokenizer,
 )
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 __all__ = ["Double", "Fault", "double"]
 
 _MOST = 1024
+_CACHE = next(name for name in ("cache", "past_key_values") if hasattr(BaseModelOutputWithPast(), name))
+"""Its name since transformers 5.24, and before."""
 Fault = Callable[["_Handler"], bool]
 """Answers a question in place of the server; False: it did nothing, and the server answers."""
 
@@ -144,11 +147,14 @@ class Double:
         ids: list[int] = []
         told = None
         reason, why, draws = "length", None, torch.Generator().manual_seed(body.get("seed", 0))
+        new, known = prompt, {"use_cache": True}
         while len(ids) < min(most, _MOST - len(prompt)):
-            logits = self._model(torch.tensor([prompt + ids]), use_cache=False).logits[0, -1]
+            output = self._model(torch.tensor([new]), **known)
+            logits, known = output.logits[0, -1], {_CACHE: output[_CACHE]}
             told = told or _told(logits, body)
             logits = _penalized(logits, prompt + ids, body.get("repetition_penalty", 1.0))
-            ids.append(_drawn(_allowed(logits, body, matcher), body, draws))
+            new = [_drawn(_allowed(logits, body, matcher), body, draws)]
+            ids += new
             if matcher:
                 matcher.consume_token(ids[-1])
             if ids[-1] in body.get("stop_token_ids", []) or ids[-1] == self.tokenizer.eos_token_id:
@@ -219,6 +225,7 @@ class _Server(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # Else what follows the headers waits 40 ms for their receipt.
 
     def log_message(self, *args: Any) -> None:
         pass
