@@ -14,6 +14,9 @@ from rsd_integrations.types import Generation
 
 __all__ = ["SavedAnswers", "fingerprint"]
 
+_OF_MODELS = ("safetensors", "bin", "json", "jinja", "model", "tiktoken", "txt", "py")
+"""Kinds of files that decide how a model answers."""
+
 
 class SavedAnswers:
     """A file of JSON lines: the settings that the answers depend on, then an answer a line.
@@ -147,12 +150,17 @@ class SavedAnswers:
 
 
 def fingerprint(model: Any) -> str | None:
-    """A digest of a folder's weights and config, by names, sizes and times. None for models elsewhere: what
-    a hub id or a URL stood for when the first answers were made is not known.
+    """A digest of a folder's weights, config, tokenizer, templates and code, by names, sizes and times. None
+    for models elsewhere: what a hub id or a URL stood for when the first answers were made is not known.
     """
     folder = Path(model) if isinstance(model, str) else None
     if folder is None or not folder.is_dir():
         return None
-    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("*.json")])
-    told = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    files = sorted(file for kind in _OF_MODELS for file in folder.rglob(f"*.{kind}"))
+    told = [(file.relative_to(folder).as_posix(), *_size_and_time(file)) for file in files]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+
+def _size_and_time(file: Path) -> tuple[int, int]:
+    found = file.stat()
+    return found.st_size, found.st_mtime_ns

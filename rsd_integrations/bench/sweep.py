@@ -60,16 +60,18 @@ def sweep(
     thresholds: Sequence[float],
     config: RSDConfig,
     *,
+    default: bool = True,
     watch: Watch | None = None,
     answers: SavedAnswers | None = None,
 ) -> Sweep:
-    """Answer all questions each way. The PRM's default threshold is measured, listed or not.
+    """Answer all questions each way.
 
     Args:
         pipe: the models.
         tasks: what to answer.
         thresholds: the sweep.
         config: how to decode, but for the threshold and the weighting.
+        default: the PRM's default threshold is measured, listed or not.
         watch: told about progress.
         answers: where answers are saved; those that are there already are not made again.
     """
@@ -77,7 +79,8 @@ def sweep(
     target = runner.run("target", TARGET_ONLY)
     draft = runner.run("draft", 0.0)
     recommended = pipe.recommended_threshold
-    middle = [runner.run("rsd", threshold) for threshold in sorted({*map(float, thresholds), recommended})]
+    measured = {*map(float, thresholds), *([recommended] if default else [])}
+    middle = [runner.run("rsd", threshold) for threshold in sorted(measured)]
     runs = (draft, *middle, target)
     points = [_point(run, tasks, target, recommended=run.threshold == recommended) for run in runs]
     scored = runner.scored_drafts()

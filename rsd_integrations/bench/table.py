@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rsd_integrations.bench.results import AccuracyReport, Check, Interval, Point, TuneReport
-from rsd_integrations.bench.tune import advice
+from rsd_integrations.bench.tune import advice, signed
 from rsd_integrations.report.whole import print_whole
 
 __all__ = ["print_checks", "print_report", "print_tuning"]
@@ -27,6 +27,7 @@ _HEADINGS = ("accuracy %", "kept", "re-\nwritten", "target\nidle", "FLOPs\npaper
 def print_report(report: AccuracyReport, console: Console) -> None:
     """Both tables and the PRM's quality."""
     print_whole(_points(report.points), console)
+    console.print(Text(_differences(report.points)))
     print_whole(_lengths(report.points), console, "accuracy % by number of events")
     console.print(Text(_prm(report)))
     console.print(Text(f"{_FLOPS} Intervals: 95 % (Wilson; AUC: bootstrap over problems).", style="dim"))
@@ -115,6 +116,12 @@ def _lengths(points: Sequence[Point]) -> Table:
 
 def _interval(interval: Interval) -> str:
     return f"{100 * interval.value:.1f} [{100 * interval.low:.1f},{100 * interval.high:.1f}]"
+
+
+def _differences(points: Sequence[Point]) -> str:
+    """On the same problems, which tells more than two intervals of single ways to answer."""
+    told = [f"{name_of(point)} {signed(point.against_target)}" for point in points if point.kind != "target"]
+    return f"Points of accuracy against the target on the same problems: {'; '.join(told)}"
 
 
 def _prm(report: AccuracyReport) -> str:

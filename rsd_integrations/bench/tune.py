@@ -20,12 +20,15 @@ from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.prompts import check_prompt
 from rsd_integrations.report.words import many
 
-__all__ = ["Tuning", "advice", "cheapest", "tune"]
+__all__ = ["Tuning", "advice", "cheapest", "signed", "tune"]
 
 _WARM_UP = {"max_steps": 4, "max_step_tokens": 16}
 """Limits of each answer that is written before times are taken."""
 
 _EPSILON = 1e-9
+
+_TELLING = 30
+"""Questions from which how many more are needed can be told."""
 
 _TASKS = "Give questions as [Question(text, known_answer, match), ...]; see rsd_integrations.bench.questions."
 
@@ -57,7 +60,7 @@ def tune(
     Args:
         pipe: the models.
         tasks: the questions.
-        thresholds: the sweep; the PRM's default is measured, too.
+        thresholds: the sweep; the PRM's default is measured, too, unless a single one is to be confirmed.
         config: how to decode, but for the threshold and the weighting; None: ``RSDConfig()``. Its seed is
             also the bootstrap's; each question gets a seed made of it and its place.
         within: accuracy that may be lost to the target, as a share of the questions: 0.01 is one point.
@@ -73,7 +76,8 @@ def tune(
     _check_within(within)
     _check_lengths(pipe, tasks, config)
     _warm_up(pipe, tasks, config)
-    swept = sweep(pipe, tasks, thresholds, config, watch=watch, answers=answers)
+    confirms = len(set(thresholds)) == 1
+    swept = sweep(pipe, tasks, thresholds, config, default=not confirms, watch=watch, answers=answers)
     best = cheapest(swept.points, within)
     points = tuple(point.model_copy(update={"recommended": point is best}) for point in swept.points)
     lowest = _lowest_rewards(swept)
@@ -156,11 +160,11 @@ def advice(points: Sequence[Point], within: float, questions: int) -> list[str]:
         questions: how many were answered.
     """
     draft, target = points[0], points[-1]
-    cut = _cut_off(target, questions)
+    best = next((point for point in points if point.recommended), None)
+    cut = _cut_off(target, best, questions)
     if not target.accuracy.value:
         none = "The target alone is right on none: look at its answers, and at how they are matched."
         return [none, *cut]
-    best = next((point for point in points if point.recommended), None)
     allowed = f"{100 * within:g} point{'' if within == 0.01 else 's'}"
     lines = [_none(points, allowed)] if best is None else _taken(best, target, allowed)
     if _good_enough(draft, within):
@@ -168,7 +172,8 @@ def advice(points: Sequence[Point], within: float, questions: int) -> list[str]:
             f"The draft alone is good enough, too, for {_cost(draft, target)}: these questions do not need "
             "the target."
         )
-    return [*lines, *cut, *([] if best is None else _doubts(best, within, questions))]
+    chosen = sum(point.kind == "rsd" for point in points) > 1
+    return [*lines, *cut, *([] if best is None else _doubts(best, within, questions, chosen=chosen))]
 
 
 def _none(points: Sequence[Point], allowed: str) -> str:
@@ -184,38 +189,67 @@ def _taken(best: Point, target: Point, allowed: str) -> list[str]:
         f"Threshold {best.threshold:g} is the cheapest within {allowed} of the target: {_against(best)}, for "
         f"{_cost(best, target)}."
     ]
-    if best.flops_share.total >= 1:
+    slower = best.seconds >= target.seconds if best.seconds and target.seconds else None
+    if best.flops_share.total < 1:
+        if slower:
+            lines.append(
+                "It took longer than the target alone: what it saves in FLOPs it does not save in time."
+            )
+    elif slower is False:
+        lines.append("It costs more FLOPs than the target alone, and less time.")
+    else:
         lines.append("It costs more than the target alone: RSD does not pay here.")
-    elif best.seconds and target.seconds and best.seconds >= target.seconds:
-        lines.append("It took longer than the target alone: what it saves in FLOPs it does not save in time.")
     return lines
 
 
-def _cut_off(target: Point, questions: int) -> list[str]:
-    if not target.unfinished:
+def _cut_off(target: Point, best: Point | None, questions: int) -> list[str]:
+    """Answers that no setting of the threshold can make right."""
+    cut = {"the target's": target.unfinished}
+    if best is not None:
+        cut[f"threshold {best.threshold:g}'s"] = best.unfinished
+    told = " and ".join(f"{count} of {whose}" for whose, count in cut.items() if count)
+    if not told:
         return []
     return [
-        f"A limit cut off {target.unfinished} of the target's {many(questions, 'answer')}: measure again "
-        "with a higher max_tokens (or max_steps)."
+        f"A limit cut off {told} {many(questions, 'answer')}: measure again with a higher max_tokens "
+        "(or max_steps)."
     ]
 
 
-def _doubts(best: Point, within: float, questions: int) -> list[str]:
-    spread = (best.against_target.high - best.against_target.low) / 2
-    if spread <= within:
+def _doubts(best: Point, within: float, questions: int, *, chosen: bool) -> list[str]:
+    """What the interval leaves open. Of several thresholds one may be the best by luck.
+
+    Args:
+        chosen: these questions decided among several thresholds.
+    """
+    lost = best.against_target
+    if lost.low >= -within - _EPSILON:
         return []
-    return [
-        f"With {many(questions, 'question')} this difference is uncertain by {100 * spread:.1f} points: "
-        "measure on more before you rely on it."
+    worst, margin = -100 * lost.low, lost.value + within
+    lines = [
+        f"It was chosen by these questions, and may lose up to {worst:.1f} points on others: confirm it there."
+        if chosen
+        else f"It may lose up to {worst:.1f} points: measure on more."
     ]
+    if margin > _EPSILON and questions >= _TELLING:
+        needed = questions * ((lost.high - lost.low) / 2 / margin) ** 2
+        lines.append(f"About {_rounded(needed)} questions would tell.")
+    return lines
+
+
+def _rounded(count: float) -> str:
+    """To two digits: more would claim too much."""
+    return f"{round(count, 1 - math.floor(math.log10(count))):,.0f}"
 
 
 def _against(point: Point) -> str:
-    lost = point.against_target
-    return (
-        f"{100 * point.accuracy.value:.1f} %, {100 * lost.value:+.1f} [{100 * lost.low:+.1f}, "
-        f"{100 * lost.high:+.1f}] points against the target"
-    )
+    return f"{100 * point.accuracy.value:.1f} %, {signed(point.against_target)} points against the target"
+
+
+def signed(difference: Interval) -> str:
+    """A difference of accuracies with its interval, in points."""
+    value, low, high = (100 * one for one in (difference.value, difference.low, difference.high))
+    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def _cost(point: Point, target: Point) -> str:

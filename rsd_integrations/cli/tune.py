@@ -110,7 +110,8 @@ def tune(
     thresholds: Annotated[
         str,
         typer.Option(
-            help="The sweep; draft only, target only and the PRM's default come on top.",
+            help="The sweep; draft only, target only and the PRM's default come on top (not the latter where "
+            "a single threshold is confirmed).",
             rich_help_panel=options.DECODING,
         ),
     ] = "0.3,0.5,0.7,0.8,0.9,0.95",
@@ -273,10 +274,12 @@ def _tell(text: str) -> None:
 
 
 def _told(config: RSDConfig, but: Collection[str]) -> str:
-    """Further settings that answers depend on, the same text however they were spelled."""
+    """Further settings that answers depend on, the same text however numbers were spelled. The order of what
+    goes into templates counts.
+    """
     names = config.model_fields_set.difference(but)
     more = config.model_dump(mode="json", include=names, exclude_defaults=True)
-    return json.dumps(more, sort_keys=True) if more else ""
+    return json.dumps(more) if more else ""
 
 
 def _saved(
@@ -296,6 +299,7 @@ def _saved(
     made_by: dict[str, Any] = {
         "rsd_integrations": __version__,
         **{str(role): [model, fingerprint(model)] for role, model in choice.models.items()},
+        "tokenizers": {of: fingerprint(given.get("tokenizer")) for of, given in choice.kwargs.items()},
         "dtype": choice.dtype,
         "max_length": choice.max_length,
         "prm_format": _told_form(choice.form),

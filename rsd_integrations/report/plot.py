@@ -145,7 +145,7 @@ def _mark(axes: Any, share: float, point: PlotPoint, named: set[str]) -> None:
         point.accuracy,
         yerr=[[point.accuracy - point.low], [point.high - point.accuracy]],
         fmt=marker,
-        markersize=15 if point.recommended else 7,
+        markersize=11 if point.recommended else 7,
         color=colour,
         ecolor=colour,
         elinewidth=1,
