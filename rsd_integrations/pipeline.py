@@ -209,7 +209,7 @@ class RSDPipeline(Closing):
 
     @property
     def requests(self) -> RequestCounts:
-        """How many requests are at work and how many wait, at this moment. Any thread."""
+        """How many requests run and wait at this moment, or just before. Any thread."""
         return self._engine.counts
 
     def generate(

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Generator, Iterable
 from typing import Protocol
 
+from rsd_integrations.adapters.groups import Group
 from rsd_integrations.adapters.story import Happening, Story
-from rsd_integrations.errors import TimedOutError
+from rsd_integrations.errors import StreamError, TimedOutError
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.types import Message, StepEvent
 
@@ -32,16 +33,18 @@ def events(pipe: RSDPipeline, chat: list[Message], teller: Teller) -> Generator[
 
     Raises:
         TimedOutError: the time was up before the answer's end.
+        StreamError: its group was given up.
         RSDError: as ``RSDPipeline.generate``.
     """
     story = teller.story
     call = story.call
     stream = pipe.stream(chat, config=call.config, timeout=call.timeout, output=call.output)
+    group = Group.of(stream)
     try:
         teller.tell(story.begin())
         for event in stream:
             teller.tell(story.on(event))
-            yield _check_end(event, call.timeout)
+            yield _check_end(event, call.timeout, group)
     except BaseException as error:
         stream.close()
         teller.tell(story.fail(error))
@@ -64,16 +67,22 @@ async def aevents(pipe: RSDPipeline, chat: list[Message], teller: Teller) -> Asy
         raise
 
 
-def _check_end(event: StepEvent, timeout: float | None) -> StepEvent:
-    """The event, unless it says that the time was up.
+def _check_end(event: StepEvent, timeout: float | None, group: Group | None = None) -> StepEvent:
+    """The event, unless it says that there is no whole answer.
 
     Raises:
         TimedOutError: the time was up before the answer's end.
+        StreamError: its group was given up.
     """
     generation = event.generation
-    # Nothing but its deadline cancels a generation whose events are still read.
+    # Nothing but its group and its deadline cancels a generation whose events are still read.
     if generation is None or generation.finish_reason != "cancelled":
         return event
+    if group is not None and group.over:
+        raise StreamError(
+            "the request was cancelled with the others of its batch, of which one failed or was interrupted.",
+            hint="Look at that one. With return_exceptions=True the others go on when one fails.",
+        )
     late = f"no whole answer within timeout={timeout!r} seconds"
     if not generation.usage.prompt_tokens:
         raise TimedOutError(

@@ -227,7 +227,7 @@ def _doubts(best: Point, within: float, questions: int, *, chosen: bool) -> list
         return []
     worst, margin = -100 * lost.low, lost.value + within
     lines = [
-        f"It was chosen by these questions, and may lose up to {worst:.1f} points on others: confirm it there."
+        f"It was chosen by these questions and may lose up to {worst:.1f} points on others: confirm it there."
         if chosen
         else f"It may lose up to {worst:.1f} points: measure on more."
     ]

@@ -135,6 +135,8 @@ def describe(error: Exception, options: Mapping[str, str]) -> tuple[str, int]:
 def _from_typer(error: Any) -> tuple[str, int]:
     """A bare "rsd" has only shown its help. Old typers exit with 0 then, new ones with 2; here it is 0."""
     said = error.format_message()
+    if said.startswith("Got unexpected extra argument"):
+        said = f"{said.rstrip('.')}. Put a text of several words in quotes."
     return (_one_line(f"{said} (see --help)"), int(error.exit_code)) if said else ("", OK)
 
 

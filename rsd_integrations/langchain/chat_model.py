@@ -21,7 +21,7 @@ from langchain_core.load.serializable import SerializedConstructor, SerializedNo
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult, LLMResult
 from langchain_core.runnables import Runnable, RunnableConfig
-from langchain_core.runnables.config import get_executor_for_config
+from langchain_core.runnables.config import get_config_list
 from pydantic import ConfigDict, PrivateAttr, model_validator
 
 from rsd_integrations.adapters.calls import CallSettings
@@ -30,6 +30,7 @@ from rsd_integrations.adapters.secrets import without_secrets
 from rsd_integrations.adapters.settings import OPTIONS, RSDSettings, unset_limits
 from rsd_integrations.adapters.specs import plain
 from rsd_integrations.documented import documented
+from rsd_integrations.langchain.batches import at_once
 from rsd_integrations.langchain.caching import cache_key
 from rsd_integrations.langchain.counting import count_tokens
 from rsd_integrations.langchain.errors import langchain_errors
@@ -39,7 +40,6 @@ from rsd_integrations.langchain.params import (
     identifying_params,
     langsmith_params,
     profile_of,
-    with_threads,
 )
 from rsd_integrations.langchain.tools import binding, structured
 from rsd_integrations.langchain.tracing import StepReporter, announced, running, take_running
@@ -226,8 +226,8 @@ class ChatRSD(BaseChatModel, RSDSettings):
         def ask(chat: list[BaseMessage], run_id: UUID | None) -> LLMResult:
             return one([chat], stop=stop, callbacks=callbacks, run_id=run_id, **kwargs)
 
-        with get_executor_for_config(with_threads(None, len(messages))) as pool:
-            results = list(pool.map(ask, messages, ids))
+        found = dict(at_once(ask, list(zip(messages, ids, strict=True))))
+        results = [found[place] for place in range(len(messages))]
         return LLMResult(
             generations=[result.generations[0] for result in results],
             llm_output=self._combine_llm_outputs([result.llm_output for result in results]),
@@ -243,8 +243,10 @@ class ChatRSD(BaseChatModel, RSDSettings):
         **kwargs: Any,
     ) -> list[AIMessage]:
         """Answers in the order of the inputs; they run in shared engine batches."""
-        wide = with_threads(config, len(inputs))
-        return super().batch(inputs, wide, return_exceptions=return_exceptions, **kwargs)
+        if len(inputs) < 2:
+            return super().batch(inputs, config, return_exceptions=return_exceptions, **kwargs)
+        found = dict(self._at_once(inputs, config, kwargs, return_exceptions=return_exceptions))
+        return cast(list[AIMessage], [found[place] for place in range(len(inputs))])
 
     def batch_as_completed(  # type: ignore[override]
         self,
@@ -255,8 +257,24 @@ class ChatRSD(BaseChatModel, RSDSettings):
         **kwargs: Any,
     ) -> Iterator[tuple[int, AIMessage | Exception]]:
         """(position, answer) pairs as they are done; they run in shared engine batches."""
-        wide = with_threads(config, len(inputs))
-        return super().batch_as_completed(inputs, wide, return_exceptions=return_exceptions, **kwargs)  # type: ignore[call-overload, no-any-return]
+        if len(inputs) < 2:
+            return super().batch_as_completed(inputs, config, return_exceptions=return_exceptions, **kwargs)  # type: ignore[call-overload, no-any-return]
+        return self._at_once(inputs, config, kwargs, return_exceptions=return_exceptions)
+
+    def _at_once(
+        self, inputs: Sequence[LanguageModelInput], config: Any, kwargs: Any, *, return_exceptions: bool
+    ) -> Iterator[tuple[int, AIMessage | Exception]]:
+        configs = get_config_list(config, len(inputs))
+
+        def ask(one: LanguageModelInput, config: RunnableConfig) -> AIMessage | Exception:
+            try:
+                return self.invoke(one, config, **kwargs)
+            except Exception as error:
+                if return_exceptions:
+                    return error
+                raise
+
+        return at_once(ask, list(zip(inputs, configs, strict=True)), configs[0].get("max_concurrency"))
 
     def bind_tools(
         self,

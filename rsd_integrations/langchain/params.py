@@ -21,7 +21,6 @@ __all__ = [
     "langsmith_params",
     "profile_of",
     "qualified_name",
-    "with_threads",
 ]
 
 _CORE = frozenset({"stream"})
@@ -29,9 +28,6 @@ _CORE = frozenset({"stream"})
 
 PROVIDER = "rsd"
 """Whose models these are, in traces and metadata."""
-
-BATCH_THREADS = 256
-"""Most threads of one batch, which only wait: as many as servers' default ``max_batch_size``."""
 
 
 def call_of(settings: RSDSettings, stop: list[str] | None, kwargs: Mapping[str, Any]) -> CallSettings:
@@ -44,13 +40,6 @@ def call_of(settings: RSDSettings, stop: list[str] | None, kwargs: Mapping[str, 
     # LangChain passes stop=None where the caller said nothing.
     with langchain_errors():
         return call_settings(settings, given if stop is None else {**given, "stop": stop})
-
-
-def with_threads(config: Any, inputs: int) -> Any:
-    """A batch's config with a thread for each input: threads only wait, and the engine runs them together."""
-    if isinstance(config, Mapping) or config is None:
-        return {"max_concurrency": min(inputs, BATCH_THREADS) or None, **(config or {})}
-    return [with_threads(one, inputs) for one in config]
 
 
 def identifying_params(settings: RSDSettings) -> dict[str, Any]:

@@ -28,13 +28,14 @@ font-variant-numeric:tabular-nums}
 .rsd pre{font:inherit;font-family:ui-monospace,monospace;white-space:pre-wrap;overflow-wrap:anywhere;
 margin:.15rem 0 0;padding:0;background:none;border:0}
 .rsd del{text-decoration:line-through;opacity:.85}
-.rsd .rsd-answer{font-size:1.15em;font-weight:700;margin:.9rem 0 .6rem;white-space:pre-wrap;
-overflow-wrap:anywhere}
+.rsd .rsd-answer{font-family:inherit;font-size:1.15em;font-weight:700;margin:.9rem 0 .6rem;
+white-space:pre-wrap;overflow-wrap:anywhere}
 .rsd table{border-collapse:collapse;font-size:.9em;background:none;margin:.5rem 0}
 .rsd th,.rsd td{padding:.15rem .8rem .15rem 0;text-align:right;background:none;border:0}
 .rsd th:first-child,.rsd td:first-child{text-align:left}
 .rsd th{font-weight:400;opacity:.75}
-.rsd .rsd-note{opacity:.8;font-size:.9em;margin:.2rem 0;white-space:pre-wrap;overflow-wrap:anywhere}
+.rsd .rsd-note{font-family:inherit;opacity:.8;font-size:.9em;margin:.2rem 0;
+white-space:pre-wrap;overflow-wrap:anywhere}
 """.strip()
 
 _PAGE_STYLE = ":root{color-scheme:light dark}body{margin:2rem auto;padding:0 1rem;max-width:60rem}"
@@ -58,12 +59,13 @@ def to_html(generation: Generation, *, question: str | None = None, remedy: Reme
             f"{generation!r:.100} is no Generation.",
             hint="Pass what a pipeline's generate returns; of a ChatRSD or RSDLLM, llm.load().generate(...).",
         )
+    # All text is in <pre>, which notebooks do not search for formulas: "$3 and ... $12" is none.
     return "".join(
         [
             f'<div class="rsd"><style>{_STYLE}</style>',
-            "" if question is None else f'<div class="rsd-note" dir="auto">{_text(question)}</div>',
+            "" if question is None else f'<pre class="rsd-note" dir="auto">{_text(question)}</pre>',
             *[_step(step) for step in generation.steps],
-            f'<div class="rsd-answer" dir="auto">{_text(answer_of(generation)) or _NOTHING}</div>',
+            f'<pre class="rsd-answer" dir="auto">{_text(answer_of(generation)) or _NOTHING}</pre>',
             _cost(generation, remedy),
             "</div>",
         ]
@@ -94,6 +96,9 @@ class StepsHTML:
 
     def _repr_html_(self) -> str:
         return self._html
+
+    def __repr__(self) -> str:
+        return "<StepsHTML: shown by notebooks; in a terminal, use rsd_integrations.report.steps.show_generation>"
 
     def __str__(self) -> str:
         return self._html

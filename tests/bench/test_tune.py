@@ -311,7 +311,7 @@ def test_advice_says_what_to_take_and_how_sure_it_is() -> None:
     assert "It may lose up to 5.8 points: measure on more." in worse
     assert "would tell" not in worse  # However many: it loses just what may be lost.
     several = advised(DRAFT, point("rsd", 0.7, 80, 0.4), point("rsd", 0.8, 81, 0.5), TARGET)
-    assert "It was chosen by these questions, and may lose up to 2.7 points on others" in several
+    assert "It was chosen by these questions and may lose up to 2.7 points on others" in several
     assert several.endswith("About 740 questions would tell.")
     assert "may lose" not in advised(DRAFT, point("rsd", 0.7, 80, 0.4), TARGET, within=0.03)
     resumed = advised(DRAFT, point("rsd", 0.7, 80, 0.4, seconds=None), TARGET)

@@ -69,7 +69,7 @@ THREE = ["--draft", "org/d", "--target", "org/t", "--prm", "org/p"]
         (["ask", ""], "the question is empty"),
         (["ask", "  \n"], "the question is empty"),
         (["ask", "?", "--bogus"], "--bogus"),
-        (["ask", "one", "two"], "two"),
+        (["ask", "one", "two"], "(two). Put a text of several words in quotes."),
         (["bogus"], "bogus"),
         (["bench", "accuracy", "--problems", "0"], "--problems"),
         (["bench", "accuracy", "--thresholds", "0.5,high"], "--thresholds '0.5,high'"),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from uuid import uuid4
 
@@ -14,7 +16,7 @@ import pytest
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import HumanMessage
 
-from rsd_integrations.errors import BackendError, TimedOutError
+from rsd_integrations.errors import BackendError, PromptError, TimedOutError
 from rsd_integrations.langchain import ChatRSD
 from rsd_integrations.langchain import errors as langchain_errors
 from rsd_integrations.pipeline import RSDPipeline
@@ -62,6 +64,63 @@ def test_sixteen_calls_are_one_engine_batch(how: str) -> None:
     # All sixteen were there after the first round, and none left before the last.
     assert writer.batches[1:] == [16] * (len(writer.batches) - 2) + writer.batches[-1:]
     assert max(writer.batches) == 16
+
+
+@pytest.mark.parametrize("how", ["batch", "batch_as_completed", "generate"])
+@pytest.mark.parametrize("end", ["one fails", "interrupt"])
+def test_a_batch_is_given_up_as_a_whole(how: str, end: str) -> None:
+    """The caller does not wait for the others, which may take hours."""
+    told = Recorder()
+    inputs: list[Any] = ["x"] * 40
+    if end == "one fails":
+        inputs[7] = ""
+    with scripted_pipeline(endless, delay=0.002) as pipe:
+        llm: Any = ChatRSD.from_pipeline(pipe, max_steps=5000, max_tokens=50_000, callbacks=[told])
+        ways: dict[str, Callable[[], object]] = {
+            "batch": lambda: llm.batch(inputs),
+            "batch_as_completed": lambda: list(llm.batch_as_completed(inputs)),
+            "generate": lambda: llm.generate([[HumanMessage(one)] for one in inputs]),
+        }
+        with (
+            pytest.raises(PromptError if end == "one fails" else KeyboardInterrupt),
+            interrupted_when(lambda: end == "interrupt" and pipe.requests.running > 0),
+        ):
+            ways[how]()
+        assert not told.ended
+        wait_for(lambda: not pipe.requests.running + pipe.requests.waiting)
+    for error in told.failed:
+        assert isinstance(error, PromptError) or "cancelled with the others of its batch" in str(error)
+
+
+def test_answers_that_nobody_reads_on_are_given_up() -> None:
+    with scripted_pipeline(endless, delay=0.002) as pipe:
+        llm = ChatRSD.from_pipeline(pipe, max_steps=5000, max_tokens=50_000)
+        answers: Any = llm.batch_as_completed(["x"] * 20 + [""], return_exceptions=True)
+        assert isinstance(next(answers)[1], PromptError)
+        answers.close()
+        wait_for(lambda: not pipe.requests.running + pipe.requests.waiting)
+        # What the caller does on his own is not part of the batch.
+        assert llm.invoke("x", max_steps=2).text
+
+
+@contextmanager
+def interrupted_when(there: Callable[[], bool]) -> Iterator[None]:
+    """The main thread gets a KeyboardInterrupt once this is so."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.01):
+            if there():
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                return
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def test_a_batch_may_be_as_wide_as_servers_take() -> None:
