@@ -98,7 +98,7 @@ class StepsHTML:
         return self._html
 
     def __repr__(self) -> str:
-        return "<StepsHTML: shown by notebooks; in a terminal, use rsd_integrations.report.steps.show_generation>"
+        return "<StepsHTML, for notebooks; for a terminal: rsd_integrations.report.steps.show_generation>"
 
     def __str__(self) -> str:
         return self._html
