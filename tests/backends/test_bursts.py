@@ -38,6 +38,7 @@ from tests.backends.test_speculation import ASKED, FIELDS, PAIRS, PROMPT, ask, c
 from tests.backends.test_unsound import overflowing
 from tests.small_tokenizers import byte_level, sentencepiece_like
 from tests.tiny_models import ARCHITECTURES, causal, tokenizer, trio
+from tests.warned import own
 
 LONG = {**FIELDS, "acceptance_rate": 1.0, "step_delimiter": "\0"}
 """One step that only a limit ends."""
@@ -433,7 +434,7 @@ def test_no_warning_of_torch_reaches_anybody(lengths: Counter[int]) -> None:
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         burst(runner, rows, Burst(7, endless))
-    assert not [one for one in told if one.category is not ResourceWarning]  # Left by another test.
+    assert not own(told)
     assert lengths == {7: 1}
 
 
