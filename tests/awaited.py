@@ -18,11 +18,13 @@ class Awaited:
     Args:
         model: a ``ScriptedWriter`` or a ``ScriptedScorer``.
         pause: seconds that each step takes besides.
+        company: the first steps wait until so many are at work.
     """
 
-    def __init__(self, model: Any, pause: float = 0.0) -> None:
+    def __init__(self, model: Any, pause: float = 0.0, company: int = 0) -> None:
         self.model = model
         self.pause = pause
+        self.company = company
         self.at_work, self.most_at_work = 0, 0
         self.left: list[Any] = []
         """Sessions whose question was given up."""
@@ -43,6 +45,8 @@ class Awaited:
         result = None
         try:
             await asyncio.sleep(self.pause)
+            while self.most_at_work < self.company:
+                await asyncio.sleep(0.001)
             while result is None:
                 (result,) = turn()
                 await asyncio.sleep(0)

@@ -24,6 +24,7 @@ from rsd_integrations.backends.vllm.loading import load_remote
 from rsd_integrations.errors import EngineClosedError, ModelError
 from rsd_integrations.langchain import ChatRSD
 from rsd_integrations.testing import ScriptedWriter, scripted_pipeline
+from rsd_integrations.waiting import wait_for_result
 from tests.gated import PATIENCE, wait_for
 from tests.processes import interrupted
 
@@ -268,9 +269,16 @@ async def test_a_load_that_failed_when_it_was_closed_is_tried_again(
 
 
 async def test_those_that_wait_for_a_load_that_fails_share_no_frames(
-    load: Load, source: PipelineSource
+    load: Load, source: PipelineSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load.raises = [ModelError("it failed.")]
+    waiting: list[threading.Thread] = []
+
+    def noted(loading: Any) -> Any:
+        waiting.append(threading.current_thread())
+        return wait_for_result(loading)
+
+    monkeypatch.setattr(sources, "wait_for_result", noted)
 
     def ask() -> int:
         with pytest.raises(ModelError) as caught:
@@ -281,7 +289,8 @@ async def test_those_that_wait_for_a_load_that_fails_share_no_frames(
     await asyncio.to_thread(load.begun)
     with ThreadPoolExecutor(4) as pool:
         asked = [pool.submit(ask) for _ in range(4)]
-        await asyncio.sleep(0.2)  # By then all wait; whoever comes later loads anew, and fails the test.
+        # Whoever comes later loads anew, and fails the test.
+        await asyncio.to_thread(wait_for, lambda: len(waiting) == 4)
         load.gate.set()
         with pytest.raises(ModelError):
             await begun

@@ -38,6 +38,7 @@ from tests.backends.test_speculation import ASKED, FIELDS, PAIRS, PROMPT, ask, c
 from tests.backends.test_unsound import overflowing
 from tests.small_tokenizers import byte_level, sentencepiece_like
 from tests.tiny_models import ARCHITECTURES, causal, tokenizer, trio
+from tests.warned import own
 
 LONG = {**FIELDS, "acceptance_rate": 1.0, "step_delimiter": "\0"}
 """One step that only a limit ends."""
@@ -417,13 +418,16 @@ def test_what_was_made_goes_with_its_runner() -> None:
     def megabytes() -> float:
         return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
-    for number in range(44):
-        burst(proven(model, rows), rows, Burst(7, endless))
-        if number == 23:  # By then the allocator has what it needs.
-            gc.collect()
-            before = megabytes()
-    gc.collect()
-    assert megabytes() - before < 25
+    def grown() -> float:
+        gc.collect()
+        before = megabytes()
+        for _ in range(20):
+            burst(proven(model, rows), rows, Burst(7, endless))
+        gc.collect()
+        return megabytes() - before
+
+    # Before the allocator has what it needs it takes more: how soon that is depends on the tests before.
+    assert any(grown() < 25 for _ in range(4))
 
 
 def test_no_warning_of_torch_reaches_anybody(lengths: Counter[int]) -> None:
@@ -433,7 +437,7 @@ def test_no_warning_of_torch_reaches_anybody(lengths: Counter[int]) -> None:
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         burst(runner, rows, Burst(7, endless))
-    assert not [one for one in told if one.category is not ResourceWarning]  # Left by another test.
+    assert not own(told)
     assert lengths == {7: 1}
 
 

@@ -33,6 +33,7 @@ from tests.backends.test_slots import close, run_a_history, runner_of
 from tests.backends.test_speculation import ASKED, FIELDS, PAIRS, ask, check_equal, load, pairs
 from tests.recording import Recordings
 from tests.tiny_models import ARCHITECTURES, EXPERTS, causal, token_classifier, trio
+from tests.warned import own
 
 PROMPT = "Ava has 12 marbles. She buys 9 more."
 
@@ -88,7 +89,7 @@ def test_a_model_that_cannot_be_recorded_runs_without_and_says_so_once(recording
         RSDPipeline.from_pretrained(*odd, device="cpu") as pipe,
     ):
         one = pipe.generate(PROMPT, **FIELDS, seed=0)
-    assert len(told) == 1
+    assert len(own(told)) == 1
     with load(*PAIRS["same tokenizer"]) as pipe:
         check_equal(one, pipe.generate(PROMPT, **FIELDS, seed=0))
 
@@ -234,7 +235,7 @@ def test_replays_that_compute_something_else_are_found_when_loading(monkeypatch:
         RSDPipeline.from_pretrained(*_sources("same tokenizer"), device="cpu") as pipe,
     ):
         one = pipe.generate(PROMPT, **FIELDS, seed=0)
-    assert len(told) == 3
+    assert len(own(told)) == 3
     monkeypatch.setattr(launch, "recorder_for", lambda device: None)
     with load(*PAIRS["same tokenizer"]) as pipe:
         check_equal(one, pipe.generate(PROMPT, **FIELDS, seed=0))
@@ -255,7 +256,7 @@ def test_a_model_that_only_runs_when_it_is_called_is_called(monkeypatch: pytest.
         RSDPipeline.from_pretrained(*_sources("same tokenizer"), device="cpu") as pipe,
     ):
         assert pipe.generate(PROMPT, **FIELDS, seed=0).steps
-    assert len(told) == 3
+    assert len(own(told)) == 3
 
 
 def test_a_failure_ahead_of_the_host_does_not_fail_what_it_follows(recordings: Recordings) -> None:
@@ -354,7 +355,7 @@ def test_a_model_that_brings_numbers_of_the_host_is_called_and_says_so(recording
         RSDPipeline.from_pretrained((model, sources[0][1]), *sources[1:], device="cpu") as pipe,
     ):
         one = pipe.generate(PROMPT, **FIELDS, seed=0)
-    assert len(told) == 1
+    assert len(own(told)) == 1
     with load(*PAIRS["same tokenizer"]) as pipe:
         check_equal(one, pipe.generate(PROMPT, **FIELDS, seed=0))
 

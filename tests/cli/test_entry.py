@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120
     )
 
 
@@ -49,7 +49,7 @@ def test_a_stream_that_the_shell_closed_is_read_and_written_as_an_empty_one(
     closed: str, arguments: str, code: int, out: str, said: str
 ) -> None:
     command = ["sh", "-c", f'"$0" -m rsd_integrations {arguments} {closed}', sys.executable]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == code, done.stderr
     assert (done.stdout[: len(out) or None], done.stderr[: len(said) or None]) == (out, said)
 

@@ -687,13 +687,18 @@ def test_a_bug_in_the_engine_reaches_the_callers() -> None:
     assert record.exc_info is not None and record.exc_info[1] is died.value
 
 
+def of_ours(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Loggers of this package that said something. Others speak of what an earlier test left behind."""
+    return [record.name for record in caplog.records if record.name.startswith("rsd_integrations")]
+
+
 def test_a_pipeline_that_was_closed_says_no_more_than_that(caplog: pytest.LogCaptureFixture) -> None:
     pipe = over(ScriptedWriter(STEPS))
     pipe.close()
     with pytest.raises(EngineClosedError, match="this pipeline was closed") as told:
         pipe.generate("x")
     assert told.value.__cause__ is None
-    assert not caplog.records
+    assert not of_ours(caplog)
 
 
 @pytest.mark.parametrize(
@@ -740,11 +745,11 @@ def test_whole_surrogate_pairs_are_text() -> None:
 
 @pytest.mark.parametrize("backend", [None, "models", (1, 2, 3)])
 def test_a_pipeline_of_no_models_is_refused(backend: Any) -> None:
-    threads = threading.active_count()
+    before = set(threading.enumerate())
     with pytest.raises(ConfigError, match=r"is no Backend.*from_pretrained") as caught:
         RSDPipeline(backend)
     assert repr(backend) in str(caught.value)
-    assert threading.active_count() == threads
+    assert set(threading.enumerate()) <= before
 
 
 @pytest.mark.parametrize(
@@ -970,7 +975,7 @@ def test_a_forked_child_is_told_and_does_not_wait() -> None:
         child = os.fork()
         if not child:
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            signal.alarm(10)
+            signal.alarm(60)
             try:
                 pipe.generate("x")
             except EngineClosedError as error:
@@ -994,7 +999,7 @@ async def test_closing_leaves_the_loop_free() -> None:
     draft = Held(["one\n\n", "two"])
     pipe = RSDPipeline(Backend(draft, ScriptedWriter([]), ScriptedScorer([1.0])))
     stream = pipe.astream("x")
-    await asyncio.to_thread(draft.entered.wait, 30)
+    assert await asyncio.to_thread(draft.entered.wait, PATIENCE)
     closing = asyncio.create_task(pipe.aclose())
     await asyncio.sleep(0.05)  # Else the round, which waits for the gate, would keep this waiting, too.
     draft.gate.set()

@@ -7,7 +7,7 @@ import gc
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -112,7 +112,7 @@ def test_answers_are_those_of_the_engine_of_rounds(seed: int) -> None:
 
 
 def test_requests_wait_for_servers_side_by_side() -> None:
-    draft = Awaited(ScriptedWriter(rounds.STEPS), pause=0.05)
+    draft = Awaited(ScriptedWriter(rounds.STEPS), company=40)
     with over(draft) as pipe:
         streams = [pipe.stream(f"{n}") for n in range(40)]
         assert {stream.result().text for stream in streams} == {"".join(rounds.STEPS)}
@@ -120,7 +120,7 @@ def test_requests_wait_for_servers_side_by_side() -> None:
 
 
 def test_no_more_requests_than_there_is_room_for() -> None:
-    draft = Awaited(ScriptedWriter(rounds.STEPS), pause=0.01)
+    draft = Awaited(ScriptedWriter(rounds.STEPS), pause=0.01, company=3)
     with over(draft, max_batch_size=3) as pipe:
         streams = [pipe.stream(f"{n}") for n in range(10)]
         assert {stream.result().finish_reason for stream in streams} == {"stop"}
@@ -183,7 +183,7 @@ def test_a_step_that_was_written_in_time_is_kept() -> None:
 
     draft = Slowing(ScriptedWriter(rounds.STEPS))
     with over(draft) as pipe:
-        generation = pipe.generate("x", timeout=0.5)
+        generation = pipe.generate("x", timeout=1.0)
     assert (generation.finish_reason, generation.text) == ("cancelled", rounds.STEPS[0])
     assert len(draft.left) == 1
 
@@ -195,7 +195,7 @@ def test_candidates_are_asked_for_side_by_side_and_one_s_failure_leaves_the_othe
                 raise BackendError("the third breaks.")
             return await super().write(session)
 
-    draft = Awaited(ScriptedWriter(rounds.STEPS), pause=0.01)
+    draft = Awaited(ScriptedWriter(rounds.STEPS), company=4)
     with over(draft) as pipe:
         assert pipe.generate("x", draft_candidates=4, temperature=1.0).text == "".join(rounds.STEPS)
     assert draft.most_at_work == 4
@@ -282,6 +282,15 @@ def test_a_cancellation_of_its_own_fails_a_request_alone(where: str) -> None:
         assert pipe.generate("x").text == "".join(rounds.STEPS)
 
 
+@pytest.fixture
+def own_garbage() -> Iterator[None]:
+    """What is collected here is no other test's: asyncio would tell of that."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("own_garbage")
 @pytest.mark.parametrize("where", ["write", "open"])
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
 def test_what_ends_the_thread_reaches_all_callers(

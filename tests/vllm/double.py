@@ -48,7 +48,7 @@ class Double:
         grammars: whether structured outputs are held to; else they are passed over.
         key: an API key that must be shown.
         names: under which it is served.
-        port: where; 0: anywhere.
+        started: else it has its port, where nobody answers before its ``start``.
         activates: whether pooled logits are probabilities, whatever was asked for.
     """
 
@@ -61,7 +61,7 @@ class Double:
         grammars: bool = True,
         key: str | None = None,
         names: tuple[str, ...] = (),
-        port: int = 0,
+        started: bool = True,
         activates: bool = False,
     ) -> None:
         self.folder = folder
@@ -83,15 +83,20 @@ class Double:
         self.streamed = 0
         """Tokens of streams that were sent."""
         self._lock = threading.Lock()
-        self._server = _Server(("127.0.0.1", port), _Handler)
+        self._server = _Server(("127.0.0.1", 0), _Handler, bind_and_activate=False)
         self._server.double = self
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
-        self._thread.start()
+        self._server.server_bind()
+        if started:
+            self.start()
 
     @property
     def url(self) -> str:
         host, port = self._server.server_address[:2]
         return f"http://{host!s}:{port}"
+
+    def start(self) -> None:
+        self._server.server_activate()
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def stop(self) -> None:
         self._server.shutdown()

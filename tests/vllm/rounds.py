@@ -58,7 +58,7 @@ class Rounds:
         return self._all([self._model.score(session, step) for session, step in pairs])
 
     def close(self) -> None:
-        asyncio.run_coroutine_threadsafe(self._model.aclose(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(self._model.aclose(), self._loop).result(60)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(60)
         self._loop.close()

@@ -15,6 +15,7 @@ from rsd_integrations.engine import tasks
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.pocket.task import held_out
 from rsd_integrations.types import Generation
+from tests.gated import PATIENCE
 from tests.vllm.conftest import Trio
 from tests.vllm.test_answers import told
 
@@ -39,7 +40,7 @@ def streams(trio: Trio) -> int:
 
 def until(true: Callable[[], bool]) -> bool:
     """Wait for it, not for ever."""
-    end = time.monotonic() + 10
+    end = time.monotonic() + PATIENCE
     while not true() and time.monotonic() < end:
         time.sleep(0.005)
     return true()
@@ -104,7 +105,13 @@ def test_what_a_rejection_throws_away_is_left_and_counted(
     monkeypatch.setattr(trio.draft, "streamed", 0)
     trio.draft.left.clear()
     trio.draft.asked.clear()
-    trio.prm.faults += [lambda handler: until(lambda: trio.draft.streamed > 3) and False]
+
+    def slow_from_here(handler: Any) -> bool:
+        assert until(lambda: trio.draft.streamed > 3)
+        trio.draft.pace = PATIENCE  # Whatever comes next comes too late, however long the rejection takes.
+        return False
+
+    trio.prm.faults += [slow_from_here]
     ahead = trio.pipe.generate(QUESTIONS[0], **fields)
     assert told(ahead) == told(waiting)
     assert streams(trio) == 1  # Behind a rejected step it waits for a kept one.
@@ -169,14 +176,13 @@ def test_where_it_fails_the_question_is_asked_again(trio: Trio, without: Any, fa
 def test_an_answer_that_is_left_leaves_what_it_had_written_ahead(
     trio: Trio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trio.draft, "pace", 0.2)
+    monkeypatch.setattr(trio.draft, "pace", PATIENCE)
     trio.draft.left.clear()
     hangs = threading.Event()
-    trio.prm.faults += [lambda handler: hangs.wait(5) and False]
+    trio.prm.faults += [lambda handler: hangs.wait(PATIENCE) and False]
     with trio.pipe.stream(QUESTIONS[0], threshold=0.5) as events:
         next(events)
-        while not streams(trio):
-            time.sleep(0.01)
+        assert until(lambda: streams(trio) > 0)
     assert trio.draft.left.wait(60)
     hangs.set()
 

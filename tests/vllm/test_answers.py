@@ -15,6 +15,7 @@ from rsd_integrations.errors import BackendError
 from rsd_integrations.pocket import pocket_paths
 from rsd_integrations.pocket.task import held_out
 from rsd_integrations.types import Generation
+from tests.gated import wait_for
 from tests.tiny_models import CHATML, causal, token_classifier, tokenizer
 from tests.vllm.conftest import Trio
 from tests.vllm.double import double
@@ -281,11 +282,10 @@ def test_a_question_is_left_when_its_request_ends(trio: Trio, ends: str) -> None
     trio.draft.left.clear()
     trio.draft.faults.append(lambda handler: handler.hang(30) or True)
     if ends == "timeout":
-        assert trio.pipe.generate(QUESTIONS[0], timeout=0.3).finish_reason == "cancelled"
+        assert trio.pipe.generate(QUESTIONS[0], timeout=1.0).finish_reason == "cancelled"
     else:
         stream = trio.pipe.stream(QUESTIONS[0])
-        while not trio.draft.asked:
-            pass
+        wait_for(lambda: bool(trio.draft.asked))
         if ends == "close":
             stream.close()
         else:
