@@ -165,8 +165,8 @@ class EngineThread(ABC):
             return False
         with self._lock:
             if not self._closed:
+                self._put(None)  # First: interrupted in between, a second close would wait for ever.
                 self._closed = True
-                self._put(None)
         return threading.current_thread() is not self._thread
 
 
