@@ -236,6 +236,73 @@ def test_texts(text: str, known: str, right: bool) -> None:
     assert matcher("text", [known])[1](text, known) is right
 
 
+@pytest.mark.parametrize("match", ["text", "math"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("The answer is A or B.", "Answer: A, B, D", "\\boxed{A, C}", "\\boxed{\\text{A, C}}", "A or B"),
+        *("The answer is (A) and (C).", "(A) and (C)", "A) or B)", "A. or B.", "The answer is A (or B)."),
+        *("The answer is A & B.", "The answer is A/B.", "Answer: A; B", "Answer: A | B", "Answer: A C"),
+        *("**Answer**: **A** and **B**", "\\boxed{A \\text{ or } B}", "The answer is A or possibly B."),
+        *("The answer is Option A or Option B.", "The correct choice is A or B.", "The answer is (A), (I)."),
+        *("答案是A、C", "答案是A和C。", "答案是A或者C。", "故选A，C。"),
+        *("A. Paris or B. Rome", "A. Paris B. Rome C. Oslo", "The answer is A, B, or I."),
+    ],
+)
+def test_several_letters_are_none_of_them(text: str, match: str) -> None:
+    """Whichever model hedges more would gain by it."""
+    assert not matcher(match, ["A"])[1](text, "A")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "A. Paris",
+            "(A) Paris",
+            "So it is this one.\n\nA) 42",
+            "**A.** Paris",
+            "A: no\nB: yes\n\nA. Paris",
+        ),
+        *("The answer is Option A.", "The answer is option (A).", "The correct choice is A."),
+        *("The correct option is **(A)** Paris.", "The best choice is: A", "The answer is A, I think."),
+        *("The answer is A, because B is wrong.", "The answer is A, B is wrong.", "The answer is A, not B."),
+        *(
+            "The answer is A and not B.",
+            "The answer is A. B and C fail.",
+            "The answer is A, as B and C fail.",
+        ),
+        *(
+            "The answer is (A) B and C only.",
+            "The answer is (A) B cells.",
+            "答案是A，因为B不对。",
+            "答案是A，B错。",
+        ),
+    ],
+)
+def test_one_letter_with_what_is_said_about_it(text: str) -> None:
+    match = matcher("text", ["A"])[1]
+    assert match(text, "A")
+    assert not match(text, "B")
+
+
+@pytest.mark.parametrize("text", ["The answer is A, C.", "\\boxed{\\text{A, C}}", "A, C", "答案是A，C。"])
+def test_a_known_answer_of_several_letters(text: str) -> None:
+    match = matcher("text", ["A, C"])[1]
+    assert match(text, "A, C")
+    assert not match(text, "A, B")
+    assert not match(text, "A")
+
+
+@pytest.mark.parametrize("text", ["A) Paris\nB) Rome", "(A) Paris\n\n(B) Rome"])
+def test_the_end_of_a_list_of_options_is_no_choice(text: str) -> None:
+    assert not matcher("text", ["B"])[1](text, "B")
+
+
+def test_the_best_choice_may_be_no_letter() -> None:
+    assert final_answer("The best choice is to add 3 and 5: 8.") is None
+
+
 @pytest.mark.parametrize(
     ("text", "known", "right"),
     [
