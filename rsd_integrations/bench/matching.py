@@ -14,6 +14,7 @@ from rsd_integrations.bench.numbers import (
     boxed_number,
     equal,
     halfwidth,
+    in_digits,
     number_in,
     said_number,
     whole_number,
@@ -151,8 +152,9 @@ def _number_said(text: str) -> str | None:
 
 
 def _numbers(text: str, known: str) -> bool:
-    found, right = _number_of(text), _number_known(known)
-    return found is not None and right is not None and equal(found, right)
+    """The number "1.5 million" is 1500000, and also 1.5, as the question may ask for millions."""
+    right, found = _number_known(known), map(_number_of, {text, in_digits(text)})
+    return right is not None and any(one is not None and equal(one, right) for one in found)
 
 
 def _number_of(text: str) -> Fraction | None:
@@ -193,7 +195,7 @@ def _chosen(said: str) -> str | None:
 
 
 def _labelled(lines: Sequence[str]) -> str | None:
-    """The letter of the option that a text ends with: "B. Paris". None where that ends a list of the options."""
+    """The letter of the option that a text ends with: "B. Paris". None where that ends a list of options."""
     *_, before, last = ["", *(_undressed(line[:_LINE]) for line in lines[-2:])]
     found = _LABELLED.match(last)
     if found is None or _LABEL.search(last, found.end()):
