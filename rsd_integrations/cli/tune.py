@@ -255,8 +255,8 @@ def _questions(
     if again := sum(count > 1 for count in Counter(text for text, _ in found).values()):
         _tell(
             f"{many(again, 'question')} {'occurs' if again == 1 else 'occur'} more than once in {path}: each "
-            "copy counts as a question of its own, and --skip may leave one to confirm by that the threshold was "
-            "chosen by; leave one of each"
+            "copy counts as a question of its own, and with --skip one may confirm a threshold that another "
+            "chose; leave one of each"
         )
     chosen = {place: found[place] for place in draw(len(found))}
     name, right = matcher(match, [known for _, known in chosen.values()])
