@@ -14,6 +14,7 @@ from rsd_integrations.bench.numbers import (
     boxed_number,
     equal,
     halfwidth,
+    in_digits,
     number_in,
     said_number,
     whole_number,
@@ -31,10 +32,26 @@ MATCHES = ("auto", "number", "math", "text")
 
 _SAID = re.compile(
     r"(?:answer(?:\s+to\b[^.:\n]{0,80}?)?[*_]*\s*(?:is\b|:|=)"
+    r"|(?:correct|right|best)\s+(?:choice|option)[*_]*\s*(?:is\b|:|=)(?=[\s:*$(]*(?-i:[A-Z])(?![^\W\d_]))"
     r"|答案[*_]*\s*(?:[就应應该該]{0,2}[是为為选選](?!否\w|[什项項])|[:=])|故[应應]?[选選])"
     r"(?:[\s:*$]|\\[\[(])*(?=.)",
     re.IGNORECASE,
 )
+_LETTER = (
+    r"(?:[A-HJ-Z](?![^\W\d_])|I(?![^\W\d_]|['’]|\s+(?!or\b|and\b)[a-z]))"
+    r"(?!\)?\s*(?:(?:is|are)\s+(?:not|wrong|incorrect|false)\b|[错錯不]))"
+)
+"""An option's letter: not "I" as a word, and not "B is wrong"."""
+_OPTION = r"(?:(?i:option|choice)\s+)?"
+_ONLY = (
+    r"(?!\s*\)?\s*(?:\(\s*)?(?:,|;|/|&|\||(?:and|or)\b|[或和与與及])"
+    rf"(?:\s|[(,]|(?:and|or|also|maybe|perhaps|possibly|even)\b|[或和与與及])*{_OPTION}\(?{_LETTER})"
+)
+"""Behind a letter: no other one is named as well, since whoever names several must not gain by it."""
+_CHOSEN = re.compile(rf"{_OPTION}\(?([A-Z])(?![^\s).:,;])(?!(?:\s+[A-Z])+\W*$){_ONLY}")
+_LABELLED = re.compile(rf"(?:\(([A-Z])\)|([A-Z])[.)])(?=\s|$){_ONLY}")
+_LABEL = re.compile(r"(?<!\w)\(?[A-Z][.)](?=\s)")
+"""Before an option: (B), B) or B."""
 _LINE = 1000
 """Characters of a line that are looked at: one may repeat itself for ever."""
 _SENTENCE = re.compile(r"[.!?][)\]*$]*\s|\n")
@@ -135,8 +152,9 @@ def _number_said(text: str) -> str | None:
 
 
 def _numbers(text: str, known: str) -> bool:
-    found, right = _number_of(text), _number_known(known)
-    return found is not None and right is not None and equal(found, right)
+    """The number "1.5 million" is 1500000, and also 1.5, as the question may ask for millions."""
+    right, found = _number_known(known), map(_number_of, {text, in_digits(text)})
+    return right is not None and any(one is not None and equal(one, right) for one in found)
 
 
 def _number_of(text: str) -> Fraction | None:
@@ -163,13 +181,28 @@ def _texts(text: str, known: str) -> bool:
     if _number_known(known) is not None:
         return _numbers(text, known)
     said, right = final_answer(text), final_answer(known) or known
-    if said is None:
-        lines = [line for line in text.splitlines() if line.strip()]
-        said = lines[-1] if lines else ""
-    elif letter := re.fullmatch(r"\(?([A-Z])\)?\.?", _undressed(right)):
-        chosen = re.match(r"\(?([A-Z])(?![^\s).:,])", _undressed(said))
-        return (chosen[1] if chosen else _words(said).upper()) == letter[1]
-    return _words(said) == _words(right)
+    lines = [line for line in text.splitlines() if line.strip()] or [""]
+    if letter := re.fullmatch(r"\(?([A-Z])\)?\.?", _undressed(right)):
+        chosen = _labelled(lines) if said is None else _chosen(said)
+        return (chosen or _words(lines[-1] if said is None else said).upper()) == letter[1]
+    return _words(lines[-1] if said is None else said) == _words(right)
+
+
+def _chosen(said: str) -> str | None:
+    """The letter of the one option that an answer begins with."""
+    found = _CHOSEN.match(_undressed(said))
+    return found and found[1]
+
+
+def _labelled(lines: Sequence[str]) -> str | None:
+    """The letter of the option that a text ends with: "B. Paris". None where that ends a list of options."""
+    *_, before, last = ["", *(_undressed(line[:_LINE]) for line in lines[-2:])]
+    found = _LABELLED.match(last)
+    if found is None or _LABEL.search(last, found.end()):
+        return None
+    letter = found[1] or found[2]
+    listed = _LABEL.match(before)
+    return None if listed and before.lstrip("(")[0] == chr(ord(letter) - 1) else letter
 
 
 def _words(text: str) -> str:

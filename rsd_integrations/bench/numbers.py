@@ -11,6 +11,7 @@ __all__ = [
     "boxed_number",
     "equal",
     "halfwidth",
+    "in_digits",
     "number_in",
     "said_number",
     "whole_number",
@@ -27,6 +28,19 @@ _HALFWIDTH = str.maketrans(
 """The signs of Chinese text as those of English text: what reads answers knows only these."""
 _POWERS = {"十": 1, "百": 2, "千": 3, "万": 4, "萬": 4, "亿": 8, "億": 8}
 """Of ten, behind a number: 2万, 3千万."""
+_SCALES = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_SCALE = re.compile(
+    r"(?<=\d)((?:[\s~]|\\[ ,;:!]|\\(?:text\w*|mathrm|mbox)\s*\{)*)"
+    rf"({'|'.join(_SCALES)})(?![^\W\d_])(?!\s*(?:and\s+)?\d)",
+    re.IGNORECASE,
+)
+_NEGATIVE = re.compile(
+    r"(?:(?<![^\W\d_]-)(?<!\w)negative"
+    r"|(?P<before>^\s*|[=:(,{]\s*|['’]s\s+|(?<!\w)(?:is|are|was|to|of|at|by|be|or|and|equals?|gives)\s+)minus)"
+    r"\s+(?:(?:\\\(|\*+)\s*)?(?=[\d.\\$£€¥])",
+    re.IGNORECASE,
+)
+"""Before a number that is below zero. "Minus" may also take one number from another: "7 minus 5"."""
 _PART = r"(?:\{\s*(-?[\d.,]*\d)\s*\}|\s*(\d))"
 _FRACTION = re.compile(rf"\\[dt]?frac\s*{_PART}\s*{_PART}")
 _PLAIN = r"(?:(?:\d{1,3}(?:,\d{2,3})*,\d{3}(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
@@ -37,12 +51,22 @@ _NUMBER = re.compile(
 _MONEY = r"[A-Z]?\\?[$£€¥¢₹₽₩]"
 _BARE = re.compile(r"(?:[^A-Za-z=^\d]|\\(?:left|text\w*|mathrm|mathbf|approx|boxed))*")
 """Before a number: nothing but signs and markup."""
+_OPENING, _CLOSING = r"(?:\\\(\s*|\*\*)?", r"(?:\s?\\\)|[$*])*"
+"""Around a number: signs of a formula or of bold type."""
 _GOES_ON = re.compile(
-    r"\s*(?:\\(?:sqrt|pi|times|cdot|div|frac|pm)(?![a-z])|±|[-+*/×÷]\s*(?:\\?[$£€¥]\s*)?[\d(\\]"
+    r"\s*(?:\\(?:sqrt|pi|times|cdot|div|frac|pm)(?![a-z])|[±√π²³]|[-+*/×÷]\s*(?:\\?[$£€¥]\s*)?[\d(\\]"
+    r"|(?:plus|minus|times|divided\s+by)\s+-?(?:\\?[$£€¥]\s*)?\d"
     r"|x\s*(?:\\?[$£€¥]\s*)?\d|\^\s*\{?\s*[-\d])|[,:]\d"
-    r"|\s*[万萬亿億]|\s*(?:(?:or|and|to)\s+|[或和至到~]\s*)-?\\?\$?\d(?!\d*\s*(?:decimal|significant))"
+    rf"|{_CLOSING}[,;]\s+{_OPENING}-?\\?\$?{_PLAIN}(?:\s*/\s*\d+)?\s*(?:[,;.)\]}}$\\]|\*\*|$|(?:or|and)\b)"
+    rf"|\s*[万萬亿億]|{_CLOSING}\s*(?:(?:or|and|to)\s+|[或和至到~]\s*){_OPENING}-?\\?\$?\d"
+    r"(?!\d*\s*(?:decimal|significant))"
 )
 """After a number: what shows that it is part of a formula, a range, a list or a time."""
+_LISTED = re.compile(
+    rf"=\s*-?{_PLAIN}{_CLOSING}\s*(?:[,;]|(?:or|and)\b|[或和与與且])"
+    r"(?:\s|or\b|and\b|\\[, ]|\\?\$)*[a-zA-Z]\s*$"
+)
+"""Before the last equals sign: the equation before it is another answer."""
 _LED_UP = re.compile(r"(?:[\^_+*/]|\\sqrt)\s*\{?\s*$")
 """Before a number: what shows that it is part of a formula."""
 _CLOSE = Fraction(1, 10**6)
@@ -107,7 +131,9 @@ def said_number(said: str) -> Fraction | None:
     first = _leading(plain)
     if first and not _GOES_ON.match(plain, first.end()):
         return _value(first)
-    behind = plain.rpartition("=")[2]
+    before, _, behind = plain.rpartition("=")
+    if _LISTED.search(before[-_MOST:]):
+        return None
     found = _NUMBER.search(behind)
     if not found or _GOES_ON.match(behind, found.end()) or _LED_UP.search(behind[: found.start()]):
         return None
@@ -143,6 +169,11 @@ def halfwidth(text: str) -> str:
     return text.translate(_HALFWIDTH)
 
 
+def in_digits(text: str) -> str:
+    """With "1.5 million" as 1.5e6."""
+    return _SCALE.sub(lambda found: f"e{_SCALES[found[2].lower()]}{found[1]}", text)
+
+
 def whole_number(text: str) -> Fraction | None:
     """A text that is a number and nothing else but a sign of currency or per cent."""
     whole = _NUMBER.fullmatch(re.sub(rf"^{_MONEY}|[\\%.$]+$", "", _plain(text).strip()).strip())
@@ -161,6 +192,8 @@ def _plain(text: str) -> str:
     plain = text.replace("\u2212", "-").replace("\\!", "").replace("{,}", ",")
     plain = re.sub(r"(?<=\d)(?:\\[, ]|[\u00a0\u2009\u202f'\u2019])(?=\d{3}(?!\d))", "", plain)
     plain = re.sub(r"(?:(?<!正)[负負]的?|零下)\s*(?=[\d.\\$£€¥])", "-", plain)
+    plain = re.sub(r"\\(?:text\w*|mathrm)\s*\{\s*((?i:negative|minus|or|and|to))\s*\}", r" \1 ", plain)
+    plain = _NEGATIVE.sub(lambda found: f"{found['before'] or ''}-", plain)
     plain = re.sub(r"(?<=\d)\s*([十百千]?[万萬亿億]{1,2})(?!\s*[\d零])", _power, plain)
     plain = re.sub(rf"-\s*{_MONEY}\s*(?=[\d.])", "-", plain)
     plain = _FRACTION.sub(_stroke, plain)

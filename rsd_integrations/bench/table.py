@@ -12,6 +12,7 @@ from rich.text import Text
 from rsd_integrations.bench.results import AccuracyReport, Check, Interval, Point, TuneReport
 from rsd_integrations.bench.tune import advice, signed
 from rsd_integrations.report.whole import print_whole
+from rsd_integrations.report.words import many
 
 __all__ = ["print_checks", "print_report", "print_tuning"]
 
@@ -136,9 +137,9 @@ def _prm(report: AccuracyReport) -> str:
 
 
 def _answers(report: TuneReport) -> str:
-    counts = f"{report.drafts} answers of the draft ({report.drafts_wrong} wrong)"
+    counts = f"{many(report.drafts, 'answer')} of the draft ({report.drafts_wrong} wrong)"
     if report.auc is None:
-        return f"PRM AUC: none, as {counts} are all right or all wrong"
+        return f"PRM AUC: none, as all are right, or all wrong: {counts}"
     return f"PRM AUC {_auc(report.auc)}: the lowest reward in each of {counts} against whether it is right"
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import platform
 import sys
+from collections import Counter
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import replace
@@ -252,6 +253,12 @@ def _questions(
     from rsd_integrations.bench.questions import Question, read_questions
 
     found = read_questions(path, question=fields[0], answer=fields[1])
+    if again := sum(count > 1 for count in Counter(text for text, _ in found).values()):
+        _tell(
+            f"{many(again, 'question')} {'occurs' if again == 1 else 'occur'} more than once in {path}: each "
+            "copy counts as a question of its own, and with --skip one may confirm a threshold that another "
+            "chose; leave one of each"
+        )
     chosen = {place: found[place] for place in draw(len(found))}
     name, right = matcher(match, [known for _, known in chosen.values()])
     if (match, name) == ("auto", "text") and any(is_formula(known) for _, known in chosen.values()):

@@ -154,6 +154,9 @@ def test_numbers(text: str, known: str, right: bool) -> None:
         ("42 \\text{ pieces, in total}", 42),
         ("\\boldsymbol{42}", 42),
         ("C\\$500", 500),
+        ("\\text{negative } 5", -5),
+        ("minus 5", -5),
+        ("x = \\text{Minus } \\frac{1}{2}", -0.5),
     ],
 )
 def test_a_box_may_hold_more_than_the_number(held: str, number: float) -> None:
@@ -181,7 +184,15 @@ def test_a_box_may_hold_more_than_the_number(held: str, number: float) -> None:
         ),
         *("5 \\text{ remainder } 2", "5 \\text{ hours } 30 \\text{ minutes}", "11_2", "5^2", "5" * 5000),
         *("\\frac{1}{2} \\text{ or } \\frac{1}{3}", "0.\\overline{3}", "", "x"),
-        *("sqrt(5)", "log 5", "\\text{negative } 5", "x=5 \\quad y=3", "\\text{ times } x", "times 5 x"),
+        *(
+            "sqrt(5)",
+            "log 5",
+            "12 \\text{ minus } 5",
+            "5√2",
+            "x=5 \\quad y=3",
+            "\\text{ times } x",
+            "times 5 x",
+        ),
     ],
 )
 def test_a_box_with_another_answer_is_not_the_number_in_it(held: str) -> None:
@@ -198,11 +209,130 @@ def test_a_box_with_another_answer_is_not_the_number_in_it(held: str) -> None:
         ),
         *("The answer is 5. " * 100_000, "answer is " * 200_000, "5 " * 200_000, "\\boxed{" * 100_000),
         *("答案是5。" * 100_000, "答案是" * 200_000, "5亿" * 100_000, "大于" * 100_000, "负" * 200_000),
+        *("negative" + " " * 200_000, "is minus " * 100_000, "5" + " " * 200_000, "5 million " * 100_000),
+        *("#### 5" + ", 6" * 100_000, "#### 5" + " " * 200_000 + "x", "#### x=5" + " ,y=5" * 100_000),
+        *(
+            "\\boxed{A" + " or A" * 50_000 + "}",
+            "\\boxed{A, " + "( " * 50_000 + "}",
+            "A. " + "x A. " * 50_000,
+        ),
     ],
 )
 def test_answers_that_repeat_themselves_take_no_time(text: str) -> None:
     """Not by the clock: what is not linear here never ends."""
     matcher("number", ["5"])[1](text, "7")
+
+
+@pytest.mark.parametrize(
+    ("text", "known"),
+    [
+        *(
+            (text, "-5")
+            for text in ("The answer is negative 5.", "The answer is minus 5", "Minus 5", "It's minus 5°C.")
+        ),
+        *(
+            (text, "-5")
+            for text in ("The answer is negative $5.", "The answer is negative \\(5\\).", "negative **5**")
+        ),
+        *((text, "-5") for text in ("The answer is: minus 5.", "#### minus 5", "#### \\text{negative }5")),
+        ("The answer is \\text{negative } \\frac{1}{2}.", "-1/2"),
+    ],
+)
+def test_a_sign_in_words(text: str, known: str) -> None:
+    match = matcher("number", [known])[1]
+    assert match(text, known)
+    assert not match(text, known[1:])
+
+
+@pytest.mark.parametrize(
+    ("text", "known"),
+    [
+        ("7 minus 5 is 2", "2"),
+        ("12 minus 5", "5"),  # As ever: the last number, where no answer is marked.
+        ("7 apples minus 5 apples", "5"),
+        ("The answer is 12 minus 5 = 7.", "7"),
+        ("The only non-negative 5", "5"),
+    ],
+)
+def test_minus_may_take_one_number_from_another(text: str, known: str) -> None:
+    assert matcher("number", [known])[1](text, known)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        *(
+            "5√2",
+            "5π",
+            "5²",
+            "5, 6",
+            "5, 6.",
+            "5; 6",
+            "5, 6, 7",
+            "5, 6 and 7.",
+            "5, 1/2",
+            "$5, $6.",
+            "$5$, $6$.",
+        ),
+        *("\\(5\\), \\(6\\).", "**5**, **6**", "**5** or **6**", "5\\text{ and }6", "5 minus 6", "5 times 6"),
+        *("x = 6, y = 5.", "x = 6 or x = 5", "$x = 6$, $y = 5$", "x = 6 and y = 5"),
+    ],
+)
+def test_a_part_of_what_is_said_is_no_answer_as_in_a_box(said: str) -> None:
+    match = matcher("number", ["5"])[1]
+    assert not match(f"The answer is {said}", "5")
+    assert not match(f"#### {said}", "5")
+
+
+@pytest.mark.parametrize(
+    ("said", "known"),
+    [
+        *(("5,600", "5600"), ("5,600.", "5600"), ("5, as shown", "5"), ("5, 2 of them red.", "5")),
+        *(
+            ("42, 6 * 7.", "42"),
+            ("18, 6 more than 12.", "18"),
+            ("**5**, because 2 + 3 = 5", "5"),
+            ("5 m²", "5"),
+        ),
+        *(
+            ("x = 2 + 3 = 5", "5"),
+            ("3 times a week", "3"),
+            ("if a = 3 then b = 5", "5"),
+            ("$5$, and 6 is not.", "5"),
+        ),
+    ],
+)
+def test_what_follows_an_answer_does_not_hide_it(said: str, known: str) -> None:
+    assert matcher("number", [known])[1](f"The answer is {said}", known)
+
+
+@pytest.mark.parametrize(
+    ("text", "times"),
+    [
+        *(
+            ("1.5 million", 10**6),
+            ("\\boxed{1.5 \\text{ million}}", 10**6),
+            ("The answer is $1.5 Million.", 10**6),
+        ),
+        *(
+            ("\\boxed{\\$1.5\\,\\text{billion dollars}}", 10**9),
+            ("The answer is 1.5 thousand people.", 10**3),
+        ),
+    ],
+)
+def test_a_number_with_its_scale_in_words(text: str, times: int) -> None:
+    """It may be asked for in millions, too."""
+    known = ["1.5", str(int(1.5 * times))]
+    match = matcher("number", known)[1]
+    assert [match(text, one) for one in known] == [True, True]
+    assert not match(text, "-1.5")
+    assert not match(text, str(int(15 * times)))
+
+
+@pytest.mark.parametrize("said", ["\\text{1.5 millionaires}", "1 million 500 thousand", "1.5"])
+def test_what_is_no_scale(said: str) -> None:
+    assert not matcher("number", ["1500000"])[1](f"\\boxed{{{said}}}", "1500000")
+    assert not matcher("number", ["1000000"])[1](f"\\boxed{{{said}}}", "1000000")
 
 
 @given(st.integers(-(10**9), 10**9), st.sampled_from(["{}", "{:,}", "\\boxed{{{}}}", "The answer is {}."]))
@@ -234,6 +364,73 @@ def test_any_whole_number_is_read_as_written(number: int, form: str) -> None:
 )
 def test_texts(text: str, known: str, right: bool) -> None:
     assert matcher("text", [known])[1](text, known) is right
+
+
+@pytest.mark.parametrize("match", ["text", "math"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("The answer is A or B.", "Answer: A, B, D", "\\boxed{A, C}", "\\boxed{\\text{A, C}}", "A or B"),
+        *("The answer is (A) and (C).", "(A) and (C)", "A) or B)", "A. or B.", "The answer is A (or B)."),
+        *("The answer is A & B.", "The answer is A/B.", "Answer: A; B", "Answer: A | B", "Answer: A C"),
+        *("**Answer**: **A** and **B**", "\\boxed{A \\text{ or } B}", "The answer is A or possibly B."),
+        *("The answer is Option A or Option B.", "The correct choice is A or B.", "The answer is (A), (I)."),
+        *("答案是A、C", "答案是A和C。", "答案是A或者C。", "故选A，C。"),
+        *("A. Paris or B. Rome", "A. Paris B. Rome C. Oslo", "The answer is A, B, or I."),
+    ],
+)
+def test_several_letters_are_none_of_them(text: str, match: str) -> None:
+    """Whichever model hedges more would gain by it."""
+    assert not matcher(match, ["A"])[1](text, "A")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "A. Paris",
+            "(A) Paris",
+            "So it is this one.\n\nA) 42",
+            "**A.** Paris",
+            "A: no\nB: yes\n\nA. Paris",
+        ),
+        *("The answer is Option A.", "The answer is option (A).", "The correct choice is A."),
+        *("The correct option is **(A)** Paris.", "The best choice is: A", "The answer is A, I think."),
+        *("The answer is A, because B is wrong.", "The answer is A, B is wrong.", "The answer is A, not B."),
+        *(
+            "The answer is A and not B.",
+            "The answer is A. B and C fail.",
+            "The answer is A, as B and C fail.",
+        ),
+        *(
+            "The answer is (A) B and C only.",
+            "The answer is (A) B cells.",
+            "答案是A，因为B不对。",
+            "答案是A，B错。",
+        ),
+    ],
+)
+def test_one_letter_with_what_is_said_about_it(text: str) -> None:
+    match = matcher("text", ["A"])[1]
+    assert match(text, "A")
+    assert not match(text, "B")
+
+
+@pytest.mark.parametrize("text", ["The answer is A, C.", "\\boxed{\\text{A, C}}", "A, C", "答案是A，C。"])
+def test_a_known_answer_of_several_letters(text: str) -> None:
+    match = matcher("text", ["A, C"])[1]
+    assert match(text, "A, C")
+    assert not match(text, "A, B")
+    assert not match(text, "A")
+
+
+@pytest.mark.parametrize("text", ["A) Paris\nB) Rome", "(A) Paris\n\n(B) Rome"])
+def test_the_end_of_a_list_of_options_is_no_choice(text: str) -> None:
+    assert not matcher("text", ["B"])[1](text, "B")
+
+
+def test_the_best_choice_may_be_no_letter() -> None:
+    assert final_answer("The best choice is to add 3 and 5: 8.") is None
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,53 @@ def test_bootstrap_repeats_and_covers() -> None:
     assert 0.06 < interval.high - interval.low < 0.16
 
 
+@pytest.mark.parametrize(("apart", "true"), [(1.8124, 0.9), (2.6599, 0.97), (3.2900, 0.99)])
+def test_the_auc_interval_covers_with_few_wrong_answers(apart: float, true: float) -> None:
+    """The percentiles alone cover 60 to 80 %."""
+    rng, covered = random.Random(1), 0
+    for _ in range(40):
+        rewards = [(rng.gauss(0.0, 1.0), False) for _ in range(9)]
+        rewards += [(rng.gauss(apart, 1.0), True) for _ in range(291)]
+        interval = bootstrap_auc([[one] for one in rewards], resamples=100)
+        assert interval is not None
+        covered += interval.low <= true <= interval.high
+    assert covered >= 38
+
+
+def test_the_auc_interval_covers_where_a_prm_is_blind_to_some_mistakes() -> None:
+    """The score interval alone, which takes no notice of that, covers 75 %."""
+    rng, covered = random.Random(1), 0
+    for _ in range(40):
+        rewards = [(2.0 if rng.random() < 0.3 else 0.0, False) for _ in range(30)]
+        rewards += [(rng.random(), True) for _ in range(270)]
+        interval = bootstrap_auc([[one] for one in rewards], resamples=100)
+        assert interval is not None
+        covered += interval.low <= 0.7 <= interval.high
+    assert covered >= 36
+
+
+@pytest.mark.parametrize(("wrong", "right"), [(7, 23), (9, 291), (1, 1)])
+def test_an_auc_without_a_fault_is_uncertain(wrong: int, right: int) -> None:
+    """Newcombe's method 5 by hand: at 1, 1 - t = z sqrt(t (1 - t) (1 + N e(t)) / (m n))."""
+    interval = bootstrap_auc([[(0.1, False)]] * wrong + [[(0.9, True)]] * right)
+    assert interval is not None
+    assert (interval.value, interval.high) == (1.0, 1.0)
+    low = interval.low
+    assert low < 0.9
+    terms = 1 + ((wrong + right) / 2 - 1) * ((1 - low) / (2 - low) + low / (1 + low))
+    assert 1 - low == pytest.approx(1.959964 * math.sqrt(low * (1 - low) * terms / (wrong * right)))
+    mirror = bootstrap_auc([[(0.9, False)]] * wrong + [[(0.1, True)]] * right)
+    assert mirror is not None
+    assert (mirror.low, mirror.high) == (0.0, pytest.approx(1 - low))
+
+
+@given(st.lists(scored, max_size=6))
+def test_the_auc_interval_holds_its_value(groups: list[list[tuple[float, bool]]]) -> None:
+    interval = bootstrap_auc(groups, resamples=20)
+    if interval is not None:
+        assert 0 <= interval.low <= interval.value <= interval.high <= 1
+
+
 def test_bootstrap_draws_whole_problems() -> None:
     """Copies of a problem's step are no news: the interval must not shrink."""
     single, copied = bootstrap_auc(noisy(200, 1)), bootstrap_auc(noisy(200, 10))

@@ -589,6 +589,23 @@ def test_settings_decide_how_questions_are_answered(file: str, tmp_path: Path) -
     assert all(point.mean_tokens <= 2 for point in report.points)
 
 
+def test_questions_that_occur_more_than_once_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "questions.jsonl"
+    lines = [json.dumps({"question": one.question, "answer": one.answer}) for one in PROBLEMS[:4]]
+    for copies, told in (
+        ([], None),
+        (lines[:1], "1 question occurs more than once in"),
+        (lines[:2] * 3, "2 questions occur more than once in"),
+    ):
+        path.write_text("\n".join([*lines, *copies]))
+        assert run(str(path), "--thresholds", "0.5", "--problems", "1")[0] == 0
+        out, errors = capsys.readouterr()
+        assert "1 answer of the draft" in out
+        assert told in errors if told else "more than once" not in errors
+
+
 def test_each_question_is_told_by_its_place_and_who_was_right(file: str, tmp_path: Path) -> None:
     options = [file, "--thresholds", "0.5", "--out", str(tmp_path), "--problems", "7", "--skip", "3"]
     assert run(*options)[0] == 0
