@@ -22,6 +22,10 @@ _FLOPS = (
     "paper: 2 x parameters a generated or scored token; total: every token that went through a "
     "model, with attention."
 )
+_INTERVALS = (
+    "Intervals: 95 % (Wilson; differences: Bonett and Price; AUC: bootstrap over problems or Newcombe, "
+    "whichever is wider)."
+)
 _HEADINGS = ("accuracy %", "kept", "re-\nwritten", "target\nidle", "FLOPs\npaper", "FLOPs\ntotal", "tokens")
 
 
@@ -31,7 +35,7 @@ def print_report(report: AccuracyReport, console: Console) -> None:
     console.print(Text(_differences(report.points)))
     print_whole(_lengths(report.points), console, "accuracy % by number of events")
     console.print(Text(_prm(report)))
-    console.print(Text(f"{_FLOPS} Intervals: 95 % (Wilson; AUC: bootstrap over problems).", style="dim"))
+    console.print(Text(f"{_FLOPS} {_INTERVALS}", style="dim"))
 
 
 def print_tuning(report: TuneReport, console: Console) -> None:
@@ -45,8 +49,7 @@ def print_tuning(report: TuneReport, console: Console) -> None:
         Text(
             f"{_FLOPS} time: wall time of the run / the target's, each run once and with as many requests at "
             "once, the target's first (prompts still cached from it make later runs faster); - where a run "
-            "was interrupted. "
-            "Intervals: 95 % (Wilson; AUC: bootstrap).",
+            f"was interrupted. {_INTERVALS}",
             style="dim",
         )
     )
