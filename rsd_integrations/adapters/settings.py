@@ -160,6 +160,11 @@ class RSDSettings(RSDFields, Closing):
             data = without_nones(data)
         return data
 
+    @field_validator(*ROLES, mode="before")
+    @classmethod
+    def _plain_name(cls, value: Any) -> Any:
+        return str.__str__(value) if isinstance(value, str) else value  # An Enum shows its member's name.
+
     @field_validator(*OPTIONS, mode="before")
     @classmethod
     def _hide_secrets(cls, value: Any) -> Any:
@@ -211,7 +216,7 @@ class RSDSettings(RSDFields, Closing):
         """Where the pipeline comes from; shared with all that name the same models."""
         spec = self._spec()
         # A copy may have been given other models than the one it was made from.
-        if self._held is None or self._held[0] != spec:
+        if self._held is None or self._held[0] != spec or self._held[1].moved:
             self._held = spec, find_source(spec)
         return self._held[1]
 

@@ -14,11 +14,11 @@ from functools import partial
 from typing import Any
 
 from rsd_integrations.adapters.secrets import has_secrets, hidden, revealed
+from rsd_integrations.adapters.sharing import is_served, source_key
 from rsd_integrations.adapters.specs import (
     LIVE,
     Spec,
     check_pickles,
-    identity,
     is_live,
     is_portable,
     named_models,
@@ -26,10 +26,10 @@ from rsd_integrations.adapters.specs import (
 )
 from rsd_integrations.adapters.windows import known_window
 from rsd_integrations.errors import ConfigError
-from rsd_integrations.opening import are_servers, check_tools, open_models
+from rsd_integrations.opening import check_tools, open_models
 from rsd_integrations.output import Output
 from rsd_integrations.pipeline import RSDPipeline
-from rsd_integrations.types import ROLES, Role
+from rsd_integrations.types import Role
 from rsd_integrations.waiting import Told, ending_with_python, wait_for_result
 
 __all__ = ["PipelineSource", "find_source", "live_name"]
@@ -40,10 +40,11 @@ class PipelineSource:
 
     Args:
         spec: what to load.
+        key: by which it is shared.
     """
 
-    def __init__(self, spec: Spec) -> None:
-        self.spec = hidden(spec)
+    def __init__(self, spec: Spec, key: Hashable = None) -> None:
+        self.spec, self._key = hidden(spec), key
         given = self.spec.get("pipeline")
         self._pipeline: RSDPipeline | None = given if isinstance(given, RSDPipeline) else None
         self.unlock()
@@ -148,6 +149,14 @@ class PipelineSource:
         """Whether its pipeline was closed, or is going to be once it is there."""
         return self._unwanted if self._pipeline is None else self._pipeline.closed
 
+    @property
+    def moved(self) -> bool:
+        """Whether what it names became another model before it was loaded: in another working directory, say.
+        Names count as of the load, whose models it has from then on.
+        """
+        waits = self._pipeline is None and self._loading is None
+        return waits and self._key is not None and source_key(self.spec) != self._key
+
     def close(self) -> None:
         """Close the pipeline. One that is still loading is closed when it is there, which this does not wait
         for; whoever waits for it is told so.
@@ -209,7 +218,7 @@ class PipelineSource:
 
     @property
     def _served(self) -> bool:
-        return "pipeline" not in self.spec and are_servers(*(self.spec[role] for role in ROLES))
+        return is_served(self.spec)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PipelineSource:
         return self
@@ -253,18 +262,19 @@ def live_name(live: Any) -> str:
 def find_source(spec: Spec) -> PipelineSource:
     """The source for these models: the same one as long as anybody holds it and it is not closed.
 
-    Secrets make no difference: models that were loaded with another token are shared.
+    Over servers it has their keys and headers, too, which go with each question. Other secrets make no
+    difference: models that were loaded with another token are shared.
 
     Raises:
         ConfigError: it names a live pipeline that this process does not have (any more).
     """
     if is_live(spec):
         return _live_source(spec["pipeline"])
-    key = identity(dict(signature(spec)))
+    key = source_key(spec)
     with _registry.lock:
         source = _registry.sources.get(key)
         if source is None or source.closed:
-            source = _registry.sources[key] = PipelineSource(spec)
+            source = _registry.sources[key] = PipelineSource(spec, key)
         elif source.loaded is None and has_secrets(spec):
             source.spec = hidden(spec)  # The token may have been corrected.
         return source

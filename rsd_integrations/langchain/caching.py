@@ -28,8 +28,10 @@ def cache_key(settings: ChatRSD, stop: list[str] | None, kwargs: Mapping[str, An
     call = call_of(settings, stop, kwargs)
     fields = {name: getattr(call.config, name) for name in RSDConfig.model_fields}
     config = {name: _identity(value) if callable(value) else value for name, value in fields.items()}
+    # Variables have no order of their own, but a template may write what they hold in its order.
+    config["chat_template_kwargs"] = dict(sorted(call.config.chat_template_kwargs.items()))
     parts = [settings.source.name, call.model, config, call.output.key, settings.output_version]
-    return json.dumps(["ChatRSD", *parts], sort_keys=True)
+    return json.dumps(["ChatRSD", *parts])
 
 
 def _identity(function: Callable[..., Any]) -> str:

@@ -372,10 +372,9 @@ class ChatRSD(BaseChatModel, RSDSettings):
         return self._guessed
 
     def _loaded(self) -> None:
-        # With the models loaded the whole profile is known; one that the user set stays.
+        # With the models loaded the whole profile is known. One that the user set stays.
         if self._guessed is not None and self.profile == self._guessed:
-            self.profile = profile_of(self)
-        self._guessed = None
+            self.profile = self._guessed = profile_of(self)
 
     @classmethod
     def is_lc_serializable(cls) -> bool:

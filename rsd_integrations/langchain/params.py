@@ -78,10 +78,11 @@ def profile_of(settings: RSDSettings) -> ModelProfile:
     """What the model can do. Until it is loaded it is taken to support tools, but for the pocket trio."""
     source = settings.source
     tools = settings.pipeline != POCKET if source.loaded is None else source.takes_tools
+    window = settings.window
     return ModelProfile(
         # Room for the answer is kept free.
-        max_input_tokens=max(0, settings.window - (settings.max_tokens or 1)),
-        max_output_tokens=min(settings.max_tokens or settings.window, settings.window - 1),
+        max_input_tokens=max(0, window - (settings.max_tokens or 1)),
+        max_output_tokens=min(settings.max_tokens or window, window - 1),
         text_inputs=True,
         text_outputs=True,
         image_inputs=False,

@@ -10,7 +10,7 @@ from rsd_integrations.errors import ConfigError, ModelError
 from rsd_integrations.limits import check_takes
 from rsd_integrations.prm.base import Head, PRMFormat
 
-__all__ = ["find_prm_format", "prm_format_names", "register_prm_format"]
+__all__ = ["find_prm_format", "prm_format_names", "register_prm_format", "registered"]
 
 FormatClass = TypeVar("FormatClass", bound=type[PRMFormat])
 FormatMaker = Callable[[Any, Mapping[str, Any]], PRMFormat]
@@ -40,6 +40,13 @@ def register_prm_format(cls: FormatClass) -> FormatClass:
 def prm_format_names() -> tuple[str, ...]:
     """The names of all formats, sorted."""
     return tuple(sorted(_formats))
+
+
+def registered(choice: Any) -> tuple[type[PRMFormat], ...]:
+    """The classes that a choice by name may mean at this moment: for "auto" all of them, in their order."""
+    if not isinstance(choice, str):
+        return ()
+    return tuple(cls for name, cls in _formats.items() if choice in ("auto", name))
 
 
 def find_prm_format(choice: Any, config: Any, tokenizer: Any) -> PRMFormat:

@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -251,6 +252,20 @@ async def test_objects_made_behind_a_close_load_anew_at_once(load: Load) -> None
     await asyncio.to_thread(load.begun)
     old.close()
     assert ChatRSD(**models).source is not old.source
+    load.gate.set()
+    assert (await call).closed
+
+
+async def test_what_is_loading_stays_what_it_was(
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name may mean another folder by now; closing it closes what it is loading."""
+    llm = ChatRSD(**dict.fromkeys(("draft", "target", "prm"), "here"))
+    call = asyncio.create_task(llm.aload())
+    await asyncio.to_thread(load.begun)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    llm.close()
     load.gate.set()
     assert (await call).closed
 

@@ -123,6 +123,17 @@ async def test_the_llm_cache_tells_weightings_apart(
     assert "test_ecosystem.always" in keys[3] and live_name(always) not in keys[3]
 
 
+def test_the_llm_cache_tells_the_order_of_documents_apart(llm: Any) -> None:
+    """A template may write what a variable holds in its order, but not the variables themselves."""
+
+    def key(**variables: Any) -> Any:
+        return llm._get_llm_string(chat_template_kwargs=variables)
+
+    document, turned = {"title": "sky", "body": "blue"}, {"body": "blue", "title": "sky"}
+    assert key(documents=[document], thinking=True) == key(thinking=True, documents=[document])
+    assert key(documents=[document]) != key(documents=[turned])
+
+
 def test_the_llm_cache_tells_forms_apart(pipe: Any, cache: InMemoryCache) -> None:
     assert isinstance(ChatRSD.from_pipeline(pipe, output_version="v1").invoke(QUESTION).content, list)
     assert ChatRSD.from_pipeline(pipe).invoke(QUESTION).content == ANSWER
@@ -230,6 +241,25 @@ def test_profile_and_tokens() -> None:
         assert ChatRSD.from_pipeline(pipe, custom_get_token_ids=len).get_token_ids("ab") == 2
         assert ChatRSD.from_pipeline(pipe, profile={"max_input_tokens": 7}).profile == {"max_input_tokens": 7}
     assert ChatRSD(draft="d", target="t", prm="p", max_length=99).profile["max_input_tokens"] == 98  # type: ignore[index]
+
+
+def test_the_profile_follows_the_settings(loads: list[Any]) -> None:
+    llm = ChatRSD(draft="d", target="t", prm="p", max_tokens=50)
+    llm.load()
+    window = llm.window
+    assert llm.profile is not None
+    assert llm.profile["max_input_tokens"] == window - 50
+    llm.max_tokens = 70
+    llm.invoke(QUESTION)
+    assert llm.profile["max_input_tokens"] == window - 70
+    copied = llm.model_copy(update={"max_tokens": 90})
+    copied.load()
+    assert copied.profile is not None
+    assert copied.profile["max_input_tokens"] == window - 90
+    own = ChatRSD(draft="d", target="t", prm="p", profile={"max_input_tokens": 7})
+    for _ in range(2):
+        own.load()
+        assert own.profile == {"max_input_tokens": 7}
 
 
 def test_a_rag_chain() -> None:

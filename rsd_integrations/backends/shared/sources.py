@@ -135,7 +135,7 @@ class Source:
         if isinstance(source, torch.nn.Module):
             self._take(source)
         elif isinstance(source, str | Path):
-            self.name = str(source)
+            self.name = str.__str__(source) if isinstance(source, str) else str(source)  # It may be an Enum.
             self.config = self._from_hub(AutoConfig, self.name)
         else:
             raise ModelError(
