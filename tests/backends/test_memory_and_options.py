@@ -237,16 +237,18 @@ def test_a_load_that_fails_leaves_alone_what_failed_before(
         kept = "to be looked at"
         raise LookupError(kept)
 
-    try:
-        mine()
-    except LookupError as error:
-        with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="boom"):
-            patch.setattr(loading, "_load_scorer", lambda *args, **kwargs: fails())
-            RSDPipeline.from_pretrained(**folders)
-        assert error.__traceback__ is not None
-        frame = error.__traceback__.tb_next
-        assert frame is not None
-        assert frame.tb_frame.f_locals["kept"] == "to be looked at"
+    def handled() -> None:
+        try:
+            mine()
+        except LookupError:
+            with pytest.raises(RuntimeError, match="boom"):
+                RSDPipeline.from_pretrained(**folders)
+            raise
+
+    monkeypatch.setattr(loading, "_load_scorer", lambda *args, **kwargs: fails())
+    with pytest.raises(LookupError) as caught:
+        handled()
+    assert caught.traceback[-1].frame.f_locals["kept"] == "to be looked at"
 
 
 def test_closing_gives_the_memory_back() -> None:
