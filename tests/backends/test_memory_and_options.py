@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import gc
 import json
 import shutil
+import signal
 import threading
+import time
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,7 @@ import pytest
 import torch
 
 from rsd_integrations import Output, RSDPipeline
-from rsd_integrations.backends.torch import launch, traced
+from rsd_integrations.backends.torch import launch, loading, traced
 from rsd_integrations.backends.torch.failures import failure
 from rsd_integrations.backends.torch.plan import PREFILL_CHUNK
 from rsd_integrations.backends.torch.recording import LOCK
@@ -141,7 +145,7 @@ def test_out_of_memory_fails_that_request_alone() -> None:
         runner = pipe.backend.draft.runner  # type: ignore[attr-defined]
         runner._readout = _Short(runner._readout, most=40)
         streams = [pipe.stream(prompt, **FIELDS) for prompt in ("Hi.", "long " * 60, "Hi.")]
-        with pytest.raises(DeviceMemoryError, match="max_batch_size"):
+        with pytest.raises(DeviceMemoryError, match=r"max_batch_size.* close\(\) pipelines"):
             streams[1].result()
         assert [streams[0].result().text, streams[2].result().text] == [want, want]
         assert runner.pool.free == pipe.backend.max_batch_size
@@ -171,6 +175,80 @@ def test_any_other_failure_has_its_cause() -> None:
         with pytest.raises(BackendError, match="ValueError: boom") as caught:
             pipe.generate(PROMPT, **FIELDS)
         assert isinstance(caught.value.__cause__, ValueError)
+
+
+def fails() -> None:
+    raise RuntimeError("boom")
+
+
+def fails_anew() -> None:
+    try:
+        fails()
+    except RuntimeError:
+        raise ValueError("told anew") from None
+
+
+def is_interrupted() -> None:
+    main = threading.main_thread().ident
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(main or 0), ctypes.py_object(KeyboardInterrupt))
+    while True:
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("ends", [fails, fails_anew, is_interrupted])
+@pytest.mark.parametrize("apart", [True, False])
+def test_a_load_that_ends_early_keeps_nothing_though_its_error_is_kept(
+    folders: dict[str, str], ends: Callable[[], None], apart: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A notebook keeps the last error, and a load that is tried again needs the memory."""
+    if not apart:  # As on a GPU, where an interrupt ends the load itself.
+        monkeypatch.setattr(loading, "apart", lambda device, work: work())
+        ends = (lambda: signal.raise_signal(signal.SIGINT)) if ends is is_interrupted else ends
+    held: list[weakref.ref[Any]] = []
+
+    def judged(*args: Any, **kwargs: Any) -> Any:
+        scorer = load_scorer(*args, **kwargs)
+        held.append(weakref.ref(scorer))
+        ends()
+        return scorer
+
+    def written(*args: Any, **kwargs: Any) -> Any:
+        writer = load_writer(*args, **kwargs)
+        held.append(weakref.ref(writer.runner))
+        return writer
+
+    load_writer, load_scorer = loading._load_writer, loading._load_scorer
+    monkeypatch.setattr(loading, "_load_writer", written)
+    monkeypatch.setattr(loading, "_load_scorer", judged)
+    gc.disable()
+    try:
+        with pytest.raises((RuntimeError, ValueError, KeyboardInterrupt)) as kept:
+            RSDPipeline.from_pretrained(**folders)
+        assert [one() for one in held] == [None] * 3
+    finally:
+        gc.enable()
+    assert kept.value.__traceback__ is not None
+
+
+def test_a_load_that_fails_leaves_alone_what_failed_before(
+    folders: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mine() -> None:
+        kept = "to be looked at"
+        raise LookupError(kept)
+
+    def handled() -> None:
+        try:
+            mine()
+        except LookupError:
+            with pytest.raises(RuntimeError, match="boom"):
+                RSDPipeline.from_pretrained(**folders)
+            raise
+
+    monkeypatch.setattr(loading, "_load_scorer", lambda *args, **kwargs: fails())
+    with pytest.raises(LookupError) as caught:
+        handled()
+    assert caught.traceback[-1].frame.f_locals["kept"] == "to be looked at"
 
 
 def test_closing_gives_the_memory_back() -> None:

@@ -11,7 +11,7 @@ import torch
 from rsd_integrations.backends.torch.plan import SlotFeed
 from rsd_integrations.errors import BackendError, DeviceMemoryError, PromptError, RSDError
 
-__all__ = ["Rows", "failure"]
+__all__ = ["Rows", "failure", "free_frames"]
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,28 @@ def failure(error: Exception) -> Exception:
     kind, hint = BackendError, "The other requests go on; see the cause for what failed."
     if _out_of_memory(error):
         kind = DeviceMemoryError
-        hint = "Lower max_batch_size, max_length or max_tokens, or use a smaller dtype."
+        hint = (
+            "Lower max_batch_size, max_length or max_tokens, use a smaller dtype, or close() pipelines that "
+            "are no longer needed."
+        )
     # Its frames hold the tensors of the failed forward as long as somebody keeps the error.
     traceback.clear_frames(error.__traceback__)
     told = kind(f"the model failed: {type(error).__name__}: {error}.", hint=hint)
     told.__cause__ = error
     return told
+
+
+def free_frames(error: BaseException, before: BaseException | None) -> None:
+    """Have an error, and those that led to it, hold nothing of the calls that they ended.
+
+    Args:
+        error: whoever keeps it would keep what those calls had loaded so far.
+        before: what was being handled when the first of the calls began: its frames are another's.
+    """
+    seen, left = {id(before)}, [error]
+    while left:
+        one = left.pop()
+        seen.add(id(one))  # Errors may be equal, or have no hash.
+        traceback.clear_frames(one.__traceback__)
+        led = (one.__cause__, one.__context__)
+        left += [other for other in led if other is not None and id(other) not in seen]

@@ -5,6 +5,8 @@ Models that cannot work are refused, before any weight is loaded where that can 
 
 from __future__ import annotations
 
+import gc
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,7 +35,7 @@ from rsd_integrations.backends.shared.unreadable import remedy, told
 from rsd_integrations.backends.shared.writing import Language
 from rsd_integrations.backends.torch.attention import slides
 from rsd_integrations.backends.torch.checkpoint import check_embeddings, check_language_model, load_complete
-from rsd_integrations.backends.torch.failures import Rows
+from rsd_integrations.backends.torch.failures import Rows, free_frames
 from rsd_integrations.backends.torch.heads import RewardModel, load_reward_model
 from rsd_integrations.backends.torch.launch import launcher_of
 from rsd_integrations.backends.torch.readout import Readout, read_hidden, read_logits
@@ -118,7 +120,14 @@ def load_backend(
             parts["prm"] = _load_scorer(judge, prm_form, device, dtype, **running)
         return Backend(**parts, max_batch_size=max_batch_size)
 
-    return apart(device, load)
+    handled = sys.exc_info()[1]
+    try:
+        return apart(device, load)
+    except BaseException as error:
+        parts.clear()  # It outlives its frame, in the closure of ``load``.
+        free_frames(error, handled)
+        gc.collect()  # A runner is in a cycle with its own methods until it is closed.
+        raise
 
 
 def default_device() -> str:
