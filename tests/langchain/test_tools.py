@@ -199,9 +199,9 @@ def test_a_rejected_call_never_shows() -> None:
 
 
 def test_what_is_bound(llm: ChatRSD) -> None:
-    bound = llm.bind_tools([add, Sum, TOOLS[0]], tool_choice="any", strict=True, temperature=0.5)
+    bound = llm.bind_tools([add, Sum, TOOLS[1]], tool_choice="any", strict=True, temperature=0.5)
     kwargs = bound.kwargs  # type: ignore[attr-defined]
-    assert [one["function"]["name"] for one in kwargs["tools"]] == ["add", "Sum", "add"]
+    assert [one["function"]["name"] for one in kwargs["tools"]] == ["add", "Sum", "look_up"]
     assert all(one["function"]["strict"] for one in kwargs["tools"])
     assert (kwargs["tool_choice"], kwargs["temperature"]) == ("any", 0.5)
     assert "tools" not in llm.bind_tools([]).kwargs  # type: ignore[attr-defined]
