@@ -7,6 +7,7 @@ chat templates and both frameworks use.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -27,6 +28,9 @@ _DATA = ("enum", "const", "default", "examples", "required")
 _SHARED = ("allOf", "anyOf", "oneOf", "if", "then", "else", "dependentSchemas")
 """Keywords whose subschemas describe the same object as the ``properties`` beside them, so none may forbid
 what another names. The subschemas of an allOf describe one object even without ``properties``."""
+
+_NOTES = ("default", "examples")
+"""Keywords that forbid nothing."""
 
 _NOTHING = {"type": "object", "properties": {}}
 
@@ -62,7 +66,7 @@ class Output:
         """
         _check_depth(self.tools, "tools")
         _check_depth(self.schema, "schema")
-        object.__setattr__(self, "tools", tuple(_check_tools(self.tools)))
+        object.__setattr__(self, "tools", tuple(_plain(_check_tools(self.tools), "tools")))
         if self.choice not in ("auto", "required") or (self.choice == "required" and not self.tools):
             raise ConfigError(
                 f"choice={self.choice!r} does not go with {len(self.tools)} tools.",
@@ -70,7 +74,7 @@ class Output:
             )
         if not isinstance(self.schema, Mapping | None):
             raise ConfigError(f"schema={self.schema!r:.200} is no JSON schema.", hint="Give it as a dict.")
-        object.__setattr__(self, "schema", closed_schema(self.schema))
+        object.__setattr__(self, "schema", closed_schema(_plain(self.schema, "schema")))
 
     def __hash__(self) -> int:
         # Schemas have none; equal outputs are equal in the others, too.
@@ -119,9 +123,7 @@ class Output:
     @property
     def key(self) -> str:
         """A key for caches. The order of properties counts: answers are written in it."""
-        return json.dumps(
-            [list(self.tools), self.choice, self.parallel, self.schema, self.strict], default=str
-        )
+        return json.dumps([self.tools, self.choice, self.parallel, self.schema, self.strict])
 
     @property
     def functions(self) -> list[tuple[str, Mapping[str, Any]]]:
@@ -196,10 +198,60 @@ def _check_depth(value: Any, name: str, left: int = DEEPEST) -> None:
             f"{name} are nested more than {DEEPEST} levels deep.",
             hint='Flatten them, or name schemas under "$defs" and refer to them.',
         )
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    for part in value if isinstance(value, list | tuple) else ():
+    if type(value) is str:
+        return
+    if type(value) is dict or isinstance(value, Mapping):
+        value = value.values()
+    elif not isinstance(value, list | tuple):
+        return
+    for part in value:
         _check_depth(part, name, left - 1)
+
+
+def _plain(value: Any, name: str, *, note: bool = False) -> Any:
+    """A copy in JSON's own types, which whoever gave the original cannot change.
+
+    Args:
+        note: it forbids nothing, so numbers that JSON does not have may be named.
+
+    Raises:
+        ConfigError: JSON cannot say it.
+    """
+    kind = type(value)
+    if kind is str or kind is int or kind is bool or value is None:
+        return value
+    if kind is dict or isinstance(value, Mapping):
+        return {
+            key if type(key) is str else _key(key, name): _plain(part, name, note=note or key in _NOTES)
+            for key, part in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_plain(part, name, note=note) for part in value]
+    return _leaf(value, name, note)
+
+
+def _leaf(value: Any, name: str, note: bool) -> str | int | float:
+    if isinstance(value, str):  # Enums, too: templates would write their names.
+        return str.__str__(value)
+    if isinstance(value, int):
+        return int.__int__(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return float.__float__(value)
+    if isinstance(value, float) and note:  # Pydantic leaves such a default as it is.
+        return json.dumps(value)
+    raise ConfigError(
+        f"{value!r:.200} in {name} is no JSON.",
+        hint="Give text, finite numbers, booleans, None, lists and dicts: a date's isoformat(), an Enum's "
+        "value, a set as a list.",
+    )
+
+
+def _key(key: Any, name: str) -> str:
+    """A key as json.dumps writes it."""
+    plain = _plain(key, name)
+    if isinstance(plain, list | dict):
+        raise ConfigError(f"the key {key!r:.200} in {name} is no text.", hint="Write it as text.")
+    return plain if isinstance(plain, str) else json.dumps(plain)
 
 
 def _check_tools(tools: Any) -> list[dict[str, Any]]:
@@ -208,7 +260,15 @@ def _check_tools(tools: Any) -> list[dict[str, Any]]:
             f"tools={tools!r:.200} is no list of tools.",
             hint='Write [{"type": "function", "function": {"name": ..., "parameters": {...}}}, ...].',
         )
-    return [_check_tool(tool) for tool in tools]
+    known: dict[str, dict[str, Any]] = {}
+    for tool in map(_check_tool, tools):
+        # Agents list one twice that was also retrieved.
+        if known.setdefault(name := tool["function"]["name"], tool) != tool:
+            raise ConfigError(
+                f"two tools have the name {name!r:.200}, so calls of one would be taken for the other's.",
+                hint="Rename one.",
+            )
+    return list(known.values())
 
 
 def _check_tool(tool: Any) -> dict[str, Any]:

@@ -51,7 +51,18 @@ def _check_message(message: Any, index: int) -> Message:
         )
     for text in all_texts(message):
         check_text(text, f"message {index}")
-    return dict(message)
+    return {name: _copied(part) for name, part in message.items()}
+
+
+def _copied(value: Any) -> Any:
+    """What its giver cannot change any more: the request may wait, or be rendered once more."""
+    if isinstance(value, str):
+        return value
+    if type(value) is dict or isinstance(value, Mapping):
+        return {key: _copied(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_copied(part) for part in value]
+    return value
 
 
 def check_steps(steps: Any) -> tuple[str, ...]:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+import datetime
+import json
+import math
 import re
+from collections import OrderedDict, UserDict
+from collections.abc import Mapping
+from decimal import Decimal
+from enum import Enum, IntEnum
 from functools import reduce
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel, Field
 
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.output import Output, closed_schema
@@ -148,6 +158,143 @@ def test_keys_tell_outputs_apart() -> None:
         *(Output(schema={"properties": {name: {} for name in names}}) for names in ("ab", "ba")),
     ]
     assert len({output.key for output in outputs}) == len(outputs)
+
+
+class Color(Enum):
+    RED = "red"
+
+
+class Word(str, Enum):
+    BLUE = "blue"
+
+
+class Size(IntEnum):
+    BIG = 3
+
+
+class Half(float):
+    def __repr__(self) -> str:
+        return "half"
+
+
+def tool_of(parameters: Any, name: str = "f") -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"const": datetime.date(2020, 1, 1)},
+        {"default": Decimal("1.5")},
+        {"enum": {"a"}},
+        {"enum": [Color.RED]},
+        {"const": math.nan},
+        {"maximum": math.inf},
+        {"const": b"x"},
+        {"const": {Color.RED: 1}},
+        {"const": {("a", 1): 1}},
+        {"description": object()},
+    ],
+)
+def test_what_is_no_json_is_refused(value: dict[str, Any]) -> None:
+    (held,) = value.values()
+    while isinstance(held, list | dict):
+        held = next(iter(held))
+    schema = {"type": "object", "properties": {"a": value}}
+    asked = {"type": "json_schema", "json_schema": {"schema": schema}}
+    for name, make in {
+        "schema": lambda: Output(schema=schema),
+        "schema ": lambda: Output.of(response_format=asked),
+        "tools": lambda: Output(tools=(tool_of(schema),)),
+        "tools ": lambda: Output.of(tools=[tool_of(schema)]),
+    }.items():
+        with pytest.raises(ConfigError, match=re.escape(f"{held!r} in {name.strip()} is no ")) as caught:
+            make()
+        assert caught.value.hint
+
+
+def test_what_pydantic_makes_is_taken() -> None:
+    """It says nothing about numbers that JSON does not have, which defaults often are."""
+
+    class Search(BaseModel):
+        most: float = math.inf
+        day: datetime.date = datetime.date(2020, 1, 1)
+        price: Decimal = Decimal("1.5")
+        color: Color = Color.RED
+        size: Size = Field(default=Size.BIG, examples=[-math.inf, {"a": math.nan}])
+
+    schema = Search.model_json_schema()
+    for output in (Output(schema=schema), Output.of(tools=[tool_of(schema)])):
+        assert json.loads(output.key, parse_constant=pytest.fail)
+    assert Output(schema=schema).schema["properties"]["most"]["default"] == "Infinity"  # type: ignore[index]
+
+
+NAMES = st.text(max_size=3)
+LEAVES: Any = st.sampled_from([*Word, *Size, Half(0.5), True, None, 1, 0.5, "a"]) | st.text(max_size=3)
+AS_JSON = st.recursive(
+    LEAVES,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.lists(inner, max_size=3).map(tuple)
+        | st.builds(
+            lambda kind, held: kind(held),
+            st.sampled_from([dict, OrderedDict, UserDict, MappingProxyType]),
+            st.dictionaries(NAMES | st.sampled_from([Word.BLUE, 1, True, None, 0.5]), inner, max_size=3),
+        )
+    ),
+    max_leaves=8,
+)
+
+
+def bare(value: Any) -> Any:
+    """With dicts in place of other mappings, which json.dumps does not take."""
+    if isinstance(value, Mapping):
+        return {key: bare(part) for key, part in value.items()}
+    return [*map(bare, value)] if isinstance(value, list | tuple) else value
+
+
+def same_types(one: Any, other: Any) -> bool:
+    if isinstance(one, dict):
+        return [*one] == [*other] and all(same_types(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(same_types, one, other))
+    return type(one) is type(other) and one == other
+
+
+@given(AS_JSON)
+def test_what_json_can_say_is_taken_as_it_says_it(value: Any) -> None:
+    plain = json.loads(json.dumps(bare(value)))
+    schema = Output(schema=MappingProxyType({"const": value})).schema
+    assert schema is not None
+    assert same_types(schema["const"], plain)
+    (tool,) = Output.of(tools=(tool_of({"const": value}),)).tools
+    assert same_types(tool["function"]["parameters"]["const"], plain)
+
+
+@given(AS_JSON)
+def test_it_stays_as_it_was_asked_for(value: Any) -> None:
+    held = {"anyOf": [{"const": [bare(value)]}]}
+    asked = {"type": "json_schema", "json_schema": {"schema": held}}
+    tools = [tool_of({"properties": {"a": held}})]
+    outputs = [Output(tools=tuple(tools), schema=held), Output.of(tools=tools, response_format=asked)]
+    before = [output.key for output in outputs]
+    held["anyOf"][0]["const"].append("more")
+    held["anyOf"].append({})
+    held["more"] = []
+    tools[0]["function"]["name"] = "g"
+    assert [output.key for output in outputs] == before
+    assert copy.deepcopy(outputs) == outputs
+
+
+@pytest.mark.parametrize("choice", ["auto", "required", "f"])
+def test_two_tools_of_one_name_are_refused(choice: str) -> None:
+    one, other = (tool_of({"type": "object", "properties": {name: {}}}) for name in "ab")
+    with pytest.raises(ConfigError, match="two tools have the name 'f'"):
+        Output.of(tools=[one, tool_of({}, "g"), other], tool_choice=choice)
+    with pytest.raises(ConfigError, match="two tools have the name 'f'"):
+        Output(tools=(one, other))
+    again = Output.of(tools=[one, tool_of({}, "g"), copy.deepcopy(one)], tool_choice=choice)
+    assert again == Output.of(tools=[one, tool_of({}, "g")], tool_choice=choice), "LlamaIndex's agents do so"
 
 
 def test_objects_are_closed() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -110,6 +111,123 @@ def test_a_look_tells_what_changed() -> None:
     model.register_forward_hook(lambda *_: None)
     assert weights.look() == (True, True)
     assert weights.look() == (False, False)
+
+
+class Block(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lin = linear()
+        self.register_buffer("scale", torch.ones(64, 64))
+
+
+def linear() -> torch.nn.Linear:
+    return torch.nn.Linear(64, 64, bias=False)
+
+
+def another_layer(block: Any) -> None:
+    del block.lin
+    block.lin = linear()
+
+
+def two_layers(block: Any) -> None:
+    block.lin = linear()
+    block.lin = linear()
+
+
+def another_parameter(block: Any) -> None:
+    del block.lin.weight
+    block.lin.weight = torch.nn.Parameter(torch.ones(64, 64))
+
+
+def another_buffer(block: Any) -> None:
+    del block.scale
+    block.scale = torch.nn.Buffer(torch.ones(64, 64))
+
+
+def other_numbers(block: Any) -> None:
+    for shape in ((0,), (64, 64)):
+        block.lin.weight.data = torch.ones(shape)
+
+
+def another_name(block: Any) -> None:
+    del block.lin.bias
+    block.lin.register_parameter("other", None)
+
+
+def another_hook(block: Any) -> None:
+    for _ in range(2):
+        block.lin.register_forward_hook(lambda *_: None).remove()
+    block.hook.remove()
+    block.hook = block.lin.register_forward_hook(lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        another_layer,
+        two_layers,
+        another_parameter,
+        another_buffer,
+        other_numbers,
+        another_name,
+        another_hook,
+    ],
+)
+def test_what_comes_in_place_of_another_does_not_pass_for_it(change: Callable[[Any], None]) -> None:
+    """Though Python and torch give it the same id and address, as they often do."""
+    block: Any = Block()
+    block.hook = block.lin.register_forward_hook(lambda *_: None)
+    weights = Weights(block)
+    for _ in range(50):
+        change(block)
+        assert weights.look() == (True, True)
+        assert weights.look() == (False, False)
+        if change is another_name:
+            del block.lin.other
+            block.lin.register_parameter("bias", None)
+            weights.look()
+
+
+def test_weights_that_were_dropped_are_gone() -> None:
+    block = Block()
+    weights, ends = Weights(block), weakref.ref(block.lin.weight)
+    block.lin = linear()
+    assert ends() is None
+    assert weights.look() == (True, True)
+
+
+def test_tensors_can_be_swapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ``Module.to`` does with quantized weights. torch refuses to where somebody refers to one weakly."""
+    monkeypatch.setattr(torch.__future__, "get_swap_module_params_on_conversion", lambda: True)
+    block = Block()
+    weights = Weights(block)
+    block.to(torch.float64)
+    assert weights.look() == (True, True)
+
+
+def test_tensors_without_storage_are_watched() -> None:
+    block: Any = Block()
+    block.register_buffer("few", torch.eye(64).to_sparse())
+    weights, ends = Weights(block), weakref.ref(block.few)
+    for _ in range(20):
+        del block.few
+        assert ends() is None
+        block.register_buffer("few", torch.eye(64).to_sparse())
+        assert weights.look() == (True, True)
+        assert weights.look() == (False, False)
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_layers_replaced_between_requests(times: int) -> None:
+    model = copy.deepcopy(causal("Qwen2", 0, "ascii"))
+    with load(model) as pipe:
+        for seed in range(6):
+            for _ in range(times):
+                torch.manual_seed(seed)
+                model.model.layers[0].mlp = torch.nn.Sequential(
+                    torch.nn.Linear(32, 32), torch.nn.GELU(), torch.nn.Linear(32, 32)
+                )
+            assert ours(pipe) == plain(model)
 
 
 def test_weights_that_torch_does_not_count() -> None:

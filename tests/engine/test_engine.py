@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import gc
+import json
 import logging
 import math
 import os
@@ -32,6 +33,7 @@ from rsd_integrations.errors import (
     RewardError,
     RSDError,
 )
+from rsd_integrations.output import Output
 from rsd_integrations.protocols import Backend, WriterSession
 from rsd_integrations.testing import ScriptedScorer, ScriptedWriter, scripted_pipeline
 from rsd_integrations.types import RequestCounts
@@ -461,6 +463,33 @@ def test_a_request_whose_time_is_up_ends_wherever_it_waits() -> None:
         for stream in (first, *others, more):
             stream.cancel()
         draft.let_go()
+
+
+def test_what_a_waiting_request_asked_cannot_be_altered() -> None:
+    def told(prompt: Any, index: int, text: str, output: Any) -> str | None:
+        return json.dumps([prompt, output.tools, output.schema]) if index == 0 else None
+
+    call = {"type": "function", "function": {"name": "f", "arguments": {"of": [1]}}}
+    chat: list[dict[str, Any]] = [
+        {"role": "user", "content": [{"type": "text", "text": "Hi"}]},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "2"},
+    ]
+    schema = {"type": "object", "properties": {"a": {"enum": ["x"]}}, "additionalProperties": False}
+    tool = {"type": "function", "function": {"name": "f", "parameters": copy.deepcopy(schema)}}
+    asked = copy.deepcopy([chat, [tool], schema])
+    draft = Gated(told)
+    with over(draft, max_batch_size=1) as pipe:
+        first = pipe.stream("first")
+        draft.allow(0)
+        waiting = pipe.stream(chat, output=Output(tools=(tool,), schema=schema))
+        chat[0]["content"][0]["text"] = "Bye"
+        call["function"]["arguments"]["of"].append(2)  # type: ignore[index]
+        for altered in (schema, tool["function"]["parameters"]):  # type: ignore[index]
+            altered["properties"]["a"]["enum"][0] = "y"
+        draft.let_go()
+        first.result()
+        assert json.loads(waiting.result().text) == asked
 
 
 @pytest.mark.parametrize("timeout", [0, -1.0, math.nan])

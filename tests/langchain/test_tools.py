@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
+from datetime import date
 from typing import Any, Literal
 
 import pytest
@@ -198,9 +199,9 @@ def test_a_rejected_call_never_shows() -> None:
 
 
 def test_what_is_bound(llm: ChatRSD) -> None:
-    bound = llm.bind_tools([add, Sum, TOOLS[0]], tool_choice="any", strict=True, temperature=0.5)
+    bound = llm.bind_tools([add, Sum, TOOLS[1]], tool_choice="any", strict=True, temperature=0.5)
     kwargs = bound.kwargs  # type: ignore[attr-defined]
-    assert [one["function"]["name"] for one in kwargs["tools"]] == ["add", "Sum", "add"]
+    assert [one["function"]["name"] for one in kwargs["tools"]] == ["add", "Sum", "look_up"]
     assert all(one["function"]["strict"] for one in kwargs["tools"])
     assert (kwargs["tool_choice"], kwargs["temperature"]) == ("any", 0.5)
     assert "tools" not in llm.bind_tools([]).kwargs  # type: ignore[attr-defined]
@@ -362,6 +363,21 @@ def test_tools_that_are_no_list(llm: Any, wrong: Any) -> None:
     if wrong is not None:
         with pytest.raises(ConfigError, match=r"tools=.* is no list of tools"):
             llm.invoke("x", tools=wrong)
+
+
+def test_what_cannot_be_told_to_a_model_is_refused(llm: Any) -> None:
+    parameters = {"type": "object", "properties": {"day": {"const": date(2020, 1, 1)}}}
+    dated = {"type": "function", "function": {"name": "add", "parameters": parameters}}
+    for ask in (
+        lambda: llm.bind_tools([dated]),
+        lambda: llm.invoke("x", tools=[dated]),
+        lambda: llm.with_structured_output({"title": "Day", **parameters}).invoke("x"),
+    ):
+        with pytest.raises(ConfigError, match=r"datetime\.date\(2020, 1, 1\) in (tools|schema) is no JSON"):
+            ask()
+    dated["function"]["parameters"] = {"type": "object", "properties": {}}  # type: ignore[index]
+    with pytest.raises(ConfigError, match="two tools have the name 'add'"):
+        llm.bind_tools([add, dated])
 
 
 def test_a_tool_alone_is_no_list(llm: Any) -> None:

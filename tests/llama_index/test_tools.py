@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import date
 from typing import Any, Generic, TypeVar
 
 import pytest
@@ -293,6 +294,19 @@ async def test_nonsense_is_refused(llm: RSDLLM) -> None:
         llm.chat_with_tools(TOOLS, QUESTION, tool_choice="subtract")
     with pytest.raises(ConfigError, match="unknown parameter 'treshold'"):
         llm.chat_with_tools(TOOLS, QUESTION, treshold=1)
+
+
+def test_what_cannot_be_told_to_a_model_is_refused(llm: RSDLLM) -> None:
+    asked = {"type": "json_schema", "json_schema": {"schema": {"const": date(2020, 1, 1)}}}
+    with pytest.raises(ConfigError, match=r"datetime\.date\(2020, 1, 1\) in schema is no JSON"):
+        llm.complete(QUESTION, response_format=asked)
+    with pytest.raises(ConfigError, match="two tools have the name 'add'"):
+        llm.chat_with_tools([*TOOLS, FunctionTool.from_defaults(find, name="add")], QUESTION)
+
+
+def test_a_tool_that_an_agent_also_retrieved_is_one(llm: RSDLLM) -> None:
+    made = llm.chat_with_tools([*TOOLS, *TOOLS], QUESTION, tool_required=True)
+    assert [call.tool_name for call in llm.get_tool_calls_from_response(made)] == ["add"]
 
 
 def test_models_without_tools_say_so() -> None:

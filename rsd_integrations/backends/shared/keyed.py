@@ -143,7 +143,7 @@ class KeyedRules:
 
     def _requoted(self, rule: str, schema: Any, root: Mapping[str, Any]) -> str:
         """A value in a format whose quotes are not JSON's."""
-        known = json.dumps(schema, default=str)
+        known = json.dumps(schema)
         if known in self._known:
             return self._known[known]
         self._known[known] = rule_of = f"{rule}_value"  # Before it is made: a schema may refer to itself.

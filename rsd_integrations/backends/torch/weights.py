@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from rsd_integrations.backends.shared.describe import is_quantized
 
@@ -35,22 +38,36 @@ class Weights:
 
     def look(self) -> tuple[bool, bool]:
         """Since the last look: whether anything changed, and whether something was replaced or moved."""
-        entries = sum(map(len, self._tables))
-        if entries != self._entries or any(
-            id(table.get(name)) != known for table, name, known in self._places
-        ):
+        places = self._places[:1]  # Another thread may empty the list meanwhile.
+        if not places or places[0].replaced:
             self._read()
             return True, True
-        before, self._writes = self._writes, self._written()
+        before, self._writes = self._writes, places[0].writes()
         moved = any(old != new for (old, _), (new, _) in zip(before, self._writes, strict=True))
         return before != self._writes, moved
 
     def _read(self) -> None:
-        """Note where everything is: looking there again takes a fraction of going through the modules.
-
-        By ids, so that nothing is kept alive that the model no longer holds.
-        """
         modules = list(self._model.modules())
+        places = _Places(modules)
+        self._writes = places.writes()
+        self._places = held = [places]
+
+        def forget(_: object) -> None:
+            held.clear()
+
+        # The places keep a module's weights alive, and the next module may get the id of one that ended.
+        # Tensors tell by their storage: torch swaps none (as in Module.to) that has a weak reference.
+        self._ends = [weakref.ref(module, forget) for module in modules]
+
+
+class _Places:
+    """Where everything in a model was. Looking there again takes a fraction of going through its modules.
+
+    Args:
+        modules: all of them.
+    """
+
+    def __init__(self, modules: Sequence[torch.nn.Module]) -> None:
         self._tables: list[dict[Any, Any]] = [
             table for module in modules for table in (*_contents(module), *_hooks(module))
         ]
@@ -62,11 +79,27 @@ class Weights:
             for name, value in table.items()
             if not (isinstance(value, torch.Tensor) and value.is_meta)
         ]
-        self._places = [(table, name, id(value)) for table, name, value in found]
+        self._known = [(table, name, id(value)) for table, name, value in found]
         self._counted = [(table, name) for table, name, value in found if isinstance(value, torch.Tensor)]
-        self._writes = self._written()
+        tensors = [table[name] for table, name in self._counted]
+        stored = [_storage(tensor) for tensor in tensors]
+        self._storages = [storage for storage in stored if storage is not None]
+        self._addresses = [storage.cdata for storage in self._storages]
+        self._unstored = [
+            weakref.ref(tensor) for tensor, storage in zip(tensors, stored, strict=True) if storage is None
+        ]
 
-    def _written(self) -> list[tuple[int, int]]:
+    @property
+    def replaced(self) -> bool:
+        """Whether something was added, taken away, or another object put in its place."""
+        return (
+            self._entries != sum(map(len, self._tables))
+            or any(id(table.get(name, self)) != known for table, name, known in self._known)
+            or any(map(torch.UntypedStorage._expired, self._addresses))
+            or any(tensor() is None for tensor in self._unstored)
+        )
+
+    def writes(self) -> list[tuple[int, int]]:
         """For each tensor where its numbers are, and how often they were written to."""
         return [_state(table[name]) for table, name in self._counted]
 
@@ -85,3 +118,11 @@ def _state(tensor: torch.Tensor) -> tuple[int, int]:
     except (RuntimeError, NotImplementedError):
         # Quantized tensors may have no data pointer; writes to inference tensors are not counted.
         return 0, 0
+
+
+def _storage(tensor: torch.Tensor) -> StorageWeakRef | None:
+    """What tells a tensor's end without keeping its numbers: the next tensor may get its id and address."""
+    try:
+        return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+    except (RuntimeError, NotImplementedError):  # As sparse ones.
+        return None
