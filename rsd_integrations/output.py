@@ -262,13 +262,22 @@ def _check_tools(tools: Any) -> list[dict[str, Any]]:
         )
     known: dict[str, dict[str, Any]] = {}
     for tool in map(_check_tool, tools):
-        # Agents list one twice that was also retrieved.
-        if known.setdefault(name := tool["function"]["name"], tool) != tool:
+        # Agents list one twice that was also retrieved, LangChain's tests a model beside its schema.
+        first = known.setdefault(name := tool["function"]["name"], tool)
+        if first is not tool and _untitled(first) != _untitled(tool):
             raise ConfigError(
                 f"two tools have the name {name!r:.200}, so calls of one would be taken for the other's.",
                 hint="Rename one.",
             )
     return list(known.values())
+
+
+def _untitled(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        # A property of that name is a schema.
+        kept = {key: part for key, part in value.items() if key != "title" or not isinstance(part, str)}
+        return {key: _untitled(part) for key, part in kept.items()}
+    return [*map(_untitled, value)] if isinstance(value, list | tuple) else value
 
 
 def _check_tool(tool: Any) -> dict[str, Any]:

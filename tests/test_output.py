@@ -293,8 +293,11 @@ def test_two_tools_of_one_name_are_refused(choice: str) -> None:
         Output.of(tools=[one, tool_of({}, "g"), other], tool_choice=choice)
     with pytest.raises(ConfigError, match="two tools have the name 'f'"):
         Output(tools=(one, other))
-    again = Output.of(tools=[one, tool_of({}, "g"), copy.deepcopy(one)], tool_choice=choice)
-    assert again == Output.of(tools=[one, tool_of({}, "g")], tool_choice=choice), "LlamaIndex's agents do so"
+    titled = tool_of({"type": "object", "title": "F", "properties": {"a": {"title": "A"}}})
+    again = Output.of(tools=[one, tool_of({}, "g"), copy.deepcopy(one), titled], tool_choice=choice)
+    assert again == Output.of(tools=[one, tool_of({}, "g")], tool_choice=choice)
+    with pytest.raises(ConfigError, match="two tools have the name 'f'"):
+        Output.of(tools=[one, tool_of({"type": "object", "properties": {"a": {}, "title": {}}})])
 
 
 def test_objects_are_closed() -> None:
