@@ -189,7 +189,7 @@ def _each(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> list[dic
     if len(first) * len(second) > _MOST_BRANCHES:
         return [{}]
     made = [_both(one, other) for one, other in product(first, second)]
-    return list({json.dumps(one, default=str): one for one in made}.values())
+    return list({json.dumps(one): one for one in made}.values())
 
 
 def _both(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
