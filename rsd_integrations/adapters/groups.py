@@ -24,7 +24,7 @@ class Group:
 
     def __init__(self) -> None:
         self.over = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # The collector may give up a group on a thread that is joining it.
         self._streams: weakref.WeakSet[EventStream] = weakref.WeakSet()
 
     @staticmethod

@@ -68,14 +68,16 @@ def _addresses(spec: Spec) -> dict[Role, Address]:
     """Where servers are and what is sent to them; roles that objects play have none."""
     if not is_served(spec):
         return {}
-    options = {role: revealed(spec.get(f"{role}_kwargs")) or {} for role in ROLES}
+    given = {role: revealed(spec.get(f"{role}_kwargs")) for role in ROLES}
+    sent = {
+        role: {name: one[name] for name in _SENT if name in one} if isinstance(one, Mapping) else {}
+        for role, one in given.items()
+    }
     try:
         from rsd_integrations.backends.vllm.address import Address
 
         return {
-            role: Address.of(
-                role, spec[role], {name: options[role][name] for name in _SENT if name in options[role]}
-            )
+            role: Address.of(role, spec[role], sent[role])
             for role in ROLES
             if not is_object(role, spec[role])
         }

@@ -32,16 +32,20 @@ MATCHES = ("auto", "number", "math", "text")
 
 _SAID = re.compile(
     r"(?:answer(?:\s+to\b[^.:\n]{0,80}?)?[*_]*\s*(?:is\b|:|=)"
-    r"|(?:correct|right|best)\s+(?:choice|option)[*_]*\s*(?:is\b|:|=)(?=[\s:*$(]*(?-i:[A-Z])(?![^\W\d_]))"
     r"|答案[*_]*\s*(?:[就应應该該]{0,2}[是为為选選](?!否\w|[什项項])|[:=])|故[应應]?[选選])"
     r"(?:[\s:*$]|\\[\[(])*(?=.)",
     re.IGNORECASE,
 )
-_LETTER = (
-    r"(?:[A-HJ-Z](?![^\W\d_])|I(?![^\W\d_]|['’]|\s+(?!or\b|and\b)[a-z]))"
-    r"(?!\)?\s*(?:(?:is|are)\s+(?:not|wrong|incorrect|false)\b|[错錯不]))"
+_CHOICE = re.compile(
+    r"(?:correct|right|best)\s+(?:choice|option)[*_]*\s*(?:is\b|:|=)[\s:*$]*(?=\(?(?-i:[A-Z])(?![^\W\d_]))",
+    re.IGNORECASE,
 )
-"""An option's letter: not "I" as a word, and not "B is wrong"."""
+_LETTER = (
+    r"(?:[A-HJ-Z](?![a-zA-Z])|I(?![a-zA-Z]|['’]|\s+(?!or\b|and\b)[a-z]))"
+    r"(?!(?:[\s,()、]|(?:and|or)\b|[A-Z](?![a-zA-Z])|[和与與及])*"
+    r"(?:(?:is|are|was|were|has|have|does|do|can|could|would|will|gives?)(?:n?['’]?t|not)?\b|=|[均都]?[错錯不]))"
+)
+"""An option's letter: not "I" as a word, and not one of which something is said, as in "B is wrong"."""
 _OPTION = r"(?:(?i:option|choice)\s+)?"
 _ONLY = (
     r"(?!\s*\)?\s*(?:\(\s*)?(?:,|;|/|&|\||(?:and|or)\b|[或和与與及])"
@@ -49,9 +53,12 @@ _ONLY = (
 )
 """Behind a letter: no other one is named as well, since whoever names several must not gain by it."""
 _CHOSEN = re.compile(rf"{_OPTION}\(?([A-Z])(?![^\s).:,;])(?!(?:\s+[A-Z])+\W*$){_ONLY}")
-_LABELLED = re.compile(rf"(?:\(([A-Z])\)|([A-Z])[.)])(?=\s|$){_ONLY}")
-_LABEL = re.compile(r"(?<!\w)\(?[A-Z][.)](?=\s)")
-"""Before an option: (B), B) or B."""
+_LABELLED = re.compile(rf"(?:\(([A-Z])\)|([A-Z])(?:\)|\.(?!\s+[a-z])))(?=\s|$){_ONLY}")
+"""Not "E. coli"."""
+_LABEL = re.compile(r"(?<!\w)\(?[A-Z][.):](?=\s)")
+"""Before an option: (B), B), B: or B."""
+_LISTED = 12
+"""Lines at a text's end in which the option before the last one is looked for: then that ends their list."""
 _LINE = 1000
 """Characters of a line that are looked at: one may repeat itself for ever."""
 _SENTENCE = re.compile(r"[.!?][)\]*$]*\s|\n")
@@ -183,6 +190,8 @@ def _texts(text: str, known: str) -> bool:
     said, right = final_answer(text), final_answer(known) or known
     lines = [line for line in text.splitlines() if line.strip()] or [""]
     if letter := re.fullmatch(r"\(?([A-Z])\)?\.?", _undressed(right)):
+        if said is None and (choices := list(_CHOICE.finditer(text))):
+            said = text[choices[-1].end() :]
         chosen = _labelled(lines) if said is None else _chosen(said)
         return (chosen or _words(lines[-1] if said is None else said).upper()) == letter[1]
     return _words(lines[-1] if said is None else said) == _words(right)
@@ -196,13 +205,13 @@ def _chosen(said: str) -> str | None:
 
 def _labelled(lines: Sequence[str]) -> str | None:
     """The letter of the option that a text ends with: "B. Paris". None where that ends a list of options."""
-    *_, before, last = ["", *(_undressed(line[:_LINE]) for line in lines[-2:])]
+    *before, last = (_undressed(line[:_LINE]) for line in lines[-_LISTED:])
     found = _LABELLED.match(last)
     if found is None or _LABEL.search(last, found.end()):
         return None
-    letter = found[1] or found[2]
-    listed = _LABEL.match(before)
-    return None if listed and before.lstrip("(")[0] == chr(ord(letter) - 1) else letter
+    letter = str(found[1] or found[2])
+    labels = [label[0].lstrip("(")[0] for label in map(_LABEL.match, before) if label]
+    return None if labels and labels[-1] == chr(ord(letter) - 1) else letter
 
 
 def _words(text: str) -> str:

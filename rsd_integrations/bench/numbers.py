@@ -37,7 +37,7 @@ _SCALE = re.compile(
 _NEGATIVE = re.compile(
     r"(?:(?<![^\W\d_]-)(?<!\w)negative"
     r"|(?P<before>^\s*|[=:(,{]\s*|['’]s\s+|(?<!\w)(?:is|are|was|to|of|at|by|be|or|and|equals?|gives)\s+)minus)"
-    r"\s+(?:(?:\\\(|\*+)\s*)?(?=[\d.\\$£€¥])",
+    r"[^\S\n]+(?:(?:\\\(|\*+)\s*)?(?=[\d.\\$£€¥])",
     re.IGNORECASE,
 )
 """Before a number that is below zero. "Minus" may also take one number from another: "7 minus 5"."""
@@ -67,6 +67,8 @@ _LISTED = re.compile(
     r"(?:\s|or\b|and\b|\\[, ]|\\?\$)*[a-zA-Z]\s*$"
 )
 """Before the last equals sign: the equation before it is another answer."""
+_GIVEN = re.compile(r"\b(?:when|if|for|with|at|where)\s+\\?\$?[a-zA-Z]\w*\s*=[^=]*$", re.IGNORECASE)
+"""Unless that says when the last one holds."""
 _LED_UP = re.compile(r"(?:[\^_+*/]|\\sqrt)\s*\{?\s*$")
 """Before a number: what shows that it is part of a formula."""
 _CLOSE = Fraction(1, 10**6)
@@ -132,7 +134,7 @@ def said_number(said: str) -> Fraction | None:
     if first and not _GOES_ON.match(plain, first.end()):
         return _value(first)
     before, _, behind = plain.rpartition("=")
-    if _LISTED.search(before[-_MOST:]):
+    if _LISTED.search(before[-_MOST:]) and not _GIVEN.search(before[-_MOST:]):
         return None
     found = _NUMBER.search(behind)
     if not found or _GOES_ON.match(behind, found.end()) or _LED_UP.search(behind[: found.start()]):

@@ -156,11 +156,7 @@ def fingerprint(model: Any) -> str | None:
     folder = Path(model) if isinstance(model, str) else None
     if folder is None or not folder.is_dir():
         return None
-    files = sorted(file for kind in _OF_MODELS for file in folder.rglob(f"*.{kind}"))
-    told = [(file.relative_to(folder).as_posix(), *_size_and_time(file)) for file in files]
+    # Not deeper: answers may be saved in a folder of the model's.
+    files = sorted(file for kind in _OF_MODELS for file in folder.glob(f"*.{kind}") if file.is_file())
+    told = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
-
-
-def _size_and_time(file: Path) -> tuple[int, int]:
-    found = file.stat()
-    return found.st_size, found.st_mtime_ns

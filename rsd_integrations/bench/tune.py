@@ -30,6 +30,9 @@ _EPSILON = 1e-9
 _TELLING = 30
 """Questions from which how many more are needed can be told."""
 
+_POWER = 2
+"""Times as many as make the interval just narrow enough, so that it tells four times out of five, not two."""
+
 _TASKS = "Give questions as [Question(text, known_answer, match), ...]; see rsd_integrations.bench.questions."
 
 
@@ -166,22 +169,25 @@ def advice(points: Sequence[Point], within: float, questions: int) -> list[str]:
         none = "The target alone is right on none: look at its answers, and at how they are matched."
         return [none, *cut]
     allowed = f"{100 * within:g} point{'' if within == 0.01 else 's'}"
-    lines = [_none(points, allowed)] if best is None else _taken(best, target, allowed)
+    lines = _none(points, allowed, within) if best is None else _taken(best, target, allowed)
     if _good_enough(draft, within):
         lines.append(
             f"The draft alone is good enough, too, for {_cost(draft, target)}: these questions do not need "
-            "the target."
+            f"the target ({signed(draft.against_target)} points)."
         )
     chosen = sum(point.kind == "rsd" for point in points) > 1
     return [*lines, *cut, *([] if best is None else _doubts(best, within, questions, chosen=chosen))]
 
 
-def _none(points: Sequence[Point], allowed: str) -> str:
+def _none(points: Sequence[Point], allowed: str, within: float) -> list[str]:
     closest = max((one for one in points if one.kind == "rsd"), key=lambda one: one.accuracy.value)
-    return (
+    lines = [
         f"No threshold is within {allowed} of the target. The closest is {closest.threshold:g}: "
         f"{_against(closest)}. Raise the thresholds, or take another PRM or draft."
-    )
+    ]
+    if closest.against_target.high >= -within:
+        lines.append("So few questions cannot tell for sure: measure on more.")
+    return lines
 
 
 def _taken(best: Point, target: Point, allowed: str) -> list[str]:
@@ -189,13 +195,13 @@ def _taken(best: Point, target: Point, allowed: str) -> list[str]:
         f"Threshold {best.threshold:g} is the cheapest within {allowed} of the target: {_against(best)}, for "
         f"{_cost(best, target)}."
     ]
-    slower = best.seconds >= target.seconds if best.seconds and target.seconds else None
+    faster = best.seconds < target.seconds if best.seconds and target.seconds else None
     if best.flops_share.total < 1:
-        if slower:
+        if faster is False:
             lines.append(
-                "It took longer than the target alone: what it saves in FLOPs it does not save in time."
+                "It took no less time than the target alone: what it saves in FLOPs it does not save in time."
             )
-    elif slower is False:
+    elif faster:
         lines.append("It costs more FLOPs than the target alone, and less time.")
     else:
         lines.append("It costs more than the target alone: RSD does not pay here.")
@@ -225,21 +231,24 @@ def _doubts(best: Point, within: float, questions: int, *, chosen: bool) -> list
     lost = best.against_target
     if lost.low >= -within - _EPSILON:
         return []
-    worst, margin = -100 * lost.low, lost.value + within
+    worst = -100 * lost.low
+    # Not from the share itself: the interval lies around a point nearer to 0.
+    margin, spread = (lost.low + lost.high) / 2 + within, (lost.high - lost.low) / 2
     lines = [
         f"It was chosen by these questions and may lose up to {worst:.1f} points on others: confirm it there."
         if chosen
         else f"It may lose up to {worst:.1f} points: measure on more."
     ]
     if margin > _EPSILON and questions >= _TELLING:
-        needed = questions * ((lost.high - lost.low) / 2 / margin) ** 2
-        lines.append(f"About {_rounded(needed)} questions would tell.")
+        needed = _rounded_up(_POWER * questions * (spread / margin) ** 2)
+        lines.append(f"If that is how it is, about {needed:,} questions would tell.")
     return lines
 
 
-def _rounded(count: float) -> str:
+def _rounded_up(count: float) -> int:
     """To two digits: more would claim too much."""
-    return f"{round(count, 1 - math.floor(math.log10(count))):,.0f}"
+    unit: int = 10 ** max(0, math.floor(math.log10(count)) - 1)
+    return math.ceil(count / unit) * unit
 
 
 def _against(point: Point) -> str:

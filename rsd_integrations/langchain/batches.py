@@ -32,15 +32,14 @@ def at_once(
         threads: most at once; None: as many as there are inputs, up to 256.
     """
     group = Group()
-    with ContextThreadPoolExecutor(max_workers=threads or min(len(inputs), _THREADS)) as pool:
-        futures = {}
-        try:
-            for place, one in enumerate(inputs):
-                futures[pool.submit(group.run, ask, *one)] = place
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BaseException:
-            group.give_up()
-            for future in futures:
-                future.cancel()
-            raise
+    pool = ContextThreadPoolExecutor(max_workers=threads or min(len(inputs), _THREADS))
+    try:
+        futures = {pool.submit(group.run, ask, *one): place for place, one in enumerate(inputs)}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    except BaseException:
+        group.give_up()
+        raise
+    finally:
+        # No waiting for threads that may load models. The collector may end this on the engine's own thread.
+        pool.shutdown(wait=False, cancel_futures=True)

@@ -69,6 +69,7 @@ class ChatRSD(BaseChatModel, RSDSettings):
     """True: ``invoke`` streams tokens to callbacks, too. False: ``stream`` gives the answer as one chunk."""
 
     _guessed: ModelProfile | None = PrivateAttr(default=None)
+    _guessed_by: tuple[Any, ...] = PrivateAttr(default=())
 
     @model_validator(mode="after")
     def _set_rsd_version(self) -> ChatRSD:
@@ -373,8 +374,10 @@ class ChatRSD(BaseChatModel, RSDSettings):
 
     def _loaded(self) -> None:
         # With the models loaded the whole profile is known. One that the user set stays.
-        if self._guessed is not None and self.profile == self._guessed:
+        by = (self.max_tokens, self.max_length)
+        if by != self._guessed_by and self._guessed is not None and self.profile == self._guessed:
             self.profile = self._guessed = profile_of(self)
+            self._guessed_by = by
 
     @classmethod
     def is_lc_serializable(cls) -> bool:

@@ -46,7 +46,7 @@ def registered(choice: Any) -> tuple[type[PRMFormat], ...]:
     """The classes that a choice by name may mean at this moment: for "auto" all of them, in their order."""
     if not isinstance(choice, str):
         return ()
-    return tuple(cls for name, cls in _formats.items() if choice in ("auto", name))
+    return tuple(cls for name, cls in tuple(_formats.items()) if choice in ("auto", name))
 
 
 def find_prm_format(choice: Any, config: Any, tokenizer: Any) -> PRMFormat:

@@ -221,6 +221,7 @@ def test_a_box_with_another_answer_is_not_the_number_in_it(held: str) -> None:
 def test_answers_that_repeat_themselves_take_no_time(text: str) -> None:
     """Not by the clock: what is not linear here never ends."""
     matcher("number", ["5"])[1](text, "7")
+    matcher("text", ["A"])[1](text, "A")
 
 
 @pytest.mark.parametrize(
@@ -397,6 +398,8 @@ def test_several_letters_are_none_of_them(text: str, match: str) -> None:
         *("The answer is Option A.", "The answer is option (A).", "The correct choice is A."),
         *("The correct option is **(A)** Paris.", "The best choice is: A", "The answer is A, I think."),
         *("The answer is A, because B is wrong.", "The answer is A, B is wrong.", "The answer is A, not B."),
+        *("The answer is A, C is too large.", "The answer is A, B and C are false.", "答案是A，B、C均错误。"),
+        *("The answer is A, B can't be right.", "The answer is A, F = ma.", "The answer is A, A is correct."),
         *(
             "The answer is A and not B.",
             "The answer is A. B and C fail.",
@@ -427,6 +430,31 @@ def test_a_known_answer_of_several_letters(text: str) -> None:
 @pytest.mark.parametrize("text", ["A) Paris\nB) Rome", "(A) Paris\n\n(B) Rome"])
 def test_the_end_of_a_list_of_options_is_no_choice(text: str) -> None:
     assert not matcher("text", ["B"])[1](text, "B")
+
+
+@pytest.mark.parametrize(
+    ("text", "known"),
+    [
+        ("E. coli is a bacterium.", "E"),
+        ("A) one\n   (first)\nB) two", "B"),
+        ("C: x\nD. y", "D"),
+    ],
+)
+def test_what_looks_like_a_choice(text: str, known: str) -> None:
+    assert not matcher("text", ["A"])[1](text, known)
+
+
+@pytest.mark.parametrize(
+    ("text", "known"),
+    [
+        ("6 * 7 = 42, so the correct option is B.", "42"),
+        ("Answer: Paris\nThus the correct choice is B.", "Paris"),
+        ("The product is negative\n4", "4"),
+        ("The answer is: when x = 2, y = 5.", "5"),
+    ],
+)
+def test_what_comes_beside_hides_no_answer(text: str, known: str) -> None:
+    assert matcher("text", [known])[1](text, known)
 
 
 def test_the_best_choice_may_be_no_letter() -> None:

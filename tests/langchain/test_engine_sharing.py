@@ -94,11 +94,13 @@ def test_a_batch_is_given_up_as_a_whole(how: str, end: str) -> None:
 
 def test_answers_that_nobody_reads_on_are_given_up() -> None:
     with scripted_pipeline(endless, delay=0.002) as pipe:
-        llm = ChatRSD.from_pipeline(pipe, max_steps=5000, max_tokens=50_000)
+        told = Recorder()
+        llm = ChatRSD.from_pipeline(pipe, max_steps=5000, max_tokens=50_000, callbacks=[told])
         answers: Any = llm.batch_as_completed(["x"] * 20 + [""], return_exceptions=True)
         assert isinstance(next(answers)[1], PromptError)
         answers.close()
         wait_for(lambda: not pipe.requests.running + pipe.requests.waiting)
+        assert not told.ended
         # What the caller does on his own is not part of the batch.
         assert llm.invoke("x", max_steps=2).text
 

@@ -44,7 +44,7 @@ class _Import(threading.Thread):
 
     def __init__(self) -> None:
         super().__init__(name="rsd-import", daemon=True)
-        self._context = contextvars.copy_context()
+        self._caller = contextvars.copy_context()
         self._process = os.getpid()
         self._ended = threading.Event()
         self._failed: BaseException | None = None
@@ -68,10 +68,12 @@ class _Import(threading.Thread):
 
     def run(self) -> None:
         try:
-            self._context.run(ending_with_python(_import))
+            self._caller.run(ending_with_python(_import))
         except BaseException as error:
             self._failed = error
+            _Import._latest = None  # The next call tries again; nobody else keeps the error.
         finally:
+            del self._caller
             self._ended.set()
 
     def wait(self) -> None:
