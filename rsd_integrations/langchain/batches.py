@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import as_completed
 from typing import Any, TypeVar
 
-from langchain_core.runnables.config import ContextThreadPoolExecutor
+from langchain_core.runnables.config import ContextThreadPoolExecutor, RunnableConfig, get_config_list
 
 from rsd_integrations.adapters.groups import Group
 
-__all__ = ["at_once"]
+__all__ = ["at_once", "each_at_once"]
 
 T = TypeVar("T")
 
@@ -43,3 +43,20 @@ def at_once(
     finally:
         # No waiting for threads that may load models. The collector may end this on the engine's own thread.
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def each_at_once(
+    invoke: Callable[[Any, RunnableConfig], T], inputs: Sequence[Any], config: Any, *, return_exceptions: bool
+) -> Iterator[tuple[int, T | Exception]]:
+    """``at_once`` for a runnable's batch, with its config or one for each input."""
+    configs = get_config_list(config, len(inputs))
+
+    def ask(one: Any, config: RunnableConfig) -> T | Exception:
+        try:
+            return invoke(one, config)
+        except Exception as error:
+            if return_exceptions:
+                return error
+            raise
+
+    return at_once(ask, list(zip(inputs, configs, strict=True)), configs[0].get("max_concurrency"))

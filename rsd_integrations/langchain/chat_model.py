@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from functools import partial
 from typing import Any, cast
 from uuid import UUID
 
@@ -21,7 +22,6 @@ from langchain_core.load.serializable import SerializedConstructor, SerializedNo
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult, LLMResult
 from langchain_core.runnables import Runnable, RunnableConfig
-from langchain_core.runnables.config import get_config_list
 from pydantic import ConfigDict, PrivateAttr, model_validator
 
 from rsd_integrations.adapters.calls import CallSettings
@@ -30,7 +30,7 @@ from rsd_integrations.adapters.secrets import without_secrets
 from rsd_integrations.adapters.settings import OPTIONS, RSDSettings, unset_limits
 from rsd_integrations.adapters.specs import plain
 from rsd_integrations.documented import documented
-from rsd_integrations.langchain.batches import at_once
+from rsd_integrations.langchain.batches import at_once, each_at_once
 from rsd_integrations.langchain.caching import cache_key
 from rsd_integrations.langchain.counting import count_tokens
 from rsd_integrations.langchain.errors import langchain_errors
@@ -246,7 +246,8 @@ class ChatRSD(BaseChatModel, RSDSettings):
         """Answers in the order of the inputs; they run in shared engine batches."""
         if len(inputs) < 2:
             return super().batch(inputs, config, return_exceptions=return_exceptions, **kwargs)
-        found = dict(self._at_once(inputs, config, kwargs, return_exceptions=return_exceptions))
+        ask = partial(self.invoke, **kwargs)
+        found = dict(each_at_once(ask, inputs, config, return_exceptions=return_exceptions))
         return cast(list[AIMessage], [found[place] for place in range(len(inputs))])
 
     def batch_as_completed(  # type: ignore[override]
@@ -260,22 +261,8 @@ class ChatRSD(BaseChatModel, RSDSettings):
         """(position, answer) pairs as they are done; they run in shared engine batches."""
         if len(inputs) < 2:
             return super().batch_as_completed(inputs, config, return_exceptions=return_exceptions, **kwargs)  # type: ignore[call-overload, no-any-return]
-        return self._at_once(inputs, config, kwargs, return_exceptions=return_exceptions)
-
-    def _at_once(
-        self, inputs: Sequence[LanguageModelInput], config: Any, kwargs: Any, *, return_exceptions: bool
-    ) -> Iterator[tuple[int, AIMessage | Exception]]:
-        configs = get_config_list(config, len(inputs))
-
-        def ask(one: LanguageModelInput, config: RunnableConfig) -> AIMessage | Exception:
-            try:
-                return self.invoke(one, config, **kwargs)
-            except Exception as error:
-                if return_exceptions:
-                    return error
-                raise
-
-        return at_once(ask, list(zip(inputs, configs, strict=True)), configs[0].get("max_concurrency"))
+        ask = partial(self.invoke, **kwargs)
+        return each_at_once(ask, inputs, config, return_exceptions=return_exceptions)
 
     def bind_tools(
         self,
