@@ -90,6 +90,6 @@ def _check_end(event: StepEvent, timeout: float | None, group: Group | None = No
             hint="Let fewer requests in at once, raise max_batch_size, or give it more time.",
         )
     raise TimedOutError(
-        f"{late}; {len(generation.steps)} steps were done.",
+        f"{late}; steps done by then: {len(generation.steps)}.",
         hint="Give it more time, or lower max_tokens or max_steps.",
     )
