@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 
 from typing_extensions import Self
 
@@ -18,7 +19,12 @@ class Closing:
 
     async def aclose(self) -> None:
         """``close`` for asyncio: the loop goes on while it waits for the round in progress."""
-        await asyncio.to_thread(self.close)
+        # A thread of its own: those of ``to_thread`` may all be taken by calls that only this ends.
+        apart = ThreadPoolExecutor(1, thread_name_prefix="rsd-close")
+        try:
+            await asyncio.get_running_loop().run_in_executor(apart, self.close)
+        finally:
+            apart.shutdown(wait=False)
 
     def __enter__(self) -> Self:
         return self

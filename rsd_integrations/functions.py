@@ -140,6 +140,8 @@ class _Functions:
         self._given = given
         self._pool = ThreadPoolExecutor(given.max_concurrency, thread_name_prefix="rsd-reward")
         self._room = asyncio.Semaphore(given.max_concurrency)
+        self._left: set[asyncio.Future[Any]] = set()
+        """Calls that were cancelled, and may still clean up."""
 
     def open(self, prompt: Prompt) -> _Session:
         """Begin a request."""
@@ -170,8 +172,15 @@ class _Functions:
             try:
                 await asyncio.wait([task])
             finally:
-                task.cancel()
+                self._leave(task)
             return self._failed(asyncio.CancelledError(), steps) if task.cancelled() else task.result()
+
+    def _leave(self, task: asyncio.Future[Any]) -> None:
+        """Cancel a call, but only once: a second time would interrupt it in its cleaning up."""
+        if not task.done() and task not in self._left:
+            self._left.add(task)
+            task.add_done_callback(self._left.discard)
+            task.cancel()
 
     def _read(self, reward: Any, steps: tuple[str, ...]) -> Scored | RewardError:
         if inspect.isawaitable(reward):
@@ -228,7 +237,9 @@ class FunctionScorer(_Functions):
         """One event loop for all calls: API clients belong to the loop that they were first used on."""
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
-            threading.Thread(target=_serve, args=(self._loop,), name="rsd-reward", daemon=True).start()
+            threading.Thread(
+                target=_serve, args=(self._loop, self._leave), name="rsd-reward", daemon=True
+            ).start()
         return self._loop
 
     def close(self) -> None:
@@ -240,12 +251,12 @@ class FunctionScorer(_Functions):
             loop.call_soon_threadsafe(loop.stop)
 
 
-def _serve(loop: asyncio.AbstractEventLoop) -> None:
+def _serve(loop: asyncio.AbstractEventLoop, leave: Callable[[asyncio.Future[Any]], None]) -> None:
     """Run a loop until it is stopped, and end what is left on it."""
     loop.run_forever()
     if left := asyncio.all_tasks(loop):
         for task in left:
-            task.cancel()
+            leave(task)
         loop.run_until_complete(asyncio.wait(left, timeout=_LEAVING))
     loop.close()
 
@@ -273,6 +284,8 @@ class RemoteFunctionScorer(_Functions):
         """Give the threads back, once the calls at work are over."""
         self.closed = True
         self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._left:
+            await asyncio.wait(self._left, timeout=_LEAVING)
 
 
 def _is_reward(value: Any) -> bool:

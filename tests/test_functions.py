@@ -555,3 +555,26 @@ class TestWithRealModels:
         for options in ({"prm_kwargs": {"dtype": "float32"}}, {"prm_format": "trl"}):
             with pytest.raises(ConfigError, match=rf"{next(iter(options))} is for a prm that is loaded"):
                 RSDPipeline.pocket(prm=self.nothing_is_good, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("remote", [False, True])
+@pytest.mark.parametrize("first", ["cancel", "close"])
+def test_an_async_function_may_clean_up(first: str, remote: bool) -> None:
+    asked, cleaned = threading.Event(), threading.Event()
+
+    async def cleans_up(prompt: Prompt, steps: tuple[str, ...]) -> float:
+        asked.set()
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            await asyncio.sleep(0.05)
+            cleaned.set()
+        return 0.9
+
+    with over(cleans_up, remote=remote) as pipe:
+        stream = pipe.stream("count")
+        assert asked.wait(20)
+        if first == "cancel":
+            stream.cancel()
+            assert stream.result().finish_reason == "cancelled"
+    assert cleaned.wait(20)

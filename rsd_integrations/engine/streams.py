@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import queue
 import weakref
@@ -174,10 +173,15 @@ class AsyncEventStream(_Stream, AsyncIterator[StepEvent]):
         items: asyncio.Queue[StepEvent | None] = asyncio.Queue()
         self._items = items
 
+        this = weakref.ref(self)
+
         def put(item: StepEvent | None) -> None:
-            # A closed loop has no listener left; the stream's finalizer cancels the job.
-            with contextlib.suppress(RuntimeError):
+            try:
                 loop.call_soon_threadsafe(items.put_nowait, item)
+            except RuntimeError:  # A closed loop has no listener left, whoever still holds the stream.
+                stream = this()
+                if stream is not None and item is not None:
+                    stream.cancel()
 
         end = _End()
         super().__init__(submit(_sink(put, end)), end, owner)

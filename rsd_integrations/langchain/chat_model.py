@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from functools import partial
 from typing import Any, cast
-from uuid import UUID
 
 from langchain_core.callbacks import (
     AsyncCallbackManager,
     AsyncCallbackManagerForLLMRun,
     CallbackManager,
     CallbackManagerForLLMRun,
-    Callbacks,
 )
 from langchain_core.callbacks.manager import BaseRunManager
-from langchain_core.language_models import BaseChatModel, LanguageModelInput
+from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.model_profile import ModelProfile
 from langchain_core.load.serializable import SerializedConstructor, SerializedNotImplemented
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
-from langchain_core.outputs import ChatGenerationChunk, ChatResult, LLMResult
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig
 from pydantic import ConfigDict, PrivateAttr, model_validator
 
@@ -30,7 +27,7 @@ from rsd_integrations.adapters.secrets import without_secrets
 from rsd_integrations.adapters.settings import OPTIONS, RSDSettings, unset_limits
 from rsd_integrations.adapters.specs import plain
 from rsd_integrations.documented import documented
-from rsd_integrations.langchain.batches import at_once, each_at_once
+from rsd_integrations.langchain.batches import Batched
 from rsd_integrations.langchain.caching import cache_key
 from rsd_integrations.langchain.counting import count_tokens
 from rsd_integrations.langchain.errors import langchain_errors
@@ -50,7 +47,7 @@ __all__ = ["ChatRSD"]
 
 
 @documented
-class ChatRSD(BaseChatModel, RSDSettings):
+class ChatRSD(Batched, RSDSettings):
     """Draft, PRM and target as one chat model.
 
     Every field of ``RSDConfig`` is a field here, and can be given per call, bound, or made
@@ -209,60 +206,6 @@ class ChatRSD(BaseChatModel, RSDSettings):
             yield first
         async for chunk in chunks:
             yield chunk
-
-    def generate(
-        self,
-        messages: list[list[BaseMessage]],
-        stop: list[str] | None = None,
-        callbacks: Callbacks = None,
-        **kwargs: Any,
-    ) -> LLMResult:
-        """Answers in the order of the chats; they run in shared engine batches."""
-        if len(messages) < 2:
-            return super().generate(messages, stop=stop, callbacks=callbacks, **kwargs)
-        # Only the first of several chats gets the caller's run id, as in LangChain.
-        ids = [kwargs.pop("run_id", None), *[None] * (len(messages) - 1)]
-        one = super().generate
-
-        def ask(chat: list[BaseMessage], run_id: UUID | None) -> LLMResult:
-            return one([chat], stop=stop, callbacks=callbacks, run_id=run_id, **kwargs)
-
-        found = dict(at_once(ask, list(zip(messages, ids, strict=True))))
-        results = [found[place] for place in range(len(messages))]
-        return LLMResult(
-            generations=[result.generations[0] for result in results],
-            llm_output=self._combine_llm_outputs([result.llm_output for result in results]),
-            run=[run for result in results for run in result.run or ()],
-        )
-
-    def batch(
-        self,
-        inputs: list[LanguageModelInput],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
-        *,
-        return_exceptions: bool = False,
-        **kwargs: Any,
-    ) -> list[AIMessage]:
-        """Answers in the order of the inputs; they run in shared engine batches."""
-        if len(inputs) < 2:
-            return super().batch(inputs, config, return_exceptions=return_exceptions, **kwargs)
-        ask = partial(self.invoke, **kwargs)
-        found = dict(each_at_once(ask, inputs, config, return_exceptions=return_exceptions))
-        return cast(list[AIMessage], [found[place] for place in range(len(inputs))])
-
-    def batch_as_completed(  # type: ignore[override]
-        self,
-        inputs: Sequence[LanguageModelInput],
-        config: RunnableConfig | Sequence[RunnableConfig] | None = None,
-        *,
-        return_exceptions: bool = False,
-        **kwargs: Any,
-    ) -> Iterator[tuple[int, AIMessage | Exception]]:
-        """(position, answer) pairs as they are done; they run in shared engine batches."""
-        if len(inputs) < 2:
-            return super().batch_as_completed(inputs, config, return_exceptions=return_exceptions, **kwargs)  # type: ignore[call-overload, no-any-return]
-        ask = partial(self.invoke, **kwargs)
-        return each_at_once(ask, inputs, config, return_exceptions=return_exceptions)
 
     def bind_tools(
         self,

@@ -18,9 +18,10 @@ from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.types import TokenAsyncGen, TokenGen
 from llama_index_instrumentation.dispatcher import DISPATCHER_SPAN_DECORATED_ATTR
 
+from rsd_integrations.adapters.settings import RSDSettings
 from rsd_integrations.errors import AskedError, RSDError
 
-__all__ = ["AskedByEngines", "asking", "is_asking", "seen", "spanned_by_base"]
+__all__ = ["AskedByEngines", "aloaded", "asking", "is_asking", "seen", "spanned_by_base"]
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -59,13 +60,19 @@ def seen(by_llama_index: bool) -> Iterator[None]:
         raise AskedError(message, hint=hint) from error
 
 
+async def aloaded(llm: RSDSettings) -> None:
+    """Load before LlamaIndex asks for ``metadata``, which would do it on the loop."""
+    with seen(is_asking()):
+        await llm.aload()
+
+
 def spanned_by_base(method: Method) -> Method:
     """Keep an overriding method from getting a span of its own, besides the one of ``super()``."""
     setattr(method, DISPATCHER_SPAN_DECORATED_ATTR, True)
     return method
 
 
-class AskedByEngines(LLM):
+class AskedByEngines(LLM, RSDSettings):
     """The methods that LlamaIndex's own parts call."""
 
     @spanned_by_base
@@ -88,10 +95,12 @@ class AskedByEngines(LLM):
     async def apredict(self, prompt: BasePromptTemplate, **prompt_args: Any) -> str:
         """``predict`` for asyncio."""
         with asking():
+            await aloaded(self)
             return await super().apredict(prompt, **prompt_args)
 
     @spanned_by_base
     async def astream(self, prompt: BasePromptTemplate, **prompt_args: Any) -> TokenAsyncGen:
         """``stream`` for asyncio."""
         with asking():
+            await aloaded(self)
             return await super().astream(prompt, **prompt_args)

@@ -20,7 +20,7 @@ from typing_extensions import Self
 from rsd_integrations.adapters.calls import PER_CALL, call_settings
 from rsd_integrations.adapters.settings import RSDSettings
 from rsd_integrations.config import RSDConfig
-from rsd_integrations.llama_index.asked import asking, is_asking, spanned_by_base
+from rsd_integrations.llama_index.asked import aloaded, asking, is_asking, spanned_by_base
 from rsd_integrations.llama_index.tools import (
     chat_arguments,
     is_program,
@@ -69,6 +69,7 @@ class ToolCalling(FunctionCallingLLM, RSDSettings):
     ) -> AgentChatResponse:
         """The same for asyncio."""
         with asking(bool(kwargs.get("tool_required"))):
+            await aloaded(self)
             llm, given = self._calling(kwargs)
             return await super(ToolCalling, llm).apredict_and_call(tools, *args, **given)
 

@@ -21,9 +21,10 @@ from llama_index.core.types import BasePydanticProgram, PydanticProgramMode
 from llama_index_instrumentation import get_dispatcher
 from pydantic import BaseModel, ValidationError
 
+from rsd_integrations.adapters.settings import RSDSettings
 from rsd_integrations.adapters.whole import no_document
 from rsd_integrations.errors import AskedError, ConfigError, PromptLengthError
-from rsd_integrations.llama_index.asked import asking, seen
+from rsd_integrations.llama_index.asked import aloaded, asking, seen
 from rsd_integrations.llama_index.tools import cut, refuse
 
 __all__ = ["LastJSONParser", "StructuredPrediction", "parsed", "response_format"]
@@ -33,7 +34,7 @@ Form = TypeVar("Form", bound=BaseModel)
 _dispatcher = get_dispatcher(__name__)
 
 
-class StructuredPrediction(LLM):
+class StructuredPrediction(LLM, RSDSettings):
     """``structured_predict`` and its twins.
 
     By default a model that takes tools is made to call one (LlamaIndex's own way), any other to write a
@@ -112,6 +113,7 @@ class StructuredPrediction(LLM):
         prompt_args: dict[str, Any],
     ) -> Form:
         with asking(), _fitting(output_cls):
+            await aloaded(self)
             given, program = self._begun(output_cls, prompt, llm_kwargs, prompt_args)
             if program is not None:
                 return cast(Form, await program.acall(llm_kwargs=given, **prompt_args))

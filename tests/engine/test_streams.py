@@ -20,7 +20,7 @@ from rsd_integrations.engine.streams import AsyncEventStream, EventStream
 from rsd_integrations.errors import BackendError, EngineClosedError, RewardError, StreamError
 from rsd_integrations.protocols import Backend
 from rsd_integrations.testing import ScriptedScorer, ScriptedWriter, scripted_pipeline
-from tests.gated import Gated
+from tests.gated import Gated, endless, wait_for
 from tests.processes import interrupted
 
 PATIENCE = 30.0
@@ -317,3 +317,33 @@ def test_a_stream_of_the_parent_is_refused_in_a_forked_child() -> None:
             os._exit(2)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         next(stream)
+
+
+def test_a_stream_that_outlives_its_loop_is_cancelled() -> None:
+    """Whoever keeps an error keeps the frame that read the stream, and the stream with it."""
+    with scripted_pipeline(endless, delay=0.001) as pipe:
+
+        async def fails() -> None:
+            stream = pipe.astream("x", max_steps=10**6)
+            async for _ in stream:
+                raise OSError("a bug")
+
+        with pytest.raises(OSError, match="a bug") as kept:
+            asyncio.run(fails())
+        wait_for(lambda: not pipe.requests.running)
+        assert kept.value.__traceback__ is not None
+
+
+def test_closing_waits_for_no_thread_of_the_loop_s_pool() -> None:
+    with scripted_pipeline(endless, delay=0.001) as pipe:
+
+        async def closes() -> None:
+            loop = asyncio.get_running_loop()
+            loop.set_default_executor(ThreadPoolExecutor(1))
+            asked = asyncio.ensure_future(asyncio.to_thread(pipe.generate, "x", max_steps=10**6, timeout=60))
+            await asyncio.sleep(0)
+            await asyncio.wait_for(pipe.aclose(), PATIENCE)
+            with pytest.raises(EngineClosedError):
+                await asked
+
+        asyncio.run(closes())

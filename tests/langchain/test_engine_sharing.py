@@ -108,6 +108,45 @@ def test_answers_that_nobody_reads_on_are_given_up() -> None:
         assert llm.invoke("x", max_steps=2).text
 
 
+@pytest.mark.parametrize("width", [None, 8])
+@pytest.mark.parametrize("how", ["abatch", "chain", "abatch_as_completed", "agenerate"])
+@pytest.mark.parametrize("end", ["one fails", "cancel", "leave"])
+async def test_an_async_batch_is_given_up_as_a_whole(how: str, end: str, width: int | None) -> None:
+    inputs: list[Any] = ["x"] * 40
+    if end != "cancel":
+        inputs[3] = ""
+    config: Any = {"max_concurrency": width}
+    mine = asyncio.all_tasks()
+    with scripted_pipeline(endless, delay=0.002) as pipe:
+        llm: Any = ChatRSD.from_pipeline(pipe, max_steps=5000, max_tokens=50_000)
+
+        async def completed() -> None:
+            async for _ in llm.abatch_as_completed(inputs, config, return_exceptions=end == "leave"):
+                assert end == "leave"
+                break
+
+        ways: dict[str, Callable[[], Any]] = {
+            "abatch": lambda: llm.abatch(inputs, config),
+            "chain": lambda: (llm | (lambda message: message.text)).abatch(inputs, config),
+            "abatch_as_completed": completed,
+            "agenerate": lambda: llm.agenerate([[HumanMessage(one)] for one in inputs]),
+        }
+        task = asyncio.ensure_future(ways[how]())
+        if end == "cancel":
+            await asyncio.to_thread(wait_for, lambda: pipe.requests.running == 8)
+            task.cancel()
+        if end == "leave" and how == "abatch_as_completed":
+            await asyncio.wait_for(task, PATIENCE)
+        elif end != "leave":
+            with pytest.raises(PromptError if end == "one fails" else asyncio.CancelledError):
+                await asyncio.wait_for(task, PATIENCE)
+        else:
+            task.cancel()
+            await asyncio.wait([task])
+        await asyncio.to_thread(wait_for, lambda: not pipe.requests.running + pipe.requests.waiting)
+        assert asyncio.all_tasks() == mine
+
+
 @contextmanager
 def interrupted_when(there: Callable[[], bool]) -> Iterator[None]:
     """The main thread gets a KeyboardInterrupt once this is so."""
@@ -257,7 +296,9 @@ async def test_a_timeout_raises() -> None:
     with scripted_pipeline(endless, delay=0.001) as pipe:
         llm = ChatRSD.from_pipeline(pipe, timeout=0.05, max_steps=10**6)
         # In a shorter time it need not have had its turn.
-        with pytest.raises(TimedOutError, match=r"no whole answer within timeout=0\.5 seconds; \d+ steps"):
+        with pytest.raises(
+            TimedOutError, match=r"no whole answer within timeout=0\.5 seconds; steps done by then: \d+"
+        ):
             llm.invoke(QUESTION, timeout=0.5)
         with pytest.raises(TimeoutError):
             await llm.ainvoke(QUESTION)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -10,8 +11,14 @@ from typing import Any
 
 import pytest
 from llama_index.core.llms import ChatMessage
+from llama_index.core.prompts import PromptTemplate
+from llama_index.core.tools import FunctionTool
+from pydantic import BaseModel
 
+from rsd_integrations.adapters import sources
+from rsd_integrations.errors import RSDError
 from rsd_integrations.llama_index import RSDLLM
+from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.testing import scripted_pipeline
 from tests.counting import ANSWER, QUESTION
 from tests.gated import PATIENCE, endless, gated, open_when
@@ -48,6 +55,33 @@ async def test_the_loop_stays_free_while_models_work(how: str) -> None:
         given = CHAT if "chat" in how else QUESTION
         await (read(getattr(llm, how)(given)) if "stream" in how else getattr(llm, how)(given))
     assert asked == ["a", 0.0, "b"]
+
+
+class Amount(BaseModel):
+    number: int
+
+
+@pytest.mark.parametrize("how", ["apredict", "astream", "astructured_predict", "apredict_and_call"])
+async def test_the_loop_stays_free_while_models_load(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LlamaIndex asks for ``metadata`` first, which would load on the loop; each load waits for the loop."""
+    loop = asyncio.get_running_loop()
+
+    def loads(spec: Any) -> RSDPipeline:
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop).result(PATIENCE)
+        return scripted_pipeline(['{"number": 3}'])
+
+    monkeypatch.setattr(sources, "_load", loads)
+    prompt, tool = PromptTemplate("How many?"), FunctionTool.from_defaults(len)
+    ways: dict[str, Callable[[Any], Any]] = {
+        "apredict": lambda llm: llm.apredict(prompt),
+        "astream": lambda llm: llm.astream(prompt),
+        "astructured_predict": lambda llm: llm.astructured_predict(Amount, prompt),
+        "apredict_and_call": lambda llm: llm.apredict_and_call([tool], "How many?"),
+    }
+    async with RSDLLM(**dict.fromkeys(("draft", "target", "prm"), f"loaded-by-{how}")) as llm:
+        with contextlib.suppress(RSDError, ValueError):  # The scripted model calls no tool.
+            await ways[how](llm)
+        assert llm.source.loaded
 
 
 @pytest.mark.parametrize("how", ["acomplete", "achat"])
