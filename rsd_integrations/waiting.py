@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
+from contextvars import copy_context
 from functools import partial
 from queue import Empty, SimpleQueue
 from threading import Event, RLock, Thread, current_thread, main_thread
@@ -18,6 +19,7 @@ __all__ = [
     "Turns",
     "end_thread",
     "ending_with_python",
+    "in_a_thread",
     "wait_for_end",
     "wait_for_item",
     "wait_for_result",
@@ -90,6 +92,43 @@ def wait_for_result(future: Future[Item]) -> Item:
         return future.result()
     finally:
         del future  # The traceback of what it raises would hold it, and it holds what it raises.
+
+
+def in_a_thread(work: Callable[[], Item], name: str, *, ended_with: bool) -> Item:
+    """What work makes, in a thread and a copy of the context of its own.
+
+    Args:
+        work: what to do.
+        name: of the thread.
+        ended_with: whether an interrupt here ends the work, which is waited for; else it is left alone.
+
+    Raises:
+        BaseException: whatever the work raises.
+    """
+    made: list[Item] = []
+    raised: list[BaseException] = []
+    ended = Event()
+
+    def run() -> None:
+        try:
+            made.append(work())
+        except BaseException as error:
+            raised.append(error)
+        finally:
+            ended.set()
+
+    # A daemon: nobody who is interrupted waits for work that is left alone.
+    thread = Thread(target=copy_context().run, args=(run,), name=name, daemon=True)
+    try:
+        thread.start()
+        wait_for_end(thread, ended)
+    except BaseException:
+        if ended_with:
+            end_thread(thread)
+        raise
+    if raised:
+        raise raised[0]
+    return made[0]
 
 
 class Turns:

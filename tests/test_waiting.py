@@ -15,7 +15,8 @@ import pytest
 
 from rsd_integrations import RSDConfig, RSDPipeline, waiting
 from rsd_integrations.backends.torch.threads import apart
-from rsd_integrations.backends.vllm.serving import _in_thread
+from rsd_integrations.backends.vllm.address import Address
+from rsd_integrations.backends.vllm.serving import at_once
 from rsd_integrations.bench.runner import run_all
 from rsd_integrations.testing import scripted_pipeline
 from tests.systems import on_system
@@ -72,10 +73,10 @@ def test_no_other_wait_is_for_good(
 
 
 def asks_a_server(pipe: RSDPipeline) -> None:
-    async def nothing() -> None:
+    async def nothing(servers: object) -> None:
         return None
 
-    _in_thread(nothing())
+    at_once(nothing, Address("draft", ("http://127.0.0.1:8000",)))
 
 
 def loads_apart(pipe: RSDPipeline) -> None:

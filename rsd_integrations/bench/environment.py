@@ -8,11 +8,11 @@ import platform
 import sys
 from collections.abc import Mapping
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from rsd_integrations import __version__
+from rsd_integrations.adapters.extras import version_of
 
 __all__ = ["hardware", "made", "weights_sha256"]
 
@@ -39,13 +39,8 @@ def made(command: str, *packages: str) -> dict[str, Any]:
 
 def _versions(*packages: str) -> dict[str, str]:
     """This package, Python and the given packages; one that is not installed is left out."""
-    found = {"rsd_integrations": __version__, "python": platform.python_version()}
-    for package in packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    own = {"rsd_integrations": __version__, "python": platform.python_version()}
+    return own | {package: found for package in packages if (found := version_of(package))}
 
 
 def hardware() -> dict[str, str]:

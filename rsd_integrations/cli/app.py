@@ -19,7 +19,6 @@ from rsd_integrations.cli.ask import ask
 from rsd_integrations.cli.bench import bench
 from rsd_integrations.cli.doctor import doctor
 from rsd_integrations.cli.models import OpenPipeline, State
-from rsd_integrations.cli.narrow import PANELS, made_narrow
 from rsd_integrations.cli.tune import tune
 from rsd_integrations.cli.wording import in_options, options_of
 from rsd_integrations.config import first_wrong
@@ -30,6 +29,9 @@ __all__ = ["build", "run"]
 
 OK, FAILED, USAGE = 0, 1, 2
 
+_PANELS = 80
+"""Terminal columns from which typer's panels show every name whole; else there are plain lists."""
+
 _HELP = """Reward-Guided Speculative Decoding: a draft model writes, a reward model scores, the target
 model rewrites what is not good enough."""
 
@@ -37,7 +39,6 @@ model rewrites what is not good enough."""
 def build() -> Any:
     """The commands put together, with help texts as wide as the terminal."""
     width = Console().width
-    panels = width >= PANELS
     app = typer.Typer(
         name="rsd",
         help=_HELP,
@@ -45,15 +46,14 @@ def build() -> Any:
         add_completion=False,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"], "terminal_width": width},
-        rich_markup_mode="rich" if panels else None,
+        rich_markup_mode="rich" if width >= _PANELS else None,
     )
     app.callback()(_root)
     app.command()(ask)
     app.command()(doctor)
     app.command()(tune)
     app.add_typer(bench)
-    command = typer.main.get_command(app)
-    return command if panels else made_narrow(command)
+    return typer.main.get_command(app)
 
 
 def _version(value: bool) -> None:

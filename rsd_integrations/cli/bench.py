@@ -11,8 +11,8 @@ from rich.console import Console
 from rsd_integrations.cli.models import ModelChoice, State
 from rsd_integrations.cli.progress import watching
 from rsd_integrations.cli.saving import check_out, conclude
+from rsd_integrations.cli.settings import read_sweep
 from rsd_integrations.cli.speed import speed
-from rsd_integrations.cli.sweeping import read_sweep
 
 if TYPE_CHECKING:
     from rsd_integrations.bench.accuracy import Measurement

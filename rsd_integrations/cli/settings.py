@@ -1,10 +1,11 @@
-"""Options that hold JSON, and the decoding settings of a command line."""
+"""What options hold: JSON, lists of numbers, and the decoding settings of a command line."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Collection
+from math import inf
 from typing import Any
 
 from pydantic import ValidationError
@@ -13,7 +14,7 @@ from rsd_integrations.config import RSDConfig, refused
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.naming import nearest
 
-__all__ = ["json_object", "read_config"]
+__all__ = ["json_object", "numbers", "read_config", "read_sweep"]
 
 
 def json_object(option: str, text: str, *, example: str) -> dict[str, Any]:
@@ -66,3 +67,31 @@ def read_config(text: str | None, *, swept: Collection[str] = (), **options: Any
         if more.keys().isdisjoint(error.errors()[0]["loc"]):
             raise
         raise refused(error, "--config: ") from error
+
+
+def numbers(option: str, given: str, kind: Any, *, hint: str = "Separate them by commas.") -> list[Any]:
+    """Numbers above 0, each once; shares (floats) up to 1.
+
+    Raises:
+        ConfigError: there is none, or one is no such number.
+    """
+    most, what = (1.0, "numbers above 0 and up to 1") if kind is float else (inf, "whole numbers above 0")
+    try:
+        found = list(dict.fromkeys(kind(part) for part in given.split(",") if part.strip()))
+    except ValueError:
+        found = []
+    if not found or not all(0 < number <= most for number in found):
+        raise ConfigError(f"{option} {given!r} must be {what}.", hint=hint)
+    return found
+
+
+def read_sweep(thresholds: str) -> list[float]:
+    """The thresholds as numbers. An empty list means the PRM's default alone.
+
+    Raises:
+        ConfigError: one is no number in (0, 1].
+    """
+    if not thresholds.strip():
+        return []
+    hint = "Separate them by commas; 0 (draft only) and above 1 (target only) are measured anyway."
+    return numbers("--thresholds", thresholds, float, hint=hint)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from rsd_integrations.cli.models import ModelChoice, State
 from rsd_integrations.cli.saving import check_out, conclude
-from rsd_integrations.cli.sweeping import numbers
+from rsd_integrations.cli.settings import numbers
 from rsd_integrations.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -22,8 +22,7 @@ from rsd_integrations.cli import options
 from rsd_integrations.cli.models import ModelChoice, State
 from rsd_integrations.cli.progress import watching
 from rsd_integrations.cli.saving import check_out, conclude
-from rsd_integrations.cli.settings import read_config
-from rsd_integrations.cli.sweeping import read_sweep
+from rsd_integrations.cli.settings import read_config, read_sweep
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.report.words import many
 from rsd_integrations.types import ROLES

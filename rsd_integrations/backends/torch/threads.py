@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextvars
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 
-from rsd_integrations.waiting import end_thread, wait_for_end
+from rsd_integrations.waiting import in_a_thread
 
 __all__ = ["SMALL_FORWARD", "apart", "cpu_threads"]
 
@@ -56,27 +54,4 @@ def apart(device: torch.device | str, work: Callable[[], Made]) -> Made:
     """
     if torch.device(device).type != "cpu":
         return work()
-    made: list[Made] = []
-    raised: list[BaseException] = []
-    done = threading.Event()
-
-    def run() -> None:
-        try:
-            made.append(work())
-        except BaseException as error:
-            raised.append(error)
-        finally:
-            done.set()
-
-    thread = threading.Thread(
-        target=contextvars.copy_context().run, args=(run,), name="rsd-apart", daemon=True
-    )
-    try:
-        thread.start()
-        wait_for_end(thread, done)
-    except BaseException:
-        end_thread(thread)
-        raise
-    if raised:
-        raise raised[0]
-    return made[0]
+    return in_a_thread(work, "rsd-apart", ended_with=True)

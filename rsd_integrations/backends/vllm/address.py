@@ -11,6 +11,7 @@ from typing import Any
 from yarl import URL
 
 from rsd_integrations.errors import ConfigError
+from rsd_integrations.limits import check_count
 from rsd_integrations.naming import nearest
 from rsd_integrations.types import Role
 
@@ -80,9 +81,7 @@ class Address:
     def _check(self) -> None:
         where = f"{self.role}_kwargs"
         for name in ("max_concurrency", "attempts"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{where}: {name}={value!r}.", hint="Give a whole number from 1 on.")
+            check_count(f"{where}: {name}", getattr(self, name), 1)
         for name, least in (("timeout", "above"), ("patience", "from")):
             value = getattr(self, name)
             number = isinstance(value, int | float) and not isinstance(value, bool)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +15,7 @@ from rsd_integrations.backends.shared.sources import Source
 from rsd_integrations.backends.vllm.address import Address
 from rsd_integrations.backends.vllm.client import Servers
 from rsd_integrations.errors import BackendError, ConfigError, ModelError, UnreachableError
-from rsd_integrations.waiting import wait_for_end
+from rsd_integrations.waiting import in_a_thread
 
 __all__ = ["Served", "at_once", "served_by"]
 
@@ -186,26 +185,4 @@ def at_once(ask: Callable[[Servers], Awaitable[Made]], address: Address) -> Made
         finally:
             await servers.aclose()
 
-    return _in_thread(asked())
-
-
-def _in_thread(work: Coroutine[Any, Any, Made]) -> Made:
-    made: list[Made] = []
-    failed: list[BaseException] = []
-    ended = threading.Event()
-
-    def run() -> None:
-        try:
-            made.append(asyncio.run(work))
-        except BaseException as error:
-            failed.append(error)
-        finally:
-            ended.set()
-
-    # A daemon: whoever interrupts this need not wait for a server that is silent.
-    thread = threading.Thread(target=run, name="rsd-servers", daemon=True)
-    thread.start()
-    wait_for_end(thread, ended)
-    if failed:
-        raise failed[0]
-    return made[0]
+    return in_a_thread(lambda: asyncio.run(asked()), "rsd-servers", ended_with=False)
