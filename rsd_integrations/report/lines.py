@@ -112,7 +112,7 @@ def _limit(axes: Any, lines: Sequence[Line], levels: Sequence[Level]) -> None:
     shares = [point[0] for line in lines for point in line.points] or [0.0, 1.0]
     low, high = min(shares), max(shares)
     aside = max(0.05, (0.3 - (high - low)) / 2)
-    axes.set_xlim(max(-0.03, low - aside), min(1.03, high + aside))
+    axes.set_xlim(max(-0.03, min(low - aside, 0.7)), min(1.03, max(high + aside, 0.3)))
     heights = [point[3] for line in lines for point in line.points] + [level.height for level in levels]
     axes.set_ylim(0, 1.1 * max(heights, default=1.0))
 

@@ -197,8 +197,8 @@ def _label_thresholds(axes: Any, points: Sequence[PlotPoint], shares: Sequence[f
 
     The points of a sweep lie too close for labels beside them.
     """
-    # Points in one place are named from the highest threshold down, as the others mostly are.
-    pairs = sorted(reversed(list(zip(shares, points, strict=True))), key=lambda pair: -pair[0])
+    # From the dearest; of points in one place, from the last.
+    pairs = sorted(zip(shares, points, strict=True), key=lambda pair: pair[0])[::-1]
     sweep = [(share, point) for share, point in pairs if point.kind == "rsd"]
     if not sweep:
         return
