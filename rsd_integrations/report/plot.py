@@ -276,10 +276,10 @@ def _lead(axes: Any, point: PlotPoint, share: float) -> Any:
         fontweight="bold" if point.recommended else "normal",
         # Grid and target's line do not run through the words.
         bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none"},
-        # Without a patch the line is not cut off where it meets the padded box, but ends at the words.
+        # Without a patch to be cut off at, which would be above its row, the line ends at the words.
         arrowprops={
             **{"arrowstyle": "-", "color": "0.65", "linewidth": 0.6},
-            **{"relpos": (0, 0.5), "patchA": None, "shrinkA": 2, "shrinkB": 3},
+            **{"relpos": (0, 0.5), "patchA": None, "shrinkA": 1, "shrinkB": 3},
         },
         zorder=2,
     )

@@ -41,7 +41,8 @@ MANY = [
 ]
 FALLING = [point("rsd", f"{i / 10}", 0.5 + 0.1 * i, 0.6 + 0.1 * i, 0.9 - 0.05 * (i % 3)) for i in range(6)]
 ALIKE = [point("rsd", f"{i / 10}", 0.3, 0.4, 0.9) for i in range(4)]
-SWEEPS = [CROWDED, COSTLY, CROWDED[:1], CROWDED[4:5], DEAR, MANY, FALLING, ALIKE, []]
+BESIDE = [point("rsd", f"{i / 10}", 0.7 + 0.02 * i, 0.8, 0.985) for i in range(3)]
+SWEEPS = [CROWDED, BESIDE, COSTLY, CROWDED[:1], CROWDED[4:5], DEAR, MANY, FALLING, ALIKE, []]
 
 
 @pytest.mark.parametrize("sweep", SWEEPS)
@@ -91,8 +92,7 @@ def _leads(figure: Any, sweep: list[PlotPoint]) -> list[tuple[Any, Any]]:
         end, start = path.vertices[0], path.vertices[-1]
         place = main.transData.transform(places[label.get_text().removesuffix(" (recommended)")])
         box = _text(label)
-        assert 0 < box.x0 - end[0] < 6
-        assert abs(end[1] - (box.y0 + box.y1) / 2) < 3
+        assert math.dist(end, (box.x0, (box.y0 + box.y1) / 2)) < 2
         assert math.dist(start, place) < 6
         ends.append((place, (box.x0, (box.y0 + box.y1) / 2)))
     return ends
