@@ -41,7 +41,7 @@ MANY = [
 ]
 FALLING = [point("rsd", f"{i / 10}", 0.5 + 0.1 * i, 0.6 + 0.1 * i, 0.9 - 0.05 * (i % 3)) for i in range(6)]
 ALIKE = [point("rsd", f"{i / 10}", 0.3, 0.4, 0.9) for i in range(4)]
-BESIDE = [point("rsd", f"{i / 10}", 0.7 + 0.02 * i, 0.8, 0.985) for i in range(3)]
+BESIDE = [point("rsd", f"{i / 10}", 0.7 + 0.02 * i, 0.8, 0.985, best=i == 1) for i in range(3)]
 SWEEPS = [CROWDED, BESIDE, COSTLY, CROWDED[:1], CROWDED[4:5], DEAR, MANY, FALLING, ALIKE, []]
 
 
