@@ -2,28 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rsd_integrations.bench.results import AccuracyReport, Point, TuneReport
 from rsd_integrations.report.plot import PlotPoint, accuracy_figure
+from rsd_integrations.report.words import many
+from rsd_integrations.types import Role
 
 __all__ = ["draw", "draw_points", "draw_tuning"]
+
+_LINE = 110
+"""Letters that fit in a line of the title."""
 
 
 def draw(report: AccuracyReport) -> Any:
     """Accuracy against FLOPs, from draft only to target only (a matplotlib figure)."""
-    title = f"RSD with the pocket trio, {report.settings['problems']} held-out problems, greedy"
+    title = f"RSD with the pocket trio, {report.settings['problems']} held-out questions, greedy"
     return draw_points(report.points, title)
 
 
 def draw_tuning(report: TuneReport) -> Any:
     """The same for one's own models and questions."""
-    names = ", ".join(f"{role} {Path(name).name}" for role, name in report.models.items())
     questions = Path(str(report.settings["questions_from"])).name
-    title = f"{names}\n{questions}, {report.settings['problems']} problems"
-    return draw_points(report.points, title)
+    asked = many(int(report.settings["problems"]), "question")
+    return draw_points(report.points, f"{_models(report.models)}\n{questions}, {asked}")
+
+
+def _models(models: Mapping[Role, str]) -> str:
+    """Their names in one line, or one a line where they are long."""
+    paths = {role: Path(name) for role, name in models.items()}
+    # By the end of the path: a report may be drawn on another machine than it was made on.
+    if all(
+        path.parts[-4:] == ("rsd_integrations", "pocket", "weights", role) for role, path in paths.items()
+    ):
+        return "the pocket trio"
+    # A trio of one's own lies in folders named by role, which say nothing without their parents.
+    called = {role: models[role] if path.name == role else path.name for role, path in paths.items()}
+    parts = [f"{'PRM' if role == 'prm' else role} {name}" for role, name in called.items()]
+    line = ", ".join(parts)
+    return line if len(line) <= _LINE else "\n".join(parts)
 
 
 def draw_points(points: Sequence[Point], title: str) -> Any:

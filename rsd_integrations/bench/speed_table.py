@@ -9,9 +9,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rsd_integrations.bench.speed_results import Breakdown, SpeedReport
-from rsd_integrations.report.plot import Line, line_figure
+from rsd_integrations.bench.speed_results import Breakdown, SpeedReport, Timing
+from rsd_integrations.report.lines import Level, Line, line_figure
 from rsd_integrations.report.whole import print_whole
+from rsd_integrations.report.words import many
 
 __all__ = ["draw", "print_speed"]
 
@@ -40,24 +41,37 @@ def draw(report: SpeedReport) -> Any:
     """Speed against our own target-only path, by the share kept in fact (a matplotlib figure)."""
     lines = []
     for batch in sorted({timing.batch for timing in report.timings}):
-        for guesses, name in ((True, "guesses"), (False, "no guesses")):
+        for guesses, kind in ((True, "with speculation"), (False, "without speculation")):
             points = [
-                (timing.kept, timing.against_target)
+                (timing.kept, *_range(timing, timing.against_target))
                 for timing in report.timings
                 if (timing.batch, timing.guesses) == (batch, guesses)
                 if timing.kept is not None and timing.against_target is not None
             ]
-            group = f"batch {batch}"
-            lines.append(Line(f"{group}, {name}", group, points, dashed=not guesses))
-    generate = report.timing("generate")
-    level = generate.against_target if generate else None
+            lines.append(Line(_group(batch), kind, points, hollow=not guesses))
+    levels = [
+        Level("generate of the target", timing.against_target, _group(timing.batch))
+        for timing in report.timings
+        if timing.name == "generate" and timing.against_target is not None
+    ]
+    ranges = any(low < high for line in lines for *_, low, high in line.points)
     return line_figure(
         lines,
         title=f"RSD against the target alone, {report.shape}, {report.hardware.get('gpu', 'CPU')}",
-        x="share of steps kept",
-        y="tokens a second / target only",
-        levels={"target only": 1.0} | ({"generate, batch 1": level} if level else {}),
+        x="steps kept" + (" (bars: from the slowest run to the fastest)" if ranges else ""),
+        y="tokens a second /\ntarget only with as many requests",
+        levels=[Level("target only", 1.0), *levels],
     )
+
+
+def _group(batch: int) -> str:
+    return f"{many(batch, 'request')} at once"
+
+
+def _range(timing: Timing, ratio: float) -> tuple[float, float, float]:
+    """A ratio that the median run has, and those of the slowest and the fastest."""
+    seconds = timing.seconds
+    return ratio, ratio * seconds.median / seconds.slowest, ratio * seconds.median / seconds.fastest
 
 
 def _contenders(report: SpeedReport) -> Table:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from rsd_integrations.report.answer import writable
 
-__all__ = ["Line", "PlotPoint", "accuracy_figure", "line_figure", "save_figure"]
+__all__ = ["PlotPoint", "accuracy_figure", "blank", "head", "percent", "save_figure"]
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers; shapes differ as well.
 _LOOKS: dict[str, tuple[str, str, str]] = {
@@ -23,6 +23,8 @@ _LOOKS: dict[str, tuple[str, str, str]] = {
 }
 _ROW = 14.0
 """Distance from one threshold's label to the next, in typographic points."""
+_GAP = 0.06
+"""From the dearest point to the labels, as a share of the panel's width."""
 _FONTS = (
     *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han Sans SC", "Source Han Sans CN"),
     *(
@@ -64,28 +66,34 @@ def accuracy_figure(points: Sequence[PlotPoint], title: str) -> Any:
     Returns:
         A ``matplotlib.figure.Figure``, bound to no window and no global state.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4.8), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = blank(10, 4.8)
     main, side = figure.subplots(1, 2, sharey=True, width_ratios=[1.6, 1])
     paper, total = [point.paper for point in points], [point.total for point in points]
     _panel(main, points, paper, "FLOPs / target alone (paper accounting)")
     _panel(side, points, total, "FLOPs / target alone (total)")
     main.set_ylabel("accuracy, 95 % interval")
-    main.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    main.yaxis.set_major_formatter(percent)
     handles, entries = main.get_legend_handles_labels()
-    figure.legend(handles, entries, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    figure.suptitle(writable(title), fontsize=11, **_as_named())
-    for axes, shares in ((main, paper), (side, total)):
-        _label_ends(axes, points, shares)
+    # The marker alone: with the bar a key shows two stray caps.
+    keys = {entry: handle[0] for entry, handle in zip(entries, handles, strict=True)}
+    keys = {entry: keys[entry] for *_, entry in _LOOKS.values() if entry in keys}
+    figure.legend(keys.values(), keys, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    head(figure, title)
     # Rows of labels are measured in typographic points, which only a laid out figure can place.
-    with _unwarned():
-        figure.canvas.draw()
-    figure.set_layout_engine("none")  # Laying out anew would change nothing and take as long as drawing.
+    _lay_out(figure, main, rows=sum(point.kind == "rsd" for point in points))
     _label_thresholds(main, points, paper)
     return figure
+
+
+def _lay_out(figure: Any, axes: Any, rows: int) -> None:
+    """Place everything, in a figure high enough for so many rows of labels."""
+    with _unwarned():
+        figure.canvas.draw()
+        missing = (rows + 0.5) * _ROW / 72 - axes.get_window_extent().height / figure.dpi
+        if missing > 0:
+            figure.set_figheight(figure.get_figheight() + missing)
+            figure.canvas.draw()
+    figure.set_layout_engine("none")  # Laying out anew would change nothing and take as long as drawing.
 
 
 def save_figure(figure: Any, folder: Path, name: str) -> list[Path]:
@@ -97,6 +105,27 @@ def save_figure(figure: Any, folder: Path, name: str) -> list[Path]:
         for file in files:
             figure.savefig(file, dpi=160)
     return files
+
+
+def blank(width: float, height: float) -> Any:
+    """An empty figure of so many inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def head(figure: Any, title: str) -> None:
+    """The title, wrapped, and set smaller where its letters are wide."""
+    width = round(11 * figure.get_figwidth())
+    lines = [fill(line, width, break_on_hyphens=False) for line in writable(title).splitlines()]
+    text = figure.suptitle("\n".join(lines), fontsize=11, **_as_named())
+    with _unwarned():
+        share = text.get_window_extent().width / figure.bbox.width
+    if share > 0.98:
+        text.set_fontsize(11 * 0.98 / share)
 
 
 def _as_named() -> dict[str, Any]:
@@ -126,15 +155,16 @@ def _panel(axes: Any, points: Sequence[PlotPoint], shares: Sequence[float], labe
         axes.plot(*zip(*sweep, strict=True), color=_LOOKS["rsd"][0], linewidth=1, alpha=0.6, zorder=1)
     target = next((point for point in points if point.kind == "target"), None)
     if target is not None:
-        axes.axhline(target.accuracy, color=_LOOKS["target"][0], linewidth=0.8, linestyle=":", zorder=0)
+        axes.axhline(target.accuracy, color=_LOOKS["target"][0], linewidth=1, linestyle=":", zorder=1)
     named: set[str] = set()
     for share, point in zip(shares, points, strict=True):
         _mark(axes, share, point, named)
     axes.set_xlabel(label)
     axes.set_xlim(0, 1.15 * max([1.0, *shares]))
     low, high = min(point.low for point in points), max(point.high for point in points)
-    axes.set_ylim(low - 0.12 * (high - low), high + 0.18 * (high - low))
-    axes.grid(visible=True, color="0.92", zorder=0)
+    axes.set_ylim(low - 0.12 * (high - low), high + 0.08 * (high - low))
+    axes.set_axisbelow(True)  # Else the grid hides the target's line.
+    axes.grid(visible=True, color="0.92")
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -157,107 +187,99 @@ def _mark(axes: Any, share: float, point: PlotPoint, named: set[str]) -> None:
     named.add(entry)
 
 
-def _label_ends(axes: Any, points: Sequence[PlotPoint], shares: Sequence[float]) -> None:
-    """Name draft only and target only above their error bars."""
-    for point, share in zip(points, shares, strict=True):
-        if point.kind == "draft":
-            _write(axes, point.label, (share, point.high), (-4, 4), ha="left", va="bottom")
-        elif point.kind == "target":
-            _write(axes, point.label, (share, point.high), (0, 4), ha="center", va="bottom")
+def percent(share: float, _: float = 0) -> str:
+    """The words of a tick."""
+    return f"{100 * share:.4g} %"
 
 
 def _label_thresholds(axes: Any, points: Sequence[PlotPoint], shares: Sequence[float]) -> None:
     """List the thresholds below the crowd of their points, each with a thin line to its point.
 
-    The points of a sweep lie too close for labels beside them. Rows follow the cost, so that lines
-    do not cross.
+    The points of a sweep lie too close for labels beside them.
     """
-    sweep = sorted(
-        ((share, point) for share, point in zip(shares, points, strict=True) if point.kind == "rsd"),
-        key=lambda pair: -pair[0],
-    )
+    # From the dearest; of points in one place, from the last.
+    pairs = sorted(zip(shares, points, strict=True), key=lambda pair: pair[0])[::-1]
+    sweep = [(share, point) for share, point in pairs if point.kind == "rsd"]
     if not sweep:
         return
-    left, right = axes.get_xlim()
-    # To the right where there is room, else to the left.
-    column = sweep[0][0] + 0.06 * (right - left)
-    if column > left + 0.6 * (right - left):
-        column = sweep[-1][0] - 0.2 * (right - left)
-    box, dots = axes.get_window_extent(), axes.get_figure().dpi
-    row = _ROW * dots / 72 / box.height
-    low = axes.transAxes.inverted().transform(axes.transData.transform((0, min(p.low for _, p in sweep))))[1]
-    top = max(low - row, row * len(sweep))
-    for number, (share, point) in enumerate(sweep):
-        _lead(axes, point, share, (column, top - number * row))
+    labels = [_lead(axes, point, share) for share, point in sweep]
+    box, to_axes = axes.get_window_extent(), axes.transData + axes.transAxes.inverted()
+
+    def height(accuracy: float) -> float:
+        return float(to_axes.transform((0, accuracy))[1])
+
+    row = _ROW * axes.get_figure().dpi / 72 / box.height
+    top = max(height(min(point.accuracy for _, point in sweep)) - row, row * len(sweep))
+    bottom = top - row * len(sweep)
+    ends = [(share, height(point.low), height(point.high)) for share, point in pairs if point.kind != "rsd"]
+    beside = [share for share, low, high in ends if high > bottom and low < top + row]
+    column = _column(axes, sweep[0][0], beside, max(map(_width, labels)) / box.width)
+    places = to_axes.transform([(share, point.accuracy) for share, point in sweep])
+    _hang(labels, places, column, [top - number * row for number in range(len(sweep))])
 
 
-def _lead(axes: Any, point: PlotPoint, share: float, place: tuple[float, float]) -> None:
-    """A label at (data x, axes y) with a thin line back to its point."""
-    axes.annotate(
+def _hang(labels: Sequence[Any], places: Any, column: float, rows: Sequence[float]) -> None:
+    """Give each label its row, so that no two lines to their points cross.
+
+    From the top, a row takes the point that all others lie below, seen from the row.
+
+    Args:
+        labels: to be placed.
+        places: their points, as shares of the panel.
+        column: where labels begin, as data.
+        rows: their heights, as shares of the panel, from the top.
+    """
+    left = list(zip(labels, places.tolist(), strict=True))
+    beside = labels[0].axes.transLimits.transform((column, 0))[0]
+    for row in rows:
+        slopes = [(y - row) / (beside - x) for _, (x, y) in left]
+        label, _ = left.pop(slopes.index(max(slopes)))
+        label.xyann = (column, row)
+
+
+def _column(axes: Any, dearest: float, beside: Sequence[float], width: float) -> float:
+    """Where labels begin, to the right of all points and clear of the bars beside; makes room for them.
+
+    Args:
+        axes: a panel that begins at 0.
+        dearest: share of the dearest labelled point.
+        beside: shares of bars as high as the labels.
+        width: of the labels, as a share of the panel's.
+    """
+    right, taken = axes.get_xlim()[1], _GAP + width + 0.02
+    for share in sorted(beside):
+        if dearest < share < dearest + taken * max(right, dearest / (1 - taken)):
+            dearest = share
+    right = max(right, dearest / (1 - taken))
+    axes.set_xlim(0, right)
+    return float(dearest + _GAP * right)
+
+
+def _width(label: Any) -> float:
+    """Of the words alone: an annotation's own extent includes its line."""
+    from matplotlib.text import Text
+
+    return float(Text.get_window_extent(label).width)
+
+
+def _lead(axes: Any, point: PlotPoint, share: float) -> Any:
+    """A label, to be placed at (data x, axes y), with a thin line back to its point."""
+    return axes.annotate(
         f"threshold {point.label}" + (" (recommended)" if point.recommended else ""),
         (share, point.accuracy),
-        place,
+        (0, 0),
         textcoords=axes.get_xaxis_transform(),
         ha="left",
         va="center",
         fontsize=9,
         color="0.15",
         fontweight="bold" if point.recommended else "normal",
-        arrowprops={"arrowstyle": "-", "color": "0.65", "linewidth": 0.6, "relpos": (0, 0.5), "shrinkB": 3},
+        # Grid and target's line do not run through the words.
+        bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none"},
+        # Without a patch to be cut off at, which would be above its row, the line ends at the words.
+        arrowprops={
+            **{"arrowstyle": "-", "color": "0.65", "linewidth": 0.6},
+            **{"relpos": (0, 0.5), "patchA": None, "shrinkA": 1, "shrinkB": 3},
+        },
         zorder=2,
     )
-
-
-def _write(axes: Any, text: str, place: tuple[float, float], offset: tuple[int, int], **align: str) -> None:
-    axes.annotate(
-        text, place, offset, textcoords="offset points", fontsize=9, color="0.15", zorder=5, **align
-    )
-
-
-@dataclass(frozen=True)
-class Line:
-    """A named line through (x, y) points. Lines of a group share a colour."""
-
-    label: str
-    group: str
-    points: Sequence[tuple[float, float]]
-    dashed: bool = False
-
-
-def line_figure(
-    lines: Sequence[Line], *, title: str, x: str, y: str, levels: Mapping[str, float] | None = None
-) -> Any:
-    """Lines over one axis, with horizontal levels to compare them with.
-
-    Returns:
-        A ``matplotlib.figure.Figure``, bound to no window and no global state.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.8), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    colours = [look[0] for look in _LOOKS.values()]
-    groups = list(dict.fromkeys(line.group for line in lines))
-    for line in lines:
-        xs, ys = zip(*line.points, strict=True) if line.points else ((), ())
-        axes.plot(
-            xs,
-            ys,
-            color=colours[groups.index(line.group) % len(colours)],
-            marker="o",
-            linestyle="--" if line.dashed else "-",
-            label=line.label,
-        )
-    for label, level in (levels or {}).items():
-        axes.axhline(level, color="#666666", linewidth=0.8)
-        # Outside, where no line passes. Wrapped, they take little of its width.
-        words = fill(label, 9)
-        axes.annotate(words, (1.01, level), xycoords=("axes fraction", "data"), va="center", fontsize=8)
-    axes.set(xlabel=x, ylabel=y)
-    axes.set_title(writable(title), **_as_named())
-    axes.set_ylim(bottom=0)
-    axes.grid(axis="y", color="#dddddd")
-    axes.legend(frameon=False, fontsize=9, ncols=2)
-    return figure

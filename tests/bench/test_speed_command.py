@@ -269,10 +269,31 @@ def test_the_plot_is_by_the_share_kept_in_fact() -> None:
         )
     )
     (axes,) = draw(report("tiny", timings=timings)).axes
-    drawn = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
-    assert drawn["batch 1, guesses"] == [[0.52, 2.0], [0.81, 3.0]]
-    assert drawn["batch 1, no guesses"] == [[0.81, 2.5]]
-    assert drawn["batch 16, guesses"] == [[0.81, 1.5]]
+    drawn = {bars.get_label(): bars[0].get_xydata().tolist() for bars in axes.containers}
+    assert drawn == {
+        "1 request at once, with speculation": [[0.52, 2.0], [0.81, 3.0]],
+        "1 request at once, without speculation": [[0.81, 2.5]],
+        "16 requests at once, with speculation": [[0.81, 1.5]],
+    }
+    assert axes.get_xlabel() == "steps kept"
+
+
+def test_the_plot_shows_the_slowest_and_the_fastest_run() -> None:
+    seconds = Spread(median=2, fastest=1, slowest=4)
+    made = Timing(name="RSD", batch=1, seconds=seconds, tokens=1, guesses=True, kept=0.8, against_target=1.5)
+    (axes,) = draw(report("tiny", timings=(made,))).axes
+    ((bar,),) = (bars[2] for bars in axes.containers)
+    assert bar.get_segments()[0][:, 1].tolist() == pytest.approx([0.75, 3.0])
+    assert "slowest run" in axes.get_xlabel()
+
+
+def test_the_plot_compares_generate_with_as_many_requests() -> None:
+    timings = [timing("generate", 1, 1, against_target=0.9), timing("generate", 16, 1, against_target=0.5)]
+    timings += [timing("generate", 4, 1), timing("assisted generate", 1, 1, against_target=0.7)]
+    (axes,) = draw(report("tiny", timings=tuple(timings))).axes
+    told = [(line.get_label(), line.get_ydata()[0]) for line in axes.lines]
+    assert told == [("target only", 1.0), ("generate of the target", 0.9), ("generate of the target", 0.5)]
+    assert "as many requests" in axes.get_ylabel()
 
 
 @pytest.mark.parametrize(

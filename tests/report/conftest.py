@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from rsd_integrations.testing import scripted_pipeline
@@ -21,3 +22,11 @@ def generate(*steps: str, **fields: Any) -> Generation:
     """An answer of accepted draft steps."""
     with scripted_pipeline(list(steps)) as pipe:
         return pipe.generate("?", **fields)
+
+
+def extent(bars: Any) -> Any:
+    """Where error bars lie, in pixels: matplotlib tells it of no collection of lines."""
+    from matplotlib.transforms import Bbox
+
+    ends = bars.get_transform().transform(np.concatenate(bars.get_segments()))
+    return Bbox([ends.min(axis=0), ends.max(axis=0)])
