@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import date
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +21,9 @@ from rsd_integrations.cli.saving import check_file
 from rsd_integrations.cli.settings import read_config
 from rsd_integrations.config import RSDConfig
 from rsd_integrations.errors import PromptError
-from rsd_integrations.types import Generation
+from rsd_integrations.pipeline import RSDPipeline
+from rsd_integrations.report.words import role_name
+from rsd_integrations.types import ROLES, Generation
 from rsd_integrations.weighting import NAMES
 
 __all__ = ["ask"]
@@ -105,11 +108,12 @@ def ask(
     )
     text = _question(question)
     check_file("--html", html)
-    generation = _answer(state, choice, text, settings, as_json=as_json)
+    generation, models = _answer(state, choice, text, settings, as_json=as_json)
     if html is not None:
         from rsd_integrations.report.html import to_page
 
-        page = to_page(generation, question=text, remedy=_remedy(settings))
+        about = f"{models}; {date.today().isoformat()}"
+        page = to_page(generation, question=text, remedy=_remedy(settings), about=about)
         html.write_text(page, encoding="utf-8")
 
 
@@ -157,21 +161,33 @@ def _readable(read: Callable[[], str]) -> str:
         ) from error
 
 
-def _answer(state: State, choice: ModelChoice, text: str, config: RSDConfig, *, as_json: bool) -> Generation:
+def _answer(
+    state: State, choice: ModelChoice, text: str, config: RSDConfig, *, as_json: bool
+) -> tuple[Generation, str]:
+    """The answer, printed as well, and which models gave it."""
     with Console(stderr=True).status("loading the models"):
         pipe = state.open_pipeline(choice)
     with pipe:
+        models = _named(choice, pipe)
         if as_json:
             generation = pipe.generate(text, config=config)
             print(_json(generation))
-            return generation
+            return generation, models
         from rsd_integrations.report.steps import show_events
 
         console = Console(highlight=False)
         if choice.is_pocket:
             console.print(_about_pocket(), soft_wrap=not console.is_terminal)
         with pipe.stream(text, config=config) as events:
-            return show_events(events, console, _remedy(config))
+            return show_events(events, console, _remedy(config)), models
+
+
+def _named(choice: ModelChoice, pipe: RSDPipeline) -> str:
+    """The models by name. Of folders the last part: pages are sent to others, whom the rest does not help."""
+    if choice.is_pocket:
+        return "the pocket trio"
+    names = {role: Path(getattr(pipe.backend, role).info.name).name for role in ROLES}
+    return ", ".join(f"{role_name(role)} {name}" for role, name in names.items())
 
 
 def _json(generation: Generation) -> str:
