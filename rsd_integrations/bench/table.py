@@ -27,8 +27,8 @@ _FLOPS = (
     "model, with attention."
 )
 _TIME = (
-    "time: wall time of the run / the target's, each run once and with as many requests at once, the target's "
-    "first (prompts still cached from it make later runs faster); - where a run was interrupted."
+    "time: wall time of the run / the target's, each run once and with as many requests at once, the "
+    "target's first (prompts still cached from it make later runs faster); - where a run was interrupted."
 )
 _INTERVALS = (
     "Intervals: 95 % (Wilson; differences: Bonett and Price; AUC: bootstrap over questions or Newcombe, "

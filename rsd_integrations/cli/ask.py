@@ -13,7 +13,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.text import Text
 
 from rsd_integrations.cli import options
 from rsd_integrations.cli.models import ModelChoice, State
@@ -79,7 +78,9 @@ def ask(
         ),
     ] = None,
     config: options.Config = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, nothing else.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result as JSON, nothing else.", **options.FLAG)
+    ] = False,
     html: Annotated[Path | None, typer.Option(help="Also write the steps as an HTML page.")] = None,
 ) -> None:
     """Answer a question and show every step: kept, or rejected and rewritten by the target."""
@@ -173,11 +174,13 @@ def _answer(
             generation = pipe.generate(text, config=config)
             print(_json(generation))
             return generation, models
+        from rsd_integrations.pocket import DESCRIPTION
         from rsd_integrations.report.steps import show_events
+        from rsd_integrations.report.whole import print_text
 
         console = Console(highlight=False)
         if choice.is_pocket:
-            console.print(_about_pocket(), soft_wrap=not console.is_terminal)
+            print_text(DESCRIPTION, console, "dim")
         with pipe.stream(text, config=config) as events:
             return show_events(events, console, _remedy(config)), models
 
@@ -211,9 +214,3 @@ def _remedy(config: RSDConfig) -> Callable[[Generation], str]:
         return "raise --max-length if the models take more"
 
     return remedy
-
-
-def _about_pocket() -> Text:
-    from rsd_integrations.pocket import DESCRIPTION
-
-    return Text(DESCRIPTION, style="dim")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from rsd_integrations.cli import options
 from rsd_integrations.cli.models import ModelChoice, State
 from rsd_integrations.cli.progress import watching
 from rsd_integrations.cli.saving import check_out, conclude
@@ -46,7 +47,9 @@ def accuracy(
     max_batch_size: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 16,
     device: Annotated[str | None, typer.Option(help="cpu (default), cuda, ...")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for JSON and plot.")] = None,
-    check: Annotated[bool, typer.Option("--check", help="Exit 1 where a required number is missed.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Exit 1 where a required number is missed.", **options.FLAG)
+    ] = False,
 ) -> None:
     """Accuracy and FLOPs of the pocket trio on held-out questions, over a sweep of thresholds."""
     state: State = ctx.obj

@@ -19,7 +19,7 @@ __all__ = ["counting", "watching"]
 
 @contextmanager
 def watching() -> Iterator[Watch]:
-    """A bar for each run of a sweep, with the time since the first began; a line where that is no terminal."""
+    """A bar for each run of a sweep, with the time since the first; a line where that is no terminal."""
     from rsd_integrations.bench.sweep import Watch
 
     console = Console(stderr=True)
