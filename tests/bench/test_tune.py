@@ -414,6 +414,15 @@ def test_how_a_threshold_is_confirmed_is_told_as_a_command(
         assert "was chosen by these questions" not in capsys.readouterr().out
 
 
+def test_logs_say_how_many_runs_are_left(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(file, "--thresholds", "0.5,0.95", "--problems", "3")[0] == 0
+    names = ["target only", "draft only", "threshold 0.5", "threshold 0.7", "threshold 0.95"]
+    assert capsys.readouterr().err.splitlines() == [
+        f"{name} ({number} of 6): 3 answers to make"
+        for number, name in enumerate([*names, "rewards of the draft's steps"], 1)
+    ]
+
+
 def test_sentences_are_not_broken_in_a_pipe(file: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(file, "--thresholds", "0.5,0.95")[0] == 0
     lines = capsys.readouterr().out.splitlines()
