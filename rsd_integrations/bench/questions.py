@@ -85,8 +85,9 @@ def drawn(total: int, count: int | None, seed: int, *, skip: int = 0) -> list[in
     left = total - skip
     if left < max(1, count or 1):
         without = f" without the {skip} to skip" if skip else ""
+        were = "question was" if (count or 1) == 1 else "questions were"
         raise ConfigError(
-            f"{count or 1} problems were asked for, and there are {max(0, left)}{without}.",
+            f"{count or 1} {were} asked for, and there are {max(0, left)}{without}.",
             hint="Ask for fewer.",
         )
     order = random.Random(seed).sample(range(total), total)

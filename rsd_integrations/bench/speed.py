@@ -11,10 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from rsd_integrations.bench.share import ExactShare
 from rsd_integrations.bench.speed_alone import measure_breakdown, measure_limits
-from rsd_integrations.bench.speed_results import Breakdown, Growth, Limit, Spread, Timing
+from rsd_integrations.bench.speed_results import (
+    Breakdown,
+    Growth,
+    Limit,
+    Spread,
+    Timing,
+    shown_name,
+)
 from rsd_integrations.bench.speed_setting import USUAL_SHARE, Setting
 from rsd_integrations.config import RSDConfig
 from rsd_integrations.pipeline import RSDPipeline
+from rsd_integrations.report.words import many, role_name
 from rsd_integrations.types import Generation
 
 if TYPE_CHECKING:
@@ -90,6 +98,15 @@ class SpeedBench:
         self._on_result: Callable[[str], object] = lambda _: None
         self._left_out: dict[str, str] = {}
 
+    @property
+    def runs(self) -> int:
+        """How often ``measure`` tells of a measurement before it starts; fewer where a yardstick fails."""
+        setting = self._setting
+        contenders = sum(len(list(self._contenders(batch))) for batch in setting.batches)
+        compiled = len(setting.batches) if self._plain.on_gpu else 0
+        growth = 2 * len(setting.growth) if setting.forced else 0
+        return (contenders + compiled) * (1 + setting.repeats) + growth + 2
+
     def measure(
         self,
         bandwidth: float,
@@ -114,11 +131,12 @@ class SpeedBench:
         limits = measure_limits(self._pipe, self._plain, self._setting, bandwidth, self._clock)
         for limit in limits:
             on_result(
-                f"{limit.role}: {limit.milliseconds:.2f} ms a token, {limit.share:.0%} of the bandwidth"
+                f"{role_name(limit.role)}: {limit.milliseconds:.2f} ms a token, "
+                f"{100 * limit.share:.0f} % of the bandwidth"
             )
         on_run("where the time goes")
         breakdown = measure_breakdown(self._pipe, self._setting, self._clock)
-        host = f"{breakdown.host:.2f} ({breakdown.host_share:.0%}) of it the host's"
+        host = f"{breakdown.host:.2f} ({100 * breakdown.host_share:.0f} %) of it the host's"
         on_result(f"a step: {breakdown.wall:.2f} ms, {host}")
         for batch, others in timings.items():
             others.extend(self._compiled(batch, others))
@@ -156,7 +174,7 @@ class SpeedBench:
 
     def _timed(self, one: _Contender, batch: int, doing: str = "") -> float | None:
         """Seconds of a run; None for a yardstick that failed."""
-        label = f"{one.name}, batch {batch}"
+        label = f"{shown_name(one.name)}, {many(batch, 'request')}"
         self._on_run(label + doing)
         start = self._clock()
         try:

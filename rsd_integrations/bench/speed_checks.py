@@ -45,16 +45,16 @@ def _growth(growth: Sequence[Growth]) -> Iterator[Check]:
         times = [one.ours for one in behind]
         spread = max(times) / min(times)
         name = f"steps 10 to 80, prompt {length}"
-        yield Check.of(name, "within 20 %", f"x {spread:.2f}", spread <= 1.2)
+        yield Check.of(name, "within 20 %", f"{spread:.2f}x", spread <= 1.2)
         for one in behind:
             if one.steps == 20:
-                yield _at_least(f"reference's way, prompt {length}", ">= 5 x ours", one.ratio, 5.0)
+                yield _at_least(f"reference's way, prompt {length}", ">= 5x ours", one.ratio, 5.0)
 
 
 def _throughput(report: SpeedReport, name: str) -> Check:
     one, many = report.timing(name, 1), report.timing(name, _MANY)
     ratio = many.tokens_per_second / one.tokens_per_second if one and many else None
-    return _at_least(f"{name}, {_MANY} requests", ">= 3 x one", ratio, 3.0)
+    return _at_least(f"{name}, {_MANY} requests", ">= 3x one", ratio, 3.0)
 
 
 def _on_gpu(report: SpeedReport) -> Iterator[Check]:
@@ -76,9 +76,9 @@ def _ratio(
 ) -> Check:
     timing = report.timing(name, batch)
     ratio = None if timing is None else timing.against_generate if generate else timing.against_target
-    return _at_least(what, f">= x {least:g}", ratio, least)
+    return _at_least(what, f">= {least:g}x", ratio, least)
 
 
 def _at_least(name: str, required: str, ratio: float | None, least: float) -> Check:
-    measured = "did not run" if ratio is None else f"x {ratio:.2f}"
+    measured = "did not run" if ratio is None else f"{ratio:.2f}x"
     return Check.of(name, required, measured, ratio is not None and ratio >= least)

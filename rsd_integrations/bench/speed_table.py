@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
-from rsd_integrations.bench.speed_results import Breakdown, SpeedReport, Timing
+from rsd_integrations.bench.speed_results import Breakdown, SpeedReport, Timing, shown_name
 from rsd_integrations.report.lines import Level, Line, line_figure
-from rsd_integrations.report.whole import print_whole
-from rsd_integrations.report.words import many
+from rsd_integrations.report.whole import print_text, print_whole
+from rsd_integrations.report.words import many, role_name
 
 __all__ = ["draw", "print_speed"]
 
@@ -25,9 +25,9 @@ def print_speed(report: SpeedReport, console: Console) -> None:
     if report.growth:
         print_whole(_growth(report), console, "ms a step, as an answer grows")
     print_whole(_limits(report), console, f"against the memory, {report.bandwidth / 1e9:.1f} GB/s")
-    console.print(Text(_step(report.breakdown)))
+    print_text(_step(report.breakdown), console)
     for name, why in report.left_out.items():
-        console.print(Text(f"left out: {name} ({why})", style="dim"))
+        print_text(f"left out: {name} ({why})", console, "dim")
 
 
 def _step(step: Breakdown) -> str:
@@ -75,17 +75,17 @@ def _range(timing: Timing, ratio: float) -> tuple[float, float, float]:
 
 
 def _contenders(report: SpeedReport) -> Table:
-    table = Table(box=_BOX, pad_edge=False)
+    table = Table(box=_BOX, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("", no_wrap=True)
-    for heading in ("batch", "kept", "seconds", "tokens/s", "/ gene-\nrate", "/ target\nonly"):
+    for heading in ("requests\nat once", "kept", "seconds", "tokens/s", "vs\ngenerate", "vs\ntarget"):
         table.add_column(heading, justify="right", no_wrap=True)
     for timing in report.timings:
         table.add_row(
-            timing.name,
+            shown_name(timing.name),
             str(timing.batch),
             "-" if timing.kept is None else _percent(timing.kept),
-            f"{timing.seconds.median:.3f}",
-            f"{timing.tokens_per_second:.1f}",
+            _four_digits(timing.seconds.median),
+            _four_digits(timing.tokens_per_second),
             _times(timing.against_generate),
             _times(timing.against_target),
         )
@@ -113,12 +113,17 @@ def _limits(report: SpeedReport) -> Table:
         table.add_column(heading, justify="right")
     for limit in report.limits:
         size = f"{limit.bytes_per_token / 1e6:.1f}"
-        table.add_row(limit.role, size, f"{limit.milliseconds:.2f}", f"{100 * limit.share:.0f} %")
+        table.add_row(role_name(limit.role), size, f"{limit.milliseconds:.2f}", f"{100 * limit.share:.0f} %")
     return table
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.3g} %"
+
+
+def _four_digits(number: float) -> str:
+    """More would be of no use: runs of one setting differ by more."""
+    return f"{number:.{max(0, 3 - math.floor(math.log10(max(number, 1))))}f}"
 
 
 def _number(milliseconds: float | None) -> str:

@@ -32,12 +32,14 @@ Kind = Literal["draft", "rsd", "target"]
 class Watch:
     """Who is told about progress.
 
+    ``on_start``: gets the number of runs, before the first.
     ``on_run``: gets the name of each run before it starts, and how many answers it still has to make.
     ``on_done``: called after each of them.
     """
 
     on_run: Callable[[str, int], None] = lambda name, count: None
     on_done: Callable[[], None] = lambda: None
+    on_start: Callable[[int], None] = lambda runs: None
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,13 @@ def sweep(
         watch: told about progress.
         answers: where answers are saved; those that are there already are not made again.
     """
-    runner = _Runner(pipe, tasks, config, watch or Watch(), answers)
-    target = runner.run("target", TARGET_ONLY)
-    draft = runner.run("draft", 0.0)
     recommended = pipe.recommended_threshold
     measured = {*map(float, thresholds), *([recommended] if default else [])}
+    watch = watch or Watch()
+    watch.on_start(len(measured) + 3)  # Target, draft, and the rewards of the draft's steps.
+    runner = _Runner(pipe, tasks, config, watch, answers)
+    target = runner.run("target", TARGET_ONLY)
+    draft = runner.run("draft", 0.0)
     middle = [runner.run("rsd", threshold) for threshold in sorted(measured)]
     runs = (draft, *middle, target)
     points = [_point(run, tasks, target, recommended=run.threshold == recommended) for run in runs]

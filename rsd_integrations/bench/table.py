@@ -10,51 +10,54 @@ from rich.table import Table
 from rich.text import Text
 
 from rsd_integrations.bench.results import AccuracyReport, Check, Interval, Point, TuneReport
-from rsd_integrations.bench.tune import advice, signed
-from rsd_integrations.report.whole import print_whole
+from rsd_integrations.bench.tune import Wording, advice, signed
+from rsd_integrations.report.whole import print_text, print_whole
 from rsd_integrations.report.words import many
 
 __all__ = ["print_checks", "print_report", "print_tuning"]
 
 _BOX = box.SIMPLE_HEAD
+_STEPS = (
+    "kept: of the draft's steps; the target rewrote the others. target idle: of the questions, those for "
+    "which it wrote nothing. tokens: of an answer."
+)
 _FLOPS = (
-    "FLOPs: sum over the problems / what the target alone spent on its own answers to them. "
+    "FLOPs: sum over the questions / what the target alone spent on its own answers to them. "
     "paper: 2 x parameters a generated or scored token; total: every token that went through a "
     "model, with attention."
 )
+_TIME = (
+    "time: wall time of the run / the target's, each run once and with as many requests at once, the "
+    "target's first (prompts still cached from it make later runs faster); - where a run was interrupted."
+)
 _INTERVALS = (
-    "Intervals: 95 % (Wilson; differences: Bonett and Price; AUC: bootstrap over problems or Newcombe, "
+    "Intervals: 95 % (Wilson; differences: Bonett and Price; AUC: bootstrap over questions or Newcombe, "
     "whichever is wider)."
 )
-_HEADINGS = ("accuracy %", "kept", "re-\nwritten", "target\nidle", "FLOPs\npaper", "FLOPs\ntotal", "tokens")
+_HEADINGS = ("accuracy %", "kept", "target\nidle", "FLOPs\npaper", "FLOPs\ntotal", "tokens")
 
 
 def print_report(report: AccuracyReport, console: Console) -> None:
     """Both tables and the PRM's quality."""
     print_whole(_points(report.points), console)
-    console.print(Text(_differences(report.points)))
+    print_text(_differences(report.points), console)
     print_whole(_lengths(report.points), console, "accuracy % by number of events")
-    console.print(Text(_prm(report)))
-    console.print(Text(f"{_FLOPS} {_INTERVALS}", style="dim"))
+    print_text(_prm(report), console)
+    for note in (_STEPS, _FLOPS, _INTERVALS):
+        print_text(note, console, "dim")
 
 
-def print_tuning(report: TuneReport, console: Console) -> None:
+def print_tuning(report: TuneReport, console: Console, wording: Wording) -> None:
     """The table, what the PRM knows, and what to do."""
     print_whole(_points(report.points, times=True), console)
-    console.print(Text(_answers(report)))
-    console.print(Text(f"Answers matched by: {report.settings['match']}."))
+    print_text(_answers(report), console)
+    print_text(f"Answers matched by: {report.settings['match']}.", console)
     if len({(*one.versions.items(), *one.hardware.items()) for one in report.answers_made}) > 1:
-        console.print(Text("They were made by several versions or machines: see answers_made in the JSON."))
-    console.print(
-        Text(
-            f"{_FLOPS} time: wall time of the run / the target's, each run once and with as many requests at "
-            "once, the target's first (prompts still cached from it make later runs faster); - where a run "
-            f"was interrupted. {_INTERVALS}",
-            style="dim",
-        )
-    )
-    for line in advice(report.points, report.within, int(report.settings["problems"])):
-        console.print(Text(line, style="bold"))
+        print_text("They were made by several versions or machines: see answers_made in the JSON.", console)
+    for note in (_STEPS, _FLOPS, _TIME, _INTERVALS):
+        print_text(note, console, "dim")
+    for line in advice(report.points, report.within, int(report.settings["problems"]), wording):
+        print_text(line, console, "bold")
 
 
 def print_checks(checks: Sequence[Check], console: Console) -> None:
@@ -76,7 +79,7 @@ def name_of(point: Point) -> str:
 def _points(points: Sequence[Point], *, times: bool = False) -> Table:
     table = Table(
         box=_BOX,
-        padding=0,
+        padding=(0, 1, 0, 0),
         pad_edge=False,
         caption="* the recommended threshold" if any(point.recommended for point in points) else None,
         caption_justify="left",
@@ -89,9 +92,8 @@ def _points(points: Sequence[Point], *, times: bool = False) -> Table:
         table.add_row(
             name_of(point),
             _interval(point.accuracy),
-            "-" if point.acceptance_rate is None else f"{point.acceptance_rate:.1%}",
-            f"{point.rewritten:.1%}",
-            f"{point.target_idle:.0%}",
+            "-" if point.acceptance_rate is None else f"{100 * point.acceptance_rate:.1f} %",
+            f"{100 * point.target_idle:.0f} %",
             f"{point.flops_share.paper:.3f}",
             f"{point.flops_share.total:.3f}",
             f"{point.mean_tokens:.0f}",
@@ -114,7 +116,7 @@ def _lengths(points: Sequence[Point]) -> Table:
         cells = [f"{100 * length.accuracy.value:.0f}" for length in point.by_length]
         table.add_row(name_of(point), *cells, style="bold" if point.recommended else "")
     counts = [str(length.problems) for length in points[0].by_length]
-    table.add_row("problems", *counts, style="dim")
+    table.add_row("questions", *counts, style="dim")
     return table
 
 
@@ -147,4 +149,7 @@ def _answers(report: TuneReport) -> str:
 
 
 def _auc(interval: Interval) -> str:
-    return f"{interval.value:.4f} [{interval.low:.4f}, {interval.high:.4f}]"
+    """With a third decimal only where the interval is narrow enough for one."""
+    digits = 3 if interval.high - interval.low < 0.05 else 2
+    value, low, high = (f"{one:.{digits}f}" for one in (interval.value, interval.low, interval.high))
+    return f"{value} [{low},{high}]"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.prompts import check_prompt
 from rsd_integrations.report.words import many
 
-__all__ = ["Tuning", "advice", "cheapest", "signed", "tune"]
+__all__ = ["Tuning", "Wording", "advice", "cheapest", "signed", "tune"]
 
 _WARM_UP = {"max_steps": 4, "max_step_tokens": 16}
 """Limits of each answer that is written before times are taken."""
@@ -32,6 +32,9 @@ _TELLING = 30
 
 _POWER = 2
 """Times as many as make the interval just narrow enough, so that it tells four times out of five, not two."""
+
+_MANY_CUT = 0.25
+"""Share of the target's answers from which on those that a limit cut off leave nothing to compare with."""
 
 _TASKS = "Give questions as [Question(text, known_answer, match), ...]; see rsd_integrations.bench.questions."
 
@@ -81,7 +84,7 @@ def tune(
     _warm_up(pipe, tasks, config)
     confirms = len(set(thresholds)) == 1
     swept = sweep(pipe, tasks, thresholds, config, default=not confirms, watch=watch, answers=answers)
-    best = cheapest(swept.points, within)
+    best = None if _too_many_cut(swept.points[-1], len(tasks)) else cheapest(swept.points, within)
     points = tuple(point.model_copy(update={"recommended": point is best}) for point in swept.points)
     lowest = _lowest_rewards(swept)
     return Tuning(
@@ -154,20 +157,44 @@ def _good_enough(point: Point, within: float) -> bool:
     return point.against_target.value >= -within - _EPSILON
 
 
-def advice(points: Sequence[Point], within: float, questions: int) -> list[str]:
+@dataclass(frozen=True)
+class Wording:
+    """What differs between advice to those who call ``tune`` and to those who type ``rsd tune``.
+
+    ``limits``: the settings that cut answers off. ``confirm``: how a threshold is tried on other questions,
+    as the end of a sentence.
+    """
+
+    limits: str = "max_tokens (or max_steps)"
+    confirm: Callable[[float], str] = "confirm it there, with thresholds=[{}] alone.".format
+
+
+def _too_many_cut(target: Point, questions: int) -> bool:
+    return target.unfinished >= _MANY_CUT * questions
+
+
+def advice(
+    points: Sequence[Point], within: float, questions: int, wording: Wording | None = None
+) -> list[str]:
     """What to do, in sentences.
 
     Args:
         points: from draft only to target only.
         within: accuracy that may be lost to the target.
         questions: how many were answered.
+        wording: None: for Python.
     """
+    wording = wording or Wording()
     draft, target = points[0], points[-1]
     best = next((point for point in points if point.recommended), None)
-    cut = _cut_off(target, best, questions)
+    cut = _cut_off(target, best, questions, wording.limits)
     if not target.accuracy.value:
-        none = "The target alone is right on none: look at its answers, and at how they are matched."
-        return [none, *cut]
+        return [
+            *cut,
+            "The target alone is right on none: look at its answers, and at how they are matched.",
+        ]
+    if _too_many_cut(target, questions):
+        return cut
     allowed = f"{100 * within:g} point{'' if within == 0.01 else 's'}"
     lines = _none(points, allowed, within) if best is None else _taken(best, target, allowed)
     if _good_enough(draft, within):
@@ -176,7 +203,10 @@ def advice(points: Sequence[Point], within: float, questions: int) -> list[str]:
             f"the target ({signed(draft.against_target)} points)."
         )
     chosen = sum(point.kind == "rsd" for point in points) > 1
-    return [*lines, *cut, *([] if best is None else _doubts(best, within, questions, chosen=chosen))]
+    if best is not None:
+        confirm = wording.confirm(best.threshold) if chosen else None
+        lines += _doubts(best, within, questions, allowed, confirm)
+    return [*cut, *lines]
 
 
 def _none(points: Sequence[Point], allowed: str, within: float) -> list[str]:
@@ -208,7 +238,7 @@ def _taken(best: Point, target: Point, allowed: str) -> list[str]:
     return lines
 
 
-def _cut_off(target: Point, best: Point | None, questions: int) -> list[str]:
+def _cut_off(target: Point, best: Point | None, questions: int, limits: str) -> list[str]:
     """Answers that no setting of the threshold can make right."""
     cut = {"the target's": target.unfinished}
     if best is not None:
@@ -216,17 +246,18 @@ def _cut_off(target: Point, best: Point | None, questions: int) -> list[str]:
     told = " and ".join(f"{count} of {whose}" for whose, count in cut.items() if count)
     if not told:
         return []
-    return [
-        f"A limit cut off {told} {many(questions, 'answer')}: measure again with a higher max_tokens "
-        "(or max_steps)."
-    ]
+    return [f"A limit cut off {told} {many(questions, 'answer')}: measure again with a higher {limits}."]
 
 
-def _doubts(best: Point, within: float, questions: int, *, chosen: bool) -> list[str]:
+def _doubts(best: Point, within: float, questions: int, allowed: str, confirm: str | None) -> list[str]:
     """What the interval leaves open. Of several thresholds one may be the best by luck.
 
     Args:
-        chosen: these questions decided among several thresholds.
+        best: the recommended point.
+        within: accuracy that may be lost to the target.
+        questions: how many were answered.
+        allowed: ``within`` in words.
+        confirm: how to try it on others, where these questions decided among several thresholds.
     """
     lost = best.against_target
     if lost.low >= -within - _EPSILON:
@@ -235,13 +266,16 @@ def _doubts(best: Point, within: float, questions: int, *, chosen: bool) -> list
     # Not from the share itself: the interval lies around a point nearer to 0.
     margin, spread = (lost.low + lost.high) / 2 + within, (lost.high - lost.low) / 2
     lines = [
-        f"It was chosen by these questions and may lose up to {worst:.1f} points on others: confirm it there."
-        if chosen
+        f"It was chosen by these questions and may lose up to {worst:.1f} points on others: {confirm}"
+        if confirm
         else f"It may lose up to {worst:.1f} points: measure on more."
     ]
     if margin > _EPSILON and questions >= _TELLING:
         needed = _rounded_up(_POWER * questions * (spread / margin) ** 2)
-        lines.append(f"If that is how it is, about {needed:,} questions would tell.")
+        lines.append(
+            f"If the true difference is as measured, it takes about {needed:,} questions to show that it is "
+            f"within {allowed}."
+        )
     return lines
 
 
@@ -256,13 +290,15 @@ def _against(point: Point) -> str:
 
 
 def signed(difference: Interval) -> str:
-    """A difference of accuracies with its interval, in points."""
+    """A difference of accuracies with its interval, in points. Without a blank in the interval, where
+    terminals would break it (rich breaks lines at no-break spaces, too).
+    """
     value, low, high = (100 * one for one in (difference.value, difference.low, difference.high))
-    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+    return f"{value:+.1f} [{low:+.1f},{high:+.1f}]"
 
 
 def _cost(point: Point, target: Point) -> str:
-    cost = f"{point.flops_share.total:.2f} of its FLOPs"
+    cost = f"{point.flops_share.total:.2f} of its FLOPs (total)"
     if point.seconds is None or not target.seconds:
         return cost
     return f"{cost} and {point.seconds / target.seconds:.2f} of its time"

@@ -19,6 +19,7 @@ from rsd_integrations.cli.ask import ask
 from rsd_integrations.cli.bench import bench
 from rsd_integrations.cli.doctor import doctor
 from rsd_integrations.cli.models import OpenPipeline, State
+from rsd_integrations.cli.options import FLAG
 from rsd_integrations.cli.tune import tune
 from rsd_integrations.cli.wording import in_options, options_of
 from rsd_integrations.config import first_wrong
@@ -31,6 +32,8 @@ OK, FAILED, USAGE = 0, 1, 2
 
 _PANELS = 80
 """Terminal columns from which typer's panels show every name whole; else there are plain lists."""
+
+_VALUES_OF_FLAGS = ("(true)", "(false)", "(yes)", "(no)", "(on)", "(off)", "(1)", "(0)")
 
 _HELP = """Reward-Guided Speculative Decoding: a draft model writes, a reward model scores, the target
 model rewrites what is not good enough."""
@@ -66,7 +69,7 @@ def _version(value: bool) -> None:
 
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.", **FLAG)
     ] = False,
 ) -> None:
     """Options of ``rsd`` itself."""
@@ -136,7 +139,9 @@ def _from_typer(error: Any) -> tuple[str, int]:
     """A bare "rsd" has only shown its help. Old typers exit with 0 then, new ones with 2; here it is 0."""
     said = error.format_message()
     if said.startswith("Got unexpected extra argument"):
-        said = f"{said.rstrip('.')}. Put a text of several words in quotes."
+        is_value = said.rstrip(".").lower().endswith(_VALUES_OF_FLAGS)
+        hint = "Flags take no value" if is_value else "Put a text of several words in quotes"
+        said = f"{said.rstrip('.')}. {hint}."
     return (_one_line(f"{said} (see --help)"), int(error.exit_code)) if said else ("", OK)
 
 

@@ -7,12 +7,12 @@ import json
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import date
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.text import Text
 
 from rsd_integrations.cli import options
 from rsd_integrations.cli.models import ModelChoice, State
@@ -20,7 +20,9 @@ from rsd_integrations.cli.saving import check_file
 from rsd_integrations.cli.settings import read_config
 from rsd_integrations.config import RSDConfig
 from rsd_integrations.errors import PromptError
-from rsd_integrations.types import Generation
+from rsd_integrations.pipeline import RSDPipeline
+from rsd_integrations.report.words import role_name
+from rsd_integrations.types import ROLES, Generation
 from rsd_integrations.weighting import NAMES
 
 __all__ = ["ask"]
@@ -76,7 +78,9 @@ def ask(
         ),
     ] = None,
     config: options.Config = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, nothing else.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result as JSON, nothing else.", **options.FLAG)
+    ] = False,
     html: Annotated[Path | None, typer.Option(help="Also write the steps as an HTML page.")] = None,
 ) -> None:
     """Answer a question and show every step: kept, or rejected and rewritten by the target."""
@@ -105,11 +109,12 @@ def ask(
     )
     text = _question(question)
     check_file("--html", html)
-    generation = _answer(state, choice, text, settings, as_json=as_json)
+    generation, models = _answer(state, choice, text, settings, as_json=as_json)
     if html is not None:
         from rsd_integrations.report.html import to_page
 
-        page = to_page(generation, question=text, remedy=_remedy(settings))
+        about = f"{models}; {date.today().isoformat()}"
+        page = to_page(generation, question=text, remedy=_remedy(settings), about=about)
         html.write_text(page, encoding="utf-8")
 
 
@@ -157,21 +162,35 @@ def _readable(read: Callable[[], str]) -> str:
         ) from error
 
 
-def _answer(state: State, choice: ModelChoice, text: str, config: RSDConfig, *, as_json: bool) -> Generation:
+def _answer(
+    state: State, choice: ModelChoice, text: str, config: RSDConfig, *, as_json: bool
+) -> tuple[Generation, str]:
+    """The answer, printed as well, and which models gave it."""
     with Console(stderr=True).status("loading the models"):
         pipe = state.open_pipeline(choice)
     with pipe:
+        models = _named(choice, pipe)
         if as_json:
             generation = pipe.generate(text, config=config)
             print(_json(generation))
-            return generation
+            return generation, models
+        from rsd_integrations.pocket import DESCRIPTION
         from rsd_integrations.report.steps import show_events
+        from rsd_integrations.report.whole import print_text
 
         console = Console(highlight=False)
         if choice.is_pocket:
-            console.print(_about_pocket(), soft_wrap=not console.is_terminal)
+            print_text(DESCRIPTION, console, "dim")
         with pipe.stream(text, config=config) as events:
-            return show_events(events, console, _remedy(config))
+            return show_events(events, console, _remedy(config)), models
+
+
+def _named(choice: ModelChoice, pipe: RSDPipeline) -> str:
+    """The models by name. Of folders the last part: pages are sent to others, whom the rest does not help."""
+    if choice.is_pocket:
+        return "the pocket trio"
+    names = {role: Path(getattr(pipe.backend, role).info.name).name for role in ROLES}
+    return ", ".join(f"{role_name(role)} {name}" for role, name in names.items())
 
 
 def _json(generation: Generation) -> str:
@@ -195,9 +214,3 @@ def _remedy(config: RSDConfig) -> Callable[[Generation], str]:
         return "raise --max-length if the models take more"
 
     return remedy
-
-
-def _about_pocket() -> Text:
-    from rsd_integrations.pocket import DESCRIPTION
-
-    return Text(DESCRIPTION, style="dim")

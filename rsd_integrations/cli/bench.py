@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from rsd_integrations.cli import options
 from rsd_integrations.cli.models import ModelChoice, State
 from rsd_integrations.cli.progress import watching
 from rsd_integrations.cli.saving import check_out, conclude
@@ -38,17 +39,19 @@ def _root() -> None:
 def accuracy(
     ctx: typer.Context,
     *,
-    problems: Annotated[int, typer.Option(min=1, help="How many held-out problems.")] = 500,
+    problems: Annotated[int, typer.Option(min=1, help="How many held-out questions.")] = 500,
     thresholds: Annotated[
         str, typer.Option(help="The sweep; draft only, target only and the recommended one come on top.")
     ] = _SWEEP,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the problems and of the bootstrap.")] = 0,
-    max_batch_size: Annotated[int, typer.Option(min=1, help="Most problems at work at once.")] = 16,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the questions and of the bootstrap.")] = 0,
+    max_batch_size: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 16,
     device: Annotated[str | None, typer.Option(help="cpu (default), cuda, ...")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for JSON and plot.")] = None,
-    check: Annotated[bool, typer.Option("--check", help="Exit 1 where a required number is missed.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Exit 1 where a required number is missed.", **options.FLAG)
+    ] = False,
 ) -> None:
-    """Accuracy and FLOPs of the pocket trio on held-out problems, over a sweep of thresholds."""
+    """Accuracy and FLOPs of the pocket trio on held-out questions, over a sweep of thresholds."""
     state: State = ctx.obj
     sweep = read_sweep(thresholds)
     check_out(out)

@@ -19,8 +19,8 @@ from rich.text import Text
 from rsd_integrations.adapters.extras import misfits, version_of
 from rsd_integrations.cli import options
 from rsd_integrations.cli.models import ModelChoice, open_pipeline
-from rsd_integrations.report.whole import print_whole
-from rsd_integrations.report.words import many
+from rsd_integrations.report.whole import print_text, print_whole
+from rsd_integrations.report.words import many, role_name
 from rsd_integrations.types import ROLES
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def _print_served(choice: ModelChoice, console: Console) -> None:
             info = getattr(backend, role).info
             url = choice.models[role]
             table.add_row(
-                role,
+                role_name(role),
                 Path(info.name).name,
                 url if isinstance(url, str) else "\n".join(url),
                 _count(info.parameters),
@@ -172,9 +172,10 @@ def _print_served(choice: ModelChoice, console: Console) -> None:
     console.print("all three answer")
     for role, model in (("draft", backend.draft), ("target", backend.target)):
         if not getattr(model, "holds_grammars", True):
-            console.print(
+            print_text(
                 f"{role}: structured output and forced calls are written token by token; faster with "
-                '--structured-outputs-config \'{"backend": "guidance"}\''
+                '--structured-outputs-config \'{"backend": "guidance"}\'',
+                console,
             )
 
 
@@ -215,7 +216,7 @@ def _print_memory(models: list[ModelMemory], requests: int, console: Console) ->
         table.add_column(heading, justify="right", no_wrap=True)
     for model in models:
         table.add_row(
-            model.role,
+            role_name(model.role),
             Path(model.name).name,
             model.device,
             f"{model.dtype}, {model.quantization}" if model.quantization else model.dtype,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 __all__ = [
     "DECODING",
+    "FLAG",
     "PRM",
     "Config",
     "Device",
@@ -22,6 +23,8 @@ __all__ = [
 
 _MODELS = "Models (all three, or none for the pocket trio)"
 DECODING = "Decoding"
+FLAG: dict[str, Any] = {"metavar": ""}
+"""Of options without a value: beside them typer would print "<bool>", as if they took one."""
 
 
 Draft = Annotated[

@@ -1,8 +1,8 @@
-"""A progress bar for measurements that answer many questions; in logs, a line for each run."""
+"""Progress of measurements: a bar that says how much is left; in logs, a line for each run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -14,22 +14,49 @@ from rsd_integrations.report.words import many
 if TYPE_CHECKING:
     from rsd_integrations.bench.sweep import Watch
 
-__all__ = ["watching"]
+__all__ = ["counting", "watching"]
 
 
 @contextmanager
 def watching() -> Iterator[Watch]:
-    """A bar for each run, on stderr; a line where that is no terminal."""
+    """A bar for each run of a sweep, with the time since the first; a line where that is no terminal."""
     from rsd_integrations.bench.sweep import Watch
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with _bar(console) as progress:
         bar = progress.add_task("warming up", total=None)
+        begun = runs = 0
+
+        def on_start(count: int) -> None:
+            nonlocal runs
+            runs = count
 
         def on_run(name: str, count: int) -> None:
-            progress.reset(bar, description=name, total=count)
+            nonlocal begun
+            begun += 1
+            told = f"{name} ({begun} of {runs})"
+            progress.update(bar, description=told, total=count, completed=0)
             if not console.is_terminal:  # For logs.
-                console.print(f"{name}: {many(count, 'answer')} to make", highlight=False, soft_wrap=True)
+                console.print(f"{told}: {many(count, 'answer')} to make", highlight=False, soft_wrap=True)
 
-        yield Watch(on_run, lambda: progress.advance(bar))
+        yield Watch(on_run, lambda: progress.advance(bar), on_start)
+
+
+@contextmanager
+def counting(console: Console, runs: int) -> Iterator[Callable[[str], None]]:
+    """One bar for so many runs; to be told the name of each before it starts."""
+    with _bar(console) as progress:
+        bar = progress.add_task("warming up", total=runs)
+        done = -1
+
+        def on_run(name: str) -> None:
+            nonlocal done
+            done += 1
+            progress.update(bar, description=name, completed=done)
+
+        yield on_run
+
+
+def _bar(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

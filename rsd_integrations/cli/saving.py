@@ -82,6 +82,7 @@ def conclude(
         typer.Exit: a required number is missed, and ``check``.
     """
     from rsd_integrations.bench.table import print_checks
+    from rsd_integrations.report.whole import print_text
 
     if report.checks:
         print_checks(report.checks, console)
@@ -91,6 +92,6 @@ def conclude(
         result = out / f"{name}.json"
         result.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
         for file in [result, *save_figure(draw(report), out, name)]:
-            console.print(f"wrote {file}", style="dim", markup=False)
+            print_text(f"wrote {file}", console, "dim")
     if check and not all(one.passed for one in report.checks):
         raise typer.Exit(1)

@@ -14,7 +14,7 @@ from rsd_integrations.config import RSDConfig, refused
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.naming import nearest
 
-__all__ = ["json_object", "numbers", "read_config", "read_sweep"]
+__all__ = ["json_object", "numbers", "quoted", "read_config", "read_sweep"]
 
 
 def json_object(option: str, text: str, *, example: str) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def json_object(option: str, text: str, *, example: str) -> dict[str, Any]:
     Raises:
         ConfigError: it is no JSON object. The message does not quote the text, which may hold a secret.
     """
-    hint = f"Write it as {_quoted(example)}."
+    hint = f"Write it as {quoted(example)}."
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -33,7 +33,7 @@ def json_object(option: str, text: str, *, example: str) -> dict[str, Any]:
     return found
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     """Quoted for the usual shell. cmd.exe knows no single quotes; PowerShell 7 takes double ones, too."""
     return '"' + text.replace('"', '""') + '"' if os.name == "nt" else f"'{text}'"
 

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from rsd_integrations.cli import options
 from rsd_integrations.cli.models import ModelChoice, State
+from rsd_integrations.cli.progress import counting
 from rsd_integrations.cli.saving import check_out, conclude
 from rsd_integrations.cli.settings import numbers
 from rsd_integrations.errors import ConfigError
@@ -59,10 +61,12 @@ def speed(
     step_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a step (likewise).")] = 16,
     prompt_tokens: Annotated[int, typer.Option(min=8, help="Tokens of a prompt (likewise).")] = 256,
     prompts: Annotated[
-        int, typer.Option(min=1, help="Prompts answered in each measurement; the largest batch at least.")
+        int, typer.Option(min=1, help="Prompts answered in each measurement; at least as many as --batches.")
     ] = 16,
     repeats: Annotated[int, typer.Option(min=1, help="Runs of each measurement; the median counts.")] = 5,
-    compile: Annotated[bool, typer.Option("--compile", help="Use torch.compile in our engine.")] = False,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Use torch.compile in our engine.", **options.FLAG)
+    ] = False,
     growth: Annotated[
         str,
         typer.Option(
@@ -70,7 +74,9 @@ def speed(
         ),
     ] = "256,1024,4096",
     out: Annotated[Path | None, typer.Option(help="Folder for JSON and plot.")] = None,
-    check: Annotated[bool, typer.Option("--check", help="Exit 1 where a required number is missed.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Exit 1 where a required number is missed.", **options.FLAG)
+    ] = False,
 ) -> None:
     """Tokens a second of generate, assisted generation, the target alone and RSD, and what memory allows."""
     given: _Given = {
@@ -181,9 +187,10 @@ def _measure(state: State, setting: Setting, given: _Given) -> SpeedReport:
     console = Console(stderr=True, highlight=False)
     # In logs each number is told as it comes, so that it is not lost if a time limit ends the run.
     tell = console.print if not console.is_terminal else lambda _: None
-    with pipe, console.status("") as line:
+    bench = SpeedBench(pipe, plain, setting)
+    with pipe, counting(console, bench.runs) as on_run:
         bandwidth = copy_bandwidth(str(given["device"]))
-        speeds = SpeedBench(pipe, plain, setting).measure(bandwidth, on_run=line.update, on_result=tell)
+        speeds = bench.measure(bandwidth, on_run=on_run, on_result=tell)
     return SpeedReport(
         **made(state.command_line),
         shape=setting.shape,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from rsd_integrations.bench.questions import Question
     from rsd_integrations.bench.results import TuneReport
     from rsd_integrations.bench.saved import SavedAnswers
-    from rsd_integrations.bench.tune import Tuning
+    from rsd_integrations.bench.tune import Tuning, Wording
     from rsd_integrations.config import RSDConfig
 
 __all__ = ["tune"]
@@ -62,7 +63,7 @@ def tune(
     draft_kwargs: options.DraftKwargs = None,
     target_kwargs: options.TargetKwargs = None,
     prm_kwargs: options.PRMKwargs = None,
-    max_batch_size: Annotated[int, typer.Option(min=1, help="Most problems at work at once.")] = 16,
+    max_batch_size: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 16,
     problems: Annotated[
         int | None,
         typer.Option(
@@ -92,7 +93,7 @@ def tune(
     problems_seed: Annotated[
         int | None,
         typer.Option(
-            min=0, help="Seed of the chosen problems; --seed if not given.", rich_help_panel=_QUESTIONS
+            min=0, help="Seed of the chosen questions; --seed if not given.", rich_help_panel=_QUESTIONS
         ),
     ] = None,
     match: Annotated[
@@ -140,7 +141,7 @@ def tune(
         int,
         typer.Option(
             min=0,
-            help="Seed of sampling, of the bootstrap and of the chosen problems.",
+            help="Seed of sampling, of the bootstrap and of the chosen questions.",
             rich_help_panel=options.DECODING,
         ),
     ] = 0,
@@ -179,7 +180,7 @@ def tune(
     decoding = read_config(config, swept=_SWEPT, max_tokens=max_tokens, temperature=temperature, seed=seed)
     from rsd_integrations.bench.questions import drawn
 
-    asked, name = _questions(
+    asked, name, total = _questions(
         questions,
         lambda total: drawn(total, problems, seed if problems_seed is None else problems_seed, skip=skip),
         fields=(question_field, answer_field),
@@ -227,8 +228,31 @@ def tune(
     }
     report = _measured(state, choice, run, told, answers)
     console = Console(highlight=False)
-    print_tuning(report, console)
+    print_tuning(report, console, _wording(total - skip - len(asked), len(asked), skip, out))
     conclude(report, console, out=out, name="tune", draw=draw_tuning, check=False)
+
+
+def _wording(left: int, asked: int, skip: int, out: Path | None) -> Wording:
+    """Advice in options.
+
+    Args:
+        left: questions of the file that the same seed has not drawn yet.
+        asked: those that were asked.
+        skip: those that were skipped.
+        out: as of ``--out``.
+    """
+    from rsd_integrations.bench.tune import Wording
+
+    def confirm(threshold: float) -> str:
+        if left <= 0:
+            return "the file has none left to confirm it on."
+        more = f"--skip {skip + asked} --thresholds {threshold!r}"
+        more += f" --problems {left}" if left < asked else ""
+        more += "" if out is None else f" --out {shlex.quote(f'{out}-confirm')}"
+        # Without a full stop, which would be copied along.
+        return f"confirm it there, by the same command with {more}"
+
+    return Wording("--max-tokens (or max_steps in --config)", confirm)
 
 
 def _questions(
@@ -238,8 +262,8 @@ def _questions(
     fields: tuple[str | None, str | None],
     match: str,
     system: str | None,
-) -> tuple[list[Question], str]:
-    """The questions, and the name of the match in force ("auto" resolved).
+) -> tuple[list[Question], str, int]:
+    """The questions, the name of the match in force ("auto" resolved), and how many the file has.
 
     Args:
         path: of the file.
@@ -272,7 +296,7 @@ def _questions(
         return [{"role": "system", "content": system}, {"role": "user", "content": text}]
 
     asked = [Question(prompt(text), known, right, entry=place + 1) for place, (text, known) in chosen.items()]
-    return asked, name
+    return asked, name, len(found)
 
 
 def _tell(text: str) -> None:

@@ -6,10 +6,15 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rsd_integrations.cli.settings import quoted
+
 __all__ = ["in_options", "options_of"]
 
 _ONLY_IN_PYTHON = re.compile(r",? or an? (?:subclass|callable)\b[^.;]*")
 """Alternatives that cannot be given to an option."""
+
+_KWARGS = re.compile(r"\b(draft|target|prm)_kwargs=(\{\"[^{}]*\})")
+"""Options of one model: as they are written here they are JSON, too."""
 
 _START = r"(?<![\w./'\"-])"
 """Not within a path, a quotation or a longer name."""
@@ -31,6 +36,8 @@ def options_of(command: Any, arguments: Sequence[str]) -> dict[str, str]:
 def in_options(message: str, options: Mapping[str, str]) -> str:
     """A message with ``--name value`` for ``name=value``, and ``--long-name`` for ``long_name``."""
     message = _ONLY_IN_PYTHON.sub("", message)
+    if "draft_kwargs" in options:
+        message = _KWARGS.sub(lambda found: f"--{found[1]}-kwargs {quoted(found[2])}", message)
     for name, option in options.items():
         message = re.sub(rf"{_START}{name}=(?:True\b|(?=[\s.,;:)]|$))", option, message)
         message = re.sub(rf"{_START}{name}=", f"{option} ", message)

@@ -6,12 +6,15 @@ import re
 
 from rsd_integrations.types import Generation
 
-__all__ = ["answer_of", "boxed", "printable", "reward_text", "step_text", "writable"]
+__all__ = ["answer_of", "boxed", "chance_text", "printable", "reward_text", "step_text", "writable"]
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _BIDI = re.compile(r"[\u202a-\u202e\u2066-\u2069]")
 _LONE = re.compile(r"[\ud800-\udfff]")
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+
+_SHORT = 80
+"""Most characters of an unboxed answer that is shown below its only step."""
 
 
 def boxed(text: str) -> str | None:
@@ -27,10 +30,18 @@ def boxed(text: str) -> str | None:
     return text[slice(*last)].strip() if last[0] else None
 
 
-def answer_of(generation: Generation) -> str:
-    """The boxed answer if there is one, else the whole text."""
-    found = boxed(generation.text)
-    return found if found else generation.text.strip()
+def answer_of(generation: Generation) -> str | None:
+    """The answer as it stands below the steps: the boxed one, or else the text, "" if nothing was written.
+
+    None where the steps are the answer: it would only be shown once more. They are not where they hold
+    reasoning, and a single short step may as well be named the answer.
+    """
+    if found := boxed(generation.text):
+        return found
+    text = generation.text.strip()
+    steps = [step for step in generation.steps if step.text.strip()]
+    short = len(steps) <= 1 and len(text) <= _SHORT and "\n" not in text
+    return text if short or generation.reasoning is not None else None
 
 
 def printable(text: str) -> str:
@@ -54,3 +65,8 @@ def step_text(text: str) -> str:
 def reward_text(reward: float) -> str:
     """Three decimals, cut and not rounded: 0.9996 must not look as if it reached 1."""
     return f"{int(reward * 1000 + 1e-9) / 1000:.3f}"
+
+
+def chance_text(chance: float) -> str:
+    """Of a probability between 0 and 1: cut likewise, so that none looks certain, and none impossible."""
+    return "<0.01" if chance < 0.01 else f"{min(99, int(chance * 100 + 1e-9)) / 100:.2f}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from html import escape
 
 from rsd_integrations.errors import ConfigError
-from rsd_integrations.report.answer import answer_of, printable, reward_text, step_text
+from rsd_integrations.report.answer import answer_of, chance_text, printable, reward_text, step_text
 from rsd_integrations.report.words import Remedy, cost_lines, ending, in_python, token_rows
 from rsd_integrations.types import Generation, RoleUsage, Step
 
@@ -18,7 +18,8 @@ __all__ = ["StepsHTML", "display_steps", "to_html", "to_page"]
 _STYLE = """
 .rsd{font:14px/1.5 system-ui,sans-serif;max-width:60rem;color:inherit}
 .rsd *{color:inherit}
-.rsd .rsd-step{border-left:4px solid;margin:.4rem 0;padding:.3rem .7rem;border-radius:3px}
+.rsd .rsd-step{border-left:4px solid;margin:.4rem 0;padding:.3rem .7rem;border-radius:3px;
+break-inside:avoid;-webkit-print-color-adjust:exact;print-color-adjust:exact}
 .rsd .rsd-accepted{border-color:#2a9d5c;background:rgba(42,157,92,.12)}
 .rsd .rsd-rejected{border-color:#d64545;background:rgba(214,69,69,.12)}
 .rsd .rsd-target{border-color:#9a5fd0;background:rgba(154,95,208,.12);margin-left:1.5rem}
@@ -27,20 +28,23 @@ _STYLE = """
 font-variant-numeric:tabular-nums}
 .rsd pre{font:inherit;font-family:ui-monospace,monospace;white-space:pre-wrap;overflow-wrap:anywhere;
 margin:.15rem 0 0;padding:0;background:none;border:0}
-.rsd del{text-decoration:line-through;opacity:.85}
-.rsd .rsd-answer{font-family:inherit;font-size:1.15em;font-weight:700;margin:.9rem 0 .6rem;
-white-space:pre-wrap;overflow-wrap:anywhere}
+.rsd .rsd-question,.rsd .rsd-answer{font-family:inherit;margin:0 0 .6rem}
+.rsd .rsd-answer{font-size:1.15em;font-weight:700}
 .rsd table{border-collapse:collapse;font-size:.9em;background:none;margin:.5rem 0}
 .rsd th,.rsd td{padding:.15rem .8rem .15rem 0;text-align:right;background:none;border:0}
-.rsd th:first-child,.rsd td:first-child{text-align:left}
+.rsd th:first-child{text-align:left}
 .rsd th{font-weight:400;opacity:.75}
 .rsd .rsd-note{font-family:inherit;opacity:.8;font-size:.9em;margin:.2rem 0;
 white-space:pre-wrap;overflow-wrap:anywhere}
 """.strip()
 
-_PAGE_STYLE = ":root{color-scheme:light dark}body{margin:2rem auto;padding:0 1rem;max-width:60rem}"
+_PAGE_STYLE = (
+    ":root{color-scheme:light dark}body{margin:2rem auto;padding:0 1rem;max-width:60rem}"
+    "h1{font:600 1.3rem/1.5 system-ui,sans-serif;margin:0 0 .4rem}h1+.rsd{margin-bottom:1rem}"
+)
 
 _NOTHING = "(nothing was written)"
+_HEADINGS = ("tokens", "generated / scored", "discarded", "forwarded")
 
 
 def to_html(generation: Generation, *, question: str | None = None, remedy: Remedy = in_python) -> str:
@@ -63,28 +67,33 @@ def to_html(generation: Generation, *, question: str | None = None, remedy: Reme
     return "".join(
         [
             f'<div class="rsd"><style>{_STYLE}</style>',
-            "" if question is None else f'<pre class="rsd-note" dir="auto">{_text(question)}</pre>',
+            "" if question is None else _named("question", question),
             *[_step(step) for step in generation.steps],
-            f'<pre class="rsd-answer" dir="auto">{_text(answer_of(generation)) or _NOTHING}</pre>',
+            "" if (answer := answer_of(generation)) is None else _named("answer", answer),
             _cost(generation, remedy),
             "</div>",
         ]
     )
 
 
-def to_page(generation: Generation, *, question: str | None = None, remedy: Remedy = in_python) -> str:
+def to_page(
+    generation: Generation, *, question: str | None = None, remedy: Remedy = in_python, about: str = ""
+) -> str:
     """A whole HTML document that loads nothing and follows the reader's light or dark setting.
 
     Args:
         generation: the answer.
         question: what was asked, shown above it.
         remedy: tells what to do about an answer that a length limit ended.
+        about: a line under the heading, such as which models answered, and when.
     """
+    below = f'<div class="rsd"><div class="rsd-note">{_text(about)}</div></div>' if about else ""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>RSD step by step</title><style>{_PAGE_STYLE}</style></head>"
-        f"<body>{to_html(generation, question=question, remedy=remedy)}</body></html>\n"
+        f"<body><main><h1>RSD step by step</h1>{below}"
+        f"{to_html(generation, question=question, remedy=remedy)}</main></body></html>\n"
     )
 
 
@@ -113,22 +122,28 @@ def _text(text: str) -> str:
     return escape(printable(text))
 
 
+def _named(name: str, text: str) -> str:
+    """The question or the answer, with its name above it."""
+    shown = _text(text) or _NOTHING
+    return f'<div class="rsd-note">{name}</div><pre class="rsd-{name}" dir="auto">{shown}</pre>'
+
+
 def _step(step: Step) -> str:
     reward = "" if step.reward is None else f"reward {reward_text(step.reward)}"
     if 0.0 < step.acceptance_probability < 1.0:
-        reward += f", acceptance probability {step.acceptance_probability:.2f}"
+        reward += f", probability to be kept {escape(chance_text(step.acceptance_probability))}"
     if step.accepted:
-        return _block("accepted", f"✓ {step.index + 1} accepted", reward, _pre(step.text))
+        label = f"→ {step.index + 1} draft" if step.reward is None else f"✓ {step.index + 1} kept"
+        return _block("accepted", label, reward, _pre(step.text))
     rewrite = _block("target", f"→ {step.index + 1} target", "", _pre(step.text))
     if step.rejected_text is None:
         return rewrite
-    struck = _pre(step.rejected_text, struck=True)
-    return _block("rejected", f"✗ {step.index + 1} rejected", reward, struck) + rewrite
+    rejected = _pre(step.rejected_text)
+    return _block("rejected", f"✗ {step.index + 1} rejected", reward, rejected) + rewrite
 
 
-def _pre(text: str, *, struck: bool = False) -> str:
-    shown = escape(step_text(text))
-    return f'<pre dir="auto">{f"<del>{shown}</del>" if struck else shown}</pre>'
+def _pre(text: str) -> str:
+    return f'<pre dir="auto">{escape(step_text(text))}</pre>'
 
 
 def _block(kind: str, label: str, reward: str, content: str) -> str:
@@ -144,7 +159,9 @@ def _cost(generation: Generation, remedy: Remedy) -> str:
         notes.append(warning)
     return (
         "".join(f'<div class="rsd-note">{escape(note)}</div>' for note in notes)
-        + "<table><tr><th>tokens</th><th>generated</th><th>discarded</th><th>forwarded</th></tr>"
+        + "<table><tr>"
+        + "".join(f'<th scope="col">{heading}</th>' for heading in _HEADINGS)
+        + "</tr>"
         + "".join(_row(name, use) for name, use in token_rows(generation.usage))
         + "</table>"
     )
@@ -152,4 +169,4 @@ def _cost(generation: Generation, remedy: Remedy) -> str:
 
 def _row(name: str, use: RoleUsage) -> str:
     cells = "".join(f"<td>{count:,}</td>" for count in (use.generated, use.discarded, use.forwarded))
-    return f"<tr><td>{name}</td>{cells}</tr>"
+    return f'<tr><th scope="row">{name}</th>{cells}</tr>'

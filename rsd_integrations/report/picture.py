@@ -15,6 +15,7 @@ from io import StringIO
 from pathlib import Path
 
 from rich.console import Console
+from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
 from rsd_integrations.pipeline import RSDPipeline
@@ -25,6 +26,13 @@ from rsd_integrations.types import Generation
 __all__ = ["draw", "main"]
 
 _COLUMNS = 88
+
+_THEME = TerminalTheme(
+    (41, 41, 41),
+    (236, 238, 240),
+    [(41, 41, 41), (255, 123, 123), (126, 211, 133), (240, 200, 100), (120, 180, 255), (214, 162, 255)],
+)
+"""Brighter than rich's own, of which some are hard to read in a picture."""
 
 
 def draw(question: str, generation: Generation, seconds: float) -> str:
@@ -39,7 +47,7 @@ def draw(question: str, generation: Generation, seconds: float) -> str:
     )
     console.print(Text(f'$ rsd ask "{question}"\n', style="bold"))
     show_generation(generation, console, seconds)
-    svg = console.export_svg(title="rsd ask", unique_id="rsd-ask")
+    svg = console.export_svg(title="rsd ask", unique_id="rsd-ask", theme=_THEME)
     # A picture loads nothing: without rich's web font the reader's monospace one is used.
     return re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)
 

@@ -1,4 +1,4 @@
-"""The step view for terminals and pipes: what was kept, what was struck out, what it cost (rich)."""
+"""The step view for terminals and pipes: what was kept, what was rejected, what it cost (rich)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from rsd_integrations.report.answer import reward_text, step_text
+from rsd_integrations.report.answer import chance_text, reward_text, step_text
 from rsd_integrations.report.summary import summary
 from rsd_integrations.report.words import Remedy, in_python
 from rsd_integrations.types import Generation, Step, StepEvent
@@ -29,15 +29,14 @@ _PLAIN = {"✓": "+", "✗": "x", "→": ">", "…": "."}
 class _Line:
     """A label and a text: side by side, stacked where it is narrow, unwrapped in pipes."""
 
-    def __init__(self, mark: str, label: str, body: str, *, colour: str, body_style: str) -> None:
+    def __init__(self, mark: str, label: str, body: str, *, colour: str, body_style: str = "") -> None:
         self._mark, self._label, self._body = mark, label, step_text(body)
         self._colour, self._body_style = colour, body_style
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         mark = _PLAIN[self._mark] if options.ascii_only else self._mark
         label = Text(f"{mark} {self._label}".rstrip(), style=self._colour)
-        # As a span and not as the text's base style: padding must not be struck through.
-        body = Text.assemble((self._body, self._body_style))
+        body = Text(self._body, style=self._body_style)
         if not console.is_terminal:
             yield Text.assemble(label, " " * max(2, _LABEL_WIDTH + 2 - len(label)), body)
         elif options.max_width < NARROW:
@@ -53,14 +52,16 @@ class _Line:
 
 
 def render_step(step: Step) -> RenderableType:
-    """One committed step: accepted, or rejected with the target's rewrite under it."""
+    """One committed step: kept, or rejected with the target's rewrite under it."""
     score = _score(step.reward, step.acceptance_probability)
+    if step.accepted and step.reward is None:
+        return _Line("→", "draft", step.text, colour="green")
     if step.accepted:
-        return _Line("✓", f"accepted{score}", step.text, colour="green", body_style="green")
+        return _Line("✓", f"kept    {score}", step.text, colour="green")
     lines = []
     if step.rejected_text is not None:
         lines.append(_rejected(step.rejected_text, score))
-    lines.append(_Line("→", "target", step.text, colour="bold magenta", body_style=""))
+    lines.append(_Line("→", "target", step.text, colour="bold magenta"))
     return Group(*lines)
 
 
@@ -68,12 +69,13 @@ def _score(reward: float | None, probability: float | None) -> str:
     """The reward, and the acceptance probability unless it was 0 or 1."""
     shown = "" if reward is None else f" {reward_text(reward)}"
     if probability is not None and 0.0 < probability < 1.0:
-        shown += f" p={probability:.2f}"
+        shown += f" p={chance_text(probability)}"
     return shown
 
 
 def _rejected(text: str, score: str) -> _Line:
-    return _Line("✗", f"rejected{score}", text, colour="red", body_style="red strike")
+    # Dim and not struck out: a line through it would hide minus and equals signs.
+    return _Line("✗", f"rejected{score}", text, colour="red", body_style="dim")
 
 
 def _in_the_making(event: StepEvent) -> RenderableType:

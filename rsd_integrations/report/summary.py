@@ -13,10 +13,11 @@ from rsd_integrations.types import Generation, RoleUsage
 
 __all__ = ["summary"]
 
-_TIGHT = 50
+_TIGHT = 54
 """Below this many columns the token table takes short headings."""
 
-_HEADINGS = ("generated", "discarded", "forwarded")
+_HEADINGS = ("generated / scored", "discarded", "forwarded")
+_SHORT_HEADINGS = ("gen. /\nscored", "disc.", "fwd.")
 
 
 def summary(
@@ -26,8 +27,10 @@ def summary(
     parts: list[RenderableType] = [Text("")]
     if warning := ending(generation, remedy):
         parts.append(Text(warning, style="yellow"))
-    answer = printable(answer_of(generation)) or "(nothing was written)"
-    parts.append(Text.assemble(("answer  ", "dim"), (answer, "bold")))
+    answer = answer_of(generation)
+    if answer is not None:
+        shown = printable(answer) or "(nothing was written)"
+        parts.append(Text.assemble(("answer  ", "dim"), (shown, "bold")))
     costs = _costs(generation, console, seconds)
     if console.is_terminal:
         costs = Panel(costs, title="cost", title_align="left", expand=False, border_style="dim")
@@ -43,12 +46,9 @@ def _costs(generation: Generation, console: Console, seconds: float | None) -> R
     return Group(_pairs(lines[:1]), _token_table(rows, tight=console.width < _TIGHT), _pairs(lines[1:]))
 
 
-def _in_words(row: str, use: RoleUsage) -> tuple[str, str]:
-    name, _, done = row.partition(", ")
-    told = (
-        f"{use.generated} tokens {done or 'generated'}, {use.discarded} discarded, {use.forwarded} forwarded"
-    )
-    return name, told
+def _in_words(name: str, use: RoleUsage) -> tuple[str, str]:
+    done = "scored" if name == "PRM" else "generated"
+    return name, f"{use.generated} tokens {done}, {use.discarded} discarded, {use.forwarded} forwarded"
 
 
 def _pairs(lines: list[tuple[str, str]]) -> Table:
@@ -65,7 +65,7 @@ def _token_table(rows: list[tuple[str, RoleUsage]], *, tight: bool) -> Table:
     grid.add_column(style="dim", no_wrap=True, min_width=8)
     for _ in _HEADINGS:
         grid.add_column(justify="right", no_wrap=True)
-    headings = ("gen.", "disc.", "fwd.") if tight else _HEADINGS
+    headings = _SHORT_HEADINGS if tight else _HEADINGS
     grid.add_row("tokens", *[Text(heading, style="dim") for heading in headings])
     for name, use in rows:
         grid.add_row(name, f"{use.generated:,}", f"{use.discarded:,}", f"{use.forwarded:,}")

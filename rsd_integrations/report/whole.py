@@ -1,4 +1,4 @@
-"""Tables whose numbers stay whole, however narrow the terminal (rich)."""
+"""Tables and sentences that stay whole where rich would cut or fold them (rich)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rich.segment import Segments
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["print_whole"]
+__all__ = ["print_text", "print_whole"]
 
 _ANY = 10_000
 """More columns than any table needs."""
@@ -27,3 +27,8 @@ def print_whole(table: Table, console: Console, title: str = "") -> None:
     needed = Measurement.get(console, console.options.update(max_width=_ANY), table).maximum
     options = console.options.update(max_width=_ANY, width=min(needed, _ANY))
     console.print(Segments(console.render(table, options)), crop=False, soft_wrap=True, end="")
+
+
+def print_text(text: str, console: Console, style: str = "") -> None:
+    """Print a sentence. A pipe has no width: what reads it wants one line of it, not rich's 80 columns."""
+    console.print(Text(text, style=style), soft_wrap=not console.is_terminal)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rsd_integrations.types import Generation, RoleUsage, Usage
+from rsd_integrations.types import Generation, Role, RoleUsage, Usage
 
-__all__ = ["Remedy", "cost_lines", "ending", "in_python", "many", "token_rows"]
+__all__ = ["Remedy", "cost_lines", "ending", "in_python", "many", "role_name", "token_rows"]
 
 Remedy = Callable[[Generation], str]
 """Tells what to do about an answer that a length limit ended, in words for Python or for the command line."""
@@ -29,29 +29,34 @@ def ending(generation: Generation, remedy: Remedy = in_python) -> str:
 
 
 def cost_lines(generation: Generation, seconds: float | None = None) -> list[tuple[str, str]]:
-    """Acceptance, FLOPs and time as (name, words)."""
-    lines = [("accepted", _acceptance(generation)), ("FLOPs", _flops(generation))]
+    """Steps kept, FLOPs and time as (name, words)."""
+    lines = [("steps", _kept(generation)), ("FLOPs", _flops(generation))]
     if seconds is not None:
         lines.append(("time", f"{seconds:.2f} s" if seconds < 60 else f"{seconds / 60:.1f} min"))
     return lines
 
 
 def token_rows(usage: Usage) -> list[tuple[str, RoleUsage]]:
-    """Rows of a table of generated, discarded and forwarded tokens. A PRM generates none."""
-    return [("draft", usage.draft), ("PRM, scored", usage.prm), ("target", usage.target)]
+    """Rows of a table of generated, discarded and forwarded tokens; those that a PRM scored as generated."""
+    return [("draft", usage.draft), ("PRM", usage.prm), ("target", usage.target)]
 
 
-def _acceptance(generation: Generation) -> str:
-    rate = generation.acceptance_rate
+def role_name(role: Role) -> str:
+    """What a role is called in what people read."""
+    return "PRM" if role == "prm" else role
+
+
+def _kept(generation: Generation) -> str:
+    rate, count = generation.acceptance_rate, len(generation.steps)
     if rate is None:
-        return "no steps"
+        return "none"
     if not any(step.accepted or step.rejected_text is not None for step in generation.steps):
-        return f"target only, {many(len(generation.steps), 'step')}"
+        return f"{count}, target only"
     kept = sum(step.accepted for step in generation.steps)
     if all(step.accepted and step.reward is None for step in generation.steps):
-        return f"draft only, {many(kept, 'step')}"
+        return f"{count}, draft only"
     at = "" if generation.threshold is None else f", threshold {generation.threshold:g}"
-    return f"{kept} of {many(len(generation.steps), 'step')} ({rate:.0%}){at}"
+    return f"{kept} of {count} kept ({100 * rate:.0f} %){at}"
 
 
 def many(count: int, what: str) -> str:

@@ -92,10 +92,10 @@ def test_steps_after_the_first_wrong_one_do_not_count_in_the_main_auc() -> None:
 def test_every_answer_is_reported() -> None:
     runs: list[str] = []
     done: list[int] = []
+    told: list[int] = []
+    watch = Watch(lambda name, _: runs.append(name), lambda: done.append(1), told.append)
     with trio(PROBLEMS[:6], [0]) as pipe:
-        measure(
-            pipe, PROBLEMS[:6], [0.5], watch=Watch(lambda name, _: runs.append(name), lambda: done.append(1))
-        )
+        measure(pipe, PROBLEMS[:6], [0.5], watch=watch)
         assert max(pipe.backend.draft.batches) == 6  # type: ignore[attr-defined]
     assert runs == [
         "target only",
@@ -104,6 +104,7 @@ def test_every_answer_is_reported() -> None:
         "threshold 0.7",
         "rewards of the draft's steps",
     ]
+    assert told == [len(runs)]
     assert len(done) == 5 * 6
 
 

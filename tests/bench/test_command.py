@@ -69,7 +69,7 @@ def test_the_table_shows_every_point(
     assert any(line.split()[:4] == ["draft", "only", "66.7", "[48.8,80.8]"] for line in lines)
     assert any(line.split()[:4] == ["RSD", "0.7", "*", "100.0"] for line in lines)
     assert any(line.split()[:3] == ["target", "only", "100.0"] for line in lines)
-    assert "PRM AUC 1.0000" in captured.out
+    assert "PRM AUC 1.00 [" in captured.out
     assert "what the target alone spent on its own answers" in captured.out
     assert "\x1b" not in captured.out
 

@@ -106,7 +106,7 @@ def test_a_draw_keeps_the_order_and_is_repeated_by_its_seed() -> None:
     assert len(set(some)) == 10
     assert some == sorted(some) == drawn(100, 10, 3) != drawn(100, 10, 4)
     assert drawn(100, None, 3) == drawn(100, 100, 3) == list(range(100))
-    with pytest.raises(ConfigError, match="101 problems were asked for, and there are 100"):
+    with pytest.raises(ConfigError, match="101 questions were asked for, and there are 100"):
         drawn(100, 101, 3)
 
 
@@ -116,7 +116,7 @@ def test_what_is_skipped_is_what_a_run_of_so_many_takes(count: int) -> None:
     first, others = drawn(100, count, 3), drawn(100, 30, 3, skip=count)
     assert sorted({*first, *others}) == drawn(100, count + 30, 3)
     assert sorted([*first, *drawn(100, None, 3, skip=count)]) == list(range(100))
-    with pytest.raises(ConfigError, match=r"2 problems were .* there are 1 without the 99 to skip"):
+    with pytest.raises(ConfigError, match=r"2 questions were .* there are 1 without the 99 to skip"):
         drawn(100, 2, 3, skip=99)
-    with pytest.raises(ConfigError, match=r"1 problems were .* there are 0 without the 100 to skip"):
+    with pytest.raises(ConfigError, match=r"1 question was .* there are 0 without the 100 to skip"):
         drawn(100, None, 3, skip=100)

@@ -146,12 +146,22 @@ def test_one_contender_samples() -> None:
 def test_numbers_are_told_as_they_come() -> None:
     bench, told = Bench(setting(repeats=2)), list[str]()
     bench.bench.measure(1e9, on_result=told.append)
-    assert [line for line in told if line.startswith("generate, batch 1")] == [
-        "generate, batch 1: warming up: 1.000 s, 40 tokens",
-        "generate, batch 1: 1.000 s, 40 tokens",
-        "generate, batch 1: 1.000 s, 40 tokens",
+    assert [line for line in told if line.startswith("generate, 1 request")] == [
+        "generate, 1 request: warming up: 1.000 s, 40 tokens",
+        "generate, 1 request: 1.000 s, 40 tokens",
+        "generate, 1 request: 1.000 s, 40 tokens",
     ]
     assert any("of the bandwidth" in line for line in told)
+
+
+@pytest.mark.parametrize("growth", [{}, {8: "grow"}])
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_how_many_measurements_there_are_is_known_beforehand(growth: dict[int, str], on_gpu: bool) -> None:
+    asked = setting(prompts=4, repeats=2, batches=(1, 4), growth=growth)
+    bench, told = Bench(asked, pipe={"steps": 80}, on_gpu=on_gpu), list[str]()
+    expected = bench.bench.runs
+    bench.bench.measure(1e9, on_run=told.append)
+    assert len(told) == expected
 
 
 def test_growth_and_the_hosts_share_are_told_before_what_is_compiled() -> None:
@@ -163,7 +173,7 @@ def test_growth_and_the_hosts_share_are_told_before_what_is_compiled() -> None:
     assert [line for line in before if line.startswith(("10 steps", "80 steps", "a step"))] == [
         "10 steps, prompt of 8: 4100.00 ms a step, 1000.00 the reference's way",
         "80 steps, prompt of 8: 4100.00 ms a step",
-        "a step: 4100.00 ms, 500.00 (12%) of it the host's",
+        "a step: 4100.00 ms, 500.00 (12 %) of it the host's",
     ]
 
 
@@ -182,8 +192,8 @@ def test_a_yardstick_that_fails_is_left_out(runs: int) -> None:
     assert timings["RSD 0.5"].against_generate is None
     assert timings["RSD 0.5"].against_target is not None
     assert bench.bench._left_out == {
-        "generate, batch 1": "OSError: no generate here",
-        "assisted generate, batch 1": "OSError: no assisted here",
+        "generate, 1 request": "OSError: no generate here",
+        "assisted generate, 1 request": "OSError: no assisted here",
     }
 
 

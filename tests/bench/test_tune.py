@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import sys
 from collections.abc import Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from rsd_integrations.bench.matching import matcher
 from rsd_integrations.bench.questions import Question, drawn
@@ -25,6 +29,7 @@ from rsd_integrations.config import RSDConfig
 from rsd_integrations.errors import ConfigError, PromptLengthError, RewardError
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.pocket.task import Problem, held_out
+from rsd_integrations.report.whole import print_text
 from rsd_integrations.testing import scripted_pipeline
 from rsd_integrations.types import FLOPs, Generation
 from tests.bench.scripts import trio
@@ -305,16 +310,21 @@ def advised(*points: Point, within: float = 0.01, count: int = 100) -> str:
 def test_advice_says_what_to_take_and_how_sure_it_is() -> None:
     said = advised(DRAFT, point("rsd", 0.7, 80, 0.4), TARGET)
     assert said.startswith("Threshold 0.7 is the cheapest within 1 point of the target: 80.0 %, +0.0 [")
-    assert "for 0.40 of its FLOPs and 0.50 of its time." in said
+    assert "for 0.40 of its FLOPs (total) and 0.50 of its time." in said
     worse = advised(DRAFT, point("rsd", 0.7, 78, 0.4), TARGET, within=0.02)
     assert "within 2 points" in worse
     assert "It may lose up to 5.8 points: measure on more." in worse
     several = advised(DRAFT, point("rsd", 0.7, 80, 0.4), point("rsd", 0.8, 81, 0.5), TARGET)
-    assert "It was chosen by these questions and may lose up to 2.7 points on others" in several
-    assert several.endswith("If that is how it is, about 1,500 questions would tell.")
+    assert (
+        "and may lose up to 2.7 points on others: confirm it there, with thresholds=[0.7] alone." in several
+    )
+    assert several.endswith(
+        "If the true difference is as measured, it takes about 1,500 questions to show that it is "
+        "within 1 point."
+    )
     assert "may lose" not in advised(DRAFT, point("rsd", 0.7, 80, 0.4), TARGET, within=0.03)
     resumed = advised(DRAFT, point("rsd", 0.7, 80, 0.4, seconds=None), TARGET)
-    assert "for 0.40 of its FLOPs." in resumed
+    assert "for 0.40 of its FLOPs (total)." in resumed
 
 
 def test_advice_says_where_rsd_does_not_pay() -> None:
@@ -327,7 +337,7 @@ def test_advice_says_where_rsd_does_not_pay() -> None:
     assert near.endswith("So few questions cannot tell for sure: measure on more.")
     assert none.startswith("No threshold is within 1 point of the target. The closest is 0.7: 75.0 %, -5.0 [")
     same = advised(point("draft", 0.0, 80, 0.1, seconds=0.2), point("rsd", 0.7, 80, 0.4), TARGET)
-    assert "The draft alone is good enough, too, for 0.10 of its FLOPs and 0.10 of its time" in same
+    assert "The draft alone is good enough, too, for 0.10 of its FLOPs (total) and 0.10 of its time" in same
     slow = advised(DRAFT, point("rsd", 0.7, 80, 0.4, seconds=2.5), TARGET)
     assert "It took no less time than the target alone" in slow
     costly = advised(DRAFT, point("rsd", 0.7, 80, 1.2, seconds=1.0), TARGET)
@@ -348,13 +358,84 @@ def test_advice_says_where_nothing_was_measured() -> None:
         "The target alone is right on none: look at its answers, and at how they are matched."
     )
     blank[-1] = blank[-1].model_copy(update={"unfinished": 7})
-    assert advised(*blank).endswith(
-        "A limit cut off 7 of the target's 100 answers: measure again with a higher max_tokens "
+    said = (
+        "A limit cut off {} of the target's 100 answers: measure again with a higher max_tokens "
         "(or max_steps)."
     )
-    cut = advised(DRAFT, point("rsd", 0.7, 80, 0.4), TARGET.model_copy(update={"unfinished": 1}))
-    assert cut.startswith("Threshold 0.7 is the cheapest")
-    assert "A limit cut off 1 of the target's 100 answers" in cut
+    assert advised(*blank).startswith(said.format(7))
+    cut, many = (
+        advised(DRAFT, point("rsd", 0.7, 80, 0.4), TARGET.model_copy(update={"unfinished": count}))
+        for count in (24, 25)
+    )
+    assert cut.startswith(f"{said.format(24)}\nThreshold 0.7 is the cheapest")
+    assert many == said.format(25), "there is nothing to compare with"
+
+
+def test_where_the_targets_answers_were_cut_off_no_threshold_is_recommended(
+    file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    half = sorted(len(problem.solution) + 1 for problem in PROBLEMS)[15]
+    options = ["--thresholds", "0.5", "--max-tokens", str(half), "--out", str(tmp_path)]
+    assert run(file, *options)[0] == 0
+    told = capsys.readouterr().out
+    limits = "measure again with a higher --max-tokens (or max_steps in --config)."
+    assert any(line.startswith("A limit cut off") and line.endswith(limits) for line in told.splitlines())
+    assert "cheapest" not in told
+    report = TuneReport.model_validate_json((tmp_path / "tune.json").read_bytes())
+    assert report.points[-1].accuracy.value > 0
+    assert not any(point.recommended for point in report.points)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "the file has none left to confirm it on."),
+        (["--problems", "12"], "confirm it there, by the same command with --skip 12 --thresholds 0.7"),
+        (["--problems", "12", "--skip", "9"], "with --skip 21 --thresholds 0.7 --problems 9"),
+        (["--problems", "6", "--out", "my out"], "--skip 6 --thresholds 0.7 --out 'my out-confirm'"),
+    ],
+)
+def test_how_a_threshold_is_confirmed_is_told_as_a_command(
+    file: str,
+    tmp_path: Path,
+    options: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = [file, "--thresholds", "0.7,0.8", *options]
+    assert run(*command, blind=[])[0] == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "may lose up to" in line]
+    assert line.endswith(said)
+    if "with " in said:
+        again = line.partition("command with ")[2]
+        assert run(*command, *shlex.split(again))[0] == 0
+        assert "was chosen by these questions" not in capsys.readouterr().out
+
+
+def test_logs_say_how_many_runs_are_left(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(file, "--thresholds", "0.5,0.95", "--problems", "3")[0] == 0
+    names = ["target only", "draft only", "threshold 0.5", "threshold 0.7", "threshold 0.95"]
+    assert capsys.readouterr().err.splitlines() == [
+        f"{name} ({number} of 6): 3 answers to make"
+        for number, name in enumerate([*names, "rewards of the draft's steps"], 1)
+    ]
+
+
+def test_sentences_are_not_broken_in_a_pipe(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(file, "--thresholds", "0.5,0.95")[0] == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("Intervals: ") and line.endswith("whichever is wider).") for line in lines)
+    assert any(line.startswith("Threshold 0.95 is") and line.endswith(" of its time.") for line in lines)
+
+
+def test_no_interval_is_broken_in_a_terminal() -> None:
+    console = Console(width=40, file=StringIO(), force_terminal=True, color_system=None)
+    for line in advised(DRAFT, point("rsd", 0.5, 70, 0.3), TARGET).splitlines():
+        print_text(line, console)
+    assert isinstance(console.file, StringIO)
+    assert re.search(r"\[[-+\d.]+,[-+\d.]+\]", console.file.getvalue())
 
 
 def test_a_question_that_does_not_fit_is_told_before_any_is_answered(tmp_path: Path) -> None:
@@ -524,7 +605,7 @@ def test_saved_answers_of_a_model_that_has_changed_are_not_taken(
     [
         (["--thresholds", "0.5,2"], "--thresholds '0.5,2' must be numbers"),
         (["--match", "numbers"], "unknown --match 'numbers'"),
-        (["--problems", "31"], "31 problems were asked for, and there are 30"),
+        (["--problems", "31"], "31 questions were asked for, and there are 30"),
         (["--question-field", "q"], "has no 'q'; its fields are 'question', 'answer'"),
         (["--draft", "a/b"], "--target and --prm missing"),
         (["--config", '{"beta": 2}'], "--config sets 'beta', which the command sets itself"),

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from datetime import date
 from html import unescape
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,10 +23,10 @@ def test_a_pipe_gets_one_plain_line_a_step(rsd: Rsd) -> None:
     result = rsd("ask", "How many?")
     assert result.code == 0
     assert result.out.splitlines()[1:7] == [
-        "✓ accepted 0.900  12 + 9 = 21.",
+        "✓ kept     0.900  12 + 9 = 21.",
         "✗ rejected 0.200  21 + 12 = 35.",
         "→ target          21 + 12 = 33.",
-        "✓ accepted 0.950  The answer is \\boxed{33}.",
+        "✓ kept     0.950  The answer is \\boxed{33}.",
         "",
         "answer  33",
     ]
@@ -38,7 +39,7 @@ def test_the_cost_stands_below(rsd: Rsd) -> None:
     out = rsd("ask", "How many?").out
     ratio = generation.usage.flops_ratio
     assert ratio is not None
-    assert "accepted  2 of 3 steps (67%), threshold 0.7" in out
+    assert "steps     2 of 3 kept (67 %), threshold 0.7" in out
     assert (
         f"FLOPs     {ratio.paper:.2f}x of the target alone (paper accounting), {ratio.total:.2f}x (total)"
         in out
@@ -86,8 +87,8 @@ def test_options_reach_the_models(rsd: Rsd, options: list[str], sources: list[st
 )
 def test_a_threshold_is_told_where_it_plays_a_part(rsd: Rsd, weighting: str, threshold: float | None) -> None:
     options = ["ask", "How many?", "--weighting", weighting, "--seed", "1"]
-    (line,) = [line for line in rsd(*options).out.splitlines() if line.startswith("accepted ")]
-    assert line.endswith("threshold 0.7" if threshold else "%)")
+    (line,) = [line for line in rsd(*options).out.splitlines() if line.startswith("steps ")]
+    assert line.endswith("threshold 0.7" if threshold else " %)")
     assert json.loads(rsd(*options, "--json").out)["threshold"] == threshold
 
 
@@ -217,6 +218,11 @@ def test_the_html_page_is_written_beside_any_output(rsd: Rsd, tmp_path: Path) ->
     written = page.read_text(encoding="utf-8")
     assert "A &lt;question&gt;?" in written
     assert "21 + 12 = 35." in written
+    assert f"the pocket trio; {date.today().isoformat()}" in written
+    own = [part for role in ("draft", "target", "prm") for part in (f"--{role}", f"org/{role}")]
+    assert rsd("ask", "?", *own, "--html", str(page)).code == 0
+    named = "draft scripted-draft, target scripted-target, PRM scripted-prm; "
+    assert named in page.read_text(encoding="utf-8")
 
 
 def test_the_pocket_trio_says_what_it_is_for_and_others_do_not(rsd: Rsd) -> None:

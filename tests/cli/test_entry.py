@@ -76,6 +76,21 @@ def test_no_name_of_an_option_is_cut_in_a_narrow_help(
     assert max(map(len, shown.splitlines())) <= width
 
 
+@pytest.mark.parametrize("width", [79, 80, 200])
+@pytest.mark.parametrize("arguments", [[], ["ask"], ["bench", "accuracy"], ["bench", "speed"]])
+def test_flags_do_not_look_as_if_they_took_a_value(
+    rsd: Rsd, monkeypatch: pytest.MonkeyPatch, arguments: list[str], width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    shown = rsd(*arguments, "--help").out
+    (line,) = [
+        line
+        for line in shown.splitlines()
+        if any(f" {flag} " in line for flag in ("--version", "--json", "--check"))
+    ]
+    assert "bool" not in line.lower()
+
+
 @pytest.mark.parametrize("arguments", [[], ["bench"]])
 def test_a_bare_command_shows_its_help(rsd: Rsd, arguments: list[str]) -> None:
     result = rsd(*arguments)

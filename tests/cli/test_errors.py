@@ -70,6 +70,8 @@ THREE = ["--draft", "org/d", "--target", "org/t", "--prm", "org/p"]
         (["ask", "  \n"], "the question is empty"),
         (["ask", "?", "--bogus"], "--bogus"),
         (["ask", "one", "two"], "(two). Put a text of several words in quotes."),
+        (["ask", "?", "--json", "true"], "(true). Flags take no value."),
+        (["bench", "accuracy", "--check", "False"], "(False). Flags take no value."),
         (["bogus"], "bogus"),
         (["bench", "accuracy", "--problems", "0"], "--problems"),
         (["bench", "accuracy", "--thresholds", "0.5,high"], "--thresholds '0.5,high'"),

@@ -26,7 +26,7 @@ def test_ask_shows_steps_and_cost(capsys: pytest.CaptureFixture[str]) -> None:
     problem = held_out(2, events=(4,))[1]
     assert main(["ask", problem.question]) == 0
     captured = capsys.readouterr()
-    assert sum(line.startswith(("✓ accepted", "→ target")) for line in captured.out.splitlines()) >= 4
+    assert sum(line.startswith(("✓ kept", "→ target")) for line in captured.out.splitlines()) >= 4
     assert "of the target alone (paper accounting)" in captured.out
     assert captured.err == ""
 

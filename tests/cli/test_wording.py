@@ -31,6 +31,10 @@ def options(*arguments: str) -> dict[str, str]:
         ("Give one device=.", "Give one --device."),
         ("cannot read draft='org/d': gone", "cannot read --draft 'org/d': gone"),
         ("use one of 'step', or a callable reward -> probability; or none", "use one of 'step'; or none"),
+        (
+            'raise attempts: draft_kwargs={"attempts": 20}.',
+            """raise attempts: --draft-kwargs '{"attempts": 20}'.""",
+        ),
         # What is no option of this command, or no parameter, stays.
         ("max_batch_size=3, its rsd_prm and compile", "max_batch_size=3, its rsd_prm and compile"),
         (

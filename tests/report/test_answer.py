@@ -4,7 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsd_integrations.report.answer import answer_of, boxed, printable, reward_text, step_text, writable
+from rsd_integrations.report.answer import (
+    answer_of,
+    boxed,
+    chance_text,
+    printable,
+    reward_text,
+    step_text,
+    writable,
+)
 from tests.report.conftest import generate
 
 
@@ -25,10 +33,22 @@ def test_boxed(text: str, held: str | None) -> None:
     assert boxed(text) == held
 
 
-def test_the_answer_is_the_box_or_the_text() -> None:
+def test_the_answer_is_the_box_or_the_text_unless_the_steps_show_it() -> None:
     assert answer_of(generate("One.\n\n", "\\boxed{7}")) == "7"
-    assert answer_of(generate("One.\n\n", "Two.")) == "One.\n\nTwo."
     assert answer_of(generate("An empty \\boxed{}.")) == "An empty \\boxed{}."
+    assert answer_of(generate("Paris.\n\n")) == "Paris."
+    for shown in (["One.\n\n", "Two."], ["One.\nTwo."], ["word " * 30]):
+        assert answer_of(generate(*shown)) is None
+    thought = generate("One.\n\n", "Two.").model_copy(update={"text": "Two.", "reasoning": "One."})
+    assert answer_of(thought) == "Two."
+    assert answer_of(thought.model_copy(update={"text": ""})) == ""
+
+
+@given(st.floats(0, 1, exclude_min=True, exclude_max=True))
+def test_no_chance_looks_certain_or_impossible(chance: float) -> None:
+    shown = chance_text(chance)
+    assert shown not in ("0.00", "1.00")
+    assert shown == "<0.01" if chance < 0.01 else abs(float(shown) - chance) <= 0.01 + 1e-9
 
 
 def test_nothing_can_steer_the_terminal() -> None:

@@ -42,19 +42,47 @@ class Reader(HTMLParser):
 def test_every_step_has_its_block(generation: Generation) -> None:
     texts = Reader(to_html(generation)).texts
     assert ("rsd-step rsd-accepted", "pre", "She buys 9 more: 12 + 9 = 21.") in texts
-    assert ("rsd-step rsd-rejected", "del", "Then 12 more: 21 + 12 = 35.") in texts
+    assert ("rsd-step rsd-rejected", "pre", "Then 12 more: 21 + 12 = 35.") in texts
     assert ("rsd-step rsd-target", "pre", "Then 12 more: 21 + 12 = 33.") in texts
+    assert ("rsd-step rsd-accepted", "span", "✓ 1 kept") in texts
     assert ("rsd-step rsd-rejected", "span", "✗ 2 rejected") in texts
     assert ("rsd-step rsd-rejected", "span", "reward 0.200") in texts
-    assert ("", "pre", "33") in texts
+    assert texts[texts.index(("", "div", "answer")) + 1] == ("", "pre", "33")
+
+
+def test_nothing_is_struck_out(generation: Generation) -> None:
+    """A line through a text hides minus and equals signs."""
+    assert "line-through" not in to_html(generation)
+    assert not Reader(to_html(generation)).tags & {"del", "s"}
+
+
+def test_an_answer_that_the_steps_show_is_not_shown_again() -> None:
+    html = to_html(generate("One.\n\n", "Two."))
+    assert html.count("Two.") == 1
+    assert ">answer<" not in html
+
+
+def test_the_draft_alone_keeps_nothing() -> None:
+    html = to_html(generate("One.\n\n", "Two.", threshold=0.0))
+    assert "→ 1 draft" in html
+    assert "kept" not in html
+    assert "steps: 2, draft only" in html
+
+
+def test_chances_are_never_shown_as_certain() -> None:
+    with scripted_pipeline(["One."], rewards=[0.6]) as pipe:
+        made = pipe.generate("?", weighting="constant", acceptance_rate=0.999999, seed=0)
+    assert "reward 0.600, probability to be kept 0.99<" in to_html(made)
 
 
 def test_the_cost_is_told(generation: Generation) -> None:
     html = to_html(generation)
     assert generation.usage.flops_ratio is not None
     assert f"{generation.usage.flops_ratio.paper:.2f}x of the target alone (paper accounting)" in html
-    assert f"<td>target</td><td>{generation.usage.target.generated}</td>" in html
-    assert f"<td>PRM, scored</td><td>{generation.usage.prm.generated}</td>" in html
+    assert "steps: 2 of 3 kept (67 %), threshold 0.7" in html
+    assert f'<th scope="row">target</th><td>{generation.usage.target.generated}</td>' in html
+    assert f'<th scope="row">PRM</th><td>{generation.usage.prm.generated}</td>' in html
+    assert '<th scope="col">generated / scored</th>' in html
 
 
 def test_what_holds_no_steps_is_refused() -> None:
@@ -77,7 +105,13 @@ def test_a_fragment_for_notebooks_and_a_page_for_files(generation: Generation) -
     page = to_page(generation, question="How many?")
     assert page.startswith("<!doctype html>")
     assert 'charset="utf-8"' in page
-    assert "How many?" in page
+    shown = [text for _, _, text in Reader(page).texts]
+    assert shown[shown.index("question") + 1] == "How many?"
+    assert "<h1>RSD step by step</h1>" in page
+    assert "<h1>" not in to_html(generation)
+    about = to_page(generation, about="draft <d>, 2026-11-30")
+    assert "<h1>RSD step by step</h1>" in about
+    assert "draft &lt;d&gt;, 2026-11-30" in about
 
 
 def test_nothing_is_loaded_from_elsewhere(generation: Generation) -> None:
@@ -95,8 +129,8 @@ def test_colours_do_not_fix_the_text_colour(generation: Generation) -> None:
 
 def test_lines_of_a_question_stay_lines(generation: Generation) -> None:
     page = to_page(generation, question="One:\n  two\nthree?")
-    assert '<pre class="rsd-note" dir="auto">One:\n  two\nthree?</pre>' in page
-    (style,) = re.findall(r"[.]rsd-note{([^}]*)}", page)
+    assert '<pre class="rsd-question" dir="auto">One:\n  two\nthree?</pre>' in page
+    (style,) = re.findall(r"[.]rsd pre{([^}]*)}", page)
     assert "white-space:pre-wrap" in style.replace("\n", "").split(";")
 
 

@@ -40,16 +40,16 @@ def line_with(console: Console, part: str) -> Text:
     return next(line for line in styled(console) if part in line.plain)
 
 
-def test_kept_is_green_and_struck_out_is_red(generation: Generation) -> None:
+def test_labels_are_coloured_and_no_text_is_struck_out(generation: Generation) -> None:
     console = terminal()
     show_generation(generation, console)
-    kept, struck, rewrite = (line_with(console, part) for part in ("= 21.", "= 35.", "= 33."))
-    assert "color(2)" in style_at(kept, "She buys")
-    assert "color(1)" in style_at(struck, "Then 12")
-    assert "strike" in style_at(struck, "Then 12")
-    assert "strike" not in style_at(rewrite, "Then 12")
-    assert kept.plain.startswith("✓ accepted 0.900  She buys")
-    assert struck.plain.startswith("✗ rejected 0.200  Then 12")
+    kept, rejected, rewrite = (line_with(console, part) for part in ("= 21.", "= 35.", "= 33."))
+    assert "color(2)" in style_at(kept, "kept")
+    assert "color(1)" in style_at(rejected, "rejected")
+    assert style_at(kept, "She buys") == style_at(rewrite, "Then 12") == ""
+    assert style_at(rejected, "Then 12") == "dim"
+    assert kept.plain.startswith("✓ kept     0.900  She buys")
+    assert rejected.plain.startswith("✗ rejected 0.200  Then 12")
     assert rewrite.plain.startswith("→ target          Then 12")
 
 
@@ -58,7 +58,7 @@ def test_without_colour_words_and_marks_still_tell(generation: Generation) -> No
     show_generation(generation, console)
     text = console.export_text()
     assert "\x1b[3" not in console.file.getvalue()  # type: ignore[attr-defined]
-    assert "✓ accepted" in text
+    assert "✓ kept" in text
     assert "✗ rejected" in text
 
 
@@ -77,7 +77,7 @@ def test_a_narrow_terminal_puts_the_label_above(generation: Generation) -> None:
     console = terminal(40)
     show_generation(generation, console)
     lines = console.export_text().splitlines()
-    assert lines[0].rstrip() == "✓ accepted 0.900"
+    assert lines[0].rstrip() == "✓ kept     0.900"
     assert lines[1].rstrip() == "  She buys 9 more: 12 + 9 = 21."
 
 
@@ -87,7 +87,7 @@ def test_a_pipe_without_unicode_gets_ascii(generation: Generation) -> None:
 
     file = Ascii()
     show_generation(generation, Console(file=file, width=80))
-    assert "+ accepted 0.900  She buys" in file.getvalue()
+    assert "+ kept     0.900  She buys" in file.getvalue()
     assert file.getvalue().isascii()
 
 
@@ -106,29 +106,38 @@ def test_chance_shows_its_probability() -> None:
         generation = pipe.generate("?", weighting="constant", acceptance_rate=0.999999, seed=0)
     file = StringIO()
     show_generation(generation, Console(file=file))
-    assert "accepted 0.600 p=1.00" in file.getvalue()
+    assert "kept     0.600 p=0.99" in file.getvalue()
 
 
 @pytest.mark.parametrize(
-    ("threshold", "words"), [(0.0, "draft only, 3 steps"), (1.1, "target only, 3 steps")]
+    ("threshold", "words"), [(0.0, "steps     3, draft only"), (1.1, "steps     3, target only")]
 )
 def test_one_model_alone_is_called_so(threshold: float, words: str) -> None:
     file = StringIO()
     with scripted_pipeline(DRAFT, TARGET) as pipe:
         show_generation(pipe.generate("?", threshold=threshold), Console(file=file))
     assert words in file.getvalue()
+    assert "kept" not in file.getvalue(), "nothing was scored"
+    assert file.getvalue().startswith(f"→ {words.split()[2]:<16}")
 
 
-def test_one_step_is_no_steps() -> None:
+def test_an_answer_that_the_steps_show_is_not_shown_again() -> None:
+    file = StringIO()
+    show_generation(generate("One.\n\n", "Two."), Console(file=file))
+    assert file.getvalue().count("Two.") == 1
+    assert "answer" not in file.getvalue()
+
+
+def test_a_single_step_is_counted() -> None:
     file = StringIO()
     for threshold in (0.0, 0.7, 1.1):
         with scripted_pipeline(["One."], ["One."]) as pipe:
             show_generation(pipe.generate("?", threshold=threshold), Console(file=file))
-    lines = [line for line in file.getvalue().splitlines() if line.startswith("accepted")]
-    assert [line.partition("  ")[2].partition(" (")[0] for line in lines] == [
-        "draft only, 1 step",
-        "1 of 1 step",
-        "target only, 1 step",
+    lines = [line for line in file.getvalue().splitlines() if line.startswith("steps")]
+    assert [line.partition("  ")[2].strip() for line in lines] == [
+        "1, draft only",
+        "1 of 1 kept (100 %), threshold 0.7",
+        "1, target only",
     ]
 
 
@@ -171,7 +180,7 @@ def test_the_live_view_shows_the_step_in_the_making_and_leaves_the_committed_one
     assert "→ target" in drawn["committed 1"]
     assert "writing step 3" in drawn["committed 1"]
     final = [line.plain for line in styled(console)]
-    assert sum("✓ accepted 0.900" in line for line in final) == 1
+    assert sum("✓ kept     0.900" in line for line in final) == 1
     assert any("cost" in line for line in final)
 
 

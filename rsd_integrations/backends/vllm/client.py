@@ -190,8 +190,10 @@ class Servers:
     def _remedy(self, gone: bool) -> str:
         if not gone:
             return "See what it logs; raise attempts, or lower max_concurrency if it has too much to do."
-        more = "patience" if self._address.patience else "attempts"
-        return f"Check that it runs and what it logs; raise {more} if it is only starting."
+        more, value = ("patience", 600) if self._address.patience else ("attempts", 20)
+        value = max(value, 2 * getattr(self._address, more))
+        how = f'{self._address.role}_kwargs={{"{more}": {value:g}}}'
+        return f"Check that it runs and what it logs; raise {more} if it is only starting: {how}."
 
     def _late(self, url: str, path: str) -> BackendError:
         return BackendError(
