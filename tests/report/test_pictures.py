@@ -5,8 +5,8 @@ from xml.etree import ElementTree
 
 import pytest
 
+from dev.pictures import draw, telling
 from rsd_integrations.pocket.task import Problem, held_out
-from rsd_integrations.report.picture import draw, telling
 from rsd_integrations.testing import scripted_pipeline
 from rsd_integrations.types import Generation
 

@@ -1,30 +1,38 @@
-"""The README's picture of ``rsd ask``, from a real run of the pocket trio.
+"""README's pictures: ``rsd ask`` by a run of the pocket trio, the plots from measurements in ``dev/results``.
 
 ::
 
-    python -m rsd_integrations.report.picture assets/ask.svg
+    python dev/pictures.py ask accuracy speed
 """
 
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from rich.console import Console
 from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
+from rsd_integrations.bench.figure import draw as draw_accuracy
+from rsd_integrations.bench.results import AccuracyReport
+from rsd_integrations.bench.speed_results import SpeedReport
+from rsd_integrations.bench.speed_table import draw as draw_speed
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.pocket.task import Problem, check_answer, held_out
+from rsd_integrations.report.plot import save_figure
 from rsd_integrations.report.steps import show_generation
 from rsd_integrations.types import Generation
 
-__all__ = ["draw", "main"]
-
+_HERE = Path(__file__).parent
+_ASSETS = _HERE.parent / "assets"
 _COLUMNS = 88
 
 _THEME = TerminalTheme(
@@ -70,16 +78,37 @@ def telling(pipe: RSDPipeline, problems: Iterable[Problem]) -> tuple[Problem, Ge
     raise LookupError("no problem shows a step put right by the target")
 
 
-def main(arguments: list[str]) -> int:
-    """Write the picture to the given file."""
-    file = Path(arguments[0] if arguments else "assets/ask.svg")
+def ask() -> None:
+    """A run of the pocket trio."""
     with RSDPipeline.pocket() as pipe:
         problem, generation, seconds = telling(pipe, held_out(200, events=(4, 5)))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(draw(problem.question, generation, seconds), encoding="utf-8")
-    print(f"wrote {file}")
-    return 0
+    (_ASSETS / "ask.svg").write_text(draw(problem.question, generation, seconds), encoding="utf-8")
 
+
+def accuracy() -> None:
+    """Of the measurement that README's table shows."""
+    _plot(
+        "accuracy", draw_accuracy(AccuracyReport.model_validate_json(_measured("2026-11-30-pocket-accuracy")))
+    )
+
+
+def speed() -> None:
+    """Of the measurement that README's table shows."""
+    report = SpeedReport.model_validate_json(_measured("2026-11-28-speed-pocket"))
+    _plot("speed", draw_speed(report))
+
+
+def _measured(name: str) -> bytes:
+    return (_HERE / "results" / f"{name}.json").read_bytes()
+
+
+def _plot(name: str, figure: Any) -> None:
+    with TemporaryDirectory() as folder:
+        shutil.copy(save_figure(figure, Path(folder), name)[0], _ASSETS)
+
+
+PICTURES: dict[str, Callable[[], None]] = {"ask": ask, "accuracy": accuracy, "speed": speed}
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    for chosen in sys.argv[1:] or PICTURES:
+        PICTURES[chosen]()
