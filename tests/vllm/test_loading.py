@@ -285,6 +285,19 @@ def test_files_may_be_elsewhere_on_this_side(trio: Trio, tmp_path: Path) -> None
             assert pipe.generate(QUESTION, max_tokens=3).text
 
 
+def test_code_is_trusted_of_a_named_source_alone(trio: Trio) -> None:
+    """Else it would be that of any repository or folder that a server names."""
+    for trusted in ({}, {"tokenizer": str(pocket_paths().draft)}):
+        trio.target.asked.clear()
+        with pytest.raises(ConfigError, match="target_kwargs: trust_remote_code=True without a 'source'"):
+            RSDPipeline.from_vllm(**trio.urls, target_kwargs={"trust_remote_code": True, **trusted})
+        assert not trio.target.asked
+    named = {"trust_remote_code": True, "source": str(pocket_paths().target)}
+    for options in (named, {"trust_remote_code": False}):
+        with RSDPipeline.from_vllm(**trio.urls, target_kwargs=options) as pipe:
+            assert pipe.generate(QUESTION, max_tokens=3).text
+
+
 @pytest.mark.parametrize(("pools", "tag"), [("all", -1), ("last", -1), ("tags", 349)])
 def test_prms_pool_as_they_like(trio: Trio, pocket: RSDPipeline, pools: str, tag: int) -> None:
     with (
