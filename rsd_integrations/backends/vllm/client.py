@@ -10,7 +10,7 @@ from itertools import count
 from typing import Any
 
 from rsd_integrations.backends.vllm.address import Address
-from rsd_integrations.backends.vllm.http import Answer, Away, Http, Late, Stale, Unsendable
+from rsd_integrations.backends.vllm.http import Answer, Away, Http, Late, Stale, TooLong, Unsendable
 from rsd_integrations.errors import BackendError, RefusedError, RSDError, UnreachableError
 
 __all__ = ["Servers"]
@@ -152,6 +152,11 @@ class Servers:
         except Late as error:
             self._down[url] = time.monotonic() + _DOWN  # Other questions go elsewhere.
             raise self._late(url, path) from error.__cause__
+        except TooLong as error:
+            raise BackendError(
+                f"the {self._address.role}'s server at {url} answered {path} with {error}.",
+                hint="Check that it is a vLLM server.",
+            ) from None
         except Unsendable:
             raise BackendError(
                 f"the question to the {self._address.role}'s server at {url} cannot be sent.",
