@@ -528,6 +528,34 @@ def test_an_event_without_an_end_is_left(server: Double) -> None:
     assert stream(server.url) == [ids]
 
 
+@pytest.mark.parametrize("sent", [b": ping\n\n", b"data: {}\n\n"])
+def test_a_stream_without_an_end_is_late(
+    server: Double, monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    """However often something comes."""
+    monkeypatch.setattr(client, "_CONNECT", 0.5)
+
+    def on_and_on(handler: Any) -> None:
+        with suppress(ConnectionError):
+            for _ in range(400):
+                handler.wfile.write(sent)
+                time.sleep(0.05)
+            return
+        server.left.set()
+
+    server.faults += [events(then=on_and_on)]
+    with pytest.raises(UnreachableError, match="Late"):
+        stream(server.url, timeout=0.5)
+    assert server.left.wait(10)
+
+
+def test_an_event_that_is_nested_too_deep_is_no_answer(server: Double) -> None:
+    deep = b"[" * 100_000 + b"]" * 100_000
+    server.faults += [events(b"data: " + deep + b"\n\n", then=lambda handler: None)]
+    with pytest.raises(UnreachableError):
+        stream(server.url)
+
+
 def test_scores_of_long_texts_are_not_too_long(server: Double) -> None:
     """Two logits, at their longest, of each of a hundred thousand tokens."""
     rows = [[-1.2345678901234567e-05] * 2] * 100_000

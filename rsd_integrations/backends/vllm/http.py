@@ -92,10 +92,19 @@ class Answer:
         Raises:
             ValueError: it is no JSON.
         """
-        try:
-            return json.loads(self.body)
-        except RecursionError as error:
-            raise ValueError("it is nested too deep") from error
+        return _json(self.body)
+
+
+def _json(data: bytes) -> Any:
+    """What it says.
+
+    Raises:
+        ValueError: it is no JSON.
+    """
+    try:
+        return json.loads(data)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
 
 
 class Http:
@@ -105,7 +114,7 @@ class Http:
         urls: of the servers, for the proxies of the environment.
         headers: of every question.
         connect: seconds to connect.
-        timeout: seconds an answer may take, or each piece of one that comes piece by piece.
+        timeout: seconds an answer may take, all of its pieces together.
 
     Raises:
         ConfigError: the environment names a proxy that cannot be used.
@@ -118,8 +127,9 @@ class Http:
         self._headers = {"Content-Type": "application/json", **headers}
         logins = [proxy.headers for proxy in self._proxies.values() if proxy is not None]
         self._secrets = _secrets([headers, *logins])
-        self._pieces = aiohttp.ClientTimeout(total=None, sock_connect=connect, sock_read=timeout)
-        self._whole = aiohttp.ClientTimeout(total=connect + timeout, sock_connect=connect, sock_read=timeout)
+        self._timeout = aiohttp.ClientTimeout(
+            total=connect + timeout, sock_connect=connect, sock_read=timeout
+        )
         self._session: aiohttp.ClientSession | None = None
 
     def is_through_a_proxy(self, url: str) -> bool:
@@ -144,7 +154,7 @@ class Http:
         Raises:
             Away, Stale, Late, Unsendable, TooLong: there is no answer; ``__cause__`` says why.
         """
-        async with self._asked(url, path, body, self._whole) as response:
+        async with self._asked(url, path, body) as response:
             read = bytearray()
             async for piece in response.content.iter_any():
                 read += piece
@@ -159,20 +169,20 @@ class Http:
             Away, Stale, Late, Unsendable: as ``ask``; Away also for an answer that is no success, Unsendable
                 for events that are no JSON.
         """
-        async with self._asked(url, path, body, self._pieces) as response:
+        async with self._asked(url, path, body) as response:
             if response.status != 200:
                 raise Away
             async for line in response.content:
                 data = line.removeprefix(b"data:").strip()
                 if data and data != b"[DONE]" and data != line.strip():
-                    yield json.loads(data)
+                    yield _json(data)
 
     @contextlib.asynccontextmanager
     async def _asked(
-        self, url: str, path: str, body: Mapping[str, Any] | None, timeout: aiohttp.ClientTimeout
+        self, url: str, path: str, body: Mapping[str, Any] | None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         data = None if body is None else json.dumps(body, separators=(",", ":")).encode()
-        options: dict[str, Any] = {"allow_redirects": False, "timeout": timeout, "headers": _UNPACKED}
+        options: dict[str, Any] = {"allow_redirects": False, "timeout": self._timeout, "headers": _UNPACKED}
         if (proxy := self._proxies[url]) is not None:
             # The proxy gets its login with a request for a tunnel (https), or else with the question itself.
             tunnel = url.startswith("https:")
