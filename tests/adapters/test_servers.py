@@ -95,9 +95,9 @@ def test_a_key_is_for_all_that_have_none(cls: Any, urls: dict[str, str]) -> None
 @pytest.mark.parametrize("url", ["http://u:sesame@h:1", "HTTP://h?key=sesame", " http://sesame@h"])
 def test_secrets_in_urls_are_refused_before_anything_shows_them(cls: Any, url: str) -> None:
     for given in (url, [NOWHERE["draft"], url]):
-        with pytest.raises(ValueError, match="a URL names a user, a password or a query") as refused:
+        with pytest.raises(ValueError, match="a user, a password, a query or a fragment") as refused:
             cls(**{**NOWHERE, "draft": given})
-        assert "sesame" not in str(refused.value.errors(include_input=False))
+        assert "sesame" not in str(refused.value) + str(refused.value.errors())
 
 
 @pytest.mark.parametrize("cls", [ChatRSD, RSDLLM])

@@ -23,14 +23,12 @@ from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
 from rsd_integrations.errors import ConfigError
+from rsd_integrations.secrecy import is_secret
 
 __all__ = ["Answer", "Away", "Http", "Late", "Stale", "TooLong", "Unsendable"]
 
 _IDLE = 2.0
 """Seconds after which an idle connection is closed. A server (after 5 s) might do so just as we ask."""
-
-_SECRET = re.compile(r"(^|-|_)(\w*authorization|auth|\w*key|token|secret|password|cookie)$", re.IGNORECASE)
-"""Names of headers whose values are not to be shown."""
 
 _SCHEME = re.compile(r"(bearer|basic|token)\s+", re.IGNORECASE)
 
@@ -262,6 +260,6 @@ def _proxy(url: str) -> _Proxy | None:
 
 def _secrets(headers: Iterable[Mapping[str, str]]) -> list[str]:
     """Values of secret headers, without the scheme ("Bearer"); longest first, as one may begin another."""
-    told = [value for some in headers for name, value in some.items() if _SECRET.search(name)]
+    told = [value for some in headers for name, value in some.items() if is_secret(name.replace("_", "-"))]
     keys = {_SCHEME.sub("", value) for value in told}
     return sorted((key for key in keys if len(key) >= _SHORTEST_SECRET), key=len, reverse=True)
