@@ -330,6 +330,26 @@ def test_a_server_that_has_moved_says_where(server: Double) -> None:
         ask(server.url)
 
 
+STEERING = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        status(400, {"error": {"message": f"no {STEERING} way"}}),
+        status(400, f"no {STEERING} way".encode()),
+        status(503, {"error": f"no {STEERING} way"}),
+        status(307, b"", location="http://no/\x1b[31m\x9b31m/way"),
+    ],
+)
+def test_what_a_server_says_cannot_steer_a_terminal(server: Double, fault: Fault) -> None:
+    """Errors are logged, and tracebacks printed."""
+    server.faults += [fault] * 3
+    with pytest.raises(BackendError, match=r"no.*way") as failed:
+        ask(server.url)
+    assert str(failed.value).isprintable()
+
+
 def test_the_environment_s_proxy_is_named(server: Double, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)

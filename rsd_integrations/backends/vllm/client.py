@@ -12,6 +12,7 @@ from typing import Any
 from rsd_integrations.backends.vllm.address import Address
 from rsd_integrations.backends.vllm.http import Answer, Away, Http, Late, Stale, TooLong, Unsendable
 from rsd_integrations.errors import BackendError, RefusedError, RSDError, UnreachableError
+from rsd_integrations.text.printable import printable
 
 __all__ = ["Servers"]
 
@@ -190,7 +191,7 @@ class Servers:
     def _unreachable(self, url: str, error: BaseException) -> str:
         proxied = self._http.is_through_a_proxy(url)
         through = " through the proxy that the environment names" if proxied else ""
-        return f"cannot be reached{through}: {type(error).__name__} {error!s:.200}".rstrip()
+        return f"cannot be reached{through}: {type(error).__name__} {printable(str(error)[:200])}".rstrip()
 
     def _remedy(self, gone: bool) -> str:
         if not gone:
@@ -233,14 +234,14 @@ def _json(answer: Answer, url: str) -> Any:
 def _told(answer: Answer) -> str:
     """What the server says is wrong, in one line."""
     if moved := answer.headers.get("location"):
-        return f"it is at {moved:.200}"
+        return f"it is at {printable(moved[:200])}"
     try:
         said = answer.json()
         error = said.get("error", said)
         text = str(error.get("message", error) if isinstance(error, Mapping) else error)
     except (ValueError, AttributeError):
         text = answer.text
-    return " ".join(text.split())[:300].rstrip(".") or answer.reason
+    return printable(" ".join(text.split())[:300].rstrip(".") or answer.reason)
 
 
 def _seconds(text: str | None) -> float:
