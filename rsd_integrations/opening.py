@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from pydantic import SecretStr
+
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.given import is_object
 from rsd_integrations.pipeline import RSDPipeline
+from rsd_integrations.secrecy import check_url
 from rsd_integrations.types import Role
 
 __all__ = ["are_servers", "check_tools", "open_models"]
@@ -28,13 +31,13 @@ def are_servers(draft: Any, target: Any, prm: Any, options: Iterable[str] = ()) 
         ConfigError: some are and some are not, or an option is for models in this process.
     """
     given: dict[Role, Any] = {"draft": draft, "target": target, "prm": prm}
+    for role, model in given.items():
+        _check_shown(role, model)
     # Models given as objects go with servers as well as with loaded models.
     models = {role: model for role, model in given.items() if not is_object(role, model)}
     served = [role for role, model in models.items() if _is_url(model)]
     if not served:
         return False
-    for role in served:
-        _check_shown(role, models[role])
     if files := [role for role in models if role not in served]:
         name = "names" if len(served) == 1 else "name"
         raise ConfigError(
@@ -93,16 +96,13 @@ def _is_url(model: Any) -> bool:
     )
 
 
-def _check_shown(role: str, urls: Any) -> None:
+def _check_shown(role: Role, model: Any) -> None:
     """Refuse a URL that may hold a secret: objects that name it would show it.
 
     Raises:
-        ConfigError: it has a user, a password or a query.
+        ConfigError: it has a user, a password, a query or a fragment.
     """
-    for url in urls if isinstance(urls, list | tuple) else [urls]:
-        base = url.split("//", 1)[1]
-        if "@" in base or "?" in base:
-            raise ConfigError(
-                f"{role}: a URL names a user, a password or a query, which errors and logs would show.",
-                hint=f"Give {role}_kwargs={{'api_key': ...}}, or 'headers'.",
-            )
+    for url in model if isinstance(model, list | tuple) else [model]:
+        text = url.get_secret_value() if isinstance(url, SecretStr) else url
+        if isinstance(text, str):
+            check_url(role, text, f"Give {role}_kwargs={{'api_key': ...}}, or 'headers'.")

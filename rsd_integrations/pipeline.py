@@ -165,7 +165,7 @@ class RSDPipeline(Closing):
                 (for an HTTP request: 5), patience (seconds to retry servers that cannot be reached, once the
                 pipeline is made: 120), ahead (True: the draft writes on while its step is scored); source
                 (folder or hub id of tokenizer and config, if not what the server started with), tokenizer,
-                and revision, token, cache_dir, local_files_only, subfolder, trust_remote_code to load these.
+                revision, token, cache_dir, local_files_only, subfolder, trust_remote_code (with a source).
             target_kwargs: likewise.
             prm_kwargs: likewise.
 

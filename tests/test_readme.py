@@ -96,6 +96,20 @@ def test_what_the_readme_and_its_tests_need_is_in_the_source_distribution() -> N
     assert {path.relative_to(ROOT).as_posix() for path in SOURCES} <= packed
 
 
+def test_what_is_published_names_no_folder_of_ours() -> None:
+    """Of a machine, or beside the repository."""
+    builder = SdistBuilder(str(ROOT))
+    notes = [
+        Path(file.path)
+        for file in builder.recurse_included_files()
+        if "dev" in Path(file.relative_path).parts
+    ]
+    assert len(notes) > 10
+    ours = re.compile(r"(?<!\w)/(tmp/w|work|root|home)/|\.\./shared/")
+    found = [path.name for path in notes if ours.search(path.read_text(encoding="utf-8"))]
+    assert found == []
+
+
 def test_the_wheel_holds_the_package_and_what_the_ecosystem_imports(tmp_path: Path) -> None:
     """Really built: hatchling moves what is to be elsewhere too, and does so only then."""
     (wheel,) = WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -284,9 +284,13 @@ class RSDSettings(RSDFields, Closing):
 
 
 def _hidden_field(name: str | None, value: Any) -> Any:
+    if name in ROLES:  # URLs, perhaps; a model may be any object.
+        return hidden(value) if isinstance(value, str | list | tuple) else value
     if name not in ("api_key", *OPTIONS):
         return value
-    return hidden(value, secret=name == "api_key" or isinstance(value, str))  # A token, by mistake.
+    # A token alone, or pairs of names and values.
+    by_mistake = name in OPTIONS and not isinstance(value, Mapping)
+    return hidden(value, secret=name == "api_key" or by_mistake)
 
 
 def _was_changed(settings: BaseModel, name: str) -> bool:

@@ -21,6 +21,7 @@ from rsd_integrations.cli import options
 from rsd_integrations.cli.models import ModelChoice, open_pipeline
 from rsd_integrations.report.whole import print_text, print_whole
 from rsd_integrations.report.words import many, role_name
+from rsd_integrations.text.printable import printable
 from rsd_integrations.types import ROLES
 
 if TYPE_CHECKING:
@@ -163,8 +164,8 @@ def _print_served(choice: ModelChoice, console: Console) -> None:
             url = choice.models[role]
             table.add_row(
                 role_name(role),
-                Path(info.name).name,
-                url if isinstance(url, str) else "\n".join(url),
+                _named(Path(info.name).name),
+                _named(url if isinstance(url, str) else "\n".join(url)),
                 _count(info.parameters),
                 str(info.window),
             )
@@ -217,9 +218,9 @@ def _print_memory(models: list[ModelMemory], requests: int, console: Console) ->
     for model in models:
         table.add_row(
             role_name(model.role),
-            Path(model.name).name,
+            _named(Path(model.name).name),
             model.device,
-            f"{model.dtype}, {model.quantization}" if model.quantization else model.dtype,
+            _named(f"{model.dtype}, {model.quantization}" if model.quantization else model.dtype),
             _count(model.parameters),
             "not counted" if model.weights is None else _size(model.weights),
             _size(model.cache(requests)),
@@ -240,7 +241,8 @@ def _fits(device: str, models: list[ModelMemory], requests: int, console: Consol
     sizes = [model.weights for model in here if model.weights is not None]
     if len(sizes) < len(here):
         kinds = ", ".join(dict.fromkeys(model.quantization or "" for model in here if model.weights is None))
-        console.print(f"{device}: no verdict, because quantized weights ({kinds}) are not counted here")
+        said = f"{device}: no verdict, because quantized weights ({kinds}) are not counted here"
+        console.print(_named(said))
         return True
     weights = sum(sizes)
     needed = weights + sum(model.cache(requests) for model in here)
@@ -258,6 +260,11 @@ def _fits(device: str, models: list[ModelMemory], requests: int, console: Consol
         smaller = "no request would: take smaller models, a smaller dtype or quantized weights"
         console.print(f"  max_batch_size={most} would fit" if most > 0 else f"  {smaller}")
     return fits
+
+
+def _named(text: str) -> Text:
+    """What a server or checkpoint calls itself is neither markup nor a terminal's command."""
+    return Text(printable(text))
 
 
 def _size(count: int) -> str:

@@ -103,7 +103,10 @@ def encode_markup(tokenizer: Any, text: str, *, opening: bool = False) -> tuple[
 
 def token_id(tokenizer: Any, token: str) -> int | None:
     """The id of an entry of the vocabulary; None if there is no such entry."""
-    found = tokenizer.convert_tokens_to_ids(token)
+    try:
+        found = tokenizer.convert_tokens_to_ids(token)
+    except UnicodeEncodeError:  # Half a character is no entry.
+        return None
     if not isinstance(found, int) or found < 0 or tokenizer.convert_ids_to_tokens(found) != token:
         return None
     return found

@@ -14,12 +14,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.types import Message
 
 __all__ = ["Feed", "Head", "PRMFormat"]
+
+Number = TypeVar("Number", int, float)
 
 Head = Literal["lm", "token", "sequence", "value", "process_reward"]
 """Which outputs the model has at each position.
@@ -88,6 +90,21 @@ class PRMFormat(ABC):
                 f"the threshold of PRM format {self.name!r} is {threshold!r}.",
                 hint="Write a number from 0 to 1 into rsd_prm of the model's config.json, or none.",
             )
+
+    def _number(self, option: str, default: Number) -> Number:
+        """An option's value as a number of its default's kind.
+
+        Raises:
+            ConfigError: it is none.
+        """
+        given = self.options.get(option, default)
+        try:
+            return type(default)(given)
+        except (TypeError, ValueError, OverflowError):
+            raise ConfigError(
+                f"the option {option!r} of PRM format {self.name!r} is {given!r:.80}.",
+                hint=f"Write a number such as {default} into rsd_prm of the model's config.json, or none.",
+            ) from None
 
     @classmethod
     def for_model(cls, config: Any, tokenizer: Any) -> PRMFormat:

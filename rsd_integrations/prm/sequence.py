@@ -36,8 +36,8 @@ class SequenceFormat(PRMFormat):
     def __init__(self, tokenizer: Any, options: Mapping[str, Any] | None = None) -> None:
         super().__init__(tokenizer, options)
         self._turn = AnswerTurn(tokenizer)
-        self._center = float(self.options.get("center", 0.0))
-        self._scale = float(self.options.get("scale", 1.0))
+        self._center = self._number("center", 0.0)
+        self._scale = self._number("scale", 1.0)
 
     @classmethod
     def detect(cls, config: Any, tokenizer: Any) -> bool:

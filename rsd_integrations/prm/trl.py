@@ -50,7 +50,7 @@ class TRLFormat(PRMFormat):
                 hint="Set the separator that the PRM was trained with in rsd_prm of its config.json.",
             )
         self._chat = bool(self.options.get("chat", chat_template_text(tokenizer)))
-        self._positive = int(self.options.get("positive", 1))
+        self._positive = self._number("positive", 1)
 
     @classmethod
     def for_model(cls, config: Any, tokenizer: Any) -> PRMFormat:

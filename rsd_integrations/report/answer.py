@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 
+from rsd_integrations.text.printable import printable
 from rsd_integrations.types import Generation
 
 __all__ = ["answer_of", "boxed", "chance_text", "printable", "reward_text", "step_text", "writable"]
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-_BIDI = re.compile(r"[\u202a-\u202e\u2066-\u2069]")
 _LONE = re.compile(r"[\ud800-\udfff]")
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 
@@ -42,14 +41,6 @@ def answer_of(generation: Generation) -> str | None:
     steps = [step for step in generation.steps if step.text.strip()]
     short = len(steps) <= 1 and len(text) <= _SHORT and "\n" not in text
     return text if short or generation.reasoning is not None else None
-
-
-def printable(text: str) -> str:
-    """Text that cannot steer a terminal or reorder a line: control characters become U+FFFD.
-
-    A model may write escape sequences; shown raw they could recolour, clear or forge the screen.
-    """
-    return _BIDI.sub("\ufffd", _CONTROL.sub("\ufffd", text.replace("\r\n", "\n")))
 
 
 def writable(text: str) -> str:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import pickle
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from langchain_core.load import dumps, load
 from pydantic import ValidationError
 
+from rsd_integrations import RSDPipeline
 from rsd_integrations.adapters import sources
 from rsd_integrations.adapters.secrets import has_secrets, hidden, revealed, without_secrets
 from rsd_integrations.adapters.sources import find_source
-from rsd_integrations.errors import ModelError
+from rsd_integrations.errors import ConfigError, ModelError
 from rsd_integrations.langchain import ChatRSD
 from rsd_integrations.llama_index import RSDLLM
+from rsd_integrations.pocket import pocket_paths
 from rsd_integrations.testing import scripted_pipeline
 
 NAMED: dict[str, Any] = {"draft": "d", "target": "t", "prm": "p"}
@@ -139,7 +143,31 @@ def test_a_wrong_token_can_be_mended(monkeypatch: pytest.MonkeyPatch) -> None:
         ("password", True),
         ("client_secret", True),
         ("headers", True),
+        ("apikey", True),
+        ("apiKey", True),
+        ("x-api-key", True),
+        ("api_keys", True),
+        ("hf-token", True),
+        ("X-Session-Token", True),
+        ("accessToken", True),
+        ("password_", True),
+        ("db_passwd", True),
+        ("Proxy-Authorization", True),
+        ("set-cookie", True),
+        ("bearer", True),
+        ("default_headers", True),
         ("eos_token", False),
+        ("begin_of_image_token", False),
+        ("tokenizer_class", False),
+        ("max_length", False),
+        ("max_new_tokens", False),
+        ("num_key_value_heads", False),
+        ("key_value_proj_dim", False),
+        ("tie_keys", False),
+        ("qk_layernorm", False),
+        ("attention", False),
+        ("author", False),
+        ("header_dim", False),
         ("tokenizer", False),
         ("max_tokens", False),
         ("revision", False),
@@ -157,3 +185,67 @@ def test_what_is_a_secret(name: str, secret: bool) -> None:
 def test_true_is_no_secret() -> None:
     assert hidden({"token": True}) == {"token": True}
     assert find_source({**NAMED, "draft_kwargs": {"token": True}}).name.count("True") == 1
+
+
+@pytest.mark.parametrize(
+    "value", [b"hf_XYZ", bytearray(b"hf_XYZ"), {"hf_XYZ"}, 4711, Path("hf_XYZ")], ids=str
+)
+def test_a_secret_need_not_be_text(value: Any) -> None:
+    options = {"api_key": value, "headers": {"a": value}, "max_length": 512, "tokenizer": b"x"}
+    shown = hidden(options)
+    assert "XYZ" not in repr(shown)
+    assert "4711" not in repr(shown)
+    assert revealed(shown) == revealed(hidden(shown)) == options
+    assert has_secrets(shown)
+    assert without_secrets(options) == without_secrets(shown) == {"max_length": 512, "tokenizer": b"x"}
+    for kind in (ChatRSD, RSDLLM):
+        assert "XYZ" not in repr(kind(**NAMED, draft_kwargs={"api_key": value}))
+
+
+@pytest.mark.parametrize("kind", [ChatRSD, RSDLLM])
+def test_nor_do_errors_of_pairs_in_place_of_a_mapping(kind: Any) -> None:
+    with pytest.raises(ValidationError, match="draft_kwargs") as caught:
+        kind(**NAMED, draft_kwargs=[("api_key", "hf_XYZ")])
+    assert "XYZ" not in str(caught.value) + repr(caught.value.errors())
+
+
+URLS = [
+    "http://user:hf_XYZ@127.0.0.1:9",
+    "http://hf_XYZ@127.0.0.1:999999",
+    "ftp://user:hf_XYZ@127.0.0.1",
+    "http://127.0.0.1:9/#hf_XYZ",
+    "http://127.0.0.1:9?hf_XYZ",
+]
+
+
+@pytest.mark.parametrize("url", URLS)
+def test_urls_with_secrets_are_refused_and_not_quoted(url: str) -> None:
+    served = dict.fromkeys(NAMED, "http://127.0.0.1:9")
+    for given in (url, ["http://127.0.0.1:9", url]):
+        for kind in (ChatRSD, RSDLLM):
+            for models in (NAMED, served):
+                with pytest.raises(ValidationError, match="target") as caught:
+                    kind(**{**models, "target": given})
+                assert "XYZ" not in str(caught.value) + repr(caught.value.errors()), (given, models)
+        with pytest.raises(ConfigError, match="target") as refused:
+            RSDPipeline.from_vllm(**{**served, "target": given})
+        assert "XYZ" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["source", "tokenizer"])
+def test_urls_with_logins_are_hidden_among_options(name: str) -> None:
+    options = {name: URLS[0], "revision": "http://no-login/a@b"}
+    for kind in (ChatRSD, RSDLLM):
+        shown = repr(kind(**NAMED, target_kwargs=options))
+        assert "XYZ" not in shown
+        assert "a@b" in shown
+    assert revealed(hidden(options)) == options
+
+
+def test_loading_refuses_them_before_the_hub_is_asked() -> None:
+    here = pocket_paths()
+    named = {"draft": here.draft, "target": here.target, "prm": here.prm}
+    for given in ({"target": URLS[2]}, {"target_kwargs": {"tokenizer": URLS[0]}}):
+        with pytest.raises(ConfigError, match="names a user") as refused:
+            RSDPipeline.from_pretrained(**{**named, **given})
+        assert "XYZ" not in "".join(traceback.format_exception(refused.value))

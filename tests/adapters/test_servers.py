@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import pickle
+import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from langchain_core.messages import HumanMessage
 from rsd_integrations import RSDPipeline
 from rsd_integrations.bench.results import TuneReport
 from rsd_integrations.cli import main
-from rsd_integrations.errors import BackendError, ConfigError
+from rsd_integrations.errors import BackendError, ConfigError, ModelError
 from rsd_integrations.langchain import ChatRSD
 from rsd_integrations.llama_index import RSDLLM
 from rsd_integrations.opening import are_servers, open_models
@@ -95,9 +97,9 @@ def test_a_key_is_for_all_that_have_none(cls: Any, urls: dict[str, str]) -> None
 @pytest.mark.parametrize("url", ["http://u:sesame@h:1", "HTTP://h?key=sesame", " http://sesame@h"])
 def test_secrets_in_urls_are_refused_before_anything_shows_them(cls: Any, url: str) -> None:
     for given in (url, [NOWHERE["draft"], url]):
-        with pytest.raises(ValueError, match="a URL names a user, a password or a query") as refused:
+        with pytest.raises(ValueError, match="a user, a password, a query or a fragment") as refused:
             cls(**{**NOWHERE, "draft": given})
-        assert "sesame" not in str(refused.value.errors(include_input=False))
+        assert "sesame" not in str(refused.value) + str(refused.value.errors())
 
 
 @pytest.mark.parametrize("cls", [ChatRSD, RSDLLM])
@@ -211,3 +213,31 @@ def test_tuning_over_servers_measures_the_same(urls: dict[str, str], tmp_path: P
         same = {"kind", "threshold", "accuracy", "acceptance_rate", "rewritten", "mean_tokens", "recommended"}
         assert one.model_dump(include=same) == other.model_dump(include=same)
         assert one.flops.paper == other.flops.paper
+
+
+def test_names_of_servers_and_checkpoints_cannot_steer_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    name = "\x1b]0;owned\x07\x1b[31m\x9b32m[bold]EVIL\u202e"
+    folder = tmp_path / name
+    shutil.copytree(pocket_paths().draft, folder)
+    with ExitStack() as stack:
+        paths = pocket_paths()
+        served = [stack.enter_context(double(path, names=(name,))) for path in (paths.draft, paths.target)]
+        prm = stack.enter_context(double(paths.prm, names=(name,)))
+        urls = dict(zip(NOWHERE, [*(one.url for one in served), prm.url], strict=True))
+        assert main(["doctor", *_command(urls)]) == 0
+        served[0].root = f"/nowhere/{name}"
+        assert main(["doctor", *_command(urls)]) == 1
+    local = {"draft": str(folder), "target": str(folder), "prm": str(paths.prm)}
+    assert main(["doctor", *_command(local)]) == 0
+    told = capsys.readouterr()
+    assert (told.out + told.err).count("[bold]EVIL") >= 3 + 1 + 2
+    assert (told.out + told.err).replace("\n", "").isprintable()
+
+
+def test_why_a_model_cannot_be_read_cannot_either() -> None:
+    with pytest.raises(ModelError) as failed:
+        RSDPipeline.from_pretrained("/nowhere/\x1b[31m\u202e", "t", "p")
+    assert str(failed.value).isprintable()

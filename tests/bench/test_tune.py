@@ -730,7 +730,7 @@ def test_answers_of_several_versions_are_told(
     options = [file, "--thresholds", "0.5", "--out", str(tmp_path), "--problems", "3"]
     assert run(*options)[0] == 0
     assert "several versions" not in capsys.readouterr().out
-    monkeypatch.setattr("rsd_integrations.bench.environment.version", lambda package: "99")
+    monkeypatch.setattr("rsd_integrations.bench.environment.version_of", lambda package: "99")
     assert run(*options)[0] == 0  # It made none of them.
     assert "several versions" not in capsys.readouterr().out
     assert run(*options[:2], "0.4,0.5", *options[3:])[0] == 0

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rsd_integrations.encoding import token_id
-from rsd_integrations.errors import ModelError, PromptError
+from rsd_integrations.errors import ConfigError, ModelError, PromptError, RSDError
 from rsd_integrations.prm import find_prm_format
 from rsd_integrations.prm.judge import JudgeFormat
 from rsd_integrations.prm.readout import sigmoid, softmax
@@ -196,6 +196,25 @@ def test_reward_options() -> None:
     assert shifted.reward([2.0]) == 0.5
     assert shifted.reward([6.0]) == pytest.approx(sigmoid(1.0))
     assert make("trl", QWEN, positive=0).reward([math.log(3), 0.0]) == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize("value", ["x", "", None, [1], {}, math.nan, math.inf, "\ud800"], ids=repr)
+@pytest.mark.parametrize(
+    ("name", "option"), [("trl", "positive"), ("sequence", "center"), ("sequence", "scale")]
+)
+def test_options_that_are_no_numbers_are_named(name: str, option: str, value: Any) -> None:
+    """They are a checkpoint's, which may be anybody's."""
+    if isinstance(value, float) and name == "sequence":
+        pytest.skip("a number, if no use")
+    tokenizer = QWEN if name == "trl" else LLAMA
+    with pytest.raises(ConfigError, match=rf"the option '{option}' of PRM format '{name}' is "):
+        make(name, tokenizer, **{option: value})
+
+
+@pytest.mark.parametrize("name", ["qwen", "reasonflux", "trl", "skywork"])
+def test_half_a_character_is_no_separator(name: str) -> None:
+    with pytest.raises(RSDError, match=r"ud800"):
+        make(name, QWEN, separator="\ud800").step("x", 0)
 
 
 @given(st.lists(st.floats(-1e4, 1e4), min_size=1, max_size=10))

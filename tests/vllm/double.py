@@ -300,10 +300,16 @@ class _Handler(BaseHTTPRequestHandler):
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             ready, _, _ = select.select([self.connection], [], [], 0.05)
-            if ready and not self.connection.recv(1, socket.MSG_PEEK):
+            if ready and self._is_left():
                 self.server.double.left.set()
                 break
         self.close_connection = True
+
+    def _is_left(self) -> bool:
+        try:
+            return not self.connection.recv(1, socket.MSG_PEEK)
+        except ConnectionError:  # Whoever asked had not read it all.
+            return True
 
     def drop(self) -> None:
         """Close the connection in mid-answer."""

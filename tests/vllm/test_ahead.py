@@ -173,6 +173,30 @@ def test_where_it_fails_the_question_is_asked_again(trio: Trio, without: Any, fa
     assert told(trio.pipe.generate(QUESTIONS[1], **fields)) == told(waiting)
 
 
+def test_a_stream_of_more_than_was_asked_for_is_left(trio: Trio, without: Any) -> None:
+    """It would go on for ever, and the request wait for its end."""
+    fields = {"weighting": "constant", "acceptance_rate": 1.0}
+    waiting = without(QUESTIONS[1], **fields)
+    told_all = {"choices": [{"token_ids": [5], "finish_reason": "length", "stop_reason": None}]}
+    trio.draft.left.clear()
+
+    def goes_on(handler: Any) -> bool:
+        body = trio.draft.asked[-1][1]
+        if not body.get("stream"):
+            trio.draft.faults.append(goes_on)
+            return False
+        event = b"data: " + json.dumps(told_all).encode() + b"\n\n"
+        handler.wfile.write(
+            b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + event * (body["max_tokens"] + 1)
+        )
+        handler.hang(PATIENCE)
+        return True
+
+    trio.draft.faults.append(goes_on)
+    assert told(trio.pipe.generate(QUESTIONS[1], **fields)) == told(waiting)
+    assert trio.draft.left.wait(10)
+
+
 def test_an_answer_that_is_left_leaves_what_it_had_written_ahead(
     trio: Trio, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gzip
 import os
 import socket
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
 import pytest
 
-from rsd_integrations.backends.vllm import client
+from rsd_integrations.backends.vllm import client, http
 from rsd_integrations.backends.vllm.address import Address
 from rsd_integrations.backends.vllm.client import Servers
-from rsd_integrations.errors import BackendError, ConfigError
+from rsd_integrations.errors import BackendError, ConfigError, UnreachableError
 from rsd_integrations.pocket import pocket_paths
 from tests.vllm.double import Double, Fault, double
 
@@ -329,6 +330,26 @@ def test_a_server_that_has_moved_says_where(server: Double) -> None:
         ask(server.url)
 
 
+STEERING = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        status(400, {"error": {"message": f"no {STEERING} way"}}),
+        status(400, f"no {STEERING} way".encode()),
+        status(503, {"error": f"no {STEERING} way"}),
+        status(307, b"", location="http://no/\x1b[31m\x9b31m/way"),
+    ],
+)
+def test_what_a_server_says_cannot_steer_a_terminal(server: Double, fault: Fault) -> None:
+    """Errors are logged, and tracebacks printed."""
+    server.faults += [fault] * 3
+    with pytest.raises(BackendError, match=r"no.*way") as failed:
+        ask(server.url)
+    assert str(failed.value).isprintable()
+
+
 def test_the_environment_s_proxy_is_named(server: Double, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
@@ -451,6 +472,115 @@ def test_a_proxy_may_want_a_key_alone(proxy: list[bytes], monkeypatch: pytest.Mo
     with pytest.raises(BackendError, match="407"):
         ask("http://vllm.example.test", attempts=1)
     assert base64.b64encode(b":pr@xy-secret") in proxy[0]
+
+
+def test_answers_come_unpacked(server: Double) -> None:
+    """A megabyte may unpack to a thousand, while the loop stands still."""
+    for headers in ({}, {"accept-encoding": "gzip"}):
+        assert ask(server.url, headers=headers)
+        assert server.asked[-1][1]["headers"]["Accept-Encoding"] == "identity"
+    server.faults += [status(200, gzip.compress(b"[]"), Content_Encoding="gzip")]
+    with pytest.raises(BackendError, match=r"answered with no JSON but '\\x1f"):
+        ask(server.url)
+
+
+def test_questions_through_a_proxy_ask_for_that_as_well(proxy: list[bytes]) -> None:
+    with pytest.raises(BackendError):
+        ask("http://vllm.example.test", attempts=1)
+    assert b"Accept-Encoding: identity" in proxy[0]
+
+
+def test_an_answer_without_an_end_is_left(server: Double, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "_LONGEST_ANSWER", 1 << 20)
+
+    def endless(handler: Any) -> bool:
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + b" " * (1 << 21))
+        handler.hang(20)
+        return True
+
+    server.faults += [endless]
+    with pytest.raises(BackendError, match=rf"at {server.url} answered /v1/models with more than 1 MiB"):
+        ask(server.url)
+    assert server.left.wait(10)
+    assert len(server.asked) == 1
+    server.faults += [status(200, b" " * ((1 << 20) - 2) + b"{}"), status(200, b" " * (1 << 20) + b"7")]
+    assert ask(server.url) == [{}]
+    with pytest.raises(BackendError, match="more than"):
+        ask(server.url)
+
+
+def stream(url: str, **options: Any) -> list[Any]:
+    """The events of one."""
+
+    async def streamed() -> list[Any]:
+        servers = Servers(Address.of("draft", url, options))
+        try:
+            return [event async for event in servers.stream("/v1/completions", {}, key=0)]
+        finally:
+            await servers.aclose()
+
+    return asyncio.run(streamed())
+
+
+def events(*sent: bytes, then: Callable[[Any], Any]) -> Fault:
+    """A stream, and what its server does then."""
+
+    def fault(handler: Any) -> bool:
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
+        with suppress(ConnectionError):  # Whoever asked has left.
+            handler.wfile.write(b"".join(sent))
+        then(handler)
+        handler.close_connection = True
+        return True
+
+    return fault
+
+
+def test_an_event_without_an_end_is_left(server: Double) -> None:
+    """One may hold a prompt of a hundred thousand tokens, which the first repeats."""
+    ids = [151_000] * 100_000
+    sent = f"data: {ids}\n\ndata: ".encode(), b"7" * (1 << 24)
+    server.faults += [events(*sent, then=lambda handler: handler.hang(20))]
+    with pytest.raises(UnreachableError):
+        stream(server.url)
+    assert server.left.wait(10)
+    server.faults += [events(f"data: {ids}\n\n".encode(), then=lambda handler: None)]
+    assert stream(server.url) == [ids]
+
+
+@pytest.mark.parametrize("sent", [b": ping\n\n", b"data: {}\n\n"])
+def test_a_stream_without_an_end_is_late(
+    server: Double, monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    """However often something comes."""
+    monkeypatch.setattr(client, "_CONNECT", 0.5)
+
+    def on_and_on(handler: Any) -> None:
+        with suppress(ConnectionError):
+            for _ in range(400):
+                handler.wfile.write(sent)
+                time.sleep(0.05)
+            return
+        server.left.set()
+
+    server.faults += [events(then=on_and_on)]
+    with pytest.raises(UnreachableError, match="Late"):
+        stream(server.url, timeout=0.5)
+    assert server.left.wait(10)
+
+
+def test_an_event_that_is_nested_too_deep_is_no_answer(server: Double) -> None:
+    deep = b"[" * 100_000 + b"]" * 100_000
+    server.faults += [events(b"data: " + deep + b"\n\n", then=lambda handler: None)]
+    with pytest.raises(UnreachableError):
+        stream(server.url)
+
+
+def test_scores_of_long_texts_are_not_too_long(server: Double) -> None:
+    """Two logits, at their longest, of each of a hundred thousand tokens."""
+    rows = [[-1.2345678901234567e-05] * 2] * 100_000
+    server.faults += [status(200, {"data": [{"data": rows}]})]
+    assert ask(server.url)[0]["data"][0]["data"] == rows
 
 
 def test_an_answer_that_comes_drop_by_drop_is_late(server: Double, monkeypatch: pytest.MonkeyPatch) -> None:

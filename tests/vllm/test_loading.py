@@ -44,8 +44,8 @@ def test_sizes_are_those_of_the_models(trio: Trio, pocket: RSDPipeline) -> None:
         ("target", [], r"target=\[\] is no URL"),
         ("prm", 3, "prm=3 is no URL"),
         ("draft", ["http://x", None], "draft=None is no URL"),
-        ("draft", "http://x/v1?key=secret", "URL of 'x' has more than a base URL"),
-        ("draft", "http://x#", "more than a base URL"),
+        ("draft", "http://x/v1?key=secret", "draft: a URL names a user, a password, a query or a fragment"),
+        ("draft", "http://x#", "a query or a fragment"),
         ("draft", "ftp://x", "is no URL"),
         ("draft", "http://x:99999999", "is no URL"),
         ("draft", "http://x:port", "is no URL"),
@@ -92,7 +92,7 @@ def test_a_key_may_end_in_a_line_break_and_urls_in_white_space(trio: Trio) -> No
         ) as pipe,
     ):
         assert pipe.generate(QUESTION, max_tokens=3).text
-        with pytest.raises(ConfigError, match="names a user or password") as refused:
+        with pytest.raises(ConfigError, match="names a user, a password") as refused:
             RSDPipeline.from_vllm(**{**trio.urls, "draft": guarded.url.replace("//", "//bob:secret@")})
         assert "secret" not in str(refused.value)
 
@@ -183,7 +183,8 @@ def test_a_key_that_a_server_repeats_is_not_told(trio: Trio) -> None:
     trio.draft.faults += [lambda handler: handler.say(200, card) or True]
     with pytest.raises(BackendError, match=r"\*\*\*.* to /v1/models"):
         RSDPipeline.from_vllm(**trio.urls, draft_kwargs=key)
-    with RSDPipeline.from_vllm(**trio.urls, draft_kwargs=key, prm_kwargs=key) as pipe:
+    waits = {**key, "ahead": False}  # Else a stream of the request before may take the fault.
+    with RSDPipeline.from_vllm(**trio.urls, draft_kwargs=waits, prm_kwargs=key) as pipe:
         for server in (trio.prm, trio.draft):
             server.faults += [lambda handler: handler.say(200, {"got": "sesame-street"}) or True]
             with pytest.raises(BackendError, match=r"answered .*\*\*\*"):
@@ -282,6 +283,19 @@ def test_files_may_be_elsewhere_on_this_side(trio: Trio, tmp_path: Path) -> None
         with pytest.raises(ModelError, match=r"serves 'far' from '/on/the/server'.*draft_kwargs={'source'"):
             RSDPipeline.from_vllm(**urls)
         with RSDPipeline.from_vllm(**urls, draft_kwargs={"source": str(moved)}) as pipe:
+            assert pipe.generate(QUESTION, max_tokens=3).text
+
+
+def test_code_is_trusted_of_a_named_source_alone(trio: Trio) -> None:
+    """Else it would be that of any repository or folder that a server names."""
+    for trusted in ({}, {"tokenizer": str(pocket_paths().draft)}):
+        trio.target.asked.clear()
+        with pytest.raises(ConfigError, match="target_kwargs: trust_remote_code=True without a 'source'"):
+            RSDPipeline.from_vllm(**trio.urls, target_kwargs={"trust_remote_code": True, **trusted})
+        assert not trio.target.asked
+    named = {"trust_remote_code": True, "source": str(pocket_paths().target)}
+    for options in (named, {"trust_remote_code": False}):
+        with RSDPipeline.from_vllm(**trio.urls, target_kwargs=options) as pipe:
             assert pipe.generate(QUESTION, max_tokens=3).text
 
 

@@ -33,6 +33,7 @@ from rsd_integrations.encoding import chat_template_text
 from rsd_integrations.errors import ConfigError, ModelError
 from rsd_integrations.naming import nearest
 from rsd_integrations.prm.base import Head
+from rsd_integrations.secrecy import check_url
 from rsd_integrations.types import Role
 from rsd_integrations.waiting import Turns
 
@@ -171,6 +172,7 @@ class Source:
         self.name = named or kind
 
     def _from_hub(self, auto: Any, name: str) -> Any:
+        check_url(self.role, name, "Give a folder or hub id, and 'token' in its options for the hub.")
         try:
             return auto.from_pretrained(name, **self.hub)
         except Exception as error:

@@ -10,6 +10,7 @@ from typing import Any
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from rsd_integrations.errors import ModelError
+from rsd_integrations.text.printable import printable
 from rsd_integrations.types import Role
 
 __all__ = ["check_whole", "first_line", "is_adapter", "no_model", "remedy", "told"]
@@ -24,7 +25,7 @@ _LOG_IN = "log in with: hf auth login"
 def first_line(error: Exception) -> str:
     """The first line of an error, for the message of another."""
     said = str(error).strip()
-    return f"{type(error).__name__}: {said.splitlines()[0] if said else repr(error)}"
+    return printable(f"{type(error).__name__}: {said.splitlines()[0] if said else repr(error)}")
 
 
 def told(error: Exception, options: Mapping[str, Any]) -> str:
@@ -37,7 +38,7 @@ def told(error: Exception, options: Mapping[str, Any]) -> str:
     if isinstance(token := options.get("token"), str) and token:
         said = said.replace(token, "***")
     short = said if len(said) <= _LONGEST else f"{said[:_LONGEST]}..."
-    return f"{type(error).__name__}: {short}{'' if short.endswith('.') else '.'}"
+    return printable(f"{type(error).__name__}: {short}{'' if short.endswith('.') else '.'}")
 
 
 def remedy(role: Role, error: Exception, what: str) -> str:

@@ -13,6 +13,7 @@ from yarl import URL
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.limits import check_count
 from rsd_integrations.naming import nearest
+from rsd_integrations.secrecy import check_url
 from rsd_integrations.types import Role
 
 __all__ = ["OPTIONS", "Address"]
@@ -126,6 +127,8 @@ def _may_be_sent(text: Any) -> bool:
 
 
 def _base_url(role: Role, url: Any) -> str:
+    if isinstance(url, str):
+        check_url(role, url, f"Give {role}_kwargs={{'headers': {{'Authorization': ...}}}}.")
     try:
         parts = URL(url.strip())
         fine = parts.scheme in ("http", "https") and bool(parts.host) and (parts.port or 0) < 2**16
@@ -133,13 +136,6 @@ def _base_url(role: Role, url: Any) -> str:
         fine = False
     if not fine:
         raise ConfigError(f"{role}={url!r:.200} is no URL.", hint=_URL_HINT)
-    if parts.user is not None or parts.password is not None:
-        raise ConfigError(
-            f"{role}: the URL of {parts.host!r} names a user or password, which errors and logs would show.",
-            hint=f"Give {role}_kwargs={{'headers': {{'Authorization': ...}}}}.",
-        )
-    if "?" in url or "#" in url:
-        raise ConfigError(f"{role}: the URL of {parts.host!r} has more than a base URL.", hint=_URL_HINT)
     return str(parts).rstrip("/").removesuffix("/v1").rstrip("/")
 
 

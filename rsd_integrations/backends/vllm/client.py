@@ -10,8 +10,9 @@ from itertools import count
 from typing import Any
 
 from rsd_integrations.backends.vllm.address import Address
-from rsd_integrations.backends.vllm.http import Answer, Away, Http, Late, Stale, Unsendable
+from rsd_integrations.backends.vllm.http import Answer, Away, Http, Late, Stale, TooLong, Unsendable
 from rsd_integrations.errors import BackendError, RefusedError, RSDError, UnreachableError
+from rsd_integrations.text.printable import printable
 
 __all__ = ["Servers"]
 
@@ -152,6 +153,11 @@ class Servers:
         except Late as error:
             self._down[url] = time.monotonic() + _DOWN  # Other questions go elsewhere.
             raise self._late(url, path) from error.__cause__
+        except TooLong as error:
+            raise BackendError(
+                f"the {self._address.role}'s server at {url} answered {path} with {error}.",
+                hint="Check that it is a vLLM server.",
+            ) from None
         except Unsendable:
             raise BackendError(
                 f"the question to the {self._address.role}'s server at {url} cannot be sent.",
@@ -185,7 +191,7 @@ class Servers:
     def _unreachable(self, url: str, error: BaseException) -> str:
         proxied = self._http.is_through_a_proxy(url)
         through = " through the proxy that the environment names" if proxied else ""
-        return f"cannot be reached{through}: {type(error).__name__} {error!s:.200}".rstrip()
+        return f"cannot be reached{through}: {type(error).__name__} {printable(str(error)[:200])}".rstrip()
 
     def _remedy(self, gone: bool) -> str:
         if not gone:
@@ -230,14 +236,14 @@ def _json(answer: Answer, url: str) -> Any:
 def _told(answer: Answer) -> str:
     """What the server says is wrong, in one line."""
     if moved := answer.headers.get("location"):
-        return f"it is at {moved:.200}"
+        return f"it is at {printable(moved[:200])}"
     try:
         said = answer.json()
         error = said.get("error", said)
         text = str(error.get("message", error) if isinstance(error, Mapping) else error)
     except (ValueError, AttributeError):
         text = answer.text
-    return " ".join(text.split())[:300].rstrip(".") or answer.reason
+    return printable(" ".join(text.split())[:300].rstrip(".") or answer.reason)
 
 
 def _seconds(text: str | None) -> float:

@@ -1,4 +1,4 @@
-"""One try of one question over HTTP (aiohttp): an answer, or one of four exceptions where there is none.
+"""One try of one question over HTTP (aiohttp): an answer, or one of five exceptions where there is none.
 
 aiohttp and not httpx: for each question httpx takes 2 to 4 ms of the event loop's time, more than all the
 other work for it, and aiohttp 0.2 ms (dev/vllm.md).
@@ -19,25 +19,30 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
+from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
 from rsd_integrations.errors import ConfigError
+from rsd_integrations.secrecy import is_secret
 
-__all__ = ["Answer", "Away", "Http", "Late", "Stale", "Unsendable"]
+__all__ = ["Answer", "Away", "Http", "Late", "Stale", "TooLong", "Unsendable"]
 
 _IDLE = 2.0
 """Seconds after which an idle connection is closed. A server (after 5 s) might do so just as we ask."""
-
-_SECRET = re.compile(r"(^|-|_)(\w*authorization|auth|\w*key|token|secret|password|cookie)$", re.IGNORECASE)
-"""Names of headers whose values are not to be shown."""
 
 _SCHEME = re.compile(r"(bearer|basic|token)\s+", re.IGNORECASE)
 
 _SHORTEST_SECRET = 6
 """Characters. Shorter values are placeholders ("EMPTY"), and would be found in any text."""
 
+_LONGEST_ANSWER = 1 << 26
+"""Bytes. Two logits of each of a million tokens are 48 MiB, a million tokens' ids 8 MiB."""
+
 _LONGEST_EVENT = 1 << 22
-"""Bytes. The first event repeats the prompt's tokens."""
+"""Bytes, of which aiohttp takes twice as many. The first event repeats the prompt's tokens."""
+
+_UNPACKED = {"Accept-Encoding": "identity"}
+"""A megabyte may unpack to a thousand, while the event loop stands still. So nothing is unpacked here."""
 
 
 class Away(Exception):
@@ -54,6 +59,10 @@ class Late(Exception):
 
 class Unsendable(Exception):
     """HTTP cannot carry the question."""
+
+
+class TooLong(Exception):
+    """The answer is longer than any honest one."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +90,19 @@ class Answer:
         Raises:
             ValueError: it is no JSON.
         """
-        try:
-            return json.loads(self.body)
-        except RecursionError as error:
-            raise ValueError("it is nested too deep") from error
+        return _json(self.body)
+
+
+def _json(data: bytes) -> Any:
+    """What it says.
+
+    Raises:
+        ValueError: it is no JSON.
+    """
+    try:
+        return json.loads(data)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
 
 
 class Http:
@@ -94,7 +112,7 @@ class Http:
         urls: of the servers, for the proxies of the environment.
         headers: of every question.
         connect: seconds to connect.
-        timeout: seconds an answer may take, or each piece of one that comes piece by piece.
+        timeout: seconds an answer may take, all of its pieces together.
 
     Raises:
         ConfigError: the environment names a proxy that cannot be used.
@@ -107,8 +125,9 @@ class Http:
         self._headers = {"Content-Type": "application/json", **headers}
         logins = [proxy.headers for proxy in self._proxies.values() if proxy is not None]
         self._secrets = _secrets([headers, *logins])
-        self._pieces = aiohttp.ClientTimeout(total=None, sock_connect=connect, sock_read=timeout)
-        self._whole = aiohttp.ClientTimeout(total=connect + timeout, sock_connect=connect, sock_read=timeout)
+        self._timeout = aiohttp.ClientTimeout(
+            total=connect + timeout, sock_connect=connect, sock_read=timeout
+        )
         self._session: aiohttp.ClientSession | None = None
 
     def is_through_a_proxy(self, url: str) -> bool:
@@ -131,11 +150,15 @@ class Http:
         """Post a body, or, if that is None, send a GET. Cancelling closes the connection.
 
         Raises:
-            Away, Stale, Late, Unsendable: there is no answer; ``__cause__`` says why.
+            Away, Stale, Late, Unsendable, TooLong: there is no answer; ``__cause__`` says why.
         """
-        async with self._asked(url, path, body, self._whole) as response:
-            read = await response.read()
-            return Answer(response.status, response.reason or "", response.headers, read)
+        async with self._asked(url, path, body) as response:
+            read = bytearray()
+            async for piece in response.content.iter_any():
+                read += piece
+                if len(read) > _LONGEST_ANSWER:
+                    raise TooLong(f"more than {_LONGEST_ANSWER >> 20} MiB")
+            return Answer(response.status, response.reason or "", response.headers, bytes(read))
 
     async def stream(self, url: str, path: str, body: Mapping[str, Any]) -> AsyncGenerator[Any, None]:
         """Post a body, and give the JSON of each server-sent event as it comes.
@@ -144,24 +167,25 @@ class Http:
             Away, Stale, Late, Unsendable: as ``ask``; Away also for an answer that is no success, Unsendable
                 for events that are no JSON.
         """
-        async with self._asked(url, path, body, self._pieces) as response:
+        async with self._asked(url, path, body) as response:
             if response.status != 200:
                 raise Away
             async for line in response.content:
                 data = line.removeprefix(b"data:").strip()
                 if data and data != b"[DONE]" and data != line.strip():
-                    yield json.loads(data)
+                    yield _json(data)
 
     @contextlib.asynccontextmanager
     async def _asked(
-        self, url: str, path: str, body: Mapping[str, Any] | None, timeout: aiohttp.ClientTimeout
+        self, url: str, path: str, body: Mapping[str, Any] | None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         data = None if body is None else json.dumps(body, separators=(",", ":")).encode()
-        options: dict[str, Any] = {"allow_redirects": False, "timeout": timeout}
+        options: dict[str, Any] = {"allow_redirects": False, "timeout": self._timeout, "headers": _UNPACKED}
         if (proxy := self._proxies[url]) is not None:
             # The proxy gets its login with a request for a tunnel (https), or else with the question itself.
             tunnel = url.startswith("https:")
-            options |= {"proxy": proxy.address, "proxy_headers" if tunnel else "headers": proxy.headers}
+            login: dict[str, Any] = {"headers": {**_UNPACKED, **proxy.headers}}
+            options |= {"proxy": proxy.address, **({"proxy_headers": proxy.headers} if tunnel else login)}
         try:
             async with self._open().request(
                 "GET" if data is None else "POST", url + path, data=data, **options
@@ -175,7 +199,7 @@ class Http:
             raise Stale from error
         except ValueError:  # Its text quotes what was to be sent: a key, perhaps.
             raise Unsendable from None
-        except aiohttp.ClientError as error:
+        except (aiohttp.ClientError, HttpProcessingError) as error:  # The latter for events without an end.
             raise Away from error
 
     def _open(self) -> aiohttp.ClientSession:
@@ -186,6 +210,7 @@ class Http:
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers=self._headers,
                 read_bufsize=_LONGEST_EVENT,
+                auto_decompress=False,
             )
         return self._session
 
@@ -235,6 +260,6 @@ def _proxy(url: str) -> _Proxy | None:
 
 def _secrets(headers: Iterable[Mapping[str, str]]) -> list[str]:
     """Values of secret headers, without the scheme ("Bearer"); longest first, as one may begin another."""
-    told = [value for some in headers for name, value in some.items() if _SECRET.search(name)]
+    told = [value for some in headers for name, value in some.items() if is_secret(name.replace("_", "-"))]
     keys = {_SCHEME.sub("", value) for value in told}
     return sorted((key for key in keys if len(key) >= _SHORTEST_SECRET), key=len, reverse=True)

@@ -53,13 +53,20 @@ def served_by(address: Address, options: dict[str, Any], max_length: int | None)
 
     Raises:
         BackendError: no server answers.
-        ConfigError: they do not serve one and the same model, or not the one that is named.
+        ConfigError: they do not serve one and the same model, or not the one that is named; or code is
+            trusted that a server would choose.
         ModelError: its config or tokenizer cannot be read on this side.
     """
-    cards = _cards(address)
-    card = next(iter(cards.values()))
     options = dict(options)
     source = options.pop("source", None)
+    if source is None and options.get("trust_remote_code"):
+        raise ConfigError(
+            f"{address.role}_kwargs: trust_remote_code={options['trust_remote_code']!r} without a 'source' "
+            "would run code from wherever the server says.",
+            hint="Name the 'source' whose code you trust: a folder or hub id of config and tokenizer.",
+        )
+    cards = _cards(address)
+    card = next(iter(cards.values()))
     try:
         files = Source.of(address.role, source or card.root, options)
     except ModelError as error:

@@ -123,6 +123,9 @@ class VLLMWriter(SpeakingWriter):
                     ahead.tokens += self._tokens(choice["token_ids"] or [])
                     ahead.ended, ahead.told = _says_that_it_ends(choice), _says_that_it_is_whole(choice)
                 session.count(None, ahead.start + max(0, len(ahead.tokens) - 1))
+                if len(ahead.tokens) > ahead.room:  # It may go on for ever, so the step is asked for anew.
+                    ahead.told = False
+                    return
 
     async def _written_ahead(self, session: VLLMWriterSession) -> _Found | None:
         """What was written ahead, behind the last step, if it can be used; a rejected step has dropped it."""
