@@ -18,6 +18,7 @@ from rsd_integrations.encoding.plain import (
     special_tokens,
 )
 from rsd_integrations.encoding.tool_turns import ways_to_write
+from rsd_integrations.encoding.written import written
 from rsd_integrations.errors import ModelError, PromptError
 from rsd_integrations.types import Message
 
@@ -312,12 +313,10 @@ def _control_tokens(tokenizer: Any, template: str) -> frozenset[str]:
 
 def _found_control_tokens(tokenizer: Any, template: str) -> frozenset[str]:
     # Gemma lists "\n" among its added tokens: white space is never control.
-    written = {
-        token.content
-        for token in added_tokens(tokenizer)
-        if token.content in template and not token.content.isspace()
-    }
-    return special_tokens(tokenizer) | written
+    added = {token.content for token in added_tokens(tokenizer) if not token.content.isspace()}
+    named = special_tokens(tokenizer) | {token for token in added if token in template}
+    rest = added - named if template else set()
+    return named | written(tokenizer, rest) if rest else named
 
 
 def _name(tokenizer: Any) -> str:
