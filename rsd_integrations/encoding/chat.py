@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache, partial
 from typing import Any
 
 from rsd_integrations.encoding.plain import (
@@ -144,11 +144,14 @@ def _encode_rendered(tokenizer: Any, rendered: str, control: frozenset[str]) -> 
     """Encode a rendered chat: marked control tokens spelled out, the template's own parsed."""
     pieces = _marks(control).split(_parted(rendered, control))
     ids = [*encode_markup(tokenizer, pieces[0], opening=True)]
+    # Each piece once: a text of markup alone has tens of thousands, and few different ones.
+    plain, markup = (
+        cache(partial(encode_plain, tokenizer, never=control)),
+        cache(partial(encode_markup, tokenizer)),
+    )
     for position, piece in enumerate(pieces[1:], start=1):
-        if piece and position % 2:
-            ids += encode_plain(tokenizer, piece, never=control)
-        elif piece:
-            ids += encode_markup(tokenizer, piece)
+        if piece:
+            ids += plain(piece) if position % 2 else markup(piece)
     return tuple(ids)
 
 
@@ -247,7 +250,8 @@ def _marker(control: frozenset[str], normalize: Callable[[str], str]) -> Callabl
         return value
 
     def text(bare: str) -> str:
-        if len(pattern.findall(normalize(bare))) > len(pattern.findall(bare)):
+        normal = normalize(bare)
+        if normal != bare and len(pattern.findall(normal)) > len(pattern.findall(bare)):
             # Look-alikes that the normaliser turns into a control token; one by one its characters are none.
             return "".join(f"{_CLOSE}{character}" for character in bare) + _CLOSE
         return edges.around(bare, pattern.sub(lambda found: f"{_OPEN}{found[0]}{_CLOSE}", bare))
