@@ -31,6 +31,12 @@ _ROLES: dict[str, tuple[Role, ...]] = {
     "target": ("target",),
 }
 
+_MOST_STRINGS = 256
+"""Each is looked for behind each token, while the requests beside this one wait."""
+
+_LARGEST = 2**64 - 1
+"""Whole number of a setting: Python prints none of more than 4300 digits."""
+
 DEFAULT_THRESHOLD = 0.7
 """The paper's; used where neither the PRM's config nor its format recommends another."""
 
@@ -79,16 +85,17 @@ class RSDFields(BaseModel):
     beta: float = Field(default=10.0, gt=0.0, allow_inf_nan=False)
     """The slope of the "logistic" weighting."""
 
-    step_delimiter: Strings = ("\n\n",)
-    """A step ends with the token that completes one of these. Blank lines alone do not make a step."""
+    step_delimiter: Strings = Field(default=("\n\n",), max_length=_MOST_STRINGS)
+    """A step ends with the token that completes one of these (at most 256). Blank lines alone do not make a
+    step."""
 
-    max_tokens: int | None = Field(default=None, ge=1)
+    max_tokens: int | None = Field(default=None, ge=1, le=_LARGEST)
     """Most tokens in the answer. None: whatever the window leaves after the prompt."""
 
-    max_steps: int = Field(default=100, ge=1)
+    max_steps: int = Field(default=100, ge=1, le=_LARGEST)
     """Most steps in the answer (100 in the paper)."""
 
-    max_step_tokens: int = Field(default=512, ge=1)
+    max_step_tokens: int = Field(default=512, ge=1, le=_LARGEST)
     """Most tokens in one step; a longer one is cut there and scored as it stands."""
 
     temperature: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
@@ -97,7 +104,7 @@ class RSDFields(BaseModel):
     top_p: float = Field(default=1.0, gt=0.0, le=1.0, allow_inf_nan=False)
     """Only the smallest set of tokens whose probabilities add up to top_p; 1 for all."""
 
-    top_k: int | None = Field(default=None, ge=1)
+    top_k: int | None = Field(default=None, ge=1, le=_LARGEST)
     """Only the k likeliest tokens; None for all."""
 
     min_p: float = Field(default=0.0, ge=0.0, le=1.0, allow_inf_nan=False)
@@ -108,18 +115,18 @@ class RSDFields(BaseModel):
     """Above 1, tokens that are already in the prompt or the answer become less likely (as in transformers
     and vLLM). The penalty in a model's ``generation_config`` is not used. 1 means none, and is fastest."""
 
-    seed: int | None = Field(default=None, ge=0)
+    seed: int | None = Field(default=None, ge=0, le=_LARGEST)
     """Fixes every random draw, whatever else runs. None draws a fresh seed, which the result reports."""
 
-    stop: Strings = ()
-    """The answer ends before the first of these strings, which may span tokens and steps. In the thinking
-    before the answer they are ignored."""
+    stop: Strings = Field(default=(), max_length=_MOST_STRINGS)
+    """The answer ends before the first of these strings (at most 256), which may span tokens and steps. In
+    the thinking before the answer they are ignored."""
 
     speculation: bool = True
     """Whether the target verifies the rejected step's tokens as speculative tokens, several in a forward
     pass. The text is the same either way (in half precision rounding may change a token)."""
 
-    draft_candidates: int = Field(default=1, ge=1)
+    draft_candidates: int = Field(default=1, ge=1, le=_LARGEST)
     """Candidates that the draft writes for each step, as one batch; only the one with the best reward can
     be accepted. Above 1 the answers no longer follow the paper's distribution (equation 3): the draft's
     part of the mixture becomes that of the best of n. Needs a temperature above 0, and in this process n
@@ -297,7 +304,14 @@ def first_wrong(error: ValidationError) -> str:
     if not first["loc"]:  # Fields that do not go together: the message names them.
         return message
     name = ".".join(map(str, first["loc"]))
-    return message if message.startswith(name) else f"{name}={first['input']!r:.200}: {message}"
+    return message if message.startswith(name) else f"{name}={_shown(first['input'])}: {message}"
+
+
+def _shown(value: Any) -> str:
+    try:
+        return f"{value!r:.200}"
+    except ValueError:  # As of a number of more than 4300 digits.
+        return f"({type(value).__name__} too long to be shown)"
 
 
 def refused(error: ValidationError, where: str = "") -> ConfigError:

@@ -374,6 +374,38 @@ def forced(tokenizer: Any, constraint: Any) -> list[int]:
     return written
 
 
+NAMED_OUTSIDE = CallFormat("[TOOL_CALLS]", "[ARGS]", "", "[TOOL_CALLS]")
+KEYED = call_format(tokenizer_of_keyed_calls("MiniMax-M2"))
+HALF = '{"x": "\\ud800"}'
+
+
+@pytest.mark.parametrize("valid", [0, 1, 2])
+@pytest.mark.parametrize("count", [1, 2, 500])
+@pytest.mark.parametrize(
+    ("form", "around", "between", "call", "flawed"),
+    [
+        (HERMES, ("<tool_call>[", "]</tool_call>"), ",", '{"name": "a"}', "0"),
+        (HERMES, ("<tool_call>[", "]</tool_call>"), ",", '{"name": "a"}', '{"name": "b", "arguments": 1}'),
+        (NAMED_OUTSIDE, ("[TOOL_CALLS]", ""), "[TOOL_CALLS]", "a[ARGS]{}", f"b[ARGS]{HALF}"),
+        (
+            KEYED,
+            ("<minimax:tool_call>\n", "</minimax:tool_call>"),
+            "",
+            '<invoke name="a">\n</invoke>\n',
+            '<invoke name="b">\n<parameter name="x">\ud800</parameter>\n</invoke>\n',
+        ),
+    ],
+)
+def test_of_the_calls_of_a_text_that_are_none_one_is_told(
+    form: CallFormat, around: tuple[str, str], between: str, call: str, flawed: str, count: int, valid: int
+) -> None:
+    """Each holds the whole text: 32 KB became a gigabyte."""
+    text = between.join([*[flawed] * count, *[call] * valid]).join(around)
+    found = plain_reader(form)(text) or []
+    assert [one.name for one in found if isinstance(one, ToolCall)] == ["a"] * valid
+    assert [one.text for one in found if isinstance(one, InvalidToolCall)] == [text]
+
+
 def test_a_call_that_is_nested_too_deep_is_an_invalid_one() -> None:
     text = '<tool_call>\n{"name": "f", "arguments": ' + "[" * 200_000 + "\n</tool_call>"
     [call] = plain_reader(HERMES)(text) or []

@@ -52,6 +52,8 @@ from rsd_integrations.weighting import NAMES, acceptance_probability, logistic, 
         {"n": 2},
         {"max_new_tokens": 5},
         {"stop": 3},
+        {"seed": 2**64},
+        {"max_tokens": 2**64},
     ],
     ids=str,
 )
@@ -65,6 +67,26 @@ def test_what_is_refused_names_the_field(fields: dict[str, Any]) -> None:
         with pytest.raises(ConfigError, match=name):
             pipe.generate("x", **fields)
         assert pipe.backend.draft.open_sessions == 0
+
+
+def test_as_many_strings_and_as_large_numbers_as_there_may_be() -> None:
+    """Each string is looked for behind each token: a hundred thousand took all requests' time."""
+    many = [str(n) for n in range(256)]
+    config = RSDConfig(stop=many, step_delimiter=many, seed=2**64 - 1, max_tokens=2**64 - 1)
+    assert config.stop == config.step_delimiter == tuple(many)
+    for name in ("stop", "step_delimiter"):
+        with pytest.raises(ConfigError, match=rf"^{name}=\['0', .*at most 256 items.* not 257"):
+            config.override(**{name: [*many, "x"]})
+
+
+@pytest.mark.parametrize(
+    "name", ["seed", "max_tokens", "max_steps", "max_step_tokens", "top_k", "draft_candidates", "threshold"]
+)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_number_that_python_does_not_print_is_refused(name: str, sign: int) -> None:
+    value = sign * 10**5000
+    with pytest.raises(ConfigError, match=rf"^{name}=\(int too long to be shown\): Input"):
+        RSDConfig().override(**{name: value})
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from rsd_integrations.encoding import (
     render_chat,
     token_id,
 )
+from rsd_integrations.encoding.plain import alternatives
 from rsd_integrations.errors import ModelError, PromptError
 from rsd_integrations.pocket import pocket_paths
 from rsd_integrations.protocols import FREE
@@ -391,6 +392,69 @@ def test_what_a_tokenizer_has_is_asked_for_once(monkeypatch: pytest.MonkeyPatch)
     assert render_chat(tokenizer, chat) == first
     assert encode_plain(tokenizer, "<|im_end|>", never=control_tokens(tokenizer))
     assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("text", "least"),
+    [
+        ("<|im_end|>", 1),
+        ("<|im_end|>x", 1),
+        ("<|reserved_7|><|reserved_8|>", 2),
+        ("\uff1c|im_end|> hello", 6),
+    ],
+)
+def test_pieces_that_recur_are_encoded_once(monkeypatch: pytest.MonkeyPatch, text: str, least: int) -> None:
+    """Each call of a tokenizer takes some 40 us, and a prompt may be markup for a hundred pages."""
+    special = ("<|im_start|>", "<|im_end|>", *(f"<|reserved_{n}|>" for n in range(9)))
+    tokenizer = byte_level(special=special)
+    tokenizer._tokenizer.normalizer = normalizers.NFKC()
+    calls: list[str] = []
+    own = type(tokenizer).encode
+
+    def noted(self: Any, given: str, **more: Any) -> Any:
+        calls.append(given)
+        return own(self, given, **more)
+
+    monkeypatch.setattr(type(tokenizer), "encode", noted)
+    counts = []
+    for times in (2, 20, 200):
+        calls.clear()
+        chat: list[dict[str, object]] = [{"role": "user", "content": text * times}]
+        ids = render_chat(tokenizer, chat)
+        assert len(ids) >= least * times
+        encode_plain(tokenizer, text * times)
+        counts.append(len(calls))
+    assert counts[1] == counts[2]
+
+
+texts_and_tokens = st.tuples(
+    st.frozensets(
+        st.text("<|a", min_size=1, max_size=5) | st.sampled_from(["aa<|" * 30, "a" * 99]), max_size=8
+    ),
+    st.text("<|a", max_size=30) | st.just("aa<|" * 31 + "a" * 120),
+)
+
+
+@given(texts_and_tokens)
+def test_the_longest_of_the_tokens_at_a_place_is_found(given_: tuple[frozenset[str], str]) -> None:
+    tokens, text = given_
+    longest_first = sorted(tokens, key=len, reverse=True)
+    expected = re.compile("|".join(map(re.escape, longest_first)) or "(?!)").findall(text)
+    assert alternatives(tokens).findall(text) == expected
+
+
+def test_runs_of_all_lengths_are_a_pattern_that_python_takes() -> None:
+    """Vocabularies have such runs of white space."""
+    runs = frozenset("=" * length for length in range(1, 200))
+    assert alternatives(runs).findall("=" * 250) == ["=" * 199, "=" * 51]
+
+
+def test_tokens_that_differ_in_a_number_share_their_beginning() -> None:
+    """As many are compared at each "<" as there are digits, not a thousand."""
+    tokens = frozenset(f"<|reserved_{number}|>" for number in range(1000))
+    pattern = alternatives(tokens)
+    assert pattern.pattern.count("reserved") == 1
+    assert all(pattern.fullmatch(token) for token in tokens)
 
 
 signs = st.text("<|>ab \n", min_size=1, max_size=6)

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache, partial
 from typing import Any
 
 from rsd_integrations.encoding.plain import (
@@ -18,6 +18,7 @@ from rsd_integrations.encoding.plain import (
     special_tokens,
 )
 from rsd_integrations.encoding.tool_turns import ways_to_write
+from rsd_integrations.encoding.written import written
 from rsd_integrations.errors import ModelError, PromptError
 from rsd_integrations.types import Message
 
@@ -143,11 +144,14 @@ def _encode_rendered(tokenizer: Any, rendered: str, control: frozenset[str]) -> 
     """Encode a rendered chat: marked control tokens spelled out, the template's own parsed."""
     pieces = _marks(control).split(_parted(rendered, control))
     ids = [*encode_markup(tokenizer, pieces[0], opening=True)]
+    # Each piece once: a text of markup alone has tens of thousands, and few different ones.
+    plain, markup = (
+        cache(partial(encode_plain, tokenizer, never=control)),
+        cache(partial(encode_markup, tokenizer)),
+    )
     for position, piece in enumerate(pieces[1:], start=1):
-        if piece and position % 2:
-            ids += encode_plain(tokenizer, piece, never=control)
-        elif piece:
-            ids += encode_markup(tokenizer, piece)
+        if piece:
+            ids += plain(piece) if position % 2 else markup(piece)
     return tuple(ids)
 
 
@@ -246,7 +250,8 @@ def _marker(control: frozenset[str], normalize: Callable[[str], str]) -> Callabl
         return value
 
     def text(bare: str) -> str:
-        if len(pattern.findall(normalize(bare))) > len(pattern.findall(bare)):
+        normal = normalize(bare)
+        if normal != bare and len(pattern.findall(normal)) > len(pattern.findall(bare)):
             # Look-alikes that the normaliser turns into a control token; one by one its characters are none.
             return "".join(f"{_CLOSE}{character}" for character in bare) + _CLOSE
         return edges.around(bare, pattern.sub(lambda found: f"{_OPEN}{found[0]}{_CLOSE}", bare))
@@ -312,12 +317,10 @@ def _control_tokens(tokenizer: Any, template: str) -> frozenset[str]:
 
 def _found_control_tokens(tokenizer: Any, template: str) -> frozenset[str]:
     # Gemma lists "\n" among its added tokens: white space is never control.
-    written = {
-        token.content
-        for token in added_tokens(tokenizer)
-        if token.content in template and not token.content.isspace()
-    }
-    return special_tokens(tokenizer) | written
+    added = {token.content for token in added_tokens(tokenizer) if not token.content.isspace()}
+    named = special_tokens(tokenizer) | {token for token in added if token in template}
+    rest = added - named if template else set()
+    return named | written(tokenizer, rest) if rest else named
 
 
 def _name(tokenizer: Any) -> str:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from itertools import pairwise
+from functools import cache, lru_cache, partial
+from itertools import groupby, pairwise
+from operator import itemgetter
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from rsd_integrations.errors import PromptError
 from rsd_integrations.panics import is_panic
 from rsd_integrations.prompts import check_text
+from rsd_integrations.text.keyed import common_start
 
 __all__ = [
     "added_tokens",
@@ -30,6 +32,9 @@ _ANCHORS = ("\n", ":", "a", "0")
 _PROBES = ("a", "7", "(")
 
 Made = TypeVar("Made")
+
+_DEEPEST_TREE = 24
+"""Groups within groups of a pattern, which Python compiles one within the other."""
 
 _MOST_REMEMBERED = 64
 """Things that are remembered of a tokenizer at once."""
@@ -57,11 +62,13 @@ def encode_plain(
     ids_of_further = remembered(tokenizer, ("ids", further), lambda: _ids_of(tokenizer, further))
     refused = facts.special_ids | ids_of_further | frozenset(banned)
     pieces = _spelled_out(text, (alternatives(facts.special), alternatives(further)))
-    ids = [token for piece in pieces for token in _continue(tokenizer, piece)]
+    # Each piece once: a text of markup alone has tens of thousands, and few different ones.
+    encoded = cache(partial(_continue, tokenizer))
+    ids = [token for piece in pieces for token in encoded(piece)]
     if refused.isdisjoint(ids):
         return tuple(ids)
     # A normaliser can turn look-alike characters into a control token: take them one by one.
-    ids = [token for character in text for token in _continue(tokenizer, character)]
+    ids = [token for character in text for token in encoded(character)]
     if refused.isdisjoint(ids):
         return tuple(ids)
     raise PromptError(
@@ -141,8 +148,23 @@ def remembered(tokenizer: Any, key: Hashable, make: Callable[[], Made]) -> Made:
 @lru_cache(maxsize=64)
 def alternatives(tokens: frozenset[str]) -> re.Pattern[str]:
     """A pattern that finds any of these texts; of two at the same place, the longer."""
-    longest_first = sorted((token for token in tokens if token), key=lambda token: (-len(token), token))
-    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+    return re.compile(_tree(sorted(token for token in tokens if token)) or "(?!)")
+
+
+def _tree(texts: Sequence[str], depth: int = 0) -> str:
+    """A pattern of these sorted texts, in which common beginnings are compared once: some vocabularies have a
+    thousand control tokens that differ in a number.
+    """
+    if depth > _DEEPEST_TREE:
+        return "|".join(map(re.escape, sorted(texts, key=len, reverse=True)))
+    groups = [list(group) for _, group in groupby(filter(None, texts), key=itemgetter(0))]
+    parts = []
+    for group in groups:
+        start = common_start(group[0], group[-1])
+        rest = _tree([text[len(start) :] for text in group], depth + 1) if len(group) > 1 else ""
+        parts.append(re.escape(start) + (f"(?:{rest})" if rest else ""))
+    found = "|".join(parts)
+    return f"(?:{found})?" if found and "" in texts else found
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from rsd_integrations.encoding import (
     message_text,
     render_chat,
 )
+from rsd_integrations.encoding.written import written_around_turns
 from rsd_integrations.errors import ModelError, PromptError
 from rsd_integrations.types import Message
 
@@ -127,11 +128,10 @@ class AnswerTurn:
         self.space = self._lead if self._lead.isspace() else ""
         """White space that the template writes before what an assistant says."""
         # Many vocabularies have turn markers as added tokens that are not special, which an answer may spell.
-        self._never = frozenset(
-            token
-            for token in control_tokens(tokenizer)
-            if token in whole + header and token not in self._lead
-        )
+        control = control_tokens(tokenizer)
+        around = {token for token in control if token in whole + header}
+        around |= written_around_turns(tokenizer, control, **template_kwargs)
+        self._never = frozenset(token for token in around if token not in self._lead)
         self.tail = encode_markup(tokenizer, tail)
         """Tokens behind the answer."""
 

@@ -25,15 +25,7 @@ from rsd_integrations.text.segment import Unbroken
 from rsd_integrations.text.values import read_first, read_json
 from rsd_integrations.types import InvalidToolCall, Message, ToolCall
 
-__all__ = [
-    "CALL_ID",
-    "HERMES",
-    "CallFormat",
-    "CallReader",
-    "find_format",
-    "new_id",
-    "plain_reader",
-]
+__all__ = ["CALL_ID", "HERMES", "CallFormat", "CallReader", "find_format", "new_id", "plain_reader"]
 
 ReadCall = Callable[[str], "list[ToolCall | InvalidToolCall] | None"]
 """The calls in a text that looks like calls; None where it is none after all."""
@@ -248,11 +240,9 @@ def plain_reader(form: CallFormat, output: Output = _NO_TOOLS) -> ReadCall:
             flaw = _UNKNOWN if form.between is None else f"its JSON is malformed: {error}"
             return [_invalid(text, flaw)] if form.opening else None
         items = [_function(item, form.name_key) for item in (value if isinstance(value, list) else [value])]
-        calls = [_call(item, form.arguments_key, text) for item in items]
+        calls = _calls(items, form.arguments_key, text)
         whole = all(isinstance(call, ToolCall) for call in calls)
-        if not form.opening and not (whole and all(keys & item.keys() for item in items)):
-            return None
-        return calls
+        return calls if form.opening or (whole and all(keys & item.keys() for item in items)) else None
 
     return read
 
@@ -268,7 +258,7 @@ def _keyed_reader(form: CallFormat, calls: KeyedCalls, output: Output) -> ReadCa
             found = calls.read(body.removesuffix(form.closing), dict(output.functions))
         except ValueError as error:
             return [_invalid(text, str(error))]
-        return [_call({"name": name, "arguments": given}, "arguments", text) for name, given in found]
+        return _calls([{"name": name, "arguments": given} for name, given in found], "arguments", text)
 
     return read
 
@@ -280,21 +270,21 @@ def _named_reader(form: CallFormat, between: str) -> ReadCall:
     again = _pattern(form.again) if form.again and form.again.strip() else None
 
     def read(text: str) -> list[ToolCall | InvalidToolCall]:
-        calls: list[ToolCall | InvalidToolCall] = []
+        items: list[Any] = []
         rest = text.strip().removeprefix(form.opening).strip()
         found = before.match(rest)
         try:
-            while found or not calls:
+            while found or not items:
                 name, brace, rest = (rest[found.end() :] if found else rest).partition("{")
                 arguments, rest = read_first(brace + rest)
                 name = behind_name.sub("", name.strip()).strip()
-                calls.append(_call({"name": name, "arguments": arguments}, "arguments", text))
+                items.append({"name": name, "arguments": arguments})
                 found = again.match(rest) if again else None
             if not form.after.strip().startswith(rest):
                 raise ValueError(f"{rest:.40} is behind it")
         except ValueError as error:
             return [_invalid(text, f"its JSON is malformed: {error}")]
-        return calls
+        return _calls(items, "arguments", text)
 
     return read
 
@@ -307,10 +297,8 @@ def _pattern(text: str) -> re.Pattern[str]:
 
 def read_message(calls: Any, text: str) -> list[ToolCall | InvalidToolCall]:
     """The calls of a parsed message (``tool_calls`` as transformers' response parser gives them)."""
-    return [
-        _call(call.get("function", call) if isinstance(call, dict) else call, "arguments", text)
-        for call in calls or ()
-    ] or [_invalid(text, "it is no call")]
+    items = [call.get("function", call) if isinstance(call, dict) else call for call in calls or ()]
+    return _calls(items, "arguments", text) or [_invalid(text, "it is no call")]
 
 
 def _function(item: Any, name_key: str) -> Any:
@@ -320,6 +308,13 @@ def _function(item: Any, name_key: str) -> Any:
     if isinstance(item.get("function"), dict):
         return item["function"]
     return {**item, "name": item[name_key]} if name_key in item else item
+
+
+def _calls(items: Sequence[Any], key: str, text: str) -> list[ToolCall | InvalidToolCall]:
+    """The calls; of what is none only the first, as each of these holds the whole text."""
+    made = [_call(item, key, text) for item in items]
+    flawed = next((call for call in made if isinstance(call, InvalidToolCall)), None)
+    return [call for call in made if call is flawed or isinstance(call, ToolCall)]
 
 
 def _call(item: Any, key: str, text: str) -> ToolCall | InvalidToolCall:

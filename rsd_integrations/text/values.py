@@ -30,6 +30,10 @@ _QUOTED = r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')"""
 """A text in quotes."""
 _PIECES = re.compile(_QUOTED + r"""|([\[({])|([\])}])|(,)|[^\[\](){}"',]+""", re.DOTALL)
 """A piece of a literal: a text in quotes, a bracket that opens, one that closes, a comma, or all else."""
+_BEGUN = r"""("(?:[^"\\]|\\.)*(?:"|\\?\Z)|'(?:[^'\\]|\\.)*(?:'|\\?\Z)|#[^\n]*)"""
+"""A text in quotes, which may lack the last one: else the rest is searched from each quote in it again. Or
+a comment of Python's, whose quotes are none.
+"""
 _KINDS: dict[type, str] = {
     bool: "boolean",
     int: "integer",
@@ -40,12 +44,17 @@ _KINDS: dict[type, str] = {
     type(None): "null",
 }
 """What JSON schemas call the types."""
-_BARE = re.compile(_QUOTED + r"|([\w.$+-]+)(\s*:)?", re.DOTALL)
+_BARE = re.compile(_BEGUN + r"|([\w.$+-]+)(\s*:)?", re.DOTALL)
 """A text in quotes, or a word without any, perhaps a key."""
-_NO_ESCAPE = re.compile(r"""\\(\\|['"abfnrtv0-7xNuU\n])|\\""")
-"""A backslash, with the character that it escapes if it is a known escape."""
-_PYTHON = re.compile(_QUOTED + r"|\b(true|false|null)\b", re.DOTALL)
-"""A text in quotes, or a word of JSON's that Python spells otherwise."""
+_ESCAPE = re.compile(r"""\\(?:([4-7][0-7]{2})|(\\|['"abfnrtv0-7xNuU\n]))?""")
+"""A backslash, with an octal escape above 255, or with the character that it escapes, if it is known."""
+_PYTHON = re.compile(
+    rf"""(?<=\w)(?<!\b[uUrR])["']|{_BEGUN}|\b(true|false|null)\b|(?<=[\w.])(and|else|for|if|in|is|not|or)""",
+    re.DOTALL,
+)
+"""Quotes behind letters (formatted texts and bytes, which JSON has not), a text in quotes, a word of JSON's
+that Python spells otherwise, or a keyword right behind a number.
+"""
 
 
 def read_json(text: str) -> Any:
@@ -224,17 +233,24 @@ def _unquoted(text: str, words: Mapping[str, Any]) -> Any:
         pass
     if not text.startswith(("[", "{", "(", "'", '"')):
         return _NOT_READ
-    # Some templates write lists and objects by Python's str. Backslashes that escape nothing are doubled, as
-    # Python would warn of them.
-    text = _NO_ESCAPE.sub(lambda found: found[0] if found[1] else r"\\", text)
+    # Some templates write lists and objects by Python's str. What Python would warn of is written otherwise:
+    # a model could fill the logs with it, and no thread can turn off warnings for itself alone.
     try:
-        return _plain(ast.literal_eval(_PYTHON.sub(_as_python, text)))
+        return _plain(ast.literal_eval(_PYTHON.sub(_as_python, _ESCAPE.sub(_escaped, text))))
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return _NOT_READ
 
 
+def _escaped(found: re.Match[str]) -> str:
+    octal, known = found.groups()
+    return f"\\u{int(octal, 8):04x}" if octal else found[0] if known else r"\\"
+
+
 def _as_python(found: re.Match[str]) -> str:
-    return found[1] or {"true": "True", "false": "False", "null": "None"}[found[2]]
+    quoted, word, keyword = found.groups()
+    if not (quoted or word or keyword):
+        raise ValueError(f"{found.string[:40]!r} has a text that JSON has not")
+    return quoted or (f" {keyword}" if keyword else {"true": "True", "false": "False", "null": "None"}[word])
 
 
 def _plain(value: Any) -> Any:
