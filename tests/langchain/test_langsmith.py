@@ -10,15 +10,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from langchain_core.language_models import FakeListChatModel
+from langchain_core.runnables import RunnableLambda
 from langchain_core.tracers.langchain import LangChainTracer
 from langsmith import Client, traceable
 from langsmith.run_helpers import tracing_context
 
 from cookbook.langsmith_collector import Collector
-from rsd_integrations import __version__
+from rsd_integrations import RewardFunction, __version__
+from rsd_integrations.functions import FunctionScorer
 from rsd_integrations.langchain import ChatRSD
 from rsd_integrations.pipeline import RSDPipeline
-from rsd_integrations.testing import scripted_pipeline
+from rsd_integrations.protocols import Backend
+from rsd_integrations.testing import ScriptedWriter, scripted_pipeline
 from tests.counting import ANSWER, QUESTION
 from tests.langchain.modes import MODES, NESTED
 
@@ -208,6 +212,24 @@ def test_below_a_traceable_function(smith: Any, llm: Any) -> None:
     client.flush()
     (root,) = collector.children(None)
     assert collector.tree(root) == ("mine", [TREE])
+    assert_whole(collector)
+
+
+def test_a_judge_runs_in_the_trace_of_who_asks(smith: Any) -> None:
+    collector, client = smith
+    judge = FakeListChatModel(responses=["0.9"])
+
+    def score(prompt: Any, steps: tuple[str, ...]) -> float:
+        return float(judge.invoke(steps[-1]).text)
+
+    writers = ScriptedWriter(["one"]), ScriptedWriter(["ONE"])
+    with RSDPipeline(Backend(*writers, FunctionScorer(RewardFunction(score)))) as pipe:
+        chain = RunnableLambda(lambda question: ChatRSD.from_pipeline(pipe).invoke(question))
+        with tracing_context(enabled=True, client=client):
+            chain.invoke(QUESTION)
+    client.flush()
+    names = sorted(run["name"] for run in collector.runs.values() if not run["name"].startswith("rsd."))
+    assert names == ["ChatRSD", "FakeListChatModel", "RunnableLambda"]
     assert_whole(collector)
 
 
