@@ -42,7 +42,7 @@ from rsd_integrations.langchain.params import (
     profile_of,
 )
 from rsd_integrations.langchain.tools import binding, structured
-from rsd_integrations.langchain.tracing import StepReporter, announced, running, take_running
+from rsd_integrations.langchain.tracing import StepReporter, announced, arunning, running, take_running
 from rsd_integrations.output import Output
 from rsd_integrations.types import ROLES, Generation, StepEvent
 
@@ -172,7 +172,7 @@ class ChatRSD(BaseChatModel, RSDSettings):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        with running(run_manager):
+        async with arunning(run_manager):
             return await super()._agenerate_with_cache(messages, stop, run_manager, **kwargs)
 
     def stream(

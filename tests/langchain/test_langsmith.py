@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from langchain_core.language_models import FakeListChatModel
+from langchain_core.messages import HumanMessage
 from langchain_core.runnables import RunnableLambda
 from langchain_core.tracers.langchain import LangChainTracer
 from langsmith import Client, traceable
@@ -198,6 +199,42 @@ def test_a_stream_that_is_left_early_leaves_no_run_open(smith: Any, llm: Any) ->
     client.flush()
     assert sum(run["name"] == "ChatRSD" for run in collector.runs.values()) == 2
     assert all(run.get("end_time") for run in collector.runs.values())
+
+
+@pytest.mark.parametrize("how", ["ainvoke", "agenerate", "abatch", "chain", "astream", "streaming"])
+def test_a_call_that_is_cancelled_leaves_no_run_open(
+    smith: Any, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor in the tracer's memory; and none is ended twice, of which the tracer would warn."""
+    collector, client = smith
+    tracer = LangChainTracer(client=client)
+    config: Any = {"callbacks": [tracer]}
+    with scripted_pipeline(lambda *_: "again\n\n", delay=0.001) as pipe:
+        llm = ChatRSD.from_pipeline(pipe, max_steps=10**6, streaming=True if how == "streaming" else None)
+
+        async def ask() -> None:
+            match how:
+                case "ainvoke" | "streaming":
+                    await llm.ainvoke(QUESTION, config)
+                case "agenerate":
+                    await llm.agenerate([[HumanMessage(QUESTION)]] * 2, callbacks=[tracer])
+                case "abatch":
+                    await llm.abatch([QUESTION] * 2, config)
+                case "chain":
+                    await (llm | (lambda message: message)).ainvoke(QUESTION, config)
+                case "astream":
+                    _ = [chunk async for chunk in llm.astream(QUESTION, config)]
+
+        with pytest.raises(asyncio.TimeoutError):
+            asyncio.run(asyncio.wait_for(ask(), 0.1))
+    client.flush()
+    models = [run for run in collector.runs.values() if run["run_type"] == "llm"]
+    assert len(models) == (2 if how in ("agenerate", "abatch") else 1)
+    for run in collector.runs.values():
+        assert run.get("end_time"), run["name"]
+    assert all("CancelledError" in run["error"] for run in models)
+    assert not tracer.run_map
+    assert not [record for record in caplog.records if record.name.startswith("langchain")]
 
 
 def test_below_a_traceable_function(smith: Any, llm: Any) -> None:
