@@ -17,7 +17,7 @@ _SECRET = re.compile(
     # Not "eos_token" and its like, which are text.
     r"((hf|hub|huggingface|use_auth|auth|access|api|bearer|private)_)?token"
     r"|(.+_)?(key|secret|password|passwd|credentials?|authorization|auth)"
-    r"|proxies|headers",  # Whose values may hold a password.
+    r"|proxies|(.+_)?headers",  # Whose values may hold a password.
     re.IGNORECASE,
 )
 

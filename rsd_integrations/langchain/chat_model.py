@@ -40,6 +40,7 @@ from rsd_integrations.langchain.params import (
     identifying_params,
     langsmith_params,
     profile_of,
+    traced_params,
 )
 from rsd_integrations.langchain.tools import binding, structured
 from rsd_integrations.langchain.tracing import StepReporter, announced, arunning, running, take_running
@@ -348,6 +349,10 @@ class ChatRSD(BaseChatModel, RSDSettings):
     @property
     def _identifying_params(self) -> dict[str, Any]:
         return identifying_params(self)
+
+    def _get_invocation_params(self, stop: list[str] | None = None, **kwargs: Any) -> dict[str, Any]:
+        stop, shown = traced_params(self, stop, kwargs)
+        return super()._get_invocation_params(stop, **shown)
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         return langsmith_params(self, stop, kwargs)

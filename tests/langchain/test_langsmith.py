@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import subprocess
 import sys
 import textwrap
@@ -127,6 +128,43 @@ def test_no_threshold_is_traced_where_rewards_meet_none(smith: Any, pipe: Any) -
         assert step["extra"]["metadata"].get("rsd_threshold") is None
         for told in (step["inputs"], step["outputs"], score["outputs"]):
             assert told["threshold"] is None
+
+
+@pytest.mark.parametrize("mode", ["invoke", "ainvoke", "stream", "astream"])
+def test_a_secret_among_a_call_s_parameters_is_refused_and_not_traced(
+    smith: Any, llm: Any, mode: str
+) -> None:
+    collector, client = smith
+    config = {"callbacks": [LangChainTracer(client=client)]}
+    for given in ({"api_key": "SECRET"}, {"token": "SECRET"}, {"extra_headers": {"x-api-key": "SECRET"}}):
+        with pytest.raises(ValueError, match=next(iter(given))):
+            MODES[mode](llm.bind(**given), config["callbacks"])
+    client.flush()
+    assert collector.runs
+    assert "SECRET" not in str(collector.runs)
+
+
+def test_the_parameters_of_a_call(smith: Any, pipe: Any) -> None:
+    """The object's stop strings are in force, parameters of other weightings are not; schemas are no secrets."""
+
+    def traced_by(**settings: Any) -> dict[str, Any]:
+        collector, client = smith
+        collector.runs.clear()
+        schema = {"type": "object", "properties": {"key": {"type": "string"}}}
+        form = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+        call = {"callbacks": [LangChainTracer(client=client)]}
+        with contextlib.suppress(ValueError):
+            ChatRSD.from_pipeline(pipe, **settings).invoke(QUESTION, call, response_format=form)
+        client.flush()
+        params: dict[str, Any] = model_run(collector)["extra"]["invocation_params"]
+        assert params["response_format"] == form
+        return params
+
+    one = traced_by(stop=("END",), beta=3.0)
+    assert (one["stop"], one["acceptance_rate"], one["beta"]) == (["END"], None, None)
+    two = traced_by(weighting="constant", acceptance_rate=0.25)
+    assert (two["stop"], two["acceptance_rate"], two["beta"]) == (None, 0.25, None)
+    assert traced_by(weighting="logistic", beta=3.0)["beta"] == 3.0
 
 
 @pytest.mark.parametrize("mode", ["invoke", "astream"])
