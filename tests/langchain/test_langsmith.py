@@ -145,7 +145,7 @@ def test_a_secret_among_a_call_s_parameters_is_refused_and_not_traced(
 
 
 def test_the_parameters_of_a_call(smith: Any, pipe: Any) -> None:
-    """The object's stop strings are in force, parameters of other weightings are not; schemas are no secrets."""
+    """The object's stop strings are in force, what the weighting ignores is not, and schemas are no secrets."""
 
     def traced_by(**settings: Any) -> dict[str, Any]:
         collector, client = smith
@@ -306,6 +306,24 @@ def test_a_judge_runs_in_the_trace_of_who_asks(smith: Any) -> None:
     names = sorted(run["name"] for run in collector.runs.values() if not run["name"].startswith("rsd."))
     assert names == ["ChatRSD", "FakeListChatModel", "RunnableLambda"]
     assert_whole(collector)
+
+
+def test_a_reward_stands_beside_the_candidate_that_got_it(smith: Any) -> None:
+    collector, client = smith
+    pieces = iter(["bad\n\n", "good\n\n"])
+    writers: Any = ScriptedWriter(lambda *_: next(pieces)), ScriptedWriter(["TARGET"])
+    scorer = FunctionScorer(RewardFunction(lambda prompt, steps: 0.9 if steps[-1] == "good" else 0.1))
+    with RSDPipeline(Backend(*writers, scorer)) as pipe:
+        llm = ChatRSD.from_pipeline(pipe, draft_candidates=2, temperature=1.0, max_steps=1)
+        llm.invoke(QUESTION, {"callbacks": [LangChainTracer(client=client)]})
+    client.flush()
+    (step,) = collector.children(model_run(collector)["id"])
+    draft, score = collector.children(step["id"])
+    assert [one["text"] for one in draft["outputs"]["candidates"]] == ["bad\n\n", "good\n\n"]
+    assert "text" not in draft["outputs"]
+    assert score["inputs"] == {"candidates": draft["outputs"]["candidates"]}
+    assert (score["outputs"]["text"], score["outputs"]["reward"]) == ("good\n\n", 0.9)
+    assert [one["reward"] for one in score["outputs"]["candidates"]] == [0.1, 0.9]
 
 
 def test_trace_steps(smith: Any, llm: Any) -> None:
