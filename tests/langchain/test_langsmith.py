@@ -145,7 +145,7 @@ def test_a_secret_among_a_call_s_parameters_is_refused_and_not_traced(
 
 
 def test_the_parameters_of_a_call(smith: Any, pipe: Any) -> None:
-    """The object's stop strings are in force, what the weighting ignores is not, and schemas are no secrets."""
+    """The object's stop strings are in force, not what its weighting ignores; schemas are no secrets."""
 
     def traced_by(**settings: Any) -> dict[str, Any]:
         collector, client = smith
