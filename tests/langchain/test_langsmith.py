@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -20,6 +21,7 @@ from langsmith.run_helpers import tracing_context
 
 from cookbook.langsmith_collector import Collector
 from rsd_integrations import RewardFunction, __version__
+from rsd_integrations.errors import TimedOutError
 from rsd_integrations.functions import FunctionScorer
 from rsd_integrations.langchain import ChatRSD
 from rsd_integrations.pipeline import RSDPipeline
@@ -186,11 +188,20 @@ def test_a_timeout_leaves_no_run_open(smith: Any, mode: str) -> None:
     collector, client = smith
     with scripted_pipeline(lambda *_: "again\n\n", delay=0.001) as pipe:
         llm = ChatRSD.from_pipeline(pipe, timeout=0.05, max_steps=10**6)
-        with pytest.raises(TimeoutError):
+        with pytest.raises(TimedOutError) as raised:
             MODES[mode](llm, [LangChainTracer(client=client)])
     client.flush()
     assert_whole(collector)
     assert "TimedOutError" in model_run(collector)["error"]
+    *done, last = collector.children(model_run(collector)["id"])
+    assert not any(step.get("error") for step in done)
+    for cut_off in (last, *collector.children(last["id"])[-1:]):
+        assert "TimedOutError" in cut_off["error"], "it did not end well"
+    told = raised.value.generation
+    assert told is not None
+    assert (told.text, told.finish_reason) == ("again\n\n" * len(done), "cancelled")
+    assert told.usage.draft.generated > 0
+    assert pickle.loads(pickle.dumps(raised.value)).generation == told
 
 
 def test_a_failure_leaves_no_run_open(smith: Any, failing: RSDPipeline) -> None:
