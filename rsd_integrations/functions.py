@@ -194,7 +194,9 @@ class _Functions:
 
     def _wrong(self, what: str, steps: tuple[str, ...], hint: str = "") -> RewardError:
         return RewardError(
-            f"the reward function {self.info.name!r} {what}; the step was {steps[-1]!r:.200}.",
+            # Not its text: traces that hide answers show errors.
+            f"the reward function {self.info.name!r} {what}; it was asked about step {len(steps)} of the "
+            f"answer, which has {len(steps[-1])} characters.",
             hint=hint or "Have it return a number in [0, 1] for any step, 0.0 where a step cannot be judged.",
         )
 

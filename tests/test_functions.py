@@ -261,8 +261,11 @@ def test_whatever_a_function_raises_is_its_own_request_s(
         for _ in range(2):
             streams = [pipe.stream(prompt) for prompt in ("good", "bad", "good")]
             assert streams[0].result().text == streams[2].result().text == "one\n\ntwo\n\nthree"
-            with pytest.raises(RewardError, match=r"failed: .*; the step was 'one'"):
+            with pytest.raises(
+                RewardError, match=r"failed: .*; it was asked about step 1 .* 3 characters"
+            ) as told:
                 streams[1].result()
+            assert "'one'" not in str(told.value), "traces that hide answers show errors"
 
 
 @pytest.mark.parametrize("remote", [False, True])
