@@ -25,6 +25,7 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from pydantic import ConfigDict, PrivateAttr, model_validator
 
 from rsd_integrations.adapters.calls import CallSettings
+from rsd_integrations.adapters.identity import identifying_params
 from rsd_integrations.adapters.running import aevents, events
 from rsd_integrations.adapters.secrets import without_secrets
 from rsd_integrations.adapters.settings import OPTIONS, RSDSettings, unset_limits
@@ -37,7 +38,6 @@ from rsd_integrations.langchain.errors import langchain_errors
 from rsd_integrations.langchain.messages import Chunks, to_chat, to_result, to_turns
 from rsd_integrations.langchain.params import (
     call_of,
-    identifying_params,
     langsmith_params,
     profile_of,
     traced_params,

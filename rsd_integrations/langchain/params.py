@@ -12,24 +12,18 @@ from rsd_integrations.adapters.calls import CallSettings, call_settings
 from rsd_integrations.adapters.secrets import has_secrets
 from rsd_integrations.adapters.settings import RSDSettings
 from rsd_integrations.adapters.specs import POCKET
-from rsd_integrations.config import RSDConfig
 from rsd_integrations.langchain.errors import langchain_errors
 
 __all__ = [
     "PROVIDER",
     "call_of",
-    "identifying_params",
     "langsmith_params",
     "profile_of",
-    "qualified_name",
     "traced_params",
 ]
 
 _CORE = frozenset({"stream"})
 """LangChain's own parameters of a call: how to deliver an answer, not how to generate it."""
-
-_READ_BY = {"acceptance_rate": "constant", "beta": "logistic"}
-"""The only weighting for which a field means anything."""
 
 _SCHEMAS = frozenset({"tools", "response_format"})
 """Parameters in which "key" or "password" is the name of what a model is to write, and no secret."""
@@ -48,21 +42,6 @@ def call_of(settings: RSDSettings, stop: list[str] | None, kwargs: Mapping[str, 
     # LangChain passes stop=None where the caller said nothing.
     with langchain_errors():
         return call_settings(settings, given if stop is None else {**given, "stop": stop})
-
-
-def identifying_params(settings: RSDSettings) -> dict[str, Any]:
-    """What traces show of a model: its models' names and how it generates."""
-    # Read and not dumped: a weighting that is a function is shown by its name.
-    config = {name: _plain(getattr(settings, name)) for name in RSDConfig.model_fields}
-    config["threshold"] = settings.threshold_in_force
-    for name, reader in _READ_BY.items():
-        if settings.weighting != reader:
-            config[name] = None
-    models = {f"{role}_model": name for role, name in settings.model_names.items()}
-    pipe = settings.source.loaded
-    if pipe and settings.threshold is None and settings.uses_threshold:
-        config["threshold"] = pipe.recommended_threshold
-    return {"model": settings.model or models["target_model"], **models, **config}
 
 
 def traced_params(
@@ -119,14 +98,3 @@ def profile_of(settings: RSDSettings) -> ModelProfile:
         tool_choice=tools,
         structured_output=True,
     )
-
-
-def qualified_name(function: Any) -> str:
-    """Module and qualified name of a function; its repr if it has no name."""
-    return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', repr(function))}"
-
-
-def _plain(value: Any) -> Any:
-    if callable(value):
-        return qualified_name(value)
-    return list(value) if isinstance(value, tuple) else value
