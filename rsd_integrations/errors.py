@@ -22,6 +22,11 @@ Each carries ``hint``, which says what to do, if something can be done; ``str(er
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rsd_integrations.types import Generation
+
 __all__ = [
     "AskedError",
     "BackendError",
@@ -87,6 +92,9 @@ class RewardError(RSDError):
 
 class TimedOutError(RSDError, TimeoutError):
     """A call took longer than its ``timeout``, where the caller wants all of the answer or none."""
+
+    generation: Generation | None = None
+    """What there was of the answer by then, with its usage; None where no answer was asked for."""
 
 
 class BackendError(RSDError):

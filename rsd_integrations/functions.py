@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextvars import ContextVar
+from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,9 +45,9 @@ class RewardFunction:
 
     ``prm=check`` alone will do where the defaults are right. Calls for several requests run side by side,
     each in a thread of a pool or, if the function is ``async def``, on an event loop; other requests go on
-    meanwhile. A function needs time limits of its own: one that never returns occupies one of
-    ``max_concurrency`` places for good, and keeps the process alive. It must not call the pipeline that it
-    scores for, which might then wait for itself.
+    meanwhile. Each call sees the context variables of whoever asked for the answer. A function needs time
+    limits of its own: one that never returns occupies one of ``max_concurrency`` places for good, and keeps
+    the process alive. It must not call the pipeline that it scores for, which might then wait for itself.
 
     Args:
         function: ``(prompt, steps) -> reward``. The prompt is a text or chat messages; steps are the texts of
@@ -108,11 +108,13 @@ class _Session:
     steps: tuple[str, ...] = ()
     prompt_tokens: int = 0
     tally: Tally = field(default_factory=Tally)
+    context: Context = field(default_factory=copy_context)
+    """The caller's. Calls, which may run side by side, are made in copies of it."""
     call: Future[Scored | RewardError] | None = None
     """Works on the reward of its current step."""
 
     def fork(self) -> _Session:
-        return _Session(self.prompt)
+        return _Session(self.prompt, context=self.context)
 
     def behind(self, step: ScoreStep) -> tuple[str, ...]:
         """The steps so far, then the one that is to be scored."""
@@ -148,14 +150,17 @@ class _Functions:
         return _Session(prompt)
 
     def _called(self, prompt: Prompt, steps: tuple[str, ...]) -> Scored | RewardError:
-        AT_WORK.set(self)  # In a thread of its pool, which runs nothing else.
+        AT_WORK.set(self)  # In its own context alone.
         try:
             return self._read(self._given.function(prompt, steps), steps)
         except BaseException as error:  # Code under test may exit, or fail as pytest does.
             return self._failed(error, steps)
 
+    def _submit(self, session: _Session, steps: tuple[str, ...]) -> Future[Scored | RewardError]:
+        return self._pool.submit(session.context.copy().run, self._called, session.prompt, steps)
+
     async def _awaited(self, prompt: Prompt, steps: tuple[str, ...]) -> Scored | RewardError:
-        AT_WORK.set(self)  # In its own task alone.
+        AT_WORK.set(self)  # Likewise, as it is a task of its own.
         try:
             return self._read(await self._given.function(prompt, steps), steps)
         except (asyncio.CancelledError, GeneratorExit):
@@ -163,12 +168,12 @@ class _Functions:
         except BaseException as error:
             return self._failed(error, steps)
 
-    async def _in_turn(self, prompt: Prompt, steps: tuple[str, ...]) -> Scored | RewardError:
+    async def _in_turn(self, session: _Session, steps: tuple[str, ...]) -> Scored | RewardError:
         """``_awaited`` in a task of its own, to tell a cancellation inside the function from one of the
         request, which does not wait for the function to end.
         """
         async with self._room:
-            task = asyncio.ensure_future(self._awaited(prompt, steps))
+            task = session.context.run(asyncio.ensure_future, self._awaited(session.prompt, steps))
             try:
                 await asyncio.wait([task])
             finally:
@@ -198,7 +203,9 @@ class _Functions:
 
     def _wrong(self, what: str, steps: tuple[str, ...], hint: str = "") -> RewardError:
         return RewardError(
-            f"the reward function {self.info.name!r} {what}; the step was {steps[-1]!r:.200}.",
+            # Not its text: traces that hide answers show errors.
+            f"the reward function {self.info.name!r} {what}; it was asked about step {len(steps)} of the "
+            f"answer, which has {len(steps[-1])} characters.",
             hint=hint or "Have it return a number in [0, 1] for any step, 0.0 where a step cannot be judged.",
         )
 
@@ -220,7 +227,7 @@ class FunctionScorer(_Functions):
         calls = []
         for session, step in zip(sessions, work, strict=True):
             assert isinstance(session, _Session)
-            session.call = session.call or self._call(session.prompt, session.behind(step))
+            session.call = session.call or self._call(session, session.behind(step))
             calls.append(session.call)
         done = wait(calls, timeout=_TURN).done
         for session, call in zip(sessions, calls, strict=True):
@@ -228,10 +235,10 @@ class FunctionScorer(_Functions):
                 session.call = None
         return [call.result() if call in done else None for call in calls]
 
-    def _call(self, prompt: Prompt, steps: tuple[str, ...]) -> Future[Scored | RewardError]:
-        if self._given.awaited:
-            return asyncio.run_coroutine_threadsafe(self._in_turn(prompt, steps), self._running())
-        return self._pool.submit(self._called, prompt, steps)
+    def _call(self, session: _Session, steps: tuple[str, ...]) -> Future[Scored | RewardError]:
+        if not self._given.awaited:
+            return self._submit(session, steps)
+        return asyncio.run_coroutine_threadsafe(self._in_turn(session, steps), self._running())
 
     def _running(self) -> asyncio.AbstractEventLoop:
         """One event loop for all calls: API clients belong to the loop that they were first used on."""
@@ -271,11 +278,11 @@ class RemoteFunctionScorer(_Functions):
             RewardError: the function failed, or returned no number in [0, 1].
         """
         assert isinstance(session, _Session)
-        called = session.prompt, session.behind(step)
+        steps = session.behind(step)
         if self._given.awaited:
-            scored = await self._in_turn(*called)
+            scored = await self._in_turn(session, steps)
         else:
-            scored = await asyncio.wrap_future(self._pool.submit(self._called, *called))
+            scored = await asyncio.wrap_future(self._submit(session, steps))
         if isinstance(scored, RewardError):
             raise scored
         return scored

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import pickle
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar, copy_context
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +41,12 @@ def two_is_bad(prompt: Prompt, steps: tuple[str, ...]) -> float:
     return 0.1 if steps[-1] == "two" else 0.9
 
 
-def over(function: Any, *, remote: bool = False, draft: Any = DRAFT) -> RSDPipeline:
+def over(function: Any, *, remote: bool = False, draft: Any = DRAFT, at_once: int = 8) -> RSDPipeline:
     writers: Any = ScriptedWriter(draft), ScriptedWriter(TARGET)
     given = function if isinstance(function, RewardFunction) else RewardFunction(function)
     if remote:
-        return RSDPipeline(RemoteBackend(*map(Awaited, writers), RemoteFunctionScorer(given)))
-    return RSDPipeline(Backend(*writers, FunctionScorer(given)))
+        return RSDPipeline(RemoteBackend(*map(Awaited, writers), RemoteFunctionScorer(given), at_once))
+    return RSDPipeline(Backend(*writers, FunctionScorer(given), at_once))
 
 
 async def awaited(prompt: Prompt, steps: tuple[str, ...]) -> float:
@@ -258,8 +261,11 @@ def test_whatever_a_function_raises_is_its_own_request_s(
         for _ in range(2):
             streams = [pipe.stream(prompt) for prompt in ("good", "bad", "good")]
             assert streams[0].result().text == streams[2].result().text == "one\n\ntwo\n\nthree"
-            with pytest.raises(RewardError, match=r"failed: .*; the step was 'one'"):
+            with pytest.raises(
+                RewardError, match=r"failed: .*; it was asked about step 1 .* 3 characters"
+            ) as told:
                 streams[1].result()
+            assert "'one'" not in str(told.value), "traces that hide answers show errors"
 
 
 @pytest.mark.parametrize("remote", [False, True])
@@ -280,6 +286,76 @@ def test_a_function_that_asks_its_own_pipeline_is_told(kind: str, remote: bool) 
         pipes[0] = other = over(two_is_bad)  # Another may be asked.
         assert pipe.generate("count").acceptance_rate == 1.0
         other.close()
+
+
+TENANT: ContextVar[Any] = ContextVar("TENANT", default=None)
+
+
+def of_its_tenant(prompt: Prompt, steps: tuple[str, ...]) -> float:
+    """1 in the context of the one who asks, 0 elsewhere; what it sets is nobody else's."""
+    seen = TENANT.get()
+    TENANT.set("left by a call")
+    return float(seen == prompt)
+
+
+async def of_its_tenant_later(prompt: Prompt, steps: tuple[str, ...]) -> float:
+    await asyncio.sleep(0.001)
+    return of_its_tenant(prompt, steps)
+
+
+@pytest.mark.parametrize("remote", [False, True])
+@pytest.mark.parametrize("function", [of_its_tenant, of_its_tenant_later], ids=["sync", "async"])
+@pytest.mark.parametrize("candidates", [1, 2])
+def test_it_runs_in_the_context_of_who_asks(function: Any, remote: bool, candidates: int) -> None:
+    """Also where another request made room for this one."""
+
+    async def ask(pipe: RSDPipeline, name: str) -> list[float | None]:
+        TENANT.set(name)
+        out = await pipe.agenerate(name, draft_candidates=candidates, temperature=1.0)
+        rewards = [one.reward for step in out.steps for one in step.candidates or [step]]
+        rewards += await pipe.ascore(name, ["one\n\n", "two"])
+        assert TENANT.get() == name
+        return rewards
+
+    async def ask_all(pipe: RSDPipeline) -> list[list[float | None]]:
+        return await asyncio.gather(*(ask(pipe, f"tenant {number}") for number in range(4)))
+
+    with over(function, remote=remote, at_once=candidates) as pipe:
+        assert asyncio.run(ask_all(pipe)) == [[1.0] * (3 * candidates + 2)] * 4
+
+
+class Value:
+    """What a context variable holds."""
+
+
+@pytest.mark.parametrize("remote", [False, True])
+@pytest.mark.parametrize("function", [two_is_bad, awaited], ids=["sync", "async"])
+@pytest.mark.parametrize("how", ["to its end", "failed", "late"])
+def test_a_context_is_held_as_long_as_its_request_lives(function: Any, remote: bool, how: str) -> None:
+    """Not longer, though streams and the pipeline are."""
+
+    def fails(*_: Any) -> Exception:
+        return OSError("it broke")
+
+    def ask(pipe: RSDPipeline) -> tuple[Any, weakref.ref[Value]]:
+        TENANT.set(value := Value())
+        held = weakref.ref(value)
+        del value
+        stream = pipe.stream("count", timeout=0.0001 if how == "late" else 100)
+        with pytest.raises(OSError, match="it broke") if how == "failed" else contextlib.nullcontext():
+            assert stream.result().finish_reason in ("stop", "cancelled")
+        # The error of one that failed holds the frames that it went through, as any does.
+        return None if how == "failed" else stream, held
+
+    with over(function, remote=remote, draft=fails if how == "failed" else DRAFT) as pipe:
+        streams, held = zip(*[copy_context().run(ask, pipe) for _ in range(3)], strict=True)
+
+        def gone() -> bool:
+            gc.collect()
+            return not any(value() for value in held)
+
+        wait_for(gone)
+        assert len(streams) == 3
 
 
 def test_a_failure_is_its_own_request_s() -> None:

@@ -43,8 +43,9 @@ def events(pipe: RSDPipeline, chat: list[Message], teller: Teller) -> Generator[
     try:
         teller.tell(story.begin())
         for event in stream:
+            _check_end(event, call.timeout, group)
             teller.tell(story.on(event))
-            yield _check_end(event, call.timeout, group)
+            yield event
     except BaseException as error:
         stream.close()
         teller.tell(story.fail(error))
@@ -59,16 +60,17 @@ async def aevents(pipe: RSDPipeline, chat: list[Message], teller: Teller) -> Asy
     try:
         await teller.atell(story.begin())
         async for event in stream:
+            _check_end(event, call.timeout)
             await teller.atell(story.on(event))
-            yield _check_end(event, call.timeout)
+            yield event
     except BaseException as error:
         await stream.aclose()
         await teller.atell(story.fail(error))
         raise
 
 
-def _check_end(event: StepEvent, timeout: float | None, group: Group | None = None) -> StepEvent:
-    """The event, unless it says that there is no whole answer.
+def _check_end(event: StepEvent, timeout: float | None, group: Group | None = None) -> None:
+    """Refuse an event that says that there is no whole answer.
 
     Raises:
         TimedOutError: the time was up before the answer's end.
@@ -77,19 +79,18 @@ def _check_end(event: StepEvent, timeout: float | None, group: Group | None = No
     generation = event.generation
     # Nothing but its group and its deadline cancels a generation whose events are still read.
     if generation is None or generation.finish_reason != "cancelled":
-        return event
+        return
     if group is not None and group.over:
         raise StreamError(
             "the request was cancelled with the others of its batch, of which one failed or was interrupted.",
             hint="Look at that one. With return_exceptions=True the others go on when one fails.",
         )
     late = f"no whole answer within timeout={timeout!r} seconds"
+    what = f"{late}; steps done by then: {len(generation.steps)}."
+    hint = "Give it more time, or lower max_tokens or max_steps."
     if not generation.usage.prompt_tokens:
-        raise TimedOutError(
-            f"{late}; the request waited for its turn all that time.",
-            hint="Let fewer requests in at once, raise max_batch_size, or give it more time.",
-        )
-    raise TimedOutError(
-        f"{late}; steps done by then: {len(generation.steps)}.",
-        hint="Give it more time, or lower max_tokens or max_steps.",
-    )
+        what = f"{late}; the request waited for its turn all that time."
+        hint = "Let fewer requests in at once, raise max_batch_size, or give it more time."
+    error = TimedOutError(what, hint=hint)
+    error.generation = generation
+    raise error

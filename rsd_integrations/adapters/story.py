@@ -75,9 +75,11 @@ class Story:
         """What an event of the engine opens, closes or tells."""
         match event.type:
             case "proposed":
-                yield from self._end({"text": event.text} | _others(event))
+                # Which of several candidates is the step is known once all are scored.
+                proposed = _others(event) or {"text": event.text}
+                yield from self._end(proposed)
                 if self.call.config.mode == "rsd":
-                    yield from self._start("score", {"text": event.text})
+                    yield from self._start("score", proposed)
             case "scored":
                 yield from self._end(_verdict(event))
             case "rejected" if self.call.config.mode != "target":
@@ -124,7 +126,11 @@ def _others(event: StepEvent) -> dict[str, Any]:
 
 
 def _verdict(event: StepEvent) -> dict[str, Any]:
-    return _others(event) | {
+    others = _others(event)
+    best = {"text": event.text} if others else {}
+    return {
+        **others,
+        **best,
         "reward": event.reward,
         "threshold": event.threshold,
         "acceptance_probability": event.acceptance_probability,

@@ -6,6 +6,7 @@ import contextlib
 import secrets
 import time
 from collections.abc import Callable, Generator
+from contextvars import Context, copy_context
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,7 +80,7 @@ class Task:
 class Job:
     """A request with its sessions, its story (a generator, as of ``algorithm.rsd``) and its work.
 
-    Only the engine's thread may use it, except for ``cancel``.
+    Made in the caller's thread; then only the engine's may use it, except for ``cancel``.
 
     Args:
         sink: takes its events.
@@ -105,6 +106,8 @@ class Job:
         self._sessions: dict[Role, list[Any]] = {}
         """``WriterSession`` and ``ScorerSession``, by role; draft and PRM have one for each candidate."""
         self._cancelled = False
+        self.context = copy_context()
+        """The caller's, in which sessions are opened and functions that score are called."""
         self._submitted = time.perf_counter()
 
     def cancel(self) -> None:
@@ -125,6 +128,7 @@ class Job:
 
     def drop(self) -> None:
         """End as cancelled instead of starting: nothing is rendered, encoded or opened."""
+        self.close()
         self._end(
             Generation(
                 text="",
@@ -153,7 +157,7 @@ class Job:
             more: list[Any] = [] if role == "prm" else [self.request.output]
             if config.chat_template_kwargs and role != "prm":
                 more.append(config.chat_template_kwargs)
-            first = models[role].open(self.request.prompt, *more)
+            first = self._opened(models[role], *more)
             self._sessions[role] = [first]
             if role in config.roles:
                 # Before the next model encodes it too: for a prompt that is far too long that takes long.
@@ -172,6 +176,9 @@ class Job:
             clock=time.perf_counter,
         )
         self.resume()
+
+    def _opened(self, model: Any, *more: Any) -> Any:
+        return self.context.run(model.open, self.request.prompt, *more)
 
     def resume(self, result: Any = None) -> None:
         """Send a result (or throw an exception) into the story and run it to its next piece of work.
@@ -348,14 +355,15 @@ class Job:
         self._sink(None)
 
     def close(self) -> None:
-        """Free its sessions and forget them: a stream may hold this job longer than the models live. Safe to
-        repeat.
+        """Free its sessions, and forget them and the caller's context: a stream may hold this job longer than
+        these live. Safe to repeat.
 
         Raises:
             Exception: the first failure, once all were tried (a broken device fails every one).
         """
         self.tasks, self.guessing, self.going_on = [], None, None
         self.__dict__.pop("_story", None)
+        self.context = Context()
         failures: list[Exception] = []
         sessions = [session for role in self._sessions.values() for session in role]
         self._sessions.clear()

@@ -31,7 +31,7 @@ class ScoreJob(Job):
         check_size(backend.target, self.request.prompt, info)
         for step in self._steps:
             check_size(backend.target, step, info, "step")
-        session = backend.prm.open(self.request.prompt)
+        session = self._opened(backend.prm)
         self._sessions["prm"] = [session]
         room(info, session.prompt_tokens, None)
         self._story = score_steps(self._steps, tuple(self.request.config.step_delimiter))
@@ -44,7 +44,6 @@ class ScoreJob(Job):
             Exception: whatever the story raises.
         """
         if isinstance(result, Cancelled):
-            self.close()
             self.drop()
         else:
             super().resume(result)

@@ -7,6 +7,7 @@ import contextlib
 from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import Context
 from functools import partial
 from typing import Any
 
@@ -98,8 +99,12 @@ class TaskEngine(EngineThread):
 
     def _admit(self, job: Job) -> None:
         left = job.time_left
-        self._queued[job] = None if left is None else self._loop.call_later(left, self._cancelled, job)
+        self._queued[job] = None if left is None else self._timer(left, job)
         self._fill()
+
+    def _timer(self, left: float, job: Job) -> asyncio.TimerHandle:
+        # In a context that holds nothing: the loop keeps timers that were cancelled for a while.
+        return self._loop.call_later(left, self._cancelled, job, context=Context())
 
     def _fill(self) -> None:
         """Start those whose turn it is."""
@@ -107,9 +112,13 @@ class TaskEngine(EngineThread):
             job = next(iter(self._queued))
             self._leave(job)
             self._live[job] = asyncio.Event()
-            task = self._loop.create_task(self._carry(job))
-            self._carried.add(task)
-            task.add_done_callback(self._over)
+            job.context.run(self._begin, job)
+
+    def _begin(self, job: Job) -> None:
+        # In the context of the caller: where another job has made room, the current one is that job's.
+        task = self._loop.create_task(self._carry(job))
+        self._carried.add(task)
+        task.add_done_callback(self._over)
 
     def _over(self, task: asyncio.Task[None]) -> None:
         self._carried.discard(task)

@@ -7,9 +7,10 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from rsd_integrations.adapters.identity import qualified_name
 from rsd_integrations.adapters.sources import live_name
 from rsd_integrations.config import RSDConfig
-from rsd_integrations.langchain.params import call_of, qualified_name
+from rsd_integrations.langchain.params import call_of
 
 if TYPE_CHECKING:
     from rsd_integrations.langchain.chat_model import ChatRSD

@@ -22,6 +22,7 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from pydantic import ConfigDict, PrivateAttr, model_validator
 
 from rsd_integrations.adapters.calls import CallSettings
+from rsd_integrations.adapters.identity import identifying_params
 from rsd_integrations.adapters.running import aevents, events
 from rsd_integrations.adapters.secrets import without_secrets
 from rsd_integrations.adapters.settings import OPTIONS, RSDSettings, unset_limits
@@ -34,12 +35,12 @@ from rsd_integrations.langchain.errors import langchain_errors
 from rsd_integrations.langchain.messages import Chunks, to_chat, to_result, to_turns
 from rsd_integrations.langchain.params import (
     call_of,
-    identifying_params,
     langsmith_params,
     profile_of,
+    traced_params,
 )
 from rsd_integrations.langchain.tools import binding, structured
-from rsd_integrations.langchain.tracing import StepReporter, announced, running, take_running
+from rsd_integrations.langchain.tracing import StepReporter, announced, arunning, running, take_running
 from rsd_integrations.output import Output
 from rsd_integrations.types import ROLES, Generation, StepEvent
 
@@ -169,7 +170,7 @@ class ChatRSD(Batched, RSDSettings):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        with running(run_manager):
+        async with arunning(run_manager):
             return await super()._agenerate_with_cache(messages, stop, run_manager, **kwargs)
 
     def stream(
@@ -291,6 +292,10 @@ class ChatRSD(Batched, RSDSettings):
     @property
     def _identifying_params(self) -> dict[str, Any]:
         return identifying_params(self)
+
+    def _get_invocation_params(self, stop: list[str] | None = None, **kwargs: Any) -> dict[str, Any]:
+        stop, shown = traced_params(self, stop, kwargs)
+        return super()._get_invocation_params(stop, **shown)
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         return langsmith_params(self, stop, kwargs)

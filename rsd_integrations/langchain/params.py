@@ -9,22 +9,24 @@ from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.model_profile import ModelProfile
 
 from rsd_integrations.adapters.calls import CallSettings, call_settings
+from rsd_integrations.adapters.secrets import has_secrets
 from rsd_integrations.adapters.settings import RSDSettings
 from rsd_integrations.adapters.specs import POCKET
-from rsd_integrations.config import RSDConfig
 from rsd_integrations.langchain.errors import langchain_errors
 
 __all__ = [
     "PROVIDER",
     "call_of",
-    "identifying_params",
     "langsmith_params",
     "profile_of",
-    "qualified_name",
+    "traced_params",
 ]
 
 _CORE = frozenset({"stream"})
 """LangChain's own parameters of a call: how to deliver an answer, not how to generate it."""
+
+_SCHEMAS = frozenset({"tools", "response_format"})
+"""Parameters in which "key" or "password" is the name of what a model is to write, and no secret."""
 
 PROVIDER = "rsd"
 """Whose models these are, in traces and metadata."""
@@ -42,16 +44,17 @@ def call_of(settings: RSDSettings, stop: list[str] | None, kwargs: Mapping[str, 
         return call_settings(settings, given if stop is None else {**given, "stop": stop})
 
 
-def identifying_params(settings: RSDSettings) -> dict[str, Any]:
-    """What traces show of a model: its models' names and how it generates."""
-    # Read and not dumped: a weighting that is a function is shown by its name.
-    config = {name: _plain(getattr(settings, name)) for name in RSDConfig.model_fields}
-    config["threshold"] = settings.threshold_in_force
-    models = {f"{role}_model": name for role, name in settings.model_names.items()}
-    pipe = settings.source.loaded
-    if pipe and settings.threshold is None and settings.uses_threshold:
-        config["threshold"] = pipe.recommended_threshold
-    return {"model": settings.model or models["target_model"], **models, **config}
+def traced_params(
+    settings: RSDSettings, stop: list[str] | None, kwargs: Mapping[str, Any]
+) -> tuple[list[str] | None, dict[str, Any]]:
+    """A call's stop strings and parameters as traces show them: also those of the object, and no secrets."""
+    shown = {
+        name: value
+        for name, value in kwargs.items()
+        # A call that brings one is refused, but traced before that.
+        if name in _SCHEMAS or not has_secrets({name: value})
+    }
+    return (list(settings.stop) or None if stop is None else stop), shown
 
 
 def langsmith_params(
@@ -95,14 +98,3 @@ def profile_of(settings: RSDSettings) -> ModelProfile:
         tool_choice=tools,
         structured_output=True,
     )
-
-
-def qualified_name(function: Any) -> str:
-    """Module and qualified name of a function; its repr if it has no name."""
-    return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', repr(function))}"
-
-
-def _plain(value: Any) -> Any:
-    if callable(value):
-        return qualified_name(value)
-    return list(value) if isinstance(value, tuple) else value

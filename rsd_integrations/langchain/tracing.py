@@ -5,17 +5,24 @@ What to tell is decided once, as a series of handler calls, which ``tell`` makes
 
 from __future__ import annotations
 
+import asyncio
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 from uuid import UUID
 
-from langchain_core.callbacks import AsyncCallbackManager, BaseCallbackHandler, CallbackManager
+from langchain_core.callbacks import (
+    AsyncCallbackManager,
+    AsyncCallbackManagerForLLMRun,
+    BaseCallbackHandler,
+    CallbackManager,
+)
 from langchain_core.callbacks.manager import BaseRunManager, ahandle_event, handle_event
 from langchain_core.language_models.base import BaseLanguageModel
+from langchain_core.outputs import LLMResult
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import ensure_config
 from langchain_core.tracers._streaming import _StreamingCallbackHandler, _V2StreamingCallbackHandler
@@ -27,7 +34,7 @@ from rsd_integrations.adapters.steps import notify, step_event
 from rsd_integrations.adapters.story import Closed, Failed, Happening, Opened, Story, Told
 from rsd_integrations.types import Step
 
-__all__ = ["HandlerCall", "StepReporter", "announced", "running", "take_running"]
+__all__ = ["HandlerCall", "StepReporter", "announced", "arunning", "running", "take_running"]
 
 Handlers: TypeAlias = "list[BaseCallbackHandler]"
 
@@ -44,6 +51,18 @@ def running(run: BaseRunManager | None) -> Iterator[None]:
         yield
     finally:
         _running.reset(token)
+
+
+@asynccontextmanager
+async def arunning(run: AsyncCallbackManagerForLLMRun | None) -> AsyncIterator[None]:
+    """``running`` for asyncio. It ends a run that is cancelled, which LangChain would leave open for ever."""
+    with running(run):
+        try:
+            yield
+        except asyncio.CancelledError as error:
+            if run is not None:
+                await run.on_llm_error(error, response=LLMResult(generations=[]))
+            raise
 
 
 def take_running() -> BaseRunManager | None:

@@ -30,6 +30,7 @@ from pydantic import (
 )
 
 from rsd_integrations.adapters.calls import TOOLS, CallSettings, call_settings
+from rsd_integrations.adapters.identity import identifying_params
 from rsd_integrations.adapters.running import aevents, events
 from rsd_integrations.adapters.settings import LOADING, unset_limits
 from rsd_integrations.adapters.sources import live_name
@@ -112,8 +113,8 @@ class RSDLLM(StructuredPrediction, AskedByEngines, ToolCalling, CustomLLM):
 
     def to_payload(self) -> dict[str, Any]:
         """What traces say of the model: nothing that has to be loaded, and no secrets."""
-        names = {f"{role}_model": name for role, name in self.model_names.items()}
-        return {"class_name": self.class_name(), "model_name": self.model or names["target_model"], **names}
+        params = identifying_params(self)
+        return {"class_name": self.class_name(), "model_name": params.pop("model"), **params}
 
     # Completions and chats: LlamaIndex's decorators around all eight, and one core without them.
 

@@ -31,6 +31,9 @@ __all__ = ["StepSpans", "typed"]
 
 _dispatcher = get_dispatcher(__name__)
 
+_WORDS = frozenset({"source", "finish_reason"})
+"""Strings that are none of a prompt's or an answer's."""
+
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 
@@ -119,9 +122,11 @@ def _otel_span() -> Any:
 
 
 def _mark(span: Any, values: Mapping[str, Any]) -> None:
-    """Write values on an OpenTelemetry span, as ``rsd.*`` attributes."""
+    """Write values on an OpenTelemetry span, as ``rsd.*`` attributes. Texts are among the span's inputs and
+    outputs: who hides these (openinference) would not find them under names of ours.
+    """
     for name, value in values.items():
-        if span is not None and isinstance(value, str | int | float):
+        if span is not None and (isinstance(value, int | float) or name in _WORDS):
             span.set_attribute(f"rsd.{name}", value)
 
 

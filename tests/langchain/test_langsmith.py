@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -10,15 +12,21 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from langchain_core.language_models import FakeListChatModel
+from langchain_core.messages import HumanMessage
+from langchain_core.runnables import RunnableLambda
 from langchain_core.tracers.langchain import LangChainTracer
 from langsmith import Client, traceable
 from langsmith.run_helpers import tracing_context
 
 from cookbook.langsmith_collector import Collector
-from rsd_integrations import __version__
+from rsd_integrations import RewardFunction, __version__
+from rsd_integrations.errors import TimedOutError
+from rsd_integrations.functions import FunctionScorer
 from rsd_integrations.langchain import ChatRSD
 from rsd_integrations.pipeline import RSDPipeline
-from rsd_integrations.testing import scripted_pipeline
+from rsd_integrations.protocols import Backend
+from rsd_integrations.testing import ScriptedWriter, scripted_pipeline
 from tests.counting import ANSWER, QUESTION
 from tests.langchain.modes import MODES, NESTED
 
@@ -124,6 +132,43 @@ def test_no_threshold_is_traced_where_rewards_meet_none(smith: Any, pipe: Any) -
             assert told["threshold"] is None
 
 
+@pytest.mark.parametrize("mode", ["invoke", "ainvoke", "stream", "astream"])
+def test_a_secret_among_a_call_s_parameters_is_refused_and_not_traced(
+    smith: Any, llm: Any, mode: str
+) -> None:
+    collector, client = smith
+    config = {"callbacks": [LangChainTracer(client=client)]}
+    for given in ({"api_key": "SECRET"}, {"token": "SECRET"}, {"extra_headers": {"x-api-key": "SECRET"}}):
+        with pytest.raises(ValueError, match=next(iter(given))):
+            MODES[mode](llm.bind(**given), config["callbacks"])
+    client.flush()
+    assert collector.runs
+    assert "SECRET" not in str(collector.runs)
+
+
+def test_the_parameters_of_a_call(smith: Any, pipe: Any) -> None:
+    """The object's stop strings are in force, not what its weighting ignores; schemas are no secrets."""
+
+    def traced_by(**settings: Any) -> dict[str, Any]:
+        collector, client = smith
+        collector.runs.clear()
+        schema = {"type": "object", "properties": {"key": {"type": "string"}}}
+        form = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+        call = {"callbacks": [LangChainTracer(client=client)]}
+        with contextlib.suppress(ValueError):
+            ChatRSD.from_pipeline(pipe, **settings).invoke(QUESTION, call, response_format=form)
+        client.flush()
+        params: dict[str, Any] = model_run(collector)["extra"]["invocation_params"]
+        assert params["response_format"] == form
+        return params
+
+    one = traced_by(stop=("END",), beta=3.0)
+    assert (one["stop"], one["acceptance_rate"], one["beta"]) == (["END"], None, None)
+    two = traced_by(weighting="constant", acceptance_rate=0.25)
+    assert (two["stop"], two["acceptance_rate"], two["beta"]) == (None, 0.25, None)
+    assert traced_by(weighting="logistic", beta=3.0)["beta"] == 3.0
+
+
 @pytest.mark.parametrize("mode", ["invoke", "astream"])
 def test_the_tree_of_one_model_alone(smith: Any, pipe: Any, mode: str) -> None:
     collector, client = smith
@@ -143,11 +188,20 @@ def test_a_timeout_leaves_no_run_open(smith: Any, mode: str) -> None:
     collector, client = smith
     with scripted_pipeline(lambda *_: "again\n\n", delay=0.001) as pipe:
         llm = ChatRSD.from_pipeline(pipe, timeout=0.05, max_steps=10**6)
-        with pytest.raises(TimeoutError):
+        with pytest.raises(TimedOutError) as raised:
             MODES[mode](llm, [LangChainTracer(client=client)])
     client.flush()
     assert_whole(collector)
     assert "TimedOutError" in model_run(collector)["error"]
+    *done, last = collector.children(model_run(collector)["id"])
+    assert not any(step.get("error") for step in done)
+    for cut_off in (last, *collector.children(last["id"])[-1:]):
+        assert "TimedOutError" in cut_off["error"], "it did not end well"
+    told = raised.value.generation
+    assert told is not None
+    assert (told.text, told.finish_reason) == ("again\n\n" * len(done), "cancelled")
+    assert told.usage.draft.generated > 0
+    assert pickle.loads(pickle.dumps(raised.value)).generation == told
 
 
 def test_a_failure_leaves_no_run_open(smith: Any, failing: RSDPipeline) -> None:
@@ -196,6 +250,42 @@ def test_a_stream_that_is_left_early_leaves_no_run_open(smith: Any, llm: Any) ->
     assert all(run.get("end_time") for run in collector.runs.values())
 
 
+@pytest.mark.parametrize("how", ["ainvoke", "agenerate", "abatch", "chain", "astream", "streaming"])
+def test_a_call_that_is_cancelled_leaves_no_run_open(
+    smith: Any, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor in the tracer's memory; and none is ended twice, of which the tracer would warn."""
+    collector, client = smith
+    tracer = LangChainTracer(client=client)
+    config: Any = {"callbacks": [tracer]}
+    with scripted_pipeline(lambda *_: "again\n\n", delay=0.001) as pipe:
+        llm = ChatRSD.from_pipeline(pipe, max_steps=10**6, streaming=True if how == "streaming" else None)
+
+        async def ask() -> None:
+            match how:
+                case "ainvoke" | "streaming":
+                    await llm.ainvoke(QUESTION, config)
+                case "agenerate":
+                    await llm.agenerate([[HumanMessage(QUESTION)]] * 2, callbacks=[tracer])
+                case "abatch":
+                    await llm.abatch([QUESTION] * 2, config)
+                case "chain":
+                    await (llm | (lambda message: message)).ainvoke(QUESTION, config)
+                case "astream":
+                    _ = [chunk async for chunk in llm.astream(QUESTION, config)]
+
+        with pytest.raises(asyncio.TimeoutError):
+            asyncio.run(asyncio.wait_for(ask(), 0.1))
+    client.flush()
+    models = [run for run in collector.runs.values() if run["run_type"] == "llm"]
+    assert len(models) == (2 if how in ("agenerate", "abatch") else 1)
+    for run in collector.runs.values():
+        assert run.get("end_time"), run["name"]
+    assert all("CancelledError" in run["error"] for run in models)
+    assert not tracer.run_map
+    assert not [record for record in caplog.records if record.name.startswith("langchain")]
+
+
 def test_below_a_traceable_function(smith: Any, llm: Any) -> None:
     collector, client = smith
 
@@ -209,6 +299,42 @@ def test_below_a_traceable_function(smith: Any, llm: Any) -> None:
     (root,) = collector.children(None)
     assert collector.tree(root) == ("mine", [TREE])
     assert_whole(collector)
+
+
+def test_a_judge_runs_in_the_trace_of_who_asks(smith: Any) -> None:
+    collector, client = smith
+    judge = FakeListChatModel(responses=["0.9"])
+
+    def score(prompt: Any, steps: tuple[str, ...]) -> float:
+        return float(judge.invoke(steps[-1]).text)
+
+    writers = ScriptedWriter(["one"]), ScriptedWriter(["ONE"])
+    with RSDPipeline(Backend(*writers, FunctionScorer(RewardFunction(score)))) as pipe:
+        chain = RunnableLambda(lambda question: ChatRSD.from_pipeline(pipe).invoke(question))
+        with tracing_context(enabled=True, client=client):
+            chain.invoke(QUESTION)
+    client.flush()
+    names = sorted(run["name"] for run in collector.runs.values() if not run["name"].startswith("rsd."))
+    assert names == ["ChatRSD", "FakeListChatModel", "RunnableLambda"]
+    assert_whole(collector)
+
+
+def test_a_reward_stands_beside_the_candidate_that_got_it(smith: Any) -> None:
+    collector, client = smith
+    pieces = iter(["bad\n\n", "good\n\n"])
+    writers: Any = ScriptedWriter(lambda *_: next(pieces)), ScriptedWriter(["TARGET"])
+    scorer = FunctionScorer(RewardFunction(lambda prompt, steps: 0.9 if steps[-1] == "good" else 0.1))
+    with RSDPipeline(Backend(*writers, scorer)) as pipe:
+        llm = ChatRSD.from_pipeline(pipe, draft_candidates=2, temperature=1.0, max_steps=1)
+        llm.invoke(QUESTION, {"callbacks": [LangChainTracer(client=client)]})
+    client.flush()
+    (step,) = collector.children(model_run(collector)["id"])
+    draft, score = collector.children(step["id"])
+    assert [one["text"] for one in draft["outputs"]["candidates"]] == ["bad\n\n", "good\n\n"]
+    assert "text" not in draft["outputs"]
+    assert score["inputs"] == {"candidates": draft["outputs"]["candidates"]}
+    assert (score["outputs"]["text"], score["outputs"]["reward"]) == ("good\n\n", 0.9)
+    assert [one["reward"] for one in score["outputs"]["candidates"]] == [0.1, 0.9]
 
 
 def test_trace_steps(smith: Any, llm: Any) -> None:

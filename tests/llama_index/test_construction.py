@@ -19,6 +19,7 @@ from llama_index.core.llms import CustomLLM
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from pydantic import BaseModel
 
+from rsd_integrations import RSDConfig
 from rsd_integrations.adapters import sources
 from rsd_integrations.errors import ConfigError, EngineClosedError
 from rsd_integrations.llama_index import RSDLLM, hub
@@ -92,7 +93,8 @@ def test_metadata(pipe: Any, loads: list[Any]) -> None:
 
 
 def test_payloads_have_no_secrets_and_load_nothing(loads: list[Any]) -> None:
-    payload = RSDLLM(**NAMED, api_key="secret").to_payload()
+    payload = RSDLLM(**NAMED, api_key="secret", threshold=0.6, max_tokens=50, beta=2.0).to_payload()
+    settings = {name: payload.pop(name) for name in RSDConfig.model_fields}
     assert payload == {
         "class_name": "RSDLLM",
         "model_name": "t",
@@ -100,6 +102,9 @@ def test_payloads_have_no_secrets_and_load_nothing(loads: list[Any]) -> None:
         "target_model": "t",
         "prm_model": "p",
     }
+    assert (settings["threshold"], settings["max_tokens"], settings["weighting"]) == (0.6, 50, "step")
+    assert settings["beta"] is None, "this weighting does not read it"
+    assert json.loads(json.dumps(settings)) == settings
     assert loads == []
 
 

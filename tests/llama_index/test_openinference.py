@@ -11,6 +11,7 @@ import pytest
 from llama_index.core import Document, VectorStoreIndex
 from llama_index.core.agent.workflow import FunctionAgent
 from llama_index.core.embeddings import MockEmbedding
+from openinference.instrumentation import TraceConfig
 from openinference.instrumentation.llama_index import LlamaIndexInstrumentor
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
@@ -47,6 +48,21 @@ def test_the_tree(llm: Any, exporter: InMemorySpanExporter, entry: str) -> None:
     assert not trace.get_current_span().is_recording()
 
 
+def test_what_is_to_be_hidden_is(llm: Any) -> None:
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    instrumentor = LlamaIndexInstrumentor()
+    hiding = TraceConfig(hide_inputs=True, hide_outputs=True)
+    instrumentor.instrument(tracer_provider=provider, config=hiding)
+    try:
+        llm.complete(QUESTION)
+    finally:
+        instrumentor.uninstrument()
+    told = "".join(span.to_json() for span in exporter.get_finished_spans()).lower()
+    assert "rsd.accepted" in told
+    assert [word for word in ("two", "three", QUESTION.lower()) if word in told] == []
+
+
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_what_the_spans_say(llm: Any, exporter: InMemorySpanExporter, entry: str) -> None:
     ENTRIES[entry](llm)
@@ -58,9 +74,10 @@ def test_what_the_spans_say(llm: Any, exporter: InMemorySpanExporter, entry: str
     steps = [span for span in spans if span.name == "rsd_step"]
     assert [step.attributes["rsd.accepted"] for step in steps] == [True, False, True]
     assert [step.attributes["rsd.reward"] for step in steps] == [0.9, 0.1, 0.8]
-    assert steps[1].attributes["rsd.rejected_text"] == "two\n\n"
+    assert [step.attributes["rsd.source"] for step in steps] == ["draft", "target", "draft"]
     assert steps[1].attributes["rsd.threshold"] == 0.7
-    assert json.loads(str(steps[1].attributes["output.value"]))["text"] == "TWO\n\n"
+    told = json.loads(str(steps[1].attributes["output.value"]))
+    assert (told["text"], told["rejected_text"]) == ("TWO\n\n", "two\n\n")
     scores = [span for span in spans if span.name == "rsd_score"]
     assert [score.attributes["rsd.reward"] for score in scores] == [0.9, 0.1, 0.8]
     for span in spans:

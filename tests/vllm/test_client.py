@@ -84,6 +84,25 @@ def test_a_dropped_connection_is_tried_again(server: Double) -> None:
     assert len(server.asked) == 2
 
 
+def test_each_further_try_is_logged(server: Double, caplog: pytest.LogCaptureFixture) -> None:
+    """Why, but not what the server says of the question, nor a key."""
+    quoting = status(503, {"error": {"message": "cannot serve PROMPT"}})
+    server.faults += [quoting, status(429)]
+    assert ask(server.url)
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines == [
+        f"the draft's server at {server.url} answered {code} to /v1/models; trying again"
+        for code in (503, 429)
+    ]
+    caplog.clear()
+    assert ask(NOWHERE, server.url, headers={"X-Key": "connect"})
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith(
+        f"the draft's server at {NOWHERE} cannot be reached: ClientConnectorError Cannot *** to"
+    )
+    assert line.endswith("; trying again")
+
+
 @pytest.mark.parametrize("code", [400, 401, 403, 404, 422])
 def test_what_is_refused_is_not(server: Double, code: int) -> None:
     server.faults += [status(code)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
@@ -15,6 +16,8 @@ from rsd_integrations.errors import BackendError, RefusedError, RSDError, Unreac
 from rsd_integrations.text.printable import printable
 
 __all__ = ["Servers"]
+
+_log = logging.getLogger(__name__)
 
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Statuses after which the same question, asked again, may be answered."""
@@ -35,8 +38,10 @@ _CONNECT, _CONNECT_IF_OTHERS = 10.0, 3.0
 class _Busy(Exception):
     """An answer after which the same question may be asked again, in ``retry`` seconds."""
 
-    def __init__(self, told: str, status: int, retry: float) -> None:
-        super().__init__(told)
+    def __init__(self, told: str, said: str, status: int, retry: float) -> None:
+        super().__init__(f"{told}: {said}")
+        self.told = told
+        """Without what the server said, which may quote the question."""
         self.status = status
         self.retry = retry
 
@@ -111,8 +116,10 @@ class Servers:
                     stale = True  # The server may only have closed an idle connection.
                     continue
                 failed, retry, gone = self._unreachable(url, error.__cause__ or error), 0.0, True
+                told = failed
             except _Busy as error:
                 failed, retry, gone = str(error), error.retry, error.status in _GONE
+                told = error.told
             if gone:
                 self._down[url] = time.monotonic() + _DOWN
             # A try that found no server there says nothing against the question.
@@ -123,6 +130,7 @@ class Servers:
                     f"({tries} {'try' if tries == 1 else 'tries'}).",
                     hint=self._remedy(gone),
                 )
+            self._warn(url, f"{told}; trying again")
             if not (gone and self._another(url)):
                 await asyncio.sleep(max(pause, min(retry, _LONGEST_PAUSE)))
                 pause = min(2 * pause, _LONGEST_PAUSE)
@@ -142,8 +150,14 @@ class Servers:
                 async for event in events:
                     yield event
         except (Away, Stale, Late, Unsendable) as error:
-            failed = f"the {self._address.role}'s server at {url} {self._unreachable(url, error)}."
-            raise UnreachableError(failed, hint="Check that it runs and what it logs.") from error
+            failed = self._unreachable(url, error)
+            self._warn(url, failed)  # Whoever wanted it asks anew, and may never tell of this.
+            told = f"the {self._address.role}'s server at {url} {failed}."
+            raise UnreachableError(told, hint="Check that it runs and what it logs.") from error
+
+    def _warn(self, url: str, what: str) -> None:
+        told = f"the {self._address.role}'s server at {url} {what}"
+        _log.warning("%s", self._http.without_secrets(told))
 
     async def _asked(self, url: str, path: str, body: Mapping[str, Any] | None) -> Any:
         """One try, with one of the slots."""
@@ -166,10 +180,10 @@ class Servers:
         if answer.is_success:
             self._down.pop(url, None)
             return _json(answer, url + path)
-        failed = f"answered {answer.status} to {path}: {_told(answer)}"
+        told, said = f"answered {answer.status} to {path}", _told(answer)
         if answer.status in _AGAIN:
-            raise _Busy(failed, answer.status, _seconds(answer.headers.get("retry-after")))
-        raise self._refused(url, failed, answer.status)
+            raise _Busy(told, said, answer.status, _seconds(answer.headers.get("retry-after")))
+        raise self._refused(url, f"{told}: {said}", answer.status)
 
     def _choose(self, key: int) -> str:
         """The request's own server, or the next of those that were there when last asked."""
