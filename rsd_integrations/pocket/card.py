@@ -40,7 +40,7 @@ def render(out: Path, extent: Extent, measured: AccuracyReport, sizes: Mapping[s
         out: the folder.
         extent: how much of the recipe was done.
         measured: what the bench says of the trio.
-        sizes: parameters of each model.
+        sizes: parameters of each model, as exported.
     """
     tables = (told(measured) for told in (_accuracy, _rewards, _sweep))
     return "\n".join(
@@ -126,7 +126,7 @@ def _accuracy(measured: AccuracyReport) -> str:
 
 def _where(measured: AccuracyReport) -> str:
     versions, hardware = measured.versions, measured.hardware
-    device = hardware.get("gpu") or f"{hardware['cores']} cores of {hardware['processor']}"
+    device = hardware.get("gpu") or f"{hardware['cores']} cores, {hardware['processor']}"
     return (
         f"Measured, as are the next two tables, on {measured.date.partition('T')[0]}: {device}, "
         f"torch {versions['torch']}, transformers {versions['transformers']}."

@@ -28,7 +28,7 @@ from rsd_integrations.bench.results import AccuracyReport, Point
 from rsd_integrations.bench.sweep import Watch
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.pocket import card, rollouts
-from rsd_integrations.pocket.export import export
+from rsd_integrations.pocket.export import as_llama, export
 from rsd_integrations.pocket.loop import Report, save_weights, train_language_model
 from rsd_integrations.pocket.model import count_parameters, grow, make_config, new_model
 from rsd_integrations.pocket.prm import build_prm, freeze_trunk, train_prm
@@ -240,7 +240,7 @@ def _write(path: Path, report: AccuracyReport) -> None:
 def run_card(shop: Workshop) -> None:
     """Write the model card from what was measured."""
     measured = AccuracyReport.model_validate_json((shop.out / "eval.json").read_text(encoding="utf-8"))
-    sizes: dict[str, int] = {name: count_parameters(shop.load(name)) for name in ROLES}
+    sizes: dict[str, int] = {name: count_parameters(as_llama(shop.load(name))) for name in ROLES}
     text = card.render(shop.out, shop.extent, measured, sizes)
     (shop.out / "MODEL_CARD.md").write_text(text, encoding="utf-8")
 

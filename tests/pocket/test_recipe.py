@@ -122,6 +122,7 @@ def test_the_last_stages_measure_as_the_bench_does(
         total = f"{point.flops_share.total:.3f} ({1 / point.flops_share.total:.1f}x) |"
         (row,) = (line for line in card.splitlines() if line.startswith(f"| {point.threshold} |"))
         assert row.endswith(total)
+    assert "| target | 4,024,320 |" in card  # As exported: with biases that a Qwen2 has not.
     assert f"| RSD at {measured.recommended_threshold} |" in card and measured.date[:10] in card
 
 
