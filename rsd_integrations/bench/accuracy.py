@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from rsd_integrations.bench.checks import required_numbers
+from rsd_integrations.bench.environment import made, weights_sha256
 from rsd_integrations.bench.questions import Question
-from rsd_integrations.bench.results import Point, PRMQuality
+from rsd_integrations.bench.results import AccuracyReport, Point, PRMQuality
 from rsd_integrations.bench.stats import Scored, bootstrap_auc
 from rsd_integrations.bench.sweep import Watch, sweep
 from rsd_integrations.config import RSDConfig
@@ -14,7 +17,7 @@ from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.pocket.task import Problem, check_answer, label_steps
 from rsd_integrations.types import Generation
 
-__all__ = ["MAX_TOKENS", "Measurement", "measure"]
+__all__ = ["MAX_TOKENS", "Measurement", "accuracy_report", "measure"]
 
 MAX_TOKENS = 512
 """At least twice what the longest right answer takes; ends the answer of a model that repeats itself."""
@@ -50,6 +53,33 @@ def measure(
     tasks = [_question(problem) for problem in problems]
     swept = sweep(pipe, tasks, thresholds, RSDConfig(max_tokens=MAX_TOKENS), watch=watch)
     return Measurement(swept.points, _prm_quality(problems, swept.scored, seed))
+
+
+def accuracy_report(
+    measured: Measurement,
+    command: str,
+    folders: Mapping[str, Path],
+    settings: Mapping[str, bool | int | float | str],
+    recommended_threshold: float,
+) -> AccuracyReport:
+    """What was measured, with what it takes to repeat it.
+
+    Args:
+        measured: by ``measure``.
+        command: the command line that asked for it.
+        folders: where each model's weights lie.
+        settings: what ``measure`` was given.
+        recommended_threshold: the pipeline's.
+    """
+    return AccuracyReport(
+        **made(command),
+        weights_sha256=weights_sha256(folders),
+        settings={**settings, "decoding": "greedy", "max_tokens": MAX_TOKENS},
+        recommended_threshold=recommended_threshold,
+        points=measured.points,
+        prm=measured.prm,
+        checks=required_numbers(measured.points, measured.prm),
+    )
 
 
 def _question(problem: Problem) -> Question:

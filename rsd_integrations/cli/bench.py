@@ -17,7 +17,6 @@ from rsd_integrations.cli.speed import speed
 
 if TYPE_CHECKING:
     from rsd_integrations.bench.accuracy import Measurement
-    from rsd_integrations.bench.results import AccuracyReport
     from rsd_integrations.pipeline import RSDPipeline
     from rsd_integrations.pocket.task import Problem
 
@@ -55,9 +54,10 @@ def accuracy(
     state: State = ctx.obj
     sweep = read_sweep(thresholds)
     check_out(out)
+    from rsd_integrations.bench.accuracy import accuracy_report
     from rsd_integrations.bench.figure import draw
     from rsd_integrations.bench.table import print_report
-    from rsd_integrations.pocket.task import held_out
+    from rsd_integrations.pocket import held_out, pocket_paths
 
     console = Console(highlight=False)
     with state.open_pipeline(ModelChoice(device=device, max_batch_size=max_batch_size)) as pipe:
@@ -68,9 +68,10 @@ def accuracy(
             "seed": seed,
             "batch_size": max_batch_size,
             "thresholds": thresholds,
-            "decoding": "greedy",
         }
-        report = _report(state.command_line, pipe, measured, settings)
+        report = accuracy_report(
+            measured, state.command_line, vars(pocket_paths()), settings, pipe.recommended_threshold
+        )
     print_report(report, console)
     conclude(report, console, out=out, name="accuracy", draw=draw, check=check)
 
@@ -83,23 +84,3 @@ def _measure(pipe: RSDPipeline, problems: list[Problem], sweep: list[float], see
 
     with watching() as watch:
         return measure(pipe, problems, sweep, seed=seed, watch=watch)
-
-
-def _report(
-    command: str, pipe: RSDPipeline, measured: Measurement, settings: dict[str, bool | int | float | str]
-) -> AccuracyReport:
-    from rsd_integrations.bench.accuracy import MAX_TOKENS
-    from rsd_integrations.bench.checks import required_numbers
-    from rsd_integrations.bench.environment import made, weights_sha256
-    from rsd_integrations.bench.results import AccuracyReport
-    from rsd_integrations.pocket import pocket_paths
-
-    return AccuracyReport(
-        **made(command),
-        weights_sha256=weights_sha256(vars(pocket_paths())),
-        settings={**settings, "max_tokens": MAX_TOKENS},
-        recommended_threshold=pipe.recommended_threshold,
-        points=measured.points,
-        prm=measured.prm,
-        checks=required_numbers(measured.points, measured.prm),
-    )

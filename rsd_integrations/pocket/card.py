@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
+from rsd_integrations.bench.results import AccuracyReport, Interval
 from rsd_integrations.pocket.grammar import DOMAINS
 from rsd_integrations.pocket.recipes import PRM_SEED, STAGES, Extent
 from rsd_integrations.pocket.task import held_out
@@ -34,11 +33,19 @@ Seeds are fixed and training data are a function of seed and batch number; budge
 """
 
 
-def render(out: Path, extent: Extent) -> str:
-    """The card for the trio in an output folder, made to some extent of the recipe."""
-    results = json.loads((out / "eval.json").read_text(encoding="utf-8"))
-    parts = [INTRO, _grammar(), _models(out, results), _accuracy(results), _rewards(results), _sweep(results)]
-    return "\n".join([*parts, _commands(extent), _notes(out, extent)])
+def render(out: Path, extent: Extent, measured: AccuracyReport, sizes: Mapping[str, int]) -> str:
+    """The card for the trio in an output folder, made to some extent of the recipe.
+
+    Args:
+        out: the folder.
+        extent: how much of the recipe was done.
+        measured: what the bench says of the trio.
+        sizes: parameters of each model, as exported.
+    """
+    tables = (told(measured) for told in (_accuracy, _rewards, _sweep))
+    return "\n".join(
+        [INTRO, _grammar(), _models(out, sizes), *tables, _commands(extent), _notes(out, extent)]
+    )
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -71,7 +78,7 @@ def _state(out: Path, name: str) -> dict[str, float]:
     return {key: sum(state[key] for state in found) for key in ("step", "tokens", "seconds")}
 
 
-def _models(out: Path, results: dict[str, Any]) -> str:
+def _models(out: Path, sizes: Mapping[str, int]) -> str:
     seeds = {name: stage.seed for name, stage in STAGES.items()} | {"prm": PRM_SEED}
     rows = []
     for name in ("base", "target", "draft", "trunk", "prm"):
@@ -80,7 +87,7 @@ def _models(out: Path, results: dict[str, Any]) -> str:
         rows.append(
             (
                 name,
-                f"{results['parameters'].get(name, 0):,}" if name in results["parameters"] else "-",
+                f"{sizes[name]:,}" if name in sizes else "-",
                 f"{shape.hidden} x {shape.layers}, {shape.heads} heads, MLP {shape.mlp}"
                 if shape
                 else "trunk + 2 layers",
@@ -98,50 +105,62 @@ def _models(out: Path, results: dict[str, Any]) -> str:
     )
 
 
-def _accuracy(results: dict[str, Any]) -> str:
-    chosen = next(row for row in results["rsd"] if row["threshold"] == results["recommended"])
-    lengths = [key for key in results["alone"]["target"] if key != "all"]
+def _accuracy(measured: AccuracyReport) -> str:
     rows = [
-        (name, *(f"{by[key]:.3f}" for key in ["all", *lengths]))
-        for name, by in [*results["alone"].items(), (f"RSD at {chosen['threshold']}", chosen["accuracy"])]
+        (
+            f"RSD at {point.threshold}" if point.kind == "rsd" else point.kind,
+            f"{point.accuracy.value:.3f}",
+            *(f"{length.accuracy.value:.3f}" for length in point.by_length),
+        )
+        for point in measured.points
+        if point.kind != "rsd" or point.recommended
     ]
+    lengths = [length.events for length in measured.points[0].by_length]
     head = ("final answers right", "all", *(f"{length} events" for length in lengths))
     return (
-        f"## Held-out accuracy\n\nGreedy, {results['problems']} problems, uniform over the lengths.\n\n"
+        "## Held-out accuracy\n\n"
+        f"Greedy, {measured.settings['problems']} problems, uniform over the lengths.\n{_where(measured)}\n\n"
         + table(head, rows)
     )
 
 
-def _rewards(results: dict[str, Any]) -> str:
-    rows = [
-        (
-            who,
-            f"{row['auc']:.4f}",
-            row["steps"],
-            row["wrong_steps"],
-            f"{row['wrong_caught']:.3f}",
-            f"{row['right_kept']:.3f}",
-        )
-        for who, row in (("draft", results["prm_on_draft"]), ("target", results["prm_on_target"]))
-    ]
-    head = ("greedy steps of", "AUC", "steps", "wrong", "wrong caught", "right kept")
+def _where(measured: AccuracyReport) -> str:
+    versions, hardware = measured.versions, measured.hardware
+    device = hardware.get("gpu") or f"{hardware['cores']} cores, {hardware['processor']}"
     return (
-        f"## Reward model\n\nStrict labels, every step in its own context; at the recommended threshold "
-        f"{results['recommended']}.\n\n" + table(head, rows)
+        f"Measured, as are the next two tables, on {measured.date.partition('T')[0]}: {device}, "
+        f"torch {versions['torch']}, transformers {versions['transformers']}."
     )
 
 
-def _sweep(results: dict[str, Any]) -> str:
+def _rewards(measured: AccuracyReport) -> str:
+    prm = measured.prm
+    rows = [
+        ("up to the first wrong one of each answer", _interval(prm.auc), prm.steps, prm.wrong_steps),
+        ("all", _interval(prm.all_steps), prm.all_steps_count, prm.all_wrong_steps),
+    ]
+    return (
+        "## Reward model\n\nStrict labels, every step in its own context; AUC with its 95 % interval.\n\n"
+        + table(("greedy steps of the draft", "AUC", "steps", "wrong"), rows)
+    )
+
+
+def _interval(auc: Interval | None) -> str:
+    return "-" if auc is None else f"{auc.value:.4f} [{auc.low:.4f}, {auc.high:.4f}]"
+
+
+def _sweep(measured: AccuracyReport) -> str:
     rows = [
         (
-            row["threshold"],
-            f"{row['accuracy']['all']:.3f}",
-            f"{row['accepted']:.3f}",
-            f"{row['woken']:.3f}",
-            f"{row['paper_share']:.3f} ({1 / row['paper_share']:.1f}x)",
-            f"{row['total_share']:.3f} ({1 / row['total_share']:.1f}x)",
+            point.threshold,
+            f"{point.accuracy.value:.3f}",
+            f"{point.acceptance_rate:.3f}",
+            f"{1 - point.target_idle:.3f}",
+            _share(point.flops_share.paper),
+            _share(point.flops_share.total),
         )
-        for row in results["rsd"]
+        for point in measured.points
+        if point.kind == "rsd"
     ]
     head = (
         "threshold",
@@ -152,10 +171,15 @@ def _sweep(results: dict[str, Any]) -> str:
         "FLOPs, total",
     )
     return (
-        "## RSD by threshold\n\nFLOPs as a share of the target alone. Paper: 2 x parameters for every token generated by "
-        "draft or target or\nscored by the reward model. Total: for every token forwarded, prompts and catching up "
-        "included.\n\n" + table(head, rows)
+        "## RSD by threshold\n\nFLOPs as a share of what the target alone spends on the same problems. Paper: 2 x parameters for every token\n"
+        "generated by draft or target or scored by the reward model. Total: every token that went through a model,\n"
+        "prompts, catching up and speculation that proved wrong included, with attention. The recommended threshold\n"
+        f"is {measured.recommended_threshold}.\n\n" + table(head, rows)
     )
+
+
+def _share(share: float) -> str:
+    return f"{share:.3f} ({1 / share:.1f}x)"
 
 
 def _commands(extent: Extent) -> str:
@@ -170,7 +194,4 @@ def _notes(out: Path, extent: Extent) -> str:
     )
     notes = out / "NOTES.md"
     extra = notes.read_text(encoding="utf-8") if notes.exists() else ""
-    return (
-        f"Reward model data: spoilt gold solutions, and rollouts with wrong steps put right ({counts} problems).\n"
-        f"Card written on {platform.machine()}, Python {platform.python_version()}.\n{extra}"
-    )
+    return f"Reward model data: spoilt gold solutions, and rollouts with wrong steps put right ({counts} problems).\n{extra}"

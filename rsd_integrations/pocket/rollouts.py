@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rsd_integrations.pocket.data import IGNORE, encode_prompt, encode_step
-from rsd_integrations.pocket.evaluate import Bench, write_steps
+import torch
+
+from rsd_integrations.pocket.data import IGNORE, encode_prompt, encode_step, prompt_messages
 from rsd_integrations.pocket.task import (
+    SEPARATOR,
     SPLITS,
     Problem,
     corruptions,
@@ -23,6 +25,8 @@ from rsd_integrations.pocket.task import (
 )
 
 KEEP_WRONG = 0.15
+MAX_STEP_TOKENS = 48
+BATCH = 128
 
 
 @dataclass(frozen=True)
@@ -60,8 +64,18 @@ def judge(problem: Problem, steps: Iterable[str]) -> Judged:
     return Judged(problem.question, texts, labels)
 
 
+@dataclass
+class _Run:
+    """A problem that a model is solving: the ids so far, prompt included, and the steps."""
+
+    problem: Problem
+    ids: list[int]
+    steps: list[str] = field(default_factory=list)
+    done: bool = False
+
+
 def guided_rollouts(
-    bench: Bench, name: str, *, seed: int, count: int, temperature: float
+    model: Any, tokenizer: Any, *, seed: int, count: int, temperature: float, device: str = "cpu"
 ) -> Iterator[Judged]:
     """What a model writes when its wrong steps are put right, as in RSD.
 
@@ -69,23 +83,48 @@ def guided_rollouts(
     ``KEEP_WRONG`` it is also kept, and the model goes on from there.
     """
     rng = random.Random(f"rollouts/{seed}")
-    runs = bench.start(list(islice(generate(seed), count)))
+    stops = [*tokenizer.encode(SEPARATOR), int(tokenizer.eos_token_id)]
+    problems = islice(generate(seed), count)
+    runs = [_Run(problem, encode_prompt(tokenizer, prompt_messages(problem))) for problem in problems]
     assert all(split_of(run.problem.question) == SPLITS[0] for run in runs)
     while live := [run for run in runs if not run.done]:
-        for group in (live[i : i + bench.batch] for i in range(0, len(live), bench.batch)):
-            contexts = [run.prompt + run.ids for run in group]
-            steps = write_steps(bench.models[name], contexts, bench.stops, bench.device, temperature)
+        for group in (live[i : i + BATCH] for i in range(0, len(live), BATCH)):
+            steps = write_steps(model, [run.ids for run in group], stops, device, temperature)
             for run, step in zip(group, steps, strict=True):
-                text = bench.text_of(step)
+                text = tokenizer.decode(step, skip_special_tokens=True).strip("\n")
                 right = expected_step(run.problem, run.steps)
                 if text != right:
                     yield judge(run.problem, [*run.steps, text])
                     if right is not None and rng.random() >= KEEP_WRONG:
                         text = right
                 run.steps.append(text)
-                run.ids += tuple(encode_step(bench.tokenizer, text))
+                run.ids += encode_step(tokenizer, text)
                 run.done = "boxed" in text or len(run.steps) > run.problem.events + 2
     yield from (judge(run.problem, run.steps) for run in runs)
+
+
+@torch.inference_mode()
+def write_steps(
+    model: Any, contexts: Sequence[Sequence[int]], stops: Sequence[int], device: str, temperature: float
+) -> list[list[int]]:
+    """One step of a model after each context, up to and with a stop token; greedy at temperature 0."""
+    width = max(map(len, contexts))
+    ids_BT = torch.zeros(len(contexts), width, dtype=torch.long)
+    mask_BT = torch.zeros_like(ids_BT)
+    for row, ids in enumerate(contexts):
+        ids_BT[row, width - len(ids) :] = torch.tensor(ids)
+        mask_BT[row, width - len(ids) :] = 1
+    how = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
+    out_BT = model.generate(
+        input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device), max_new_tokens=MAX_STEP_TOKENS,
+        eos_token_id=list(stops), pad_token_id=0, **how,
+    )  # fmt: skip
+    return [_cut(row, stops) for row in out_BT[:, width:].tolist()]
+
+
+def _cut(row: list[int], stops: Sequence[int]) -> list[int]:
+    ends = [i for i, token in enumerate(row) if token in stops]
+    return row[: ends[0] + 1] if ends else row
 
 
 def save(path: Path, records: Iterable[Judged]) -> int:

@@ -11,8 +11,9 @@ Nothing is written into the package without ``--install``.
 from __future__ import annotations
 
 import argparse
-import json
+import shlex
 import shutil
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -22,10 +23,14 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
-from rsd_integrations.pocket import card, evaluate, measure, rollouts
-from rsd_integrations.pocket.export import export
+from rsd_integrations.bench.accuracy import accuracy_report, measure
+from rsd_integrations.bench.results import AccuracyReport, Point
+from rsd_integrations.bench.sweep import Watch
+from rsd_integrations.pipeline import RSDPipeline
+from rsd_integrations.pocket import card, rollouts
+from rsd_integrations.pocket.export import as_llama, export
 from rsd_integrations.pocket.loop import Report, save_weights, train_language_model
-from rsd_integrations.pocket.model import grow, make_config, new_model
+from rsd_integrations.pocket.model import count_parameters, grow, make_config, new_model
 from rsd_integrations.pocket.prm import build_prm, freeze_trunk, train_prm
 from rsd_integrations.pocket.recipes import (
     DRAFT_BLEND,
@@ -33,28 +38,30 @@ from rsd_integrations.pocket.recipes import (
     PRM_BUDGET,
     PRM_SEED,
     STAGES,
+    THRESHOLDS,
     VALIDATION_PROBLEMS,
     Extent,
     Stage,
 )
-from rsd_integrations.pocket.task import SEPARATOR
+from rsd_integrations.pocket.task import SEPARATOR, held_out
 from rsd_integrations.pocket.tokenizer import build_tokenizer, load_tokenizer
 from rsd_integrations.pocket.trunk import TrunkModel
 from rsd_integrations.types import ROLES
 
-ORDER = ("tokenizer", "base", "target", "trunk", "draft", "rollouts", "prm", "eval", "card")
+ORDER = ("tokenizer", "base", "target", "trunk", "draft", "rollouts", "prm", "threshold", "eval", "card")
 TRIO = "trio"
+PROGRAM = "python -m rsd_integrations.pocket.train"
 WEIGHTS = Path(__file__).parent / "weights"
 
 
 class Workshop:
     """The output folder and the settings all stages share."""
 
-    def __init__(self, options: argparse.Namespace, report: Report = print) -> None:
+    def __init__(self, options: argparse.Namespace, report: Report = print, command: str = PROGRAM) -> None:
         self.out = Path(options.out)
         self.device: str = options.device
         self.extent = Extent(options.minutes, options.tokens, options.scale)
-        self.report = report
+        self.report, self.command = report, command
 
     def tokenizer(self) -> Any:
         """The shared tokenizer, built by the first stage."""
@@ -73,20 +80,50 @@ class Workshop:
         kind = AutoModelForTokenClassification if name == "prm" else AutoModelForCausalLM
         return kind.from_pretrained(self.finished(name))
 
-    def bench(self, *names: str) -> evaluate.Bench:
-        """Finished models, ready to write, to score and to be measured."""
-        models = {name: self.load(name) for name in names or ROLES}
-        return evaluate.Bench(self.tokenizer(), models, device=self.device)
+    def export(self) -> dict[str, Path]:
+        """Bring what is finished of the trio into folders that any loader takes (see ``export``)."""
+        folders: dict[str, Path] = {
+            name: self.out / TRIO / name for name in ROLES if (self.finished(name) / "config.json").exists()
+        }
+        for name, folder in folders.items():
+            shutil.rmtree(folder, ignore_errors=True)
+            export(self.load(name), self.tokenizer(), folder)
+        return folders
 
     def hand_over(self) -> None:
-        """Export what is finished of the trio into folders that any loader takes (see ``export``)."""
-        done = [name for name in ROLES if (self.finished(name) / "config.json").exists()]
-        for name in done:
-            shutil.rmtree(self.out / TRIO / name, ignore_errors=True)
-            export(self.load(name), self.tokenizer(), self.out / TRIO / name)
-        if len(done) == len(ROLES):
-            folders = ", ".join(f'"{self.out / TRIO / name}"' for name in ROLES)
-            self.report(f"the trio is finished: RSDPipeline.from_pretrained({folders})")
+        """Leave the trio as it is to be loaded, and say where."""
+        folders = self.export()
+        if len(folders) == len(ROLES):
+            named = ", ".join(f'"{folder}"' for folder in folders.values())
+            self.report(f"the trio is finished: RSDPipeline.from_pretrained({named})")
+
+    def measure(self, split: str, count: int) -> AccuracyReport:
+        """Draft, target and RSD at each threshold on so many problems of a split.
+
+        Raises:
+            FileNotFoundError: a model is not finished.
+        """
+        folders = self.export()
+        if missing := [name for name in ROLES if name not in folders]:
+            raise FileNotFoundError(f"{self.finished(missing[0])} is missing: run the stages before this one")
+        problems = held_out(self.extent.count(count), split=split)
+        watch = Watch(on_run=lambda name, left: self.report(f"{split}: {name}, {left} problems"))
+        with RSDPipeline.from_pretrained(*map(str, folders.values()), device=self.device) as pipe:
+            measured = measure(pipe, problems, THRESHOLDS, watch=watch)
+            settings: dict[str, Any] = {
+                "problems": len(problems),
+                "seed": 0,
+                "split": split,
+                "batch_size": pipe.backend.max_batch_size,
+                "thresholds": ",".join(map(str, THRESHOLDS)),
+            }
+            report = accuracy_report(measured, self.command, folders, settings, pipe.recommended_threshold)
+        for point in report.points:
+            self.report(
+                f"{split}: {point.kind} {point.threshold}  accuracy {point.accuracy.value:.3f}  "
+                f"FLOPs {point.flops_share.paper:.3f} paper, {point.flops_share.total:.3f} total"
+            )
+        return report
 
 
 def run_tokenizer(shop: Workshop) -> None:
@@ -139,18 +176,19 @@ def run_rollouts(shop: Workshop) -> None:
         path = shop.out / "rollouts" / f"{name.replace('/', '-')}-{temperature}.jsonl"
         if path.exists():
             continue
-        bench = shop.bench(name)
+        model = shop.load(name).to(shop.device).eval()
         torch.manual_seed(PRM_SEED + number)
         began = time.monotonic()
         made = rollouts.guided_rollouts(
-            bench, name, seed=PRM_SEED * 100 + number, count=count, temperature=temperature
-        )
+            model, shop.tokenizer(), seed=PRM_SEED * 100 + number, count=count,
+            temperature=temperature, device=shop.device,
+        )  # fmt: skip
         total = rollouts.save(path, made)
         shop.report(f"rollouts: {path.name} {total} records, {time.monotonic() - began:.0f} s")
 
 
 def run_prm(shop: Workshop) -> None:
-    """Build the reward model on the trunk, train it, choose its threshold on validation problems."""
+    """Build the reward model on the trunk and train it; its threshold is another stage."""
     tokenizer = shop.tokenizer()
     trunk = _new_trunk(shop)
     trunk.load_state_dict(torch.load(shop.out / "trunk" / "weights.pt", weights_only=True))
@@ -169,22 +207,42 @@ def run_prm(shop: Workshop) -> None:
         device=shop.device,
         report=shop.report,
     )
-    prm.config.rsd_prm = {"format": "trl", "separator": SEPARATOR, "threshold": 0.5}
+    prm.config.rsd_prm = {"format": "trl", "separator": SEPARATOR}
     shop.keep("prm", prm)
-    threshold = measure.choose_threshold(shop.bench(), shop.extent.count(VALIDATION_PROBLEMS), shop.report)
-    prm.config.rsd_prm = {"format": "trl", "separator": SEPARATOR, "threshold": threshold}
+
+
+def run_threshold(shop: Workshop) -> None:
+    """Choose the threshold on validation problems; what was measured goes to ``threshold.json``."""
+    report = shop.measure("validation", VALIDATION_PROBLEMS)
+    prm = shop.load("prm")
+    prm.config.rsd_prm = {**prm.config.rsd_prm, "threshold": cheapest_of_best(report.points)}
     shop.keep("prm", prm)
+    shop.report(f"recommended threshold {prm.config.rsd_prm['threshold']}")
+    _write(shop.out / "threshold.json", report)
+
+
+def cheapest_of_best(points: Sequence[Point]) -> float:
+    """Of the thresholds with the best accuracy the one with the fewest FLOPs, in the paper's count."""
+    best = max(point.accuracy.value for point in points if point.kind == "rsd")
+    good = [point for point in points if point.kind == "rsd" and point.accuracy.value == best]
+    return min(good, key=lambda point: point.flops.paper).threshold
 
 
 def run_eval(shop: Workshop) -> None:
     """Measure everything on held-out problems; numbers go to ``eval.json``."""
-    results = measure.measure(shop.bench(), shop.extent.count(EVALUATION_PROBLEMS), shop.report)
-    (shop.out / "eval.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+    _write(shop.out / "eval.json", shop.measure("held_out", EVALUATION_PROBLEMS))
+
+
+def _write(path: Path, report: AccuracyReport) -> None:
+    path.write_text(report.model_dump_json(indent=1), encoding="utf-8")
 
 
 def run_card(shop: Workshop) -> None:
     """Write the model card from what was measured."""
-    (shop.out / "MODEL_CARD.md").write_text(card.render(shop.out, shop.extent), encoding="utf-8")
+    measured = AccuracyReport.model_validate_json((shop.out / "eval.json").read_text(encoding="utf-8"))
+    sizes: dict[str, int] = {name: count_parameters(as_llama(shop.load(name))) for name in ROLES}
+    text = card.render(shop.out, shop.extent, measured, sizes)
+    (shop.out / "MODEL_CARD.md").write_text(text, encoding="utf-8")
 
 
 RUN: dict[str, Callable[[Workshop], None]] = {name: globals()[f"run_{name}"] for name in ORDER}
@@ -192,6 +250,7 @@ RESULTS = {
     "tokenizer": "tokenizer/tokenizer.json",
     "trunk": "trunk/weights.pt",
     "rollouts": "rollouts/finished",
+    "threshold": "threshold.json",
     "eval": "eval.json",
     "card": "MODEL_CARD.md",
 }
@@ -242,7 +301,7 @@ def _scale(text: str) -> float:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(prog="python -m rsd_integrations.pocket.train", description=__doc__)
+    parser = argparse.ArgumentParser(prog=PROGRAM, description=__doc__)
     parser.add_argument("--out", default="pocket-train", help="where checkpoints and results go")
     parser.add_argument(
         "--stage", choices=ORDER, action="append", help="only this stage (repeatable), even if finished"
@@ -264,7 +323,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the stages asked for, or all that are not finished."""
     options = parse(arguments)
     torch.set_num_threads(options.threads)
-    shop = Workshop(options, report=lambda line: print(line, flush=True))
+    given = shlex.join(sys.argv[1:] if arguments is None else arguments)
+    shop = Workshop(options, lambda line: print(line, flush=True), f"{PROGRAM} {given}".rstrip())
     for name in options.stage or ORDER:
         result = shop.out / RESULTS.get(name, f"{name}/hf/config.json")
         if result.exists() and not options.stage:

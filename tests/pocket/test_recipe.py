@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +15,21 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from rsd_integrations import RSDPipeline  # noqa: E402
+from rsd_integrations.bench.accuracy import measure  # noqa: E402
+from rsd_integrations.bench.environment import weights_sha256  # noqa: E402
+from rsd_integrations.bench.results import AccuracyReport, Point  # noqa: E402
+from rsd_integrations.bench.stats import wilson  # noqa: E402
 from rsd_integrations.langchain import ChatRSD  # noqa: E402
-from rsd_integrations.pocket import pocket_paths, recommended_threshold  # noqa: E402
-from rsd_integrations.pocket.evaluate import solve_rsd  # noqa: E402
+from rsd_integrations.pocket import pocket_paths, recommended_threshold, train  # noqa: E402
 from rsd_integrations.pocket.export import export  # noqa: E402
 from rsd_integrations.pocket.loop import Budget  # noqa: E402
 from rsd_integrations.pocket.model import make_config  # noqa: E402
 from rsd_integrations.pocket.recipes import PRM_BUDGET, ROLLOUTS, STAGES, Extent  # noqa: E402
 from rsd_integrations.pocket.task import held_out  # noqa: E402
 from rsd_integrations.pocket.tokenizer import load_tokenizer  # noqa: E402
-from rsd_integrations.pocket.train import Workshop, install, main, parse  # noqa: E402
-from rsd_integrations.types import ROLES  # noqa: E402
+from rsd_integrations.pocket.train import Workshop, cheapest_of_best, install, main, parse  # noqa: E402
+from rsd_integrations.types import ROLES, FLOPs  # noqa: E402
+from tests.oracle import Party, Terms, naive_rsd  # noqa: E402
 
 
 def as_trained(role: str) -> Any:
@@ -51,7 +57,8 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     load_tokenizer(pocket_paths().target).save_pretrained(shop.out / "tokenizer")
     for role in ROLES:
         shop.keep(role, as_trained(role))
-    for name in ("base/hf/config.json", "trunk/weights.pt", "rollouts/finished", "eval.json"):
+    finished = ("base/hf/config.json", "trunk/weights.pt", "rollouts/finished")
+    for name in (*finished, "threshold.json", "eval.json"):
         (shop.out / name).parent.mkdir(parents=True, exist_ok=True)
         (shop.out / name).touch()
     (shop.out / "MODEL_CARD.md").write_text("# Measured", encoding="utf-8")
@@ -73,8 +80,10 @@ def test_the_trio_has_the_tokens_it_was_trained_on(shop: Workshop, trio: dict[st
 
 
 def test_it_answers_as_it_did_in_training(shop: Workshop, trio: dict[str, str]) -> None:
-    problems = held_out(4, seed=79)
-    expected = [run.text for run in solve_rsd(shop.bench(), problems, recommended_threshold())]
+    problems = held_out(2, seed=79)
+    parties = [Party(shop.load(role).eval(), shop.tokenizer()) for role in ROLES]
+    terms = Terms(threshold=recommended_threshold(), max_tokens=512)
+    expected = [naive_rsd(*parties, problem.question, terms).text for problem in problems]
     with RSDPipeline.from_pretrained(**trio, device="cpu") as pipe:
         assert [pipe.generate(problem.question).text for problem in problems] == expected
     with ChatRSD(**trio, device="cpu") as model:
@@ -86,6 +95,69 @@ def test_the_recipe_says_what_to_load(shop: Workshop, capsys: pytest.CaptureFixt
     *_, last = capsys.readouterr().out.splitlines()
     folders = ", ".join(f'"{shop.out / "trio" / role}"' for role in ROLES)
     assert last == f"the trio is finished: RSDPipeline.from_pretrained({folders})"
+
+
+def test_the_last_stages_measure_as_the_bench_does(
+    shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thresholds = (0.5, 0.95)
+    monkeypatch.setattr(train, "THRESHOLDS", thresholds)
+    out = shutil.copytree(shop.out, tmp_path / "out")
+    stages = [word for name in ("threshold", "eval", "card") for word in ("--stage", name)]
+    main(["--out", str(out), "--scale", "0.006", *stages])
+    chosen, measured = (
+        AccuracyReport.model_validate_json((out / f"{name}.json").read_text(encoding="utf-8"))
+        for name in ("threshold", "eval")
+    )
+    assert measured.recommended_threshold == cheapest_of_best(chosen.points)
+    paths = {role: out / "trio" / role for role in ROLES}
+    assert measured.weights_sha256 == weights_sha256(paths)
+    with RSDPipeline.from_pretrained(*map(str, paths.values()), device="cpu") as pipe:
+        assert pipe.recommended_threshold == measured.recommended_threshold
+        for report, split in ((chosen, "validation"), (measured, "held_out")):
+            points = measure(pipe, held_out(3, split=split), thresholds).points
+            assert _results(report.points) == _results(points)
+    card = (out / "MODEL_CARD.md").read_text(encoding="utf-8")
+    for point in measured.points[1:-1]:
+        total = f"{point.flops_share.total:.3f} ({1 / point.flops_share.total:.1f}x) |"
+        (row,) = (line for line in card.splitlines() if line.startswith(f"| {point.threshold} |"))
+        assert row.endswith(total)
+    assert "| target | 4,024,320 |" in card  # As exported: with biases that a Qwen2 has not.
+    assert f"| RSD at {measured.recommended_threshold} |" in card and measured.date[:10] in card
+
+
+def _results(points: Sequence[Point]) -> list[dict[str, Any]]:
+    """All but times; ``recommended`` is another one's when the threshold is yet to be chosen."""
+    return [point.model_dump(exclude={"seconds", "recommended"}) for point in points]
+
+
+@pytest.mark.parametrize("stage", ["threshold", "eval"])
+def test_an_unfinished_trio_is_not_measured(stage: str, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"draft.hf is missing: run the stages before this one"):
+        main(["--out", str(tmp_path), "--stage", stage])
+
+
+@given(
+    rsd=st.lists(st.tuples(st.integers(0, 3), st.integers(1, 9)), min_size=1, max_size=6),
+    draft=st.integers(0, 3),
+)
+def test_the_threshold_is_the_cheapest_of_the_best(rsd: list[tuple[int, int]], draft: int) -> None:
+    ways = [("draft", draft, 0), *(("rsd", *way) for way in rsd), ("target", 4, 10)]
+    points = [_point(kind, place, right, flops) for place, (kind, right, flops) in enumerate(ways)]
+    chosen = points[int(cheapest_of_best(points))]
+    assert chosen.kind == "rsd"
+    for other in points[1:-1]:
+        better = other.accuracy.value - chosen.accuracy.value
+        assert better < 0 or (better == 0 and other.flops.paper >= chosen.flops.paper)
+
+
+def _point(kind: Any, place: int, right: int, flops: int) -> Point:
+    share = wilson(right, 4)
+    return Point(
+        kind=kind, threshold=place, accuracy=share, by_length=(), against_target=share, acceptance_rate=None,
+        rewritten=0, target_idle=0, flops=FLOPs(paper=flops, total=10 - flops), flops_share=FLOPs(),
+        mean_tokens=1, unfinished=0, seconds=None,
+    )  # fmt: skip
 
 
 def test_what_is_not_for_loading_has_no_tokenizer(shop: Workshop) -> None:

@@ -14,7 +14,6 @@ pytest.importorskip("transformers")
 from rsd_integrations.pocket import pocket_paths  # noqa: E402
 from rsd_integrations.pocket.data import IGNORE, batches, encode_chat, encode_step, prompt_messages  # noqa: E402
 from rsd_integrations.pocket.loop import Budget, Recipe, train_language_model  # noqa: E402
-from rsd_integrations.pocket.measure import auc  # noqa: E402
 from rsd_integrations.pocket.model import grow, make_config, new_model, use_half_products  # noqa: E402
 from rsd_integrations.pocket.optim import make_optimizers, set_rates  # noqa: E402
 from rsd_integrations.pocket.prm import build_prm, freeze_trunk  # noqa: E402
@@ -117,11 +116,6 @@ def test_only_the_upper_part_of_the_reward_model_is_trained(tokenizer: Any) -> N
         name.startswith(("model.embed", "model.layers.0.", "model.layers.1.self_attn")) for name in trained
     )
     assert {"score.weight", "model.layers.1.mlp.up_proj.weight"} <= trained
-
-
-def test_auc() -> None:
-    assert auc([0.9, 0.8, 0.1], [True, True, False]) == 1.0
-    assert auc([0.5, 0.5], [True, False]) == 0.5
 
 
 def test_an_interrupted_run_resumes_to_the_same_weights(tokenizer: Any, tmp_path: Path) -> None:

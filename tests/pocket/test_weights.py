@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -49,70 +50,84 @@ def test_missing_attribute_is_refused() -> None:
 
 
 @pytest.fixture(scope="module")
-def bench() -> Any:
+def models() -> Any:
     pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    from rsd_integrations.pocket.evaluate import Bench
-
     paths = pocket.pocket_paths()
-    models = {
-        name: transformers.AutoModelForCausalLM.from_pretrained(getattr(paths, name))
-        for name in ("draft", "target")
+    kinds = {"draft": "CausalLM", "target": "CausalLM", "prm": "TokenClassification"}
+    return {
+        name: getattr(transformers, f"AutoModelFor{kind}").from_pretrained(getattr(paths, name))
+        for name, kind in kinds.items()
     }
-    models["prm"] = transformers.AutoModelForTokenClassification.from_pretrained(paths.prm)
-    return Bench(transformers.AutoTokenizer.from_pretrained(paths.target), models)
 
 
-def test_all_weights_are_fp32(bench: Any) -> None:
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return pytest.importorskip("transformers").AutoTokenizer.from_pretrained(pocket.pocket_paths().target)
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Iterator[Any]:
+    from rsd_integrations import RSDPipeline
+
+    with RSDPipeline.pocket() as pipe:
+        yield pipe
+
+
+def test_all_weights_are_fp32(models: Any) -> None:
     import torch
 
-    kinds = {weight.dtype for model in bench.models.values() for weight in model.parameters()}
+    kinds = {weight.dtype for model in models.values() for weight in model.parameters()}
     assert kinds == {torch.float32}
 
 
-def test_sizes_are_in_proportion(bench: Any) -> None:
-    from rsd_integrations.pocket.measure import parameters
+def test_sizes_are_in_proportion(models: Any) -> None:
+    from rsd_integrations.pocket.model import count_parameters
 
-    sizes = parameters(bench)
+    sizes = {name: count_parameters(model) for name, model in models.items()}
     assert sizes["target"] > 5 * (sizes["draft"] + sizes["prm"])
 
 
-def test_reward_config_names_format_separator_and_threshold(bench: Any) -> None:
-    assert set(bench.models["prm"].config.rsd_prm) == {"format", "separator", "threshold"}
-    assert bench.models["prm"].config.rsd_prm["separator"] == SEPARATOR
-    assert bench.models["prm"].config.num_labels == 2
+def test_reward_config_names_format_separator_and_threshold(models: Any) -> None:
+    config = models["prm"].config
+    assert set(config.rsd_prm) == {"format", "separator", "threshold"}
+    assert config.rsd_prm["separator"] == SEPARATOR
+    assert config.num_labels == 2
 
 
-def test_target_and_rsd_solve_held_out_problems(bench: Any) -> None:
-    from rsd_integrations.pocket.evaluate import solve, solve_rsd
-
+@pytest.mark.parametrize("threshold", [None, 1.1])
+def test_target_and_rsd_solve_held_out_problems(pipe: Any, threshold: float | None) -> None:
     problems = held_out(6, seed=77)
-    alone = solve(bench, problems, "target")
-    assert sum(check_answer(run.problem, run.text) for run in alone) >= 5
-    together = solve_rsd(bench, problems, pocket.recommended_threshold())
-    assert sum(check_answer(run.problem, run.text) for run in together) >= 5
+    answers = [pipe.generate(problem.question, threshold=threshold).text for problem in problems]
+    assert sum(map(check_answer, problems, answers)) >= 5
 
 
-def test_threshold_beyond_one_is_the_target_alone_and_zero_the_draft(bench: Any) -> None:
-    from rsd_integrations.pocket.evaluate import solve, solve_rsd
+@pytest.mark.parametrize(("threshold", "name"), [(1.1, "target"), (0.0, "draft")])
+def test_threshold_beyond_one_is_the_target_alone_and_zero_the_draft(
+    pipe: Any, models: Any, tokenizer: Any, threshold: float, name: str
+) -> None:
+    from tests.oracle import Party, plain_generate
 
-    problems = held_out(4, seed=78)
-    for threshold, name in ((1.1, "target"), (0.0, "draft")):
-        texts = [run.text for run in solve_rsd(bench, problems, threshold)]
-        assert texts == [run.text for run in solve(bench, problems, name)]
+    alone = Party(models[name], tokenizer)
+    for problem in held_out(4, seed=78):
+        text = pipe.generate(problem.question, threshold=threshold).text
+        assert text == plain_generate(alone, problem.question, 512)[1]
 
 
-def test_rewards_tell_gold_from_spoilt_steps(bench: Any) -> None:
-    from rsd_integrations.pocket.measure import auc
+def test_rewards_tell_gold_from_spoilt_steps(models: Any, tokenizer: Any) -> None:
+    import torch
+
+    from rsd_integrations.bench.stats import auc
     from rsd_integrations.pocket.rollouts import encode_judged, spoilt
 
-    scores, labels = [], []
+    scored = []
     for record in islice(spoilt(12345), 20):
-        ids, marks = encode_judged(bench.tokenizer, record)
-        ends = [i for i, mark in enumerate(marks) if mark >= 0]
-        scores += bench.rewards([tuple(ids[: end + 1]) for end in ends])
-        labels += [bool(marks[end]) for end in ends]
-    assert auc(scores, labels) > 0.9
+        ids, marks = encode_judged(tokenizer, record)
+        with torch.no_grad():
+            rewards = models["prm"](input_ids=torch.tensor([ids])).logits[0].softmax(-1)[:, 1].tolist()
+        scored += [(reward, mark == 1) for reward, mark in zip(rewards, marks, strict=True) if mark >= 0]
+    found = auc(scored)
+    assert found is not None and found > 0.9
 
 
 def test_gold_labels_agree_with_the_task() -> None:
