@@ -13,7 +13,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, ClassVar, Literal, TypeVar
 
 from rsd_integrations.errors import ConfigError
@@ -91,20 +93,25 @@ class PRMFormat(ABC):
                 hint="Write a number from 0 to 1 into rsd_prm of the model's config.json, or none.",
             )
 
-    def _number(self, option: str, default: Number) -> Number:
-        """An option's value as a number of its default's kind.
+    def _number(self, option: str, default: Number, *, zero: bool = True) -> Number:
+        """An option's value as a number of its default's kind, which may be zero or not.
 
         Raises:
             ConfigError: it is none.
         """
         given = self.options.get(option, default)
-        try:
-            return type(default)(given)
-        except (TypeError, ValueError, OverflowError):
-            raise ConfigError(
-                f"the option {option!r} of PRM format {self.name!r} is {given!r:.80}.",
-                hint=f"Write a number such as {default} into rsd_prm of the model's config.json, or none.",
-            ) from None
+        with suppress(TypeError, ValueError, OverflowError):
+            number = type(default)(given)
+            if isfinite(number) and (number or zero):
+                return number
+        raise self._unfit(option, default)
+
+    def _unfit(self, option: str, default: Any) -> ConfigError:
+        given = self.options.get(option, default)
+        return ConfigError(
+            f"the option {option!r} of PRM format {self.name!r} is {given!r:.80}.",
+            hint=f"Write a number such as {default} into rsd_prm of the model's config.json, or none.",
+        )
 
     @classmethod
     def for_model(cls, config: Any, tokenizer: Any) -> PRMFormat:

@@ -37,7 +37,7 @@ class SequenceFormat(PRMFormat):
         super().__init__(tokenizer, options)
         self._turn = AnswerTurn(tokenizer)
         self._center = self._number("center", 0.0)
-        self._scale = self._number("scale", 1.0)
+        self._scale = self._number("scale", 1.0, zero=False)
 
     @classmethod
     def detect(cls, config: Any, tokenizer: Any) -> bool:

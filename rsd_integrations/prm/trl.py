@@ -76,5 +76,11 @@ class TRLFormat(PRMFormat):
         return Feed(ids, read=len(ids) - 1)
 
     def reward(self, outputs: Sequence[float]) -> float:
-        """Probability of the good label."""
+        """Probability of the good label.
+
+        Raises:
+            ConfigError: the model has no label with the index "positive".
+        """
+        if not 0 <= self._positive < len(outputs):
+            raise self._unfit("positive", 1)
         return softmax(outputs)[self._positive]

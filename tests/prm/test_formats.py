@@ -204,11 +204,17 @@ def test_reward_options() -> None:
 )
 def test_options_that_are_no_numbers_are_named(name: str, option: str, value: Any) -> None:
     """They are a checkpoint's, which may be anybody's."""
-    if isinstance(value, float) and name == "sequence":
-        pytest.skip("a number, if no use")
     tokenizer = QWEN if name == "trl" else LLAMA
     with pytest.raises(ConfigError, match=rf"the option '{option}' of PRM format '{name}' is "):
         make(name, tokenizer, **{option: value})
+
+
+def test_a_scale_of_zero_and_labels_that_are_not_there_are_named() -> None:
+    with pytest.raises(ConfigError, match=r"the option 'scale' of PRM format 'sequence' is 0"):
+        make("sequence", LLAMA, scale=0)
+    for label in (2, -1):
+        with pytest.raises(ConfigError, match=rf"the option 'positive' of PRM format 'trl' is {label}"):
+            make("trl", QWEN, positive=label).reward([0.0, 1.0])
 
 
 @pytest.mark.parametrize("name", ["qwen", "reasonflux", "trl", "skywork"])
