@@ -31,13 +31,16 @@ _socket.socket.connect = _guard(_socket.socket.connect)
 _socket.socket.connect_ex = _guard(_socket.socket.connect_ex)
 """
 
-_VARYING = re.compile(r"[-+]?\d+(\.\d+)?%?|\b(True|False)\b|\*(?=\n)")
+_VARYING = re.compile(r"[-+]?\d+(,\d{3})*(\.\d+)?(e[-+]?\d+)?%?|\b(True|False)\b|\*(?=\n)")
 
 
 def shown_by(cell: Any) -> list[str]:
     """What a cell shows, without numbers, choices made by chance, and what lines them up."""
-    told = [(o.get("name") or o["output_type"]) + ": " + o.get("text", "") for o in cell.get("outputs", [])]
-    return [" ".join(_VARYING.sub(" ", text).split()) for text in told]
+    told = [
+        (o.get("name") or o["output_type"], o.get("text") or o.get("data", {}).get("text/html", ""))
+        for o in cell.get("outputs", [])
+    ]
+    return [f"{kind}: {' '.join(_VARYING.sub(' ', text).split())}" for kind, text in told]
 
 
 def run(path: Path, *, write: bool) -> list[str]:

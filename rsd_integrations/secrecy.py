@@ -23,8 +23,8 @@ _URL = re.compile(r"\s*([a-z][a-z0-9+.-]*://[^/?#]*@|https?://[^?#]*[?#])", re.I
 
 
 def is_secret(name: str) -> bool:
-    """Whether an option or header of this name is not to be shown."""
-    return _SECRET.fullmatch(name) is not None
+    """Whether an option or header of this name is not to be shown. Names with dots are a model's layers."""
+    return "." not in name and _SECRET.fullmatch(name) is not None
 
 
 def may_tell(text: str) -> bool:

@@ -324,6 +324,24 @@ def test_it_runs_in_the_context_of_who_asks(function: Any, remote: bool, candida
         assert asyncio.run(ask_all(pipe)) == [[1.0] * (3 * candidates + 2)] * 4
 
 
+def test_connections_to_servers_belong_to_no_caller() -> None:
+    """They outlive his request, and would hold what his context holds."""
+    seen = []
+
+    class Watching(Awaited):
+        async def write(self, session: Any) -> Any:
+            seen.append(TENANT.get(None))
+            return await super().write(session)
+
+    writers = Watching(ScriptedWriter(DRAFT)), Awaited(ScriptedWriter(TARGET))
+    scorer = RemoteFunctionScorer(RewardFunction(two_is_bad))
+    with RSDPipeline(RemoteBackend(*writers, scorer, max_batch_size=1)) as pipe:
+        context = copy_context()
+        context.run(TENANT.set, "one")
+        context.run(pipe.generate, "count")
+    assert set(seen) == {None}
+
+
 class Value:
     """What a context variable holds."""
 

@@ -25,6 +25,11 @@ REFUSING = (
 )
 
 
+SYSTEM_FIRST = (
+    "{%- if messages[0].role != 'system' %}{{- raise_exception('no system turn') }}{% endif %}" + PUT_TOGETHER
+)
+
+
 def made(template: Any, *added: str) -> Any:
     return byte_level(template, added=added)
 
@@ -43,6 +48,16 @@ def test_roles_that_a_text_spells_stay_text() -> None:
         token_id(tokenizer, token) for token in ("<|user|>", "<|im_end|>", "<|assistant|>")
     ]
     assert tokenizer.decode(ids) == f"<|user|>{evil}<|im_end|><|assistant|>"
+
+
+def test_roles_of_a_template_that_wants_a_system_turn_first() -> None:
+    assert found(SYSTEM_FIRST, *ROLES) == {*ROLES}
+
+
+def test_words_that_a_template_says_itself_are_no_control_tokens() -> None:
+    """A date or a default system prompt, of which a vocabulary has some words whole."""
+    said = "{{- 'You are help' + 'ful. It is 20' + '26.' }}"
+    assert found(said + PUT_TOGETHER, "helpful", "2026", "<|user|>") == {"<|user|>"}
 
 
 def test_roles_stay_text_in_the_answer_that_a_prm_reads() -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator, Iterable
-from typing import Protocol
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable
+from typing import Protocol, TypeVar
 
 from rsd_integrations.adapters.groups import Group
 from rsd_integrations.adapters.story import Happening, Story
@@ -13,6 +13,8 @@ from rsd_integrations.types import Message, StepEvent
 
 __all__ = ["Teller", "aevents", "events"]
 
+Made = TypeVar("Made")
+
 
 class Teller(Protocol):
     """Who tells a framework what happens."""
@@ -20,6 +22,9 @@ class Teller(Protocol):
     @property
     def story(self) -> Story:
         """What there is to tell."""
+
+    def ask(self, request: Callable[[], Made]) -> Made:
+        """Make the request in the context that functions that score are to run in."""
 
     def tell(self, happenings: Iterable[Happening]) -> None:
         """Tell it."""
@@ -38,7 +43,9 @@ def events(pipe: RSDPipeline, chat: list[Message], teller: Teller) -> Generator[
     """
     story = teller.story
     call = story.call
-    stream = pipe.stream(chat, config=call.config, timeout=call.timeout, output=call.output)
+    stream = teller.ask(
+        lambda: pipe.stream(chat, config=call.config, timeout=call.timeout, output=call.output)
+    )
     group = Group.of(stream)
     try:
         teller.tell(story.begin())
@@ -56,7 +63,9 @@ async def aevents(pipe: RSDPipeline, chat: list[Message], teller: Teller) -> Asy
     """The same for asyncio."""
     story = teller.story
     call = story.call
-    stream = pipe.astream(chat, config=call.config, timeout=call.timeout, output=call.output)
+    stream = teller.ask(
+        lambda: pipe.astream(chat, config=call.config, timeout=call.timeout, output=call.output)
+    )
     try:
         await teller.atell(story.begin())
         async for event in stream:

@@ -71,7 +71,8 @@ def _group(batch: int) -> str:
 def _range(timing: Timing, ratio: float) -> tuple[float, float, float]:
     """A ratio that the median run has, and those of the slowest and the fastest."""
     seconds = timing.seconds
-    return ratio, ratio * seconds.median / seconds.slowest, ratio * seconds.median / seconds.fastest
+    # The quotient first: it is 1 where there was one run, and no rounding makes a negative bar.
+    return ratio, ratio * (seconds.median / seconds.slowest), ratio * (seconds.median / seconds.fastest)
 
 
 def _contenders(report: SpeedReport) -> Table:

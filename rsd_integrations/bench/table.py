@@ -127,7 +127,7 @@ def _interval(interval: Interval) -> str:
 def _differences(points: Sequence[Point]) -> str:
     """On the same problems, which tells more than two intervals of single ways to answer."""
     told = [f"{name_of(point)} {signed(point.against_target)}" for point in points if point.kind != "target"]
-    return f"Points of accuracy against the target on the same problems: {'; '.join(told)}"
+    return f"Points of accuracy against the target on the same questions: {'; '.join(told)}"
 
 
 def _prm(report: AccuracyReport) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 from collections.abc import Collection
 from math import inf
 from typing import Any
@@ -34,8 +36,10 @@ def json_object(option: str, text: str, *, example: str) -> dict[str, Any]:
 
 
 def quoted(text: str) -> str:
-    """Quoted for the usual shell. cmd.exe knows no single quotes; PowerShell 7 takes double ones, too."""
-    return '"' + text.replace('"', '""') + '"' if os.name == "nt" else f"'{text}'"
+    """As the usual shell takes it. cmd.exe knows no single quotes; PowerShell 7 takes double ones, too."""
+    if os.name != "nt":
+        return shlex.quote(text)
+    return '"' + text.replace('"', '""') + '"' if re.search(r'[\s"&|<>^]', text) else text
 
 
 def read_config(text: str | None, *, swept: Collection[str] = (), **options: Any) -> RSDConfig:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection
@@ -23,7 +22,7 @@ from rsd_integrations.cli import options
 from rsd_integrations.cli.models import ModelChoice, State
 from rsd_integrations.cli.progress import watching
 from rsd_integrations.cli.saving import check_out, conclude
-from rsd_integrations.cli.settings import read_config, read_sweep
+from rsd_integrations.cli.settings import quoted, read_config, read_sweep
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.report.words import many
 from rsd_integrations.types import ROLES
@@ -248,7 +247,7 @@ def _wording(left: int, asked: int, skip: int, out: Path | None) -> Wording:
             return "the file has none left to confirm it on."
         more = f"--skip {skip + asked} --thresholds {threshold!r}"
         more += f" --problems {left}" if left < asked else ""
-        more += "" if out is None else f" --out {shlex.quote(f'{out}-confirm')}"
+        more += "" if out is None else f" --out {quoted(f'{out}-confirm')}"
         # Without a full stop, which would be copied along.
         return f"confirm it there, by the same command with {more}"
 

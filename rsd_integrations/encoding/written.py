@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from rsd_integrations.types import Message
@@ -75,7 +76,12 @@ def written_around_turns(tokenizer: Any, tokens: Collection[str], **template_kwa
 
 
 def _those_in(text: str, tokens: Collection[str]) -> frozenset[str]:
-    return frozenset(token for token in tokens if token in text and token not in _OURS)
+    return frozenset(
+        # Words are what templates say themselves: a date, a system prompt.
+        token
+        for token in tokens
+        if token in text and not token.isalnum() and token not in _OURS
+    )
 
 
 def _around_a_role(text: str, tokens: Collection[str]) -> frozenset[str]:
@@ -93,8 +99,8 @@ def _around_a_role(text: str, tokens: Collection[str]) -> frozenset[str]:
 
 
 def _shown(tokenizer: Any, chat: Sequence[Message], **variables: Any) -> str:
-    """A chat as the template writes it; "" if it refuses."""
-    try:
-        return str(tokenizer.apply_chat_template(list(chat), tokenize=False, **variables))
-    except Exception:  # Jinja's, or whatever a template stumbles over.
-        return ""
+    """A chat as the template writes it, behind a system turn if it wants one; "" if it refuses."""
+    for turns in ([*chat], [_TOLD, *chat]):
+        with suppress(Exception):  # Jinja's, or whatever a template stumbles over.
+            return str(tokenizer.apply_chat_template(turns, tokenize=False, **variables))
+    return ""

@@ -112,10 +112,11 @@ class TaskEngine(EngineThread):
             job = next(iter(self._queued))
             self._leave(job)
             self._live[job] = asyncio.Event()
-            job.context.run(self._begin, job)
+            # Not in the context of another job, which has made room, nor of its own caller: connections and
+            # timers would keep it.
+            Context().run(self._begin, job)
 
     def _begin(self, job: Job) -> None:
-        # In the context of the caller: where another job has made room, the current one is that job's.
         task = self._loop.create_task(self._carry(job))
         self._carried.add(task)
         task.add_done_callback(self._over)

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 from uuid import UUID
 
 from langchain_core.callbacks import (
@@ -24,7 +24,7 @@ from langchain_core.callbacks.manager import BaseRunManager, ahandle_event, hand
 from langchain_core.language_models.base import BaseLanguageModel
 from langchain_core.outputs import LLMResult
 from langchain_core.runnables import RunnableConfig
-from langchain_core.runnables.config import ensure_config
+from langchain_core.runnables.config import ensure_config, var_child_runnable_config
 from langchain_core.tracers._streaming import _StreamingCallbackHandler, _V2StreamingCallbackHandler
 from langchain_core.tracers.base import AsyncBaseTracer, BaseTracer
 from langchain_core.utils.uuid import uuid7
@@ -37,6 +37,7 @@ from rsd_integrations.types import Step
 __all__ = ["HandlerCall", "StepReporter", "announced", "arunning", "running", "take_running"]
 
 Handlers: TypeAlias = "list[BaseCallbackHandler]"
+Made = TypeVar("Made")
 
 _STREAMING = (_StreamingCallbackHandler, _V2StreamingCallbackHandler)
 
@@ -130,6 +131,18 @@ class StepReporter:
         self.story = Story(call if self._tracers else replace(call, trace_steps="off"))
         self._open: list[UUID] = []
         self._listeners = (call.on_step, _graph_writer(self._threshold))
+
+    def ask(self, request: Callable[[], Made]) -> Made:
+        """Make the request. What a judge writes is no part of the answer: langgraph will not stream it."""
+        config = var_child_runnable_config.get()
+        if config is None:
+            return request()
+        tags = [*(config.get("tags") or ()), "nostream"]
+        token = var_child_runnable_config.set({**config, "tags": tags})
+        try:
+            return request()
+        finally:
+            var_child_runnable_config.reset(token)
 
     def tell(self, happenings: Iterable[Happening]) -> None:
         """Call the handlers."""

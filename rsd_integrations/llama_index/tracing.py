@@ -35,6 +35,7 @@ _WORDS = frozenset({"source", "finish_reason"})
 """Strings that are none of a prompt's or an answer's."""
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+Made = TypeVar("Made")
 
 
 def typed(decorator: Callable[..., Any]) -> Callable[[Decorated], Decorated]:
@@ -68,6 +69,10 @@ class StepSpans:
         self._parent = context.get(active_span_id)
         writer = context.run(_workflow_writer, self._threshold) if to_workflow else None
         self._listeners = (call.on_step, writer)
+
+    def ask(self, request: Callable[[], Made]) -> Made:
+        """Make the request where the model's own span is the current one."""
+        return self._context.run(request)
 
     def tell(self, happenings: Iterable[Happening]) -> None:
         """Open and close spans, emit events."""

@@ -30,9 +30,12 @@ _QUOTED = r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')"""
 """A text in quotes."""
 _PIECES = re.compile(_QUOTED + r"""|([\[({])|([\])}])|(,)|[^\[\](){}"',]+""", re.DOTALL)
 """A piece of a literal: a text in quotes, a bracket that opens, one that closes, a comma, or all else."""
-_BEGUN = r"""("(?:[^"\\]|\\.)*(?:"|\\?\Z)|'(?:[^'\\]|\\.)*(?:'|\\?\Z)|#[^\n]*)"""
-"""A text in quotes, which may lack the last one: else the rest is searched from each quote in it again. Or
-a comment of Python's, whose quotes are none.
+_BEGUN = (
+    r"""("{3}(?:[^"\\]|\\.|"{1,2}(?!"))*(?:"{3}|\\?\Z)|'{3}(?:[^'\\]|\\.|'{1,2}(?!'))*(?:'{3}|\\?\Z)"""
+    r"""|"(?:[^"\\]|\\.)*(?:"|\\?\Z)|'(?:[^'\\]|\\.)*(?:'|\\?\Z)|#[^\n]*)"""
+)
+"""A text in quotes, or in three, which may lack the last: else the rest is searched from each quote in it
+again. Or a comment of Python's, whose quotes are none.
 """
 _KINDS: dict[type, str] = {
     bool: "boolean",

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from rsd_integrations.bench import speed_table
 from rsd_integrations.bench.speed_checks import anything_required, required_speeds
 from rsd_integrations.bench.speed_results import Breakdown, Growth, Limit, SpeedReport, Spread, Timing
 from rsd_integrations.bench.speed_setting import Setting
@@ -32,13 +35,13 @@ TIMINGS = (
 
 
 def report(shape: str, **more: Any) -> SpeedReport:
-    given: dict[str, Any] = {
+    parts: dict[str, Any] = {
         "timings": TIMINGS,
         "limits": (Limit(role="draft", bytes_per_token=1, milliseconds=1, share=0.8),),
         "breakdown": Breakdown(kept=0.8, draft=1, score=1, target=1, host=1, wall=4),
     } | more
     return SpeedReport(
-        command="", date="", versions={}, hardware={}, shape=shape, settings={}, bandwidth=1e9, **given
+        command="", date="", versions={}, hardware={}, shape=shape, settings={}, bandwidth=1e9, **parts
     )
 
 
@@ -288,6 +291,14 @@ def test_the_plot_shows_the_slowest_and_the_fastest_run() -> None:
     ((bar,),) = (bars[2] for bars in axes.containers)
     assert bar.get_segments()[0][:, 1].tolist() == pytest.approx([0.75, 3.0])
     assert "slowest run" in axes.get_xlabel()
+
+
+@given(st.floats(1e-3, 1e3), st.floats(1e-2, 1e2))
+def test_a_single_run_is_its_slowest_and_its_fastest(seconds: float, ratio: float) -> None:
+    """Exactly: bars of negative length cannot be drawn."""
+    one = Spread(median=seconds, fastest=seconds, slowest=seconds)
+    made = Timing(name="RSD", batch=1, seconds=one, tokens=1)
+    assert speed_table._range(made, ratio) == (ratio, ratio, ratio)
 
 
 def test_the_plot_compares_generate_with_as_many_requests() -> None:

@@ -9,9 +9,13 @@ from typing import Any
 
 import pytest
 from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
+from langchain_core.language_models import FakeListChatModel
 
-from rsd_integrations import Step
+from rsd_integrations import RSDPipeline, Step
+from rsd_integrations.functions import FunctionScorer, RewardFunction
 from rsd_integrations.langchain import ChatRSD
+from rsd_integrations.protocols import Backend
+from rsd_integrations.testing import ScriptedWriter
 from tests.counting import ANSWER, NAMES, QUESTION, counting_pipeline
 from tests.langchain.modes import BARE, MODES, AsyncRecorder, Recorder, graph
 
@@ -157,6 +161,25 @@ def test_langgraph_message_streams_show_the_text(llm: Any, how: str) -> None:
     state = {"messages": [("human", QUESTION)]}
     chunks = [chunk for chunk, _ in graph(llm, how).stream(state, stream_mode="messages")]
     assert "".join(chunk.text for chunk in chunks if type(chunk).__name__ == "AIMessageChunk") == ANSWER
+
+
+@pytest.mark.parametrize("how", ["invoke", "stream"])
+def test_langgraph_message_streams_show_nothing_that_a_judge_writes(how: str) -> None:
+    """It runs in the caller's context, so that its run is traced below the caller's."""
+    recorder, judge = Recorder(), FakeListChatModel(responses=["0.9"])
+
+    def judged(prompt: Any, steps: tuple[str, ...]) -> float:
+        return float(judge.invoke(steps[-1]).text)
+
+    writers = ScriptedWriter(["one\n\n", "two"]), ScriptedWriter([])
+    with RSDPipeline(Backend(*writers, FunctionScorer(RewardFunction(judged)), 2)) as pipe:
+        state = {"messages": [("human", QUESTION)]}
+        running = graph(ChatRSD.from_pipeline(pipe), how).stream(
+            state, {"callbacks": [recorder]}, stream_mode="messages"
+        )
+        chunks = [chunk for chunk, _ in running]
+    assert "".join(chunk.text for chunk in chunks if type(chunk).__name__ == "AIMessageChunk") == "one\n\ntwo"
+    assert len(recorder.models) == 3
 
 
 @pytest.mark.parametrize("mode", BARE)

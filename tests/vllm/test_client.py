@@ -583,7 +583,7 @@ def test_a_stream_without_an_end_is_late(
         server.left.set()
 
     server.faults += [events(then=on_and_on)]
-    with pytest.raises(UnreachableError, match="Late"):
+    with pytest.raises(UnreachableError, match="did not end its answer"):
         stream(server.url, timeout=0.5)
     assert server.left.wait(10)
 
@@ -621,3 +621,33 @@ def test_an_answer_that_comes_drop_by_drop_is_late(server: Double, monkeypatch: 
     with pytest.raises(BackendError, match=r"did not answer /v1/models within 0\.5 s"):
         ask(server.url, timeout=0.5)
     assert left.wait(10)
+
+
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [
+        (status(429), "answered 429 to /v1/completions"),
+        (
+            events(b"data: {no json\n\n", then=lambda handler: None),
+            "answered /v1/completions with an event that is no JSON",
+        ),
+    ],
+    ids=["refused", "no JSON"],
+)
+def test_a_broken_stream_is_logged_once_with_its_reason(
+    server: Double, caplog: pytest.LogCaptureFixture, fault: Any, why: str
+) -> None:
+    """The draft writes ahead of each step's score: a line for each step would fill the logs."""
+    server.faults += [fault] * 2
+
+    async def asked() -> None:
+        servers = Servers(Address.of("draft", [server.url], {}))
+        for _ in range(2):
+            with pytest.raises(UnreachableError, match=why):
+                async for _ in servers.stream("/v1/completions", {}, key=0):
+                    pass
+        await servers.aclose()
+
+    asyncio.run(asked())
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines == [f"the draft's server at {server.url} {why}, as it was to write ahead of a step's score"]

@@ -58,6 +58,7 @@ class Servers:
 
     def __init__(self, address: Address) -> None:
         self._address = address
+        self._warned: set[str] = set()
         self._down: dict[str, float] = {}
         self._keys = count()
         self._slots = asyncio.Semaphore(address.max_concurrency)
@@ -150,14 +151,20 @@ class Servers:
                 async for event in events:
                     yield event
         except (Away, Stale, Late, Unsendable) as error:
-            failed = self._unreachable(url, error)
-            self._warn(url, failed)  # Whoever wanted it asks anew, and may never tell of this.
+            late = f"did not end its answer to {path} within {self._address.timeout:g} s"
+            failed = late if isinstance(error, Late) else str(error)
+            failed = failed or self._unreachable(url, error.__cause__ or error)
+            # Whoever wanted it asks anew, and may never tell of this.
+            self._warn(url, f"{failed}, as it was to write ahead of a step's score", once=True)
             told = f"the {self._address.role}'s server at {url} {failed}."
             raise UnreachableError(told, hint="Check that it runs and what it logs.") from error
 
-    def _warn(self, url: str, what: str) -> None:
-        told = f"the {self._address.role}'s server at {url} {what}"
-        _log.warning("%s", self._http.without_secrets(told))
+    def _warn(self, url: str, what: str, *, once: bool = False) -> None:
+        told = self._http.without_secrets(f"the {self._address.role}'s server at {url} {what}")
+        if not once or told not in self._warned:
+            _log.warning("%s", told)
+        if once:
+            self._warned.add(told)
 
     async def _asked(self, url: str, path: str, body: Mapping[str, Any] | None) -> Any:
         """One try, with one of the slots."""
@@ -211,8 +218,8 @@ class Servers:
         if not gone:
             return "See what it logs; raise attempts, or lower max_concurrency if it has too much to do."
         more, value = ("patience", 600) if self._address.patience else ("attempts", 20)
-        value = max(value, 2 * getattr(self._address, more))
-        how = f'{self._address.role}_kwargs={{"{more}": {value:g}}}'
+        value = max(value, round(2 * getattr(self._address, more)))
+        how = f'{self._address.role}_kwargs={{"{more}": {value}}}'
         return f"Check that it runs and what it logs; raise {more} if it is only starting: {how}."
 
     def _late(self, url: str, path: str) -> BackendError:

@@ -105,6 +105,13 @@ def _json(data: bytes) -> Any:
         raise ValueError("it is nested too deep") from error
 
 
+def _event(data: bytes, path: str) -> Any:
+    try:
+        return _json(data)
+    except ValueError:  # Its text quotes what the server wrote.
+        raise Away(f"answered {path} with an event that is no JSON") from None
+
+
 class Http:
     """Connections to some servers. Used on one event loop.
 
@@ -164,16 +171,16 @@ class Http:
         """Post a body, and give the JSON of each server-sent event as it comes.
 
         Raises:
-            Away, Stale, Late, Unsendable: as ``ask``; Away also for an answer that is no success, Unsendable
-                for events that are no JSON.
+            Away, Stale, Late, Unsendable: as ``ask``; Away also, with the reason, for an answer that is no
+                success, and for events that are no JSON.
         """
         async with self._asked(url, path, body) as response:
             if response.status != 200:
-                raise Away
+                raise Away(f"answered {response.status} to {path}")
             async for line in response.content:
                 data = line.removeprefix(b"data:").strip()
                 if data and data != b"[DONE]" and data != line.strip():
-                    yield _json(data)
+                    yield _event(data, path)
 
     @contextlib.asynccontextmanager
     async def _asked(
