@@ -10,8 +10,10 @@ from rsd_integrations.cli.settings import quoted
 
 __all__ = ["in_options", "options_of"]
 
-_ONLY_IN_PYTHON = re.compile(r",? or an? (?:subclass|callable)\b[^.;]*")
-"""Alternatives that cannot be given to an option."""
+_ONLY_IN_PYTHON = re.compile(
+    r",? or an? (?:subclass|callable)\b[^.;]*|, or give \w+_kwargs=\{'api_key': \.\.\.\}"
+)
+"""Alternatives that cannot be given to an option: objects, and secrets, which a list of processes shows."""
 
 _KWARGS = re.compile(r"\b(draft|target|prm)_kwargs=(\{\"[^{}]*\})")
 """Options of one model: as they are written here they are JSON, too."""

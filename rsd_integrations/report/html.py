@@ -22,7 +22,8 @@ _STYLE = """
 break-inside:avoid;-webkit-print-color-adjust:exact;print-color-adjust:exact}
 .rsd .rsd-accepted{border-color:#2a9d5c;background:rgba(42,157,92,.12)}
 .rsd .rsd-rejected{border-color:#d64545;background:rgba(214,69,69,.12)}
-.rsd .rsd-target{border-color:#9a5fd0;background:rgba(154,95,208,.12);margin-left:1.5rem}
+.rsd .rsd-target{border-color:#9a5fd0;background:rgba(154,95,208,.12)}
+.rsd .rsd-rejected+.rsd-target{margin-left:1.5rem}
 .rsd .rsd-label{font-weight:600;font-size:.85em}
 .rsd .rsd-reward{font-weight:400;font-size:.85em;opacity:.8;margin-left:.6em;
 font-variant-numeric:tabular-nums}
@@ -34,6 +35,7 @@ margin:.15rem 0 0;padding:0;background:none;border:0}
 .rsd th,.rsd td{padding:.15rem .8rem .15rem 0;text-align:right;background:none;border:0}
 .rsd th:first-child{text-align:left}
 .rsd th{font-weight:400;opacity:.75}
+.rsd .rsd-warning{border-left:4px solid #d69a00;padding-left:.7rem;margin:.4rem 0}
 .rsd .rsd-note{font-family:inherit;opacity:.8;font-size:.9em;margin:.2rem 0;
 white-space:pre-wrap;overflow-wrap:anywhere}
 """.strip()
@@ -69,8 +71,9 @@ def to_html(generation: Generation, *, question: str | None = None, remedy: Reme
             f'<div class="rsd"><style>{_STYLE}</style>',
             "" if question is None else _named("question", question),
             *[_step(step) for step in generation.steps],
+            f'<div class="rsd-warning">{escape(told)}</div>' if (told := ending(generation, remedy)) else "",
             "" if (answer := answer_of(generation)) is None else _named("answer", answer),
-            _cost(generation, remedy),
+            _cost(generation),
             "</div>",
         ]
     )
@@ -153,10 +156,8 @@ def _block(kind: str, label: str, reward: str, content: str) -> str:
     )
 
 
-def _cost(generation: Generation, remedy: Remedy) -> str:
+def _cost(generation: Generation) -> str:
     notes = [f"{name}: {words}" for name, words in cost_lines(generation)]
-    if warning := ending(generation, remedy):
-        notes.append(warning)
     return (
         "".join(f'<div class="rsd-note">{escape(note)}</div>' for note in notes)
         + "<table><tr>"

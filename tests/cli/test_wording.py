@@ -35,6 +35,7 @@ def options(*arguments: str) -> dict[str, str]:
             'raise attempts: draft_kwargs={"attempts": 20}.',
             """raise attempts: --draft-kwargs '{"attempts": 20}'.""",
         ),
+        ("Set VLLM_API_KEY, or give draft_kwargs={'api_key': ...}.", "Set VLLM_API_KEY."),
         # What is no option of this command, or no parameter, stays.
         ("max_batch_size=3, its rsd_prm and compile", "max_batch_size=3, its rsd_prm and compile"),
         (

@@ -148,4 +148,5 @@ def test_text_reads_in_its_own_direction() -> None:
 def test_an_unfinished_answer_says_so() -> None:
     said = "stopped at a length limit ({}): the answer may be unfinished (see max_tokens, max_steps and "
     assert said.format("3 tokens, 1 step") in to_html(generate("One long step.", max_tokens=3))
-    assert said.format("10 tokens, 2 steps") in to_html(generate(*["One\n\n"] * 3, max_steps=2))
+    html = to_html(generate(*["One\n\n"] * 3, max_steps=2))
+    assert html.index(said.format("10 tokens, 2 steps")) < html.index("FLOPs"), "where it is seen"
