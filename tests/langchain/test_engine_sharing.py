@@ -203,7 +203,8 @@ def test_a_batch_may_be_as_wide_as_servers_take() -> None:
     assert max(writer.batches) == 256
 
 
-def test_generate_keeps_order_runs_and_errors_apart() -> None:
+@pytest.mark.parametrize("how", ["generate", "agenerate"])
+def test_generate_keeps_order_runs_and_errors_apart(how: str) -> None:
     def script(prompt: Any, index: int, text: str) -> str | Exception | None:
         asked = str(prompt[0]["content"])
         return OSError("it broke") if asked == "bad" else f"to {asked}" if index == 0 else None
@@ -211,13 +212,22 @@ def test_generate_keeps_order_runs_and_errors_apart() -> None:
     run_id, recorder = uuid4(), Recorder()
     with scripted_pipeline(script) as pipe:
         llm = ChatRSD.from_pipeline(pipe)
-        result = llm.generate([[HumanMessage(t)] for t in "abc"], callbacks=[recorder], run_id=run_id)
+
+        def generate(texts: list[str], **more: Any) -> Any:
+            chats: list[Any] = [[HumanMessage(text)] for text in texts]
+            return (
+                llm.generate(chats, **more)
+                if how == "generate"
+                else asyncio.run(llm.agenerate(chats, **more))
+            )
+
+        result = generate(["a", "b", "c"], callbacks=[recorder], run_id=run_id)
         assert [generations[0].text for generations in result.generations] == ["to a", "to b", "to c"]
         assert next(iter(result.run or ())).run_id == run_id
         assert {run.run_id for run in result.run or ()} == set(recorder.models)
         with pytest.raises(OSError, match="it broke"):
-            llm.generate([[HumanMessage("a")], [HumanMessage("bad")]])
-        assert llm.generate([]).generations == []
+            generate(["a", "bad"])
+        assert generate([]).generations == []
 
 
 def test_max_concurrency_is_respected() -> None:
