@@ -249,3 +249,17 @@ def test_loading_refuses_them_before_the_hub_is_asked() -> None:
         with pytest.raises(ConfigError, match="names a user") as refused:
             RSDPipeline.from_pretrained(**{**named, **given})
         assert "XYZ" not in "".join(traceback.format_exception(refused.value))
+
+
+@pytest.mark.parametrize("kind", [ChatRSD, RSDLLM])
+@pytest.mark.parametrize("field", ["model", "pipeline", "device"])
+def test_a_url_with_a_login_is_refused_unquoted_where_none_belongs(kind: Any, field: str) -> None:
+    with pytest.raises(ValidationError) as refused:
+        kind(**({} if field == "pipeline" else NAMED), **{field: "http://u:hf_XYZ@h"})
+    assert "hf_XYZ" not in str(refused.value)
+    assert "hf_XYZ" not in str(refused.value.errors())
+
+
+def test_a_layer_whose_name_ends_like_a_secret_is_none() -> None:
+    places = {"device_map": {"h.0.attn.key": 0, "lm_head": 1}}
+    assert without_secrets(places) == places

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextvars import ContextVar, copy_context
 from typing import Any
 
 import pytest
@@ -11,9 +12,13 @@ from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.embeddings import MockEmbedding
 from llama_index_instrumentation.base import BaseEvent
 
-from rsd_integrations import Step
+from rsd_integrations import RSDPipeline, Step
+from rsd_integrations.functions import FunctionScorer, RemoteFunctionScorer, RewardFunction
 from rsd_integrations.llama_index import RSDLLM, RSDStepAcceptedEvent, RSDStepEvent, RSDStepRejectedEvent
-from rsd_integrations.testing import scripted_pipeline
+from rsd_integrations.protocols import Backend
+from rsd_integrations.remote import RemoteBackend
+from rsd_integrations.testing import ScriptedWriter, scripted_pipeline
+from tests.awaited import Awaited
 from tests.counting import ANSWER, QUESTION, counting_pipeline
 from tests.llama_index.entries import ENTRIES, STREAMS, text_of
 from tests.llama_index.spans import KEPT, STEPS, recording
@@ -185,3 +190,26 @@ def test_candidates_are_told() -> None:
     steps = [event for event in record.events if isinstance(event, RSDStepEvent)]
     assert [len(step.candidates) for step in steps] == [2] * 3
     assert steps[0].candidates[0] == {"text": "one\n\n", "reward": 0.9}
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_function_that_scores_sees_the_call_s_context_though_its_stream_is_read_elsewhere(
+    remote: bool,
+) -> None:
+    caller: ContextVar[str] = ContextVar("caller", default="nobody")
+    seen = set()
+
+    def judged(prompt: Any, steps: tuple[str, ...]) -> float:
+        seen.add(caller.get())
+        return 0.9
+
+    draft, target, judge = ScriptedWriter(["one\n\n", "two"]), ScriptedWriter([]), RewardFunction(judged)
+    backend: Any = Backend(draft, target, FunctionScorer(judge), 2)
+    if remote:
+        backend = RemoteBackend(Awaited(draft), Awaited(target), RemoteFunctionScorer(judge), 2)
+    with RSDPipeline(backend) as pipe:
+        context = copy_context()
+        context.run(caller.set, "somebody")
+        stream = context.run(RSDLLM.from_pipeline(pipe).stream_complete, QUESTION)
+        assert [*stream][-1].text == "one\n\ntwo"
+    assert seen == {"somebody"}
