@@ -284,10 +284,8 @@ class RSDSettings(RSDFields, Closing):
 
 
 def _hidden_field(name: str | None, value: Any) -> Any:
-    if name in ROLES:  # URLs, perhaps; a model may be any object.
+    if name in (*ROLES, "model", "pipeline", "device"):  # URLs, perhaps; a model may be any object.
         return hidden(value) if isinstance(value, str | list | tuple) else value
-    if name in ("model", "pipeline", "device"):  # By mistake; these are shown.
-        return hidden(value)
     if name not in ("api_key", *OPTIONS):
         return value
     # A token alone, or pairs of names and values.

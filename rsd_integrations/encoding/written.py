@@ -10,10 +10,10 @@ from typing import Any
 
 from rsd_integrations.types import Message
 
-__all__ = ["written", "written_around_turns"]
+__all__ = ["PROBE_TOOL", "written", "written_around_turns"]
 
 _CALL = {"id": "rsdprobe1", "type": "function", "function": {"name": "rsd_probe", "arguments": {"x": "x"}}}
-_TOOL = {
+PROBE_TOOL: dict[str, Any] = {
     "type": "function",
     "function": {
         "name": "rsd_probe",
@@ -21,6 +21,7 @@ _TOOL = {
         "parameters": {"type": "object", "properties": {"x": {"type": "string", "description": "x"}}},
     },
 }
+"""A tool that no template and no text knows of: where it is shown, tools are."""
 _TOLD: Message = {"role": "system", "content": "x"}
 _ASKED: Message = {"role": "user", "content": "x"}
 _SAID: Message = {"role": "assistant", "content": "x"}
@@ -51,7 +52,7 @@ _MODES: tuple[Mapping[str, bool], ...] = (
 _ROLE = "rsdprobe"
 _WORD = re.compile(r"\w(?:.*\w)?", re.DOTALL)
 """A token from its first letter to its last."""
-_OURS = json.dumps([_TURNS, _TOOLS, _THINKING, _TOOL])
+_OURS = json.dumps([_TURNS, _TOOLS, _THINKING, PROBE_TOOL])
 """What the probes bring along themselves: a token in it (a word, say) need not be the template's."""
 
 
@@ -60,7 +61,7 @@ def written(tokenizer: Any, tokens: Collection[str]) -> frozenset[str]:
     prompts = [
         _shown(tokenizer, chat, add_generation_prompt=True, **mode) for mode in _MODES for chat in _THINKING
     ]
-    tools = [_shown(tokenizer, chat, tools=[_TOOL], **mode) for mode in _MODES for chat in _TOOLS]
+    tools = [_shown(tokenizer, chat, tools=[PROBE_TOOL], **mode) for mode in _MODES for chat in _TOOLS]
     return _those_in("\0".join(prompts + tools), tokens) | written_around_turns(tokenizer, tokens)
 
 

@@ -12,6 +12,7 @@ from rsd_integrations.backends.shared.reasoning import literal, marking_tokens, 
 from rsd_integrations.backends.shared.sources import Source
 from rsd_integrations.encoding import chat_template_text, control_tokens, encode_markup, encode_plain
 from rsd_integrations.encoding.plain import alternatives, special_tokens
+from rsd_integrations.encoding.written import PROBE_TOOL
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.given import is_object
 from rsd_integrations.output import Output
@@ -32,15 +33,6 @@ if TYPE_CHECKING:
     from rsd_integrations.backends.shared.constrain import Constraint, Grammars
 
 __all__ = ["Calls", "Tooling", "call_format", "call_reader", "check_template", "check_tools"]
-
-_PROBE = {
-    "type": "function",
-    "function": {
-        "name": "rsd_probe_tool",
-        "description": "A probe.",
-        "parameters": {"type": "object", "properties": {"x": {"type": "string", "description": "A probe."}}},
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -224,10 +216,10 @@ def _takes_tools(tokenizer: Any) -> bool:
     if not chat_template_text(tokenizer):
         return False
     try:
-        shown = _text(tokenizer, [{"role": "user", "content": "x"}], True, tools=[_PROBE])
+        shown = _text(tokenizer, [{"role": "user", "content": "x"}], True, tools=[PROBE_TOOL])
     except Exception:  # Jinja's, or whatever a template stumbles over.
         return False
-    return "rsd_probe_tool" in shown
+    return PROBE_TOOL["function"]["name"] in shown
 
 
 def call_format(tokenizer: Any) -> CallFormat | None:
@@ -236,7 +228,7 @@ def call_format(tokenizer: Any) -> CallFormat | None:
     if tags and tags.lead:
         return CALLS
     # A tokenizer may have several templates: the one that writes calls is chosen only where there are tools.
-    more = {"tools": [_PROBE]} if _takes_tools(tokenizer) else {}
+    more = {"tools": [PROBE_TOOL]} if _takes_tools(tokenizer) else {}
     return find_format(
         lambda messages, prompting: _text(tokenizer, messages, prompting, **more),
         tags.closing if tags else None,

@@ -151,9 +151,7 @@ class Servers:
                 async for event in events:
                     yield event
         except (Away, Stale, Late, Unsendable) as error:
-            late = f"did not end its answer to {path} within {self._address.timeout:g} s"
-            failed = late if isinstance(error, Late) else str(error)
-            failed = failed or self._unreachable(url, error.__cause__ or error)
+            failed = self._broken(url, path, error)
             # Whoever wanted it asks anew, and may never tell of this.
             self._warn(url, f"{failed}, as it was to write ahead of a step's score", once=True)
             told = f"the {self._address.role}'s server at {url} {failed}."
@@ -222,10 +220,20 @@ class Servers:
         how = f'{self._address.role}_kwargs={{"{more}": {value}}}'
         return f"Check that it runs and what it logs; raise {more} if it is only starting: {how}."
 
+    def _broken(self, url: str, path: str, error: Exception) -> str:
+        """Why a stream has no end."""
+        if isinstance(error, Late):
+            return self._too_late(path)
+        if isinstance(error, Unsendable):
+            return "cannot be sent the question"
+        return str(error) or self._unreachable(url, error.__cause__ or error)
+
+    def _too_late(self, path: str) -> str:
+        return f"did not answer {path} within {self._address.timeout:g} s"
+
     def _late(self, url: str, path: str) -> BackendError:
         return BackendError(
-            f"the {self._address.role}'s server at {url} did not answer {path} within "
-            f"{self._address.timeout:g} s.",
+            f"the {self._address.role}'s server at {url} {self._too_late(path)}.",
             hint="Raise timeout, or lower max_step_tokens or max_concurrency.",
         )
 

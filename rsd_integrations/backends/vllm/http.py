@@ -267,6 +267,6 @@ def _proxy(url: str) -> _Proxy | None:
 
 def _secrets(headers: Iterable[Mapping[str, str]]) -> list[str]:
     """Values of secret headers, without the scheme ("Bearer"); longest first, as one may begin another."""
-    told = [value for some in headers for name, value in some.items() if is_secret(name.replace("_", "-"))]
+    told = [value for some in headers for name, value in some.items() if is_secret(re.sub("[_.]", "-", name))]
     keys = {_SCHEME.sub("", value) for value in told}
     return sorted((key for key in keys if len(key) >= _SHORTEST_SECRET), key=len, reverse=True)
