@@ -27,7 +27,7 @@ def reward_of(scored: Any, index: int, step: str) -> tuple[float | None, int]:
         return None, 0
     try:
         reward, tokens = float(scored.reward), scored.tokens
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise RewardError(
             f"the PRM gave {scored!r:.200} for step {index}: {step!r}.",
             hint="A Scorer gives Scored(reward, tokens), its reward a number in [0, 1].",

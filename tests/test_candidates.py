@@ -148,7 +148,7 @@ def test_each_candidate_draws_for_itself() -> None:
     assert alone.sampling.draw() == points[0]
 
 
-@pytest.mark.parametrize("reward", [math.nan, 1.5])
+@pytest.mark.parametrize("reward", [math.nan, 1.5, 10**400])
 def test_a_wrong_reward_of_any_candidate_is_an_error(reward: float) -> None:
     driver = Driver(best_of(2))
     with pytest.raises(RewardError, match=r"step 0: 'b"):

@@ -22,7 +22,9 @@ def softmax(logits: Sequence[float]) -> list[float]:
 
 def sigmoid(logit: float) -> float:
     """1 / (1 + exp(-logit)), without overflow."""
-    return 1 / (1 + math.exp(-logit)) if logit >= 0 else 1 - 1 / (1 + math.exp(logit))
+    if logit >= 0:
+        return 1 / (1 + math.exp(-logit))
+    return math.exp(logit) / (1 + math.exp(logit))
 
 
 def single_token(tokenizer: Any, text: str, purpose: str) -> int:

@@ -18,6 +18,10 @@ from tests.tiny_models import causal, tokenizer, trio
 LONGROPE = {"rope_type": "longrope", "original_max_position_embeddings": 64}
 
 
+def yarn(original: int) -> dict[str, Any]:
+    return {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": original}
+
+
 def folder(path: Any, **config: Any) -> str:
     """A model's folder with nothing but a config."""
     (path / "config.json").write_text(json.dumps({"model_type": "llama", **config}))
@@ -30,7 +34,10 @@ def folder(path: Any, **config: Any) -> str:
         ({"max_position_embeddings": 300}, 300),
         ({"text_config": {"max_position_embeddings": 200}}, 200),
         ({"max_position_embeddings": 300, "rope_parameters": LONGROPE}, 64),
-        ({"max_position_embeddings": 300, "rope_scaling": {"type": "yarn", "factor": 4}}, 300),
+        ({"max_position_embeddings": 300, "rope_parameters": {"full": LONGROPE, "sliding": {}}}, 64),
+        ({"max_position_embeddings": 300, "rope_scaling": {"type": "yarn", "factor": 4}}, 1200),
+        ({"max_position_embeddings": 300, "rope_scaling": yarn(75)}, 300),
+        ({"max_position_embeddings": 300, "rope_scaling": yarn(200)}, 800),
         (
             {
                 "max_position_embeddings": 300,

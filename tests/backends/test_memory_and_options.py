@@ -19,9 +19,10 @@ import pytest
 import torch
 
 from rsd_integrations import Output, RSDPipeline
+from rsd_integrations.backends.shared.describe import AttentionKinds, model_info
 from rsd_integrations.backends.torch import launch, loading, traced
 from rsd_integrations.backends.torch.failures import failure
-from rsd_integrations.backends.torch.plan import PREFILL_CHUNK
+from rsd_integrations.backends.torch.plan import PREFILL_CHUNK, SlotFeed
 from rsd_integrations.backends.torch.recording import LOCK
 from rsd_integrations.errors import (
     BackendError,
@@ -31,6 +32,7 @@ from rsd_integrations.errors import (
     ModelError,
 )
 from rsd_integrations.types import Prompt
+from tests.backends.test_slots import runner_of
 from tests.recording import Recordings
 from tests.tiny_models import causal, memory_of, saved, token_classifier, tokenizer, trio
 
@@ -339,6 +341,19 @@ def test_ids_without_a_token_are_never_written() -> None:
         plain = pipe.generate(PROMPT, threshold=1.1, max_tokens=40)
     with RSDPipeline.from_pretrained(**trio()) as pipe:
         assert pipe.generate(PROMPT, threshold=1.1, max_tokens=40).text == plain.text
+
+
+def test_memory_and_flops_of_latent_attention() -> None:
+    """What is kept are no keys and values, and queries are longer than values."""
+    model = causal("DeepseekV3", 0, "ascii")
+    memory = memory_of("draft", (model, tokenizer("ascii")), max_length=64)
+    runner = runner_of(model, slots=2, capacity=64)
+    runner.run([SlotFeed(0, 0, [1, 2, 3])])
+    assert runner.cache.bytes == 2 * 65 * memory.cache_per_token
+    attention: AttentionKinds = {"full_attention": (None, None)}
+    info = model_info("latent", model.config, parameters=1, window=64, attention=attention)
+    layers, heads, query, value = 2, 4, 16 + 8, 12
+    assert info.pair_flops == 2 * layers * heads * (query + value)
 
 
 def test_any_temperature_above_zero_can_be_sampled() -> None:

@@ -13,12 +13,12 @@ import pytest
 import torch
 import transformers
 
-from rsd_integrations import RSDPipeline
+from rsd_integrations import Output, RSDPipeline
 from rsd_integrations.backends.shared.sources import Source
 from rsd_integrations.backends.torch.refusals import check_architecture
-from rsd_integrations.errors import ConfigError, ModelError
+from rsd_integrations.errors import BackendError, ConfigError, ModelError
 from rsd_integrations.pocket import pocket_paths
-from tests.tiny_models import causal, tokenizer, trio
+from tests.tiny_models import causal, shaken, token_classifier, tokenizer, trio
 
 
 def load(**given: Any) -> RSDPipeline:
@@ -127,6 +127,65 @@ def test_a_model_that_ignores_its_mask_is_found_out() -> None:
     model.model.forward = blind
     with pytest.raises(ModelError, match="per-row positions"):
         load(draft=(model, tokenizer("ascii")))
+
+
+@pytest.mark.parametrize("role", ["target", "prm"])
+def test_a_model_that_overflows_is_told_so(role: str) -> None:
+    """Its activations are beyond what float16 holds, in plain forwards as well."""
+    made = causal("Qwen2", 1, "ascii") if role == "target" else token_classifier(0, "ascii")
+    model = copy.deepcopy(made)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            for linear in (layer.mlp.up_proj, layer.mlp.down_proj):
+                linear.weight.mul_(400)
+    with load(**{role: (copy.deepcopy(model), tokenizer("ascii"))}) as pipe:
+        pipe.generate("hello", max_tokens=2)
+    with pytest.raises(ModelError, match="NaN or infinite numbers") as caught:
+        load(**{role: (model.half(), tokenizer("ascii"))})
+    assert "dtype" in caught.value.hint
+
+
+def forbidding(tokens: slice) -> Any:
+    """A model whose head has a bias, of minus infinity for these tokens."""
+    tok = tokenizer("ascii")
+    config = transformers.PhiConfig(
+        vocab_size=len(tok),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        bos_token_id=None,
+        eos_token_id=None,
+        initializer_range=0.3,
+    )
+    torch.manual_seed(0)
+    model = shaken(transformers.PhiForCausalLM(config), tok)
+    with torch.no_grad():
+        model.lm_head.bias[tokens] = -torch.inf
+    return model, tok
+
+
+def test_a_model_that_forbids_some_tokens() -> None:
+    model, tok = forbidding(slice(5, 9))
+    prompt = tok.apply_chat_template(
+        [{"role": "user", "content": "Ava has 12 marbles."}], add_generation_prompt=True, return_tensors="pt"
+    )
+    plain = model.generate(**prompt, max_new_tokens=20, do_sample=False)
+    with load(target=(model, tok)) as pipe:
+        made = pipe.generate("Ava has 12 marbles.", threshold=2.0, max_tokens=20)
+    assert (
+        made.text.strip()
+        == tok.decode(plain[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+    )
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_form_of_tokens_that_a_model_forbids(temperature: float) -> None:
+    model, tok = forbidding(slice(None, -1))
+    model.lm_head.bias.data[tok.convert_tokens_to_ids("a")] = 0.0
+    output = Output.of(response_format={"type": "json_object"})
+    with load(target=(model, tok)) as pipe, pytest.raises(BackendError, match="rules out every token"):
+        pipe.generate("hello", threshold=2.0, temperature=temperature, output=output)
 
 
 def test_a_prm_of_no_known_format() -> None:

@@ -111,6 +111,25 @@ def test_of_experts_those_that_are_chosen_count(architecture: str) -> None:
     assert active_parameters(model) == sum(parameters.values()) - experts // 2
 
 
+def test_experts_may_be_counted_by_layer() -> None:
+    """As by Hunyuan's configs."""
+    small = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
+    models = [
+        transformers.HunYuanMoEV1ForCausalLM(
+            transformers.HunYuanMoEV1Config(
+                **small,
+                num_attention_heads=2,
+                num_key_value_heads=2,
+                head_dim=16,
+                num_experts=4,
+                moe_topk=chosen,
+            )
+        )
+        for chosen in (2, [2, 2])
+    ]
+    assert active_parameters(models[0]) == active_parameters(models[1])
+
+
 def test_a_config_that_no_language_model_has() -> None:
     source = Source.of("draft", seeing("Mistral3"), {"tokenizer": tokenizer("ascii")})
     assert (

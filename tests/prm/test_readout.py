@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from rsd_integrations.errors import ModelError
-from rsd_integrations.prm.readout import single_token
+from rsd_integrations.prm.readout import sigmoid, single_token
+
+
+def test_a_sigmoid_of_any_size() -> None:
+    """Outcome reward models give logits far below zero, which are still to be told apart."""
+    assert (sigmoid(-1e9), sigmoid(1e9), sigmoid(0.0)) == (0.0, 1.0, 0.5)
+    assert sigmoid(-40.0) == pytest.approx(math.exp(-40.0), rel=1e-12)
+    assert sigmoid(-2.0) == pytest.approx(1 - sigmoid(2.0), rel=1e-12)
 
 
 def test_a_tag_is_one_known_token() -> None:

@@ -57,7 +57,7 @@ def model_info(
     return ModelInfo(
         name=name,
         parameters=parameters,
-        pair_flops=4 * sum(head_size(layer) * _heads(layer) for layer in attending_layers(config)),
+        pair_flops=2 * sum(_pair_numbers(layer) for layer in attending_layers(config)),
         window=window,
         sliding_window=attention["sliding_attention"][0] if only_sliding else None,
         threshold=threshold,
@@ -77,6 +77,15 @@ def attending_layers(config: Any) -> list[Any]:
 def head_size(config: Any) -> int:
     """Numbers in a head of a layer's attention; 0 where it has none."""
     return int(getattr(config, "head_dim", None) or config.hidden_size // max(1, _heads(config)))
+
+
+def _pair_numbers(config: Any) -> int:
+    """Numbers of a layer's queries and values, in all heads: what a pair of tokens goes through. In
+    latent attention they differ in size.
+    """
+    parts = [getattr(config, f"qk_{part}_head_dim", None) or 0 for part in ("nope", "rope")]
+    query = sum(parts) if all(parts) else head_size(config)
+    return _heads(config) * (query + int(getattr(config, "v_head_dim", None) or query))
 
 
 def _heads(config: Any) -> int:
@@ -149,9 +158,10 @@ _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_exp
 _CHOSEN = ("num_experts_per_tok", "top_k_experts", "moe_k")
 
 
-def _first(config: Any, names: Sequence[str]) -> int | None:
-    """The first of these numbers that a config has."""
-    return next((found for name in names if (found := getattr(config, name, None))), None)
+def _first(config: Any, names: Sequence[str]) -> float | None:
+    """The first of these numbers that a config has; of a list with one for each layer, their mean."""
+    found = next((found for name in names if (found := getattr(config, name, None))), None)
+    return sum(found) / len(found) if isinstance(found, list | tuple) else found
 
 
 def _read_by_text(model: torch.nn.Module, config: Any) -> list[torch.nn.Module]:

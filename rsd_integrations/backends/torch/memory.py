@@ -119,7 +119,8 @@ def model_memory(source: Source, device: str, dtype: Any, max_length: int) -> Mo
 
 def _cache(source: Source, model: Any, config: Any, dtype: torch.dtype) -> tuple[int, int]:
     """Bytes of a position, and of what recurrent layers keep of a text."""
-    if is_recurrent(config):
+    if is_recurrent(config) or getattr(config, "kv_lora_rank", None):
+        # Of latent attention something else than keys and values is kept.
         try:
             # On "meta" mixtures of experts run in no other precision.
             return cache_bytes(model if source.model is not None else model.to(torch.bfloat16), config, dtype)

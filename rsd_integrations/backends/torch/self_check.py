@@ -20,14 +20,18 @@ __all__ = ["check_slots"]
 _TOKENS = [11, 7, 23, 5, 19, 3, 29, 13, 2, 17, 31, 37]
 
 
+class _NotFiniteError(ModelError):
+    """The model overflows in plain forwards, too."""
+
+
 def check_slots(runner: SlotRunner, name: str) -> None:
     """Compare a ragged, rolled-back history with a plain forward of the same tokens.
 
     Raises:
         ConfigError: the model cannot be compiled, which was asked for.
         DeviceMemoryError: the cache does not fit.
-        ModelError: the model fails, or the two differ by more than rounding: it does not go by the
-            positions and masks it is given (ALiBi, recurrent layers, ...).
+        ModelError: the model fails or overflows, or the two differ by more than rounding: it does not go by
+            the positions and masks it is given (ALiBi, recurrent layers, ...).
     """
     gathered = runner.most_gathered
     if gathered < math.inf:
@@ -52,6 +56,8 @@ def _problem(runner: SlotRunner, name: str) -> ModelError | None:
     """What is wrong with forwards over slots, as they are run now."""
     try:
         difference = _difference(runner, name)
+    except _NotFiniteError:
+        raise
     except ModelError as error:
         return error
     if difference <= _most(runner):
@@ -92,11 +98,20 @@ def _difference(runner: SlotRunner, name: str) -> float:
     finally:
         for slot in slots:
             runner.release(slot)
-    differences = [
-        float((plain - made).abs().max() / plain.abs().max().clamp_min(1e-6)) for plain, made in pairs
-    ]
+    if any(bool((plain.isnan() | plain.isposinf()).any()) for plain, _ in pairs):
+        raise _NotFiniteError(
+            f"{name!r} gives NaN or infinite numbers.",
+            hint="Try another dtype (float16 overflows in some models).",
+        )
+    differences = [_relative(plain, made) for plain, made in pairs]
     # max() would pass over a NaN that is not the first.
     return math.nan if any(map(math.isnan, differences)) else max(differences)
+
+
+def _relative(plain: torch.Tensor, made: torch.Tensor) -> float:
+    """The largest difference, relative to the largest number. What a model forbids is at -inf in both."""
+    size = plain.nan_to_num(neginf=0.0).abs().max().clamp_min(1e-6)
+    return float((plain - made).masked_fill(plain == made, 0.0).abs().max() / size)
 
 
 def _in_pieces(

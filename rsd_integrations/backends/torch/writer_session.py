@@ -14,6 +14,7 @@ from rsd_integrations.backends.torch.plan import SlotFeed
 from rsd_integrations.backends.torch.readout import Read
 from rsd_integrations.backends.torch.sampling import Before, Draws, Row, draw, penalized
 from rsd_integrations.backends.torch.slot_session import SlotSession
+from rsd_integrations.errors import BackendError
 from rsd_integrations.output import Output
 from rsd_integrations.protocols import DraftStep, End, GuessStep, Kept, TargetStep, Written
 from rsd_integrations.text.thoughts import ReasoningTags
@@ -183,6 +184,11 @@ class TorchWriterSession(SlotSession):
         if self._text.constraint is not None:
             allowed_V = self._text.constraint.allowed(len(logits_V)).to(logits_V.device)
             logits_V = logits_V.masked_fill(~allowed_V, -torch.inf)
+            if logits_V.max() == -torch.inf:
+                raise BackendError(
+                    f"{self._writer.info.name!r} rules out every token that the answer's form allows here.",
+                    hint="Use another model, or ask for another form.",
+                )
         return draw(logits_V, replace(self.work.sampling, draw=self._draws.take))
 
     @property
