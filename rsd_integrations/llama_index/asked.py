@@ -19,7 +19,7 @@ from llama_index.core.types import TokenAsyncGen, TokenGen
 from llama_index_instrumentation.dispatcher import DISPATCHER_SPAN_DECORATED_ATTR
 
 from rsd_integrations.adapters.settings import RSDSettings
-from rsd_integrations.errors import AskedError, RSDError
+from rsd_integrations.errors import AskedError, PromptLengthError, RSDError
 
 __all__ = ["AskedByEngines", "aloaded", "asking", "is_asking", "seen", "spanned_by_base"]
 
@@ -57,6 +57,11 @@ def seen(by_llama_index: bool) -> Iterator[None]:
             raise
         hint = error.hint if isinstance(error, RSDError) else ""
         message = error.message if isinstance(error, RSDError) else f"{type(error).__name__}: {error}"
+        if isinstance(error, PromptLengthError):
+            hint += (
+                " If LlamaIndex packed it: Settings.tokenizer = llm.load().token_ids makes it count as the "
+                "target does; a prompt_helper or a smaller chunk_size leaves more room."
+            )
         raise AskedError(message, hint=hint) from error
 
 

@@ -43,9 +43,13 @@ from rsd_integrations.llama_index.messages import REACT_STOP, Answer, is_react, 
 from rsd_integrations.llama_index.streams import alast, last, told_astream, told_stream
 from rsd_integrations.llama_index.structured import StructuredPrediction
 from rsd_integrations.llama_index.tracing import StepSpans, typed
+from rsd_integrations.protocols import FREE
 from rsd_integrations.types import ROLES, Message
 
 __all__ = ["RSDLLM"]
+
+_USUAL_FRAME = 64
+"""Tokens that most chat templates put around a text at most."""
 
 Response = TypeVar("Response", ChatResponse, CompletionResponse)
 
@@ -98,11 +102,15 @@ class RSDLLM(StructuredPrediction, AskedByEngines, ToolCalling, CustomLLM):
         """What LlamaIndex wants to know of the model. Before the first call this may load tokenizers, or ask
         servers.
 
+        LlamaIndex fills ``context_window`` with texts, so what chat templates put around a text is taken off
+        it: as measured, or before the models are loaded 64 tokens at most.
+
         Raises:
             RSDError: a tokenizer cannot be loaded, or a server does not answer.
         """
         # ``takes_tools`` goes first: it downloads the models' configs, from which the window is read.
         takes_tools, window = self.source.takes_tools, self.window
+        window = max(2, window - self._frame(window))
         return LLMMetadata(
             context_window=window,
             num_output=min(self.max_tokens or window // 4, window - 1),
@@ -110,6 +118,14 @@ class RSDLLM(StructuredPrediction, AskedByEngines, ToolCalling, CustomLLM):
             is_function_calling_model=takes_tools,
             model_name=self.model or self.model_names["target"],
         )
+
+    def _frame(self, window: int) -> int:
+        pipe = self.source.loaded
+        if pipe is None or pipe.closed:
+            return min(_USUAL_FRAME, window // 16)
+        chat, variables = to_chat([ChatMessage("x")], self.system_prompt), self.chat_template_kwargs
+        writers = [getattr(pipe.backend, role) for role in self.config.roles if role != "prm"]
+        return max(writer.count(chat, FREE, variables) - len(writer.encode("x")) for writer in writers)
 
     def to_payload(self) -> dict[str, Any]:
         """What traces say of the model: nothing that has to be loaded, and no secrets."""

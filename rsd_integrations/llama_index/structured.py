@@ -248,7 +248,7 @@ def _fitting(form: type[BaseModel]) -> Iterator[None]:
         size = len(json.dumps(form.model_json_schema()))
         hint = (
             f"The schema of {form.__name__} takes {size} characters of the prompt, which LlamaIndex does not "
-            "count: leave max_tokens out if it is set, or give the synthesizer a roomier prompt_helper."
+            "count: leave max_tokens out, if it is set."
         )
         raise AskedError(error.message, hint=f"{error.hint} {hint}") from error.__cause__
 

@@ -67,7 +67,7 @@ def test_llm(urls: dict[str, str], answer: str) -> None:
     with RSDLLM(**urls) as llm:
         assert llm.complete(QUESTION).text.strip() == answer.strip()
         assert asyncio.run(llm.acomplete(QUESTION)).text.strip() == answer.strip()
-        assert llm.metadata.context_window == 1024
+        assert llm.window == 1024
 
 
 @pytest.mark.parametrize("cls", [ChatRSD, RSDLLM])

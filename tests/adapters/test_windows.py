@@ -87,10 +87,10 @@ def test_adapters_know_it_before_and_after_loading() -> None:
     models = trio("Llama") | {"device": "cpu"}
     chat, llm = ChatRSD(**models), RSDLLM(**models)
     assert chat.profile is not None
-    before = chat.profile["max_input_tokens"], llm.metadata.context_window
+    before = chat.profile["max_input_tokens"], llm.window
     with chat:
         chat.load()
-        assert (chat.profile["max_input_tokens"], llm.metadata.context_window) == before
+        assert (chat.profile["max_input_tokens"], llm.window) == before
         assert before == (511, 512)
     short = ChatRSD(**models, max_length=100).profile
     assert short is not None and short["max_input_tokens"] == 99

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +23,7 @@ from llama_index.core.selectors import LLMSingleSelector, PydanticSingleSelector
 from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.tools import QueryEngineTool
 
+from rsd_integrations.errors import AskedError
 from rsd_integrations.llama_index import RSDLLM
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.testing import scripted_pipeline
@@ -194,6 +196,31 @@ def test_what_engines_pack_fits_the_smallest_window(mode: Any) -> None:
         synthesizer = get_response_synthesizer(llm=llm, response_mode=mode, prompt_helper=helper)
         node = NodeWithScore(node=TextNode(text="The sky is blue. " * 300))
         assert "so" in str(synthesizer.synthesize("Which colour?", [node]))
+
+
+@pytest.mark.parametrize("system", [None, "You count marbles, and nothing else."])
+@pytest.mark.parametrize("mode", ["simple_summarize", "tree_summarize", "compact_accumulate"])
+def test_what_engines_pack_leaves_room_for_the_chat_template(
+    mode: Any, system: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """These fill the window to the last token."""
+    llm = RSDLLM.pocket(max_tokens=8, system_prompt=system)
+    # As Settings.tokenizer sets it.
+    monkeypatch.setattr("llama_index.core.global_tokenizer", llm.load().token_ids)
+    synthesizer = get_response_synthesizer(llm=llm, response_mode=mode)
+    words = ["the", "quick", "brown", "fox", "jumps", "over", "sixteen", "marbles", "and", "Ava"]
+    for seed in range(3):
+        text = " ".join(random.Random(seed).choices(words, k=300))
+        assert str(synthesizer.synthesize("How many?", [NodeWithScore(node=TextNode(text=text))]))
+
+
+def test_a_prompt_that_llama_index_packed_too_full_says_so() -> None:
+    llm = RSDLLM.pocket(max_tokens=8)
+    synthesizer = get_response_synthesizer(llm=llm, response_mode=ResponseMode.SIMPLE_SUMMARIZE)
+    node = NodeWithScore(node=TextNode(text="Qjx, zvk! " * 400))
+    with pytest.raises(AskedError, match="do not fit") as caught:
+        synthesizer.synthesize("How many?", [node])
+    assert "Settings.tokenizer = llm.load().token_ids" in caught.value.hint
 
 
 async def test_an_extractor_that_sends_headers_of_servers() -> None:
