@@ -51,3 +51,16 @@ def test_a_scripted_generation_loads_no_heavy_library() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_a_figure_names_the_extra_that_it_needs() -> None:
+    code = (
+        "import sys; sys.modules['matplotlib'] = None\n"
+        "from rsd_integrations.bench.figure import draw_points\n"
+        "try: draw_points([], 'x')\n"
+        "except ImportError as error: print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert 'pip install "rsd-integrations[report]"' in done.stdout

@@ -88,7 +88,8 @@ class SavedAnswers:
             return 0
         if not lines or lines[0].decode(errors="replace").rstrip("\r\n") != head:
             raise ConfigError(
-                f"{str(self._path)!r} holds answers of other models, questions or settings.",
+                f"{str(self._path)!r} holds answers of other models, questions or settings"
+                f"{_difference(lines[0], head) if lines else ''}.",
                 hint="Name another folder, or remove the file.",
             )
         for number, line in enumerate(lines[1:], 2):
@@ -147,6 +148,19 @@ class SavedAnswers:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _difference(there: bytes, here: str) -> str:
+    """Which settings differ, with both values; nothing where the first line is none of ours."""
+    try:
+        before, now = (dict(json.loads(line)["settings"]) for line in (there, here))
+    except (ValueError, KeyError, TypeError):
+        return ""
+    names = [name for name in {**now, **before} if before.get(name) != now.get(name)]
+    return "".join(
+        f"{', ' if place else ': '}{name} {before.get(name)!r:.80} there, {now.get(name)!r:.80} here"
+        for place, name in enumerate(names)
+    )
 
 
 def fingerprint(model: Any) -> str | None:

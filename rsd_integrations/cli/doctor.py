@@ -101,6 +101,8 @@ def _installation() -> Iterator[_Line]:
         yield _package(package, "", "", needed=True)
     for package, (extra, use) in _EXTRAS.items():
         yield _package(package, extra, f"; for {use}")
+        if version_of(package):
+            yield from (_package(part, extra, "") for part in misfits(extra) if part != package)
     yield from _devices()
     yield _compiler()
     yield _pocket()

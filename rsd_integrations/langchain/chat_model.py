@@ -315,6 +315,11 @@ class ChatRSD(Batched, RSDSettings):
             self._guessed_by = by
 
     @classmethod
+    def get_lc_namespace(cls) -> list[str]:
+        """Where saved objects say that this class is: the public module."""
+        return ["rsd_integrations", "langchain"]
+
+    @classmethod
     def is_lc_serializable(cls) -> bool:
         """Yes: ``load(dumpd(llm), allowed_objects=[ChatRSD], valid_namespaces=["rsd_integrations"])``."""
         return True

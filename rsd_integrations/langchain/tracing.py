@@ -25,7 +25,6 @@ from langchain_core.language_models.base import BaseLanguageModel
 from langchain_core.outputs import LLMResult
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import ensure_config, var_child_runnable_config
-from langchain_core.tracers._streaming import _StreamingCallbackHandler, _V2StreamingCallbackHandler
 from langchain_core.tracers.base import AsyncBaseTracer, BaseTracer
 from langchain_core.utils.uuid import uuid7
 
@@ -39,7 +38,15 @@ __all__ = ["HandlerCall", "StepReporter", "announced", "arunning", "running", "t
 Handlers: TypeAlias = "list[BaseCallbackHandler]"
 Made = TypeVar("Made")
 
-_STREAMING = (_StreamingCallbackHandler, _V2StreamingCallbackHandler)
+try:
+    from langchain_core.tracers import _streaming
+
+    _STREAMING: tuple[type, ...] = (
+        _streaming._StreamingCallbackHandler,
+        _streaming._V2StreamingCallbackHandler,
+    )
+except (ImportError, AttributeError):  # They are no public part of LangChain.
+    _STREAMING = ()
 
 _running: ContextVar[BaseRunManager | None] = ContextVar("rsd_running", default=None)
 

@@ -125,7 +125,8 @@ class RSDLLM(StructuredPrediction, AskedByEngines, ToolCalling, CustomLLM):
             return min(_USUAL_FRAME, window // 16)
         chat, variables = to_chat([ChatMessage("x")], self.system_prompt), self.chat_template_kwargs
         writers = [getattr(pipe.backend, role) for role in self.config.roles if role != "prm"]
-        return max(writer.count(chat, FREE, variables) - len(writer.encode("x")) for writer in writers)
+        frame: int = max(writer.count(chat, FREE, variables) - len(writer.encode("x")) for writer in writers)
+        return frame
 
     def to_payload(self) -> dict[str, Any]:
         """What traces say of the model: nothing that has to be loaded, and no secrets."""

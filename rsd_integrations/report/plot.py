@@ -10,6 +10,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any, Literal
 
+from rsd_integrations.adapters.extras import require
 from rsd_integrations.report.answer import writable
 
 __all__ = ["PlotPoint", "accuracy_figure", "blank", "head", "percent", "save_figure"]
@@ -108,7 +109,12 @@ def save_figure(figure: Any, folder: Path, name: str) -> list[Path]:
 
 
 def blank(width: float, height: float) -> Any:
-    """An empty figure of so many inches."""
+    """An empty figure of so many inches.
+
+    Raises:
+        ModuleNotFoundError: the extra ``report`` is not installed.
+    """
+    require("matplotlib", "report")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -486,8 +486,9 @@ def test_answers_of_other_settings_are_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
     SavedAnswers(path, {"temperature": 0}).close()
     before = path.read_bytes()
-    with pytest.raises(ConfigError, match="answers of other models, questions or settings"):
-        SavedAnswers(path, {"temperature": 1})
+    told = "of other models, questions or settings: seed None there, 3 here, temperature 0 there, 1 here."
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        SavedAnswers(path, {"temperature": 1, "seed": 3})
     path.write_bytes(before + b'{"run": "x"}\n')
     with pytest.raises(ConfigError, match=r"line 2 of .* is no answer"):
         SavedAnswers(path, {"temperature": 0})

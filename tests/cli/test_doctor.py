@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -71,6 +72,15 @@ def test_versions_that_do_not_do(
     shown = " ".join(capsys.readouterr().out.split())
     asked = f'"rsd-integrations[{extra}]"' if extra else "rsd-integrations"
     assert f">=1.6 is needed: pip install -U {asked}" in shown
+
+
+def test_parts_of_an_extra_that_do_not_do(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """Which the extra's import would refuse."""
+    wrong = {"llama-index-workflows": ">=99"}
+    monkeypatch.setattr(doctor, "misfits", lambda one: wrong if one == "llamaindex" else {})
+    assert main(["doctor"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"llama-index-workflows \S+ >=99 is needed", shown)
 
 
 @pytest.mark.parametrize("found", [None, "/usr/bin/clang++"])

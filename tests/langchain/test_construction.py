@@ -238,6 +238,7 @@ def test_dumpd_and_load(loads: Any) -> None:
     llm = ChatRSD(**NAMED, threshold=0.3, stop=["END"], device="cpu", api_key="secret")
     dumped = dumpd(llm)
     assert "secret" not in str(dumped)
+    assert dumped["id"] == ["rsd_integrations", "langchain", "ChatRSD"]  # The public module.
     back = load(dumped, allowed_objects=[ChatRSD], valid_namespaces=["rsd_integrations"])
     assert isinstance(back, ChatRSD)
     assert (back.threshold, back.stop, back.device) == (0.3, ("END",), "cpu")

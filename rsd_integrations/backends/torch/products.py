@@ -65,7 +65,7 @@ class OneDNN:
         self._worth = _worth()
         wanted = device.type == "cpu" and dtype is torch.float32 and parameters >= self._worth.model
         # Users may have turned oneDNN off (torch.backends.mkldnn.enabled).
-        self._product = _product() if wanted and torch._C._get_mkldnn_enabled() else None
+        self._product = _product() if wanted and torch.backends.mkldnn.enabled else None
 
     def takes(self, tokens: int) -> bool:
         """Whether it is the faster call for so many tokens."""
@@ -114,7 +114,7 @@ def _worth() -> Worth:
 @cache
 def _product() -> Callable[..., torch.Tensor] | None:
     """``linear`` by oneDNN; None where torch has none, or multiplies by something else than MKL."""
-    if not torch._C.has_mkl:
+    if not torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]
         return None
 
     def product(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
