@@ -63,8 +63,13 @@ def adapted(model: Any) -> None:
     model.model.layers[1].mlp = torch.nn.Sequential(inner, torch.nn.Linear(32, 32))
 
 
-@pytest.mark.parametrize("change", [changed_in_place, replaced, rounded, hooked, adapted])
-@pytest.mark.parametrize("options", [{}, {"prefix_caching": False}, {"cpu_traces": False}])
+@pytest.mark.parametrize(
+    ("change", "options"),
+    [
+        *((change, {}) for change in (changed_in_place, replaced, rounded, hooked, adapted)),
+        *((replaced, {option: False}) for option in ("prefix_caching", "cpu_traces")),
+    ],
+)
 def test_changed_weights_are_those_that_answer(
     change: Callable[[Any], None], options: dict[str, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ from rsd_integrations import Generation, RSDPipeline
 from rsd_integrations.backends.torch.writer import TorchWriterSession
 from rsd_integrations.protocols import DraftStep, GuessStep, Sampling
 from rsd_integrations.text.segment import StepBoundary
-from tests.backends.test_speculation import FIELDS, PAIRS, check_equal, count_forwards, load
+from tests.backends.test_speculation import FIELDS, PAIRS, check_equal, count_forwards, load, pairs
 
 PROMPTS = ("Ava has 12 marbles. She buys 9 more.", "Hi.", "What is left of 7 apples? " * 3)
 
@@ -91,6 +91,7 @@ def test_the_same_answers_and_fewer_forwards_of_the_prm(
     assert forwards[0] < 0.9 * scored
 
 
+@pairs("sliding window", "kinds of layers", of="pipe")  # What ends a step has nothing to do with layers.
 @pytest.mark.parametrize("temperature", [pytest.param(0.0, marks=pytest.mark.slow), 1.2])
 @pytest.mark.parametrize("count", [3, pytest.param(5, marks=pytest.mark.slow)])
 def test_short_steps_long_waits_limits_and_stop_strings(
@@ -113,6 +114,7 @@ def test_short_steps_long_waits_limits_and_stop_strings(
     assert recalled
 
 
+@pairs("same tokenizer", "kinds of layers", of="pipe")
 def test_steps_that_a_limit_cuts_are_written_on_behind_too(pipe: RSDPipeline, recalled: list[int]) -> None:
     fields: dict[str, Any] = {"step_delimiter": "\0", "max_step_tokens": 5}
     alone = [ask(pipe, seed, **fields) for seed in range(8)]

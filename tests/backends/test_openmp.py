@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from tests.processes import TORCH_ALONE
+
 SHOWN = {"OMP_DISPLAY_ENV": "verbose"}
 """Has libgomp tell its settings when it is loaded."""
 
@@ -31,10 +33,11 @@ def test_they_soon_fall_asleep() -> None:
 
 
 def test_what_a_user_has_set_stands() -> None:
-    code = "from rsd_integrations.backends.torch import threads"
+    code = TORCH_ALONE + "from rsd_integrations.backends.torch import threads"
     assert spins(code, GOMP_SPINCOUNT="77") == "77"
     assert spins(code, OMP_WAIT_POLICY="passive") == "0"
 
 
 def test_torch_may_be_there_already() -> None:
-    assert spins("import torch; from rsd_integrations.backends.torch import threads") != "3000"
+    code = TORCH_ALONE + "import torch; from rsd_integrations.backends.torch import threads"
+    assert spins(code) != "3000"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
@@ -45,10 +45,18 @@ def answer(
     **config: Any,
 ) -> Generation:
     """What models answer that write these scripts by these tokenizers, in deltas that join to the text."""
+    with opened(draft, target, prm, output) as pipe:
+        return told(pipe, output, **config)
+
+
+def opened(draft: tuple[Any, str], target: tuple[Any, str], prm: Any, output: Output = FREE) -> RSDPipeline:
     models = [_model(*draft, output), _model(*target, output)]
     pair = dict(zip(("draft", "target"), models, strict=True))
-    with RSDPipeline.from_pretrained(**pair, prm=prm, max_length=500, device="cpu") as pipe:
-        events = list(pipe.stream(QUESTION, output=output, threshold=0.5, **config))
+    return RSDPipeline.from_pretrained(**pair, prm=prm, max_length=500, device="cpu")
+
+
+def told(pipe: RSDPipeline, output: Output = FREE, **config: Any) -> Generation:
+    events = list(pipe.stream(QUESTION, output=output, threshold=0.5, **config))
     result = events[-1].generation
     assert result is not None
     assert "".join(event.delta for event in events) == result.text
@@ -121,19 +129,30 @@ def spelled_out(script: str, number: int) -> tuple[Any, str]:
     return across_characters(size=258, added=("<|other|>",) * number), script
 
 
+@pytest.fixture(scope="module")
+def spelling() -> Iterator[tuple[RSDPipeline, list[int]]]:
+    """Both models spell, and a PRM that rejects the steps of these numbers."""
+    rejected: list[int] = []
+
+    def prm(prompt: Any, steps: list[str]) -> float:
+        return 0.0 if len(steps) in rejected else 1.0
+
+    with opened(spelled_out(DRAFT, 0), spelled_out(TARGET, 1), prm) as pipe:
+        yield pipe, rejected
+
+
 @pytest.mark.parametrize("most", [1, 2, 5, *(pytest.param(most, marks=pytest.mark.slow) for most in (4, 7))])
 @pytest.mark.parametrize("rejected", [(2,), (1, 3), (2, 3, 5)])
 @pytest.mark.parametrize(
     "fields", [{}, {"repetition_penalty": 1.000001}, {"draft_candidates": 2, "temperature": 0.001, "seed": 1}]
 )
-def test_a_limit_may_cut_a_character(most: int, rejected: tuple[int, ...], fields: dict[str, Any]) -> None:
+def test_a_limit_may_cut_a_character(
+    spelling: tuple[RSDPipeline, list[int]], most: int, rejected: tuple[int, ...], fields: dict[str, Any]
+) -> None:
     """The other model, which knows the text alone, writes the character anew."""
-
-    def prm(prompt: Any, steps: list[str]) -> float:
-        return 0.0 if len(steps) in rejected else 1.0
-
-    draft, target = spelled_out(DRAFT, 0), spelled_out(TARGET, 1)
-    result = answer(draft, target, prm, max_step_tokens=most, max_steps=100, **fields)
+    pipe, rejects = spelling
+    rejects[:] = rejected
+    result = told(pipe, max_step_tokens=most, max_steps=100, **fields)
     assert result.finish_reason == "stop"
     assert all(letter in pair for letter, *pair in zip(result.text, DRAFT, TARGET, strict=True))
 

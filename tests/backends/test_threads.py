@@ -14,7 +14,7 @@ import torch
 from rsd_integrations import RSDPipeline
 from rsd_integrations.backends.torch import loading
 from rsd_integrations.backends.torch.threads import SMALL_FORWARD, apart, cpu_threads
-from tests.processes import interrupted
+from tests.processes import TORCH_ALONE, interrupted
 
 CPU = torch.device("cpu")
 
@@ -73,7 +73,9 @@ print(apart_left, count() - before)
 """
     if not sys.platform.startswith("linux"):
         pytest.skip("counts threads the Linux way")
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", TORCH_ALONE + code], capture_output=True, text=True, check=True
+    )
     left, left_by_main = map(int, run.stdout.split())
     assert left == 0
     assert left_by_main > 0, "this test would not see helpers"
@@ -139,5 +141,5 @@ except KeyboardInterrupt:
 @pytest.mark.parametrize("swallowed", [0, 1])
 def test_an_interrupt_ends_the_work(swallowed: int) -> None:
     """A daemon thread that is in torch when the interpreter ends would abort it."""
-    code = INTERRUPTED.replace("SWALLOWED", str(swallowed))
+    code = TORCH_ALONE + INTERRUPTED.replace("SWALLOWED", str(swallowed))
     assert interrupted(code) == (130, "cleaned up 1\n", "")

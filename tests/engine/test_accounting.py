@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
 from transformers import AutoConfig
@@ -95,11 +96,27 @@ def prm_tokens(text: str, terms: Terms, prm: Party) -> int:
     return len(prm.encode(body)) + len(prm.encode(prm.separator)) if body else 0
 
 
-def told(
-    pipe: RSDPipeline, three: Any, terms: Terms, *, speculation: bool = False
-) -> tuple[Generation, Story]:
-    generation = pipe.generate(PROMPT, **fields(terms), speculation=speculation)
-    story = naive_rsd(*three, PROMPT, terms)
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """Three models and a pipeline over them."""
+
+    three: tuple[Party, Party, Party]
+    pipe: RSDPipeline
+
+
+@functools.cache
+def answer(setting: Setting, terms: Terms, speculation: bool) -> Generation:
+    return setting.pipe.generate(PROMPT, **fields(terms), speculation=speculation)
+
+
+@functools.cache
+def tell(setting: Setting, terms: Terms) -> Story:
+    return naive_rsd(*setting.three, PROMPT, terms)
+
+
+def told(setting: Setting, terms: Terms, *, speculation: bool = False) -> tuple[Generation, Story]:
+    """Once for all tests: each looks at other numbers of the same answer."""
+    generation, story = answer(setting, terms, speculation), tell(setting, terms)
     if story.margin < ROUNDING:
         pytest.skip("a close call: the oracle may differ by rounding")
     assert generation.text == story.text
@@ -107,16 +124,16 @@ def told(
 
 
 @pytest.fixture(scope="module", params=["llama", "mistral", "gemma"])
-def setting(request: pytest.FixtureRequest) -> Any:
+def setting(request: pytest.FixtureRequest) -> Iterator[Setting]:
     three = parties(request.param)
     with load(three) as pipe:
-        yield three, pipe
+        yield Setting(three, pipe)
 
 
 @pytest.mark.parametrize("terms", TERMS, ids=range(len(TERMS)))
-def test_each_model_sees_each_context_token_once(setting: Any, terms: Terms) -> None:
-    three, pipe = setting
-    generation, story = told(pipe, three, terms)
+def test_each_model_sees_each_context_token_once(setting: Setting, terms: Terms) -> None:
+    three = setting.three
+    generation, story = told(setting, terms)
     minimum = Minimum.of(story, terms, three)
     counted = generation.usage
     assert counted.draft.forwarded == len(minimum.draft.positions)
@@ -125,24 +142,24 @@ def test_each_model_sees_each_context_token_once(setting: Any, terms: Terms) -> 
 
 
 @pytest.mark.parametrize("terms", TERMS, ids=range(len(TERMS)))
-def test_guesses_are_counted_too(setting: Any, terms: Terms) -> None:
+def test_guesses_are_counted_too(setting: Setting, terms: Terms) -> None:
     """What proved wrong went through the target as well."""
-    three, pipe = setting
-    generation, story = told(pipe, three, terms, speculation=True)
+    three = setting.three
+    generation, story = told(setting, terms, speculation=True)
     minimum = Minimum.of(story, terms, three)
     counted = generation.usage
     assert counted.target.forwarded >= len(minimum.target.positions)
     assert counted.draft.forwarded == len(minimum.draft.positions)
     assert counted.target.flops.total > 2 * counted.target.parameters * len(minimum.target.positions) - 1
-    plain, _ = told(pipe, three, terms)
+    plain, _ = told(setting, terms)
     assert counted.flops.paper == plain.usage.flops.paper
     assert counted.target_only_flops == plain.usage.target_only_flops
 
 
 @pytest.mark.parametrize("terms", TERMS, ids=range(len(TERMS)))
-def test_written_and_wasted_tokens(setting: Any, terms: Terms) -> None:
-    three, pipe = setting
-    generation, story = told(pipe, three, terms)
+def test_written_and_wasted_tokens(setting: Setting, terms: Terms) -> None:
+    three = setting.three
+    generation, story = told(setting, terms)
     counted = generation.usage
     rejected = sum(len(step.rejected or []) for step in story.steps)
     committed = {name: sum(_length(step, name) for step in story.steps) for name in ("draft", "target")}
@@ -161,9 +178,9 @@ def _length(step: StoryStep, source: str) -> int:
 
 
 @pytest.mark.parametrize("terms", TERMS, ids=range(len(TERMS)))
-def test_flops_in_both_accountings(setting: Any, terms: Terms) -> None:
-    three, pipe = setting
-    generation, story = told(pipe, three, terms)
+def test_flops_in_both_accountings(setting: Setting, terms: Terms) -> None:
+    three = setting.three
+    generation, story = told(setting, terms)
     minimum = Minimum.of(story, terms, three)
     counted = generation.usage
     paper = total = 0.0
@@ -200,9 +217,8 @@ def attention(party: Party, fed: Fed) -> int:
     return 2 * 2 * config.num_hidden_layers * config.num_attention_heads * size * fed.pairs(window)
 
 
-def test_target_only_costs_exactly_what_the_target_alone_costs(setting: Any) -> None:
-    _, pipe = setting
-    generation = pipe.generate(PROMPT, threshold=1.5, max_tokens=30, step_delimiter="e")
+def test_target_only_costs_exactly_what_the_target_alone_costs(setting: Setting) -> None:
+    generation = setting.pipe.generate(PROMPT, threshold=1.5, max_tokens=30, step_delimiter="e")
     assert generation.usage.flops == generation.usage.target_only_flops
     assert generation.usage.flops_ratio == FLOPs(paper=1.0, total=1.0)
 

@@ -83,6 +83,8 @@ class Double:
         self.streamed = 0
         """Tokens of streams that were sent."""
         self._lock = threading.Lock()
+        self._answers: dict[str, tuple[int, Any]] = {}
+        """By question: many tests ask the same, and seeds make draws repeat."""
         self._server = _Server(("127.0.0.1", 0), _Handler, bind_and_activate=False)
         self._server.double = self
         self._server.server_bind()
@@ -118,11 +120,18 @@ class Double:
     def answer(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
         if body.get("model", self.names[0]) not in self.names:
             return 404, _error(f"The model `{body['model']}` does not exist.")
+        how = (self.pools, self.tag, self.grammars, self.activates, self.cached)
+        question = json.dumps([path, body, how], sort_keys=True)
         with self._lock, torch.inference_mode():
-            if path == "/v1/completions" and not self._judges:
-                return self._complete(body)
-            if path == "/pooling" and self._judges:
-                return 200, {"data": [{"index": 0, "data": self._pooled(body)}]}
+            if question not in self._answers:
+                self._answers[question] = self._computed(path, body)
+            return self._answers[question]
+
+    def _computed(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        if path == "/v1/completions" and not self._judges:
+            return self._complete(body)
+        if path == "/pooling" and self._judges:
+            return 200, {"data": [{"index": 0, "data": self._pooled(body)}]}
         return 404, _error("Not Found")
 
     def card(self) -> Any:
@@ -165,7 +174,7 @@ class Double:
             if ids[-1] in body.get("stop_token_ids", []) or ids[-1] == self.tokenizer.eos_token_id:
                 reason = "stop"
                 break
-            text = self.tokenizer.decode(ids)
+            text = self.tokenizer.decode(ids) if body.get("stop") else ""
             why = next((stop for stop in body.get("stop", []) if stop in text), None)
             if why is not None:
                 reason = "stop"
