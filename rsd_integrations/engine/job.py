@@ -260,6 +260,12 @@ class Job:
         return self.request.config.mode == "rsd"
 
     @property
+    def is_reading(self) -> bool:
+        """Whether the draft has still to read the prompt, which takes many rounds if it is long."""
+        drafts = self._sessions.get("draft")
+        return drafts is not None and not self.drafted and not drafts[0].so_far
+
+    @property
     def can_wait(self) -> bool:
         """Whether its step can wait for its reward at no loss: the draft can write on behind it meanwhile, or
         it would be the last. Not with several candidates, of which at most one is kept.

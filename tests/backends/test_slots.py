@@ -14,7 +14,7 @@ from rsd_integrations.backends.torch.plan import PREFILL_CHUNK, SlotFeed
 from rsd_integrations.backends.torch.readout import Read, read_logits
 from rsd_integrations.backends.torch.recurrent import RecurrentRunner
 from rsd_integrations.backends.torch.runner import SlotRunner
-from rsd_integrations.backends.torch.slot_session import SlotSession
+from rsd_integrations.backends.torch.slot_session import SlotSession, to_feed
 from rsd_integrations.backends.torch.states import is_recurrent
 from tests.recording import Recordings
 from tests.tiny_models import ARCHITECTURES, EXPERTS, causal
@@ -180,6 +180,37 @@ def test_a_session_feeds_each_token_once_in_chunks() -> None:
     session.close()
     session.close()
     assert runner.pool.free == 4
+
+
+def test_long_texts_are_read_one_after_the_other_and_short_ones_meanwhile() -> None:
+    """Read together, each would be done when the last one is, and all others would wait for that."""
+    runner = runner_of(causal("Qwen2", 3), slots=6, capacity=3 * PREFILL_CHUNK)
+    half = PREFILL_CHUNK // 2
+    lengths = (3, PREFILL_CHUNK + 10, half, half - 1, 2 * PREFILL_CHUNK, 5)
+    sessions = [SlotSession(runner, tuple(range(length)), None) for length in lengths]
+    read = []
+    while going := [session for session in sessions if session.cached < len(session.tokens)]:
+        chosen = [going[place] for place in to_feed(going)]
+        read.append([(sessions.index(session), len(session.feed().tokens)) for session in chosen])
+        for session in chosen:
+            session.fed(session.feed(), Read(torch.empty(0), []))
+    assert read == [
+        [(0, 3), (1, PREFILL_CHUNK), (3, half - 1), (5, 5)],
+        [(1, 10), (2, half), (4, PREFILL_CHUNK)],
+        [(4, PREFILL_CHUNK)],
+    ]
+
+
+def test_what_a_slot_knows_makes_no_long_text() -> None:
+    """The next turn of a chat does not wait for others' prompts."""
+    runner = runner_of(causal("Qwen2", 3), capacity=2 * PREFILL_CHUNK, keeps=True)
+    first = SlotSession(runner, tuple(range(7, 87)) * 6, None)
+    runner.run([first.feed()])
+    first.cached = len(first.tokens)
+    first.close()
+    other = SlotSession(runner, tuple(range(86, 6, -1)) * 7, None)
+    turn = SlotSession(runner, (*first.tokens, 1, 2, 3), None)
+    assert to_feed([other, turn]) == [0, 1]
 
 
 def test_a_session_that_is_never_asked_takes_no_slot() -> None:

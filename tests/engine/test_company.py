@@ -114,6 +114,28 @@ def test_those_that_are_never_rewritten_are_no_company(scored: int) -> None:
         assert [role for role, _ in order].index("target") <= 11
 
 
+@pytest.mark.parametrize("long", [7, 1])
+def test_rewrites_do_not_wait_while_a_long_prompt_is_read(long: int) -> None:
+    """For many rounds, in which nothing is written behind it."""
+    with rejecting({"short": 0}, 10, live=8) as pipe:
+        writer: Any = pipe.backend.draft
+        own, rounds = writer.advance, [0]
+
+        def advance(sessions: Sequence[Any]) -> list[Any]:
+            rounds[0] += 1
+            going = [one for one in sessions if "long" not in str(one.prompt) or rounds[0] > 100]
+            made = dict(zip(map(id, going), own(going), strict=True))
+            return [made.get(id(one)) for one in sessions]
+
+        writer.advance = advance
+        order = launches(pipe)
+        others = [f"{'long' if number < long else 'kept'} {number}" for number in range(7)]
+        short, *rest = answers(pipe, {prompt: {} for prompt in ["short", *others]})
+        assert not short.steps[0].accepted
+        assert order.index(("target", 1)) == 11
+        assert all(step.accepted for answer in rest for step in answer.steps)
+
+
 def test_what_is_only_written_on_is_no_company() -> None:
     """Seven requests wait for rewards that take long, and their drafts write on behind."""
     gate = threading.Event()

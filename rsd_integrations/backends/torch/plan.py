@@ -33,7 +33,9 @@ Place = int | torch.Tensor
 """A slot or a position. As a tensor it is a variable of a trace."""
 
 PREFILL_CHUNK = 512
-"""Most tokens of one request in one forward: other requests wait no longer than that."""
+"""Most tokens of one request in one forward, and of all long texts about twice that at most: whoever writes
+waits no longer for those who read.
+"""
 
 _SPAN = 256
 """Least positions that a rounded shape reads."""

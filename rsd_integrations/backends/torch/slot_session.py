@@ -16,6 +16,9 @@ __all__ = ["SlotSession", "check_open", "to_feed"]
 _LEAST_WAITED = 64
 """Tokens from which it pays to wait a round while another request reads them."""
 
+_LONG = PREFILL_CHUNK // 2
+"""Tokens from which a text is long. Shorter ones are read together, which takes less time in all."""
+
 
 def check_open(info: ModelInfo, *, closed: bool) -> None:
     """Refuse to open a session of a model that was closed.
@@ -75,6 +78,14 @@ class SlotSession:
             self._runner.pool.fill(self._slot, known)
             self.cached = known
         return self.cached >= end
+
+    @property
+    def next_chunk(self) -> int:
+        """Tokens of its next chunk: those that neither its slot knows nor one that it would be given."""
+        known = self.cached
+        if self._slot is None and self._runner.pool.keeps:
+            known = self._runner.pool.known(self.tokens[:-1])
+        return min(len(self.tokens) - known, PREFILL_CHUNK)
 
     def waits(self, others: Iterable[SlotSession]) -> bool:
         """Whether another session is about to read tokens that this one begins with too and does not know."""
@@ -174,9 +185,12 @@ class SlotSession:
 
 
 def to_feed(sessions: Sequence[SlotSession]) -> list[int]:
-    """Indices of the sessions to feed now: what several begin with, one reads and the others copy later."""
+    """Indices of the sessions to feed now. What several begin with, one reads and the others copy later. Of
+    long texts, the first ones go first: read all at once, each would be done when the last one is.
+    """
     reading: set[int] = set()
     chosen: list[int] = []
+    long = 0
     for index, session in enumerate(sessions):
         if len(session.family) > 1 and not session.catch_up():
             if id(session.family) in reading:
@@ -184,5 +198,10 @@ def to_feed(sessions: Sequence[SlotSession]) -> list[int]:
             reading.add(id(session.family))
         elif session.waits(sessions[earlier] for earlier in chosen):
             continue
+        unread = session.next_chunk
+        if unread >= _LONG:
+            if long >= PREFILL_CHUNK:
+                continue
+            long += unread
         chosen.append(index)
     return chosen
