@@ -351,6 +351,10 @@ class Job:
         """End with an exception, whatever else goes wrong: somebody waits for it."""
         with contextlib.suppress(Exception):
             self.close()
+        self.tell(error)
+
+    def tell(self, error: BaseException) -> None:
+        """Tell whoever waits for it that it has failed."""
         self._sink(error)
         self._sink(None)
 

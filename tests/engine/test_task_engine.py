@@ -224,6 +224,28 @@ def test_closing_tells_all_callers_and_closes_the_connections() -> None:
         pipe.generate("x")
 
 
+def test_no_call_finds_its_session_closed() -> None:
+    """Also one that goes on just when the pipeline is closed."""
+    found: list[bool] = []
+
+    class Busy(Awaited):
+        async def write(self, session: Any) -> Any:
+            self.at_work = 1
+            while True:
+                await asyncio.sleep(0)
+                found.append(session._closed)
+
+    draft = Busy(ScriptedWriter(rounds.STEPS))
+    pipe = over(draft)
+    stream = pipe.stream("x")
+    rounds.wait_for(lambda: draft.at_work == 1)
+    pipe.close()
+    assert found and not any(found)
+    assert rounds.open_sessions(pipe) == 0
+    with pytest.raises(EngineClosedError):
+        stream.result()
+
+
 def test_its_loop_is_made_where_it_takes_no_signals_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows' loops take them, when they are made in the main thread, from the loop that runs there."""
     made: list[threading.Thread] = []
