@@ -207,6 +207,24 @@ def test_candidates_are_asked_for_side_by_side_and_one_s_failure_leaves_the_othe
         assert rounds.open_sessions(pipe) == 0
 
 
+def test_a_candidate_that_was_scored_counts_though_another_was_not() -> None:
+    class Second(Awaited):
+        async def score(self, session: Any, step: Any) -> Any:
+            self.pause = 10**6 if self.at_work else 0.0
+            return await super().score(session, step)
+
+    def script(prompt: Any, index: int, text: str) -> str:
+        return "x" * next(lengths)
+
+    lengths, prm = iter((3, 5)), Second(ScriptedScorer([1.0]))
+    with over(Awaited(ScriptedWriter(script)), prm=prm) as pipe:
+        stream = pipe.stream("p", draft_candidates=2, temperature=1.0)
+        rounds.wait_for(lambda: prm.batches == [1] and prm.at_work == 1)
+        stream.cancel()
+        used = stream.result().usage.prm
+        assert (used.generated, used.discarded, used.forwarded) == (3, 3, 3)
+
+
 def test_closing_tells_all_callers_and_closes_the_connections() -> None:
     draft = Awaited(ScriptedWriter(rounds.STEPS), pause=10**6)
     pipe = over(draft, max_batch_size=2)
