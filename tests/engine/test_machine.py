@@ -591,7 +591,7 @@ class Company(RuleBasedStateMachine):
         super().__init__()
         self.asked: list[Asked] = []
         self.now, self.faults = 1000.0, 0
-        self.room_since: int | None = None
+        self.room_since: dict[int, int] = {}
         self.stack = ExitStack()
         clock = SimpleNamespace(monotonic=lambda: self.now, perf_counter=time.perf_counter)
         for module in (job, batch):
@@ -750,11 +750,8 @@ class Company(RuleBasedStateMachine):
         begun = [one for one in self.unfinished if one.number in self.world.begun]
         waiting = [one for one in self.unfinished if one not in begun]
         rows = sum(one.rows if self.setting.rounds else 1 for one in (*begun, *waiting[:1]))
-        if not waiting or rows > self.setting.size:
-            self.room_since = None
-        elif self.room_since is None:
-            self.room_since = passed
-        assert self.room_since is None or passed - self.room_since <= late
+        if waiting and rows <= self.setting.size:
+            assert passed - self.room_since.setdefault(waiting[0].number, passed) <= late
 
     def teardown(self) -> None:
         try:
