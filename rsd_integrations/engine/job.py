@@ -319,9 +319,10 @@ class Job:
         # The story never saw the tokens of a step that was cut short: they are counted here.
         unfinished: dict[Role, int] = {}
         for task in self.tasks:
-            if isinstance(task.piece, DraftStep | TargetStep):
-                role = _role(task.piece)
-                unfinished[role] = unfinished.get(role, 0) + len(task.session.so_far)
+            scored = isinstance(task.piece, ScoreStep)  # Maybe one candidate was, and another not yet.
+            count = getattr(task.result, "tokens", 0) if scored else len(task.session.so_far)
+            role = _role(task.piece)
+            unfinished[role] = unfinished.get(role, 0) + count
         return Generation(
             text=outcome.text,
             reasoning=outcome.reasoning,
@@ -357,6 +358,10 @@ class Job:
         """End with an exception, whatever else goes wrong: somebody waits for it."""
         with contextlib.suppress(Exception):
             self.close()
+        self.tell(error)
+
+    def tell(self, error: BaseException) -> None:
+        """Tell whoever waits for it that it has failed."""
         self._sink(error)
         self._sink(None)
 

@@ -83,14 +83,18 @@ class TaskEngine(EngineThread):
         waiting = [*self._queued]
         for job in waiting:
             self._leave(job)
-        for job in [*self._live, *waiting]:
+        jobs = [*self._live, *waiting]
+        for job in jobs:
             with contextlib.suppress(BaseException):  # One listener must not keep the others waiting.
-                job.fail(self._end_error())
+                job.tell(self._end_error())
         carried = [*self._carried]
         for task in carried:
             task.cancel()
         if carried:  # A user's scorer may refuse to be cancelled.
             await asyncio.wait(carried, timeout=_CLOSING)
+        for job in jobs:  # Not before: calls that are cancelled may still use a session.
+            with contextlib.suppress(Exception):
+                job.close()
         self._live.clear()
         backend = self._backend
         for model in (backend.draft, backend.target, backend.prm):

@@ -207,6 +207,24 @@ def test_candidates_are_asked_for_side_by_side_and_one_s_failure_leaves_the_othe
         assert rounds.open_sessions(pipe) == 0
 
 
+def test_a_candidate_that_was_scored_counts_though_another_was_not() -> None:
+    class Second(Awaited):
+        async def score(self, session: Any, step: Any) -> Any:
+            self.pause = 10**6 if self.at_work else 0.0
+            return await super().score(session, step)
+
+    def script(prompt: Any, index: int, text: str) -> str:
+        return "x" * next(lengths)
+
+    lengths, prm = iter((3, 5)), Second(ScriptedScorer([1.0]))
+    with over(Awaited(ScriptedWriter(script)), prm=prm) as pipe:
+        stream = pipe.stream("p", draft_candidates=2, temperature=1.0)
+        rounds.wait_for(lambda: prm.batches == [1] and prm.at_work == 1)
+        stream.cancel()
+        used = stream.result().usage.prm
+        assert (used.generated, used.discarded, used.forwarded) == (3, 3, 3)
+
+
 def test_closing_tells_all_callers_and_closes_the_connections() -> None:
     draft = Awaited(ScriptedWriter(rounds.STEPS), pause=10**6)
     pipe = over(draft, max_batch_size=2)
@@ -222,6 +240,28 @@ def test_closing_tells_all_callers_and_closes_the_connections() -> None:
     assert pipe._engine._thread.is_alive() is False
     with pytest.raises(EngineClosedError):
         pipe.generate("x")
+
+
+def test_no_call_finds_its_session_closed() -> None:
+    """Also one that goes on just when the pipeline is closed."""
+    found: list[bool] = []
+
+    class Busy(Awaited):
+        async def write(self, session: Any) -> Any:
+            self.at_work = 1
+            while True:
+                await asyncio.sleep(0)
+                found.append(session._closed)
+
+    draft = Busy(ScriptedWriter(rounds.STEPS))
+    pipe = over(draft)
+    stream = pipe.stream("x")
+    rounds.wait_for(lambda: draft.at_work == 1)
+    pipe.close()
+    assert found and not any(found)
+    assert rounds.open_sessions(pipe) == 0
+    with pytest.raises(EngineClosedError):
+        stream.result()
 
 
 def test_its_loop_is_made_where_it_takes_no_signals_over(monkeypatch: pytest.MonkeyPatch) -> None:
