@@ -185,12 +185,13 @@ class BatchEngine(EngineThread):
 
     def _rewrites_due(self, rewriting: Sequence[Task]) -> bool:
         """Whether the target should run now, or wait for more rewrites: a forward pass costs about the same
-        for one row as for many. A step that no draft wrote does not wait, and none does while a long prompt is
-        read: rounds take long then.
+        for one row as for many. A step that no draft wrote does not wait. None does while a long prompt is
+        read, which makes the rounds long.
         """
-        reading = any(job.is_reading for job in self._live)
-        if reading or REWRITE_SHARE * len(rewriting) >= sum(job.may_be_rewritten for job in self._live) or any(
-            task.job.rounds_waited >= _patience(task.job.drafted) for task in rewriting
+        if (
+            REWRITE_SHARE * len(rewriting) >= sum(job.may_be_rewritten for job in self._live)
+            or any(task.job.rounds_waited >= _patience(task.job.drafted) for task in rewriting)
+            or any(job.is_reading for job in self._live)
         ):
             return True
         for task in rewriting:
