@@ -154,8 +154,8 @@ class TaskEngine(EngineThread):
         tasks = job.tasks
         pending: dict[asyncio.Future[Any], Task] = {}
         try:
-            if not job.cancelled:
-                pending = {asyncio.ensure_future(self._do(task)): task for task in tasks}
+            for task in () if job.cancelled else tasks:
+                pending[asyncio.ensure_future(self._do(task))] = task
             while job.tasks is tasks and not job.cancelled:
                 for future in await self._first(job, pending):
                     if job.tasks is tasks:

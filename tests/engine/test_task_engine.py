@@ -225,6 +225,25 @@ def test_a_candidate_that_was_scored_counts_though_another_was_not() -> None:
         assert (used.generated, used.discarded, used.forwarded) == (3, 3, 3)
 
 
+def test_a_candidate_that_cannot_be_begun_ends_the_others() -> None:
+    class Second(Awaited):
+        def write(self, session: Any) -> Any:
+            if self.begun:
+                raise OSError("no second one")
+            self.begun = True
+            return super().write(session)
+
+        begun = False
+
+    draft = Second(ScriptedWriter(rounds.STEPS), pause=10**6)
+    with over(draft) as pipe:
+        with pytest.raises(OSError, match="no second one"):
+            pipe.generate("p", draft_candidates=2, temperature=1.0)
+        rounds.wait_for(
+            lambda: not [task for task in asyncio.all_tasks(pipe._engine._loop) if "write" in repr(task)]
+        )
+
+
 def test_closing_tells_all_callers_and_closes_the_connections() -> None:
     draft = Awaited(ScriptedWriter(rounds.STEPS), pause=10**6)
     pipe = over(draft, max_batch_size=2)
