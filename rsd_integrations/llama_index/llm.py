@@ -110,7 +110,9 @@ class RSDLLM(StructuredPrediction, AskedByEngines, ToolCalling, CustomLLM):
         """
         # ``takes_tools`` goes first: it downloads the models' configs, from which the window is read.
         takes_tools, window = self.source.takes_tools, self.window
-        window = max(2, window - self._frame(window))
+        frame = self._frame(window)
+        # A system prompt that takes most of it is left to the call to refuse, which says why.
+        window -= frame if frame < window // 2 else 0
         return LLMMetadata(
             context_window=window,
             num_output=min(self.max_tokens or window // 4, window - 1),
@@ -124,9 +126,8 @@ class RSDLLM(StructuredPrediction, AskedByEngines, ToolCalling, CustomLLM):
         if pipe is None or pipe.closed:
             return min(_USUAL_FRAME, window // 16)
         chat, variables = to_chat([ChatMessage("x")], self.system_prompt), self.chat_template_kwargs
-        writers = [getattr(pipe.backend, role) for role in self.config.roles if role != "prm"]
-        frame: int = max(writer.count(chat, FREE, variables) - len(writer.encode("x")) for writer in writers)
-        return frame
+        writers = pipe.backend.draft, pipe.backend.target
+        return max(writer.count(chat, FREE, variables) - len(writer.encode("x")) for writer in writers)
 
     def to_payload(self) -> dict[str, Any]:
         """What traces say of the model: nothing that has to be loaded, and no secrets."""
