@@ -43,7 +43,10 @@ def document_schema(schema: Any) -> dict[str, Any]:
     full = _arguments(schema)
     if full is not None and _holds_itself(full):
         return full
-    return convert_to_json_schema(_converted(schema))
+    tool = _converted(schema)
+    if not isinstance(tool["function"].get("parameters", {}), Mapping):
+        raise ConfigError(f"{schema!r:.200} has no schema as its parameters.", hint=_what_is_taken())
+    return convert_to_json_schema(tool)
 
 
 def as_tool(given: Any, strict: bool | None) -> dict[str, Any]:
@@ -58,7 +61,7 @@ def as_tool(given: Any, strict: bool | None) -> dict[str, Any]:
     """
     given = _unwrapped(given)
     tool = _converted(_rooted(given) if isinstance(given, Mapping) else given)
-    if strict is not None and "function" in tool:
+    if strict is not None:
         # Not by LangChain's conversion to strict tools: it empties dicts, which OpenAI's API cannot enforce.
         tool = {**tool, "function": {"strict": strict, **tool["function"]}}
     full = _arguments(given)
@@ -85,7 +88,9 @@ def _converted(given: Any) -> dict[str, Any]:
             f"{given!r:.200} cannot be made into a tool or a schema: {error}",
             hint=_what_is_taken(unnamed, error),
         ) from error
-    lost = isinstance(given, Mapping) and "function" in tool and "parameters" not in tool["function"]
+    if not isinstance(tool.get("function"), Mapping) or "name" not in tool["function"]:
+        raise ConfigError(f"{given!r:.200} is no function that could be called.", hint=_what_is_taken())
+    lost = isinstance(given, Mapping) and "parameters" not in tool["function"]
     if lost and given.keys() - {"title", "name", "description", "type", "function", "strict"}:
         raise ConfigError(
             f"{given!r:.200} describes no arguments, which are an object with properties.",
@@ -94,7 +99,7 @@ def _converted(given: Any) -> dict[str, Any]:
     return tool
 
 
-def _what_is_taken(unnamed: bool, error: Exception) -> str:
+def _what_is_taken(unnamed: bool = False, error: Exception | None = None) -> str:
     if unnamed:
         return 'Add a "title", which names the tool; answers of method="json_schema" need none.'
     if "Required" in str(error):  # typing.Required, in a TypedDict.
@@ -113,6 +118,9 @@ def _unwrapped(schema: Any) -> Any:
     if not isinstance(schema, Mapping):
         return schema
     inner = schema.get("json_schema") if schema.get("type") == "json_schema" else schema
+    if schema.get("type") == "function" and "function" not in schema and "name" in schema:
+        # As OpenAI's Responses API has it.
+        return {"type": "function", "function": {key: part for key, part in schema.items() if key != "type"}}
     if isinstance(inner, Mapping) and isinstance(inner.get("schema"), Mapping):
         told = {"title": inner.get("name"), "description": inner.get("description")}
         schema = {**{name: text for name, text in told.items() if text is not None}, **inner["schema"]}

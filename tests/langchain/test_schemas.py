@@ -212,3 +212,26 @@ def test_schemas_are_read_where_models_are_asked() -> None:
     with scripted_pipeline(['{"leaf": true, "kids": [{"leaf": false}]}']) as pipe:
         made = ChatRSD.from_pipeline(pipe).with_structured_output(Tree).invoke("x")
     assert made == Tree(leaf=True, kids=[Tree(leaf=False)])
+
+
+RESPONSES = {"type": "function", "name": "rate", "parameters": {"type": "object", "properties": {"a": {}}}}
+"""A tool as OpenAI's Responses API has it."""
+
+
+def test_tools_of_the_responses_api() -> None:
+    function = {name: RESPONSES[name] for name in ("name", "parameters")}
+    assert as_tool(RESPONSES, None) == {"type": "function", "function": function}
+    assert document_schema(RESPONSES)["title"] == "rate"
+
+
+@pytest.mark.parametrize(
+    "given", [{"type": "web_search"}, {"type": "function"}, {"type": "function", "function": None}]
+)
+def test_what_is_no_function_of_ours_to_call(given: Any) -> None:
+    with pytest.raises(ConfigError, match="no function that could be called"):
+        as_tool(given, None)
+
+
+def test_a_tool_without_a_schema_is_no_schema() -> None:
+    with pytest.raises(ConfigError, match="no schema as its parameters"):
+        document_schema({"name": "rate", "parameters": None})
