@@ -33,7 +33,7 @@ AT_WORK: ContextVar[object] = ContextVar("AT_WORK", default=None)
 """The scorer whose function runs in this thread or task."""
 
 _TURN = 0.001
-"""Most seconds that a round, and so all other requests, waits for functions at work."""
+"""Most seconds that a round, and so all other requests, waits for functions that it has called."""
 
 _LEAVING = 5.0
 """Seconds that abandoned calls may take to end."""
@@ -224,12 +224,14 @@ class FunctionScorer(_Functions):
         self, sessions: Sequence[ScorerSession], work: Sequence[ScoreStep]
     ) -> list[Scored | Exception | None]:
         """The rewards that are ready; None for the others, whose calls go on."""
-        calls = []
+        calls, begun = [], False
         for session, step in zip(sessions, work, strict=True):
             assert isinstance(session, _Session)
+            begun = begun or session.call is None
             session.call = session.call or self._call(session, session.behind(step))
             calls.append(session.call)
-        done = wait(calls, timeout=_TURN).done
+        # A call that takes long is not waited for in every round.
+        done = wait(calls, timeout=_TURN if begun else 0).done
         for session, call in zip(sessions, calls, strict=True):
             if call in done and isinstance(session, _Session):
                 session.call = None

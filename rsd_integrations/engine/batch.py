@@ -28,6 +28,13 @@ SCORE_ROUNDS = 4
 """Most rounds a step waits for others to be scored with. Meanwhile the draft writes on behind it."""
 
 
+READING_ROUNDS = 4
+"""What a round counts for those who wait while a draft reads a long prompt."""
+
+_PAUSE = 0.001
+"""Seconds between two looks whether a reward is there."""
+
+
 def _patience(length: int) -> int:
     """Most rounds in all, before it begins and between its tokens, that the rewrite of a step of ``length``
     tokens waits for others, so that the target writes for several at once. 0 for a step that no draft wrote.
@@ -134,7 +141,9 @@ class BatchEngine(EngineThread):
             self._batch(scoring, lambda: backend.prm.score(_sessions(scoring), steps))  # type: ignore[arg-type]
             self._use_time(scoring)
         drafts = self._waiting(DraftStep)
-        if drafting := drafts + self._guessing() + self._going_on():
+        # Guesses first: all rewrites wait for them, and long prompts are read in the order of the requests.
+        drafting = self._guessing() + drafts + self._going_on()
+        if drafting:
             self._batch(drafting, lambda: backend.draft.advance(_sessions(drafting)))
         # While the draft guesses for one rewrite, the others wait a few rounds: then all share one forward.
         rewriting = [] if self._guessing() else self._waiting(TargetStep)
@@ -143,6 +152,8 @@ class BatchEngine(EngineThread):
             self._batch(rewriting, lambda: backend.target.advance(_sessions(rewriting)))
             for task in self._waiting(TargetStep):
                 self._guard(task.job, partial(task.job.seek_guesses, task))
+        elif self._scored_elsewhere and scoring and not drafting:
+            time.sleep(_PAUSE)  # Nothing but rewards is waited for.
 
     def _guessing(self) -> list[Task]:
         return [job.guessing for job in self._live if job.guessing is not None]
@@ -185,17 +196,16 @@ class BatchEngine(EngineThread):
 
     def _rewrites_due(self, rewriting: Sequence[Task]) -> bool:
         """Whether the target should run now, or wait for more rewrites: a forward pass costs about the same
-        for one row as for many. A step that no draft wrote does not wait. None does while a long prompt is
-        read, which makes the rounds long.
+        for one row as for many. A step that no draft wrote does not wait.
         """
-        if (
-            REWRITE_SHARE * len(rewriting) >= sum(job.may_be_rewritten for job in self._live)
-            or any(task.job.rounds_waited >= _patience(task.job.drafted) for task in rewriting)
-            or any(job.is_reading for job in self._live)
+        if REWRITE_SHARE * len(rewriting) >= sum(job.may_be_rewritten for job in self._live) or any(
+            task.job.rounds_waited >= _patience(task.job.drafted) for task in rewriting
         ):
             return True
+        # Rounds in which a draft reads a long prompt take long.
+        rounds = READING_ROUNDS if any(job.is_reading for job in self._live) else 1
         for task in rewriting:
-            task.job.rounds_waited += 1
+            task.job.rounds_waited += rounds
         return False
 
     def _batch(self, tasks: Sequence[Task], run: Callable[[], Sequence[Any]]) -> None:

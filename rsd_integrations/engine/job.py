@@ -256,8 +256,8 @@ class Job:
 
     @property
     def may_be_rewritten(self) -> bool:
-        """Whether the target may have to rewrite a step of its draft."""
-        return self.request.config.mode == "rsd"
+        """Whether the target may soon have to rewrite a step of its draft."""
+        return self.request.config.mode == "rsd" and not self.is_reading
 
     @property
     def is_reading(self) -> bool:

@@ -593,7 +593,7 @@ class Company(RuleBasedStateMachine):
         self.now, self.faults = 1000.0, 0
         self.room_since: dict[int, int] = {}
         self.stack = ExitStack()
-        clock = SimpleNamespace(monotonic=lambda: self.now, perf_counter=time.perf_counter)
+        clock = SimpleNamespace(monotonic=lambda: self.now, perf_counter=time.perf_counter, sleep=time.sleep)
         for module in (job, batch):
             self.stack.enter_context(patch.object(module, "time", clock))
         self.loop = asyncio.new_event_loop()

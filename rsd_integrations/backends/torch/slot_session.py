@@ -50,6 +50,8 @@ class SlotSession:
         """Length of the committed part."""
         self.cached = 0
         """Length of the part the model has seen."""
+        self.held = False
+        """Whether it waits for a slot while other long texts are read."""
         self.early = False
         """Whether a forward that runs ahead feeds the last token already, right behind what is cached."""
         self.tally = Tally()
@@ -192,6 +194,9 @@ def to_feed(sessions: Sequence[SlotSession]) -> list[int]:
     chosen: list[int] = []
     long = 0
     for index, session in enumerate(sessions):
+        if long >= PREFILL_CHUNK and session.held:
+            continue  # What the slots know of it was looked up before, which takes long.
+        session.held = False
         if len(session.family) > 1 and not session.catch_up():
             if id(session.family) in reading:
                 continue
@@ -201,6 +206,7 @@ def to_feed(sessions: Sequence[SlotSession]) -> list[int]:
         unread = session.next_chunk
         if unread >= _LONG:
             if long >= PREFILL_CHUNK:
+                session.held = session._slot is None
                 continue
             long += unread
         chosen.append(index)
