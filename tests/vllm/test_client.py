@@ -302,6 +302,44 @@ def test_one_question_looks_whether_a_replica_is_there_again(
     asyncio.run(asked())
 
 
+def test_whoever_looked_and_was_cancelled_lets_the_next_one_look(server: Double, other: Double) -> None:
+    async def asked() -> None:
+        servers = Servers(Address.of("draft", [server.url, other.url], {"timeout": 30}))
+        servers._down[server.url] = 0.0
+        server.faults += [lambda handler: handler.hang(20) or True]
+        first = asyncio.ensure_future(servers.ask("/v1/models"))
+        while not server.asked:
+            await asyncio.sleep(0.001)
+        first.cancel()
+        await asyncio.wait([first])
+        await servers.ask("/v1/models")
+        assert [len(one.asked) for one in (server, other)] == [2, 0]
+        await servers.aclose()
+
+    asyncio.run(asked())
+
+
+def test_a_replica_that_hangs_gets_few_requests(server: Double, other: Double) -> None:
+    """It has more to do than the other, which answers."""
+
+    async def asked() -> None:
+        servers = Servers(Address.of("draft", [server.url, other.url], {"timeout": 30}))
+        server.faults += [lambda handler: handler.hang(20) or True] * 9
+        hanging = []
+        for _ in range(9):
+            question = asyncio.ensure_future(servers.ask("/v1/models", key=servers.next_key()))
+            hanging += [question] * (not (await asyncio.wait([question], timeout=0.5))[0])
+        assert len(hanging) == 1
+        assert [len(one.asked) for one in (server, other)] == [1, 8]
+        assert [servers.next_key() % 2 for _ in range(3)] == [1, 1, 1]
+        hanging[0].cancel()
+        await asyncio.wait(hanging)
+        assert {servers.next_key() % 2 for _ in range(2)} == {0, 1}
+        await servers.aclose()
+
+    asyncio.run(asked())
+
+
 def test_a_question_that_goes_wrong_does_not_go_on_for_ever(server: Double, other: Double) -> None:
     """Nor to other replicas, as if its own were not there."""
     server.faults += [status(500)] * 9

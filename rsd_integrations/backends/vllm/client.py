@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from itertools import count
 from typing import Any
 
@@ -60,6 +61,8 @@ class Servers:
         self._address = address
         self._warned: set[str] = set()
         self._down: dict[str, float] = {}
+        self._busy = Counter[str]()
+        """Questions that each server is at."""
         self._keys = count()
         self._slots = asyncio.Semaphore(address.max_concurrency)
         connect = _CONNECT if len(address.urls) == 1 else _CONNECT_IF_OTHERS
@@ -68,8 +71,12 @@ class Servers:
         )
 
     def next_key(self) -> int:
-        """The key of a new request: requests take the replicas in turn."""
-        return next(self._keys)
+        """The key of a new request. It goes to the replica that has the least to do; where that is equal, they
+        take turns. So one that has stopped answering holds few requests.
+        """
+        key = next(self._keys)
+        keys = range(key, key + len(self._address.urls))
+        return min(keys, key=lambda one: self._busy[self._server(one)])
 
     async def ask(
         self,
@@ -147,7 +154,7 @@ class Servers:
         """
         url = self._choose(key)
         try:
-            async with self._slots, aclosing(self._http.stream(url, path, body)) as events:
+            async with self._slot(url), aclosing(self._http.stream(url, path, body)) as events:
                 async for event in events:
                     yield event
         except (Away, Stale, Late, Unsendable) as error:
@@ -167,7 +174,7 @@ class Servers:
     async def _asked(self, url: str, path: str, body: Mapping[str, Any] | None) -> Any:
         """One try, with one of the slots."""
         try:
-            async with self._slots:
+            async with self._slot(url):
                 answer = await self._http.ask(url, path, body)
         except Late as error:
             self._down[url] = time.monotonic() + _DOWN  # Other questions go elsewhere.
@@ -182,25 +189,44 @@ class Servers:
                 f"the question to the {self._address.role}'s server at {url} cannot be sent.",
                 hint="Check api_key and headers.",
             ) from None
-        if answer.is_success:
+        if answer.status not in _GONE:
             self._down.pop(url, None)
+        if answer.is_success:
             return _json(answer, url + path)
         told, said = f"answered {answer.status} to {path}", _told(answer)
         if answer.status in _AGAIN:
             raise _Busy(told, said, answer.status, _seconds(answer.headers.get("retry-after")))
         raise self._refused(url, f"{told}: {said}", answer.status)
 
+    @asynccontextmanager
+    async def _slot(self, url: str) -> AsyncIterator[None]:
+        """One of the questions at a time, at this server."""
+        self._busy[url] += 1
+        try:
+            async with self._slots:
+                yield
+        except asyncio.CancelledError:
+            if url in self._down:  # Nobody saw whether it is back: the next question may look.
+                self._down[url] = time.monotonic()
+            raise
+        finally:
+            self._busy[url] -= 1
+
     def _choose(self, key: int) -> str:
+        """The server to ask now. Only one question at a time looks whether one is back."""
+        found = self._server(key)
+        if found in self._down and len(self._address.urls) > 1:
+            self._down[found] = time.monotonic() + max(_DOWN, self._address.timeout)
+        return found
+
+    def _server(self, key: int) -> str:
         """The request's own server, or the next of those that were there when last asked."""
         urls = self._address.urls
         order = [urls[(key + place) % len(urls)] for place in range(len(urls))]
         now = time.monotonic()
         up = [url for url in order if self._down.get(url, 0.0) <= now]
         # None is known to be up: the one that has been left alone for longest.
-        found = up[0] if up else min(order, key=lambda url: self._down[url])
-        if found in self._down and len(urls) > 1:
-            self._down[found] = now + _DOWN  # Only one question at a time looks whether it is back.
-        return found
+        return up[0] if up else min(order, key=lambda url: self._down[url])
 
     def _another(self, url: str) -> bool:
         """Whether another server is there, as far as is known."""
