@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from rsd_integrations.errors import ConfigError
+from rsd_integrations.types import ToolCall
 from tests.keyed_templates import GEMMA, SPECIAL
 from tests.test_keyed_calls import FORMS, TOKENIZERS, answer, opened, read, takes, tool
 
@@ -78,6 +79,64 @@ def test_values_follow_their_schemas(name: str, schema: Any, good: list[Any], ba
     for value in bad:
         assert not fits(name, offered, {"x": value}), value
     assert not fits(name, offered, {})
+
+
+KEYED = ["Qwen3-Coder", "GLM 4.7", "MiniMax-M2", "OLMo 3", GEMMA]
+
+
+@pytest.mark.parametrize("name", KEYED)
+def test_references_point_into_the_whole_schema(name: str) -> None:
+    """Also ``#`` and ``#/properties/...``, as zod-to-json-schema writes them."""
+    number = {"type": "integer"}
+    kids = {"type": "array", "items": {"$ref": "#"}}
+    offered = tool("add", {"age": number, "kids": kids})
+    assert fits(name, offered, {"age": 1, "kids": [{"age": 2, "kids": [{"age": 3, "kids": []}]}]})
+    assert not fits(name, offered, {"age": 1, "kids": [{"age": 2}]})
+    assert not fits(name, offered, {"age": 1, "kids": [1]})
+    cells = {"type": "array", "items": {"type": "object", "properties": {"c": number}, "required": ["c"]}}
+    same = {"type": "array", "items": {"$ref": "#/properties/x/items"}}
+    # A definition that has the name of the copy, and one that refers to the whole.
+    defs = {"root": {"const": "so"}, "Cell": {"$ref": "#/properties/x/items"}}
+    properties = {"x": cells, "y": same, "z": {"$ref": "#/$defs/root"}, "a": {"$ref": "#/$defs/Cell"}}
+    offered = tool("add", properties, **{"$defs": defs})
+    good = {"x": [{"c": 1}], "y": [{"c": 2}], "z": "so", "a": {"c": 3}}
+    ordered = sorted(properties) if name == GEMMA else [*properties]  # Whose template sorts them.
+    offered["function"]["parameters"]["properties"] = {key: properties[key] for key in ordered}
+    assert fits(name, offered, good)
+    for bad in ({**good, "y": [2]}, {**good, "z": "no"}, {**good, "a": {}}):
+        assert not fits(name, offered, bad)
+
+
+@pytest.mark.parametrize("name", ["Qwen3-Coder", GEMMA])
+@pytest.mark.parametrize("reference", ["#/$defs/a~1b%20c", "#/properties/w/anyOf/1"])
+def test_references_may_be_escaped_and_lead_into_unions(name: str, reference: str) -> None:
+    either = {"anyOf": [{"type": "null"}, {"const": "so"}]}
+    offered = tool(
+        "add", {"w": either, "x": {"$ref": reference}}, ["x"], **{"$defs": {"a/b c": {"const": "so"}}}
+    )
+    assert fits(name, offered, {"x": "so"})
+    assert not fits(name, offered, {"x": "no"})
+
+
+@pytest.mark.parametrize("least", [0, 1])
+def test_lists_of_one_item(least: int) -> None:
+    offered = tool(
+        "add", {"x": {"type": "array", "minItems": least, "maxItems": 1, "items": {"const": "so"}}}
+    )
+    assert fits(GEMMA, offered, {"x": ["so"]})
+    assert fits(GEMMA, offered, {"x": []}) == (not least)
+    assert not fits(GEMMA, offered, {"x": ["so", "so"]})
+
+
+@pytest.mark.parametrize("name", KEYED)
+@pytest.mark.parametrize("more", [False, {"type": "string"}])
+def test_what_is_required_and_not_described_is_written_and_read(name: str, more: Any) -> None:
+    offered = tool("add", {"a": {"type": "integer"}}, ["a", "zz"], additionalProperties=more)
+    assert not fits(name, offered, {"a": 1})
+    assert fits(name, offered, {"a": 1, "zz": "so"})
+    _, [found] = read(name, answer(TOKENIZERS[name], ("add", {"a": 1, "zz": "12"})), offered)
+    assert isinstance(found, ToolCall), found.error
+    assert found.arguments == {"a": 1, "zz": "12" if more or name in (GEMMA, "OLMo 3") else 12}
 
 
 @pytest.mark.parametrize("name", ["Qwen3-Coder", "MiniMax-M2", SPECIAL])

@@ -13,7 +13,7 @@ from rsd_integrations.backends.shared.lark import escaped, json_rule
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.text.calls import CallFormat
 from rsd_integrations.text.keyed import Keyed, as_object, named_properties
-from rsd_integrations.text.values import branches, kinds
+from rsd_integrations.text.schemas import branches, kinds, with_root_defined
 
 __all__ = ["KeyedRules"]
 
@@ -74,6 +74,7 @@ class KeyedRules:
         """
         self._check(name, self._closing)
         self._known = {}  # References are to each tool's own definitions.
+        schema = with_root_defined(schema)
         ways = []
         for number, one in enumerate(named_properties(schema)):
             self._refuse(f"the arguments of {name!r}", one, _OF_ARGUMENTS)
@@ -81,9 +82,7 @@ class KeyedRules:
         return f"({' | '.join(ways)})"
 
     def _object(self, rule: str, one: Mapping[str, Any], root: Mapping[str, Any]) -> str:
-        required = one["required"]
-        # A required argument that is not described has to be there all the same.
-        properties = {**one["properties"], **{key: {} for key in required if key not in one["properties"]}}
+        required, properties = one["required"], one["properties"]
         made = []
         for number, (key, schema) in enumerate(properties.items()):
             self._check(key, self._closing)
@@ -175,8 +174,8 @@ class KeyedRules:
         least, most = (_size(one.get(keyword)) for keyword in ("minItems", "maxItems"))
         if most == "0":
             return '"[]"'
-        more = f"{{{max(0, int(least or 0) - 1)},{int(most) - 1 if most else ''}}}"
-        filled = f"{item} ({self._apart} {item}){more}"
+        more = f"({self._apart} {item}){{{max(0, int(least or 0) - 1)},{int(most) - 1 if most else ''}}}"
+        filled = item if most == "1" else f"{item} {more}"  # llguidance takes no {0,0}.
         return f'"[" ({filled}){"" if int(least or 0) else "?"} "]"'
 
     def _requoted_literal(self, value: Any) -> str:
