@@ -35,6 +35,7 @@ again. Or a comment of Python's, whose quotes are none.
 """
 _BARE = re.compile(_BEGUN + r"|([\w.$+-]+)(\s*:)?", re.DOTALL)
 """A text in quotes, or a word without any, perhaps a key."""
+_NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
 _ESCAPE = re.compile(r"""\\(?:([4-7][0-7]{2})|(\\|['"abfnrtv0-7xNuU\n]))?""")
 """A backslash, with an octal escape above 255, or with the character that it escapes, if it is known."""
 _PYTHON = re.compile(
@@ -77,10 +78,15 @@ def read_value(text: str, allowed: frozenset[str], words: Mapping[str, Any]) -> 
     Args:
         allowed: JSON types that it may have; if empty, any.
         words: how true, false and null may be spelled.
+
+    Raises:
+        ValueError: it is a number that is too large.
     """
     if allowed == {"string"}:
         return text
     value = _unquoted(text.strip(), words)
+    if value is _NOT_READ and allowed and "string" not in allowed and _NUMBER.fullmatch(text.strip()):
+        raise ValueError(f"{text.strip()[:40]!r} is too large a number")
     if value is _NOT_READ:
         return text
     if allowed and "string" not in allowed:
