@@ -28,10 +28,10 @@ _ELSEWHERE = re.compile(r"#(?!/(\$defs|definitions)/)(/|$)")
 """A reference to what is no definition."""
 LIMITS = {
     "string": frozenset(("minLength", "maxLength", "pattern", "format")),
-    "number": (
-        _number := frozenset(("minimum", "maximum", "multipleOf", "exclusiveMinimum", "exclusiveMaximum"))
+    **dict.fromkeys(
+        ("number", "integer"),
+        frozenset(("minimum", "maximum", "multipleOf", "exclusiveMinimum", "exclusiveMaximum")),
     ),
-    "integer": _number,
     "boolean": frozenset[str](),
     "null": frozenset[str](),
     "array": frozenset(
