@@ -240,6 +240,13 @@ def test_of_arguments_that_exclude_each_other_there_are_no_two() -> None:
 
 
 @pytest.mark.parametrize("name", KEYED)
+def test_an_argument_that_may_be_nothing_is_not_written(name: str) -> None:
+    offered = tool("add", {"a": {"type": "integer"}, "b": False}, ["a"])
+    assert fits(name, offered, {"a": 1})
+    assert not fits(name, offered, {"a": 1, "b": 1})
+
+
+@pytest.mark.parametrize("name", KEYED)
 def test_what_forbids_nothing_is_taken_by_strict_tools(name: str) -> None:
     notes = {"example": "a", "x-foo": 1, "nullable": False, "enumNames": ["a"], "contentMediaType": "a"}
     for schema in ({"type": "string"}, {"type": "array"}, {"type": "object"}, {"type": "integer"}, {}):

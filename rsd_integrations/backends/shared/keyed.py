@@ -98,6 +98,8 @@ class KeyedRules:
         required, properties = one["required"], one["properties"]
         made = []
         for number, (key, schema) in enumerate(properties.items()):
+            if schema is False and key not in required:
+                continue
             self._check(key, self._closing)
             if self._keyed.quotes and not re.fullmatch(r"[\w.$-]+", key):
                 raise ConfigError(
