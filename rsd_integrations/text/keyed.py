@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from rsd_integrations.text.values import branches, kinds, literal_end, read_literal, read_value, requoted
+from rsd_integrations.text.schemas import branches, kinds
+from rsd_integrations.text.values import literal_end, read_literal, read_value, requoted
 
 __all__ = ["HALF", "Keyed", "KeyedCalls", "as_object", "common_start", "find_keyed", "named_properties"]
 
@@ -136,11 +137,12 @@ def named_properties(schema: Mapping[str, Any]) -> list[dict[str, Any]]:
 def as_object(schema: Mapping[str, Any]) -> dict[str, Any]:
     """A schema with valid ``properties`` and ``required``, empty where it has no valid ones."""
     properties, required = schema.get("properties"), schema.get("required")
-    return {
-        **schema,
-        "properties": properties if isinstance(properties, Mapping) else {},
-        "required": [key for key in required if isinstance(key, str)] if isinstance(required, list) else [],
-    }
+    named = properties if isinstance(properties, Mapping) else {}
+    needed = [key for key in required if isinstance(key, str)] if isinstance(required, list) else []
+    # A required argument that is not described has to be there all the same.
+    more = schema.get("additionalProperties") or {}
+    named = {**named, **{key: more for key in needed if key not in named}}
+    return {**schema, "properties": named, "required": needed}
 
 
 class KeyedCalls:

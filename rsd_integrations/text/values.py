@@ -7,12 +7,11 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from itertools import product
 from typing import Any
 
+from rsd_integrations.text.schemas import KINDS
+
 __all__ = [
-    "branches",
-    "kinds",
     "literal_end",
     "read_first",
     "read_json",
@@ -22,10 +21,7 @@ __all__ = [
 ]
 
 _TOO_DEEP = "it is nested too deep"
-_JOINED = ("$ref", "anyOf", "oneOf", "allOf")
 _NOT_READ = object()
-_MOST_BRANCHES = 1024
-"""Alternatives of a schema (unions within unions), above which any value is taken."""
 _QUOTED = r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')"""
 """A text in quotes."""
 _PIECES = re.compile(_QUOTED + r"""|([\[({])|([\])}])|(,)|[^\[\](){}"',]+""", re.DOTALL)
@@ -37,18 +33,9 @@ _BEGUN = (
 """A text in quotes, or in three, which may lack the last: else the rest is searched from each quote in it
 again. Or a comment of Python's, whose quotes are none.
 """
-_KINDS: dict[type, str] = {
-    bool: "boolean",
-    int: "integer",
-    float: "number",
-    str: "string",
-    list: "array",
-    dict: "object",
-    type(None): "null",
-}
-"""What JSON schemas call the types."""
 _BARE = re.compile(_BEGUN + r"|([\w.$+-]+)(\s*:)?", re.DOTALL)
 """A text in quotes, or a word without any, perhaps a key."""
+_NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
 _ESCAPE = re.compile(r"""\\(?:([4-7][0-7]{2})|(\\|['"abfnrtv0-7xNuU\n]))?""")
 """A backslash, with an octal escape above 255, or with the character that it escapes, if it is known."""
 _PYTHON = re.compile(
@@ -91,16 +78,21 @@ def read_value(text: str, allowed: frozenset[str], words: Mapping[str, Any]) -> 
     Args:
         allowed: JSON types that it may have; if empty, any.
         words: how true, false and null may be spelled.
+
+    Raises:
+        ValueError: it is a number that is too large.
     """
     if allowed == {"string"}:
         return text
     value = _unquoted(text.strip(), words)
+    if value is _NOT_READ and allowed and "string" not in allowed and _NUMBER.fullmatch(text.strip()):
+        raise ValueError(f"{text.strip()[:40]!r} is too large a number")
     if value is _NOT_READ:
         return text
     if allowed and "string" not in allowed:
         return value
     # What is none of the allowed types is text; so is a string in quotes, which nobody asked for.
-    kind = _KINDS[type(value)]
+    kind = KINDS[type(value)]
     named = kind in allowed or (kind == "integer" and "number" in allowed)
     return value if kind != "string" and (named or not allowed) else text
 
@@ -150,81 +142,6 @@ def literal_end(text: str, start: int) -> int:
         depth += bool(opens) - bool(closes)
         start = found.end()
     return start
-
-
-def branches(schema: Any, root: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A schema's alternatives, one of which a value has to follow: without references and unions at the top.
-
-    Args:
-        root: what references refer to.
-    """
-    return _branches(schema, root, frozenset(), {})
-
-
-def _branches(
-    schema: Any, root: Mapping[str, Any], seen: frozenset[str], known: dict[str, list[dict[str, Any]]]
-) -> list[dict[str, Any]]:
-    """The same.
-
-    Args:
-        seen: references that led here.
-        known: references that were resolved before.
-    """
-    if not isinstance(schema, Mapping):
-        return [{}]
-    found = [{key: value for key, value in schema.items() if key not in _JOINED}]
-    reference = schema.get("$ref")
-    if isinstance(reference, str) and reference not in seen:
-        if reference not in known:
-            known[reference] = _branches(_referred(reference, root), root, seen | {reference}, known)
-        found = _each(known[reference], found)
-    for union in (schema.get("anyOf"), schema.get("oneOf")):
-        if isinstance(union, list) and union:
-            found = _each(found, [one for part in union for one in _branches(part, root, seen, known)])
-    parts = schema.get("allOf")
-    for part in parts if isinstance(parts, list) else ():
-        found = _each(found, _branches(part, root, seen, known))
-    return found
-
-
-def kinds(branch: Mapping[str, Any]) -> frozenset[str]:
-    """The JSON types that a schema's values have; an empty set where it does not say."""
-    if "const" in branch or isinstance(branch.get("enum"), list):
-        given = [branch["const"]] if "const" in branch else branch["enum"]
-        return frozenset(_KINDS.get(type(value), "string") for value in given)
-    named = branch.get("type")
-    given = named if isinstance(named, list) else [named]
-    return frozenset(one for one in given if isinstance(one, str))
-
-
-def _each(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    if len(first) * len(second) > _MOST_BRANCHES:
-        return [{}]
-    made = [_both(one, other) for one, other in product(first, second)]
-    return list({json.dumps(one): one for one in made}.values())
-
-
-def _both(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    """A schema of values that follow both; where both have the same keyword, the second's counts, except
-    that properties and required ones are joined.
-    """
-    both = {**first, **second}
-    parts = first.get("properties"), second.get("properties")
-    if isinstance(parts[0], Mapping) and isinstance(parts[1], Mapping):
-        both["properties"] = {**parts[0], **parts[1]}
-    needed = first.get("required"), second.get("required")
-    if isinstance(needed[0], list) and isinstance(needed[1], list):
-        both["required"] = [*needed[0], *needed[1]]
-    return both
-
-
-def _referred(reference: str, root: Any) -> Any:
-    """What a reference within a schema refers to; where that is missing, what allows any value."""
-    if not reference.startswith("#"):
-        return {}
-    for part in filter(None, reference[1:].split("/")):
-        root = root.get(part.replace("~1", "/").replace("~0", "~")) if isinstance(root, Mapping) else None
-    return root
 
 
 def _unquoted(text: str, words: Mapping[str, Any]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from llguidance import LLMatcher
@@ -13,19 +13,30 @@ from rsd_integrations.backends.shared.lark import escaped, json_rule
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.text.calls import CallFormat
 from rsd_integrations.text.keyed import Keyed, as_object, named_properties
-from rsd_integrations.text.values import branches, kinds
+from rsd_integrations.text.schemas import (
+    LIMITS,
+    LIMITS_OF_ALL,
+    branches,
+    kinds,
+    lost,
+    prescribed,
+    with_root_defined,
+)
 
 __all__ = ["KeyedRules"]
 
-_NOTED = frozenset(
-    ("title", "description", "default", "examples", "$schema", "$id", "$comment", "$defs", "definitions")
-) | {"deprecated", "readOnly", "writeOnly", "strict", "x-guidance", "discriminator"}
-"""Keywords that forbid nothing."""
-_OF_ARGUMENTS = _NOTED | {"type", "properties", "required", "additionalProperties"}
-_OF_TEXT = _NOTED | {"type", "minLength", "maxLength", "pattern", "format"}
-_OF_LISTS = _NOTED | {"type", "items", "minItems", "maxItems"}
+_OF_ARGUMENTS = frozenset(("properties", "required", "additionalProperties"))
+_OF_LISTS = frozenset(("items", "minItems", "maxItems"))
 _SCALARS = frozenset(("integer", "number", "boolean", "null"))
 _ALL = _SCALARS | {"string", "array", "object"}
+_MEANT = {
+    **dict.fromkeys(("float", "double", "decimal"), "'number'"),
+    **dict.fromkeys(("int", "long"), "'integer'"),
+    **dict.fromkeys(("str", "text", "enum", "char"), "'string'"),
+    **{"bool": "'boolean'", "none": "'null'", "list": "'array'", "tuple": "'array'", "dict": "'object'"},
+    "any": "no type",
+}
+"""What to write instead of other languages' types."""
 _FORMATS = {
     "date": r"[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])",
     "time": r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?(Z|[+-][01][0-9]:[0-5][0-9])",
@@ -74,18 +85,21 @@ class KeyedRules:
         """
         self._check(name, self._closing)
         self._known = {}  # References are to each tool's own definitions.
+        if self._strict and (flaw := next(lost(schema), None)):
+            raise _not_enforced(f"{flaw}, of {name!r}")
+        schema = with_root_defined(schema)
         ways = []
         for number, one in enumerate(named_properties(schema)):
-            self._refuse(f"the arguments of {name!r}", one, _OF_ARGUMENTS)
+            self._refuse(f"the arguments of {name!r}", one, ("object",), _OF_ARGUMENTS)
             ways.append(self._object(f"{tool}_{number}", one, schema))
         return f"({' | '.join(ways)})"
 
     def _object(self, rule: str, one: Mapping[str, Any], root: Mapping[str, Any]) -> str:
-        required = one["required"]
-        # A required argument that is not described has to be there all the same.
-        properties = {**one["properties"], **{key: {} for key in required if key not in one["properties"]}}
+        required, properties = one["required"], one["properties"]
         made = []
         for number, (key, schema) in enumerate(properties.items()):
+            if schema is False and key not in required:
+                continue
             self._check(key, self._closing)
             if self._keyed.quotes and not re.fullmatch(r"[\w.$-]+", key):
                 raise ConfigError(
@@ -122,22 +136,22 @@ class KeyedRules:
         """A value and what closes it."""
         if self._keyed.quotes:
             return self._requoted(rule, schema, root)
-        found = branches(schema, root)
+        found = self._branches(schema, root)
         texts = [one for one in found if _may_be_text(one)]
         beside = frozenset[str]().union(*map(kinds, found))
         defined = {key: root[key] for key in ("$defs", "definitions") if key in root}
-        prescribed = any(map(_prescribed, found))
-        if self._keyed.apart or not (texts or prescribed):
+        named = any(map(prescribed, found))
+        if self._keyed.apart or not (texts or named):
             whole = {**defined, **schema} if isinstance(schema, Mapping) else {**defined}
-            return self._spelled(whole, frozenset() if prescribed else beside)
-        ways = [self._literal(value) for one in found for value in _prescribed(one)]
-        free = any(not (_OF_TEXT - _NOTED - {"type"}) & one.keys() for one in texts)
+            return self._spelled(whole, frozenset() if named else beside)
+        ways = [self._literal(value) for one in found for value in prescribed(one)]
+        free = any(not LIMITS["string"] & one.keys() for one in texts)
         others = frozenset() if free else beside
         ways += [self._text(f"{rule}_{number}", one, others) for number, one in enumerate(texts)]
         for one in found:
             left = kinds(one) - {"string"}
             # Text that may be anything allows these already.
-            if not free and left and not _prescribed(one):
+            if not free and left and not prescribed(one):
                 ways.append(self._spelled({**defined, **one, "type": sorted(left)}, left))
         return f"({' | '.join(dict.fromkeys(ways))})"
 
@@ -148,18 +162,19 @@ class KeyedRules:
             return self._known[known]
         self._known[known] = rule_of = f"{rule}_value"  # Before it is made: a schema may refer to itself.
         ways: list[str] = []
-        for number, one in enumerate(branches(schema, root)):
-            prescribed, allowed = _prescribed(one), kinds(one) or _ALL
-            if prescribed:
-                ways += map(self._requoted_literal, prescribed)
+        for number, one in enumerate(self._branches(schema, root)):
+            values, allowed = prescribed(one), kinds(one) or _ALL
+            if values:
+                ways += map(self._requoted_literal, values)
                 continue
             if "string" in allowed:
                 ways.append(f"{self._quotes} {self._text(f'{rule}_{number}', one, frozenset())}")
             if "array" in allowed:
-                self._refuse("lists", one, _OF_LISTS)
+                handled = _OF_LISTS - {"items"} if isinstance(one.get("items"), list) else _OF_LISTS
+                self._refuse("lists", one, ("array",), handled)
                 ways.append(self._list(f"{rule}_{number}_of", one, root))
             if "object" in allowed:
-                self._refuse("objects", one, _OF_ARGUMENTS)
+                self._refuse("objects", one, ("object",), _OF_ARGUMENTS)
                 inner = as_object(one if "properties" in one else {"additionalProperties": True, **one})
                 ways.append(f'"{{" ({self._object(f"{rule}_{number}_in", inner, root)}) "}}"')
             if scalars := allowed & _SCALARS:
@@ -175,8 +190,8 @@ class KeyedRules:
         least, most = (_size(one.get(keyword)) for keyword in ("minItems", "maxItems"))
         if most == "0":
             return '"[]"'
-        more = f"{{{max(0, int(least or 0) - 1)},{int(most) - 1 if most else ''}}}"
-        filled = f"{item} ({self._apart} {item}){more}"
+        more = f"({self._apart} {item}){{{max(0, int(least or 0) - 1)},{int(most) - 1 if most else ''}}}"
+        filled = item if most == "1" else f"{item} {more}"  # llguidance takes no {0,0}.
         return f'"[" ({filled}){"" if int(least or 0) else "?"} "]"'
 
     def _requoted_literal(self, value: Any) -> str:
@@ -223,7 +238,9 @@ class KeyedRules:
         Args:
             beside: types of values that may stand there instead of text.
         """
-        self._refuse("text", schema, _OF_TEXT)
+        # Without quotes of its own, text may spell what another type forbids.
+        types = frozenset(("string",)) if self._keyed.quotes else kinds(schema) or _ALL
+        self._refuse("text", schema, types, LIMITS["string"])
         found = {"length": _sized(schema), "pattern": _searched(schema), "format": _formatted(schema)}
         for keyword in found.keys() & schema.keys() if self._strict else ():
             if found[keyword] is None:
@@ -240,10 +257,30 @@ class KeyedRules:
         self.rules.append(f"{rule}_text: {name}\n{name}: {name}_BODY{end}\n{name}_BODY: {' & '.join(forms)}")
         return f"{rule}_text {self._rest}".strip()
 
-    def _refuse(self, what: str, schema: Mapping[str, Any], known: frozenset[str]) -> None:
-        """Refuse a keyword that forbids something, and would not be enforced."""
-        if self._strict and (unknown := sorted(schema.keys() - known)):
+    def _refuse(
+        self, what: str, schema: Mapping[str, Any], types: Iterable[str], known: Collection[str] = ()
+    ) -> None:
+        """Refuse a keyword that forbids values of these types, and would not be enforced."""
+        forbid = LIMITS_OF_ALL.union(*(LIMITS.get(one, ()) for one in types)).difference(known)
+        if self._strict and (unknown := sorted(schema.keys() & forbid)):
             raise _not_enforced(f"{', '.join(unknown)} of {what}")
+
+    def _branches(self, schema: Any, root: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The alternatives of a value's schema."""
+        found = branches(schema, root)
+        for one in found:
+            if self._strict and one.get("not") == {}:
+                raise _not_enforced(f"keywords that leave no value ({schema!r:.200})")
+            if prescribed(one):
+                self._refuse("values that are prescribed", one, (), ("enum", "const"))
+                continue
+            known, unknown = kinds(one) & _ALL, sorted(kinds(one) - _ALL)
+            if unknown and (self._strict or not known):
+                raise ConfigError(
+                    f"{unknown[0]!r:.200} is no type of a JSON schema.",
+                    hint=f"Write {_MEANT.get(unknown[0].lower(), ', '.join(map(repr, sorted(_ALL))))}.",
+                )
+        return found
 
     def _check(self, text: str, *marks: str) -> None:
         """Refuse a text that could not be read back."""
@@ -264,13 +301,7 @@ def _not_enforced(what: str) -> ConfigError:
 
 def _may_be_text(branch: Mapping[str, Any]) -> bool:
     found = kinds(branch)
-    return not _prescribed(branch) and (not found or "string" in found)
-
-
-def _prescribed(branch: Mapping[str, Any]) -> Sequence[Any]:
-    if "const" in branch:
-        return [branch["const"]]
-    return list(branch["enum"]) if isinstance(branch.get("enum"), list) else []
+    return not prescribed(branch) and (not found or "string" in found)
 
 
 def _sized(schema: Mapping[str, Any]) -> str | None:
@@ -303,9 +334,22 @@ def _searched(schema: Mapping[str, Any]) -> str | None:
     if (begins or ends) and _alternates(bare):
         return None  # The anchor belongs to one alternative only.
     made = f"{'' if begins else _ANY}({bare}){'' if ends else _ANY}"
-    made = re.sub(r"(\\.)|/", lambda found: found[1] or r"\/", made.replace("\n", r"\n"))
+    made = _ascii(re.sub(r"(\\.)|/", lambda found: found[1] or r"\/", made.replace("\n", r"\n")))
     flaw = LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(f"start: X\nX: /{made}/"))
     return None if flaw else f"/{made}/"
+
+
+def _ascii(pattern: str) -> str:
+    """A pattern whose digits and letters are ASCII's, as in JSON; llguidance takes any of Unicode's."""
+    within, made = False, ""
+    for piece in re.findall(r"\\?.", pattern):
+        signs = {r"\d": "0-9", r"\w": "0-9A-Za-z_"}.get(piece.lower(), "")
+        if signs and within:
+            made += signs if piece.islower() else piece
+        else:
+            made += f"[{'' if piece.islower() else '^'}{signs}]" if signs else piece
+        within = piece != "]" if within else piece == "["
+    return made
 
 
 def _alternates(pattern: str) -> bool:
