@@ -71,8 +71,8 @@ class Servers:
         )
 
     def next_key(self) -> int:
-        """The key of a new request. It goes to the replica that has the least to do; where that is equal, they
-        take turns. So one that has stopped answering holds few requests.
+        """The key of a new request. It goes to the replica that has the least to do, in turn where they are
+        equal. So one that has stopped answering holds few requests.
         """
         key = next(self._keys)
         keys = range(key, key + len(self._address.urls))
