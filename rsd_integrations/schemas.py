@@ -116,14 +116,17 @@ class _Closer:
         """Close the object that a schema describes alone, if it is one and all of it is known."""
         if "$ref" in closed:
             return
-        own_patterns = isinstance(schema.get("patternProperties"), Mapping)
-        bare = {key: part for key, part in schema.items() if key != "patternProperties" or not own_patterns}
-        found = self._described(bare, _Described(described=own_patterns), frozenset())
+        patterns = isinstance(schema.get("patternProperties"), Mapping)
+        none_else = schema.get("unevaluatedProperties") is False
+        bare = {key: part for key, part in schema.items() if key != "patternProperties" or not patterns}
+        found = self._described(bare, _Described(described=patterns or none_else), frozenset())
         if not found.typed and (found.described or found.required):
             closed["type"] = "object"
         if found.described and not found.more and closed.get("additionalProperties") is not False:
             own = closed["properties"] if isinstance(closed.get("properties"), Mapping) else {}
-            closed["properties"] = {name: own.get(name, {}) for name in {**found.names, **found.required}}
+            # What is required only is described by nothing, but it has to be there.
+            names = found.names if none_else else {**found.names, **found.required}
+            closed["properties"] = {name: own.get(name, {}) for name in names}
             closed["additionalProperties"] = False
             closed.pop("unevaluatedProperties", None)  # It says the same.
 

@@ -410,9 +410,7 @@ SCHEMAS: Any = st.deferred(
             "allOf": st.lists(SCHEMAS, max_size=2) | st.none(),
             "anyOf": st.lists(SCHEMAS, max_size=2),
             "items": SCHEMAS,
-            "$ref": st.sampled_from(
-                ["#", "#/$defs/a", "#/$defs/b", "#/properties/a", "#x", "b", 3]
-            ),
+            "$ref": st.sampled_from(["#", "#/$defs/a", "#/$defs/b", "#/properties/a", "#x", "b", 3]),
             "$defs": NAMED,
             "patternProperties": NAMED,
             "propertyNames": st.fixed_dictionaries({"enum": st.lists(st.sampled_from(["a", 1]))}),
