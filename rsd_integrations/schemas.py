@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +29,12 @@ _OPEN = ("additionalProperties", "unevaluatedProperties", "patternProperties")
 _TYPES = ("type", "enum", "const")
 """Keywords that say of what type a value is."""
 
+_JOINING = frozenset(("properties", "allOf", "$ref"))
+"""Keywords that describe an object, so that unions beside them describe the same."""
+
+_EVERY = frozenset("*")
+"""In place of names: any may be described twice."""
+
 _OPENED = "x-open-"
 """Begins the names of definitions that are left open, since what refers to them is closed as a whole."""
 
@@ -46,12 +53,21 @@ class _Described:
 
     names: dict[str, None] = field(default_factory=dict)
     required: dict[str, None] = field(default_factory=dict)
+    said: list[str] = field(default_factory=list)
+    """Each name as often as something is said of it, in unions, too."""
+    seen: set[str] = field(default_factory=set)
+    """References that were followed."""
     described: bool = False
     """Whether a part has ``properties``."""
     typed: bool = False
     """Whether a part says what else than an object it may be."""
     more: bool = False
     """Whether a part allows properties that are not named here, or may do so."""
+
+    @property
+    def twice(self) -> frozenset[str]:
+        """Names of which more than one part says something."""
+        return frozenset(name for name, times in Counter(self.said).items() if times > 1)
 
 
 class _Closer:
@@ -63,54 +79,57 @@ class _Closer:
 
     def __init__(self, root: Any) -> None:
         self._root = root
-        self._opened: dict[str, str] = {}
+        self._opened: dict[tuple[str, frozenset[str]], str] = {}
         self._copies: dict[str, Any] = {}
 
     def closed(self) -> Any:
         closed = self._close(self._root)
         return {**closed, "$defs": {**closed.get("$defs", {}), **self._copies}} if self._copies else closed
 
-    def _close(self, schema: Any, *, shared: bool = False) -> Any:
+    def _close(self, schema: Any, twice: frozenset[str] | None = None) -> Any:
         """A schema with its objects closed.
 
         Args:
-            shared: others describe the same object, so it is left open itself.
+            twice: others describe the same object, so it is left open itself, and so are these of its
+                properties, which they describe, too; None where nothing else describes it.
         """
         if isinstance(schema, list):
-            return [self._close(part, shared=shared) for part in schema]
+            return [self._close(part, twice) for part in schema]
         if not isinstance(schema, Mapping):
             return schema
-        schema = schema if shared else self._named_keys(schema)
-        joined = shared or bool({"properties", "allOf", "$ref"} & schema.keys())
-        if not shared and _only_refines(schema):
-            return {key: self._part(key, part, joined=False, one=True) for key, part in schema.items()}
+        schema = schema if twice is not None else self._named_keys(schema)
+        joined = twice
+        one = twice is None and _only_refines(schema)
+        if twice is None and _JOINING & schema.keys() and not one:
+            joined = self._described(schema, _Described()).twice
         closed = {name: self._part(name, part, joined) for name, part in schema.items()}
-        if isinstance(schema.get("$ref"), str) and (shared or _BESIDE & schema.keys()):
+        if isinstance(schema.get("$ref"), str) and (twice is not None or _BESIDE & schema.keys()):
             # As a part of an allOf, what it says of a property counts beside a property that is only named.
-            also = {"$ref": self._open(closed.pop("$ref"))}
+            also = {"$ref": self._open(closed.pop("$ref"), joined or frozenset())}
             if not _BESIDE & schema.keys():
                 return {**closed, **also}
             closed["allOf"] = [*_listed(closed.get("allOf", [])), also]
-        if not shared:
+        if twice is None and not one:
             self._shut(schema, closed)
         return closed
 
-    def _part(self, name: str, part: Any, joined: bool, *, one: bool = False) -> Any:
+    def _part(self, name: str, part: Any, joined: frozenset[str] | None) -> Any:
         """What a keyword says, closed.
 
         Args:
-            joined: the schemas of unions describe what stands beside them, too.
-            one: of an allOf only one part describes an object.
+            joined: the names that are described twice, where unions and an allOf describe one object.
         """
         if name in _DATA or name == "not":  # Closing what is forbidden would forbid less.
             return part
-        open_ = (name == "allOf" and not one) or (joined and name in _SHARED)
-        if name in NAMED and isinstance(part, Mapping):
+        twice = joined if name in ("allOf", *_SHARED) else None
+        if name not in NAMED or not isinstance(part, Mapping):
+            return self._close(part, twice)
+        if name == "properties" and joined:
             return {
-                key: self._close(value, shared=open_ or key.startswith(_OPENED))
-                for key, value in part.items()
+                key: self._close(one, _EVERY if joined & {key, *_EVERY} else None)
+                for key, one in part.items()
             }
-        return self._close(part, shared=open_)
+        return {key: one if key.startswith(_OPENED) else self._close(one, twice) for key, one in part.items()}
 
     def _shut(self, schema: Mapping[str, Any], closed: dict[str, Any]) -> None:
         """Close the object that a schema describes alone, if it is one and all of it is known."""
@@ -119,7 +138,7 @@ class _Closer:
         patterns = isinstance(schema.get("patternProperties"), Mapping)
         none_else = schema.get("unevaluatedProperties") is False
         bare = {key: part for key, part in schema.items() if key != "patternProperties" or not patterns}
-        found = self._described(bare, _Described(described=patterns or none_else), frozenset())
+        found = self._described(bare, _Described(described=patterns or none_else))
         if not found.typed and (found.described or found.required):
             closed["type"] = "object"
         if found.described and not found.more and closed.get("additionalProperties") is not False:
@@ -152,25 +171,29 @@ class _Closer:
         left = {key: part for key, part in schema.items() if key != "propertyNames"}
         return {**left, "properties": properties, "additionalProperties": False}
 
-    def _described(self, schema: Any, found: _Described, seen: frozenset[str]) -> _Described:
+    def _described(self, schema: Any, found: _Described) -> _Described:
         if not isinstance(schema, Mapping):
             return found
         for name, part in schema.items():
             if name == "properties" and isinstance(part, Mapping):
                 found.described = True
                 found.names |= dict.fromkeys(part)
+                found.said += [key for key, one in part.items() if one not in ({}, True)]
             elif name == "required" and isinstance(part, list):
                 found.required |= dict.fromkeys(one for one in part if isinstance(one, str))
             elif name == "allOf" and isinstance(part, list):
                 for one in part:
-                    self._described(one, found, seen)
+                    self._described(one, found)
             elif name == "$ref":
                 target = self._target(part)
                 found.more |= target is None
-                if target is not None and part not in seen:
-                    self._described(target, found, seen | {part})
+                if target is not None and part not in found.seen:
+                    found.seen.add(part)
+                    self._described(target, found)
             elif name in _SHARED:
                 found.more |= _has(part, {"properties", "$ref"})
+                for one in part.values() if isinstance(part, Mapping) and name in NAMED else _listed(part):
+                    self._described(one, _Described(said=found.said, seen=found.seen))
                 found.typed |= name in ("anyOf", "oneOf") and any(map(_typed, _listed(part)))
             elif name in _TYPES:
                 found.typed = True
@@ -191,16 +214,16 @@ class _Closer:
                 found = found.get(name) if isinstance(found, Mapping) else None
         return found
 
-    def _open(self, reference: str) -> str:
+    def _open(self, reference: str, twice: frozenset[str]) -> str:
         """A reference to the same, left open."""
         target = self._target(reference)
         if not isinstance(target, Mapping) or reference.startswith(f"#/$defs/{_OPENED}"):
             return reference
-        if reference not in self._opened:
-            name = self._opened[reference] = f"{_OPENED}{len(self._opened) + 1}"
+        if (reference, twice) not in self._opened:
+            name = self._opened[reference, twice] = f"{_OPENED}{len(self._opened) + 1}"
             bare = {key: part for key, part in target.items() if key not in ("$defs", "definitions")}
-            self._copies[name] = self._close(bare, shared=True)
-        return f"#/$defs/{self._opened[reference]}"
+            self._copies[name] = self._close(bare, twice)
+        return f"#/$defs/{self._opened[reference, twice]}"
 
 
 def _only_refines(schema: Mapping[str, Any]) -> bool:

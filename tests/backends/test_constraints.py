@@ -393,6 +393,16 @@ A, B, AB = {"a": True}, {"b": True}, {"a": True, "b": True}
             [{"k": True, **A}, {"k": True, **B}],
             [{"k": True}],
         ),
+        (
+            {"required": ["a"], "anyOf": [named(a=BOOL), named(a=BOOL, b=BOOL)]},
+            [A, AB],
+            [{"a": True, "x": 1}, {"a": 1}],
+        ),
+        (
+            {"allOf": [named("x", x={"$ref": "#/$defs/Base"}), named(x=named("b", b=BOOL))]},
+            [{"x": AB}],
+            [{"x": A}, {"x": B}, {"x": AB, "y": 1}],
+        ),
         (named("a", "b", a=BOOL), [AB, {"a": True, "b": [1]}], [A, {**AB, "x": 1}]),
         (
             {"properties": {"a": {"properties": {"b": BOOL}}}},
