@@ -243,7 +243,7 @@ def _listed(part: Any) -> list[Any]:
 
 
 def _typed(part: Any) -> bool:
-    return isinstance(part, Mapping) and any(keyword in part for keyword in (*_TYPES, "$ref"))
+    return isinstance(part, Mapping) and any(keyword in part for keyword in (*_TYPES, "$ref", "allOf"))
 
 
 def _has(part: Any, keywords: set[str]) -> bool:
