@@ -38,7 +38,8 @@ class Output:
         choice: "auto" lets the model choose whether to call; "required": it calls a tool and writes no text.
         parallel: whether it may make more than one call.
         schema: JSON schema that the answer must follow, calls aside; None for free text. Objects that name
-            properties take no others, unless their schema says ``additionalProperties``.
+            properties take no others, unless their schema says ``additionalProperties``; an ``allOf`` and
+            what it refers to are one object.
         strict: all that the schemas say is enforced, or refused; else keywords that cannot be enforced
             while writing are left for the answer's reader to check.
     """

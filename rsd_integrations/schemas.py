@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
+from rsd_integrations.errors import ConfigError
+
 __all__ = ["NAMED", "closed_schema"]
 
 _DATA = ("enum", "const", "default", "examples", "required")
@@ -43,8 +45,17 @@ def closed_schema(schema: Any) -> Any:
     """A JSON schema whose objects hold only the properties they name, if any, unless it says otherwise.
 
     Without this, models that are forced to write JSON invent properties for as long as they may.
+
+    Raises:
+        ConfigError: references lead to references too often.
     """
-    return _Closer(schema).closed()
+    try:
+        return _Closer(schema).closed()
+    except RecursionError as error:
+        raise ConfigError(
+            "a schema's references lead from one to the next more than 100 times.",
+            hint="Let fewer schemas inherit from each other.",
+        ) from error
 
 
 @dataclass

@@ -399,6 +399,14 @@ def test_an_all_of_one_is_that_one(wrapped: Any) -> None:
     assert {**closed["properties"]["x"], "allOf": [wrapped["allOf"][0], *others]} == wrapped
 
 
+def test_references_without_an_end_in_sight_are_refused() -> None:
+    chain = {
+        f"{n}": {"allOf": [{"$ref": f"#/$defs/{n + 1}"}], "properties": {f"p{n}": {}}} for n in range(3000)
+    }
+    with pytest.raises(ConfigError, match="lead from one to the next"):
+        Output(schema={"$defs": chain, "$ref": "#/$defs/0", "required": []})
+
+
 NAMED = st.dictionaries(st.sampled_from("abc"), st.deferred(lambda: SCHEMAS), max_size=2)
 SCHEMAS: Any = st.deferred(
     lambda: st.fixed_dictionaries(

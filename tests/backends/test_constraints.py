@@ -18,6 +18,7 @@ from rsd_integrations.backends.shared.constrain import Grammars
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.output import Output
 from rsd_integrations.types import InvalidToolCall
+from tests.test_keyed_forms import fits as keyed_fits
 from tests.tiny_models import causal, tokenizer, trio
 
 QUESTION = "Which colour has the sky?"
@@ -432,6 +433,17 @@ def test_objects_hold_what_is_named_for_them(
     schema = {**schema, "$defs": DEFS}
     assert [one for one in good if not fits(schema, one, strict=strict)] == []
     assert [one for one in bad if fits(schema, one, strict=strict)] == []
+
+
+@pytest.mark.parametrize("name", ["Qwen3-Coder", "Gemma 4"])
+@pytest.mark.parametrize("schema", [{**BASE, **named("b")}, {"allOf": [BASE, named("b")]}])
+def test_arguments_by_keys_and_values_inherit_too(name: str, schema: Any) -> None:
+    offered = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", **schema}}}
+    offered["function"]["parameters"]["$defs"] = DEFS  # type: ignore[index]
+    assert keyed_fits(name, offered, {"a": True, "b": 1})
+    assert not keyed_fits(name, offered, {"a": 1, "b": 1})
+    assert not keyed_fits(name, offered, {"a": True})
+    assert not keyed_fits(name, offered, {"a": True, "b": 1, "x": 1})
 
 
 BIG = 2**53 + 1
