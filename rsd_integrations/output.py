@@ -13,29 +13,20 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rsd_integrations.errors import ConfigError
+from rsd_integrations.schemas import closed_schema
 from rsd_integrations.types import DEEPEST
 
-__all__ = ["Output", "as_output", "closed_schema"]
+__all__ = ["Output", "as_output"]
 
 Tool = Mapping[str, Any]
 
 _NOT_IN_NAMES = '"\\{}'
 """Characters that would end a tool's name in most models' markup of calls."""
 
-_DATA = ("enum", "const", "default", "examples", "required")
-"""Keywords whose values are not schemas."""
-
-_SHARED = ("allOf", "anyOf", "oneOf", "if", "then", "else", "dependentSchemas")
-"""Keywords whose subschemas describe the same object as the ``properties`` beside them, so none may forbid
-what another names. The subschemas of an allOf describe one object even without ``properties``."""
-
 _NOTES = ("default", "examples")
 """Keywords that forbid nothing."""
 
 _NOTHING = {"type": "object", "properties": {}}
-
-_OPEN = ("additionalProperties", "unevaluatedProperties", "patternProperties", "$ref")
-"""Keywords by which a schema itself says what else an object may hold."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +38,8 @@ class Output:
         choice: "auto" lets the model choose whether to call; "required": it calls a tool and writes no text.
         parallel: whether it may make more than one call.
         schema: JSON schema that the answer must follow, calls aside; None for free text. Objects that name
-            properties take no others, unless their schema says ``additionalProperties``.
+            properties take no others, unless their schema says ``additionalProperties``; an ``allOf`` and
+            what it refers to are one object.
         strict: all that the schemas say is enforced, or refused; else keywords that cannot be enforced
             while writing are left for the answer's reader to check.
     """
@@ -142,37 +134,6 @@ def as_output(given: object) -> Output:
     if not isinstance(given, Output):
         raise ConfigError(f"output={given!r:.200} is no Output.", hint="Write output=Output.of(...).")
     return given
-
-
-def closed_schema(schema: Any) -> Any:
-    """A JSON schema whose objects hold only the properties they name, if any, unless it says otherwise.
-
-    Without this, models that are forced to write JSON invent properties for as long as they may.
-    """
-    if isinstance(schema, list):
-        return [closed_schema(part) for part in schema]
-    if not isinstance(schema, Mapping):
-        return schema
-    shared = _SHARED if "properties" in schema else ("allOf",)
-    closed = {
-        name: part if name in (*_DATA, *shared) else _closed_part(name, part) for name, part in schema.items()
-    }
-    more = any(_names_properties(schema[name]) for name in shared if name in schema)
-    if "properties" in schema and not more and not {"allOf", *_OPEN} & schema.keys():
-        closed["additionalProperties"] = False
-    return closed
-
-
-def _closed_part(name: str, part: Any) -> Any:
-    if name in ("properties", "$defs", "definitions", "patternProperties") and isinstance(part, Mapping):
-        return {key: closed_schema(value) for key, value in part.items()}
-    return closed_schema(part)
-
-
-def _names_properties(part: Any) -> bool:
-    if isinstance(part, Mapping):
-        return bool({"properties", "$ref"} & part.keys()) or any(map(_names_properties, part.values()))
-    return isinstance(part, list) and any(map(_names_properties, part))
 
 
 def _arguments(function: Mapping[str, Any]) -> Any:

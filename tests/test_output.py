@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
 from rsd_integrations.errors import ConfigError
-from rsd_integrations.output import Output, closed_schema
+from rsd_integrations.output import Output
+from rsd_integrations.schemas import closed_schema
 
 TOOLS = [{"type": "function", "function": {"name": name}} for name in ("add", "find")]
 
@@ -327,9 +328,15 @@ def test_objects_are_closed() -> None:
     assert "additionalProperties" not in properties
     assert properties["open"]["additionalProperties"] == {"type": "integer"}
     assert properties["properties"]["items"]["additionalProperties"] is False
-    assert properties["both"] == schema["properties"]["both"]  # type: ignore[index]
-    for name in ("one", "any", "shared"):
+    assert properties["both"] == {
+        "type": "object",
+        "allOf": [{"properties": {"x": {}}}, {"properties": {"y": {}}}],
+        "properties": {"x": {}, "y": {}},
+        "additionalProperties": False,
+    }
+    for name in ("one", "any"):
         assert properties[name] == schema["properties"][name]  # type: ignore[index]
+    assert properties["shared"] == {"type": "object", **schema["properties"]["shared"]}  # type: ignore[index]
     assert properties["none"]["additionalProperties"] is False
     assert [part["additionalProperties"] for part in properties["union"]["anyOf"]] == [False, False]
     assert properties["either"]["additionalProperties"] is False
@@ -353,6 +360,80 @@ JSON = st.recursive(
 @given(JSON)
 def test_closing_is_idempotent_and_never_fails(schema: Any) -> None:
     once = closed_schema(schema)
+    assert closed_schema(once) == once
+
+
+BASE = {"type": "object", "properties": {"a": {"type": "boolean"}}}
+REF = {"$ref": "#/$defs/Base"}
+
+
+def test_what_others_refer_to_is_left_open_for_them_only() -> None:
+    schema = {
+        "$defs": {"Base": BASE},
+        "properties": {"alone": REF, "more": {"allOf": [REF, {"required": ["b"]}]}},
+    }
+    closed = closed_schema(schema)
+    assert closed["$defs"]["Base"] == {**BASE, "additionalProperties": False}
+    more = closed["properties"]["more"]
+    assert (more["properties"], more["additionalProperties"]) == ({"a": {}, "b": {}}, False)
+    (opened,) = closed["$defs"].keys() - {"Base"}
+    assert more["allOf"][0] == {"$ref": f"#/$defs/{opened}"}
+    assert closed["$defs"][opened] == BASE
+    assert closed["properties"]["alone"] == REF
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        {"allOf": [REF], "default": {}, "description": "A base."},
+        {"allOf": [REF, {"description": "A base."}]},
+        {"allOf": [BASE]},
+    ],
+)
+def test_an_all_of_one_is_that_one(wrapped: Any) -> None:
+    """Pydantic writes references so, to put a default beside them."""
+    closed = closed_schema({"$defs": {"Base": BASE}, "properties": {"x": wrapped}})
+    assert [*closed["$defs"]] == ["Base"]
+    (first, *others) = closed["properties"]["x"]["allOf"]
+    assert first == (REF if wrapped["allOf"][0] is REF else {**BASE, "additionalProperties": False})
+    assert {**closed["properties"]["x"], "allOf": [wrapped["allOf"][0], *others]} == wrapped
+
+
+def test_references_without_an_end_in_sight_are_refused() -> None:
+    chain = {
+        f"{n}": {"allOf": [{"$ref": f"#/$defs/{n + 1}"}], "properties": {f"p{n}": {}}} for n in range(3000)
+    }
+    with pytest.raises(ConfigError, match="lead from one to the next"):
+        Output(schema={"$defs": chain, "$ref": "#/$defs/0", "required": []})
+
+
+NAMED = st.dictionaries(st.sampled_from("abc"), st.deferred(lambda: SCHEMAS), max_size=2)
+SCHEMAS: Any = st.deferred(
+    lambda: st.fixed_dictionaries(
+        {},
+        optional={
+            "type": st.sampled_from(["object", "array", ["object", "null"]]),
+            "properties": NAMED | st.none(),
+            "required": st.lists(st.sampled_from("abcd"), max_size=2) | st.just("a"),
+            "allOf": st.lists(SCHEMAS, max_size=2) | st.none(),
+            "anyOf": st.lists(SCHEMAS, max_size=2),
+            "items": SCHEMAS,
+            "$ref": st.sampled_from(["#", "#/$defs/a", "#/$defs/b", "#/properties/a", "#x", "b", 3]),
+            "$defs": NAMED,
+            "patternProperties": NAMED,
+            "propertyNames": st.fixed_dictionaries({"enum": st.lists(st.sampled_from(["a", 1]))}),
+            "additionalProperties": st.booleans(),
+            "unevaluatedProperties": st.booleans(),
+        },
+    )
+)
+
+
+@given(SCHEMAS | st.lists(SCHEMAS, max_size=2))
+def test_closing_objects_is_idempotent_and_never_fails(schema: Any) -> None:
+    before = copy.deepcopy(schema)
+    once = closed_schema(schema)
+    assert schema == before
     assert closed_schema(once) == once
 
 

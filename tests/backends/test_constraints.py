@@ -6,6 +6,7 @@ import copy
 import functools
 import itertools
 import json
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,9 +14,11 @@ import pytest
 import torch
 
 from rsd_integrations import Generation, RSDPipeline
+from rsd_integrations.backends.shared.constrain import Grammars
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.output import Output
 from rsd_integrations.types import InvalidToolCall
+from tests.test_keyed_forms import fits as keyed_fits
 from tests.tiny_models import causal, tokenizer, trio
 
 QUESTION = "Which colour has the sky?"
@@ -321,6 +324,188 @@ def test_schemas_that_cannot_be_enforced_are_refused(pipe: RSDPipeline, schema: 
     with pytest.raises(ConfigError, match="cannot be enforced"):
         pipe.generate(QUESTION, output=Output.of(response_format=asked))
     assert pipe.generate(QUESTION, max_tokens=3).usage.completion_tokens <= 3
+
+
+def fits(schema: Any, document: Any, *, strict: bool = False) -> bool:
+    """Whether a document may be written."""
+    tok = tokenizer("tools")
+    grammars = Grammars(tok, frozenset([tok.eos_token_id]), None, "a model")
+    constraint = grammars.open(Output(schema=schema, strict=strict), None)
+    for token in tok.encode(json.dumps(document), add_special_tokens=False):
+        if not constraint.takes(token):
+            return False
+        constraint.push([token])
+    return constraint.takes(tok.eos_token_id)
+
+
+def named(*required: str, **properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(required)}
+
+
+BOOL = {"type": "boolean"}
+BASE = {"$ref": "#/$defs/Base"}
+DEFS: dict[str, Any] = {
+    "Base": named("a", a=BOOL),
+    "Loose": {"properties": {"a": BOOL}, "additionalProperties": True},
+    "Loop": {"allOf": [BASE, named(n={"$ref": "#/$defs/Loop"})]},
+    "Parent": named(child={"$ref": "#/$defs/Child"}),
+    "Child": {"allOf": [{"$ref": "#/$defs/Parent"}, named("b", b=BOOL)]},
+    "Self": named(a=BOOL, kids={"type": "array", "items": {"allOf": [{"$ref": "#/$defs/Self"}]}}),
+    "Colour": {"enum": ["red", "blue"]},
+}
+A, B, AB = {"a": True}, {"b": True}, {"a": True, "b": True}
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize(
+    ("schema", "good", "bad"),
+    [
+        (
+            {"allOf": [BASE, named("b", b=BOOL)]},
+            [AB],
+            [A, B, {"a": True, "x": 1}, {**AB, "x": 1}, {"a": 1, "b": 1}],
+        ),
+        ({"allOf": [named(a=BOOL), named(b=BOOL)]}, [AB, A, B, {}], [{"x": 1}, {**AB, "x": 1}]),
+        ({"allOf": [BASE], **named("b", b=BOOL)}, [AB], [A, {**AB, "x": 1}]),
+        (
+            {**BASE, **named("b", b=BOOL)},
+            [AB],
+            [A, B, {**AB, "x": 1}, {"a": 1, "b": True}],
+        ),
+        ({"allOf": [BASE, {"required": ["b"]}]}, [AB, {"a": True, "b": 1}], [A, {**AB, "x": 1}]),
+        ({"allOf": [BASE, named(b=BOOL)], "unevaluatedProperties": False}, [AB, A], [{**AB, "x": 1}]),
+        ({"allOf": [{"$ref": "#/$defs/Loose"}, named("b", b=BOOL)]}, [AB, {**AB, "x": 1}], [A]),
+        (
+            named("x", "y", x={"allOf": [BASE, named(b=BOOL)]}, y=BASE),
+            [{"x": AB, "y": A}],
+            [{"x": A, "y": AB}],
+        ),
+        ({"$ref": "#/$defs/Loop"}, [A, {**A, "n": A}], [{**A, "n": {**A, "x": 1}}, {**A, "x": 1}]),
+        (
+            {"$ref": "#/$defs/Child"},
+            [B, {"child": B, **B}],
+            [{"child": {}, **B}, {"child": {**B, "x": 1}, **B}],
+        ),
+        ({"$ref": "#/$defs/Self"}, [A, {**A, "kids": [A]}], [{**A, "kids": [{"x": 1}]}]),
+        (named(x={"allOf": [BASE], "description": "d"}), [{"x": A}], [{"x": AB}, {"x": {}}]),
+        (named(x={"allOf": [{"$ref": "#/$defs/Colour"}], "default": "red"}), [{"x": "blue"}], [{"x": {}}]),
+        (
+            {**named(k=BOOL), "anyOf": [BASE, named("b", b=BOOL)]},
+            [{"k": True, **A}, {"k": True, **B}],
+            [{"k": True}],
+        ),
+        (
+            {"required": ["a"], "anyOf": [named(a=BOOL), named(a=BOOL, b=BOOL)]},
+            [A, AB],
+            [{"a": True, "x": 1}, {"a": 1}],
+        ),
+        (
+            {"allOf": [named("x", x={"$ref": "#/$defs/Base"}), named(x=named("b", b=BOOL))]},
+            [{"x": AB}],
+            [{"x": A}, {"x": B}, {"x": AB, "y": 1}],
+        ),
+        (named("a", "b", a=BOOL), [AB, {"a": True, "b": [1]}], [A, {**AB, "x": 1}]),
+        (
+            {"properties": {"a": {"properties": {"b": BOOL}}}},
+            [{}, {"a": B}],
+            [[0], -9, "a", {"a": 0}, {"a": {"x": 1}}],
+        ),
+        ({"required": ["a"]}, [A], [{}, [0], 1]),
+        ({"properties": {"a": BOOL}, "type": ["object", "null"]}, [A, None], [1]),
+        ({"properties": {"a": BOOL}, "anyOf": [{"type": "null"}, {"type": "object"}]}, [A, None], [1]),
+        ({"properties": {"a": BOOL}, "unevaluatedProperties": False}, [A], [AB]),
+        ({"type": "object", "patternProperties": {"^a[0-9]$": BOOL}}, [{"a1": True}, {}], [A, {"a1": 1}]),
+        (
+            {"type": "object", "propertyNames": {"enum": ["a", "b"]}, "additionalProperties": BOOL},
+            [AB, A, B, {}],
+            [{"x": True}, {"a": 1}],
+        ),
+        (
+            {"type": "object", "propertyNames": {"$ref": "#/$defs/Colour"}, "additionalProperties": BOOL},
+            [{"red": True}],
+            [A],
+        ),
+    ],
+)
+def test_objects_hold_what_is_named_for_them(
+    schema: Any, good: list[Any], bad: list[Any], strict: bool
+) -> None:
+    schema = {**schema, "$defs": DEFS}
+    assert [one for one in good if not fits(schema, one, strict=strict)] == []
+    assert [one for one in bad if fits(schema, one, strict=strict)] == []
+
+
+@pytest.mark.parametrize("name", ["Qwen3-Coder", "Gemma 4"])
+@pytest.mark.parametrize("schema", [{**BASE, **named("b")}, {"allOf": [BASE, named("b")]}])
+def test_arguments_by_keys_and_values_inherit_too(name: str, schema: Any) -> None:
+    offered = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", **schema}}}
+    offered["function"]["parameters"]["$defs"] = DEFS  # type: ignore[index]
+    assert keyed_fits(name, offered, {"a": True, "b": 1})
+    assert not keyed_fits(name, offered, {"a": 1, "b": 1})
+    assert not keyed_fits(name, offered, {"a": True})
+    assert not keyed_fits(name, offered, {"a": True, "b": 1, "x": 1})
+
+
+BIG = 2**53 + 1
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize(
+    ("schema", "place"),
+    [
+        ({"enum": ["a", BIG]}, "/properties/id/enum"),
+        ({"const": {"of": [-BIG]}}, "/properties/id/const"),
+        ({"type": "array", "items": {"anyOf": [{"const": 10**400}]}}, "/properties/id/items/anyOf/const"),
+    ],
+)
+def test_numbers_that_would_be_written_wrongly_are_refused(schema: Any, place: str, strict: bool) -> None:
+    with pytest.raises(ConfigError, match=rf"\d{{16,}} at '{re.escape(place)}'.*another number.*as strings"):
+        fits(named(id=schema), {}, strict=strict)
+
+
+def test_numbers_that_are_kept_are_taken() -> None:
+    """Notes forbid nothing, and a property may have any name."""
+    noted = {
+        "type": "integer",
+        "default": BIG,
+        "examples": [BIG],
+        "minimum": -(2**53) + 1,
+        "maximum": 2**53 - 1,
+    }
+    schema = named(enum=noted, minimum={"enum": [2**60, 1e300, 10**22]}, maximum=BOOL)
+    assert fits(schema, {"enum": 2**53 - 1, "minimum": 2**60, "maximum": True}, strict=True)
+    assert not fits(schema, {"enum": 2**53}, strict=True)
+
+
+@pytest.mark.parametrize(
+    "bounds",
+    [
+        {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1},
+        {"type": "number", "minimum": -1.7976931348623157e308, "exclusiveMaximum": 1.7976931348623157e308},
+        {"type": "integer", "exclusiveMinimum": -(10**400), "maximum": BIG},
+    ],
+)
+def test_bounds_of_types_are_left_out(bounds: Any) -> None:
+    assert fits(named(x=bounds), {"x": -12})
+    with pytest.raises(
+        ConfigError, match=r"cannot be enforced.* at '/properties/x/.*inimum' is a bound.*leave strict out"
+    ):
+        fits(named(x=bounds), {"x": -12}, strict=True)
+
+
+@pytest.mark.parametrize("pattern", [r"^(?=.*\d)[a-z0-9]{3}$", r"^\bab\b$", r"^(a|b)\1$", r"\Aab\Z"])
+def test_patterns_of_another_syntax_are_left_out(pattern: str) -> None:
+    schema = named(x={"type": "string", "pattern": pattern, "maxLength": 3}, pattern={"const": "a"})
+    assert fits(schema, {"x": "a1b", "pattern": "a"})
+    assert not fits(schema, {"x": "a1bc"}) or not fits(schema, {"x": "a1b", "pattern": "b"})
+    with pytest.raises(ConfigError, match=r"cannot be enforced[\s\S]*leave strict out"):
+        fits(schema, {}, strict=True)
+
+
+def test_to_leave_strict_out_is_a_hint_where_it_was_asked_for() -> None:
+    with pytest.raises(ConfigError) as caught:
+        fits({"type": "nonsense"}, 1)
+    assert "strict" not in str(caught.value)
 
 
 @pytest.mark.parametrize("more", ["draft", "target"])

@@ -7,11 +7,9 @@ beside a session's tokens: what is committed stays, what was rejected is rolled 
 from __future__ import annotations
 
 import json
-import math
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from decimal import Decimal
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +18,7 @@ import torch
 from llguidance import LLMatcher, LLTokenizer
 from llguidance.hf import from_tokenizer
 
+from rsd_integrations.backends.shared.enforceable import check_multiples, enforceable
 from rsd_integrations.backends.shared.keyed import KeyedRules
 from rsd_integrations.backends.shared.lark import escaped, json_rule
 from rsd_integrations.encoding import encode_markup, encode_plain
@@ -33,9 +32,6 @@ __all__ = ["Constraint", "Grammars"]
 
 _KEPT = 32
 """Compiled grammars a model keeps."""
-
-_MOST_REMAINDERS = 100_000
-"""Remainders of a ``multipleOf``: each is a state of the grammar. So many take half a second to compile."""
 
 
 class Constraint:
@@ -176,7 +172,9 @@ class Grammars:
         if trial.is_error():
             raise ConfigError(
                 f"a schema cannot be enforced while writing: {_reason(trial):.400}",
-                hint="Simplify it, or leave strict out, which lets unknown keywords pass.",
+                hint="Simplify it, or leave strict out, which lets unknown keywords pass."
+                if output.strict
+                else "Simplify it.",
             )
         with self._lock:
             while len(self._compiled) >= _KEPT:
@@ -199,7 +197,7 @@ class Grammars:
         Args:
             thought: the thinking is over, and nothing has been written behind it yet.
         """
-        _check_multiples([output.schema, *(schema for _, schema in output.functions)])
+        check_multiples([output.schema, *(schema for _, schema in output.functions)])
         apart = bool(tags and tags.lead)  # Thoughts, words and calls are messages of their own.
         started = ['start: "\\n"* answer' if thought and not apart else "start: answer"]
         rules = self._thinking(tags) if tags and not thought else started
@@ -209,7 +207,8 @@ class Grammars:
             rules += self._calls(output)
         if output.schema is not None and output.choice == "auto":
             answers += self._said("document", tags, thought)
-            rules.append(f"document: {json_rule(output.schema, strict=output.strict)}")
+            schema = enforceable(output.schema, strict=output.strict)
+            rules.append(f"document: {json_rule(schema, strict=output.strict)}")
         elif output.choice == "auto":
             answers = (
                 [*answers, *self._said("words", tags, thought)] if apart else ["words", "words_and_calls"]
@@ -248,7 +247,8 @@ class Grammars:
         if form.keyed is not None:
             keyed = KeyedRules(form, form.keyed, self._pieces, strict=output.strict)
         rules = []
-        for index, (name, schema) in enumerate(functions):
+        for index, (name, described) in enumerate(functions):
+            schema = enforceable(described, strict=output.strict, place=name)
             if keyed is None:
                 arguments = json_rule(schema, strict=output.strict)
             else:
@@ -313,28 +313,3 @@ class Grammars:
 def _reason(matcher: LLMatcher) -> str:
     """Why it gave up, without the state that it was in."""
     return re.split(r"\n<(?:state|backtrace)>", str(matcher.get_error() or "no token fits"))[0]
-
-
-def _check_multiples(schemas: Any) -> None:
-    """Refuse what would take minutes or hours to compile, which cannot be interrupted.
-
-    Raises:
-        ConfigError: the multiples of numbers have too many remainders.
-    """
-    written = (Decimal(str(number)).as_tuple().digits for number in _multiples(schemas))
-    digits = [int("".join(map(str, number))) for number in written]
-    if (states := math.lcm(*digits)) > _MOST_REMAINDERS:
-        raise ConfigError(
-            f"a schema cannot be enforced while writing: its multipleOf would take {states} states.",
-            hint=f"Leave it out, or take numbers with a common multiple of {_MOST_REMAINDERS} at most.",
-        )
-
-
-def _multiples(part: Any) -> Iterator[float]:
-    if isinstance(part, Mapping):
-        found = part.get("multipleOf")
-        if isinstance(found, int | float) and not isinstance(found, bool) and 0 < found < math.inf:
-            yield found
-        part = list(part.values())
-    for one in part if isinstance(part, list | tuple) else ():
-        yield from _multiples(one)
