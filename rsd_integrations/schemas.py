@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from urllib.parse import unquote
 
 from rsd_integrations.errors import ConfigError
 
-__all__ = ["NAMED", "closed_schema"]
+__all__ = ["NAMED", "closed_schema", "referred"]
 
 _DATA = ("enum", "const", "default", "examples", "required")
 """Keywords whose values are not schemas."""
@@ -164,7 +165,7 @@ class _Closer:
         """A schema whose keys are of an enum, with these as its properties, since only those are enforced."""
         keys = schema.get("propertyNames")
         if isinstance(keys, Mapping) and keys.keys() == {"$ref"}:
-            keys = self._target(keys["$ref"])
+            keys = referred(keys["$ref"], self._root)
         names = keys.get("enum") if isinstance(keys, Mapping) else None
         others = {
             "properties",
@@ -196,7 +197,7 @@ class _Closer:
                 for one in part:
                     self._described(one, found)
             elif name == "$ref":
-                target = self._target(part)
+                target = referred(part, self._root)
                 found.more |= target is None
                 if target is not None and part not in found.seen:
                     found.seen.add(part)
@@ -212,22 +213,9 @@ class _Closer:
                 found.more = True
         return found
 
-    def _target(self, reference: Any) -> Any:
-        """What a reference within the schema refers to; None where it is elsewhere or missing."""
-        if not isinstance(reference, str) or (reference != "#" and not reference.startswith("#/")):
-            return None
-        found = self._root if isinstance(self._root, Mapping) else None
-        for part in unquote(reference).split("/")[1:]:
-            name = part.replace("~1", "/").replace("~0", "~")
-            if isinstance(found, list) and name.isdecimal() and int(name) < len(found):
-                found = found[int(name)]
-            else:
-                found = found.get(name) if isinstance(found, Mapping) else None
-        return found
-
     def _open(self, reference: str, twice: frozenset[str]) -> str:
         """A reference to the same, left open."""
-        target = self._target(reference)
+        target = referred(reference, self._root)
         if not isinstance(target, Mapping) or reference.startswith(f"#/$defs/{_OPENED}"):
             return reference
         if (reference, twice) not in self._opened:
@@ -235,6 +223,23 @@ class _Closer:
             bare = {key: part for key, part in target.items() if key not in ("$defs", "definitions")}
             self._copies[name] = self._close(bare, twice)
         return f"#/$defs/{self._opened[reference, twice]}"
+
+
+def referred(reference: Any, root: Any) -> Any:
+    """What a reference within a schema refers to; None where it is elsewhere or missing.
+
+    Args:
+        root: the schema.
+    """
+    if not isinstance(reference, str) or (reference != "#" and not reference.startswith("#/")):
+        return None
+    for part in filter(None, unquote(reference[1:]).split("/")):
+        name = part.replace("~1", "/").replace("~0", "~")
+        if isinstance(root, list):  # An alternative of a union.
+            root = dict(enumerate(root)).get(int(name) if re.fullmatch("[0-9]{1,9}", name) else -1)
+        else:
+            root = root.get(name) if isinstance(root, Mapping) else None
+    return root
 
 
 def _only_refines(schema: Mapping[str, Any]) -> bool:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from rsd_integrations.text.schemas import branches, kinds
+from rsd_integrations.text.arguments import branches, kinds
 from rsd_integrations.text.values import literal_end, read_literal, read_value, requoted
 
 __all__ = ["HALF", "Keyed", "KeyedCalls", "as_object", "common_start", "find_keyed", "named_properties"]

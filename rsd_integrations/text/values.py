@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from rsd_integrations.text.schemas import KINDS
+from rsd_integrations.text.arguments import KINDS
 
 __all__ = [
     "literal_end",

@@ -11,9 +11,7 @@ from llguidance import LLMatcher
 
 from rsd_integrations.backends.shared.lark import escaped, json_rule
 from rsd_integrations.errors import ConfigError
-from rsd_integrations.text.calls import CallFormat
-from rsd_integrations.text.keyed import Keyed, as_object, named_properties
-from rsd_integrations.text.schemas import (
+from rsd_integrations.text.arguments import (
     LIMITS,
     LIMITS_OF_ALL,
     branches,
@@ -22,6 +20,8 @@ from rsd_integrations.text.schemas import (
     prescribed,
     with_root_defined,
 )
+from rsd_integrations.text.calls import CallFormat
+from rsd_integrations.text.keyed import Keyed, as_object, named_properties
 
 __all__ = ["KeyedRules"]
 

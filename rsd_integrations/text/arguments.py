@@ -7,7 +7,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from itertools import combinations, product
 from typing import Any
-from urllib.parse import unquote
+
+from rsd_integrations.schemas import referred
 
 __all__ = [
     "KINDS",
@@ -91,7 +92,7 @@ def _branches(
     reference = schema.get("$ref")
     if isinstance(reference, str) and reference not in seen:
         if reference not in known:
-            known[reference] = _branches(_referred(reference, root), root, seen | {reference}, known)
+            known[reference] = _branches(referred(reference, root), root, seen | {reference}, known)
         found = _each(known[reference], found)
     for union in (schema.get("anyOf"), schema.get("oneOf")):
         if isinstance(union, list) and union:
@@ -235,7 +236,7 @@ def lost(schema: Mapping[str, Any]) -> Iterator[str]:
     """What is not kept of a schema of arguments when it is taken apart into branches, in words."""
     for part in _subschemas(schema):
         reference, union = part.get("$ref"), part.get("oneOf")
-        if isinstance(reference, str) and _referred(reference, schema) is None:
+        if isinstance(reference, str) and referred(reference, schema) is None:
             yield f"the reference {reference!r:.200}, which leads nowhere in its schema"
         # A discriminator says which property tells them apart.
         if isinstance(union, list) and "discriminator" not in part and not _told_apart(part, schema):
@@ -287,15 +288,3 @@ def _keys(schema: Mapping[str, Any]) -> tuple[Mapping[str, Any], frozenset[str]]
     """The properties that an object may have, and which it must have."""
     named, needed = schema.get("properties"), schema.get("required")
     return named if isinstance(named, Mapping) else {}, _types(needed)
-
-
-def _referred(reference: str, root: Any) -> Any:
-    """What a reference within a schema refers to; None, which allows any value, where that is missing."""
-    if not re.match("#(/|$)", reference):
-        return None
-    for part in map(unquote, filter(None, reference[1:].split("/"))):
-        if isinstance(root, list):  # An alternative of a union.
-            root = dict(enumerate(root)).get(int(part) if re.fullmatch("[0-9]{1,9}", part) else -1)
-        else:
-            root = root.get(part.replace("~1", "/").replace("~0", "~")) if isinstance(root, Mapping) else None
-    return root
