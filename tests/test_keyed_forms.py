@@ -264,6 +264,9 @@ def test_digits_and_letters_of_patterns_are_ascii_s(name: str) -> None:
         (r"^[^\d]$", "٣", "1"),
         (r"^\D\W$", "٣é", "1é"),
         (r"^[\]\d]\\d$", "1\\d", "1\\1"),
+        (r"^[^\W_]+$", "a1", "é"),
+        (r"^[\D]$", "٣", "1"),
+        (r"^[\w-\.]+@([\w-]+\.)+[\w-]{2,4}$", "a-b@c.de", "é@c.de"),
     ):
         offered = strict({"type": "string", "pattern": pattern})
         assert fits(name, offered, {"x": good}), pattern

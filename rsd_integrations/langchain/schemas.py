@@ -117,7 +117,7 @@ def _unwrapped(schema: Any) -> Any:
     """A schema without what OpenAI's API puts around an answer's, and with its name as the title."""
     if not isinstance(schema, Mapping):
         return schema
-    inner = schema.get("json_schema") if schema.get("type") == "json_schema" else schema
+    inner = schema.get("json_schema", schema) if schema.get("type") == "json_schema" else schema
     if schema.get("type") == "function" and "function" not in schema and "name" in schema:
         # As OpenAI's Responses API has it.
         return {"type": "function", "function": {key: part for key, part in schema.items() if key != "type"}}

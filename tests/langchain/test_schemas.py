@@ -224,6 +224,12 @@ def test_tools_of_the_responses_api() -> None:
     assert document_schema(RESPONSES)["title"] == "rate"
 
 
+def test_a_schema_as_the_responses_api_has_it() -> None:
+    inner = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    given = {"type": "json_schema", "name": "f", "schema": inner, "strict": True}
+    assert document_schema(given) == {"title": "f", **inner}
+
+
 @pytest.mark.parametrize(
     "given", [{"type": "web_search"}, {"type": "function"}, {"type": "function", "function": None}]
 )

@@ -319,6 +319,28 @@ def test_whoever_looked_and_was_cancelled_lets_the_next_one_look(server: Double,
     asyncio.run(asked())
 
 
+@pytest.mark.parametrize("fault", [drop, None])
+def test_a_replica_that_is_back_is_asked_by_all(server: Double, other: Double, fault: Any) -> None:
+    """Also where whoever looked found a stale connection, or read a stream that tells nothing more."""
+
+    async def asked() -> None:
+        servers = Servers(Address.of("draft", [server.url, other.url], {"timeout": 30}))
+        servers._down[server.url] = 0.0
+        if fault:
+            server.faults += [fault]
+            await servers.ask("/v1/models")
+        else:
+            with pytest.raises(UnreachableError):
+                [event async for event in servers.stream("/v1/completions", {"model": "none"}, key=0)]
+        before = len(server.asked)
+        for _ in range(3):
+            await servers.ask("/v1/models")
+        assert (len(server.asked) - before, len(other.asked)) == (3, 0)
+        await servers.aclose()
+
+    asyncio.run(asked())
+
+
 def test_a_replica_that_hangs_gets_few_requests(server: Double, other: Double) -> None:
     """It has more to do than the other, which answers."""
 

@@ -341,15 +341,8 @@ def _searched(schema: Mapping[str, Any]) -> str | None:
 
 def _ascii(pattern: str) -> str:
     """A pattern whose digits and letters are ASCII's, as in JSON; llguidance takes any of Unicode's."""
-    within, made = False, ""
-    for piece in re.findall(r"\\?.", pattern):
-        signs = {r"\d": "0-9", r"\w": "0-9A-Za-z_"}.get(piece.lower(), "")
-        if signs and within:
-            made += signs if piece.islower() else piece
-        else:
-            made += f"[{'' if piece.islower() else '^'}{signs}]" if signs else piece
-        within = piece != "]" if within else piece == "["
-    return made
+    signs = {r"\d": "[0-9]", r"\D": "[^0-9]", r"\w": "[0-9A-Za-z_]", r"\W": "[^0-9A-Za-z_]"}
+    return re.sub(r"\\.", lambda found: signs.get(found[0], found[0]), pattern)
 
 
 def _alternates(pattern: str) -> bool:

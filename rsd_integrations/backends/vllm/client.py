@@ -202,15 +202,15 @@ class Servers:
     async def _slot(self, url: str) -> AsyncIterator[None]:
         """One of the questions at a time, at this server."""
         self._busy[url] += 1
+        until = self._down.get(url)
         try:
             async with self._slots:
                 yield
-        except asyncio.CancelledError:
-            if url in self._down:  # Nobody saw whether it is back: the next question may look.
-                self._down[url] = time.monotonic()
-            raise
         finally:
             self._busy[url] -= 1
+            # Unless whoever asked learns more, nobody saw whether it is back: the next question may look.
+            if until is not None and self._down.get(url) == until:
+                self._down[url] = time.monotonic()
 
     def _choose(self, key: int) -> str:
         """The server to ask now. Only one question at a time looks whether one is back."""
