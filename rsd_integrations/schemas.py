@@ -35,6 +35,9 @@ _TYPES = ("type", "enum", "const")
 _JOINING = frozenset(("properties", "allOf", "$ref"))
 """Keywords that describe an object, so that unions beside them describe the same."""
 
+_BESIDE_KEYS = (_BESIDE - {"required"}) | {"$ref", "patternProperties", "minProperties", "maxProperties"}
+"""Keywords beside which the names of keys are no mere list of properties."""
+
 _EVERY = frozenset("*")
 """In place of names: any may be described twice."""
 
@@ -167,16 +170,7 @@ class _Closer:
         if isinstance(keys, Mapping) and keys.keys() == {"$ref"}:
             keys = referred(keys["$ref"], self._root)
         names = keys.get("enum") if isinstance(keys, Mapping) else None
-        others = {
-            "properties",
-            "patternProperties",
-            "allOf",
-            "$ref",
-            "minProperties",
-            "maxProperties",
-            *_SHARED,
-        }
-        if not isinstance(names, list) or others & schema.keys():
+        if not isinstance(names, list) or _BESIDE_KEYS & schema.keys():
             return schema
         value = schema.get("additionalProperties", {})
         properties = {name: value for name in names if isinstance(name, str)}
