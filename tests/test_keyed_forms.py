@@ -170,8 +170,8 @@ def test_prescribed_values_are_of_the_type(name: str) -> None:
     named = {"type": "string", "enum": ["a", None]}
     assert fits(name, strict(named), {"x": "a"})
     assert not fits(name, strict(named), {"x": None})
-    numbers = {"type": "integer", "enum": [1, 2.0, 2.5, True, "3"]}
-    assert [fits(name, strict(numbers), {"x": value}) for value in (1, 2.5, True)] == [True, False, False]
+    numbers = {"type": "integer", "enum": [1, 2.0, True, "3"]}
+    assert [fits(name, strict(numbers), {"x": value}) for value in (1, True)] == [True, False]
 
 
 @pytest.mark.parametrize(
