@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from rsd_integrations import RewardFunction, RSDConfig, RSDPipeline
+from rsd_integrations import RewardFunction, RSDConfig, RSDPipeline, functions
 from rsd_integrations.conformance import ScorerKit
 from rsd_integrations.engine import tasks
 from rsd_integrations.engine.batch import SCORE_ROUNDS
@@ -26,7 +26,7 @@ from rsd_integrations.errors import ConfigError, EngineClosedError, RewardError,
 from rsd_integrations.functions import FunctionScorer, RemoteFunctionScorer
 from rsd_integrations.langchain import ChatRSD
 from rsd_integrations.llama_index import RSDLLM
-from rsd_integrations.protocols import Backend, Scored, Scorer
+from rsd_integrations.protocols import Backend, Scored, Scorer, ScoreStep
 from rsd_integrations.remote import RemoteBackend
 from rsd_integrations.testing import ScriptedScorer, ScriptedWriter
 from rsd_integrations.types import Generation, Prompt
@@ -672,3 +672,23 @@ def test_an_async_function_may_clean_up(first: str, remote: bool) -> None:
             stream.cancel()
             assert stream.result().finish_reason == "cancelled"
     assert cleaned.wait(20)
+
+
+def test_a_long_call_is_waited_for_in_its_first_round_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gate = threading.Event()
+
+    def judge(prompt: Prompt, steps: tuple[str, ...]) -> float:
+        return float(gate.wait(60))
+
+    scorer = FunctionScorer(RewardFunction(judge))
+    session = scorer.open("p")
+    assert scorer.score([session], [ScoreStep("a")]) == [None]
+    monkeypatch.setattr(functions, "_TURN", 30.0)
+    opens = threading.Timer(20.0, gate.set)
+    opens.start()
+    assert scorer.score([session], [ScoreStep("a")]) == [None]  # Else it waits until the gate opens.
+    opens.cancel()
+    gate.set()
+    scorer.close()

@@ -156,10 +156,9 @@ def _difference(there: bytes, here: str) -> str:
         before, now = (dict(json.loads(line)["settings"]) for line in (there, here))
     except (ValueError, KeyError, TypeError):
         return ""
-    names = [name for name in {**now, **before} if before.get(name) != now.get(name)]
-    return "".join(
-        f"{', ' if place else ': '}{name} {before.get(name)!r:.80} there, {now.get(name)!r:.80} here"
-        for place, name in enumerate(names)
+    differing = [name for name in {**now, **before} if before.get(name) != now.get(name)]
+    return ": " + ", ".join(
+        f"{name} {before.get(name)!r:.80} there, {now.get(name)!r:.80} here" for name in differing
     )
 
 

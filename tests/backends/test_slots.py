@@ -201,6 +201,25 @@ def test_long_texts_are_read_one_after_the_other_and_short_ones_meanwhile() -> N
     ]
 
 
+def test_whoever_waits_to_be_read_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In all slots, which takes long for many long texts."""
+    runner = runner_of(causal("Qwen2", 3), slots=6, capacity=5 * PREFILL_CHUNK, keeps=True)
+    sessions = [SlotSession(runner, (n, *range(20, 4 * PREFILL_CHUNK)), None) for n in range(6)]
+    looked, known = [0], runner.pool.known
+
+    def counted(tokens: Any) -> int:
+        looked[0] += 1
+        return known(tokens)
+
+    monkeypatch.setattr(runner.pool, "known", counted)
+    assert to_feed(sessions) == [0]
+    first = looked[0]
+    sessions[0].feed()
+    for _ in range(3):
+        assert to_feed(sessions) == [0]
+    assert looked[0] == first
+
+
 def test_what_a_slot_knows_makes_no_long_text() -> None:
     """The next turn of a chat does not wait for others' prompts."""
     runner = runner_of(causal("Qwen2", 3), capacity=2 * PREFILL_CHUNK, keeps=True)

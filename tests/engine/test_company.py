@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -157,6 +158,28 @@ def test_what_is_only_written_on_is_no_company() -> None:
         assert [role for role, _ in order].index("target") < 70
         gate.set()
         assert all(stream.result().steps[0].accepted for stream in slow)
+
+
+def test_guesses_go_before_steps() -> None:
+    """All rewrites wait for them, and long prompts are read in the order of the sessions."""
+    orders: list[list[bool]] = []
+    with RSDPipeline.from_pretrained(**trio("Qwen2", "Qwen2"), device="cpu", max_batch_size=4) as pipe:
+        draft: Any = pipe.backend.draft
+        pipe.backend.target.info = replace(pipe.backend.target.info, parameters=10**9)  # type: ignore[misc]
+        own = draft.advance
+
+        def noted(sessions: Sequence[Any]) -> Any:
+            # Guesses of the target's tokens draw nothing.
+            orders.append([one.work.sampling is not None for one in sessions])
+            return own(sessions)
+
+        draft.advance = noted
+        fields: dict[str, Any] = {"step_delimiter": "\0", "max_step_tokens": 30, "max_steps": 4}
+        asked = {f"prompt {n}": {**fields, "threshold": 0.5, "seed": n} for n in range(8)}
+        answers(pipe, asked)
+    mixed = [order for order in orders if len({*order}) == 2 and not order[0]]
+    assert mixed
+    assert all(order == sorted(order) for order in orders)
 
 
 def test_what_nobody_drafted_does_not_wait() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import copy
 import gc
 import pickle
+import runpy
 import subprocess
 import sys
 import threading
@@ -284,3 +285,9 @@ def test_importing_it_loads_neither_torch_nor_langgraph() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+def test_private_names_of_langchain_may_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("langchain_core.tracers._streaming._V2StreamingCallbackHandler")
+    assert runpy.run_module("rsd_integrations.langchain.tracing")["_STREAMING"] == ()

@@ -33,8 +33,8 @@ Place = int | torch.Tensor
 """A slot or a position. As a tensor it is a variable of a trace."""
 
 PREFILL_CHUNK = 512
-"""Most tokens of one request in one forward, and of all long texts about twice that at most: whoever writes
-waits no longer for those who read.
+"""Most tokens of one request in one forward. Texts half as long or more have less than twice that together,
+so that whoever writes does not wait for all who read; shorter ones have no limit.
 """
 
 _SPAN = 256
