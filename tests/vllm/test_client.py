@@ -19,7 +19,7 @@ import pytest
 from rsd_integrations.backends.vllm import client, http
 from rsd_integrations.backends.vllm.address import Address
 from rsd_integrations.backends.vllm.client import Servers
-from rsd_integrations.errors import BackendError, ConfigError, UnreachableError
+from rsd_integrations.errors import BackendError, ConfigError, RefusedError, UnreachableError
 from rsd_integrations.pocket import pocket_paths
 from tests.vllm.double import Double, Fault, double
 
@@ -326,12 +326,14 @@ def test_a_replica_that_is_back_is_asked_by_all(server: Double, other: Double, f
     async def asked() -> None:
         servers = Servers(Address.of("draft", [server.url, other.url], {"timeout": 30}))
         servers._down[server.url] = 0.0
+        unknown = {"model": "none"}  # Each server refuses it, so it is there.
         if fault:
             server.faults += [fault]
-            await servers.ask("/v1/models")
+            with pytest.raises(RefusedError):
+                await servers.ask("/v1/completions", unknown)
         else:
             with pytest.raises(UnreachableError):
-                [event async for event in servers.stream("/v1/completions", {"model": "none"}, key=0)]
+                [event async for event in servers.stream("/v1/completions", unknown, key=0)]
         before = len(server.asked)
         for _ in range(3):
             await servers.ask("/v1/models")
