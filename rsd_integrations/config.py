@@ -74,16 +74,18 @@ class RSDFields(BaseModel):
     """Lowest reward at which a draft step is kept (delta in the paper). None takes the pipeline's
     recommended threshold (that of the PRM's config, its format or a ``RewardFunction``, else 0.7).
     With the step weighting, 0 means draft only and any value above 1 target only: the models that
-    cannot matter are then not run."""
+    cannot matter are then not run. Of the other weightings only "logistic" uses it."""
 
     weighting: _weighting.Name | Callable[[float], float] = "step"
-    """Reward -> acceptance probability: a name or any callable (see ``weighting.py``)."""
+    """Reward -> acceptance probability: a name (formulas: ``help("rsd_integrations.weighting")``) or any
+    callable."""
 
     acceptance_rate: float = Field(default=0.5, ge=0.0, le=1.0, allow_inf_nan=False)
-    """The probability of the "constant" weighting."""
+    """The probability of the "constant" weighting; no other uses it. (The share of steps that were kept is
+    ``Generation.acceptance_rate``.)"""
 
     beta: float = Field(default=10.0, gt=0.0, allow_inf_nan=False)
-    """The slope of the "logistic" weighting."""
+    """The slope of the "logistic" weighting; no other uses it."""
 
     step_delimiter: Strings = Field(default=("\n\n",), max_length=_MOST_STRINGS)
     """A step ends with the token that completes one of these (at most 256). Blank lines alone do not make a

@@ -104,6 +104,11 @@ def _checked_tasks(tasks: Any) -> list[Question]:
     for number, task in enumerate(found, 1):
         if not isinstance(task, Question):
             raise ConfigError(f"question {number} is no Question but {task!r:.100}.", hint=_TASKS)
+        if not isinstance(task.known, str):
+            raise ConfigError(
+                f"known={task.known!r:.100} of question {number} is no text.",
+                hint="Write it as a text: '26'.",
+            )
         what = f"match={task.match!r:.100} of question {number}"
         check_takes(
             task.match, "", task.known, what=what, hint="It gets an answer's text and the known answer."

@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from llguidance.hf import from_tokenizer
 
 from rsd_integrations import Generation, RSDPipeline
+from rsd_integrations.backends.shared import constrain
 from rsd_integrations.backends.shared.constrain import Grammars
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.output import Output
@@ -324,6 +326,24 @@ def test_schemas_that_cannot_be_enforced_are_refused(pipe: RSDPipeline, schema: 
     with pytest.raises(ConfigError, match="cannot be enforced"):
         pipe.generate(QUESTION, output=Output.of(response_format=asked))
     assert pipe.generate(QUESTION, max_tokens=3).usage.completion_tokens <= 3
+
+
+@pytest.mark.parametrize(("target", "read"), [("tools", 1), ("tools-b", 2)])
+def test_equal_vocabularies_are_read_once(monkeypatch: pytest.MonkeyPatch, target: str, read: int) -> None:
+    """One of 150,000 tokens takes a second, in which an event loop stands still, and 100 MB for good."""
+    made = []
+
+    def counted(*args: Any, **given: Any) -> Any:
+        made.append(args)
+        return from_tokenizer(*args, **given)
+
+    monkeypatch.setattr(constrain, "from_tokenizer", counted)
+    models = trio("Qwen2", "Llama", ("tools", target, "ascii"), max_position_embeddings=2048)
+    models["draft"] = (models["draft"][0], copy.deepcopy(models["draft"][1]))
+    with RSDPipeline.from_pretrained(**models, device="cpu") as pipe:
+        for tools in (None, TOOLS):
+            pipe.generate(QUESTION, output=Output.of(response_format=JSON_FORMAT, tools=tools), max_tokens=4)
+    assert len(made) == read
 
 
 def fits(schema: Any, document: Any, *, strict: bool = False) -> bool:

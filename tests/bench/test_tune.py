@@ -87,6 +87,7 @@ def run(*arguments: str, **script: Any) -> tuple[int, list[ModelChoice]]:
         ({"tasks": None}, "tasks=None are no questions"),
         ({"tasks": [{"question": "1 + 1?"}]}, "question 1 is no Question but {'question': '1 + 1?'}."),
         ({"tasks": {"1 + 1?": "2"}}, "question 1 is no Question but '1 + 1?'"),
+        ({"tasks": [Question("x", 91, str.__eq__)]}, "known=91 of question 1 is no text. Write it"),  # type: ignore[arg-type]
         ({"tasks": [Question("x", "1", lambda text: True)]}, "of question 1 does not take what it is"),  # type: ignore[arg-type, misc]
         ({"tasks": [Question("x", "1", "number")]}, "match='number' of question 1 does not take"),  # type: ignore[arg-type]
     ],
