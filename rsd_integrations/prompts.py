@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 from rsd_integrations.errors import PromptError
@@ -12,7 +14,8 @@ __all__ = ["all_texts", "as_messages", "check_prompt", "check_steps", "check_tex
 
 
 def check_prompt(prompt: Any) -> Prompt:
-    """A prompt as the backends take it: text, or a list of plain message dicts.
+    """A prompt as the backends take it: text, or a list of plain message dicts, in which the results behind a
+    turn stand in the order of its calls.
 
     Raises:
         PromptError: it is empty, malformed, or holds text that cannot be encoded.
@@ -29,7 +32,36 @@ def check_prompt(prompt: Any) -> Prompt:
         )
     if not prompt:
         raise PromptError("the list of messages is empty.", hint="Give at least one message.")
-    return [_check_message(message, index) for index, message in enumerate(prompt)]
+    return _in_order([_check_message(message, index) for index, message in enumerate(prompt)])
+
+
+def _in_order(messages: list[Message]) -> list[Message]:
+    """Most chat templates show no ids, so only its place tells the model which call a result belongs to."""
+    made: list[Message] = []
+    for is_result, group in groupby(messages, lambda message: message["role"] == "tool"):
+        turns = list(group)
+        made += _by_calls(_call_ids(made[-1]), turns) if is_result and made else turns
+    return made
+
+
+def _by_calls(ids: Sequence[str], results: Sequence[Message]) -> Sequence[Message]:
+    """Results whose id names no call, or several, stand for the calls that are left, in order."""
+    shared = Counter(ids)
+    own = {key: place for place, key in enumerate(ids) if shared[key] == 1}
+    named = [own.get(_key(result.get("tool_call_id"))) for result in results]
+    left = iter(sorted({*range(len(ids))}.difference(named)))
+    places = [next(left, len(ids)) if place is None else place for place in named]
+    return [results[number] for number in sorted(range(len(results)), key=places.__getitem__)]
+
+
+def _call_ids(message: Message) -> list[str]:
+    calls = message.get("tool_calls")
+    listed = calls if isinstance(calls, list) else []
+    return [_key(call.get("id")) for call in listed if isinstance(call, dict)]
+
+
+def _key(value: object) -> str:
+    return str(value or "")
 
 
 def _check_message(message: Any, index: int) -> Message:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rsd_integrations.encoding import render_chat
 from rsd_integrations.errors import PromptError
+from rsd_integrations.prompts import check_prompt
 from tests.small_tokenizers import CHATML, byte_level
 
 ONE_CALL = CHATML.replace(
@@ -83,9 +86,51 @@ def test_missing_ids_are_written_too() -> None:
 
 def test_what_a_template_takes_is_left_as_it_is() -> None:
     tokenizer = byte_level(CHATML)
-    chat = [ASKED, called("call_a", "call_b"), result("7", "call_b"), result("3", "call_a")]
+    chat = [ASKED, called("call_a", "call_b"), result("3", "call_a"), result("7", "call_b")]
     expected = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
     assert written(tokenizer, chat) == expected
+
+
+@given(st.permutations(range(5)), st.lists(st.sampled_from(["b0", "b1", "b9", "", None]), max_size=6))
+def test_results_reach_a_model_in_the_order_of_their_calls(order: list[int], ids: list[str | None]) -> None:
+    """Frameworks give those of parallel calls as they are done, and most chat templates show no ids."""
+    first = [called("a0", "a1"), result("x", "a0"), result("y", "a1"), ASKED]
+    calls, results = called(*(f"b{n}" for n in range(5))), [result(str(n), f"b{n}") for n in range(5)]
+    chat = [ASKED, *first, calls, *results, ASKED]
+    assert check_prompt(chat) == chat
+    first[1:3] = first[2:0:-1]
+    assert check_prompt([ASKED, *first, calls, *(results[n] for n in order), ASKED]) == chat
+    odd = [calls, *(result(str(number), key) for number, key in enumerate(ids)), ASKED]
+    assert sorted(map(str, check_prompt(odd))) == sorted(map(str, odd))
+
+
+@pytest.mark.parametrize(
+    ("calls", "results", "ordered"),
+    [
+        ("ab", "xy", "xy"),
+        ("ab", "xa", "ax"),
+        ("abc", "cxa", "axc"),
+        ("ab", "bxy", "xby"),
+        ("aab", "baa", "aab"),
+        ("abc", "ca", "ac"),
+        ("ab", "bab", "abb"),
+        ("", "ba", "ba"),
+    ],
+)
+def test_results_that_name_no_call_stand_for_those_that_are_left(
+    calls: str, results: str, ordered: str
+) -> None:
+    chat = [ASKED, called(*calls), *(result(str(place), key) for place, key in enumerate(results))]
+    made = check_prompt(chat)
+    assert "".join(str(turn["tool_call_id"]) for turn in made[2:]) == ordered  # type: ignore[index]
+    assert made[:2] == chat[:2] and sorted(map(str, made)) == sorted(map(str, chat))
+
+
+@pytest.mark.parametrize("calls", [None, 5, "ab", [], ["a", None], [{"id": ["a"]}, 5]])
+def test_results_behind_no_calls_stay_where_they_are(calls: Any) -> None:
+    results = [result("7", "b"), result("3", "a"), result("4", None)]
+    for before in ([], [{"role": "assistant", "content": "x", "tool_calls": calls}]):
+        assert check_prompt([*before, *results]) == [*before, *results]
 
 
 def test_what_is_refused_anyway_is_told_as_the_template_says_it() -> None:

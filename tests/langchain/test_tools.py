@@ -10,11 +10,14 @@ from typing import Any, Literal
 
 import pytest
 from langchain.agents import create_agent
+from langchain.agents.middleware import HumanInTheLoopMiddleware
 from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import tool
+from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode, tools_condition
+from langgraph.types import Command
 from pydantic import BaseModel, Field
 
 from rsd_integrations.adapters import sources
@@ -336,6 +339,30 @@ def test_an_agent_with_a_form_for_its_answer(strategy: Any) -> None:
         agent = create_agent(llm, tools=[add], response_format=form)
         done = agent.invoke({"messages": [HumanMessage(QUESTION)]})
     assert done["structured_response"] == Sum(total=5)
+
+
+def test_a_humans_answer_stands_where_its_call_does() -> None:
+    """The middleware puts it before the results of other calls, and most chat templates show no ids."""
+    seen: list[Any] = []
+
+    def script(prompt: Any, index: int, text: str) -> str | None:
+        seen.append(prompt)
+        if prompt[-1]["role"] == "tool":
+            return None if index else "Done."
+        found = '<tool_call>{"name": "find", "arguments": {"what": "gold"}}</tool_call>'
+        return [call_text(a=2, b=3), found][index] if index < 2 else None
+
+    human = HumanInTheLoopMiddleware(interrupt_on={"find": {"allowed_decisions": ["reject"]}})
+    thread: Any = {"configurable": {"thread_id": "1"}}
+    with scripted_pipeline(script) as pipe:
+        llm = ChatRSD.from_pipeline(pipe)
+        agent = create_agent(llm, tools=[add, find], middleware=[human], checkpointer=InMemorySaver())
+        agent.invoke({"messages": [HumanMessage(QUESTION)]}, thread)
+        said = {"decisions": [{"type": "reject", "message": "It is mine."}]}
+        done = agent.invoke(Command(resume=said), thread)
+    refused, added = (message.text for message in done["messages"][2:4])
+    assert (added, "It is mine." in refused) == ("5", True)
+    assert [turn["content"] for turn in seen[-1][2:]] == [added, refused]
 
 
 async def test_a_react_loop_in_langgraph(llm: ChatRSD) -> None:

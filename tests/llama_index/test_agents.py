@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import io
 import json
@@ -228,3 +229,30 @@ async def test_steps_of_a_call_inside_a_tool_reach_the_event_stream(calling: RSD
     assert answer.startswith("The tool says Step 0.")
     steps = [event.data["text"] for event in events if isinstance(event, RSDWorkflowEvent)]
     assert steps == ["Step 0.\n\n", "Step 1.\n\n"]
+
+
+async def test_results_of_parallel_calls_reach_the_model_in_the_order_of_the_calls() -> None:
+    """The agent gives them in the order in which they are done, and most chat templates show no ids."""
+    seen: list[Any] = []
+    measured = asyncio.Event()
+
+    async def temperature(city: str) -> str:
+        """The temperature in a city."""
+        if city == "Oslo":
+            await measured.wait()
+            await asyncio.sleep(0.05)  # Until the other result is collected.
+        measured.set()
+        return {"Oslo": "-4 degrees", "Cairo": "35 degrees"}[city]
+
+    def script(prompt: Any, index: int, text: str) -> str | None:
+        seen.append(prompt)
+        if prompt[-1]["role"] == "tool":
+            return None if index else "Cold and hot."
+        calls = [{"name": "temperature", "arguments": {"city": city}} for city in ("Oslo", "Cairo")]
+        return f"<tool_call>{json.dumps(calls[index])}</tool_call>" if index < 2 else None
+
+    with scripted_pipeline(script) as pipe:
+        agent = FunctionAgent(tools=[temperature], llm=RSDLLM.from_pipeline(pipe))
+        _, events = await run(agent)
+    assert results(events) == ["35 degrees", "-4 degrees"]
+    assert [turn["content"] for turn in seen[-1] if turn["role"] == "tool"] == ["-4 degrees", "35 degrees"]
