@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import Any
 
 from langchain_core.messages import (
@@ -33,6 +35,14 @@ _MEDIA = frozenset(
     for before, behind in (("", ""), ("input_", ""), ("output_", ""), ("", "_url"))
 )
 """Types of parts that hold what a text model cannot read."""
+
+_HELD = frozenset(("base64", "data", "file_data"))
+_NAMED = frozenset(("url", "image_url", "audio_url", "video_url", "file_id", "file_uri", "source_type"))
+_FIELDS = _NAMED | {"type", "id", "index", "extras", "mime_type", "media_type", "detail"}
+"""Where a part holds a medium or names one, and all fields of one that does no more than name it."""
+
+_TEXTS = {**dict.fromkeys(("text", "text-plain", "input_text", "output_text"), "text"), "refusal": "refusal"}
+"""Where parts of these types have their text."""
 
 
 def to_chat(messages: Sequence[BaseMessage]) -> list[Message]:
@@ -148,7 +158,7 @@ def _chat(message: ChatMessage) -> Message:
 
 
 def _tool(message: ToolMessage) -> Message:
-    return {"role": "tool", "content": _text(message), "tool_call_id": message.tool_call_id}
+    return {"role": "tool", "content": _result(message), "tool_call_id": message.tool_call_id}
 
 
 def _function(message: FunctionMessage) -> Message:
@@ -186,15 +196,46 @@ def _text(message: BaseMessage) -> str:
     return between.join(_part(part, message) for part in message.content)
 
 
+def _result(message: ToolMessage) -> str:
+    """Dicts whose types happen to be those of parts are one JSON list, as LangChain writes other lists."""
+    if isinstance(message.content, str):
+        return message.content
+    lines: list[str] = []
+    for is_data, group in groupby(message.content, _is_data):
+        parts = list(group)
+        lines += [_json(parts)] if is_data else [_part(part, message) for part in parts]
+    return "\n".join(lines)
+
+
+def _is_data(part: Any) -> bool:
+    """Whether a part of a tool's result is neither text nor a medium."""
+    if isinstance(part, str):
+        return False
+    kind = str(part.get("type"))
+    inner = (part.get("source"), part.get(kind))  # Anthropic's and OpenAI's have the medium one level deeper.
+    medium = next((one for one in inner if isinstance(one, dict)), part)
+    if kind not in _MEDIA or medium.get("type") == "text":
+        return not isinstance(part.get(_TEXTS.get(kind)), str)
+    if any(isinstance(medium.get(field), str | bytes) for field in _HELD):
+        return False
+    # What has more fields, as the files of a repository do, is a record of something that has a URL.
+    return _NAMED.isdisjoint(medium) or not medium.keys() <= _FIELDS
+
+
+def _json(value: Any) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except Exception:  # As LangChain writes what is no JSON.
+        return str(value)
+
+
 def _part(part: Any, message: BaseMessage) -> str:
     if isinstance(part, str):
         return part
     kind = part.get("type")
-    if kind in ("text", "text-plain", "input_text", "output_text"):
-        return _string(part.get("text"), message)
-    if kind == "refusal":
-        return _string(part.get("refusal"), message)
-    if isinstance(message, AIMessage) and kind not in _MEDIA:
+    if field := _TEXTS.get(str(kind)):
+        return _string(part.get(field), message)
+    if isinstance(message, AIMessage) and str(kind) not in _MEDIA:
         # Thoughts, calls (they are in tool_calls) and a server's own work are no text of the answer.
         return ""
     raise PromptError(

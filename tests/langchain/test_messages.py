@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from datetime import date
 from typing import Any
 
 import pytest
@@ -168,6 +170,57 @@ async def test_media_are_refused_by_name(llm: Any, kind: str) -> None:
         await llm.ainvoke([message])
     with pytest.raises(PromptError, match=f"type 'ai' has a part of type '{kind}'"):
         llm.invoke([AIMessage(message.content), HumanMessage("?")])
+
+
+NOTHING_SEEN = {
+    "files": [{"type": "file", "name": "a.txt", "size": 3}, {"type": "file", "file": "é.txt", "data": {}}],
+    "a repository": [{"type": "file", "name": "a.py", "url": "https://x.test/a.py", "source": None}],
+    "a data base": [{"type": "document", "id": 7, "title": "Invoice"}, {"type": "image", "id": 8}],
+    "search": [{"type": "document", "source": {"url": "https://x.test", "page": 3}, "text": "So."}],
+    "Anthropic's text": [{"type": "document", "source": {"type": "text", "data": "hello"}}],
+    "other types": [{"type": "json", "json": {"a": [1]}}, {"type": "search_result", "title": "T"}],
+    "fields of a form": [{"type": "text", "label": "Name"}, {"type": None}, {"type": ["text"]}, {}],
+}
+
+
+@pytest.mark.parametrize("name", NOTHING_SEEN)
+def test_a_tools_list_of_dicts_is_json_whatever_their_types(name: str) -> None:
+    """LangChain gives lists of dicts as parts if all types are of a few, else as JSON: a thread that has one
+    in it must go on, and a folder without folders in it reads like others.
+    """
+    content: Any = NOTHING_SEEN[name]
+    (turn,) = to_chat([ToolMessage(content, tool_call_id="1")])
+    assert turn["content"] == json.dumps(content, ensure_ascii=False)
+    mixed = ToolMessage(["Look:", *content, {"type": "text", "text": "End."}], tool_call_id="1")
+    assert to_chat([mixed])[0]["content"] == f"Look:\n{turn['content']}\nEnd."
+
+
+def test_a_tools_dicts_that_are_no_json_are_shown_all_the_same() -> None:
+    content: Any = [{"type": "file", "made": date(2020, 1, 1)}]
+    assert to_chat([ToolMessage(content, tool_call_id="1")])[0]["content"] == str(content)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image", "base64": "aGk=", "mime_type": "image/png", "title": "A cat"},
+        {"type": "image", "url": "https://x.test/a.png"},
+        {"type": "image", "source_type": "id", "id": "img-1"},
+        {"type": "file", "file_id": "file-1", "extras": {}},
+        {"type": "audio", "source_type": "base64", "data": "aGk=", "mime_type": "audio/wav"},
+        {"type": "media", "mime_type": "image/png", "data": b"hi"},
+        {"type": "image_url", "image_url": "https://x.test/a.png"},
+        {"type": "image_url", "image_url": {"url": "https://x.test/a.png", "detail": "low"}},
+        {"type": "input_audio", "input_audio": {"data": "aGk=", "format": "wav"}},
+        {"type": "file", "file": {"file_data": "aGk=", "filename": "a.pdf"}},
+        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "aGk="}},
+        {"type": "document", "source": {"type": "url", "url": "https://x.test/a.pdf"}, "title": "A"},
+    ],
+)
+def test_media_that_a_tool_gives_are_refused(part: Any) -> None:
+    message = ToolMessage([{"type": "text", "text": "See:"}, part], tool_call_id="1")
+    with pytest.raises(PromptError, match=f"type 'tool' has a part of type '{part['type']}', which is not"):
+        to_chat([message])
 
 
 @pytest.mark.parametrize("kind", ["server_tool_use", "refused", None])
