@@ -89,7 +89,7 @@ class RSDPipeline(Closing):
             cpu_traces: trace (TorchScript) the forward passes that a CPU runs often, so that no Python runs
                 between their operations nor, for small models, between tokens.
             prefix_caching: reuse what is still cached of an earlier request with the same beginning. Turn
-                it and ``cpu_traces`` off if you write weights through ``.data`` or switch PEFT's adapters.
+                it and ``cpu_traces`` off if you write weights through ``.data``.
             draft_kwargs: options of this model alone: device, dtype, device_map, quantization_config,
                 attn_implementation, trust_remote_code, use_safetensors, revision, token, cache_dir,
                 local_files_only, subfolder, max_memory, offload_folder, tokenizer, model_kwargs.

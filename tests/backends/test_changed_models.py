@@ -118,6 +118,84 @@ def test_a_look_tells_what_changed() -> None:
     assert weights.look() == (False, False)
 
 
+class LoRA(torch.nn.Module):
+    """A layer with two adapters, which does as PEFT's do when it is switched."""
+
+    def __init__(self, base_layer: torch.nn.Linear) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        shape = base_layer.weight.shape
+        self.deltas = torch.nn.ParameterDict({name: torch.randn(shape) * 0.3 for name in "ab"})
+        self.scaling = dict.fromkeys("ab", 1.0)
+        self.active_adapter = ["a"]
+        self.disable_adapters = False
+        self.merged_adapters: list[str] = []
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        if self.disable_adapters:
+            unmerge(self)
+        outputs: torch.Tensor = self.base_layer(inputs)
+        if self.disable_adapters or self.merged_adapters:
+            return outputs
+        return outputs + inputs @ self.delta().T
+
+    def delta(self) -> torch.Tensor:
+        (name,) = self.active_adapter
+        return self.deltas[name] * self.scaling[name]
+
+
+def merge(layer: LoRA) -> None:
+    layer.base_layer.weight.data += layer.delta()
+    layer.merged_adapters.extend(layer.active_adapter)
+
+
+def unmerge(layer: LoRA) -> None:
+    if layer.merged_adapters:
+        layer.base_layer.weight.data -= layer.delta()
+        layer.merged_adapters.clear()
+
+
+def set_adapter(layer: LoRA) -> None:
+    layer.active_adapter = ["b"]
+
+
+def set_scale(layer: LoRA) -> None:
+    layer.scaling["b"] *= -2.0
+
+
+def disable(layer: LoRA) -> None:
+    layer.disable_adapters = True
+
+
+@pytest.mark.parametrize("kept", ["cpu_traces", "prefix_caching"])
+def test_switched_adapters_are_those_that_answer(kept: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(traced, "PAYS", 6)
+    model = copy.deepcopy(causal("Qwen2", 0, "ascii"))
+    torch.manual_seed(0)
+    model.model.layers[0].mlp.down_proj = layer = LoRA(model.model.layers[0].mlp.down_proj).eval()
+    options = dict.fromkeys(("cpu_traces", "prefix_caching"), False) | {kept: True}
+    with load(model, **options) as pipe, torch.no_grad():
+        before = ours(pipe)
+        for switch in (merge, disable):
+            switch(layer)
+            assert ours(pipe) == plain(model), switch.__name__
+    assert before != plain(model)
+
+
+def test_a_look_tells_of_each_switch() -> None:
+    layer = LoRA(linear())
+    model, ends = torch.nn.Sequential(layer), weakref.ref(layer)
+    weights = Weights(model)
+    with torch.no_grad():
+        for switch in (merge, unmerge, set_adapter, set_scale, disable):
+            switch(layer)
+            assert weights.look() == (True, True), switch.__name__
+            assert weights.look() == (False, False)
+    del layer
+    model[0] = linear()
+    assert ends() is None
+
+
 class Block(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -13,12 +13,16 @@ from rsd_integrations.backends.shared.describe import is_quantized
 
 __all__ = ["Weights"]
 
+_SWITCHES = ("disable_adapters", "active_adapter", "merged_adapters", "scaling")
+"""By what PEFT's layers work differently. Of a merge nothing else tells: it writes through ``.data``."""
+
 
 class Weights:
-    """A model's parameters, buffers, modules and hooks, compared with how they were at the last look.
+    """A model's parameters, buffers, modules and hooks, and what PEFT's layers are switched to, compared with
+    how they were at the last look.
 
-    Not seen are writes that torch does not count (through ``.data`` or NumPy), and modules that work
-    differently because an attribute changed (as PEFT's do after ``set_adapter``).
+    Not seen are writes that torch does not count (through ``.data`` or NumPy), and other modules that work
+    differently because an attribute changed.
 
     Args:
         model: the one to watch.
@@ -72,6 +76,8 @@ class _Places:
             table for module in modules for table in (*_contents(module), *_hooks(module))
         ]
         self._entries = sum(map(len, self._tables))
+        self._adapting = [weakref.ref(module) for module in modules if hasattr(module, "merged_adapters")]
+        self._switched = self._switches()
         # Offloaded tensors are placeholders on "meta" between forwards, and each forward brings them anew.
         found = [
             (table, name, value)
@@ -91,13 +97,18 @@ class _Places:
 
     @property
     def replaced(self) -> bool:
-        """Whether something was added, taken away, or another object put in its place."""
+        """Whether something was added, taken away, switched, or another object put in its place."""
         return (
             self._entries != sum(map(len, self._tables))
             or any(id(table.get(name, self)) != known for table, name, known in self._known)
             or any(map(torch.UntypedStorage._expired, self._addresses))
             or any(tensor() is None for tensor in self._unstored)
+            or self._switched != self._switches()
         )
+
+    def _switches(self) -> str:
+        # As text: the lists and dicts are changed in place.
+        return str([[getattr(layer(), name, None) for name in _SWITCHES] for layer in self._adapting])
 
     def writes(self) -> list[tuple[int, int]]:
         """For each tensor where its numbers are, and how often they were written to."""
