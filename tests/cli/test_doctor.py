@@ -311,6 +311,8 @@ BNB = {"quant_method": "bitsandbytes"}
         (BNB | {"load_in_4bit": True}, 4.5),
         (BNB | {"load_in_4bit": True, "bnb_4bit_use_double_quant": True}, 4 + 8 / 64 + 32 / 64 / 256),
         (BNB | {"load_in_8bit": True}, 8),
+        ({"load_in_4bit": True}, 4.5),
+        ({"load_in_8bit": True}, 8),
         ({"quant_method": "gptq", "bits": 4, "group_size": 128}, 4 + 20 / 128),
         ({"quant_method": "gptq", "bits": 3, "group_size": -1}, 3),
         ({"quant_method": "awq", "bits": 4, "group_size": 64}, 4 + 20 / 64),
@@ -332,7 +334,7 @@ def test_quantized_weights_are_counted_as_such(
         if isinstance(layer, torch.nn.Linear) and name != "lm_head"
     )
     rest = sum(parameter.numel() for parameter in model.parameters()) - linear
-    assert counted.quantization == told["quant_method"]
+    assert counted.quantization == told.get("quant_method", "bitsandbytes")
     assert counted.weights == round(linear * bits / 8) + 2 * rest
     config.quantization_config = told | {"modules_to_not_convert": ["mlp"]}
     skipped = sum(

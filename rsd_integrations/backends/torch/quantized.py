@@ -41,7 +41,9 @@ class Quantization:
         if not given:
             return None
         told: Mapping[str, Any] = given if isinstance(given, Mapping) else given.to_dict()
-        method = told.get("quant_method", "unknown")
+        # As transformers has it: these two tell, whether or not the method is named.
+        bitsandbytes = told.get("load_in_4bit") or told.get("load_in_8bit")
+        method = "bitsandbytes" if bitsandbytes else told.get("quant_method", "unknown")
         method = str(getattr(method, "value", method))
         skipped = told.get("modules_to_not_convert") or told.get("llm_int8_skip_modules") or ()
         kept = method != "fp8" or not (told.get("dequantize") or _without_fp8())
