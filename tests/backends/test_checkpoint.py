@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -43,6 +44,14 @@ def test_a_language_model_is_no_reward_model() -> None:
 def test_a_loaded_model_without_the_head_cannot_write(role: str, kind: str) -> None:
     loaded: Any = token_classifier(0, "ascii") if kind == "classifier" else causal("Qwen2", 0, "ascii").model
     with pytest.raises(ModelError, match=rf"Qwen2.*no language-model head\. The {role}"):
+        RSDPipeline.from_pretrained(**trio() | {role: (loaded, tokenizer("ascii"))}, device="cpu")
+
+
+@pytest.mark.parametrize("role", ["draft", "target"])
+def test_a_loaded_model_with_a_learnt_prompt_cannot_write(role: str) -> None:
+    loaded: Any = copy.copy(causal("Qwen2", 0, "ascii"))
+    loaded.active_peft_config = SimpleNamespace(is_prompt_learning=True)
+    with pytest.raises(ModelError, match=r"learnt tokens before each text .* within its layers \(LoRA\)"):
         RSDPipeline.from_pretrained(**trio() | {role: (loaded, tokenizer("ascii"))}, device="cpu")
 
 

@@ -178,7 +178,7 @@ def test_models_with_adapters_in_their_layers(model_class: Any, kind: Any) -> No
 
 
 def test_learnt_prompts_are_refused() -> None:
-    with pytest.raises(ModelError, match="Adapted puts learnt tokens before each text"):
+    with pytest.raises(ModelError, match="'Adapted' puts learnt tokens before each text"):
         RewardModel(Adapted(small_model(Qwen2ForCausalLM, CONFIG), prompt=True), "lm")  # type: ignore[arg-type]
 
 

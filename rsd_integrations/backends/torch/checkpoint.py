@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from rsd_integrations.errors import ModelError
 
-__all__ = ["check_embeddings", "check_language_model", "load_complete"]
+__all__ = ["check_adapters", "check_embeddings", "check_language_model", "load_complete"]
 
 
 def load_complete(model_class: Any, name: str, *, meant: str, hint: str, **options: Any) -> PreTrainedModel:
@@ -51,6 +51,19 @@ def check_language_model(model: Any, name: str, hint: str) -> None:
     """
     if getattr(model, "get_output_embeddings", lambda: None)() is None:
         raise ModelError(f"{name!r} ({type(model).__name__}) has no language-model head.", hint=hint)
+
+
+def check_adapters(model: Any, name: str) -> None:
+    """Refuse a loaded model in PEFT's wrapper whose adapters are no part of its layers.
+
+    Raises:
+        ModelError: it learnt a prompt.
+    """
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        raise ModelError(
+            f"{name!r} puts learnt tokens before each text (prompt or prefix tuning).",
+            hint="Use a model with adapters within its layers (LoRA), or without any.",
+        )
 
 
 def check_embeddings(model: Any, name: str) -> None:

@@ -18,7 +18,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from rsd_integrations.backends.shared.describe import is_plain
 from rsd_integrations.backends.shared.sources import HUB_OPTIONS, WITH_HEAD, auto_class
-from rsd_integrations.backends.torch.checkpoint import check_embeddings, load_complete
+from rsd_integrations.backends.torch.checkpoint import check_adapters, check_embeddings, load_complete
 from rsd_integrations.errors import ModelError
 from rsd_integrations.prm.base import Head
 
@@ -119,19 +119,9 @@ class RewardModel(nn.Module):
 
 
 def _unwrapped(model: Any) -> Any:
-    """The model in PEFT's wrapper, which has the adapters within its layers.
-
-    Raises:
-        ModelError: they are no part of the layers.
-    """
-    if not hasattr(model, "get_base_model"):
-        return model
-    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
-        raise ModelError(
-            f"{type(model).__name__} puts learnt tokens before each text (prompt or prefix tuning).",
-            hint="Use a PRM with adapters within its layers (LoRA), or without any.",
-        )
-    return model.get_base_model()
+    """The model in PEFT's wrapper, which has the adapters within its layers."""
+    check_adapters(model, type(model).__name__)
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def load_reward_model(kind: Head, source: Any, **options: Any) -> RewardModel:

@@ -34,7 +34,12 @@ from rsd_integrations.backends.shared.tooling import Calls
 from rsd_integrations.backends.shared.unreadable import remedy, told
 from rsd_integrations.backends.shared.writing import Language
 from rsd_integrations.backends.torch.attention import slides
-from rsd_integrations.backends.torch.checkpoint import check_embeddings, check_language_model, load_complete
+from rsd_integrations.backends.torch.checkpoint import (
+    check_adapters,
+    check_embeddings,
+    check_language_model,
+    load_complete,
+)
 from rsd_integrations.backends.torch.failures import Rows, free_frames
 from rsd_integrations.backends.torch.heads import RewardModel, load_reward_model
 from rsd_integrations.backends.torch.launch import launcher_of
@@ -151,6 +156,7 @@ def _writing_model(source: Source, device: str, dtype: Any) -> Any:
     hint = f"The {source.role} must be a whole causal language model, no reward model or body without head."
     if source.model is not None:
         check_language_model(source.model, source.name, hint)
+        check_adapters(source.model, source.name)
         return source.model
     options = {"meant": "a language model", "hint": hint, **source.load_options(device, dtype)}
     auto = auto_class(AutoModelForCausalLM, source.config)
