@@ -32,7 +32,7 @@ class TRLFormat(PRMFormat):
     chat template, for models with an ``rsd_prm`` mapping; false for others, because PRMTrainer
     applies none); "positive" (index of the good label, default 1).
 
-    Source: TRL's PRMTrainer.tokenize_row.
+    Source: PRMTrainer.tokenize_row of TRL 1.13, the last with a PRMTrainer (trl.experimental.prm).
     """
 
     name: ClassVar[str] = "trl"
