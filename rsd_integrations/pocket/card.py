@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from rsd_integrations.bench.results import AccuracyReport, Interval
@@ -22,15 +21,7 @@ All three are standard `transformers` folders (float32 safetensors, no remote co
 byte-level tokenizer and a ChatML template.
 """
 
-COMMANDS = """## Made by
-
-```
-python -m rsd_integrations.pocket.train --out pocket-train
-python -m rsd_integrations.pocket.train --out pocket-train --install
-```
-
-Seeds are fixed and training data are a function of seed and batch number; budgets are in tokens.
-"""
+COMMAND = "python -m rsd_integrations.pocket.train --out pocket-train"
 
 
 def render(out: Path, extent: Extent, measured: AccuracyReport, sizes: Mapping[str, int]) -> str:
@@ -65,8 +56,8 @@ def _grammar() -> str:
         "are beside the point. Every step restates the next event and does its sum, the last step boxes the answer.\n"
         f"Kinds of story: {kinds}.\n\nA held-out example:\n\n```\n{problem.question}\n\n{steps}\n```\n\n"
         "A question belongs to the held-out or the validation split (one in sixteen each) or to training by the\n"
-        "hash of its text, so no text is shared. The validation split watched\n"
-        "training and chose the draft's blend and the threshold (see the last section for how).\n"
+        "hash of its text, so no text is shared. The validation split chose the threshold: of those with the best\n"
+        "accuracy on it, the one with the fewest FLOPs.\n"
     )
 
 
@@ -183,9 +174,13 @@ def _share(share: float) -> str:
 
 
 def _commands(extent: Extent) -> str:
-    given = {name: value for name, value in asdict(extent).items() if value != getattr(Extent(), name)}
-    asked = "".join(f" --{name} {value}" for name, value in given.items())
-    return COMMANDS.replace("--out pocket-train", "--out pocket-train" + asked)
+    whole = extent == Extent()
+    lines = (COMMAND, f"{COMMAND} --install") if whole else (f"{COMMAND} {extent}",)
+    unit = "tokens" if extent.minutes is None else "minutes"
+    return (
+        "## Made by\n\n```\n" + "\n".join(lines) + "\n```\n\n"
+        f"Seeds are fixed and training data are a function of seed and batch number; budgets are in {unit}.\n"
+    )
 
 
 def _notes(out: Path, extent: Extent) -> str:
@@ -193,5 +188,5 @@ def _notes(out: Path, extent: Extent) -> str:
         f"{name} at temperature {temperature}: {count}" for name, temperature, count in extent.rollouts()
     )
     notes = out / "NOTES.md"
-    extra = notes.read_text(encoding="utf-8") if notes.exists() else ""
+    extra = "\n" + notes.read_text(encoding="utf-8") if notes.exists() else ""
     return f"Reward model data: spoilt gold solutions, and rollouts with wrong steps put right ({counts} problems).\n{extra}"
