@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from rsd_integrations.pocket.data import IGNORE, Batch, Mixture, batches
+from rsd_integrations.pocket.files import whole
 from rsd_integrations.pocket.model import count_parameters, use_half_products
 from rsd_integrations.pocket.optim import make_optimizers, set_rates
 
@@ -169,21 +170,21 @@ def progress_line(name: str, state: TrainState, budget: Budget) -> str:
 def save_checkpoint(
     folder: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], state: TrainState
 ) -> None:
-    """Write weights, optimizer state and position; the rename makes it all or nothing."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write weights, optimizer state and position."""
     payload = {
         "model": model.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         "state": asdict(state),
     }
-    torch.save(payload, folder / "checkpoint.tmp")
-    (folder / "checkpoint.tmp").replace(folder / "checkpoint.pt")
+    with whole(folder / "checkpoint.pt") as file:
+        torch.save(payload, file)
     (folder / "state.json").write_text(json.dumps(asdict(state)), encoding="utf-8")
 
 
 def save_weights(path: Path, model: nn.Module) -> None:
     """Write finished weights alone."""
-    torch.save(model.state_dict(), path)
+    with whole(path) as file:
+        torch.save(model.state_dict(), file)
 
 
 def load_checkpoint(folder: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> TrainState:

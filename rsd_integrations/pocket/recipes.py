@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import hashlib
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
 
 from rsd_integrations.pocket.data import Mixture
 from rsd_integrations.pocket.loop import Budget, Recipe
+from rsd_integrations.pocket.task import generate
+from rsd_integrations.pocket.tokenizer import CHAT_TEMPLATE, SPLIT
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,11 @@ class Extent:
     tokens: int | None = None
     scale: float = 1.0
 
+    def __str__(self) -> str:
+        """As the command line asks for it; empty for the whole recipe."""
+        asked = {name: value for name, value in asdict(self).items() if value != getattr(Extent(), name)}
+        return " ".join(f"--{name} {value}" for name, value in asked.items())
+
     def count(self, whole: int) -> int:
         """One of the recipe's numbers at this scale, at least one."""
         return max(1, round(whole * self.scale))
@@ -147,3 +156,10 @@ class Extent:
     def rollouts(self) -> tuple[tuple[str, float, int], ...]:
         """``ROLLOUTS`` with their numbers of problems at this scale."""
         return tuple((name, temperature, self.count(count)) for name, temperature, count in ROLLOUTS)
+
+
+def digest() -> str:
+    """Tells recipes apart by what they train, on what: numbers above, some problems, and how text is cut."""
+    problems = [(problem.question, problem.solution) for problem in islice(generate(0), 100)]
+    facts = (STAGES, DRAFT_BLEND, PRM_SEED, PRM_BUDGET, ROLLOUTS, problems, SPLIT, CHAT_TEMPLATE)
+    return hashlib.sha256(repr(facts).encode()).hexdigest()

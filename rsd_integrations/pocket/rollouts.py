@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from rsd_integrations.pocket.data import IGNORE, encode_prompt, encode_step, prompt_messages
+from rsd_integrations.pocket.files import write
 from rsd_integrations.pocket.task import (
     SEPARATOR,
     SPLITS,
@@ -130,8 +131,7 @@ def _cut(row: list[int], stops: Sequence[int]) -> list[int]:
 def save(path: Path, records: Iterable[Judged]) -> int:
     """Write records as JSON lines; returns how many."""
     lines = [json.dumps(asdict(record)) for record in records]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write(path, "\n".join(lines) + "\n")
     return len(lines)
 
 

@@ -2,7 +2,12 @@
 
 Stages run in order and each leaves its result in the output folder; a stage
 that was interrupted goes on from its last checkpoint, and one that is finished
-is not run again. The finished models lie in ``trio`` of the output folder:
+is run again only if ``--stage`` names it. Its old result is then moved to
+``OUT/replaced-1`` (``-2``, ...), and so is all that was made from that: without
+``--stage`` these are made again. A folder holds one trio: with other ``--minutes``,
+``--tokens`` or ``--scale`` than it was begun with it is refused.
+
+The finished models lie in ``trio`` of the output folder:
 ``RSDPipeline.from_pretrained("OUT/trio/draft", "OUT/trio/target", "OUT/trio/prm")``
 loads them (the folders named ``hf`` are the recipe's own, and no tokenizer loads from them).
 Nothing is written into the package without ``--install``.
@@ -29,6 +34,7 @@ from rsd_integrations.bench.sweep import Watch
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.pocket import card, rollouts
 from rsd_integrations.pocket.export import as_llama, export
+from rsd_integrations.pocket.files import remove, whole, write
 from rsd_integrations.pocket.loop import Report, save_weights, train_language_model
 from rsd_integrations.pocket.model import count_parameters, grow, make_config, new_model
 from rsd_integrations.pocket.prm import build_prm, freeze_trunk, train_prm
@@ -43,12 +49,12 @@ from rsd_integrations.pocket.recipes import (
     Extent,
     Stage,
 )
+from rsd_integrations.pocket.stages import NEEDS, begin, claim, result_of
 from rsd_integrations.pocket.task import SEPARATOR, held_out
 from rsd_integrations.pocket.tokenizer import build_tokenizer, load_tokenizer
 from rsd_integrations.pocket.trunk import TrunkModel
 from rsd_integrations.types import ROLES
 
-ORDER = ("tokenizer", "base", "target", "trunk", "draft", "rollouts", "prm", "threshold", "eval", "card")
 TRIO = "trio"
 PROGRAM = "python -m rsd_integrations.pocket.train"
 WEIGHTS = Path(__file__).parent / "weights"
@@ -60,7 +66,7 @@ class Workshop:
     def __init__(self, options: argparse.Namespace, report: Report = print, command: str = PROGRAM) -> None:
         self.out = Path(options.out)
         self.device: str = options.device
-        self.extent = Extent(options.minutes, options.tokens, options.scale)
+        self.extent = _extent(options)
         self.report, self.command = report, command
 
     def tokenizer(self) -> Any:
@@ -73,39 +79,38 @@ class Workshop:
 
     def keep(self, name: str, model: Any) -> None:
         """Save a finished model; the tokenizer would not load from a Qwen2 folder (see ``export``)."""
-        model.to("cpu").save_pretrained(self.finished(name))
+        with whole(self.finished(name)) as folder:
+            model.to("cpu").save_pretrained(folder)
 
     def load(self, name: str) -> Any:
-        """A finished model."""
-        kind = AutoModelForTokenClassification if name == "prm" else AutoModelForCausalLM
-        return kind.from_pretrained(self.finished(name))
+        """A finished model; the reward model with its threshold, once that is chosen."""
+        if name != "prm":
+            return AutoModelForCausalLM.from_pretrained(self.finished(name))
+        prm = AutoModelForTokenClassification.from_pretrained(self.finished(name))
+        if (chosen := result_of(self.out, "threshold")).exists():
+            prm.config.rsd_prm = {**prm.config.rsd_prm, "threshold": cheapest_of_best(_read(chosen).points)}
+        return prm
 
     def export(self) -> dict[str, Path]:
         """Bring what is finished of the trio into folders that any loader takes (see ``export``)."""
+        remove(self.out / TRIO)
         folders: dict[str, Path] = {
-            name: self.out / TRIO / name for name in ROLES if (self.finished(name) / "config.json").exists()
+            name: self.out / TRIO / name for name in ROLES if result_of(self.out, name).exists()
         }
         for name, folder in folders.items():
-            shutil.rmtree(folder, ignore_errors=True)
             export(self.load(name), self.tokenizer(), folder)
         return folders
 
     def hand_over(self) -> None:
         """Leave the trio as it is to be loaded, and say where."""
         folders = self.export()
-        if len(folders) == len(ROLES):
+        if result_of(self.out, "threshold").exists():
             named = ", ".join(f'"{folder}"' for folder in folders.values())
             self.report(f"the trio is finished: RSDPipeline.from_pretrained({named})")
 
     def measure(self, split: str, count: int) -> AccuracyReport:
-        """Draft, target and RSD at each threshold on so many problems of a split.
-
-        Raises:
-            FileNotFoundError: a model is not finished.
-        """
+        """Draft, target and RSD at each threshold on so many problems of a split."""
         folders = self.export()
-        if missing := [name for name in ROLES if name not in folders]:
-            raise FileNotFoundError(f"{self.finished(missing[0])} is missing: run the stages before this one")
         problems = held_out(self.extent.count(count), split=split)
         watch = Watch(on_run=lambda name, left: self.report(f"{split}: {name}, {left} problems"))
         with RSDPipeline.from_pretrained(*map(str, folders.values()), device=self.device) as pipe:
@@ -129,7 +134,8 @@ class Workshop:
 def run_tokenizer(shop: Workshop) -> None:
     """Collect the vocabulary."""
     tokenizer = build_tokenizer()
-    tokenizer.save_pretrained(shop.out / "tokenizer")
+    with whole(shop.out / "tokenizer") as folder:
+        tokenizer.save_pretrained(folder)
     shop.report(f"tokenizer: {len(tokenizer)} entries")
 
 
@@ -214,11 +220,8 @@ def run_prm(shop: Workshop) -> None:
 def run_threshold(shop: Workshop) -> None:
     """Choose the threshold on validation problems; what was measured goes to ``threshold.json``."""
     report = shop.measure("validation", VALIDATION_PROBLEMS)
-    prm = shop.load("prm")
-    prm.config.rsd_prm = {**prm.config.rsd_prm, "threshold": cheapest_of_best(report.points)}
-    shop.keep("prm", prm)
-    shop.report(f"recommended threshold {prm.config.rsd_prm['threshold']}")
-    _write(shop.out / "threshold.json", report)
+    shop.report(f"recommended threshold {cheapest_of_best(report.points)}")
+    write(result_of(shop.out, "threshold"), report.model_dump_json(indent=1))
 
 
 def cheapest_of_best(points: Sequence[Point]) -> float:
@@ -230,30 +233,22 @@ def cheapest_of_best(points: Sequence[Point]) -> float:
 
 def run_eval(shop: Workshop) -> None:
     """Measure everything on held-out problems; numbers go to ``eval.json``."""
-    _write(shop.out / "eval.json", shop.measure("held_out", EVALUATION_PROBLEMS))
+    report = shop.measure("held_out", EVALUATION_PROBLEMS)
+    write(result_of(shop.out, "eval"), report.model_dump_json(indent=1))
 
 
-def _write(path: Path, report: AccuracyReport) -> None:
-    path.write_text(report.model_dump_json(indent=1), encoding="utf-8")
+def _read(path: Path) -> AccuracyReport:
+    return AccuracyReport.model_validate_json(path.read_text(encoding="utf-8"))
 
 
 def run_card(shop: Workshop) -> None:
     """Write the model card from what was measured."""
-    measured = AccuracyReport.model_validate_json((shop.out / "eval.json").read_text(encoding="utf-8"))
     sizes: dict[str, int] = {name: count_parameters(as_llama(shop.load(name))) for name in ROLES}
-    text = card.render(shop.out, shop.extent, measured, sizes)
-    (shop.out / "MODEL_CARD.md").write_text(text, encoding="utf-8")
+    text = card.render(shop.out, shop.extent, _read(result_of(shop.out, "eval")), sizes)
+    write(result_of(shop.out, "card"), text)
 
 
-RUN: dict[str, Callable[[Workshop], None]] = {name: globals()[f"run_{name}"] for name in ORDER}
-RESULTS = {
-    "tokenizer": "tokenizer/tokenizer.json",
-    "trunk": "trunk/weights.pt",
-    "rollouts": "rollouts/finished",
-    "threshold": "threshold.json",
-    "eval": "eval.json",
-    "card": "MODEL_CARD.md",
-}
+RUN: dict[str, Callable[[Workshop], None]] = {name: globals()[f"run_{name}"] for name in NEEDS}
 
 
 def _new_trunk(shop: Workshop) -> TrunkModel:
@@ -275,7 +270,7 @@ def _train(shop: Workshop, name: str, model: Any, stage: Stage) -> None:
 
 
 def install(out: Path, weights: Path = WEIGHTS) -> None:
-    """Copy the finished trio and its card into the package.
+    """Copy the finished trio and its card, with the notes that it ends with, into the package.
 
     Raises:
         FileNotFoundError: some of it is not there.
@@ -287,6 +282,9 @@ def install(out: Path, weights: Path = WEIGHTS) -> None:
         shutil.rmtree(weights / name, ignore_errors=True)
         shutil.copytree(out / TRIO / name, weights / name)
     shutil.copy(out / "MODEL_CARD.md", weights / "MODEL_CARD.md")
+    remove(weights / "NOTES.md")  # Those of the weights before.
+    if (out / "NOTES.md").exists():
+        shutil.copy(out / "NOTES.md", weights / "NOTES.md")
 
 
 def _scale(text: str) -> float:
@@ -304,8 +302,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=PROGRAM, description=__doc__)
     parser.add_argument("--out", default="pocket-train", help="where checkpoints and results go")
     parser.add_argument(
-        "--stage", choices=ORDER, action="append", help="only this stage (repeatable), even if finished"
-    )
+        "--stage", choices=tuple(NEEDS), action="append",
+        help="only this stage (repeatable), anew if it is finished: its result, and what was made from that, "
+        "is moved aside",
+    )  # fmt: skip
     parser.add_argument("--minutes", type=float, help="training minutes of each phase")
     parser.add_argument("--tokens", type=int, help="training tokens of each phase")
     parser.add_argument(
@@ -316,7 +316,17 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--install", action="store_true", help="copy the finished trio into the package")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.install and _extent(options) != Extent():
+        parser.error(
+            f"--install copies a trio of the whole recipe, and this is one of {_extent(options)}; "
+            "it can be loaded from OUT/trio"
+        )
+    return options
+
+
+def _extent(options: argparse.Namespace) -> Extent:
+    return Extent(options.minutes, options.tokens, options.scale)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -325,13 +335,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     given = shlex.join(sys.argv[1:] if arguments is None else arguments)
     shop = Workshop(options, lambda line: print(line, flush=True), f"{PROGRAM} {given}".rstrip())
-    for name in options.stage or ORDER:
-        result = shop.out / RESULTS.get(name, f"{name}/hf/config.json")
-        if result.exists() and not options.stage:
-            continue
-        RUN[name](shop)
-        if not result.exists():
-            result.touch()
+    claim(shop.out, shop.extent)
+    for name in NEEDS:
+        result = result_of(shop.out, name)
+        if name in options.stage if options.stage else not result.exists():
+            begin(shop.out, name, shop.report)
+            RUN[name](shop)
+            if not result.exists():
+                result.touch()
     shop.hand_over()
     if options.install:
         install(shop.out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +18,10 @@ transformers = pytest.importorskip("transformers")
 from rsd_integrations import RSDPipeline  # noqa: E402
 from rsd_integrations.bench.accuracy import measure  # noqa: E402
 from rsd_integrations.bench.environment import weights_sha256  # noqa: E402
-from rsd_integrations.bench.results import AccuracyReport, Point  # noqa: E402
+from rsd_integrations.bench.results import AccuracyReport, Point, PRMQuality  # noqa: E402
 from rsd_integrations.bench.stats import wilson  # noqa: E402
 from rsd_integrations.langchain import ChatRSD  # noqa: E402
-from rsd_integrations.pocket import pocket_paths, recommended_threshold, train  # noqa: E402
+from rsd_integrations.pocket import card, pocket_paths, recommended_threshold, train  # noqa: E402
 from rsd_integrations.pocket.export import export  # noqa: E402
 from rsd_integrations.pocket.loop import Budget  # noqa: E402
 from rsd_integrations.pocket.model import make_config  # noqa: E402
@@ -43,7 +44,8 @@ def as_trained(role: str) -> Any:
     )  # fmt: skip
     config.tie_word_embeddings = old.tie_word_embeddings
     if role == "prm":
-        config.num_labels, config.rsd_prm = 2, old.rsd_prm
+        config.num_labels = 2
+        config.rsd_prm = {name: value for name, value in old.rsd_prm.items() if name != "threshold"}
     model = getattr(transformers, f"Qwen2{kind}")(config)
     missing, surplus = model.load_state_dict(llama.state_dict(), strict=False)
     assert not missing and all(name.endswith("o_proj.bias") for name in surplus)
@@ -57,10 +59,12 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     load_tokenizer(pocket_paths().target).save_pretrained(shop.out / "tokenizer")
     for role in ROLES:
         shop.keep(role, as_trained(role))
-    finished = ("base/hf/config.json", "trunk/weights.pt", "rollouts/finished")
-    for name in (*finished, "threshold.json", "eval.json"):
+    for name in ("base/hf/config.json", "trunk/weights.pt", "rollouts/finished", "eval.json"):
         (shop.out / name).parent.mkdir(parents=True, exist_ok=True)
         (shop.out / name).touch()
+    (shop.out / "threshold.json").write_text(
+        _report(recommended_threshold()).model_dump_json(), encoding="utf-8"
+    )
     (shop.out / "MODEL_CARD.md").write_text("# Measured", encoding="utf-8")
     return shop
 
@@ -103,6 +107,7 @@ def test_the_last_stages_measure_as_the_bench_does(
     thresholds = (0.5, 0.95)
     monkeypatch.setattr(train, "THRESHOLDS", thresholds)
     out = shutil.copytree(shop.out, tmp_path / "out")
+    (out / "recipe.json").unlink(missing_ok=True)  # The models are as good for a trial.
     stages = [word for name in ("threshold", "eval", "card") for word in ("--stage", name)]
     main(["--out", str(out), "--scale", "0.006", *stages])
     chosen, measured = (
@@ -117,24 +122,18 @@ def test_the_last_stages_measure_as_the_bench_does(
         for report, split in ((chosen, "validation"), (measured, "held_out")):
             points = measure(pipe, held_out(3, split=split), thresholds).points
             assert _results(report.points) == _results(points)
-    card = (out / "MODEL_CARD.md").read_text(encoding="utf-8")
+    text = (out / "MODEL_CARD.md").read_text(encoding="utf-8")
     for point in measured.points[1:-1]:
         total = f"{point.flops_share.total:.3f} ({1 / point.flops_share.total:.1f}x) |"
-        (row,) = (line for line in card.splitlines() if line.startswith(f"| {point.threshold} |"))
+        (row,) = (line for line in text.splitlines() if line.startswith(f"| {point.threshold} |"))
         assert row.endswith(total)
-    assert "| target | 4,024,320 |" in card  # As exported: with biases that a Qwen2 has not.
-    assert f"| RSD at {measured.recommended_threshold} |" in card and measured.date[:10] in card
+    assert "| target | 4,024,320 |" in text  # As exported: with biases that a Qwen2 has not.
+    assert f"| RSD at {measured.recommended_threshold} |" in text and measured.date[:10] in text
 
 
 def _results(points: Sequence[Point]) -> list[dict[str, Any]]:
     """All but times; ``recommended`` is another one's when the threshold is yet to be chosen."""
     return [point.model_dump(exclude={"seconds", "recommended"}) for point in points]
-
-
-@pytest.mark.parametrize("stage", ["threshold", "eval"])
-def test_an_unfinished_trio_is_not_measured(stage: str, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"draft.hf is missing: run the stages before this one"):
-        main(["--out", str(tmp_path), "--stage", stage])
 
 
 @given(
@@ -154,10 +153,43 @@ def test_the_threshold_is_the_cheapest_of_the_best(rsd: list[tuple[int, int]], d
 def _point(kind: Any, place: int, right: int, flops: int) -> Point:
     share = wilson(right, 4)
     return Point(
-        kind=kind, threshold=place, accuracy=share, by_length=(), against_target=share, acceptance_rate=None,
-        rewritten=0, target_idle=0, flops=FLOPs(paper=flops, total=10 - flops), flops_share=FLOPs(),
-        mean_tokens=1, unfinished=0, seconds=None,
+        kind=kind, threshold=place, accuracy=share, by_length=(), against_target=share, acceptance_rate=1.0,
+        rewritten=0, target_idle=0, flops=FLOPs(paper=flops, total=10 - flops),
+        flops_share=FLOPs(paper=1, total=1), mean_tokens=1, unfinished=0, seconds=None,
     )  # fmt: skip
+
+
+def _report(threshold: float) -> AccuracyReport:
+    quality = PRMQuality(
+        auc=None, steps=0, wrong_steps=0, all_steps=None, all_steps_count=0, all_wrong_steps=0
+    )
+    return AccuracyReport(
+        command="", date="", versions={"torch": "", "transformers": ""}, hardware={"gpu": "one"},
+        settings={"problems": 4}, weights_sha256={}, recommended_threshold=threshold,
+        points=(_point("rsd", threshold, 4, 1),), prm=quality,
+    )  # fmt: skip
+
+
+def test_a_new_reward_model_has_no_threshold_yet(
+    shop: Workshop,
+    trio: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert _rsd_prm(shop.out)["threshold"] == recommended_threshold()
+    out = shutil.copytree(shop.out, tmp_path / "out")
+    monkeypatch.setitem(train.RUN, "prm", lambda shop: shop.keep("prm", as_trained("prm")))
+    main(["--out", str(out), "--stage", "prm"])
+    assert _rsd_prm(out) == {"format": "trl", "separator": "\n\n"}
+    assert "the trio is finished" not in capsys.readouterr().out
+    with pytest.raises(FileNotFoundError, match=r"MODEL_CARD.md is missing: run all stages"):
+        install(out, tmp_path / "weights")
+
+
+def _rsd_prm(out: Path) -> dict[str, Any]:
+    config = json.loads((out / "trio" / "prm" / "config.json").read_text(encoding="utf-8"))
+    return dict(config["rsd_prm"])
 
 
 def test_what_is_not_for_loading_has_no_tokenizer(shop: Workshop) -> None:
@@ -166,14 +198,45 @@ def test_what_is_not_for_loading_has_no_tokenizer(shop: Workshop) -> None:
 
 
 def test_installed_is_the_export_byte_for_byte(shop: Workshop, trio: dict[str, str], tmp_path: Path) -> None:
-    install(shop.out, tmp_path / "weights")
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    (weights / "NOTES.md").write_text("Those of other weights", encoding="utf-8")
+    install(shop.out, weights)
+    assert not (weights / "NOTES.md").exists()
     for role in ROLES:
         export(shop.load(role), shop.tokenizer(), tmp_path / "export" / role)
         assert _files(tmp_path / "weights" / role) == _files(tmp_path / "export" / role)
         model, words = "model.safetensors", "tokenizer.json"
         ours, package = _files(tmp_path / "weights" / role), _files(getattr(pocket_paths(), role))
         assert (ours[model], ours[words]) == (package[model], package[words])
-    assert (tmp_path / "weights" / "MODEL_CARD.md").read_text(encoding="utf-8") == "# Measured"
+    assert (weights / "MODEL_CARD.md").read_text(encoding="utf-8") == "# Measured"
+    (notes := shop.out / "NOTES.md").write_text("Their own", encoding="utf-8")
+    install(shop.out, weights)
+    notes.unlink()
+    assert (weights / "NOTES.md").read_text(encoding="utf-8") == "Their own"
+
+
+def _sections(text: str) -> dict[str, str]:
+    parts = [part.partition("\n") for part in text.split("\n## ")]
+    return {title: body for title, _, body in parts}
+
+
+def test_the_package_has_the_card_that_the_recipe_would_write() -> None:
+    """But for what was measured; its notes are kept beside it."""
+    weights = pocket_paths().draft.parent
+    made = _sections(card.render(weights, Extent(), _report(0.95), dict.fromkeys(ROLES, 1)))
+    shipped = _sections((weights / "MODEL_CARD.md").read_text(encoding="utf-8"))
+    assert list(made) == list(shipped)
+    for title in ("# The pocket trio", "The task", "Made by"):
+        assert made[title] == shipped[title]
+    assert "watched the training" in made["Made by"]
+
+
+def test_the_card_of_a_trial_tells_its_own_story(tmp_path: Path) -> None:
+    extent = Extent(minutes=2.0, scale=0.001)
+    made = card.render(tmp_path, extent, _report(0.95), dict.fromkeys(ROLES, 1))
+    assert "--out pocket-train --minutes 2.0 --scale 0.001\n```" in made and "budgets are in minutes" in made
+    assert "blend" not in made and "watched" not in made and "--install" not in made
 
 
 def _files(folder: Path) -> dict[str, bytes]:
@@ -244,9 +307,9 @@ def test_the_whole_recipe_in_miniature(tmp_path: Path, capsys: pytest.CaptureFix
     main(["--out", str(out), "--scale", "0.0005"])
     with RSDPipeline.from_pretrained(*(str(out / "trio" / role) for role in ROLES), device="cpu") as pipe:
         assert pipe.generate(held_out(1)[0].question, max_tokens=20).usage.draft.generated > 0
-    card = (out / "MODEL_CARD.md").read_text(encoding="utf-8")
-    assert "--out pocket-train --scale 0.0005 --install" in card
-    assert "Greedy, 1 problems" in card and "draft at temperature 0.0: 1," in card
+    text = (out / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "--out pocket-train --scale 0.0005\n```" in text
+    assert "Greedy, 1 problems" in text and "draft at temperature 0.0: 1," in text
     capsys.readouterr()
     main(["--out", str(out), "--scale", "0.0005"])  # Nothing is done twice.
     assert len(capsys.readouterr().out.splitlines()) == 1
