@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from rsd_integrations.cli import options
+from rsd_integrations.cli.console import open_console
 from rsd_integrations.cli.models import ModelChoice, State
 from rsd_integrations.cli.saving import check_file
 from rsd_integrations.cli.settings import read_config
@@ -166,7 +166,7 @@ def _answer(
     state: State, choice: ModelChoice, text: str, config: RSDConfig, *, as_json: bool
 ) -> tuple[Generation, str]:
     """The answer, printed as well, and which models gave it."""
-    with Console(stderr=True).status("loading the models"):
+    with open_console(stderr=True).status("loading the models"):
         pipe = state.open_pipeline(choice)
     with pipe:
         models = _named(choice, pipe)
@@ -178,7 +178,7 @@ def _answer(
         from rsd_integrations.report.steps import show_events
         from rsd_integrations.report.whole import print_text
 
-        console = Console(highlight=False)
+        console = open_console()
         if choice.is_pocket:
             print_text(DESCRIPTION, console, "dim")
         with pipe.stream(text, config=config) as events:

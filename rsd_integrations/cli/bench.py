@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from rsd_integrations.cli import options
+from rsd_integrations.cli.console import open_console
 from rsd_integrations.cli.models import ModelChoice, State
 from rsd_integrations.cli.progress import watching
 from rsd_integrations.cli.saving import check_out, conclude
@@ -59,7 +59,7 @@ def accuracy(
     from rsd_integrations.bench.table import print_report
     from rsd_integrations.pocket import held_out, pocket_paths
 
-    console = Console(highlight=False)
+    console = open_console()
     with state.open_pipeline(ModelChoice(device=device, max_batch_size=max_batch_size)) as pipe:
         questions = held_out(problems, seed=seed)
         measured = _measure(pipe, questions, sweep, seed)

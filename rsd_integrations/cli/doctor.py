@@ -18,6 +18,7 @@ from rich.text import Text
 
 from rsd_integrations.adapters.extras import misfits, version_of
 from rsd_integrations.cli import options
+from rsd_integrations.cli.console import open_console
 from rsd_integrations.cli.models import ModelChoice, open_pipeline
 from rsd_integrations.report.whole import print_text, print_whole
 from rsd_integrations.report.words import many, role_name
@@ -82,7 +83,7 @@ def doctor(
         target_kwargs=target_kwargs,
         prm_kwargs=prm_kwargs,
     )
-    console = Console(highlight=False)
+    console = open_console()
     lines = list(_installation())
     _print(lines, console)
     if not all(line.fine is not False for line in lines):

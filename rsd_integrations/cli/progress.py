@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from rsd_integrations.cli.console import open_console
 from rsd_integrations.report.words import many
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def watching() -> Iterator[Watch]:
     """A bar for each run of a sweep, with the time since the first; a line where that is no terminal."""
     from rsd_integrations.bench.sweep import Watch
 
-    console = Console(stderr=True)
+    console = open_console(stderr=True)
     with _bar(console) as progress:
         bar = progress.add_task("warming up", total=None)
         begun = runs = 0
@@ -37,7 +38,7 @@ def watching() -> Iterator[Watch]:
             told = f"{name} ({begun} of {runs})"
             progress.update(bar, description=told, total=count, completed=0)
             if not console.is_terminal:  # For logs.
-                console.print(f"{told}: {many(count, 'answer')} to make", highlight=False, soft_wrap=True)
+                console.print(f"{told}: {many(count, 'answer')} to make", soft_wrap=True)
 
         yield Watch(on_run, lambda: progress.advance(bar), on_start)
 

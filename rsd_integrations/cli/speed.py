@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from rsd_integrations.cli import options
+from rsd_integrations.cli.console import open_console
 from rsd_integrations.cli.models import ModelChoice, State
 from rsd_integrations.cli.progress import counting
 from rsd_integrations.cli.saving import check_out, conclude
@@ -108,7 +108,7 @@ def speed(
 
     checks = required_speeds(report, setting.batches, on_gpu=on_gpu)
     report = report.model_copy(update={"checks": checks})
-    console = Console(highlight=False)
+    console = open_console()
     print_speed(report, console)
     conclude(report, console, out=out, name=f"speed-{shape}", draw=draw, check=check)
 
@@ -184,7 +184,7 @@ def _measure(state: State, setting: Setting, given: _Given) -> SpeedReport:
     from rsd_integrations.bench.speed_results import SpeedReport
 
     pipe, plain = _models(setting, state, given)
-    console = Console(stderr=True, highlight=False)
+    console = open_console(stderr=True)
     # In logs each number is told as it comes, so that it is not lost if a time limit ends the run.
     tell = console.print if not console.is_terminal else lambda _: None
     bench = SpeedBench(pipe, plain, setting)

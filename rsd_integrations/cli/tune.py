@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from rsd_integrations.cli import options
+from rsd_integrations.cli.console import open_console
 from rsd_integrations.cli.models import ModelChoice, State
 from rsd_integrations.cli.progress import watching
 from rsd_integrations.cli.saving import check_out, conclude
@@ -226,7 +226,7 @@ def tune(
         **{name: json.dumps(value) for name, value in choice.kwargs.items()},
     }
     report = _measured(state, choice, run, told, answers)
-    console = Console(highlight=False)
+    console = open_console()
     print_tuning(report, console, _wording(total - skip - len(asked), len(asked), skip, out))
     conclude(report, console, out=out, name="tune", draw=draw_tuning, check=False)
 
@@ -299,7 +299,7 @@ def _questions(
 
 
 def _tell(text: str) -> None:
-    Console(stderr=True).print(Text(text), soft_wrap=True)
+    open_console(stderr=True).print(Text(text), soft_wrap=True)
 
 
 def _told(config: RSDConfig, but: Collection[str]) -> str:
@@ -371,7 +371,7 @@ def _measured(
     with ExitStack() as stack:
         if answers is not None:
             stack.callback(answers.close)
-        with Console(stderr=True).status("loading the models"):
+        with open_console(stderr=True).status("loading the models"):
             pipe = stack.enter_context(state.open_pipeline(choice))
         try:
             with watching() as watch:

@@ -415,7 +415,21 @@ def test_how_a_threshold_is_confirmed_is_told_as_a_command(
         assert "was chosen by these questions" not in capsys.readouterr().out
 
 
-def test_logs_say_how_many_runs_are_left(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("is_terminal", "variable", "value"),
+    [(False, "TERM", "xterm"), (False, "FORCE_COLOR", "1"), (True, "TERM", "dumb")],
+)
+def test_logs_say_how_many_runs_are_left(
+    file: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    is_terminal: bool,
+    variable: str,
+    value: str,
+) -> None:
+    """A log is what cannot be animated: also where a CI service forces colours, and in Emacs."""
+    monkeypatch.setenv(variable, value)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
     assert run(file, "--thresholds", "0.5,0.95", "--problems", "3")[0] == 0
     names = ["target only", "draft only", "threshold 0.5", "threshold 0.7", "threshold 0.95"]
     assert capsys.readouterr().err.splitlines() == [
