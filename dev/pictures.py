@@ -8,13 +8,11 @@
 from __future__ import annotations
 
 import re
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable
 from io import StringIO
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
@@ -103,8 +101,7 @@ def _measured(name: str) -> bytes:
 
 
 def _plot(name: str, figure: Any) -> None:
-    with TemporaryDirectory() as folder:
-        shutil.copy(save_figure(figure, Path(folder), name)[0], _ASSETS)
+    save_figure(figure, _ASSETS / f"{name}.png")
 
 
 PICTURES: dict[str, Callable[[], None]] = {"ask": ask, "accuracy": accuracy, "speed": speed}

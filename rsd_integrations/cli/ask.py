@@ -16,7 +16,7 @@ import typer
 from rsd_integrations.cli import options
 from rsd_integrations.cli.console import open_console
 from rsd_integrations.cli.models import ModelChoice, State
-from rsd_integrations.cli.saving import check_file
+from rsd_integrations.cli.saving import check_file, write_whole
 from rsd_integrations.cli.settings import read_config
 from rsd_integrations.config import RSDConfig
 from rsd_integrations.errors import PromptError
@@ -115,7 +115,7 @@ def ask(
 
         about = f"{models}; {date.today().isoformat()}"
         page = to_page(generation, question=text, remedy=_remedy(settings), about=about)
-        html.write_text(page, encoding="utf-8")
+        write_whole(html, lambda file: file.write_text(page, encoding="utf-8"))
 
 
 def _question(question: str) -> str:

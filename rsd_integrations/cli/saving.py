@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +19,7 @@ from rsd_integrations.errors import ConfigError
 if TYPE_CHECKING:
     from rsd_integrations.bench.results import Report
 
-__all__ = ["check_file", "check_out", "conclude"]
+__all__ = ["check_file", "check_out", "conclude", "write_whole"]
 
 
 def check_out(out: Path | None) -> None:
@@ -65,6 +68,37 @@ def check_file(option: str, path: Path | None) -> None:
         ) from error
 
 
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file so that an earlier one stays until the new one is whole.
+
+    Pipes, devices and links (``/dev/stdout``) are written to as they are; so is one's own file in a folder of
+    somebody else.
+
+    Args:
+        path: of the file.
+        write: writes to the path that it is called with, whose suffix is the same.
+
+    Raises:
+        OSError: it could not be written; says which.
+    """
+    in_place = path.is_symlink() or (path.exists() and not path.is_file())
+    in_place = in_place or not os.access(path.parent, os.W_OK)
+    new = path if in_place else path.with_name(f".rsd-{uuid4().hex}{path.suffix}")
+    try:
+        write(new)
+        if not in_place:
+            if path.exists():
+                shutil.copymode(path, new)  # A page that nobody else may read stays so.
+            new.replace(path)
+    except BrokenPipeError:  # Nobody reads it any more, which is no failure to tell of.
+        raise
+    except OSError as error:
+        raise OSError(f"{str(path)!r} cannot be written: {error.strerror or error}.") from error
+    finally:
+        if not in_place:
+            new.unlink(missing_ok=True)
+
+
 def conclude(
     report: Report, console: Console, *, out: Path | None, name: str, draw: Callable[[Any], Any], check: bool
 ) -> None:
@@ -82,16 +116,26 @@ def conclude(
         typer.Exit: a required number is missed, and ``check``.
     """
     from rsd_integrations.bench.table import print_checks
-    from rsd_integrations.report.whole import print_text
 
     if report.checks:
         print_checks(report.checks, console)
     if out is not None:
-        from rsd_integrations.report.plot import save_figure
-
-        result = out / f"{name}.json"
-        result.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        for file in [result, *save_figure(draw(report), out, name)]:
-            print_text(f"wrote {file}", console, "dim")
+        _save(report, console, out=out, name=name, draw=draw)
     if check and not all(one.passed for one in report.checks):
         raise typer.Exit(1)
+
+
+def _save(report: Report, console: Console, *, out: Path, name: str, draw: Callable[[Any], Any]) -> None:
+    from rsd_integrations.report.plot import save_figure
+    from rsd_integrations.report.whole import print_text
+
+    def save(kind: str, write: Callable[[Path], object]) -> None:
+        file = out / f"{name}.{kind}"
+        write_whole(file, write)
+        print_text(f"wrote {file}", console, "dim")
+
+    text = report.model_dump_json(indent=2) + "\n"
+    save("json", lambda file: file.write_text(text, encoding="utf-8"))  # First: a plot may fail.
+    figure = draw(report)
+    for kind in ("png", "svg"):
+        save(kind, partial(save_figure, figure))

@@ -97,15 +97,12 @@ def _lay_out(figure: Any, axes: Any, rows: int) -> None:
     figure.set_layout_engine("none")  # Laying out anew would change nothing and take as long as drawing.
 
 
-def save_figure(figure: Any, folder: Path, name: str) -> list[Path]:
-    """Write PNG and SVG; the SVG keeps its text as text."""
+def save_figure(figure: Any, file: Path) -> None:
+    """Write a PNG or an SVG, as its suffix says; the SVG keeps its text as text."""
     from matplotlib import rc_context
 
-    files = [folder / f"{name}.png", folder / f"{name}.svg"]
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "rsd"}), _unwarned():
-        for file in files:
-            figure.savefig(file, dpi=160)
-    return files
+        figure.savefig(file, dpi=160)
 
 
 def blank(width: float, height: float) -> Any:

@@ -755,6 +755,39 @@ def test_answers_of_several_versions_are_told(
     assert [one.versions["torch"] == "99" for one in report.answers_made] == [False, True]
 
 
+def test_a_report_that_cannot_be_written_costs_none_that_is_there(
+    file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    options = [file, "--thresholds", "0.5", "--out", str(tmp_path), "--problems", "3"]
+    kept = [tmp_path / name for name in ("tune.json", "tune.png", "tune.svg")]
+
+    def fail(where: object, file: Path, **_: object) -> None:
+        file.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    assert run(*options)[0] == 0
+    report, *plots = (path.read_bytes() for path in kept)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", lambda path, *_, **__: fail(None, path))
+        capsys.readouterr()
+        assert run(*options)[0] == 1
+    told = capsys.readouterr()
+    assert told.err.endswith(f"error: {str(kept[0])!r} cannot be written: No space left on device.\n")
+    assert f"wrote {tmp_path}" not in told.out
+    assert [path.read_bytes() for path in kept] == [report, *plots]
+
+    monkeypatch.setattr(Figure, "savefig", fail)
+    assert run(*options)[0] == 1
+    told = capsys.readouterr()
+    assert told.err.endswith(f"error: {str(kept[1])!r} cannot be written: No space left on device.\n")
+    assert told.out.splitlines()[-1] == f"wrote {kept[0]}"
+    assert [path.read_bytes() for path in kept[1:]] == plots
+    assert not list(tmp_path.glob(".rsd*"))
+
+
 def test_formulas_without_math_verify_are_warned_of(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

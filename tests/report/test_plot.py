@@ -172,20 +172,23 @@ def test_titles_of_any_length_stay_whole(title: str, lines: bool) -> None:
 
 
 def test_png_and_svg_are_written(tmp_path: Path) -> None:
-    files = save_figure(accuracy_figure([*ENDS, *CROWDED], "A title"), tmp_path, "accuracy")
-    assert [file.name for file in files] == ["accuracy.png", "accuracy.svg"]
-    assert files[0].read_bytes().startswith(b"\x89PNG")
-    assert ">A title<" in files[1].read_text(encoding="utf-8")
+    figure = accuracy_figure([*ENDS, *CROWDED], "A title")
+    png, svg = tmp_path / "accuracy.png", tmp_path / "accuracy.svg"
+    save_figure(figure, png)
+    save_figure(figure, svg)
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert ">A title<" in svg.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", ["q$1_$.jsonl", "$^$", "数学题.jsonl", "수학", "$\\frac$ 数"])
 def test_any_name_may_stand_in_a_title(tmp_path: Path, name: str) -> None:
     """A pair of dollars is no formula, and letters that no font has are no warning."""
-    svg = save_figure(accuracy_figure([*ENDS, *CROWDED], name), tmp_path, "tune")[1]
-    lines = save_figure(
-        line_figure([Line("a", "b", [(0, 1, 1, 1)])], title=name, x="x", y="y"), tmp_path, "speed"
-    )
-    for file in (svg, lines[1]):
+    file = tmp_path / "a.svg"
+    for figure in (
+        accuracy_figure([*ENDS, *CROWDED], name),
+        line_figure([Line("a", "b", [(0, 1, 1, 1)])], title=name, x="x", y="y"),
+    ):
+        save_figure(figure, file)
         assert f">{name}<" in unescape(file.read_text(encoding="utf-8"))
 
 
