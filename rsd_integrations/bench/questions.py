@@ -7,6 +7,7 @@ import io
 import json
 import math
 import random
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,11 +139,21 @@ def _rows(path: Path, text: str, delimiter: str) -> Iterator[_Entry]:
     rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
     most = csv.field_size_limit(max(1, len(text)))  # Answers may be long.
     try:
+        names = Counter(filter(None, rows.fieldnames or ()))
+        if twice := [name for name, count in names.items() if count > 1]:
+            raise ConfigError(
+                f"the first line of {str(path)!r} names {twice[0]!r} {names[twice[0]]} times.",
+                hint="Leave one column of that name.",
+            )
         for row in rows:
             where = f"line {rows.line_num} of {str(path)!r}"
-            if any(row.get(None) or ()):  # Empty ones do no harm.
+            # DictReader keeps what the head has no name for as None.
+            more: Sequence[str] = row.pop(None, ())
+            if not any(cell and cell.strip() for cell in (*row.values(), *more)):
+                continue  # Spreadsheets end tables with lines of empty cells.
+            if any(more):
                 raise ConfigError(
-                    f"{where} has more cells than the first line names: {row[None]!r:.80}.",
+                    f"{where} has more cells than the first line names: {more!r:.80}.",
                     hint=f"Put cells with {delimiter!r} in quotation marks.",
                 )
             yield _Entry(where, row)
@@ -192,11 +203,15 @@ def _field(entry: _Entry, name: str | None, usual: Sequence[str], what: str) -> 
     value = None if found is None else fields.get(found)
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not number and not (isinstance(value, str) and value.strip()):
-        none = found is None or found not in fields
-        said = f"no {what if name is None else repr(name)}" if none else f"{found!r}: {value!r:.60} as {what}"
+        if found is None or found not in fields:
+            raise ConfigError(
+                f"{entry.where} has no {what if name is None else repr(name)}; "
+                f"its fields are {', '.join(map(repr, fields))}.",
+                hint=f"Name the field with {what}_field=.",
+            )
         raise ConfigError(
-            f"{entry.where} has {said}; its fields are {', '.join(map(repr, fields))}.",
-            hint=f"Name the field with {what}_field=.",
+            f"{entry.where} has {found!r}: {value!r:.60} as {what}.",
+            hint=f"Give a text or a number, or name another field with {what}_field=.",
         )
     check_text(str(value), f"{found!r} of {entry.where}")
     return str(value)
