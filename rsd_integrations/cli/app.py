@@ -38,6 +38,8 @@ _VALUES_OF_FLAGS = ("(true)", "(false)", "(yes)", "(no)", "(on)", "(off)", "(1)"
 _HELP = """Reward-Guided Speculative Decoding: a draft model writes, a reward model scores, the target
 model rewrites what is not good enough."""
 
+_CODES = "Exit codes: 0 done, 1 a run or check failed, 2 wrong usage, 130 interrupted."
+
 
 def build() -> Any:
     """The commands put together, with help texts as wide as the terminal."""
@@ -45,6 +47,7 @@ def build() -> Any:
     app = typer.Typer(
         name="rsd",
         help=_HELP,
+        epilog=_CODES,
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
@@ -142,7 +145,17 @@ def _from_typer(error: Any) -> tuple[str, int]:
         is_value = said.rstrip(".").lower().endswith(_VALUES_OF_FLAGS)
         hint = "Flags take no value" if is_value else "Put a text of several words in quotes"
         said = f"{said.rstrip('.')}. {hint}."
+    elif _may_be_an_argument(error):
+        said = f"{said.rstrip('.')}. Put -- before a text that begins with a dash."
     return (_one_line(f"{said} (see --help)"), int(error.exit_code)) if said else ("", OK)
+
+
+def _may_be_an_argument(error: Any) -> bool:
+    """Whether an option that is unknown looks like the start of a text (``-5 + 3``), where one is taken."""
+    option, context = getattr(error, "option_name", ""), getattr(error, "ctx", None)
+    if not option or context is None or (option.startswith("--") and " " not in option):
+        return False
+    return any(parameter.param_type_name == "argument" for parameter in context.command.params)
 
 
 def _one_line(text: str) -> str:

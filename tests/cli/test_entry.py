@@ -64,6 +64,13 @@ def test_help(rsd: Rsd, arguments: list[str]) -> None:
     assert "--debug" not in result.out
 
 
+@pytest.mark.parametrize("width", [60, 80])
+def test_exit_codes_are_told(rsd: Rsd, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    told = " ".join(rsd("--help").out.split())
+    assert "Exit codes: 0 done, 1 a run or check failed, 2 wrong usage, 130 interrupted." in told
+
+
 @pytest.mark.parametrize("width", [60, 79, 80])
 @pytest.mark.parametrize("arguments", [["ask"], ["doctor"], ["bench", "accuracy"], ["bench", "speed"]])
 def test_no_name_of_an_option_is_cut_in_a_narrow_help(

@@ -88,6 +88,26 @@ def test_wrong_usage_is_one_line_and_loads_no_model(rsd: Rsd, arguments: list[st
     assert rsd.choices == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "is_hinted"),
+    [
+        (["ask", "-5 + 3 is what?"], True),
+        (["ask", "--5 + 3 is what?"], True),
+        (["tune", "-questions.jsonl"], True),
+        (["ask", "?", "--treshold", "1"], False),
+        (["doctor", "-5"], False),  # It takes no text.
+    ],
+)
+def test_a_text_that_begins_with_a_dash_is_told_where_to_stand(
+    rsd: Rsd, arguments: list[str], is_hinted: bool
+) -> None:
+    result = rsd(*arguments)
+    assert result.code == 2
+    assert ("Put -- before a text that begins with a dash." in result.err) == is_hinted
+    if arguments[0] == "ask" and is_hinted:
+        assert rsd("ask", "--", *arguments[1:]).code == 0
+
+
 @pytest.mark.skipif(os.name == "nt", reason="paths and reasons as POSIX has them")
 @pytest.mark.parametrize(
     ("arguments", "said"),
