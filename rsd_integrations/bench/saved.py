@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +143,13 @@ class SavedAnswers:
         self._write(json.dumps({"run": run, "seconds": seconds, "conditions": self._conditions}))
 
     def _write(self, line: str) -> None:
-        self._file.write(line + "\n")
-        self._file.flush()
+        try:
+            self._file.write(line + "\n")
+            self._file.flush()
+        except OSError as error:
+            with suppress(OSError):  # It would write once more, and fail with an error that names no file.
+                self._file.close()
+            raise OSError(f"{str(self._path)!r} cannot be written: {error.strerror}.") from error
 
     def close(self) -> None:
         """Close the file."""

@@ -755,6 +755,23 @@ def test_answers_of_several_versions_are_told(
     assert [one.versions["torch"] == "99" for one in report.answers_made] == [False, True]
 
 
+def test_answers_that_a_full_disk_cannot_keep_name_their_file(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")  # Windows has none.
+    path, limits = tmp_path / "answers.jsonl", resource.getrlimit(resource.RLIMIT_FSIZE)
+    made = Generation(text="a", finish_reason="stop", seed=3, threshold=None)
+    answers = SavedAnswers(path, {"models": "m"})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"answers\.jsonl' cannot be written: File too large\.$"):
+            answers.add("target only", 0, made)
+        answers.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    again = SavedAnswers(path, {"models": "m"})
+    again.close()
+    assert again.count == 0
+
+
 def test_a_report_that_cannot_be_written_costs_none_that_is_there(
     file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
