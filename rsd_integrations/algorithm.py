@@ -1,8 +1,8 @@
 """Reward-Guided Speculative Decoding itself (Liao et al., arXiv 2501.19324, Algorithms 1 and 2).
 
 A generator without I/O (a ``Story``): it yields the work it needs done (``DraftStep``, ``ScoreStep``,
-``TargetStep``) and is sent the result; it yields ``Kept`` and ``StepEvent`` and is sent nothing.
-Whatever drives it decides where the work runs, and which requests share a batch.
+``TargetStep``, or several as ``Together``) and is sent the result; it yields ``Kept`` and ``StepEvent`` and
+is sent nothing. Whatever drives it decides where the work runs, and which requests share a batch.
 """
 
 from __future__ import annotations

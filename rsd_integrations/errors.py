@@ -98,11 +98,11 @@ class TimedOutError(RSDError, TimeoutError):
 
 
 class BackendError(RSDError):
-    """A model, a device or a server failed while it worked on a request."""
+    """A model, a device or a server failed at work."""
 
 
 class DeviceMemoryError(BackendError):
-    """The device ran out of memory while it worked on a request."""
+    """The device ran out of memory, while models were loaded or at work on a request."""
 
 
 class UnreachableError(BackendError):

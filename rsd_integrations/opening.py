@@ -28,7 +28,8 @@ def are_servers(draft: Any, target: Any, prm: Any, options: Iterable[str] = ()) 
         options: names of the options that go with them.
 
     Raises:
-        ConfigError: some are and some are not, or an option is for models in this process.
+        ConfigError: some are and some are not, a URL is not one of a server, or an option is for models in
+            this process.
     """
     given: dict[Role, Any] = {"draft": draft, "target": target, "prm": prm}
     for role, model in given.items():

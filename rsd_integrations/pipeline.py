@@ -86,8 +86,7 @@ class RSDPipeline(Closing):
             compile: make forward passes faster by ``torch.compile``. Each new kind of pass takes it some
                 seconds. Needs torch 2.7 or newer and a C++ compiler, on a GPU also Triton.
             cuda_graphs: record forward passes as CUDA graphs; None: where a model is on one CUDA device.
-            cpu_traces: trace (TorchScript) the forward passes that a CPU runs often, so that no Python runs
-                between their operations nor, for small models, between tokens.
+            cpu_traces: trace (TorchScript) the forward passes that a CPU runs often.
             prefix_caching: reuse what is still cached of an earlier request with the same beginning. Turn
                 it and ``cpu_traces`` off if you write weights through ``.data``.
             draft_kwargs: options of this model alone: device, dtype, device_map, quantization_config,
@@ -98,7 +97,7 @@ class RSDPipeline(Closing):
 
         Raises:
             ConfigError: an option is unknown or out of bounds.
-            ModelError: a model or tokenizer cannot play its role.
+            ModelError, DeviceMemoryError: a model or tokenizer cannot play its role, or does not fit.
         """
         from rsd_integrations.backends.torch.loading import load_backend
 
@@ -340,6 +339,7 @@ class RSDPipeline(Closing):
 
         Raises:
             ConfigError: a chat template takes no tools, or a schema cannot be enforced.
+            EngineClosedError: the pipeline was closed.
         """
         if as_output(output) != FREE:
             self._engine.check_open()

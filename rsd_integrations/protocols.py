@@ -207,9 +207,9 @@ class Tally:
 class ModelInfo:
     """What accounting and messages need to know of a model.
 
-    ``pair_flops``: 4 x layers x heads x head size, the attention cost of one (token, attended
-    token) pair. ``window``: most tokens a session can hold. ``sliding_window``: of the attention, if all
-    layers have one (if some have full attention, all are counted so).
+    ``pair_flops``: of attention, for a token and one it attends to (see ``FLOPs``). ``window``: most tokens
+    a session can hold. ``sliding_window``: of the attention, if all layers have one (if some have full
+    attention, all are counted so).
     """
 
     name: str

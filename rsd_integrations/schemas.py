@@ -11,9 +11,9 @@ from urllib.parse import unquote
 
 from rsd_integrations.errors import ConfigError
 
-__all__ = ["NAMED", "closed_schema", "referred"]
+__all__ = ["DATA", "NAMED", "closed_schema", "referred"]
 
-_DATA = ("enum", "const", "default", "examples", "required")
+DATA = ("enum", "const", "default", "examples", "required")
 """Keywords whose values are not schemas."""
 
 NAMED = ("properties", "$defs", "definitions", "patternProperties", "dependentSchemas")
@@ -134,7 +134,7 @@ class _Closer:
         Args:
             joined: the names that are described twice, where unions and an allOf describe one object.
         """
-        if name in _DATA or name == "not":  # Closing what is forbidden would forbid less.
+        if name in DATA or name == "not":  # Closing what is forbidden would forbid less.
             return part
         twice = joined if name in ("allOf", *_SHARED) else None
         if name not in NAMED or not isinstance(part, Mapping):

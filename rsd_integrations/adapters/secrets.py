@@ -41,7 +41,7 @@ def revealed(options: Any) -> Any:
 
 
 def without_secrets(options: Any) -> Any:
-    """Options without their secrets, and without what held nothing else; None if nothing is left.
+    """Options without their secrets, and without mappings that held nothing else; None for such a mapping.
 
     Equal whatever the secrets are, so that a token can change and its models stay the same.
     """

@@ -208,6 +208,7 @@ class PipelineSource:
             ConfigError: the chat templates take no tools, or (once the models are there) a schema cannot
                 be enforced.
             ModelError: a tokenizer cannot be loaded.
+            BackendError: a server cannot be asked.
         """
         if self._pipeline is None and _in_a_loop():
             return

@@ -75,7 +75,8 @@ def tune(
 
     Raises:
         ConfigError: an argument is not what it must be, or there is no question.
-        PromptLengthError: a question does not fit; raised before any is answered.
+        PromptError: a question is empty, or does not fit (PromptLengthError); raised before any is answered.
+        RSDError: a model failed; the answers saved so far stay.
     """
     config = call_config(config, {})
     tasks, thresholds = _checked_tasks(tasks), _checked_thresholds(thresholds)

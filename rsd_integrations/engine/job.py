@@ -143,6 +143,7 @@ class Job:
 
         Raises:
             PromptError: the prompt cannot be rendered, or leaves no room (PromptLengthError).
+            ConfigError: draft and target differ in how they think, or know no such template variable.
         """
         models: dict[Role, Any] = {"draft": backend.draft, "target": backend.target, "prm": backend.prm}
         self._infos: dict[Role, ModelInfo] = {role: model.info for role, model in models.items()}

@@ -24,7 +24,7 @@ AHEAD = 16
 servers have other work meanwhile."""
 
 _CLOSING = 5.0
-"""Seconds that connections may take to close."""
+"""Seconds that cancelled calls may take to end, and then connections to close."""
 
 
 class TaskEngine(EngineThread):

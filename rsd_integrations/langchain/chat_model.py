@@ -34,6 +34,7 @@ from rsd_integrations.langchain.counting import count_tokens
 from rsd_integrations.langchain.errors import langchain_errors
 from rsd_integrations.langchain.messages import Chunks, to_chat, to_result, to_turns
 from rsd_integrations.langchain.params import (
+    Guess,
     call_of,
     langsmith_params,
     profile_of,
@@ -66,8 +67,14 @@ class ChatRSD(Batched, RSDSettings):
     streaming: bool | None = None
     """True: ``invoke`` streams tokens to callbacks, too. False: ``stream`` gives the answer as one chunk."""
 
-    _guessed: ModelProfile | None = PrivateAttr(default=None)
     _guessed_by: tuple[Any, ...] = PrivateAttr(default=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_guess(cls, data: Any) -> Any:
+        # LangChain makes configured objects of all that another one holds, which others set for it.
+        guessed = isinstance(data, dict) and isinstance(data.get("profile"), Guess)
+        return {name: value for name, value in data.items() if name != "profile"} if guessed else data
 
     @model_validator(mode="after")
     def _set_rsd_version(self) -> ChatRSD:
@@ -264,7 +271,9 @@ class ChatRSD(Batched, RSDSettings):
             strict: True: refuse schemas with keywords that cannot be enforced token by token.
 
         Raises:
-            ConfigError: the method is unknown, ``schema`` is no schema, or the models take no tools.
+            ConfigError: the method is unknown, ``schema`` is no schema, the models take no tools, or
+                "json_mode" is to be strict.
+            ModelError, BackendError: as ``bind_tools``.
         """
         return structured(self, schema, method=method, include_raw=include_raw, strict=strict)
 
@@ -304,14 +313,13 @@ class ChatRSD(Batched, RSDSettings):
         return cache_key(self, stop, kwargs)
 
     def _resolve_model_profile(self) -> ModelProfile | None:
-        self._guessed = profile_of(self)
-        return self._guessed
+        return profile_of(self)
 
     def _loaded(self) -> None:
         # With the models loaded the whole profile is known. One that the user set stays.
         by = (self.max_tokens, self.max_length)
-        if by != self._guessed_by and self._guessed is not None and self.profile == self._guessed:
-            self.profile = self._guessed = profile_of(self)
+        if by != self._guessed_by and isinstance(self.profile, Guess):
+            self.profile = profile_of(self)
             self._guessed_by = by
 
     @classmethod
@@ -325,8 +333,9 @@ class ChatRSD(Batched, RSDSettings):
         return True
 
     def to_json(self) -> SerializedConstructor | SerializedNotImplemented:
-        """Data from which ``load`` makes an equal object, but for callbacks, ``on_step`` and secrets, which
-        have to be given anew. ``load`` refuses live models and a weighting that is a function.
+        """Data from which ``load`` makes an equal object, but for callbacks, ``on_step``, secrets and what
+        LangChain never saves (tags, metadata, cache), which have to be given anew. ``load`` refuses live
+        models and a weighting that is a function.
         """
         made = super().to_json()
         kwargs: dict[str, Any] = cast(dict[str, Any], made).get("kwargs") or {}

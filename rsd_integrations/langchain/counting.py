@@ -28,6 +28,7 @@ def count_tokens(
 
     Raises:
         EngineClosedError: the pipeline was closed.
+        PromptError: a text cannot be encoded.
     """
     if not turns:
         return 0

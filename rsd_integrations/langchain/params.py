@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.model_profile import ModelProfile
@@ -77,12 +77,16 @@ def langsmith_params(
     return params
 
 
+class Guess(dict[str, Any]):
+    """A profile that nobody set: it follows the settings and, once they are loaded, the models."""
+
+
 def profile_of(settings: RSDSettings) -> ModelProfile:
     """What the model can do. Until it is loaded it is taken to support tools, but for the pocket trio."""
     source = settings.source
     tools = settings.pipeline != POCKET if source.loaded is None else source.takes_tools
     window = settings.window
-    return ModelProfile(
+    guess = Guess(
         # Room for the answer is kept free.
         max_input_tokens=max(0, window - (settings.max_tokens or 1)),
         max_output_tokens=min(settings.max_tokens or window, window - 1),
@@ -98,3 +102,4 @@ def profile_of(settings: RSDSettings) -> ModelProfile:
         tool_choice=tools,
         structured_output=True,
     )
+    return cast("ModelProfile", guess)

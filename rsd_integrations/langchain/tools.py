@@ -77,7 +77,8 @@ def structured(
             arguments of a forced call; "json_mode": any JSON object (say in the prompt which one).
 
     Raises:
-        ConfigError: the method is unknown, or ``schema`` is missing or no schema.
+        ConfigError: the method is unknown, ``schema`` is missing or no schema, or "json_mode" is to be
+            strict.
     """
     if method not in METHODS:
         raise ConfigError(f"method={method!r} is not known.", hint=f"Use one of {', '.join(METHODS)}.")

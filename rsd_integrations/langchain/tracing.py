@@ -19,6 +19,8 @@ from langchain_core.callbacks import (
     AsyncCallbackManagerForLLMRun,
     BaseCallbackHandler,
     CallbackManager,
+    FileCallbackHandler,
+    StdOutCallbackHandler,
 )
 from langchain_core.callbacks.manager import BaseRunManager, ahandle_event, handle_event
 from langchain_core.language_models.base import BaseLanguageModel
@@ -41,12 +43,14 @@ Made = TypeVar("Made")
 try:
     from langchain_core.tracers import _streaming
 
-    _STREAMING: tuple[type, ...] = (
+    _SHOWING: tuple[type, ...] = (
+        FileCallbackHandler,
+        StdOutCallbackHandler,
         _streaming._StreamingCallbackHandler,
         _streaming._V2StreamingCallbackHandler,
     )
-except (ImportError, AttributeError):  # They are no public part of LangChain.
-    _STREAMING = ()
+except (ImportError, AttributeError):  # The last two are no public part of LangChain.
+    _SHOWING = (FileCallbackHandler, StdOutCallbackHandler)
 
 _running: ContextVar[BaseRunManager | None] = ContextVar("rsd_running", default=None)
 
@@ -203,14 +207,14 @@ class StepReporter:
 def _tracers(run: BaseRunManager) -> Handlers:
     """The handlers that are told of child runs: inheritable ones, and tracers of this model alone.
 
-    Not those that stream a model's output: they would show each step as a chain of its own.
+    Not those that stream a model's output or print it: they would show each step as a chain of its own.
     """
     inheriting = set(map(id, run.inheritable_handlers))
     return [
         handler
         for handler in run.handlers
         if (id(handler) in inheriting or isinstance(handler, BaseTracer | AsyncBaseTracer))
-        and not isinstance(handler, _STREAMING)
+        and not isinstance(handler, _SHOWING)
     ]
 
 

@@ -38,9 +38,9 @@ class StructuredPrediction(LLM, RSDSettings):
     """``structured_predict`` and its twins.
 
     By default a model that takes tools is made to call one (LlamaIndex's own way), any other to write a
-    document of the form; either is enforced while it writes. Lists, unions and forms that refer to
-    themselves are always written as documents. ``pydantic_program_mode="llm"`` asks in words alone, and
-    takes the last object of the answer that fits.
+    document of the form; either is enforced while it writes. Lists, unions, strict forms and forms that
+    refer to themselves are written as documents. ``pydantic_program_mode="llm"`` asks in words alone, and
+    takes the last object of the answer that fits; other modes are LlamaIndex's own programs.
     """
 
     def structured_predict(

@@ -57,33 +57,31 @@ def encode_step(tokenizer: Any, step: str) -> list[int]:
     return body + tokenizer.encode(SEPARATOR, add_special_tokens=False)
 
 
-def chats(seed: int | str, mixture: Mixture) -> Iterator[tuple[list[Message], list[str]]]:
-    """Yield (messages before the last answer, answers to be learnt in order)."""
+def chats(seed: int | str, mixture: Mixture) -> Iterator[tuple[list[Message], str]]:
+    """Yield (messages before the last answer, that answer)."""
     rng = random.Random(f"chats/{seed}")
     problems = generate(rng.getrandbits(40))
     while True:
         first = next(problems)
         assert split_of(first.question) == "train"
-        messages, answers = prompt_messages(first), [first.solution]
+        messages, answer = prompt_messages(first), first.solution
         kind = rng.random()
         if kind < mixture.sums:
             question, answer = sums_problem(rng, rng.randint(6, 12))
-            messages, answers = [{"role": "user", "content": question}], [answer]
+            messages = [{"role": "user", "content": question}]
         elif kind < mixture.sums + mixture.two_turns:
             second = next(problems)
             messages += [{"role": "assistant", "content": first.solution}, *prompt_messages(second)]
-            answers.append(second.solution)
+            answer = second.solution
         if rng.random() < mixture.system:
             messages.insert(0, {"role": "system", "content": rng.choice(SYSTEM_PROMPTS)})
-        yield messages, answers
+        yield messages, answer
 
 
-def encode_chat(
-    tokenizer: Any, messages: Sequence[Message], answers: Sequence[str]
-) -> tuple[list[int], list[int]]:
+def encode_chat(tokenizer: Any, messages: Sequence[Message], answer: str) -> tuple[list[int], list[int]]:
     """Ids and labels of a chat; every assistant turn is learnt, with its end token."""
     text = tokenizer.apply_chat_template(
-        [*messages, {"role": "assistant", "content": answers[-1]}], tokenize=False
+        [*messages, {"role": "assistant", "content": answer}], tokenize=False
     )
     ids = tokenizer.encode(text, add_special_tokens=False)[:-1]  # less the newline after the end token
     labels = [IGNORE] * len(ids)

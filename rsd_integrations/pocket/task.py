@@ -78,10 +78,15 @@ def generate(seed: int, *, split: str = "train", events: Sequence[int] | None = 
 
     ``events`` lists the story lengths to draw from, one entry one share; by
     default long stories come more often than short ones.
+
+    Raises:
+        ValueError: there is no such split, or no story of such a length.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}, not {split!r}")
     lengths = tuple(events) if events is not None else (3, 4, 5, 6, 6, 7, 7, 8, 8, 8)
+    if not lengths or not all(1 <= length <= MAX_EVENTS for length in lengths):
+        raise ValueError(f"events must be numbers from 1 to {MAX_EVENTS}, not {events!r}")
     rng = random.Random(f"pocket/{split}/{seed}")
     while True:
         problem = _problem(rng, rng.choice(lengths))
@@ -92,7 +97,12 @@ def generate(seed: int, *, split: str = "train", events: Sequence[int] | None = 
 def held_out(
     n: int, *, seed: int = 0, events: Sequence[int] | None = None, split: str = "held_out"
 ) -> list[Problem]:
-    """``n`` different problems no model was trained on, uniform over the lengths."""
+    """``n`` different problems, uniform over the lengths, that no model was trained on (unless the split is
+    "train").
+
+    Raises:
+        ValueError: as ``generate``.
+    """
     lengths = tuple(events) if events is not None else tuple(range(MIN_EVENTS, MAX_EVENTS + 1))
     streams = [generate(seed, split=split, events=(length,)) for length in lengths]
     found: dict[str, Problem] = {}

@@ -117,7 +117,11 @@ class StepsHTML:
 
 
 def display_steps(generation: Generation, *, question: str | None = None) -> StepsHTML:
-    """For the last line of a notebook cell: ``display_steps(pipe.generate(question))``."""
+    """For the last line of a notebook cell: ``display_steps(pipe.generate(question))``.
+
+    Raises:
+        ConfigError: it is no ``Generation``.
+    """
     return StepsHTML(to_html(generation, question=question))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import combinations, product
 from typing import Any
 
-from rsd_integrations.schemas import referred
+from rsd_integrations.schemas import DATA, NAMED, referred
 
 __all__ = [
     "KINDS",
@@ -21,10 +21,6 @@ __all__ = [
     "with_root_defined",
 ]
 
-_DATA = ("const", "default", "enum", "examples")
-"""Keywords whose values are no schemas."""
-_NAMED = ("$defs", "definitions", "patternProperties", "properties")
-"""Keywords whose values are schemas by name."""
 _ELSEWHERE = re.compile(r"#(?!/(\$defs|definitions)/)(/|$)")
 """A reference to what is no definition."""
 LIMITS = {
@@ -225,11 +221,11 @@ def _pointed(part: Any, root: str) -> Any:
 
 
 def _pointed_keyword(key: str, value: Any, root: str) -> Any:
-    if key in _NAMED and isinstance(value, Mapping):
+    if key in NAMED and isinstance(value, Mapping):
         return {name: _pointed(one, root) for name, one in value.items()}
     if key == "$ref" and isinstance(value, str):
         return root + value[1:].removesuffix("/") if _ELSEWHERE.match(value) else value
-    return value if key in _DATA else _pointed(value, root)
+    return value if key in DATA else _pointed(value, root)
 
 
 def lost(schema: Mapping[str, Any]) -> Iterator[str]:
@@ -247,8 +243,8 @@ def _subschemas(part: Any) -> Iterator[Mapping[str, Any]]:
     """A schema and all within it."""
     if isinstance(part, Mapping):
         yield part
-        named = (part[key] for key in _NAMED if isinstance(part.get(key), Mapping))
-        rest = [one for key, one in part.items() if key not in (*_NAMED, *_DATA)]
+        named = (part[key] for key in NAMED if isinstance(part.get(key), Mapping))
+        rest = [one for key, one in part.items() if key not in (*NAMED, *DATA)]
         part = [*(schema for schemas in named for schema in schemas.values()), *rest]
     for one in part if isinstance(part, list) else ():
         yield from _subschemas(one)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from langchain_core.callbacks import FileCallbackHandler, StdOutCallbackHandler
 from langchain_core.exceptions import ModelInvalidRequestError
 from langchain_core.load import dumpd, load
 from langchain_core.runnables import ConfigurableField
@@ -290,4 +291,5 @@ def test_importing_it_loads_neither_torch_nor_langgraph() -> None:
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 def test_private_names_of_langchain_may_go(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr("langchain_core.tracers._streaming._V2StreamingCallbackHandler")
-    assert runpy.run_module("rsd_integrations.langchain.tracing")["_STREAMING"] == ()
+    shown = runpy.run_module("rsd_integrations.langchain.tracing")["_SHOWING"]
+    assert shown == (FileCallbackHandler, StdOutCallbackHandler)

@@ -7,7 +7,7 @@ import pickle
 import sys
 from collections.abc import Iterator
 from types import FunctionType
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from langchain.agents import create_agent
@@ -20,7 +20,7 @@ from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.rate_limiters import InMemoryRateLimiter
-from langchain_core.runnables import RunnableLambda, RunnablePassthrough
+from langchain_core.runnables import ConfigurableField, RunnableLambda, RunnablePassthrough
 
 from rsd_integrations.adapters.sources import live_name
 from rsd_integrations.errors import BackendError, ConfigError, PromptError, PromptLengthError, TimedOutError
@@ -252,10 +252,12 @@ def test_the_profile_follows_the_settings(loads: list[Any]) -> None:
     llm.max_tokens = 70
     llm.invoke(QUESTION)
     assert llm.profile["max_input_tokens"] == window - 70
-    copied = llm.model_copy(update={"max_tokens": 90})
-    copied.load()
-    assert copied.profile is not None
-    assert copied.profile["max_input_tokens"] == window - 90
+    field = ConfigurableField(id="most")
+    made, _ = llm.configurable_fields(max_tokens=field).prepare({"configurable": {"most": 90}})
+    for copied in (llm.model_copy(update={"max_tokens": 90}), cast("ChatRSD", made)):
+        copied.load()
+        assert copied.profile is not None
+        assert copied.profile["max_input_tokens"] == window - 90
     own = ChatRSD(draft="d", target="t", prm="p", profile={"max_input_tokens": 7})
     for _ in range(2):
         own.load()

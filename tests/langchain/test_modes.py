@@ -5,10 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
-from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
+from langchain_core.callbacks import (
+    AsyncCallbackHandler,
+    BaseCallbackHandler,
+    FileCallbackHandler,
+    StdOutCallbackHandler,
+)
 from langchain_core.language_models import FakeListChatModel
 
 from rsd_integrations import RSDPipeline, Step
@@ -40,6 +46,15 @@ def test_handlers_of_the_constructor_are_told_too(pipe: Any, mode: str) -> None:
     assert local.models == given.models
     assert "rsd.step" in given.chains
     assert "rsd.step" not in local.chains, "handlers of one model alone are no tracers of its children"
+
+
+def test_handlers_that_print_chains_print_no_steps(
+    llm: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with FileCallbackHandler(str(tmp_path / "log")) as written:
+        MODES["chain invoke"](llm, [StdOutCallbackHandler(), written])
+    for shown in (capsys.readouterr().out, (tmp_path / "log").read_text()):
+        assert "Entering new" in shown and "rsd." not in shown
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -44,7 +44,7 @@ def apart(one: Any, other: Any) -> float:
 
 def test_labels_cover_the_answer_and_its_end_only(tokenizer: Any) -> None:
     problem = held_out(1)[0]
-    ids, labels = encode_chat(tokenizer, prompt_messages(problem), [problem.solution])
+    ids, labels = encode_chat(tokenizer, prompt_messages(problem), problem.solution)
     learnt = [token for token, label in zip(ids, labels, strict=True) if label != IGNORE]
     assert tokenizer.decode(learnt) == problem.solution + "<|im_end|>"
 

@@ -31,7 +31,7 @@ from rsd_integrations.text.thoughts import ReasoningTags
 __all__ = ["Constraint", "Grammars"]
 
 _KEPT = 32
-"""Compiled grammars a model keeps."""
+"""Compiled grammars that are kept."""
 
 
 class Constraint:
@@ -113,13 +113,13 @@ class Constraint:
 
 
 class Grammars:
-    """Compiles outputs for one model's tokenizer, and keeps what it compiled. Any thread.
+    """Compiles outputs for one tokenizer, and keeps what it compiled. Any thread.
 
     Args:
         tokenizer: a fast transformers tokenizer.
         eos_ids: tokens that end an answer.
         form: how calls of tools are written; None where nobody knows.
-        name: of the model, for messages.
+        name: of a model that has it, for messages.
     """
 
     def __init__(self, tokenizer: Any, eos_ids: frozenset[int], form: CallFormat | None, name: str) -> None:

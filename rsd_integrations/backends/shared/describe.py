@@ -75,7 +75,7 @@ def attending_layers(config: Any) -> list[Any]:
 
 
 def head_size(config: Any) -> int:
-    """Numbers in a head of a layer's attention; 0 where it has none."""
+    """Numbers in a head of a layer's attention."""
     return int(getattr(config, "head_dim", None) or config.hidden_size // max(1, _heads(config)))
 
 

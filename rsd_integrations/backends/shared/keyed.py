@@ -82,6 +82,9 @@ class KeyedRules:
             tool: begins the names of its rules.
             name: the tool's own, for messages.
             schema: of its arguments.
+
+        Raises:
+            ConfigError: they cannot be written so, or not all that they say be enforced (if strict).
         """
         self._check(name, self._closing)
         self._known = {}  # References are to each tool's own definitions.

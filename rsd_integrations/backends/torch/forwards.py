@@ -90,7 +90,11 @@ class Compiled:
     def compute(
         self, head_N3: torch.Tensor, ids_NT: torch.Tensor, key_L: torch.Tensor, *, block: int | None
     ) -> Pair:
-        """The ``Compute`` itself, compiled if it is of one of these kinds."""
+        """The ``Compute`` itself, compiled if it is of one of these kinds.
+
+        Raises:
+            ConfigError: it cannot be compiled.
+        """
         rows, tokens = ids_NT.shape
         if not self._takes(rows, tokens):
             return self._compute(head_N3, ids_NT, key_L, block=block)

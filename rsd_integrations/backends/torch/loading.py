@@ -86,6 +86,7 @@ def load_backend(
     Raises:
         ConfigError: an option is unknown or out of bounds.
         ModelError: a model or tokenizer cannot play its role.
+        DeviceMemoryError: the models or their caches do not fit.
     """
     check_count("max_batch_size", max_batch_size, 1)
     check_count("max_length", max_length, 2)

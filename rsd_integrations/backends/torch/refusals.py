@@ -18,7 +18,11 @@ __all__ = ["check_architecture", "check_weights"]
 
 
 def check_architecture(source: Source) -> None:
-    """Refuse what is no model with weights, and what a slot cache cannot hold or roll back."""
+    """Refuse what is no model with weights, and what a slot cache cannot hold or roll back.
+
+    Raises:
+        ModelError: it is one of these.
+    """
     if source.model is None and "gguf_file" not in (source.options.get("model_kwargs") or {}):
         check_whole(source.role, source.name, source.options.get("subfolder") or "")
     config = text_config(source.config)
@@ -57,7 +61,11 @@ def _causal_class(config: Any) -> Any:
 
 
 def check_weights(source: Source) -> None:
-    """Refuse a folder without the weights that would be loaded. A hub id is not checked."""
+    """Refuse a folder without the weights that would be loaded. A hub id is not checked.
+
+    Raises:
+        ModelError: it has none.
+    """
     folder = Path(source.name, source.options.get("subfolder") or "")
     if source.model is not None or not folder.is_dir():
         return

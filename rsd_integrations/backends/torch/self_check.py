@@ -31,7 +31,7 @@ def check_slots(runner: SlotRunner, name: str) -> None:
         ConfigError: the model cannot be compiled, which was asked for.
         DeviceMemoryError: the cache does not fit.
         ModelError: the model fails or overflows, or the two differ by more than rounding: it does not go by
-            the positions and masks it is given (ALiBi, recurrent layers, ...).
+            the positions and masks it is given (ALiBi, ...), or its states do not go on from where they were.
     """
     gathered = runner.most_gathered
     if gathered < math.inf:
