@@ -110,6 +110,12 @@ def test_unknown_split_is_refused() -> None:
         next(generate(0, split="test"))
 
 
+@pytest.mark.parametrize("events", [(), (0,), (3, 25)])
+def test_lengths_that_no_story_has_are_refused(events: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"events must be numbers from 1 to 8, not {events!r}")):
+        next(generate(0, events=events))
+
+
 def test_the_family_is_varied() -> None:
     assert sum(len(domain.events) for domain in DOMAINS) >= 60
     problems = list(islice(generate(1), 300))
