@@ -102,8 +102,8 @@ class RSDLLM(StructuredPrediction, AskedByEngines, ToolCalling, CustomLLM):
         """What LlamaIndex wants to know of the model. Before the first call this may load tokenizers, or ask
         servers.
 
-        LlamaIndex fills ``context_window`` with texts, so what chat templates put around a text is taken off
-        it: as measured, or before the models are loaded 64 tokens at most.
+        LlamaIndex fills ``context_window`` with texts, the system prompt among them, so what chat templates
+        put around these is taken off it: as measured, or before the models are loaded 64 tokens at most.
 
         Raises:
             RSDError: a tokenizer cannot be loaded, or a server does not answer.
@@ -111,7 +111,7 @@ class RSDLLM(StructuredPrediction, AskedByEngines, ToolCalling, CustomLLM):
         # ``takes_tools`` goes first: it downloads the models' configs, from which the window is read.
         takes_tools, window = self.source.takes_tools, self.window
         frame = self._frame(window)
-        # A system prompt that takes most of it is left to the call to refuse, which says why.
+        # A template that takes most of it is left to the call to refuse, which says why.
         window -= frame if frame < window // 2 else 0
         return LLMMetadata(
             context_window=window,
@@ -127,7 +127,12 @@ class RSDLLM(StructuredPrediction, AskedByEngines, ToolCalling, CustomLLM):
             return min(_USUAL_FRAME, window // 16)
         chat, variables = to_chat([ChatMessage("x")], self.system_prompt), self.chat_template_kwargs
         writers = pipe.backend.draft, pipe.backend.target
-        return max(writer.count(chat, FREE, variables) - len(writer.encode("x")) for writer in writers)
+        # A system prompt's text LlamaIndex takes off itself.
+        said = "x", self.system_prompt or ""
+        return max(
+            writer.count(chat, FREE, variables) - sum(len(writer.encode(text)) for text in said)
+            for writer in writers
+        )
 
     def to_payload(self) -> dict[str, Any]:
         """What traces say of the model: nothing that has to be loaded, and no secrets."""
@@ -243,8 +248,13 @@ class RSDLLM(StructuredPrediction, AskedByEngines, ToolCalling, CustomLLM):
     ) -> tuple[list[Message], CallSettings]:
         """Turns and settings of a call: checked at once, not when a stream is first read."""
         chat = to_chat(messages, self.system_prompt)
-        # LlamaIndex's DocumentContextExtractor sends any model headers for Anthropic's servers.
-        kwargs = {name: value for name, value in kwargs.items() if name != "extra_headers"}
+        # LlamaIndex's DocumentContextExtractor sends any model headers for Anthropic's servers, and ragas asks
+        # any for one answer.
+        kwargs = {
+            name: value
+            for name, value in kwargs.items()
+            if name != "extra_headers" and (name, value) != ("n", 1)
+        }
         if self.react_stop and kwargs.get("stop") is None and is_react(messages):
             kwargs = {**kwargs, "stop": (*self.stop, REACT_STOP)}
         return chat, call_settings(self, kwargs)

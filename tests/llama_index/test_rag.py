@@ -9,7 +9,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from llama_index.core import Document, PromptHelper, VectorStoreIndex, get_response_synthesizer
+from llama_index.core import (
+    Document,
+    PromptHelper,
+    PromptTemplate,
+    VectorStoreIndex,
+    get_response_synthesizer,
+)
 from llama_index.core.chat_engine.types import ChatMode
 from llama_index.core.embeddings import MockEmbedding
 from llama_index.core.evaluation import FaithfulnessEvaluator
@@ -23,7 +29,7 @@ from llama_index.core.selectors import LLMSingleSelector, PydanticSingleSelector
 from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.tools import QueryEngineTool
 
-from rsd_integrations.errors import AskedError
+from rsd_integrations.errors import AskedError, ConfigError
 from rsd_integrations.llama_index import RSDLLM
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.testing import scripted_pipeline
@@ -214,6 +220,28 @@ def test_what_engines_pack_leaves_room_for_the_chat_template(
         assert str(synthesizer.synthesize("How many?", [NodeWithScore(node=TextNode(text=text))]))
 
 
+@pytest.mark.parametrize("system", [None, "s" * 700])
+def test_what_fits_is_packed_whole(system: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LlamaIndex takes the system prompt off the window itself. One character is one token here."""
+    monkeypatch.setattr("llama_index.core.global_tokenizer", list)
+    asked: list[Any] = []
+
+    def script(prompt: Any, index: int, text: str) -> str | None:
+        asked.append(prompt)
+        return None if index else "So."
+
+    with scripted_pipeline(script, window=2000) as pipe:
+        llm = RSDLLM.from_pipeline(pipe, max_tokens=200, system_prompt=system)
+        room = 1720 - len(system or "")
+        synthesizer = get_response_synthesizer(
+            llm=llm,
+            response_mode=ResponseMode.SIMPLE_SUMMARIZE,
+            text_qa_template=PromptTemplate("{context_str} {query_str}"),
+        )
+        synthesizer.synthesize("?", [NodeWithScore(node=TextNode(text="x" * room))])
+    assert "x" * room in asked[0][-1]["content"]
+
+
 def test_a_prompt_that_llama_index_packed_too_full_says_so() -> None:
     llm = RSDLLM.pocket(max_tokens=8)
     synthesizer = get_response_synthesizer(llm=llm, response_mode=ResponseMode.SIMPLE_SUMMARIZE)
@@ -221,6 +249,13 @@ def test_a_prompt_that_llama_index_packed_too_full_says_so() -> None:
     with pytest.raises(AskedError, match="do not fit") as caught:
         synthesizer.synthesize("How many?", [node])
     assert "Settings.tokenizer = llm.load().token_ids" in caught.value.hint
+
+
+async def test_asking_for_one_answer_is_asking_for_nothing_more(llm: RSDLLM) -> None:
+    """ragas does so with each LLM of LlamaIndex, and takes what is raised for a score of NaN."""
+    assert llm.complete("Which?", n=1).text == (await llm.acomplete("Which?", n=1)).text
+    with pytest.raises(ConfigError, match="'n'"):
+        llm.complete("Which?", n=2)
 
 
 async def test_an_extractor_that_sends_headers_of_servers() -> None:
