@@ -248,8 +248,8 @@ class RSDLLM(StructuredPrediction, AskedByEngines, ToolCalling, CustomLLM):
     ) -> tuple[list[Message], CallSettings]:
         """Turns and settings of a call: checked at once, not when a stream is first read."""
         chat = to_chat(messages, self.system_prompt)
-        # LlamaIndex's DocumentContextExtractor sends any model headers for Anthropic's servers, and ragas asks
-        # any for one answer.
+        # LlamaIndex's DocumentContextExtractor sends any model headers for Anthropic's servers, ragas
+        # asks any for one answer.
         kwargs = {
             name: value
             for name, value in kwargs.items()
