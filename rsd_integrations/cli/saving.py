@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +16,7 @@ import typer
 from rich.console import Console
 
 from rsd_integrations.errors import ConfigError
+from rsd_integrations.files import whole
 
 if TYPE_CHECKING:
     from rsd_integrations.bench.results import Report
@@ -83,20 +85,15 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """
     in_place = path.is_symlink() or (path.exists() and not path.is_file())
     in_place = in_place or not os.access(path.parent, os.W_OK)
-    new = path if in_place else path.with_name(f".rsd-{uuid4().hex}{path.suffix}")
     try:
-        write(new)
-        if not in_place:
-            if path.exists():
-                shutil.copymode(path, new)  # A page that nobody else may read stays so.
-            new.replace(path)
+        with nullcontext(path) if in_place else whole(path) as file:
+            write(file)
+            if path.exists() and not in_place:
+                shutil.copymode(path, file)  # A page that nobody else may read stays so.
     except BrokenPipeError:  # Nobody reads it any more, which is no failure to tell of.
         raise
     except OSError as error:
         raise OSError(f"{str(path)!r} cannot be written: {error.strerror or error}.") from error
-    finally:
-        if not in_place:
-            new.unlink(missing_ok=True)
 
 
 def conclude(

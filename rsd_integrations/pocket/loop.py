@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from rsd_integrations.files import whole
 from rsd_integrations.pocket.data import IGNORE, Batch, Mixture, batches
-from rsd_integrations.pocket.files import whole
 from rsd_integrations.pocket.model import count_parameters, use_half_products
 from rsd_integrations.pocket.optim import make_optimizers, set_rates
 

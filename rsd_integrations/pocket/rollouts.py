@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from rsd_integrations.files import write
 from rsd_integrations.pocket.data import IGNORE, encode_prompt, encode_step, prompt_messages
-from rsd_integrations.pocket.files import write
 from rsd_integrations.pocket.task import (
     SEPARATOR,
     SPLITS,

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rsd_integrations.errors import ConfigError
-from rsd_integrations.pocket.files import write
+from rsd_integrations.files import write
 from rsd_integrations.pocket.loop import Report
 from rsd_integrations.pocket.recipes import Extent, digest
 

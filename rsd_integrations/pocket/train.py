@@ -31,10 +31,10 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 from rsd_integrations.bench.accuracy import accuracy_report, measure
 from rsd_integrations.bench.results import AccuracyReport, Point
 from rsd_integrations.bench.sweep import Watch
+from rsd_integrations.files import remove, whole, write
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.pocket import card, rollouts
 from rsd_integrations.pocket.export import as_llama, export
-from rsd_integrations.pocket.files import remove, whole, write
 from rsd_integrations.pocket.loop import Report, save_weights, train_language_model
 from rsd_integrations.pocket.model import count_parameters, grow, make_config, new_model
 from rsd_integrations.pocket.prm import build_prm, freeze_trunk, train_prm
