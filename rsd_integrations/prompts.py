@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby
+from itertools import groupby, takewhile
 from typing import Any
 
 from rsd_integrations.errors import PromptError
@@ -14,8 +14,8 @@ __all__ = ["all_texts", "as_messages", "check_prompt", "check_steps", "check_tex
 
 
 def check_prompt(prompt: Any) -> Prompt:
-    """A prompt as the backends take it: text, or a list of plain message dicts, in which the results behind a
-    turn stand in the order of its calls.
+    """A prompt as the backends take it: text, or a list of plain message dicts, in which results stand in the
+    order of the calls before them.
 
     Raises:
         PromptError: it is empty, malformed, or holds text that cannot be encoded.
@@ -40,7 +40,7 @@ def _in_order(messages: list[Message]) -> list[Message]:
     made: list[Message] = []
     for is_result, group in groupby(messages, lambda message: message["role"] == "tool"):
         turns = list(group)
-        made += _by_calls(_call_ids(made[-1]), turns) if is_result and made else turns
+        made += _by_calls(_call_ids(made), turns) if is_result else turns
     return made
 
 
@@ -54,10 +54,12 @@ def _by_calls(ids: Sequence[str], results: Sequence[Message]) -> Sequence[Messag
     return [results[number] for number in sorted(range(len(results)), key=places.__getitem__)]
 
 
-def _call_ids(message: Message) -> list[str]:
-    calls = message.get("tool_calls")
-    listed = calls if isinstance(calls, list) else []
-    return [_key(call.get("id")) for call in listed if isinstance(call, dict)]
+def _call_ids(messages: Sequence[Message]) -> list[str]:
+    """Those that the last turns made: each of parallel calls may stand in one of its own."""
+    turns = list(takewhile(lambda message: message["role"] == "assistant", reversed(messages)))
+    listed = [turn.get("tool_calls") for turn in reversed(turns)]
+    calls = [call for one in listed if isinstance(one, list) for call in one]
+    return [_key(call.get("id")) for call in calls if isinstance(call, dict)]
 
 
 def _key(value: object) -> str:

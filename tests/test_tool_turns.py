@@ -126,6 +126,13 @@ def test_results_that_name_no_call_stand_for_those_that_are_left(
     assert made[:2] == chat[:2] and sorted(map(str, made)) == sorted(map(str, chat))
 
 
+@pytest.mark.parametrize("order", ["abc", "cab", "bca"])
+def test_parallel_calls_may_stand_in_a_turn_each(order: str) -> None:
+    before = [ASKED, called("x"), result("0", "x"), called("a"), called("b", "c")]
+    made = check_prompt([*before, *(result(key, key) for key in order), ASKED])
+    assert made == [*before, *(result(key, key) for key in "abc"), ASKED]
+
+
 @pytest.mark.parametrize("calls", [None, 5, "ab", [], ["a", None], [{"id": ["a"]}, 5]])
 def test_results_behind_no_calls_stay_where_they_are(calls: Any) -> None:
     results = [result("7", "b"), result("3", "a"), result("4", None)]

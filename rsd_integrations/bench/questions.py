@@ -139,7 +139,7 @@ def _rows(path: Path, text: str, delimiter: str) -> Iterator[_Entry]:
     rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
     most = csv.field_size_limit(max(1, len(text)))  # Answers may be long.
     try:
-        names = Counter(filter(None, rows.fieldnames or ()))
+        names = Counter(name for name in rows.fieldnames or () if name.strip())
         if twice := [name for name, count in names.items() if count > 1]:
             raise ConfigError(
                 f"the first line of {str(path)!r} names {twice[0]!r} {names[twice[0]]} times.",
@@ -151,7 +151,7 @@ def _rows(path: Path, text: str, delimiter: str) -> Iterator[_Entry]:
             more: Sequence[str] = row.pop(None, ())
             if not any(cell and cell.strip() for cell in (*row.values(), *more)):
                 continue  # Spreadsheets end tables with lines of empty cells.
-            if any(more):
+            if any(cell.strip() for cell in more):
                 raise ConfigError(
                     f"{where} has more cells than the first line names: {more!r:.80}.",
                     hint=f"Put cells with {delimiter!r} in quotation marks.",

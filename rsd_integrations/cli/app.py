@@ -146,7 +146,7 @@ def _from_typer(error: Any) -> tuple[str, int]:
         hint = "Flags take no value" if is_value else "Put a text of several words in quotes"
         said = f"{said.rstrip('.')}. {hint}."
     elif _may_be_an_argument(error):
-        said = f"{said.rstrip('.')}. Put -- before a text that begins with a dash."
+        said = f"{said.rstrip('.')}. If it begins a text, put -- before that."
     return (_one_line(f"{said} (see --help)"), int(error.exit_code)) if said else ("", OK)
 
 

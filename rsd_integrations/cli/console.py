@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import Any
 
 from rich.console import Console
 
@@ -19,7 +20,8 @@ def open_console(*, stderr: bool = False) -> Console:
     if _is_watched(console):
         return console
     system = console.color_system
-    return Console(stderr=stderr, highlight=False, force_terminal=False, color_system=system)  # type: ignore[arg-type]
+    plain: dict[str, Any] = {"force_terminal": False, "force_interactive": False, "color_system": system}
+    return Console(stderr=stderr, highlight=False, **plain)
 
 
 def _is_watched(console: Console) -> bool:

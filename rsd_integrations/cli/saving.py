@@ -84,7 +84,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         OSError: it could not be written; says which.
     """
     in_place = path.is_symlink() or (path.exists() and not path.is_file())
-    in_place = in_place or not os.access(path.parent, os.W_OK)
+    # A file that its owner made read-only is not to be replaced: writing to it fails.
+    in_place = in_place or not all(os.access(one, os.W_OK) for one in (path.parent, path) if one.exists())
     try:
         with nullcontext(path) if in_place else whole(path) as file:
             write(file)

@@ -37,8 +37,10 @@ _MEDIA = frozenset(
 """Types of parts that hold what a text model cannot read."""
 
 _HELD = frozenset(("base64", "data", "file_data"))
-_NAMED = frozenset(("url", "image_url", "audio_url", "video_url", "file_id", "file_uri", "source_type"))
-_FIELDS = _NAMED | {"type", "id", "index", "extras", "mime_type", "media_type", "detail"}
+_NAMED = frozenset(
+    ("url", "image_url", "audio_url", "video_url", "file_url", "file_id", "file_uri", "source_type")
+)
+_FIELDS = _NAMED | {"type", "id", "index", "extras", "mime_type", "media_type", "detail", "filename"}
 """Where a part holds a medium or names one, and all fields of one that does no more than name it."""
 
 _TEXTS = {**dict.fromkeys(("text", "text-plain", "input_text", "output_text"), "text"), "refusal": "refusal"}

@@ -102,8 +102,9 @@ class RSDLLM(StructuredPrediction, AskedByEngines, ToolCalling, CustomLLM):
         """What LlamaIndex wants to know of the model. Before the first call this may load tokenizers, or ask
         servers.
 
-        LlamaIndex fills ``context_window`` with texts, the system prompt among them, so what chat templates
-        put around these is taken off it: as measured, or before the models are loaded 64 tokens at most.
+        LlamaIndex fills ``context_window`` with texts, so what chat templates put around these is taken off
+        it: as measured, or before the models are loaded 64 tokens at most. What is packed for a query leaves
+        room for a system prompt; the memory of chats does not.
 
         Raises:
             RSDError: a tokenizer cannot be loaded, or a server does not answer.
@@ -127,12 +128,13 @@ class RSDLLM(StructuredPrediction, AskedByEngines, ToolCalling, CustomLLM):
             return min(_USUAL_FRAME, window // 16)
         chat, variables = to_chat([ChatMessage("x")], self.system_prompt), self.chat_template_kwargs
         writers = pipe.backend.draft, pipe.backend.target
-        # A system prompt's text LlamaIndex takes off itself.
+        # A system prompt's text LlamaIndex takes off itself, for queries. Templates may leave some of it out.
         said = "x", self.system_prompt or ""
-        return max(
+        frames = (
             writer.count(chat, FREE, variables) - sum(len(writer.encode(text)) for text in said)
             for writer in writers
         )
+        return max(0, *frames)
 
     def to_payload(self) -> dict[str, Any]:
         """What traces say of the model: nothing that has to be loaded, and no secrets."""

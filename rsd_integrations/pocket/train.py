@@ -88,7 +88,7 @@ class Workshop:
             return AutoModelForCausalLM.from_pretrained(self.finished(name))
         prm = AutoModelForTokenClassification.from_pretrained(self.finished(name))
         if (chosen := result_of(self.out, "threshold")).exists():
-            prm.config.rsd_prm = {**prm.config.rsd_prm, "threshold": cheapest_of_best(_read(chosen).points)}
+            prm.config.rsd_prm = {**prm.config.rsd_prm, "threshold": _read(chosen).recommended_threshold}
         return prm
 
     def export(self) -> dict[str, Path]:
@@ -220,8 +220,9 @@ def run_prm(shop: Workshop) -> None:
 def run_threshold(shop: Workshop) -> None:
     """Choose the threshold on validation problems; what was measured goes to ``threshold.json``."""
     report = shop.measure("validation", VALIDATION_PROBLEMS)
-    shop.report(f"recommended threshold {cheapest_of_best(report.points)}")
-    write(result_of(shop.out, "threshold"), report.model_dump_json(indent=1))
+    chosen = report.model_copy(update={"recommended_threshold": cheapest_of_best(report.points)})
+    shop.report(f"recommended threshold {chosen.recommended_threshold}")
+    write(result_of(shop.out, "threshold"), chosen.model_dump_json(indent=1))
 
 
 def cheapest_of_best(points: Sequence[Point]) -> float:

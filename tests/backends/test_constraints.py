@@ -328,8 +328,12 @@ def test_schemas_that_cannot_be_enforced_are_refused(pipe: RSDPipeline, schema: 
     assert pipe.generate(QUESTION, max_tokens=3).usage.completion_tokens <= 3
 
 
-@pytest.mark.parametrize(("target", "read"), [("tools", 1), ("tools-b", 2)])
-def test_equal_vocabularies_are_read_once(monkeypatch: pytest.MonkeyPatch, target: str, read: int) -> None:
+@pytest.mark.parametrize(
+    ("target", "ends", "read"), [("tools", None, 1), ("tools-b", None, 2), ("tools", [2, 3], 2)]
+)
+def test_equal_vocabularies_are_read_once(
+    monkeypatch: pytest.MonkeyPatch, target: str, ends: list[int] | None, read: int
+) -> None:
     """One of 150,000 tokens takes a second, in which an event loop stands still, and 100 MB for good."""
     made = []
 
@@ -340,6 +344,8 @@ def test_equal_vocabularies_are_read_once(monkeypatch: pytest.MonkeyPatch, targe
     monkeypatch.setattr(constrain, "from_tokenizer", counted)
     models = trio("Qwen2", "Llama", ("tools", target, "ascii"), max_position_embeddings=2048)
     models["draft"] = (models["draft"][0], copy.deepcopy(models["draft"][1]))
+    if ends:
+        monkeypatch.setattr(models["target"][0].generation_config, "eos_token_id", ends)
     with RSDPipeline.from_pretrained(**models, device="cpu") as pipe:
         for tools in (None, TOOLS):
             pipe.generate(QUESTION, output=Output.of(response_format=JSON_FORMAT, tools=tools), max_tokens=4)

@@ -55,6 +55,7 @@ def closed() -> io.StringIO:
         (io.StringIO(), {}, False, False),
         (io.StringIO(), {"FORCE_COLOR": "1"}, False, True),
         (io.StringIO(), {"TTY_COMPATIBLE": "1"}, False, True),
+        (io.StringIO(), {"TTY_INTERACTIVE": "1"}, False, False),
         (io.StringIO(), {"FORCE_COLOR": "1", "NO_COLOR": "1"}, False, False),
         (Bare(), {"FORCE_COLOR": "1"}, False, True),
         (closed(), {"FORCE_COLOR": "1"}, False, True),

@@ -103,7 +103,7 @@ def test_a_text_that_begins_with_a_dash_is_told_where_to_stand(
 ) -> None:
     result = rsd(*arguments)
     assert result.code == 2
-    assert ("Put -- before a text that begins with a dash." in result.err) == is_hinted
+    assert ("If it begins a text, put -- before that." in result.err) == is_hinted
     if arguments[0] == "ask" and is_hinted:
         assert rsd("ask", "--", *arguments[1:]).code == 0
 

@@ -68,6 +68,17 @@ def test_a_private_file_stays_private(tmp_path: Path) -> None:
     assert (page.read_text(), page.stat().st_mode & 0o777) == ("new", 0o600)
 
 
+def test_a_file_that_is_not_to_be_written_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "steps.html"
+    page.touch()
+    monkeypatch.setattr(os, "access", lambda path, mode: path != page)  # Root may write to any.
+    seen: list[Path] = []
+    write_whole(page, seen.append)
+    assert seen == [page]
+
+
 @pytest.mark.skipif(os.name == "nt", reason="links and pipes as POSIX has them")
 def test_links_pipes_and_files_in_the_folders_of_others_are_written_in_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

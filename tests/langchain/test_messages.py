@@ -215,6 +215,8 @@ def test_a_tools_dicts_that_are_no_json_are_shown_all_the_same() -> None:
         {"type": "file", "file": {"file_data": "aGk=", "filename": "a.pdf"}},
         {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "aGk="}},
         {"type": "document", "source": {"type": "url", "url": "https://x.test/a.pdf"}, "title": "A"},
+        {"type": "input_file", "file_url": "https://x.test/a.pdf", "filename": "a.pdf"},
+        {"type": "media", "file_uri": "gs://x/a.png", "media_type": "image/png"},
     ],
 )
 def test_media_that_a_tool_gives_are_refused(part: Any) -> None:

@@ -242,6 +242,16 @@ def test_what_fits_is_packed_whole(system: str | None, monkeypatch: pytest.Monke
     assert "x" * room in asked[0][-1]["content"]
 
 
+@pytest.mark.parametrize("frame", [-100, 1500])
+def test_a_window_is_never_more_than_the_models(frame: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Templates may leave a system prompt out, or put more around a text than there is room for."""
+    with scripted_pipeline(["so"], window=2000) as pipe:
+        llm = RSDLLM.from_pipeline(pipe, system_prompt="s" * 50)
+        for writer in (pipe.backend.draft, pipe.backend.target):
+            monkeypatch.setattr(type(writer), "count", lambda *_: 51 + frame, raising=True)
+        assert llm.metadata.context_window == llm.window == 2000
+
+
 def test_a_prompt_that_llama_index_packed_too_full_says_so() -> None:
     llm = RSDLLM.pocket(max_tokens=8)
     synthesizer = get_response_synthesizer(llm=llm, response_mode=ResponseMode.SIMPLE_SUMMARIZE)

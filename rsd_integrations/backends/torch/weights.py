@@ -14,7 +14,7 @@ from rsd_integrations.backends.shared.describe import is_quantized
 __all__ = ["Weights"]
 
 _SWITCHES = ("disable_adapters", "active_adapter", "merged_adapters", "scaling")
-"""By what PEFT's layers work differently. Of a merge nothing else tells: it writes through ``.data``."""
+"""What switches PEFT's layers. Nothing else tells of a merge, which writes through ``.data``."""
 
 
 class Weights:
