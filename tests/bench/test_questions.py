@@ -27,7 +27,7 @@ TWO = [("What is 1 + 1?", "2"), ("Ä, or:\nB?", "B")]
             '{"question": "What is 1 + 1?", "answer": 2}\r\n{"question": "Ä, or:\\nB?", "answer": "B"}',
         ),
         ("a.csv", '\ufeffid,prompt,expected\n1,What is 1 + 1?,2\n2,"Ä, or:\nB?",B\n'),
-        ("padded.csv", 'prompt,expected,, , \n,,\nWhat is 1 + 1?,2,,,, , \n , ,,\n"Ä, or:\nB?",B,\n,,\n,,,\n'),
+        ("padded.csv", 'prompt,expected,, , \n,,\nWhat is 1 + 1?,2,, , \n , ,,\n"Ä, or:\nB?",B,\n,,\n,,,\n'),
         ("b.csv", '\ufeffprompt;expected\r\nWhat is 1 + 1?;2\r\n"Ä, or:\nB?";B\r\n'),
         ("a.TSV", 'problem\tsolution\tanswer\nWhat is 1 + 1?\t.\t2\n"Ä, or:\nB?"\t.\tB\n'),
     ],
