@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
-__all__ = ["remove", "whole", "write"]
+__all__ = ["remove", "unwritten", "whole", "write"]
 
 
 @contextmanager
@@ -34,6 +34,11 @@ def write(path: Path, text: str) -> None:
     """Write a file of text."""
     with whole(path) as file:
         file.write_text(text, encoding="utf-8")
+
+
+def unwritten(path: Path, error: OSError) -> OSError:
+    """The same error with the file's name, which those of writing do not tell."""
+    return OSError(f"{str(path)!r} cannot be written: {error.strerror or error}.")
 
 
 def remove(path: Path) -> None:

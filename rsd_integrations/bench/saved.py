@@ -11,6 +11,7 @@ from typing import Any
 
 from rsd_integrations.bench.results import Made
 from rsd_integrations.errors import ConfigError
+from rsd_integrations.files import unwritten
 from rsd_integrations.types import Generation
 
 __all__ = ["SavedAnswers", "fingerprint"]
@@ -149,7 +150,7 @@ class SavedAnswers:
         except OSError as error:
             with suppress(OSError):  # It would write once more, and fail with an error that names no file.
                 self._file.close()
-            raise OSError(f"{str(self._path)!r} cannot be written: {error.strerror}.") from error
+            raise unwritten(self._path, error) from error
 
     def close(self) -> None:
         """Close the file."""

@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 
 from rsd_integrations.errors import ConfigError
-from rsd_integrations.files import whole
+from rsd_integrations.files import unwritten, whole
 
 if TYPE_CHECKING:
     from rsd_integrations.bench.results import Report
@@ -94,7 +94,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     except BrokenPipeError:  # Nobody reads it any more, which is no failure to tell of.
         raise
     except OSError as error:
-        raise OSError(f"{str(path)!r} cannot be written: {error.strerror or error}.") from error
+        raise unwritten(path, error) from error
 
 
 def conclude(

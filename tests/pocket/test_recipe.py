@@ -114,7 +114,7 @@ def test_the_last_stages_measure_as_the_bench_does(
         AccuracyReport.model_validate_json((out / f"{name}.json").read_text(encoding="utf-8"))
         for name in ("threshold", "eval")
     )
-    assert chosen.recommended_threshold == cheapest_of_best(chosen.points) == measured.recommended_threshold
+    assert measured.recommended_threshold == cheapest_of_best(chosen.points)
     paths = {role: out / "trio" / role for role in ROLES}
     assert measured.weights_sha256 == weights_sha256(paths)
     with RSDPipeline.from_pretrained(*map(str, paths.values()), device="cpu") as pipe:
@@ -168,6 +168,18 @@ def _report(threshold: float) -> AccuracyReport:
         settings={"problems": 4}, weights_sha256={}, recommended_threshold=threshold,
         points=(_point("rsd", threshold, 4, 1),), prm=quality,
     )  # fmt: skip
+
+
+def test_the_chosen_threshold_is_the_one_that_is_noted(
+    shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is measured names another: the format's default, as none was chosen yet."""
+    shop = Workshop(train.parse(["--out", str(shutil.copytree(shop.out, tmp_path / "out"))]))
+    measured = _report(0.7).model_copy(update={"recommended_threshold": 0.5})
+    monkeypatch.setattr(shop, "measure", lambda *_: measured)
+    train.run_threshold(shop)
+    noted = AccuracyReport.model_validate_json((shop.out / "threshold.json").read_text(encoding="utf-8"))
+    assert noted.recommended_threshold == shop.load("prm").config.rsd_prm["threshold"] == 0.7
 
 
 def test_a_new_reward_model_has_no_threshold_yet(
