@@ -118,7 +118,9 @@ class RSDFields(BaseModel):
     and vLLM). The penalty in a model's ``generation_config`` is not used. 1 means none, and is fastest."""
 
     seed: int | None = Field(default=None, ge=0, le=_LARGEST)
-    """Fixes every random draw, whatever else runs. None draws a fresh seed, which the result reports."""
+    """Fixes every random draw, whatever else runs: the same prompt gets the same answer again. So give each
+    call a seed of its own where several samples of a prompt are wanted, and where many questions are sampled,
+    which would share their draws. None draws a fresh seed, which the result reports."""
 
     stop: Strings = Field(default=(), max_length=_MOST_STRINGS)
     """The answer ends before the first of these strings (at most 256), which may span tokens and steps. In

@@ -209,7 +209,7 @@ class Generation(_Frozen):
     "length": a limit was reached; "cancelled": with a ``usage`` of zeros if the request never began."""
     seed: int
     """The seed that reproduces this generation (in half precision up to rounding, which depends on the
-    requests that share a batch)."""
+    requests that share a batch). Times, and the last digits of rewards, differ each time."""
     threshold: float | None
     """The threshold that was in force; None where the weighting uses none."""
 

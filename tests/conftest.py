@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from collections.abc import Iterator
@@ -27,9 +28,12 @@ logging.disable_progress_bar()
 
 
 def pytest_configure() -> None:
-    """Tests interrupt what they start; what was started in the background (nohup, &) would ignore that."""
+    """The process as tests expect it."""
+    # Tests interrupt what they start; what was started in the background (nohup, &) would ignore that.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Where none was ever set, LlamaIndex's ``asyncio_run`` leaves one open, and a later test fails by that.
+    asyncio.set_event_loop(None)
 
 
 @pytest.fixture

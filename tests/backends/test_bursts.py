@@ -58,8 +58,8 @@ def long_answer() -> Generation:
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second forward of a kind is traced, and is in bursts once three sizes agreed."""
-    monkeypatch.setattr(traced, "PAYS", 1)
+    """Forwards are traced soon, and are in bursts once three sizes agreed; not those of loading alone."""
+    monkeypatch.setattr(traced, "PAYS", 4)
 
 
 @pytest.fixture
