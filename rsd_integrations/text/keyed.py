@@ -13,11 +13,10 @@ import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 from rsd_integrations.text.arguments import branches, kinds
-from rsd_integrations.text.values import literal_end, read_literal, read_value, requoted
+from rsd_integrations.text.values import WORDS, literal_end, read_literal, read_value, requoted
 
 __all__ = ["HALF", "Keyed", "KeyedCalls", "as_object", "common_start", "find_keyed", "named_properties"]
 
@@ -27,8 +26,6 @@ _KEYS = ("rsd_sentinel_key", "rsd_sentinel_other")
 _TEXTS = ('Rsd "first"\nvalue', "Rsd <second> value")
 """Of several words and lines, so that a template's quotes and escapes show."""
 _QUOTES = ("'", '"')
-_JSON_WORDS = {"true": True, "false": False, "null": None}
-_PYTHON_WORDS = {"True": True, "False": False, "None": None}
 
 
 @dataclass(frozen=True)
@@ -61,12 +58,6 @@ class Keyed:
         )
         return json.dumps(value, ensure_ascii=False) if spelled is None else spelled
 
-    @cached_property
-    def readable(self) -> dict[str, Any]:
-        """Every spelling of true, false and null that is understood."""
-        own = dict(zip(self.words, (True, False, None), strict=True))
-        return {**_JSON_WORDS, **_PYTHON_WORDS, **own}
-
 
 def find_keyed(rest: Callable[[Mapping[str, Any]], str]) -> tuple[str, Keyed, str] | None:
     """(text in front of the arguments, how each is written, text behind them); None if not written by keys.
@@ -87,7 +78,7 @@ def find_keyed(rest: Callable[[Mapping[str, Any]], str]) -> tuple[str, Keyed, st
 
     def word(value: bool | None) -> str:
         found = written(value)
-        return found if found in _JSON_WORDS or found in _PYTHON_WORDS else json.dumps(value)
+        return found if found in WORDS else json.dumps(value)
 
     if written(12) != "12":
         return None
@@ -246,11 +237,11 @@ class KeyedCalls:
             if not of_key:
                 raise ValueError(f"{name!r} takes no argument {key!r}")
             if self._keyed.apart:
-                arguments[key] = read_literal(text, self._keyed.readable)
+                arguments[key] = read_literal(text)
                 continue
             allowed = [kinds(one) for part in of_key for one in branches(part, schema)]
             types = frozenset[str]().union(*allowed) if all(allowed) else frozenset[str]()
-            arguments[key] = read_value(text, types, self._keyed.readable)
+            arguments[key] = read_value(text, types)
         return arguments
 
 

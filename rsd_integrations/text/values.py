@@ -6,20 +6,14 @@ import ast
 import json
 import math
 import re
-from collections.abc import Mapping
 from typing import Any
 
 from rsd_integrations.text.arguments import KINDS
 
-__all__ = [
-    "literal_end",
-    "read_first",
-    "read_json",
-    "read_literal",
-    "read_value",
-    "requoted",
-]
+__all__ = ["WORDS", "literal_end", "read_first", "read_json", "read_literal", "read_value", "requoted"]
 
+WORDS = {"true": True, "false": False, "null": None, "True": True, "False": False, "None": None}
+"""What JSON and Python call true, false and null. Models mix them up, so both are understood."""
 _TOO_DEEP = "it is nested too deep"
 _NOT_READ = object()
 _QUOTED = r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')"""
@@ -72,19 +66,18 @@ def read_first(text: str) -> tuple[Any, str]:
     return value, text[end:].strip()
 
 
-def read_value(text: str, allowed: frozenset[str], words: Mapping[str, Any]) -> Any:
+def read_value(text: str, allowed: frozenset[str]) -> Any:
     """The value of a text written without quotes, where strings and all else look alike.
 
     Args:
         allowed: JSON types that it may have; if empty, any.
-        words: how true, false and null may be spelled.
 
     Raises:
         ValueError: it is a number that is too large.
     """
     if allowed == {"string"}:
         return text
-    value = _unquoted(text.strip(), words)
+    value = _unquoted(text.strip())
     if value is _NOT_READ and allowed and "string" not in allowed and _NUMBER.fullmatch(text.strip()):
         raise ValueError(f"{text.strip()[:40]!r} is too large a number")
     if value is _NOT_READ:
@@ -97,11 +90,8 @@ def read_value(text: str, allowed: frozenset[str], words: Mapping[str, Any]) -> 
     return value if kind != "string" and (named or not allowed) else text
 
 
-def read_literal(text: str, words: Mapping[str, Any]) -> Any:
+def read_literal(text: str) -> Any:
     """The value of a literal of JSON or Python, with strings in quotes.
-
-    Args:
-        words: how true, false and null may be spelled.
 
     Raises:
         ValueError: the text is no literal.
@@ -111,10 +101,10 @@ def read_literal(text: str, words: Mapping[str, Any]) -> Any:
         quoted, word, colon = found.groups()
         if colon:
             return f'"{word}"{colon}'
-        return quoted or (json.dumps(words[word]) if word in words else word)
+        return quoted or (json.dumps(WORDS[word]) if word in WORDS else word)
 
     text = text.strip()
-    value = _unquoted(_BARE.sub(spelled, text), words)
+    value = _unquoted(_BARE.sub(spelled, text))
     if value is not _NOT_READ:
         return value
     if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
@@ -144,9 +134,9 @@ def literal_end(text: str, start: int) -> int:
     return start
 
 
-def _unquoted(text: str, words: Mapping[str, Any]) -> Any:
-    if text in words:
-        return words[text]
+def _unquoted(text: str) -> Any:
+    if text in WORDS:
+        return WORDS[text]
     try:
         return read_json(text)
     except ValueError:

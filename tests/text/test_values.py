@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from rsd_integrations.text import values
 from rsd_integrations.text.values import read_literal, read_value
 
-WORDS = {"True": True, "true": True, "None": None}
 ANY: frozenset[str] = frozenset()
 pieces = st.lists(
     st.sampled_from(
@@ -30,10 +29,10 @@ pieces = st.lists(
 def read(text: str) -> tuple[Any, Any]:
     """What both readers make of a text."""
     try:
-        literal = read_literal(text, WORDS)
+        literal = read_literal(text)
     except ValueError as error:
         literal = str(error)
-    return read_value(text, ANY, WORDS), literal
+    return read_value(text, ANY), literal
 
 
 @given(pieces)
@@ -93,16 +92,16 @@ def test_no_text_of_a_model_makes_python_warn(opening: str, rest: str) -> None:
     ],
 )
 def test_literals_of_python(text: str, value: Any) -> None:
-    assert read_value(text, ANY, WORDS) == value
-    assert read_literal(text, WORDS) == value
+    assert read_value(text, ANY) == value
+    assert read_literal(text) == value
 
 
 def test_bare_keys_behind_a_comment() -> None:
-    assert read_literal("{a: 1, # it's\n b: 2}", WORDS) == {"a": 1, "b": 2}
+    assert read_literal("{a: 1, # it's\n b: 2}") == {"a": 1, "b": 2}
 
 
 @pytest.mark.parametrize(
     "text", ["[1if 2 else 3]", "[1or 2]", 'f"{1}"', "[f'{1}']", "[b'a']", "[x for x in 'a']", "[set()]"]
 )
 def test_what_is_no_literal_stays_text(text: str) -> None:
-    assert read_value(text, ANY, WORDS) == text
+    assert read_value(text, ANY) == text
