@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import as_completed
-from functools import partial
 from typing import Any, TypeVar, cast
 from uuid import UUID
 
@@ -65,7 +64,7 @@ class Batched(BaseChatModel):
         return self._joined({place: result async for place, result in _tasks_at_once(ask, given)})
 
     def _joined(self, found: dict[int, LLMResult]) -> LLMResult:
-        results = [found[place] for place in range(len(found))]
+        results = _in_order(found)
         return LLMResult(
             generations=[result.generations[0] for result in results],
             llm_output=self._combine_llm_outputs([result.llm_output for result in results]),
@@ -83,9 +82,8 @@ class Batched(BaseChatModel):
         """Answers in the order of the inputs; they run in shared engine batches."""
         if len(inputs) < 2:
             return super().batch(inputs, config, return_exceptions=return_exceptions, **kwargs)
-        ask = partial(self.invoke, **kwargs)
-        found = dict(_each_at_once(ask, inputs, config, return_exceptions=return_exceptions))
-        return cast(list[AIMessage], [found[place] for place in range(len(inputs))])
+        answers = self.batch_as_completed(inputs, config, return_exceptions=return_exceptions, **kwargs)
+        return cast(list[AIMessage], _in_order(dict(answers)))
 
     def batch_as_completed(  # type: ignore[override]
         self,
@@ -98,8 +96,18 @@ class Batched(BaseChatModel):
         """(position, answer) pairs as they are done; they run in shared engine batches."""
         if len(inputs) < 2:
             return super().batch_as_completed(inputs, config, return_exceptions=return_exceptions, **kwargs)  # type: ignore[call-overload, no-any-return]
-        ask = partial(self.invoke, **kwargs)
-        return _each_at_once(ask, inputs, config, return_exceptions=return_exceptions)
+        configs = get_config_list(config, len(inputs))
+
+        def ask(one: LanguageModelInput, config: RunnableConfig) -> AIMessage | Exception:
+            try:
+                return self.invoke(one, config, **kwargs)
+            except Exception as error:
+                if return_exceptions:
+                    return error
+                raise
+
+        given = list(zip(inputs, configs, strict=True))
+        return _at_once(ask, given, configs[0].get("max_concurrency"))
 
     async def abatch(
         self,
@@ -112,10 +120,8 @@ class Batched(BaseChatModel):
         """Answers in the order of the inputs; they run in shared engine batches."""
         if len(inputs) < 2:
             return await super().abatch(inputs, config, return_exceptions=return_exceptions, **kwargs)
-        ask = partial(self.ainvoke, **kwargs)
-        answers = _aeach_at_once(ask, inputs, config, return_exceptions=return_exceptions)
-        found = {place: answer async for place, answer in answers}
-        return cast(list[AIMessage], [found[place] for place in range(len(inputs))])
+        answers = self.abatch_as_completed(inputs, config, return_exceptions=return_exceptions, **kwargs)
+        return cast(list[AIMessage], _in_order({place: answer async for place, answer in answers}))
 
     def abatch_as_completed(  # type: ignore[override]
         self,
@@ -128,8 +134,18 @@ class Batched(BaseChatModel):
         """(position, answer) pairs as they are done; they run in shared engine batches."""
         if len(inputs) < 2:
             return super().abatch_as_completed(inputs, config, return_exceptions=return_exceptions, **kwargs)  # type: ignore[call-overload, no-any-return]
-        ask = partial(self.ainvoke, **kwargs)
-        return _aeach_at_once(ask, inputs, config, return_exceptions=return_exceptions)
+        configs = get_config_list(config, len(inputs))
+
+        async def ask(one: LanguageModelInput, config: RunnableConfig) -> AIMessage | Exception:
+            try:
+                return await self.ainvoke(one, config, **kwargs)
+            except Exception as error:
+                if return_exceptions:
+                    return error
+                raise
+
+        given = list(zip(inputs, configs, strict=True))
+        return _tasks_at_once(ask, given, configs[0].get("max_concurrency"))
 
 
 def _at_once(
@@ -157,23 +173,6 @@ def _at_once(
     finally:
         # No waiting for threads that may load models. The collector may end this on the engine's own thread.
         pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _each_at_once(
-    invoke: Callable[[Any, RunnableConfig], T], inputs: Sequence[Any], config: Any, *, return_exceptions: bool
-) -> Iterator[tuple[int, T | Exception]]:
-    """``_at_once`` for a runnable's batch, with its config or one for each input."""
-    configs = get_config_list(config, len(inputs))
-
-    def ask(one: Any, config: RunnableConfig) -> T | Exception:
-        try:
-            return invoke(one, config)
-        except Exception as error:
-            if return_exceptions:
-                return error
-            raise
-
-    return _at_once(ask, list(zip(inputs, configs, strict=True)), configs[0].get("max_concurrency"))
 
 
 async def _tasks_at_once(
@@ -205,26 +204,8 @@ async def _tasks_at_once(
         await asyncio.wait(tasks)
 
 
-def _aeach_at_once(
-    invoke: Callable[[Any, RunnableConfig], Awaitable[T]],
-    inputs: Sequence[Any],
-    config: Any,
-    *,
-    return_exceptions: bool,
-) -> AsyncGenerator[tuple[int, T | Exception], None]:
-    """``_tasks_at_once`` for a runnable's batch, with its config or one for each input."""
-    configs = get_config_list(config, len(inputs))
-
-    async def ask(one: Any, config: RunnableConfig) -> T | Exception:
-        try:
-            return await invoke(one, config)
-        except Exception as error:
-            if return_exceptions:
-                return error
-            raise
-
-    given = list(zip(inputs, configs, strict=True))
-    return _tasks_at_once(ask, given, configs[0].get("max_concurrency"))
+def _in_order(found: dict[int, T]) -> list[T]:
+    return [found[place] for place in range(len(found))]
 
 
 def _with_ids(
