@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
@@ -136,35 +136,29 @@ def _end(generation: Generation, names: dict[str, Any] | None = None) -> dict[st
 
 
 def _turn(message: BaseMessage) -> Message:
-    for kind, turn in _TURNS.items():
-        if isinstance(message, kind):
-            named = {"name": message.name} if message.name else {}
-            return turn(message) | named
+    turn = _unnamed(message)
+    return turn | {"name": message.name} if message.name else turn
+
+
+def _unnamed(message: BaseMessage) -> Message:
+    match message:
+        case SystemMessage():
+            return {"role": "system", "content": _text(message)}
+        case HumanMessage():
+            return {"role": "user", "content": _text(message)}
+        case AIMessage():
+            return _assistant(message)
+        case ToolMessage():
+            return {"role": "tool", "content": _result(message), "tool_call_id": message.tool_call_id}
+        case FunctionMessage():
+            return {"role": "tool", "content": _text(message)}
+        case ChatMessage():
+            role = {"human": "user", "ai": "assistant"}.get(message.role, message.role)
+            return {"role": role, "content": _text(message)}
     raise PromptError(
         f"a message of type {type(message).__name__} has no place in a chat: {message!r:.200}.",
         hint="Use system, human, AI and tool messages.",
     )
-
-
-def _human(message: BaseMessage) -> Message:
-    return {"role": "user", "content": _text(message)}
-
-
-def _system(message: BaseMessage) -> Message:
-    return {"role": "system", "content": _text(message)}
-
-
-def _chat(message: ChatMessage) -> Message:
-    role = {"human": "user", "ai": "assistant"}.get(message.role, message.role)
-    return {"role": role, "content": _text(message)}
-
-
-def _tool(message: ToolMessage) -> Message:
-    return {"role": "tool", "content": _result(message), "tool_call_id": message.tool_call_id}
-
-
-def _function(message: FunctionMessage) -> Message:
-    return {"role": "tool", "content": _text(message)}
 
 
 def _assistant(message: AIMessage) -> Message:
@@ -253,13 +247,3 @@ def _string(text: Any, message: BaseMessage) -> str:
         f"the content of a message of type {message.type!r} has a text part whose text is {text!r:.200}.",
         hint="Give a string there, or leave the part out.",
     )
-
-
-_TURNS: dict[type[BaseMessage], Callable[[Any], Message]] = {
-    SystemMessage: _system,
-    HumanMessage: _human,
-    AIMessage: _assistant,
-    ToolMessage: _tool,
-    FunctionMessage: _function,
-    ChatMessage: _chat,
-}
