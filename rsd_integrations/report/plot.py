@@ -159,9 +159,8 @@ def _panel(axes: Any, points: Sequence[PlotPoint], shares: Sequence[float], labe
     target = next((point for point in points if point.kind == "target"), None)
     if target is not None:
         axes.axhline(target.accuracy, color=_LOOKS["target"][0], linewidth=1, linestyle=":", zorder=1)
-    named: set[str] = set()
     for share, point in zip(shares, points, strict=True):
-        _mark(axes, share, point, named)
+        _mark(axes, share, point)
     axes.set_xlabel(label)
     axes.set_xlim(0, 1.15 * max([1.0, *shares]))
     low, high = min(point.low for point in points), max(point.high for point in points)
@@ -171,7 +170,7 @@ def _panel(axes: Any, points: Sequence[PlotPoint], shares: Sequence[float], labe
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _mark(axes: Any, share: float, point: PlotPoint, named: set[str]) -> None:
+def _mark(axes: Any, share: float, point: PlotPoint) -> None:
     colour, marker, entry = point.look
     axes.errorbar(
         share,
@@ -184,10 +183,9 @@ def _mark(axes: Any, share: float, point: PlotPoint, named: set[str]) -> None:
         elinewidth=1,
         capsize=2.5,
         markeredgecolor="white",
-        label=None if entry in named else entry,
+        label=entry,
         zorder=4 if point.recommended else 3,
     )
-    named.add(entry)
 
 
 def percent(share: float, _: float = 0) -> str:
