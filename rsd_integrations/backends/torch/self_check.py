@@ -134,12 +134,12 @@ def _in_pieces(
     if len(tokens) == 1:
         return
     # One token at a time, as most forwards are, and one ahead of the host.
-    output = _first(runner.run([SlotFeed(last, len(tokens) - 1, tokens[-1:])], ahead=True))
+    output = _lone(runner.run([SlotFeed(last, len(tokens) - 1, tokens[-1:])], ahead=True))
     if not output.followed:
         yield tokens, _kept(output)
         return
     tokens = [*tokens, *output.fetched]
-    output = _first(runner.run([SlotFeed(last, len(tokens) - 1, tokens[-1:], early=True)]))
+    output = _lone(runner.run([SlotFeed(last, len(tokens) - 1, tokens[-1:], early=True)]))
     yield tokens, _kept(output)
 
 
@@ -148,14 +148,13 @@ def _kept(output: Read) -> torch.Tensor:
     return output.kept_R[0].float().clone()
 
 
-def _first(results: list[Read | Exception]) -> Read:
-    """The first feed's output.
+def _lone(results: list[Read | Exception]) -> Read:
+    """The lone feed's output.
 
     Raises:
-        Exception: of whichever failed.
+        Exception: it failed.
     """
-    for result in results:
-        if isinstance(result, Exception):
-            raise result
-    assert isinstance(results[0], Read)
-    return results[0]
+    (result,) = results
+    if isinstance(result, Exception):
+        raise result
+    return result
