@@ -147,16 +147,13 @@ class SlotAttention:
     def __init__(
         self, config: Any, device: torch.device | None = None, dtype: torch.dtype | None = None
     ) -> None:
-        heads = {
-            (
-                layer.num_attention_heads,
-                getattr(layer, "num_key_value_heads", None) or layer.num_attention_heads,
-            )
+        grouped = any(
+            getattr(layer, "num_key_value_heads", None) not in (None, 0, layer.num_attention_heads)
             for layer in attending_layers(config)
-        }
+        )
         by_name = device is not None and dtype is not None and efficient.preferred(device, dtype)
         self._name = _EFFICIENT if by_name else _NAME
-        self._always = by_name or any(queries != keys for queries, keys in heads)
+        self._always = by_name or grouped
         # Where the config's property keeps the name: to set that costs more than a small model's layer.
         self._fields = vars(config)
 
