@@ -10,34 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-WOMEN = (
-    "Ava",
-    "Mia",
-    "Zoe",
-    "Nora",
-    "Priya",
-    "Mei",
-    "Sofia",
-    "Amara",
-    "Lily",
-    "Ruth",
-    "Ida",
-    "Clara",
-)
-MEN = (
-    "Ben",
-    "Tom",
-    "Leo",
-    "Sam",
-    "Noah",
-    "Omar",
-    "Hugo",
-    "Diego",
-    "Kofi",
-    "Finn",
-    "Yusuf",
-    "Karl",
-)
+WOMEN = ("Ava", "Mia", "Zoe", "Nora", "Priya", "Mei", "Sofia", "Amara", "Lily", "Ruth", "Ida", "Clara")
+MEN = ("Ben", "Tom", "Leo", "Sam", "Noah", "Omar", "Hugo", "Diego", "Kofi", "Finn", "Yusuf", "Karl")
 PLACES = ("museum", "park", "market", "library", "school", "harbour", "stadium", "castle")
 LINKS = ("then", "later,", "next,", "after that,", "soon", "afterwards,")
 
