@@ -16,7 +16,7 @@ from rsd_integrations.errors import ConfigError
 from rsd_integrations.opening import are_servers, open_models
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.prm import PRMFormat
-from rsd_integrations.types import Role
+from rsd_integrations.types import ROLES, Role
 
 __all__ = ["ModelChoice", "OpenPipeline", "State", "open_pipeline"]
 
@@ -105,12 +105,8 @@ class ModelChoice:
         Raises:
             ConfigError: they are no JSON object, or hold a secret.
         """
-        given = {
-            "draft_kwargs": self.draft_kwargs,
-            "target_kwargs": self.target_kwargs,
-            "prm_kwargs": self.prm_kwargs,
-        }
-        return {name: _read(name, text) for name, text in given.items() if text is not None}
+        names = (f"{role}_kwargs" for role in ROLES)
+        return {name: _read(name, text) for name in names if (text := getattr(self, name)) is not None}
 
     @property
     def is_pocket(self) -> bool:
