@@ -53,10 +53,9 @@ class Keyed:
         """A value as the template has it."""
         if isinstance(value, str):
             return value
-        spelled = next(
-            (word for word, one in zip(self.words, (True, False, None), strict=True) if value is one), None
-        )
-        return json.dumps(value, ensure_ascii=False) if spelled is None else spelled
+        if value is None or isinstance(value, bool):
+            return self.words[(True, False, None).index(value)]
+        return json.dumps(value, ensure_ascii=False)
 
 
 def find_keyed(rest: Callable[[Mapping[str, Any]], str]) -> tuple[str, Keyed, str] | None:
