@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -34,6 +35,12 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     # Where none was ever set, LlamaIndex's ``asyncio_run`` leaves one open, and a later test fails by that.
     asyncio.set_event_loop(None)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported for the tests is no garbage: tests that collect need not look there (0.3 s each)."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from rsd_integrations.types import StepEvent
 from rsd_integrations.weighting import NAMES
 from tests.tiny_models import causal, token_classifier, tokenizer
 
-SAMPLES = 40_000
+SAMPLES = 20_000
 DRAFT = {"a": 0.5, "b": 0.3, "c": 0.2}
 TARGET = {"a": 0.1, "b": 0.2, "c": 0.3, "d": 0.4}
 REWARD = {"a": 0.15, "b": 0.55, "c": 0.9, "d": 1.0}
@@ -164,7 +164,7 @@ def test_the_torch_engine_samples_the_mixture() -> None:
     texts: dict[str, float] = Counter()
     for token, probability in expected.items():
         texts[tok.decode([token], skip_special_tokens=True)] += probability
-    samples = 6000
+    samples = 4000
     with RSDPipeline.from_pretrained(
         (draft, tok), (target, tok), (prm, tok), device="cpu", max_batch_size=64
     ) as pipe:

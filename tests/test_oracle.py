@@ -57,6 +57,14 @@ def the_draft_guesses() -> Iterator[None]:
         yield
 
 
+def usual(*names: str) -> Any:
+    """A test of these pairs (without a window, with one, with places learnt, with states), and of the others
+    with the slow tests.
+    """
+    each = [pytest.param(name, marks=[] if name in names else pytest.mark.slow) for name in PAIRS]
+    return pytest.mark.parametrize("pair", each, indirect=True)
+
+
 @pytest.fixture(scope="module", params=PAIRS)
 def pair(request: pytest.FixtureRequest) -> Iterator[tuple[tuple[Party, Party, Party], RSDPipeline]]:
     three = parties(request.param)
@@ -121,7 +129,7 @@ GREEDY = [
 
 def test_greedy_equals_the_oracle(pair: Any) -> None:
     three, pipe = pair
-    stories = check_all(three, pipe, [(PROMPTS[n % 3], terms) for n, terms in enumerate(GREEDY + GREEDY[:4])])
+    stories = check_all(three, pipe, [(PROMPTS[n % 3], terms) for n, terms in enumerate(GREEDY)])
     sources = {step.source for story in stories for step in story.steps}
     assert sources == {"draft", "target"}
 
@@ -158,6 +166,7 @@ def best_of(seed: int) -> Terms:
     return Terms(**terms | ({"threshold": 0.0} if seed % 2 else {}))
 
 
+@usual("qwen", "gemma", "gpt", "recurrent")
 @seeds(3)
 def test_the_best_of_several_candidates_equals_the_oracle(pair: Any, numbers: range) -> None:
     three, pipe = pair
@@ -187,7 +196,7 @@ def test_different_tokenizers_share_text(mixed_tokenizers: Any) -> None:
     three, pipe = mixed_tokenizers
     assert three[0].encode("more marbles.\n\n") != three[1].encode("more marbles.\n\n")
     cases = [(PROMPTS[n % 3], terms) for n, terms in enumerate(GREEDY)]
-    cases += [(PROMPTS[seed % 3], sampled(seed)) for seed in range(10)]
+    cases += [(PROMPTS[seed % 3], sampled(seed)) for seed in range(5)]
     stories = check_all(three, pipe, cases)
     turns = [{step.source for step in story.steps} for story in stories]
     assert {"draft", "target"} in turns
@@ -223,6 +232,7 @@ def test_a_threshold_above_1_is_the_target_alone(pair: Any, prompt: str, penalty
     assert generation.usage.draft.forwarded == generation.usage.prm.forwarded == 0
 
 
+@usual("qwen", "gemma", "gpt", "recurrent")
 def test_a_request_does_not_depend_on_its_company(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests arrive while others run, some of which are cancelled in mid-step.
 

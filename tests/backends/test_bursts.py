@@ -183,7 +183,7 @@ def test_an_idle_row_between_neither_ends_nor_breaks_it(lengths: Counter[int]) -
     assert lengths == {6: 2}
 
 
-@pairs("sliding window", "kinds of layers")
+@pairs("same tokenizer", "sliding window", "kinds of layers")
 def test_answers_are_the_same(pair: str, lengths: Counter[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Alone and in company, of all kinds, whatever ends a step; and alone nothing is read in vain."""
     monkeypatch.setattr(job, "GUESSING_PAYS", 0)

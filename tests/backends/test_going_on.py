@@ -76,6 +76,7 @@ def together(pipe: RSDPipeline, count: int = 8, **fields: Any) -> list[Generatio
         return [stream.result() for stream in streams]
 
 
+@pairs("sliding window", "kinds of layers", of="pipe")  # Waiting for scores has nothing to do with layers.
 @pytest.mark.parametrize("temperature", [pytest.param(0.0, marks=pytest.mark.slow), 0.8])
 def test_the_same_answers_and_fewer_forwards_of_the_prm(
     pipe: RSDPipeline, temperature: float, recalled: list[int]

@@ -64,7 +64,7 @@ def test_any_history_gives_what_a_full_forward_gives(architecture: str) -> None:
     assert all(kind.trace is not None and not kind.refused for kind in met)
 
 
-@pairs("sliding window")
+@pairs("sliding window", "other tokenizer", "kinds of layers")  # test_bursts.py has another, traced as well.
 def test_answers_are_the_same_traced_and_called(pair: str) -> None:
     """Token for token, alone and in company, with guesses, with candidates, past rejected steps."""
     with load(*PAIRS[pair]) as pipe, ThreadPoolExecutor(len(ASKED)) as pool:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from rsd_integrations.bench import figure
 from rsd_integrations.bench.matching import matcher
 from rsd_integrations.bench.questions import Question, drawn
 from rsd_integrations.bench.results import AccuracyReport, Point, TuneReport
@@ -29,6 +30,7 @@ from rsd_integrations.config import RSDConfig
 from rsd_integrations.errors import ConfigError, PromptLengthError, RewardError
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.pocket.task import Problem, held_out
+from rsd_integrations.report.plot import blank
 from rsd_integrations.report.whole import print_text
 from rsd_integrations.testing import scripted_pipeline
 from rsd_integrations.types import FLOPs, Generation
@@ -50,6 +52,18 @@ def write(path: Path, problems: Sequence[Problem] = PROBLEMS) -> str:
     lines = [json.dumps({"question": one.question, "answer": one.answer}) for one in problems]
     path.write_text("\n".join(lines))
     return str(path)
+
+
+@pytest.fixture(autouse=True)
+def unpainted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plots are files here and nothing else, but where a test asks for "painted": it takes the most time."""
+    if "painted" not in request.fixturenames:
+        monkeypatch.setattr(figure, "accuracy_figure", lambda points, title: blank(1, 1))
+
+
+@pytest.fixture
+def painted() -> None:
+    """Plots as they are."""
 
 
 @pytest.fixture
@@ -547,6 +561,7 @@ def test_saved_answers_come_back_whole(tmp_path: Path) -> None:
     assert again.of("target only") == {7: made}
 
 
+@pytest.mark.usefixtures("painted")
 def test_the_command_saves_what_repeats_it(
     file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -721,6 +736,7 @@ def test_each_question_is_told_by_its_place_and_who_was_right(file: str, tmp_pat
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+@pytest.mark.usefixtures("painted")
 def test_names_in_another_encoding_do_not_lose_the_work(tmp_path: Path) -> None:
     file, out = (tmp_path / os.fsdecode(name) for name in (b"\xca\xfd.jsonl", b"\xca\xfd"))
     for _ in range(2):  # The second goes on from the saved answers.
