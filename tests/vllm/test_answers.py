@@ -15,10 +15,10 @@ from rsd_integrations.errors import BackendError
 from rsd_integrations.pocket import pocket_paths
 from rsd_integrations.pocket.task import held_out
 from rsd_integrations.types import Generation
-from tests.gated import wait_for
+from tests.gated import PATIENCE, wait_for
 from tests.tiny_models import CHATML, causal, token_classifier, tokenizer
 from tests.vllm.conftest import Trio
-from tests.vllm.double import double
+from tests.vllm.double import Double, double
 
 QUESTIONS = [problem.question for problem in held_out(3)]
 FORM = Output.of(
@@ -153,6 +153,28 @@ def test_token_by_token_draws_are_those_of_what_is_allowed(
     trio.pipe.generate(QUESTIONS[0], output=FORM, threshold=0.0, temperature=1.0, seed=0, **cut)
     among = ["allowed_token_ids" in body for _, body in trio.draft.asked]
     assert all(among) if cut else not among[0]
+
+
+def deaf(server: Double, monkeypatch: pytest.MonkeyPatch, *fields: str) -> None:
+    """As behind a gateway that drops fields which it does not know."""
+    answer = server.answer
+
+    def answered(path: str, body: dict[str, Any]) -> Any:
+        return answer(path, {name: value for name, value in body.items() if name not in fields})
+
+    monkeypatch.setattr(server, "answer", answered)
+
+
+@pytest.mark.parametrize("fields", [{}, {"temperature": 1.0, "seed": 3, "top_p": 0.9}], ids=str)
+def test_a_server_that_passes_over_what_is_allowed_fails_its_request(
+    trio: Trio, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]
+) -> None:
+    """The same question would get the same answer, for ever."""
+    backend: Any = trio.pipe.backend
+    monkeypatch.setattr(backend.draft, "holds_grammars", False)
+    deaf(trio.draft, monkeypatch, "allowed_token_ids")
+    with pytest.raises(BackendError, match=r"did not keep to allowed_token_ids, .*gateway"):
+        trio.pipe.generate(QUESTIONS[0], output=FORM, threshold=0.0, timeout=PATIENCE, **fields)
 
 
 def test_an_end_that_only_the_server_knows_is_an_end(trio: Trio, pocket: RSDPipeline) -> None:

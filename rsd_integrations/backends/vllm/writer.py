@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rsd_integrations.backends.shared.writing import Language, SpeakingWriter, render
 from rsd_integrations.backends.vllm.ahead import Ahead
@@ -17,6 +17,9 @@ from rsd_integrations.output import Output
 from rsd_integrations.protocols import FREE, NONE, DraftStep, ModelInfo, Sampling, WriterSession, Written
 from rsd_integrations.text.segment import StepBoundary
 from rsd_integrations.types import Prompt
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["VLLMWriter"]
 
@@ -169,13 +172,26 @@ class VLLMWriter(SpeakingWriter):
         # One free draw, and if its token is not allowed another among those that are: together that is the
         # distribution over the allowed ones, unless top_p, top_k or min_p cut it off.
         if question["top_p"] == 1.0 and question["top_k"] == -1 and question["min_p"] == 0.0:
-            found = await self._asked(session, alone)
-            token = found.tokens[0]  # The model's vocabulary may be padded beyond the tokenizer's.
-            if token < len(allowed) and allowed[token]:
-                return _Found(found.tokens[:1])
+            token = await self._drawn(session, alone)
+            if _is_in(token, allowed):
+                return _Found([token])
             alone |= _seed(session.draw())
         among = {"allowed_token_ids": allowed.nonzero().flatten().tolist()}
-        return _Found((await self._asked(session, {**alone, **among})).tokens[:1])
+        token = await self._drawn(session, {**alone, **among})
+        if not _is_in(token, allowed):  # Asked again, it would answer the same, for ever.
+            raise self._disobeyed("allowed_token_ids")
+        return _Found([token])
+
+    async def _drawn(self, session: VLLMWriterSession, question: dict[str, Any]) -> int:
+        """The token that a question for one is answered with."""
+        return (await self._asked(session, question)).tokens[0]
+
+    def _disobeyed(self, field: str) -> BackendError:
+        return BackendError(
+            f"{self.info.name!r} did not keep to {field}, by which an answer is held to its form.",
+            hint="Check that it is a vLLM server of a tested version (see the README), and that no gateway "
+            f"before it drops {field}.",
+        )
 
     async def _asked(self, session: VLLMWriterSession, question: dict[str, Any]) -> _Found:
         answer = await self._servers.ask("/v1/completions", question, key=session.key)
@@ -270,6 +286,11 @@ class VLLMWriter(SpeakingWriter):
     async def aclose(self) -> None:
         """Close the connections."""
         await self._servers.aclose()
+
+
+def _is_in(token: int, allowed: torch.Tensor) -> bool:
+    """Whether the mask allows it. The model's vocabulary may be padded beyond the tokenizer's."""
+    return token < len(allowed) and bool(allowed[token])
 
 
 def _some_words() -> DraftStep:
