@@ -72,6 +72,8 @@ class Double:
         self.window = _MOST
         self.cached: int | None = None
         """Tokens of each prompt that it says it knew."""
+        self.most_named = 1024
+        """Tokens that a question may allow or ban; of more Model Runner V2 dies."""
         self.activates = activates
         self.names = names or (str(folder),)
         self.faults: list[Fault] = []
@@ -156,6 +158,8 @@ class Double:
             return 400, _error(f"This model's maximum context length is {_MOST} tokens.")
         if not 0.0 <= body.get("temperature", 1.0) <= 2.0:
             return 400, _error(f"temperature must be in [0, 2], got {body['temperature']}.")
+        if any(len(body.get(name, ())) > self.most_named for name in ("allowed_token_ids", "logit_bias")):
+            return 500, _error("EngineCore encountered an issue.")
         grammar = (body.get("structured_outputs") or {}).get("grammar") if self.grammars else None
         matcher = grammar and LLMatcher(self._vocabulary, LLMatcher.grammar_from_lark(grammar))
         ids: list[int] = []

@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from rsd_integrations import Output, RSDPipeline
+from rsd_integrations.backends.vllm import writer
 from rsd_integrations.errors import BackendError
 from rsd_integrations.pocket import pocket_paths
 from rsd_integrations.pocket.task import held_out
@@ -175,6 +179,94 @@ def test_a_server_that_passes_over_what_is_allowed_fails_its_request(
     deaf(trio.draft, monkeypatch, "allowed_token_ids")
     with pytest.raises(BackendError, match=r"did not keep to allowed_token_ids, .*gateway"):
         trio.pipe.generate(QUESTIONS[0], output=FORM, threshold=0.0, timeout=PATIENCE, **fields)
+
+
+TEXT = Output.of(
+    response_format={
+        "type": "json_schema",
+        "json_schema": {
+            "schema": {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}
+        },
+    }
+)
+
+
+@pytest.fixture
+def few_named(trio: Trio, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many tokens a question to the draft may name: few, so that most masks have more."""
+    most = 8
+    monkeypatch.setattr(writer, "_MOST_NAMED", most)
+    monkeypatch.setattr(trio.draft, "most_named", most)
+    backend: Any = trio.pipe.backend
+    monkeypatch.setattr(backend.draft, "holds_grammars", False)
+    return most
+
+
+def test_where_too_many_tokens_are_allowed_to_be_named_others_are_banned(
+    trio: Trio, pocket: RSDPipeline, few_named: int
+) -> None:
+    """Of more than 1024 vLLM's Model Runner V2 dies."""
+    fields: dict[str, Any] = {"output": TEXT, "threshold": 0.0, "max_tokens": 30}
+    over, within = (pipe.generate(QUESTIONS[0], **fields) for pipe in (trio.pipe, pocket))
+    assert told(over) == told(within)
+    bans = [body["logit_bias"] for _, body in trio.draft.asked if "logit_bias" in body]
+    assert few_named in map(len, bans)
+    assert {bias for banned in bans for bias in banned.values()} == {-100}
+    sampled = {**fields, "temperature": 2.0, "top_p": 0.9}
+    texts = [trio.pipe.generate(QUESTIONS[0], seed=seed, **sampled).text for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+    assert all(text.startswith('{"a": "') for text in texts)
+
+
+def test_draws_with_bans_are_those_of_what_is_allowed(trio: Trio, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of four forbidden tokens can be banned, and these are not the likeliest."""
+    monkeypatch.setattr(writer, "_MOST_NAMED", 2)
+    backend: Any = trio.pipe.backend
+    chances, draws = torch.tensor([1.0, 1, 5, 3, 6, 1, 8]), torch.Generator().manual_seed(0)
+    allowed = torch.tensor([0, 1, 0, 1, 0, 1, 0], dtype=torch.bool)
+
+    async def drawn(session: Any, question: Any) -> int:
+        left = chances.clone()
+        left[list(question.get("logit_bias", ()))] = 0
+        return int(torch.multinomial(left, 1, generator=draws))
+
+    monkeypatch.setattr(backend.draft, "_drawn", drawn)
+    session: Any = SimpleNamespace(draw=lambda: None)
+    form: Any = SimpleNamespace(constraint=SimpleNamespace(allowed=lambda size: allowed))
+    question = {"top_p": 1.0, "top_k": -1, "min_p": 0.0}
+
+    async def many() -> list[Any]:
+        return [await backend.draft._one(session, form, question) for _ in range(800)]
+
+    counts = Counter(found.tokens[0] for found in asyncio.run(many()))
+    shares = [counts[token] / 800 for token in range(7)]
+    assert shares == pytest.approx([0, 0.2, 0, 0.6, 0, 0.2, 0], rel=0, abs=0.04)
+
+
+def test_a_server_that_passes_over_bans_fails_its_request(
+    trio: Trio, monkeypatch: pytest.MonkeyPatch, few_named: int
+) -> None:
+    deaf(trio.draft, monkeypatch, "logit_bias")
+    fields = {"output": TEXT, "threshold": 0.0, "temperature": 2.0, "seed": 1, "timeout": PATIENCE}
+    with pytest.raises(BackendError, match=r"did not keep to logit_bias, .*gateway"):
+        trio.pipe.generate(QUESTIONS[0], **fields)
+
+
+def test_draws_that_are_never_allowed_end(
+    trio: Trio, monkeypatch: pytest.MonkeyPatch, few_named: int
+) -> None:
+    """Where forbidden tokens by the thousand are likelier."""
+    monkeypatch.setattr(writer, "_MOST_DRAWS", 3)
+    backend: Any = trio.pipe.backend
+    forbidden = iter(range(100_000, 100_100))
+
+    async def drawn(session: Any, question: Any) -> int:
+        return next(forbidden)
+
+    monkeypatch.setattr(backend.draft, "_drawn", drawn)
+    with pytest.raises(BackendError, match=r"no token .* in 3 draws\. .*guidance.*max_step_tokens"):
+        trio.pipe.generate(QUESTIONS[0], output=TEXT, threshold=0.0)
+    assert next(forbidden) == 100_004
 
 
 def test_an_end_that_only_the_server_knows_is_an_end(trio: Trio, pocket: RSDPipeline) -> None:

@@ -32,6 +32,10 @@ _PLAIN = {"frequency_penalty": 0.0, "presence_penalty": 0.0}
 """What a server would otherwise take from the model's generation_config. No setting of ours: each step is a
 question by itself, so a server would count the tokens of that step alone."""
 
+_MOST_NAMED, _MOST_DRAWS = 1024, 64
+"""Tokens that a question may allow or ban: of more vLLM's Model Runner V2 (on GPUs) dies. And draws of one
+token until it is an allowed one, where these are more."""
+
 
 @dataclass(frozen=True)
 class _Found:
@@ -171,16 +175,48 @@ class VLLMWriter(SpeakingWriter):
         alone = {**question, "max_tokens": 1, "stop": []}
         # One free draw, and if its token is not allowed another among those that are: together that is the
         # distribution over the allowed ones, unless top_p, top_k or min_p cut it off.
+        drawn = []
         if question["top_p"] == 1.0 and question["top_k"] == -1 and question["min_p"] == 0.0:
-            token = await self._drawn(session, alone)
-            if _is_in(token, allowed):
-                return _Found([token])
+            drawn = [await self._drawn(session, alone)]
+            if _is_in(drawn[0], allowed):
+                return _Found(drawn)
             alone |= _seed(session.draw())
+        if int(allowed.sum()) > _MOST_NAMED:
+            return _Found([await self._banning(session, allowed, alone, drawn)])
         among = {"allowed_token_ids": allowed.nonzero().flatten().tolist()}
         token = await self._drawn(session, {**alone, **among})
         if not _is_in(token, allowed):  # Asked again, it would answer the same, for ever.
             raise self._disobeyed("allowed_token_ids")
         return _Found([token])
+
+    async def _banning(
+        self, session: VLLMWriterSession, allowed: torch.Tensor, question: dict[str, Any], drawn: list[int]
+    ) -> int:
+        """One token that the form allows, where these are too many to be named: drawn until it is one, with
+        forbidden ones banned. These are the ones drawn before and the first (commonest) of the vocabulary.
+
+        That, too, is the distribution over the allowed ones (a bias of -100 leaves e^-50 of a chance at the
+        highest temperature). But top_p, top_k and min_p cut off with forbidden tokens among the likeliest,
+        unless all of them are banned.
+
+        Args:
+            drawn: forbidden tokens that were drawn already.
+        """
+        first = (~allowed).nonzero().flatten()[:_MOST_NAMED].tolist()
+        for _ in range(_MOST_DRAWS):
+            banned = [*dict.fromkeys((*drawn, *first))][:_MOST_NAMED]
+            token = await self._drawn(session, {**question, "logit_bias": dict.fromkeys(banned, -100)})
+            if _is_in(token, allowed):
+                return token
+            if token in banned:
+                raise self._disobeyed("logit_bias")
+            drawn = [*drawn, token]
+            question = {**question, **_seed(session.draw())}
+        raise BackendError(
+            f"{self.info.name!r} wrote no token that the answer's form allows, in {_MOST_DRAWS} draws.",
+            hint="Let its servers enforce forms (vllm serve --structured-outputs-config "
+            '\'{"backend": "guidance"}\'), or raise max_step_tokens if steps are cut inside of a document.',
+        )
 
     async def _drawn(self, session: VLLMWriterSession, question: dict[str, Any]) -> int:
         """The token that a question for one is answered with."""
