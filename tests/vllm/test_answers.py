@@ -373,7 +373,7 @@ def answer(tokens: Any, reason: str = "length", **usage: Any) -> Any:
         answer([5.0]),
         answer([True]),
         answer("57"),
-        answer([5], "abort"),
+        answer([5], "error"),
     ],
     ids=lambda said: str(said)[:90],
 )
@@ -382,6 +382,16 @@ def test_an_answer_that_is_none_fails_its_request_with_a_clear_error(trio: Trio,
     with pytest.raises(BackendError, match=r"(no JSON|without the tokens|no whole answer).*(Check|See)"):
         trio.pipe.generate(QUESTIONS[0], threshold=1.1, max_tokens=1)
     assert trio.pipe.generate(QUESTIONS[0], threshold=1.1, max_tokens=1).text
+
+
+def test_an_answer_that_is_broken_off_is_asked_for_again(trio: Trio) -> None:
+    """As by a server that is being started anew."""
+    fields: dict[str, Any] = {"threshold": 1.1, "max_tokens": 9}
+    whole = told(trio.pipe.generate(QUESTIONS[0], **fields))
+    trio.target.faults.append(lambda handler: handler.say(200, answer([5], "abort")) or True)
+    trio.target.asked.clear()
+    assert told(trio.pipe.generate(QUESTIONS[0], **fields)) == whole
+    assert len(trio.target.asked) == 2
 
 
 def test_what_a_server_knew_is_not_less_than_nothing(trio: Trio) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import gzip
+import json
 import os
 import socket
 import threading
@@ -622,6 +623,40 @@ def events(*sent: bytes, then: Callable[[Any], Any]) -> Fault:
         return True
 
     return fault
+
+
+ABORTED = {"choices": [{"token_ids": [5], "finish_reason": "abort", "stop_reason": None}]}
+"""What a server says to questions that it is at while it is shut down."""
+
+
+def test_an_answer_that_is_broken_off_is_asked_of_another_replica(
+    server: Double, other: Double, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.faults += [status(200, ABORTED)]
+    assert ask(server.url, other.url, keys=(0, 0)) == [other.card()] * 2
+    assert [len(one.asked) for one in (server, other)] == [1, 2]
+    told = f"the draft's server at {server.url} broke off its answer to /v1/models; trying again"
+    assert [record.getMessage() for record in caplog.records] == [told]
+
+
+def test_answers_that_are_always_broken_off_are_an_error(server: Double) -> None:
+    server.faults += [status(200, ABORTED)] * 9
+    told = r"broke off its answer to /v1/models: finish_reason 'abort' \(3 tries\)\..*only starting"
+    with pytest.raises(UnreachableError, match=told):
+        ask(server.url)
+
+
+def test_a_replica_that_breaks_off_a_stream_is_left(server: Double, other: Double) -> None:
+    async def asked() -> None:
+        servers = Servers(Address.of("draft", [server.url, other.url], {}))
+        server.faults += [status(200, b"data: " + json.dumps(ABORTED).encode() + b"\n\n")]
+        with pytest.raises(UnreachableError, match="broke off its answer to /v1/completions"):
+            [event async for event in servers.stream("/v1/completions", {}, key=0)]
+        await servers.ask("/v1/models")
+        await servers.aclose()
+
+    asyncio.run(asked())
+    assert [len(one.asked) for one in (server, other)] == [1, 1]
 
 
 def test_an_event_without_an_end_is_left(server: Double) -> None:

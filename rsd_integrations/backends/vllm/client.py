@@ -156,6 +156,9 @@ class Servers:
         try:
             async with self._slot(url), aclosing(self._http.stream(url, path, body)) as events:
                 async for event in events:
+                    if _is_aborted(event):
+                        self._down[url] = time.monotonic() + _DOWN
+                        raise Away(f"broke off its answer to {path}")
                     yield event
         except (Away, Stale, Late, Unsendable) as error:
             failed = self._broken(url, path, error)
@@ -192,7 +195,10 @@ class Servers:
         if answer.status not in _GONE:
             self._down.pop(url, None)
         if answer.is_success:
-            return _json(answer, url + path)
+            made = _json(answer, url + path)
+            if _is_aborted(made):
+                raise _Busy(f"broke off its answer to {path}", "finish_reason 'abort'", 503, 0.0)
+            return made
         told, said = f"answered {answer.status} to {path}", _told(answer)
         if answer.status in _AGAIN:
             raise _Busy(told, said, answer.status, _seconds(answer.headers.get("retry-after")))
@@ -286,6 +292,14 @@ def _json(answer: Answer, url: str) -> Any:
         raise BackendError(
             f"{url} answered with no JSON but {answer.text[:80]!r}.", hint="Check that it is a vLLM server."
         ) from error
+
+
+def _is_aborted(said: Any) -> bool:
+    """Whether it is what a server that is being shut down says to questions that it was at."""
+    try:
+        return any(choice["finish_reason"] == "abort" for choice in said["choices"])
+    except (LookupError, TypeError):
+        return False
 
 
 def _told(answer: Answer) -> str:
