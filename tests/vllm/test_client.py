@@ -7,12 +7,16 @@ import base64
 import gzip
 import json
 import os
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -410,6 +414,41 @@ def test_a_server_that_has_moved_says_where(server: Double) -> None:
     server.faults += [status(301, {}, location="https://elsewhere/")]
     with pytest.raises(BackendError, match=r"answered 301 .*it is at https://elsewhere/"):
         ask(server.url)
+
+
+def encrypt(server: Double, folder: Path) -> str:
+    """Have it speak TLS, with a certificate that nobody knows; its URL."""
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl to make a certificate")
+    key, certificate = folder / "key.pem", folder / "certificate.pem"
+    how = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-days", "2"]
+    command = ["openssl", *how, "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server._server.socket = context.wrap_socket(server._server.socket, server_side=True)
+    return server.url.replace("http:", "https:")
+
+
+def test_a_certificate_that_is_not_accepted_is_an_error_at_once(
+    server: Double, other: Double, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever waits for it waits in vain; but another replica takes over."""
+    url = encrypt(server, tmp_path)
+    told = rf"at {url} cannot be reached: .*CERTIFICATE_VERIFY_FAILED.* \(1 try\)\. .*SSL_CERT_FILE"
+    with pytest.raises(BackendError, match=told) as failed:
+        ask(url, attempts=5, patience=60)
+    assert not isinstance(failed.value, UnreachableError)  # For which the start of a pipeline would wait.
+    assert not caplog.records
+    assert ask(url, other.url, keys=(0, 0), patience=60) == [other.card()] * 2
+    assert len(caplog.records) == 1
+    assert not server.asked
+
+
+def test_a_server_without_tls_that_is_asked_for_it_says_so(server: Double) -> None:
+    url = server.url.replace("http:", "https:")
+    with pytest.raises(UnreachableError, match=rf"{url} cannot be reached: .*SSL.* http:// or by https://"):
+        ask(url)
 
 
 STEERING = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e"

@@ -12,7 +12,16 @@ from itertools import count
 from typing import Any
 
 from rsd_integrations.backends.vllm.address import Address
-from rsd_integrations.backends.vllm.http import Answer, Away, Http, Late, Stale, TooLong, Unsendable
+from rsd_integrations.backends.vllm.http import (
+    Answer,
+    Away,
+    Http,
+    Late,
+    Stale,
+    TooLong,
+    Unsendable,
+    Untrusted,
+)
 from rsd_integrations.errors import BackendError, RefusedError, RSDError, UnreachableError
 from rsd_integrations.text.printable import printable
 
@@ -119,24 +128,26 @@ class Servers:
             url, tries = self._choose(key), tries + 1
             try:
                 return await self._asked(url, path, body)
-            except (Stale, Away) as error:
+            except Away as error:
                 if isinstance(error, Stale) and not stale:
                     stale = True  # The server may only have closed an idle connection.
                     continue
                 failed, retry, gone = self._unreachable(url, error.__cause__ or error), 0.0, True
-                told = failed
+                told, hint, final = failed, error.hint, isinstance(error, Untrusted)
             except _Busy as error:
                 failed, retry, gone = str(error), error.retry, error.status in _GONE
-                told = error.told
+                told, hint, final = error.told, "", False
             if gone:
                 self._down[url] = time.monotonic() + _DOWN
             # A try that found no server there says nothing against the question.
             wrong += not gone
-            if (tries if gone else wrong) >= self._address.attempts and not (gone and time.monotonic() < end):
-                raise UnreachableError(
+            spent = (tries if gone else wrong) >= self._address.attempts
+            if (spent and not (gone and time.monotonic() < end)) or (final and not self._another(url)):
+                # The latter is no UnreachableError, for which the start of a pipeline waits.
+                raise (BackendError if final else UnreachableError)(
                     f"the {self._address.role}'s server at {url} {failed} "
                     f"({tries} {'try' if tries == 1 else 'tries'}).",
-                    hint=self._remedy(gone),
+                    hint=hint or self._remedy(gone),
                 )
             self._warn(url, f"{told}; trying again")
             if not (gone and self._another(url)):
@@ -160,7 +171,7 @@ class Servers:
                         self._down[url] = time.monotonic() + _DOWN
                         raise Away(f"broke off its answer to {path}")
                     yield event
-        except (Away, Stale, Late, Unsendable) as error:
+        except (Away, Late, Unsendable) as error:
             failed = self._broken(url, path, error)
             # Whoever wanted it asks anew, and may never tell of this.
             self._warn(url, f"{failed}, as it was to write ahead of a step's score", once=True)

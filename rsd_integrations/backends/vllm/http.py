@@ -1,4 +1,4 @@
-"""One try of one question over HTTP (aiohttp): an answer, or one of five exceptions where there is none.
+"""One try of one question over HTTP (aiohttp): an answer, or an exception where there is none.
 
 aiohttp and not httpx: for each question httpx takes 2 to 4 ms of the event loop's time, more than all the
 other work for it, and aiohttp 0.2 ms (dev/vllm.md).
@@ -25,7 +25,7 @@ from yarl import URL
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.secrecy import is_secret
 
-__all__ = ["Answer", "Away", "Http", "Late", "Stale", "TooLong", "Unsendable"]
+__all__ = ["Answer", "Away", "Http", "Late", "Stale", "TooLong", "Unsendable", "Untrusted"]
 
 _IDLE = 2.0
 """Seconds after which an idle connection is closed. A server (after 5 s) might do so just as we ask."""
@@ -46,11 +46,28 @@ _UNPACKED = {"Accept-Encoding": "identity"}
 
 
 class Away(Exception):
-    """Nobody answers."""
+    """Nobody answers. ``hint``: what to do, where it is not to wait."""
+
+    hint = ""
 
 
-class Stale(Exception):
+class Stale(Away):
     """The connection ended in mid-question."""
+
+
+class Untrusted(Away):
+    """Its certificate is not accepted, nor will it be later."""
+
+    hint = (
+        "If a CA of your own signed its certificate, set SSL_CERT_FILE to a file of the CA's certificates "
+        "before Python starts; else check for which name and until when it is valid."
+    )
+
+
+class NoTLS(Away):
+    """TLS was not agreed upon."""
+
+    hint = "Check whether it is to be asked by http:// or by https://."
 
 
 class Late(Exception):
@@ -157,7 +174,7 @@ class Http:
         """Post a body, or, if that is None, send a GET. Cancelling closes the connection.
 
         Raises:
-            Away, Stale, Late, Unsendable, TooLong: there is no answer; ``__cause__`` says why.
+            Away, Late, Unsendable, TooLong: there is no answer; ``__cause__`` says why.
         """
         async with self._asked(url, path, body) as response:
             read = bytearray()
@@ -171,7 +188,7 @@ class Http:
         """Post a body, and give the JSON of each server-sent event as it comes.
 
         Raises:
-            Away, Stale, Late, Unsendable: as ``ask``; Away also, with the reason, for an answer that is no
+            Away, Late, Unsendable: as ``ask``; Away also, with the reason, for an answer that is no
                 success, and for events that are no JSON.
         """
         async with self._asked(url, path, body) as response:
@@ -198,6 +215,10 @@ class Http:
                 "GET" if data is None else "POST", url + path, data=data, **options
             ) as response:
                 yield response
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise Untrusted from error
+        except aiohttp.ClientConnectorSSLError as error:
+            raise NoTLS from error
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise Away from error
         except asyncio.TimeoutError as error:
