@@ -116,6 +116,17 @@ def test_what_is_refused_is_not(server: Double, code: int) -> None:
     assert len(server.asked) == 1
 
 
+def test_a_wrong_address_says_what_is_wrong_with_it(server: Double) -> None:
+    """It is no matter of the model's name or kind, as with questions that follow."""
+    server.faults += [status(404)] * 2
+    with pytest.raises(
+        RefusedError, match=r"answered 404 to /v1/models: as it is\. Give the base URL .*/v1/"
+    ):
+        ask(f"{server.url}/v1/chat/completions")
+    with pytest.raises(RefusedError, match=r"answered 404 to /pooling: .*--runner pooling"):
+        ask(server.url, path="/pooling")
+
+
 def test_tries_end(server: Double) -> None:
     server.faults += [status(503)] * 9
     with pytest.raises(BackendError, match=r"answered 503 to /v1/models: as it is \(3 tries\)"):

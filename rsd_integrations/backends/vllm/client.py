@@ -213,7 +213,7 @@ class Servers:
         told, said = f"answered {answer.status} to {path}", _told(answer)
         if answer.status in _AGAIN:
             raise _Busy(told, said, answer.status, _seconds(answer.headers.get("retry-after")))
-        raise self._refused(url, f"{told}: {said}", answer.status)
+        raise self._refused(url, path, f"{told}: {said}", answer.status)
 
     @asynccontextmanager
     async def _slot(self, url: str) -> AsyncIterator[None]:
@@ -280,12 +280,14 @@ class Servers:
             hint="Raise timeout, or lower max_step_tokens or max_concurrency.",
         )
 
-    def _refused(self, url: str, failed: str, status: int) -> RefusedError:
+    def _refused(self, url: str, path: str, failed: str, status: int) -> RefusedError:
         key = f"Set VLLM_API_KEY, or give {self._address.role}_kwargs={{'api_key': ...}}."
         hints = {
             401: key,
             403: key,
-            404: "Check the model's name, and the kind of server: PRMs with a head of their own are served "
+            404: "Give the base URL of a vLLM server, without /v1/..."
+            if path == "/v1/models"
+            else "Check the model's name, and the kind of server: PRMs with a head of their own are served "
             "with --runner pooling, language models without.",
         }
         hint = hints.get(status, "See what the server says; its version may differ from those tested.")
