@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import time
@@ -21,6 +22,7 @@ _SETTINGS = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 _PATIENCE = 240.0
+_GRACE = 60.0
 
 
 def _free_port() -> int:
@@ -55,7 +57,11 @@ def serve(python: str, folders: list[tuple[Path, list[str]]], logs: Path) -> Ite
         for process, _ in started:
             process.terminate()
         for process, _ in started:
-            process.wait(60)
+            try:
+                process.wait(_GRACE)
+            except subprocess.TimeoutExpired:  # It hangs; the others are to be ended all the same.
+                os.killpg(process.pid, signal.SIGKILL)  # With its engine.
+                process.wait()
 
 
 def _wait(process: subprocess.Popen[bytes], url: str) -> None:
