@@ -785,8 +785,15 @@ def test_an_answer_that_comes_drop_by_drop_is_late(server: Double, monkeypatch: 
             events(b"data: {no json\n\n", then=lambda handler: None),
             "answered /v1/completions with an event that is no JSON",
         ),
+        (
+            events(
+                b'data: {"choices": []}\n\ndata: {"error": {"message": "cannot PROMPT"}}\n\n',
+                then=lambda handler: None,
+            ),
+            "answered /v1/completions with an error in mid-stream",
+        ),
     ],
-    ids=["refused", "no JSON"],
+    ids=["refused", "no JSON", "an error"],
 )
 def test_a_broken_stream_is_logged_once_with_its_reason(
     server: Double, caplog: pytest.LogCaptureFixture, fault: Any, why: str

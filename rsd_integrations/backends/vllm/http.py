@@ -124,9 +124,12 @@ def _json(data: bytes) -> Any:
 
 def _event(data: bytes, path: str) -> Any:
     try:
-        return _json(data)
+        event = _json(data)
     except ValueError:  # Its text quotes what the server wrote.
         raise Away(f"answered {path} with an event that is no JSON") from None
+    if isinstance(event, dict) and event.get("error"):  # It may quote the question.
+        raise Away(f"answered {path} with an error in mid-stream")
+    return event
 
 
 class Http:
@@ -189,7 +192,7 @@ class Http:
 
         Raises:
             Away, Late, Unsendable: as ``ask``; Away also, with the reason, for an answer that is no
-                success, and for events that are no JSON.
+                success, and for events that are no JSON or tell an error.
         """
         async with self._asked(url, path, body) as response:
             if response.status != 200:
