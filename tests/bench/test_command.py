@@ -32,6 +32,7 @@ def run(*arguments: str, problems: int = 30, seed: int = 0, **script: Any) -> tu
     return main(command, open_pipeline=opener), choices  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("painted")
 def test_results_are_saved_with_all_that_repeats_them(tmp_path: Path) -> None:
     out = tmp_path / "new" / "folder"
     options = ["--thresholds", "0.5,0.9", "--out", str(out), "--max-batch-size", "4", "--device", "cpu"]

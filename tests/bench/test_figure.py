@@ -11,6 +11,7 @@ from rsd_integrations.types import Role
 from tests.bench.test_tune import DRAFT, TARGET
 
 pytest.importorskip("matplotlib")
+pytestmark = pytest.mark.usefixtures("painted")
 
 
 def title(models: dict[Role, str], problems: int = 300) -> list[str]:

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from rsd_integrations.bench import figure
 from rsd_integrations.bench.matching import matcher
 from rsd_integrations.bench.questions import Question, drawn
 from rsd_integrations.bench.results import AccuracyReport, Point, TuneReport
@@ -30,7 +29,6 @@ from rsd_integrations.config import RSDConfig
 from rsd_integrations.errors import ConfigError, PromptLengthError, RewardError
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.pocket.task import Problem, held_out
-from rsd_integrations.report.plot import blank
 from rsd_integrations.report.whole import print_text
 from rsd_integrations.testing import scripted_pipeline
 from rsd_integrations.types import FLOPs, Generation
@@ -52,18 +50,6 @@ def write(path: Path, problems: Sequence[Problem] = PROBLEMS) -> str:
     lines = [json.dumps({"question": one.question, "answer": one.answer}) for one in problems]
     path.write_text("\n".join(lines))
     return str(path)
-
-
-@pytest.fixture(autouse=True)
-def unpainted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plots are files here and nothing else, but where a test asks for "painted": it takes the most time."""
-    if "painted" not in request.fixturenames:
-        monkeypatch.setattr(figure, "accuracy_figure", lambda points, title: blank(1, 1))
-
-
-@pytest.fixture
-def painted() -> None:
-    """Plots as they are."""
 
 
 @pytest.fixture
