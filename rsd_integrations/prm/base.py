@@ -123,6 +123,10 @@ class PRMFormat(ABC):
     def detect(cls, config: Any, tokenizer: Any) -> bool:
         """Whether a model with this transformers config and tokenizer is of this format."""
 
+    def with_config(self, config: Any) -> PRMFormat:
+        """This format for the model with this transformers config: itself, if that makes no difference."""
+        return self
+
     @property
     def recommended_threshold(self) -> float | None:
         """The threshold that the model's own config names, or else the format's."""

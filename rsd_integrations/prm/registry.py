@@ -63,6 +63,10 @@ def find_prm_format(choice: Any, config: Any, tokenizer: Any) -> PRMFormat:
         ConfigError: there is no such format, or its options are wrong.
         ModelError: no format recognises the model, or the tokenizer does not fit the format.
     """
+    return _chosen(choice, config, tokenizer).with_config(config)
+
+
+def _chosen(choice: Any, config: Any, tokenizer: Any) -> PRMFormat:
     if isinstance(choice, PRMFormat):
         return choice
     options = _config_options(config)

@@ -235,9 +235,10 @@ def pocket() -> Case:
     return Case("trl", tokenizer, model, expected, options={"separator": "\n\n", "threshold": 0.9})
 
 
-def sequence() -> Case:
+def sequence(*, padded: bool = False) -> Case:
     tokenizer = byte_level(LLAMA3, special=LLAMA3_SPECIAL, bos="<|endoftext|>", eos="<|eot_id|>")
-    config = small_config("llama", len(tokenizer), num_labels=1, pad_token_id=None)
+    pad = tokenizer.eos_token_id if padded else None
+    config = small_config("llama", len(tokenizer), num_labels=1, pad_token_id=pad)
     return Case(
         "sequence",
         tokenizer,
@@ -248,6 +249,11 @@ def sequence() -> Case:
         ],
         architecture="LlamaForSequenceClassification",
     )
+
+
+def sequence_padded() -> Case:
+    """The token that ends a turn also pads: transformers takes the last that does not."""
+    return sequence(padded=True)
 
 
 def sequence_pair() -> Case:
@@ -316,6 +322,7 @@ CASES = {
         trl,
         pocket,
         sequence,
+        sequence_padded,
         sequence_pair,
         judge,
         judge_mistral,

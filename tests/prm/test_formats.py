@@ -15,6 +15,7 @@ from rsd_integrations.errors import ConfigError, ModelError, PromptError, RSDErr
 from rsd_integrations.prm import find_prm_format
 from rsd_integrations.prm.judge import JudgeFormat
 from rsd_integrations.prm.readout import sigmoid, softmax
+from rsd_integrations.prm.sequence import SequenceFormat
 from rsd_integrations.prm.turns import AnswerTurn, chat_prompt, conversation_text, render_turns
 from rsd_integrations.types import Message
 from tests.small_tokenizers import LLAMA3, MISTRAL, byte_level, sentencepiece_like
@@ -121,6 +122,18 @@ def test_what_serves_the_reading_alone_is_rolled_back(name: str) -> None:
     assert LLAMA.decode(kept) == "\n\nSo 12"
     assert feed.read == len(feed.ids) - 1
     assert LLAMA.eos_token_id in feed.ids[-feed.probe :]
+
+
+@pytest.mark.parametrize("choice", ["auto", "sequence", SequenceFormat(LLAMA), SequenceFormat])
+def test_an_outcome_models_reward_is_read_before_tokens_that_pad(choice: Any) -> None:
+    """However the format is chosen: which token pads is said by the model's config, not by the tokenizer."""
+    options = {"format": "sequence", "scale": 2.0}
+    for text in ({}, {"get_text_config": lambda: SimpleNamespace(pad_token_id=LLAMA.eos_token_id)}):
+        given = SimpleNamespace(rsd_prm=options, pad_token_id=LLAMA.eos_token_id, **text)
+        form = find_prm_format(choice, given, LLAMA)
+        assert LLAMA.decode(form.step("So 12", 1).ids[form.step("So 12", 1).read]) == "2"
+    if isinstance(choice, SequenceFormat):
+        assert form is not choice, "another model, which it may also be for, has a config of its own"
 
 
 def test_the_space_a_template_writes_before_an_answer_is_kept() -> None:
