@@ -272,7 +272,7 @@ def test_12_a_threshold_belongs_to_a_format() -> None:
     with load(prm=(prm, tok)) as pipe:
         of_format = pipe.recommended_threshold
         assert pipe.generate("x", max_tokens=2).threshold == of_format == 0.5
-    prm.config.rsd_prm = {"format": "trl", "separator": "\n\n", "threshold": 0.35}
+    prm.config.rsd_prm = {**prm.config.rsd_prm, "threshold": 0.35}
     with load(prm=(prm, tok)) as pipe:
         assert pipe.generate("x", max_tokens=2).threshold == pipe.recommended_threshold == 0.35
         assert pipe.generate("x", max_tokens=2, threshold=0.9).threshold == 0.9
@@ -284,7 +284,7 @@ def test_12_a_reward_depends_on_the_separator() -> None:
     tok, rewards = tokenizer("ascii"), []
     for separator in ("\n", "\n\n"):
         prm = copy.deepcopy(token_classifier(0, "ascii"))
-        prm.config.rsd_prm = {"format": "trl", "separator": separator}
+        prm.config.rsd_prm = {**prm.config.rsd_prm, "separator": separator}
         with load(prm=(prm, tok)) as pipe:
             rewards.append(pipe.generate("x", max_tokens=4).steps[0].reward)
     assert rewards[0] != pytest.approx(rewards[1], abs=1e-3)

@@ -211,7 +211,7 @@ def token_classifier(
 ) -> PreTrainedModel:
     """A TRL-style PRM: two labels a token."""
     made = config(architecture, seed_vocabulary=len(tokenizer(flavour)), num_labels=2, **more)
-    made.rsd_prm = {"format": "trl", "separator": "\n\n"}
+    made.rsd_prm = {"format": "trl", "chat": True, "separator": "\n\n"}
     torch.manual_seed(1000 + seed)
     kind = f"{architecture.removesuffix('Text')}ForTokenClassification"
     model = getattr(transformers, kind)(made).eval()

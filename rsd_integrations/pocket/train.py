@@ -213,7 +213,7 @@ def run_prm(shop: Workshop) -> None:
         device=shop.device,
         report=shop.report,
     )
-    prm.config.rsd_prm = {"format": "trl", "separator": SEPARATOR}
+    prm.config.rsd_prm = {"format": "trl", "chat": True, "separator": SEPARATOR}
     shop.keep("prm", prm)
 
 

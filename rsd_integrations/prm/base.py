@@ -114,11 +114,6 @@ class PRMFormat(ABC):
         )
 
     @classmethod
-    def for_model(cls, config: Any, tokenizer: Any) -> PRMFormat:
-        """The format for a model whose config has no ``rsd_prm`` mapping to say more."""
-        return cls(tokenizer)
-
-    @classmethod
     @abstractmethod
     def detect(cls, config: Any, tokenizer: Any) -> bool:
         """Whether a model with this transformers config and tokenizer is of this format."""

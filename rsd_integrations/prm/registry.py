@@ -71,12 +71,11 @@ def _chosen(choice: Any, config: Any, tokenizer: Any) -> PRMFormat:
         return choice
     options = _config_options(config)
     if choice == "auto":
-        if options:
-            return _named(str(options.get("format")))(tokenizer, options)
-        return _detect(config, tokenizer).for_model(config, tokenizer)
+        cls = _named(str(options["format"])) if options else _detect(config, tokenizer)
+        return cls(tokenizer, options)
     if isinstance(choice, str | type):
         cls = _named(choice) if isinstance(choice, str) else _concrete(choice)
-        return cls(tokenizer, options) if _meant(cls, options) else cls.for_model(config, tokenizer)
+        return cls(tokenizer, options if _meant(cls, options) else None)
     if callable(choice):
         return _made(choice, tokenizer, options)
     raise ConfigError(f"prm_format is {choice!r}.", hint=_choices())
@@ -113,7 +112,7 @@ def _named(name: str) -> type[PRMFormat]:
 
 def _meant(cls: type[PRMFormat], options: Mapping[str, Any]) -> bool:
     """Whether the model's options were written for this format."""
-    return bool(options) and options.get("format", cls.name) == cls.name
+    return options.get("format") == cls.name
 
 
 def _made(maker: FormatMaker, tokenizer: Any, options: Mapping[str, Any]) -> PRMFormat:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from rsd_integrations.encoding import chat_template_text, encode_plain
+from rsd_integrations.encoding import encode_plain
 from rsd_integrations.errors import ModelError
 from rsd_integrations.prm.base import Feed, Head, PRMFormat
 from rsd_integrations.prm.detection import has_architecture, label_count
@@ -28,9 +28,8 @@ class TRLFormat(PRMFormat):
     Rewards are read where a step was fed, never searched for, so separators within a step change
     nothing but what the model sees; control tokens spelled in a text stay text.
 
-    Options: "separator" (PRMTrainer's default "\n"); "chat" (default: whether the tokenizer has a
-    chat template, for models with an ``rsd_prm`` mapping; false for others, because PRMTrainer
-    applies none); "positive" (index of the good label, default 1).
+    Options: "separator" (default "\n", PRMTrainer's); "chat" (default false, as PRMTrainer applies no
+    template); "positive" (index of the good label, default 1).
 
     Source: PRMTrainer.tokenize_row of TRL 1.13, the last with a PRMTrainer (trl.experimental.prm).
     """
@@ -49,13 +48,8 @@ class TRLFormat(PRMFormat):
                 f"the PRM's tokenizer has no token for the separator {separator!r}.",
                 hint="Set the separator that the PRM was trained with in rsd_prm of its config.json.",
             )
-        self._chat = bool(self.options.get("chat", chat_template_text(tokenizer)))
+        self._chat = bool(self.options.get("chat", False))
         self._positive = self._number("positive", 1)
-
-    @classmethod
-    def for_model(cls, config: Any, tokenizer: Any) -> PRMFormat:
-        """As PRMTrainer trains: no chat template."""
-        return cls(tokenizer, {"chat": False})
 
     @classmethod
     def detect(cls, config: Any, tokenizer: Any) -> bool:

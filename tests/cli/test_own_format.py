@@ -33,8 +33,7 @@ class Mine(TRLFormat):
         return 0.625
 
 class Picky(Mine):
-    @classmethod
-    def for_model(cls, config, tokenizer):
+    def __init__(self, tokenizer, options):
         raise ConfigError("Picky was asked", hint="No more.")
 
 thing = 3

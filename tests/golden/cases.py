@@ -232,7 +232,9 @@ def pocket() -> Case:
         )
         return trl_rewards(tokenizer, model, ids_of(tokenizer, text), steps, "\n\n")
 
-    return Case("trl", tokenizer, model, expected, options={"separator": "\n\n", "threshold": 0.9})
+    return Case(
+        "trl", tokenizer, model, expected, options={"chat": True, "separator": "\n\n", "threshold": 0.9}
+    )
 
 
 def sequence(*, padded: bool = False) -> Case:

@@ -193,7 +193,7 @@ def test_a_new_reward_model_has_no_threshold_yet(
     out = shutil.copytree(shop.out, tmp_path / "out")
     monkeypatch.setitem(train.RUN, "prm", lambda shop: shop.keep("prm", as_trained("prm")))
     main(["--out", str(out), "--stage", "prm"])
-    assert _rsd_prm(out) == {"format": "trl", "separator": "\n\n"}
+    assert _rsd_prm(out) == {"format": "trl", "chat": True, "separator": "\n\n"}
     assert "the trio is finished" not in capsys.readouterr().out
     with pytest.raises(FileNotFoundError, match=r"MODEL_CARD.md is missing: run all stages"):
         install(out, tmp_path / "weights")

@@ -90,7 +90,8 @@ def test_sizes_are_in_proportion(models: Any) -> None:
 
 def test_reward_config_names_format_separator_and_threshold(models: Any) -> None:
     config = models["prm"].config
-    assert set(config.rsd_prm) == {"format", "separator", "threshold"}
+    assert set(config.rsd_prm) == {"format", "chat", "separator", "threshold"}
+    assert config.rsd_prm["chat"] is True
     assert config.rsd_prm["separator"] == SEPARATOR
     assert config.num_labels == 2
 

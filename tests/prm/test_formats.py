@@ -87,9 +87,11 @@ def test_qwen_adds_its_system_turn_only_where_there_is_none() -> None:
     assert "Judge." in QWEN.decode(make("qwen", QWEN, system="Judge.").prompt([USER]))
 
 
-@pytest.mark.parametrize("name", ["qwen", "trl", "sequence", "judge"])
-def test_chat_formats_see_every_turn(name: str) -> None:
-    shown = QWEN.decode(make(name, QWEN, threshold=0.5).prompt([SYSTEM, USER, CALL, TOOL]))
+@pytest.mark.parametrize(
+    ("name", "options"), [("qwen", {}), ("trl", {"chat": True}), ("sequence", {}), ("judge", {})]
+)
+def test_chat_formats_see_every_turn(name: str, options: dict[str, Any]) -> None:
+    shown = QWEN.decode(make(name, QWEN, **options).prompt([SYSTEM, USER, CALL, TOOL]))
     for text in ("Be brief.", "How many?", "add", "21", "<|im_start|>tool"):
         assert text in shown
 

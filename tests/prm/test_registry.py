@@ -15,6 +15,7 @@ from rsd_integrations import prm
 from rsd_integrations.errors import ConfigError, ModelError
 from rsd_integrations.prm import Feed, Head, PRMFormat, find_prm_format, prm_format_names, register_prm_format
 from rsd_integrations.prm import registry as registry_module
+from rsd_integrations.prm.trl import TRLFormat
 from rsd_integrations.types import Message
 from tests.small_tokenizers import LLAMA3, byte_level, sentencepiece_like
 
@@ -242,12 +243,13 @@ def test_thresholds() -> None:
 
 def test_trl_models_get_no_chat_template_unless_their_config_says_so() -> None:
     chat: list[Message] = [{"role": "user", "content": "Janet"}]
-    plain = find_prm_format("trl", config(), QWEN).prompt(chat)
-    assert plain == (QWEN.bos_token_id, *QWEN.encode("Janet"))
-    marked = find_prm_format("auto", config(rsd_prm={"format": "trl"}), QWEN).prompt(chat)
+    plain = (QWEN.bos_token_id, *QWEN.encode("Janet"))
+    assert find_prm_format("trl", config(), QWEN).prompt(chat) == plain
+    other = config(rsd_prm={"format": "trl", "threshold": 0.9, "separator": "\n\n"})
+    assert find_prm_format("auto", other, QWEN).prompt(chat) == plain, "an option changes only what it names"
+    assert TRLFormat(QWEN).prompt(chat) == plain, "made by hand"
+    marked = find_prm_format("auto", config(rsd_prm={"format": "trl", "chat": True}), QWEN).prompt(chat)
     assert marked == tuple(QWEN.apply_chat_template(chat, add_generation_prompt=True)["input_ids"])
-    silent = config(rsd_prm={"format": "trl", "chat": False})
-    assert find_prm_format("auto", silent, QWEN).prompt(chat) == plain
 
 
 def test_formats_import_nothing_heavy() -> None:
