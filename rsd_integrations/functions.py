@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rsd_integrations.errors import ConfigError, RewardError
-from rsd_integrations.limits import check_count, check_takes
+from rsd_integrations.limits import as_reward, check_count, check_takes
 from rsd_integrations.protocols import Kept, ModelInfo, Scored, ScorerSession, ScoreStep, Tally
 from rsd_integrations.types import Prompt
 
@@ -68,7 +68,7 @@ class RewardFunction:
 
     def __post_init__(self) -> None:
         check_count("max_concurrency", self.max_concurrency, 1)
-        if self.threshold is not None and not _is_reward(self.threshold):
+        if self.threshold is not None and as_reward(self.threshold) != self.threshold:
             raise ConfigError(
                 f"threshold={self.threshold!r} is not in [0, 1].",
                 hint="Give a number from 0 to 1, as rewards are.",
@@ -187,14 +187,15 @@ class _Functions:
             task.add_done_callback(self._left.discard)
             task.cancel()
 
-    def _read(self, reward: Any, steps: tuple[str, ...]) -> Scored | RewardError:
-        if inspect.isawaitable(reward):
-            if inspect.iscoroutine(reward):
-                reward.close()
-            return self._wrong(f"returned {reward!r:.100}, which nobody awaits", steps, "Make it async def.")
-        if not _is_reward(reward):
-            return self._wrong(f"returned {reward!r:.100}, which is no number in [0, 1]", steps)
-        return Scored(float(reward), 0)
+    def _read(self, given: Any, steps: tuple[str, ...]) -> Scored | RewardError:
+        if inspect.isawaitable(given):
+            if inspect.iscoroutine(given):
+                given.close()
+            return self._wrong(f"returned {given!r:.100}, which nobody awaits", steps, "Make it async def.")
+        reward = as_reward(given)
+        if reward is None:
+            return self._wrong(f"returned {given!r:.100}, which is no number in [0, 1]", steps)
+        return Scored(reward, 0)
 
     def _failed(self, error: BaseException, steps: tuple[str, ...]) -> RewardError:
         made = self._wrong(f"failed: {type(error).__name__}: {error}", steps)
@@ -295,11 +296,3 @@ class RemoteFunctionScorer(_Functions):
         self._pool.shutdown(wait=False, cancel_futures=True)
         if self._left:
             await asyncio.wait(self._left, timeout=_LEAVING)
-
-
-def _is_reward(value: Any) -> bool:
-    """Whether it is a number from 0 to 1, of any type that becomes a float (NumPy's, torch's)."""
-    try:
-        return not isinstance(value, str | bytes) and 0.0 <= float(value) <= 1.0
-    except (TypeError, ValueError, OverflowError):
-        return False

@@ -1,4 +1,4 @@
-"""Checks of arguments that are the same for all models."""
+"""Checks of arguments that are the same for all models, and of the rewards that they get."""
 
 from __future__ import annotations
 
@@ -10,10 +10,37 @@ from rsd_integrations.config import RSDConfig
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.naming import check_known
 
-__all__ = ["call_config", "check_choice", "check_count", "check_rows", "check_takes", "check_timeout"]
+__all__ = [
+    "as_reward",
+    "call_config",
+    "check_choice",
+    "check_count",
+    "check_rows",
+    "check_takes",
+    "check_timeout",
+]
 
 _OF_CALLS = (*RSDConfig.model_fields, "config", "timeout", "output")
 """What a pipeline takes beside the prompt."""
+
+
+_ROUNDING = 1e-6
+"""How far rounding may put a reward beyond a bound: a cosine similarity in float32 may be 1.0000002."""
+
+
+def as_reward(value: Any) -> float | None:
+    """A number from 0 to 1, of any type that becomes a float (NumPy's, torch's); None if it is none.
+
+    A number beyond a bound by no more than rounding is the bound.
+    """
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    text = isinstance(value, str | bytes)
+    if text or not -_ROUNDING <= number <= 1.0 + _ROUNDING:
+        return None
+    return min(max(number, 0.0), 1.0)
 
 
 def call_config(config: Any, fields: Mapping[str, Any]) -> RSDConfig:

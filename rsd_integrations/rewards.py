@@ -6,6 +6,7 @@ from collections.abc import Generator, Sequence
 from typing import Any
 
 from rsd_integrations.errors import RewardError
+from rsd_integrations.limits import as_reward
 from rsd_integrations.protocols import Kept, Scored, ScoreStep, WindowFull, Work, Written
 from rsd_integrations.text.segment import step_body
 
@@ -26,13 +27,14 @@ def reward_of(scored: Any, index: int, step: str) -> tuple[float | None, int]:
     if isinstance(scored, WindowFull):
         return None, 0
     try:
-        reward, tokens = float(scored.reward), scored.tokens
+        given, tokens = float(scored.reward), scored.tokens
     except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise RewardError(
             f"the PRM gave {scored!r:.200} for step {index}: {step!r}.",
             hint="A Scorer gives Scored(reward, tokens), its reward a number in [0, 1].",
         ) from error
-    if not 0.0 <= reward <= 1.0:
+    reward = as_reward(given)
+    if reward is None:
         raise RewardError(
             f"the PRM gave reward {scored.reward!r}, which is not in [0, 1], for step {index}: {step!r}.",
             hint="Check that prm_format fits the PRM, and its dtype if the reward is nan.",

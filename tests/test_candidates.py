@@ -155,6 +155,14 @@ def test_a_wrong_reward_of_any_candidate_is_an_error(reward: float) -> None:
         driver.run([[step("a\n\n"), step("b\n\n")], [Scored(0.9, 1), Scored(reward, 1)]])
 
 
+def test_rounding_puts_no_candidate_s_reward_out_of_bounds() -> None:
+    driver = Driver(best_of(2))
+    outcome = driver.run(
+        [[step("a", "eos"), step("b", "eos")], [Scored(0.9, 1), Scored(1.0000002384185791, 1)]]
+    )
+    assert (outcome.text, outcome.steps[0].reward) == ("b", 1.0)
+
+
 # The settings.
 
 

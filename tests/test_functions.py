@@ -219,6 +219,8 @@ def test_at_most_so_many_calls_at_a_time(kind: str, remote: bool) -> None:
         (lambda prompt, steps: None, "returned None, which is no number"),
         (lambda prompt, steps: "0.5", "returned '0.5', which is no number"),
         (lambda prompt, steps: 1.5, "returned 1.5, which is no number"),
+        (lambda prompt, steps: 1 + 2e-6, "returned 1.000002, which is no number"),
+        (lambda prompt, steps: -2e-6, "returned -2e-06, which is no number"),
         (lambda prompt, steps: float("nan"), "returned nan, which is no number"),
         (
             lambda prompt, steps: awaited(prompt, (*steps,)),  # Nobody can tell that it is to be awaited.
@@ -230,6 +232,14 @@ def test_at_most_so_many_calls_at_a_time(kind: str, remote: bool) -> None:
 def test_what_is_no_reward_is_refused(function: Callable[..., Any], told: str, remote: bool) -> None:
     with over(function, remote=remote) as pipe, pytest.raises(RewardError, match=rf"<lambda>' {told}"):
         pipe.generate("count")
+
+
+@pytest.mark.parametrize("remote", [False, True])
+@pytest.mark.parametrize(("given", "reward"), [(1.0000002384185791, 1.0), (-1.2e-7, 0.0)])
+def test_rounding_puts_no_reward_out_of_bounds(given: float, reward: float, remote: bool) -> None:
+    """A cosine similarity in float32, or a weighted mean of other rewards."""
+    with over(lambda prompt, steps: given, remote=remote) as pipe:
+        assert pipe.score("count", ["one"]) == [reward]
 
 
 class Odd(BaseException):
