@@ -20,6 +20,7 @@ from rsd_integrations.adapters.extras import misfits, version_of
 from rsd_integrations.cli import options
 from rsd_integrations.cli.console import open_console
 from rsd_integrations.cli.models import ModelChoice, open_pipeline
+from rsd_integrations.config import DEFAULT_THRESHOLD
 from rsd_integrations.report.whole import print_text, print_whole
 from rsd_integrations.report.words import many, role_name
 from rsd_integrations.text.printable import printable
@@ -27,6 +28,7 @@ from rsd_integrations.types import ROLES
 
 if TYPE_CHECKING:
     from rsd_integrations.backends.torch.memory import ModelMemory
+    from rsd_integrations.prm import PRMFormat
 
 __all__ = ["doctor"]
 
@@ -173,6 +175,8 @@ def _print_served(choice: ModelChoice, console: Console) -> None:
                 str(info.window),
             )
     print_whole(table, console)
+    if (form := getattr(backend.prm, "format", None)) is not None:
+        _print_form(form, console)
     console.print("all three answer")
     for role, model in (("draft", backend.draft), ("target", backend.target)):
         if not getattr(model, "holds_grammars", True):
@@ -231,9 +235,18 @@ def _print_memory(models: list[ModelMemory], requests: int, console: Console) ->
         )
     print_whole(table, console)
     console.print(Text(f"cache: what is kept of {many(requests, 'request')} at full length", "dim"))
+    for form in (model.form for model in models if model.form is not None):
+        _print_form(form, console)
     where = dict.fromkeys(model.device for model in models)
     fits = [_fits(device, models, requests, console) for device in where]
     return all(fits)
+
+
+def _print_form(form: PRMFormat, console: Console) -> None:
+    """How the PRM reads steps, which its name may have decided."""
+    known = form.recommended_threshold
+    threshold = f"{DEFAULT_THRESHOLD} (arbitrary: rsd tune measures)" if known is None else f"{known}"
+    print_text(f"PRM format: {form.name}, default threshold {threshold}", console)
 
 
 def _fits(device: str, models: list[ModelMemory], requests: int, console: Console) -> bool:

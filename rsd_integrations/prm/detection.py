@@ -18,8 +18,14 @@ def has_architecture(config: Any, ending: str) -> bool:
 
 
 def model_name(config: Any) -> str:
-    """The model's repository or folder, lower case, "_" as "-"."""
-    return str(getattr(config, "_name_or_path", "") or "").lower().replace("_", "-")
+    """The name of the model's repository or folder, lower case, "_" as "-".
+
+    Neither the owner nor the folders above say what a model is; in the hub's cache the repository is above.
+    """
+    path = str(getattr(config, "_name_or_path", "") or "").replace("\\", "/")
+    *above, name = path.rstrip("/").split("/")
+    cached = (one.rpartition("--")[2] for one in above if one.startswith("models--"))
+    return next(cached, name).lower().replace("_", "-")
 
 
 def label_count(config: Any) -> int:

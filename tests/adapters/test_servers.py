@@ -154,7 +154,7 @@ def test_command_line(urls: dict[str, str], answer: str, capsys: pytest.CaptureF
     assert json.loads(capsys.readouterr().out)["text"] == answer
     assert main(["doctor", *_command(urls)]) == 0
     told = capsys.readouterr().out
-    assert "all three answer" in told
+    assert "PRM format: trl, default threshold 0.95\nall three answer" in told
     assert urls["prm"].removeprefix("http://") in "".join(told.split())
     assert "token by token" not in told
     with double(pocket_paths().draft, grammars=False) as draft:

@@ -41,6 +41,7 @@ def test_a_whole_installation(capsys: Any) -> None:
         "draft",
         "4.02 M",
         "needed",
+        "PRM format: trl, default threshold 0.95",
     ):
         assert part in shown
     assert "MISSING" not in shown
@@ -173,6 +174,16 @@ def test_a_device_has_one_verdict_however_it_is_spelled(folders: dict[str, str],
     assert capsys.readouterr().out.count("needed before activations") == 1
 
 
+def test_the_prms_format_is_told(folders: dict[str, str], capsys: Any) -> None:
+    for options, said in (
+        ((), "trl, default threshold 0.5\n"),
+        (("--prm-format", "judge"), "judge, default threshold 0.7\n"),
+        (("--prm-format", "sequence"), "sequence, default threshold 0.7 (arbitrary: rsd tune measures)\n"),
+    ):
+        assert doctor_of(folders, *options) == 0
+        assert f"\nPRM format: {said}" in capsys.readouterr().out
+
+
 def test_models_that_are_spread_get_no_verdict(
     folders: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
@@ -226,7 +237,7 @@ def test_each_device_has_to_hold_its_own(monkeypatch: pytest.MonkeyPatch, capsys
 def test_memory_is_told_for_the_place_and_dtype_asked_for(folders: dict[str, str], capsys: Any) -> None:
     assert doctor_of(folders, "--device", "meta", "--dtype", "bfloat16") == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    told = [(row[0], *row[2:4]) for row in rows if row and row[0].lower() in folders]
+    told = [(row[0], *row[2:4]) for row in rows if "meta" in row]
     assert told == [(role, "meta", "bfloat16") for role in ("draft", "target", "PRM")]
     assert ["meta:"] in [row[:1] for row in rows]
 

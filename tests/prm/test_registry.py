@@ -90,6 +90,19 @@ PUBLISHED = [
     ("Qwen2ForProcessRewardModel", "Qwen/Qwen2.5-Math-PRM-7B", {}, QWEN, "qwen"),
     ("Qwen2ForProcessRewardModel", "/models/mirror", {}, QWEN, "qwen"),
     ("Qwen2ForProcessRewardModel", "Gen-Verse/ReasonFlux-PRM-7B", {}, QWEN, "reasonflux"),
+    # Folders: those above, the owner's and the hub cache's say nothing of the model.
+    ("Qwen2ForProcessRewardModel", "/reasonflux-vs-qwen/Qwen2.5-Math-PRM-7B", {}, QWEN, "qwen"),
+    ("Qwen2ForProcessRewardModel", "ReasonFlux-Lovers/Qwen2.5-Math-PRM-7B", {}, QWEN, "qwen"),
+    ("Qwen2ForProcessRewardModel", "mine/ReasonFlux_PRM-7B/", {}, QWEN, "reasonflux"),
+    ("Qwen2ForProcessRewardModel", r"D:\models\ReasonFlux-PRM-7B", {}, QWEN, "reasonflux"),
+    (
+        "Qwen2ForProcessRewardModel",
+        "/hub/models--Gen-Verse--ReasonFlux-PRM-7B/snapshots/0c5fa2/",
+        {},
+        QWEN,
+        "reasonflux",
+    ),
+    ("Qwen2ForProcessRewardModel", "/versaprm/models--reasonflux--Qwen/snapshots/0c5f", {}, QWEN, "qwen"),
     (
         "Qwen2ForPrmModel",
         "Skywork/Skywork-o1-Open-PRM-Qwen-2.5-1.5B",

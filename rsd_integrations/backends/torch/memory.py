@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from rsd_integrations.backends.torch.quantized import Quantization
 from rsd_integrations.backends.torch.refusals import check_architecture, check_weights
 from rsd_integrations.backends.torch.states import cache_bytes, is_recurrent
 from rsd_integrations.errors import ModelError
-from rsd_integrations.prm import find_prm_format
+from rsd_integrations.prm import PRMFormat, find_prm_format
 from rsd_integrations.types import Role
 
 __all__ = ["ModelMemory", "model_memory", "trio_memory"]
@@ -43,6 +43,8 @@ class ModelMemory:
     """Bytes of what recurrent layers keep of one request, at most."""
     window: int
     """Positions of a request."""
+    form: PRMFormat | None = None
+    """How a PRM reads steps."""
 
     def cache(self, requests: int) -> int:
         """Bytes of what is kept of so many requests at their full length."""
@@ -84,8 +86,9 @@ def trio_memory(
         check_architecture(source)
         check_weights(source)
     check_templates(sources["draft"], sources["target"])
-    find_prm_format(prm_format, sources["prm"].config, sources["prm"].tokenizer)
-    return [model_memory(source, device, dtype, max_length) for source in sources.values()]
+    form = find_prm_format(prm_format, sources["prm"].config, sources["prm"].tokenizer)
+    told = [model_memory(source, device, dtype, max_length) for source in sources.values()]
+    return [replace(one, form=form if one.role == "prm" else None) for one in told]
 
 
 def model_memory(source: Source, device: str, dtype: Any, max_length: int) -> ModelMemory:
