@@ -78,7 +78,7 @@ class RSDPipeline(Closing):
             draft: hub id, folder, loaded model, (model, tokenizer), or a ``protocols.Writer`` of your own.
             target: likewise.
             prm: likewise, a ``protocols.Scorer``, or a function: see ``RewardFunction``.
-            prm_format: "auto", the name of a registered format, or a ``PRMFormat``.
+            prm_format: "auto", a registered name, a ``PRMFormat``, or ``(tokenizer, options) -> PRMFormat``.
             device: for all models that are loaded here; None takes the GPU if there is one.
             dtype: for all models that are loaded here; "auto" takes the checkpoints'.
             max_batch_size: most requests at work at once; the others queue.

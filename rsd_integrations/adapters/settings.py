@@ -71,7 +71,9 @@ class RSDSettings(RSDFields, Closing):
     """A live ``RSDPipeline``, or "pocket", instead of draft, target and prm."""
 
     prm_format: Any = "auto"
-    """How the PRM reads steps: "auto", the name of a registered format, or a ``PRMFormat``."""
+    """How the PRM reads steps: "auto", the name of a registered format, a ``PRMFormat``, or a callable
+    ``(tokenizer, options) -> PRMFormat``.
+    """
     device: str | None = None
     """Device of all models loaded in this process; None: the GPU if there is one (pocket trio: the CPU)."""
     dtype: Any = "auto"
