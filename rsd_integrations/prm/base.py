@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any, ClassVar, Literal, TypeVar
 
-from rsd_integrations.errors import ConfigError
+from rsd_integrations.errors import ConfigError, ModelError
+from rsd_integrations.prm.detection import label_count
 from rsd_integrations.types import Message
 
 __all__ = ["Feed", "Head", "PRMFormat"]
@@ -76,6 +77,8 @@ class PRMFormat(ABC):
     """The threshold known to work for this format's scale; None where none is known."""
     accepts: ClassVar[frozenset[str] | None] = None
     """Options besides "format" and "threshold"; None: any."""
+    labels: ClassVar[tuple[int, ...]] = ()
+    """How many labels a model of this format may have by its config; (): any."""
 
     def __init__(self, tokenizer: Any, options: Mapping[str, Any] | None = None) -> None:
         self.tokenizer = tokenizer
@@ -119,7 +122,18 @@ class PRMFormat(ABC):
         """Whether a model with this transformers config and tokenizer is of this format."""
 
     def with_config(self, config: Any) -> PRMFormat:
-        """This format for the model with this transformers config: itself, if that makes no difference."""
+        """This format for the model with this transformers config: itself, if that makes no difference.
+
+        Raises:
+            ModelError: the model has another number of labels.
+        """
+        count = label_count(config)
+        if self.labels and count and count not in self.labels:
+            raise ModelError(
+                f"the PRM has {count} label{'s' if count > 1 else ''}, of which PRM format {self.name!r} can "
+                f"make no reward: it reads {' or '.join(map(str, self.labels))}.",
+                hint="Choose the prm_format that this PRM was trained for.",
+            )
         return self
 
     @property

@@ -34,6 +34,7 @@ class SequenceFormat(PRMFormat):
 
     name: ClassVar[str] = "sequence"
     head: ClassVar[Head] = "sequence"
+    labels: ClassVar[tuple[int, ...]] = (1, 2)
     accepts: ClassVar[frozenset[str] | None] = frozenset({"center", "scale"})
 
     def __init__(self, tokenizer: Any, options: Mapping[str, Any] | None = None) -> None:
@@ -46,10 +47,11 @@ class SequenceFormat(PRMFormat):
     @classmethod
     def detect(cls, config: Any, tokenizer: Any) -> bool:
         """A sequence classifier with one or two labels."""
-        return has_architecture(config, "ForSequenceClassification") and label_count(config) in (1, 2)
+        return has_architecture(config, "ForSequenceClassification") and label_count(config) in cls.labels
 
     def with_config(self, config: Any) -> PRMFormat:
         """This format, told which token pads: the config's, not the tokenizer's, is what models go by."""
+        super().with_config(config)
         told = copy(self)
         told._pad = getattr(getattr(config, "get_text_config", lambda: config)(), "pad_token_id", None)
         return told

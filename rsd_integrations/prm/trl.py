@@ -29,13 +29,14 @@ class TRLFormat(PRMFormat):
     nothing but what the model sees; control tokens spelled in a text stay text.
 
     Options: "separator" (default "\n", PRMTrainer's); "chat" (default false, as PRMTrainer applies no
-    template); "positive" (index of the good label, default 1).
+    template); "positive" (index of the good label, default 1, the second of two).
 
     Source: PRMTrainer.tokenize_row of TRL 1.13, the last with a PRMTrainer (trl.experimental.prm).
     """
 
     name: ClassVar[str] = "trl"
     head: ClassVar[Head] = "token"
+    labels: ClassVar[tuple[int, ...]] = (2,)
     threshold: ClassVar[float | None] = 0.5
     accepts: ClassVar[frozenset[str] | None] = frozenset({"separator", "chat", "positive"})
 
@@ -54,7 +55,11 @@ class TRLFormat(PRMFormat):
     @classmethod
     def detect(cls, config: Any, tokenizer: Any) -> bool:
         """A token classifier with two labels."""
-        return has_architecture(config, "ForTokenClassification") and label_count(config) == 2
+        return has_architecture(config, "ForTokenClassification") and label_count(config) in cls.labels
+
+    def with_config(self, config: Any) -> PRMFormat:
+        """This format. Where the option "positive" says which label is good, there may be any number."""
+        return self if "positive" in self.options else super().with_config(config)
 
     def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """The conversation, or the question."""

@@ -95,6 +95,19 @@ def test_a_checkpoint_without_the_head_is_refused(kind: Any, tmp_path: Path) -> 
     assert caught.value.hint
 
 
+def test_a_checkpoint_with_more_in_its_head_is_refused(tmp_path: Path) -> None:
+    """transformers would leave the bias out."""
+    small_model(Qwen2ForTokenClassification, CONFIG).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"has 'score.bias', which a model with head 'sequence' has not"):
+        load_reward_model("sequence", tmp_path)
+
+
+def test_a_head_may_have_one_output() -> None:
+    """For formats of one's own."""
+    model = small_model(Qwen2ForTokenClassification, small_config("qwen2", 40, num_labels=1))
+    assert values(RewardModel(model, "token")).shape == (TOKENS.shape[1], 1)
+
+
 def test_a_checkpoint_without_some_of_the_body_is_refused(tmp_path: Path) -> None:
     state = checkpoint("process_reward").state_dict()
     del state["model.layers.1.mlp.up_proj.weight"]

@@ -247,6 +247,21 @@ def test_tokenizers_that_do_not_fit(name: str, tokenizer: Any, message: str | No
     assert caught.value.hint
 
 
+@pytest.mark.parametrize(("name", "count"), [("trl", 1), ("trl", 3), ("sequence", 3)])
+def test_a_model_with_other_labels_is_refused(name: str, count: int) -> None:
+    """At loading, however the format is chosen: one of three labels would be taken for the good one."""
+    made = config(num_labels=count, rsd_prm={"format": name, "threshold": 0.9})
+    for choice in (name, "auto", registry_module._formats[name], registry_module._formats[name](LLAMA)):
+        with pytest.raises(ModelError, match=rf"has {count} labels?, of which PRM format '{name}'") as caught:
+            find_prm_format(choice, made, LLAMA)
+        assert caught.value.hint
+
+
+def test_an_option_says_which_of_many_labels_is_good() -> None:
+    made = config(num_labels=3, rsd_prm={"format": "trl", "positive": 2})
+    assert find_prm_format("auto", made, QWEN).reward([0.0, 0.0, 99.0]) == pytest.approx(1.0)
+
+
 def test_thresholds() -> None:
     assert find_prm_format("qwen", config(), QWEN).recommended_threshold == 0.7
     assert find_prm_format("sequence", config(), QWEN).recommended_threshold is None

@@ -15,7 +15,9 @@ from rsd_integrations.errors import ModelError
 __all__ = ["check_adapters", "check_embeddings", "check_language_model", "load_complete"]
 
 
-def load_complete(model_class: Any, name: str, *, meant: str, hint: str, **options: Any) -> PreTrainedModel:
+def load_complete(
+    model_class: Any, name: str, *, meant: str, hint: str, whole: tuple[str, ...] = (), **options: Any
+) -> PreTrainedModel:
     """Load a model none of whose weights is made up.
 
     Args:
@@ -23,10 +25,11 @@ def load_complete(model_class: Any, name: str, *, meant: str, hint: str, **optio
         name: a hub id or a folder.
         meant: what the checkpoint is taken for, for the message.
         hint: what to do if it is something else.
+        whole: modules of which the model must take all weights; what else it does not take is left out.
         options: for ``from_pretrained`` (dtype, device_map, quantization_config, ...).
 
     Raises:
-        ModelError: the checkpoint lacks weights, or has them in other shapes.
+        ModelError: the checkpoint lacks weights, has them in other shapes, or has more in ``whole``.
     """
     model: PreTrainedModel
     model, info = model_class.from_pretrained(name, **{**options, "output_loading_info": True})
@@ -40,6 +43,9 @@ def load_complete(model_class: Any, name: str, *, meant: str, hint: str, **optio
         count = f"{len(lacking)} weight{'s' if len(lacking) > 1 else ''}"
         listed = f"{', '.join(lacking[:4])}{', ...' if len(lacking) > 4 else ''}"
         raise ModelError(f"the checkpoint {name!r} lacks {count} of {meant}: {listed}.", hint=hint)
+    surplus = [key for key in map(str, info.get("unexpected_keys") or ()) if key.partition(".")[0] in whole]
+    if surplus:
+        raise ModelError(f"the checkpoint {name!r} has {surplus[0]!r}, which {meant} has not.", hint=hint)
     return model
 
 

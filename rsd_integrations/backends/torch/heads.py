@@ -147,7 +147,8 @@ def load_reward_model(kind: Head, source: Any, **options: Any) -> RewardModel:
         # As TRL's wrapper names the model it wraps.
         options = {"config": config, "key_mapping": {r"^pretrained_model\.": ""}, **options}
     hint = "It is no reward model of this kind: choose the prm_format that fits it."
-    model = load_complete(model_class, name, meant=f"a model with head {kind!r}", hint=hint, **options)
+    meant, head = f"a model with head {kind!r}", _HEAD_NAMES.get(kind, ())
+    model = load_complete(model_class, name, meant=meant, hint=hint, whole=head, **options)
     return RewardModel(model.eval(), kind)
 
 
@@ -237,7 +238,8 @@ def _check_head(model: RewardModel) -> None:
     own_NC = model.model(**inputs).logits[0].float()
     hidden_ND = model.body(**inputs).last_hidden_state[0]
     # All at once, and by columns as the scorer takes them, are different computations.
-    pairs = ((model.outputs(hidden_ND), own_NC), (model.outputs(hidden_ND, (0, 1)), own_NC[:, :2]))
+    some = tuple(range(min(2, own_NC.shape[-1])))
+    pairs = ((model.outputs(hidden_ND), own_NC), (model.outputs(hidden_ND, some), own_NC[:, some]))
     worst = max(float((ours.to(own.device) - own).abs().max()) for ours, own in pairs)
     if worst > 0.02 * max(float(own_NC.abs().max()), 1e-6):
         raise ModelError(
