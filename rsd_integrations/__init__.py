@@ -11,8 +11,8 @@ a bad one is rewritten by the target model (Liao et al., ICML 2025, arXiv 2501.1
 Importing this package loads neither torch nor a framework.
 
 Public are the names here and what these modules list as theirs: ``langchain``, ``llama_index``, ``config``,
-``types``, ``errors``, ``protocols``, ``remote``, ``testing``, ``conformance``, ``pocket``, ``report.html``,
-``bench.questions``, ``bench.tune`` and ``bench.figure``. All else may change with any version.
+``types``, ``errors``, ``protocols``, ``prm``, ``remote``, ``testing``, ``conformance``, ``pocket``,
+``report.html``, ``bench.questions``, ``bench.tune`` and ``bench.figure``. All else may change with any version.
 """
 
 from rsd_integrations.config import RSDConfig

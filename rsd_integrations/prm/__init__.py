@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
-# Each of these modules registers its formats; none imports anything heavy.
-from rsd_integrations.prm import judge, math_shepherd, qwen, rlhflow, sequence, skywork, trl
 from rsd_integrations.prm.base import Feed, Head, PRMFormat
+
+# Each of these modules registers its formats; none imports anything heavy.
+from rsd_integrations.prm.judge import JudgeFormat
+from rsd_integrations.prm.math_shepherd import MathShepherdFormat, VersaPRMFormat
+from rsd_integrations.prm.qwen import QwenFormat, ReasonFluxFormat
 from rsd_integrations.prm.registry import find_prm_format, prm_format_names, register_prm_format
+from rsd_integrations.prm.rlhflow import RLHFlowFormat
+from rsd_integrations.prm.sequence import SequenceFormat
+from rsd_integrations.prm.skywork import SkyworkFormat
+from rsd_integrations.prm.trl import TRLFormat
 
-__all__ = ["Feed", "Head", "PRMFormat", "find_prm_format", "prm_format_names", "register_prm_format"]
-
-del judge, math_shepherd, qwen, rlhflow, sequence, skywork, trl
+__all__ = [
+    "Feed",
+    "Head",
+    "JudgeFormat",
+    "MathShepherdFormat",
+    "PRMFormat",
+    "QwenFormat",
+    "RLHFlowFormat",
+    "ReasonFluxFormat",
+    "SequenceFormat",
+    "SkyworkFormat",
+    "TRLFormat",
+    "VersaPRMFormat",
+    "find_prm_format",
+    "prm_format_names",
+    "register_prm_format",
+]
