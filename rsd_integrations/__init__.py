@@ -12,7 +12,8 @@ Importing this package loads neither torch nor a framework.
 
 Public are the names here and what these modules list as theirs: ``langchain``, ``llama_index``, ``config``,
 ``types``, ``errors``, ``protocols``, ``prm``, ``remote``, ``testing``, ``conformance``, ``pocket``,
-``report.html``, ``bench.questions``, ``bench.tune`` and ``bench.figure``. All else may change with any version.
+``report.html``, ``bench.questions``, ``bench.tune`` and ``bench.figure``. All else may change with any
+version.
 """
 
 from rsd_integrations.config import RSDConfig
