@@ -146,8 +146,15 @@ class RSDSettings(RSDFields, Closing):
 
     @classmethod
     def pocket(cls, **fields: Any) -> Self:
-        """An object over the embedded trio: no network needed. ``prm=f`` takes a function for its PRM."""
-        return cls(pipeline=POCKET, **fields)
+        """An object over the embedded trio: no network needed. ``prm=f`` takes a function for its PRM.
+
+        Its answers end at 256 tokens, which those of its own family do not reach, unless ``max_tokens`` (None
+        for no limit) or ``max_length`` is given.
+        """
+        from rsd_integrations.pocket import MAX_TOKENS
+
+        limit = {} if "max_length" in fields else {"max_tokens": MAX_TOKENS}
+        return cls(pipeline=POCKET, **{**limit, **fields})
 
     @classmethod
     def from_pipeline(cls, pipeline: RSDPipeline, **fields: Any) -> Self:

@@ -21,7 +21,8 @@ from rsd_integrations.cli.settings import read_config
 from rsd_integrations.config import RSDConfig
 from rsd_integrations.errors import PromptError
 from rsd_integrations.pipeline import RSDPipeline
-from rsd_integrations.report.words import role_name
+from rsd_integrations.pocket import MAX_TOKENS as POCKET_MAX_TOKENS
+from rsd_integrations.report.words import Remedy, role_name
 from rsd_integrations.types import ROLES, Generation
 from rsd_integrations.weighting import NAMES
 
@@ -56,7 +57,12 @@ def ask(
         float | None, typer.Option(help="0 is greedy.", rich_help_panel=options.DECODING)
     ] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(help="Most tokens in the answer.", rich_help_panel=options.DECODING)
+        int | None,
+        typer.Option(
+            help=f"Most tokens in the answer (pocket trio: {POCKET_MAX_TOKENS}, or what --max-length "
+            "leaves).",
+            rich_help_panel=options.DECODING,
+        ),
     ] = None,
     max_length: Annotated[
         int | None,
@@ -85,12 +91,13 @@ def ask(
 ) -> None:
     """Answer a question and show every step: kept, or rejected and rewritten by the target."""
     state: State = ctx.obj
+    is_limited_pocket = draft is None and max_tokens is None and max_length is None
     settings = read_config(
         config,
         threshold=threshold,
         weighting=weighting,
         temperature=temperature,
-        max_tokens=max_tokens,
+        max_tokens=POCKET_MAX_TOKENS if is_limited_pocket else max_tokens,
         seed=seed,
         draft_candidates=candidates,
     )
@@ -109,12 +116,13 @@ def ask(
     )
     text = _question(question)
     check_file("--html", html)
-    generation, models = _answer(state, choice, text, settings, as_json=as_json)
+    remedy = _another_question if is_limited_pocket else _remedy(settings)
+    generation, models = _answer(state, choice, text, settings, remedy, as_json=as_json)
     if html is not None:
         from rsd_integrations.report.html import to_page
 
         about = f"{models}; {date.today().isoformat()}"
-        page = to_page(generation, question=text, remedy=_remedy(settings), about=about)
+        page = to_page(generation, question=text, remedy=remedy, about=about)
         write_whole(html, lambda file: file.write_text(page, encoding="utf-8"))
 
 
@@ -163,7 +171,7 @@ def _readable(read: Callable[[], str]) -> str:
 
 
 def _answer(
-    state: State, choice: ModelChoice, text: str, config: RSDConfig, *, as_json: bool
+    state: State, choice: ModelChoice, text: str, config: RSDConfig, remedy: Remedy, *, as_json: bool
 ) -> tuple[Generation, str]:
     """The answer, printed as well, and which models gave it."""
     with open_console(stderr=True).status("loading the models"):
@@ -182,7 +190,7 @@ def _answer(
         if choice.is_pocket:
             print_text(DESCRIPTION, console, "dim")
         with pipe.stream(text, config=config) as events:
-            return show_events(events, console, _remedy(config)), models
+            return show_events(events, console, remedy), models
 
 
 def _named(choice: ModelChoice, pipe: RSDPipeline) -> str:
@@ -203,7 +211,12 @@ def _json(generation: Generation) -> str:
     return text
 
 
-def _remedy(config: RSDConfig) -> Callable[[Generation], str]:
+def _another_question(generation: Generation) -> str:
+    """What to do where the pocket trio reached a limit that no answer of its own family comes near."""
+    return "the pocket trio solves only word problems like those in README.md"
+
+
+def _remedy(config: RSDConfig) -> Remedy:
     """What to do about an answer that a length limit ended. Here it is known which limit that was."""
 
     def remedy(generation: Generation) -> str:

@@ -24,6 +24,7 @@ from rsd_integrations.cli.progress import watching
 from rsd_integrations.cli.saving import check_out, conclude
 from rsd_integrations.cli.settings import quoted, read_config, read_sweep
 from rsd_integrations.errors import ConfigError
+from rsd_integrations.pocket import MAX_TOKENS as POCKET_MAX_TOKENS
 from rsd_integrations.report.words import many
 from rsd_integrations.types import ROLES
 
@@ -119,8 +120,8 @@ def tune(
         int | None,
         typer.Option(
             min=1,
-            help=f"Most tokens of an answer; {_MAX_TOKENS} if not given (pocket trio: the rest of its "
-            "window).",
+            help=f"Most tokens of an answer; {_MAX_TOKENS} if not given (pocket trio: {POCKET_MAX_TOKENS}, "
+            "or what --max-length leaves).",
             rich_help_panel=options.DECODING,
         ),
     ] = None,
@@ -172,7 +173,9 @@ def tune(
         target_kwargs=target_kwargs,
         prm_kwargs=prm_kwargs,
     )
-    if not choice.is_pocket:  # The pocket trio's window is shorter, and ends its answers.
+    if choice.is_pocket:
+        max_tokens = max_tokens or (POCKET_MAX_TOKENS if max_length is None else None)
+    else:
         max_tokens = max_tokens or _MAX_TOKENS
         if not choice.is_served and max_length is None:
             choice = replace(choice, max_length=max_tokens + _QUESTION_TOKENS)

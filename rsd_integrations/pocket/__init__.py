@@ -16,6 +16,7 @@ from rsd_integrations.pocket.task import Problem, check_answer, generate, held_o
 __all__ = [
     "DESCRIPTION",
     "EXAMPLE_QUESTIONS",
+    "MAX_TOKENS",
     "PocketPaths",
     "Problem",
     "check_answer",
@@ -30,6 +31,11 @@ DESCRIPTION = (
     "Three tiny models shipped with the package that solve one made-up family of word problems step by step, "
     "for trying and testing RSD offline; they cannot answer anything else."
 )
+
+
+MAX_TOKENS = 256
+"""Most tokens of an answer where the caller sets no limit: those of the trio's own family have up to 170, and
+behind any other question it may repeat a word to the end of its window."""
 
 
 @dataclass(frozen=True)

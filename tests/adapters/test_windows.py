@@ -129,6 +129,14 @@ def test_the_windows_of_the_models_that_run_count(mode: str, tmp_path: Any) -> N
 
 
 @pytest.mark.parametrize("kind", [ChatRSD, RSDLLM])
+def test_the_pocket_trio_has_a_limit_where_none_was_given(kind: Any) -> None:
+    assert kind.pocket().max_tokens == 256
+    assert kind.pocket(max_tokens=None).max_tokens is None
+    assert kind.pocket(max_tokens=9).max_tokens == 9
+    assert kind.pocket(max_length=200).max_tokens is None
+
+
+@pytest.mark.parametrize("kind", [ChatRSD, RSDLLM])
 def test_more_tokens_than_the_window_holds_are_refused(kind: Any) -> None:
     with pytest.raises(ValueError, match=r"max_tokens=1024 leaves no room for a prompt in a window of 1024"):
         kind.pocket(max_tokens=1024)

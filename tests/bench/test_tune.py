@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -38,6 +39,12 @@ PROBLEMS = held_out(30)
 WRONG = range(0, 30, 3)
 BLIND = (0, 3)
 CONFIG = RSDConfig(max_tokens=2048, seed=0)
+
+
+@pytest.fixture(autouse=True)
+def limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room for the scripted models that stand in for the pocket trio: each character is a token of theirs."""
+    monkeypatch.setattr(importlib.import_module("rsd_integrations.cli.tune"), "POCKET_MAX_TOKENS", 900)
 
 
 def questions(problems: Sequence[Problem] = PROBLEMS) -> list[Question]:
@@ -646,7 +653,8 @@ def test_what_is_wrong_is_told_before_a_model_is_loaded(
 @pytest.mark.parametrize(
     ("models", "options", "max_length", "max_tokens"),
     [
-        ([], [], None, "as the window allows"),
+        ([], [], None, 900),
+        ([], ["--max-length", "400"], 400, "as the window allows"),
         ([], ["--max-tokens", "300"], None, 300),
         (["a/b"] * 3, [], 4096, 2048),
         (["a/b"] * 3, ["--max-tokens", "8000"], 10048, 8000),

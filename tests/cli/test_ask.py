@@ -18,6 +18,8 @@ from rsd_integrations.weighting import NAMES
 if TYPE_CHECKING:
     from tests.cli.conftest import Rsd
 
+OWN = [part for role in ("draft", "target", "prm") for part in (f"--{role}", f"org/{role}")]
+
 
 def test_a_pipe_gets_one_plain_line_a_step(rsd: Rsd) -> None:
     result = rsd("ask", "How many?")
@@ -53,7 +55,7 @@ def test_the_cost_stands_below(rsd: Rsd) -> None:
 def test_a_long_step_is_not_wrapped_in_a_pipe(rsd: Rsd) -> None:
     long = "word " * 60 + "end."
     rsd.scripted([long])
-    assert any(line.endswith(long) for line in rsd("ask", "?").out.splitlines())
+    assert any(line.endswith(long) for line in rsd("ask", "?", *OWN).out.splitlines())
 
 
 def test_json_is_the_generation_and_nothing_else(rsd: Rsd) -> None:
@@ -172,8 +174,27 @@ def test_what_ended_an_answer_is_told_in_options(
 ) -> None:
     page = tmp_path / "steps.html"
     rsd.scripted(["A\n\n"] * steps, **({"window": window} if window else {}))
-    assert said in rsd("ask", "How many?", *options, "--html", str(page)).out
+    assert said in rsd("ask", "How many?", *OWN, *options, "--html", str(page)).out
     assert said in unescape(page.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("options", "tokens", "said"),
+    [
+        ([], 256, "(the pocket trio solves only word problems like those in README.md)"),
+        (["--max-tokens", "300"], 300, "(see --max-tokens)"),
+        (["--max-length", "400"], None, "(raise --max-length if the models take more)"),
+    ],
+)
+def test_the_pocket_trio_stops_where_no_limit_was_given(
+    rsd: Rsd, tmp_path: Path, options: list[str], tokens: int | None, said: str
+) -> None:
+    page = tmp_path / "steps.html"
+    rsd.scripted(["is " * 200] * 9, window=400)
+    shown = rsd("ask", "What is the capital of France?", *options, "--html", str(page)).out
+    assert said in shown
+    assert said in unescape(page.read_text(encoding="utf-8"))
+    assert tokens is None or f"({tokens} tokens, " in shown
 
 
 @pytest.mark.parametrize("arguments", [["-"], []])
@@ -219,15 +240,14 @@ def test_the_html_page_is_written_beside_any_output(rsd: Rsd, tmp_path: Path) ->
     assert "A &lt;question&gt;?" in written
     assert "21 + 12 = 35." in written
     assert f"the pocket trio; {date.today().isoformat()}" in written
-    own = [part for role in ("draft", "target", "prm") for part in (f"--{role}", f"org/{role}")]
-    assert rsd("ask", "?", *own, "--html", str(page)).code == 0
+    assert rsd("ask", "?", *OWN, "--html", str(page)).code == 0
     named = "draft scripted-draft, target scripted-target, PRM scripted-prm; "
     assert named in page.read_text(encoding="utf-8")
 
 
 def test_the_pocket_trio_says_what_it_is_for_and_others_do_not(rsd: Rsd) -> None:
     assert rsd("ask", "How many?").out.splitlines()[0] == DESCRIPTION
-    other = rsd("ask", "How many?", "--draft", "org/d", "--target", "org/t", "--prm", "org/p")
+    other = rsd("ask", "How many?", *OWN)
     assert DESCRIPTION not in other.out
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rsd_integrations.pocket import pocket_paths
-from rsd_integrations.pocket.task import SEPARATOR, generate
+from rsd_integrations.pocket import MAX_TOKENS, pocket_paths
+from rsd_integrations.pocket.task import SEPARATOR, generate, held_out
 
 pytest.importorskip("transformers")
 texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=60)
@@ -44,6 +44,11 @@ def test_numbers_and_separator_are_single_tokens(tokenizer: Any) -> None:
     assert all(
         number in tokenizer.encode(text) for text in ("She has 42 cards", "$42", "The answer is \\boxed{42}.")
     )
+
+
+def test_answers_of_the_family_are_shorter_than_the_limit(tokenizer: Any) -> None:
+    longest = max(len(tokenizer.encode(problem.solution)) for problem in held_out(500))
+    assert 150 < longest < 0.7 * MAX_TOKENS
 
 
 def test_task_text_needs_no_byte_fallback(tokenizer: Any) -> None:
