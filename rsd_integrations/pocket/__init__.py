@@ -28,8 +28,8 @@ __all__ = [
 ]
 
 DESCRIPTION = (
-    "Three tiny models shipped with the package that solve one made-up family of word problems step by step, "
-    "for trying and testing RSD offline; they cannot answer anything else."
+    "The pocket trio: three tiny models for trying RSD. They solve word problems like those in README.md, "
+    "nothing else."
 )
 
 
