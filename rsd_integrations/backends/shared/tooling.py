@@ -207,7 +207,9 @@ def _no_tools(name: str) -> ConfigError:
     """The error for a model that cannot be shown tools."""
     return ConfigError(
         f"the chat template of {name!r} takes no tools.",
-        hint="Use models made for tool calling (Qwen 2.5 Instruct, Qwen 3, Llama 3.1 Instruct, ...).",
+        hint="Use models made for tool calling (Qwen 2.5 Instruct, Qwen 3, Llama 3.1 Instruct, ...). "
+        "Structured output needs no tools: with_structured_output(..., method='json_schema'), "
+        "structured_predict(...), Output.of(response_format=...).",
     )
 
 
