@@ -11,6 +11,9 @@ from rsd_integrations.text.values import read_json
 
 __all__ = ["Flaw", "cut_off", "no_document", "no_whole_call"]
 
+_SHOWN = 200
+"""Characters of a text's end that a message quotes."""
+
 _STOPPED = "If a stop string ended it, leave that string out."
 
 
@@ -35,8 +38,8 @@ def cut_off(text: str, finish_reason: str | None, what: str = "answer") -> Flaw 
     if finish_reason != "length":
         return None
     return Flaw(
-        f"the {what} was cut off at a limit of tokens or steps: {text[-200:]!r}.",
-        "Raise max_tokens or max_steps, or bound the lengths in the schema.",
+        f"the {what} was cut off at a limit of tokens or steps{_end(text)}.",
+        "Bound the lengths in the schema, or raise max_tokens or max_steps.",
     )
 
 
@@ -45,10 +48,17 @@ def no_document(text: str) -> Flaw | None:
     try:
         read_json(text)
     except ValueError as error:
-        return Flaw(f"the answer is no whole JSON document ({error}): {text[-200:]!r}.", _STOPPED)
+        return Flaw(f"the answer is no whole JSON document ({error}){_end(text)}.", _STOPPED)
     return None
 
 
 def no_whole_call(text: str) -> Flaw:
     """The flaw of an answer that was forced to be a call, and holds none."""
-    return Flaw(f"the answer holds no whole call: {text[-200:]!r}.", _STOPPED)
+    return Flaw(f"the answer holds no whole call{_end(text)}.", _STOPPED)
+
+
+def _end(text: str) -> str:
+    """How a text ends, for a message; "" of an empty one."""
+    if not text:
+        return ""
+    return f"; it ends in {'...' if len(text) > _SHOWN else ''}{text[-_SHOWN:]!r}"

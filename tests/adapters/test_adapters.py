@@ -27,6 +27,7 @@ from rsd_integrations.adapters.settings import RSDSettings
 from rsd_integrations.adapters.sources import PipelineSource, find_source
 from rsd_integrations.adapters.specs import label
 from rsd_integrations.adapters.steps import notify, step_event, summarise
+from rsd_integrations.adapters.whole import cut_off, no_document, no_whole_call
 from rsd_integrations.config import RSDConfig
 from rsd_integrations.errors import ConfigError, ModelError, PromptError
 from rsd_integrations.langchain import ChatRSD
@@ -491,3 +492,17 @@ def test_help_tells_what_fields_mean(kind: Any) -> None:
     own = set(RSDSettings.model_fields) - set(RSDConfig.model_fields)
     missing = [name for name in (*own, "threshold", "stop") if f"\n    {name}: " not in kind.__doc__]
     assert missing == []
+
+
+@pytest.mark.parametrize(
+    ("text", "end"),
+    [
+        ("", "steps. Bound"),
+        ('{"a": "x', """steps; it ends in '{"a": "x'. Bound"""),
+        ("no" * 101, f"steps; it ends in ...'{'no' * 100}'. Bound"),
+    ],
+)
+def test_what_is_cut_off_tells_how_it_ends(text: str, end: str) -> None:
+    assert f"{end} the lengths in the schema, or raise max_tokens" in str(cut_off(text, "length"))
+    told = end.removeprefix("steps").removesuffix("Bound")
+    assert told in str(no_document(text)) and told in str(no_whole_call(text))

@@ -335,7 +335,7 @@ async def test_a_call_that_a_limit_cuts_says_so(tiny: RSDPipeline) -> None:
     llm = RSDLLM.from_pipeline(tiny, max_tokens=5)
     with pytest.raises(BackendError, match="the call was cut off at a limit of tokens or steps"):
         llm.predict_and_call(TOOLS, QUESTION, tool_required=True)
-    with pytest.raises(BackendError, match="Raise max_tokens"):
+    with pytest.raises(BackendError, match="or raise max_tokens"):
         await llm.apredict_and_call(TOOLS, QUESTION, tool_required=True)
     with pytest.raises(BackendError, match="the call was cut off"):
         llm.structured_predict(Sum, PromptTemplate(QUESTION))
