@@ -60,7 +60,7 @@ def test_assigned_fields_hold(llm: Any) -> None:
     "wrong", [{"max_tokens": 5000}, {"pipeline": "pockets"}, {"draft_candidates": 2}, {"preload": True}]
 )
 def test_a_refused_assignment_changes_nothing(wrong: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    llm = RSDLLM.pocket(seed=3)
+    llm = RSDLLM.pocket(seed=3, max_batch_size=3)  # Which no other test has loaded.
     (name, value), given = next(iter(wrong.items())), set(llm.model_fields_set)
     monkeypatch.setattr(sources, "_load", lambda spec: 1 / 0)
     kept = getattr(llm, name)
