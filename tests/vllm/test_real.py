@@ -17,7 +17,9 @@ from typing import Any
 
 import pytest
 
-from rsd_integrations import RSDPipeline
+from rsd_integrations import Output, RSDPipeline
+from rsd_integrations.backends.vllm import writer
+from rsd_integrations.backends.vllm.writer import VLLMWriter
 from rsd_integrations.errors import BackendError
 from rsd_integrations.pocket import pocket_paths
 from tests.vllm.real import serve
@@ -107,6 +109,29 @@ def test_what_servers_do_with_grammars_is_found_out(pipes: dict[str, RSDPipeline
 def test_answers_are_equal(pipes: dict[str, RSDPipeline], fields: dict[str, Any]) -> None:
     over, within = (pipes[which].generate(QUESTIONS[0], **fields) for which in ("last", "within"))
     assert told(over) == told(within)
+
+
+def test_bans_hold_an_answer_to_its_form(
+    pipes: dict[str, RSDPipeline], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trio's vocabulary is small, so few tokens may be named. With top_p none is drawn freely first."""
+    banning, asked = VLLMWriter._banning, [0]
+
+    def counting(*given: Any) -> Any:
+        asked[0] += 1
+        return banning(*given)
+
+    monkeypatch.setattr(writer, "_MOST_NAMED", 70)
+    monkeypatch.setattr(VLLMWriter, "_banning", counting)
+    note = {
+        "type": "object",
+        "properties": {"note": {"type": "string", "maxLength": 12}},
+        "required": ["note"],
+    }
+    fields: dict[str, Any] = {"output": Output(schema=note), "threshold": 1.1, "top_p": 0.9}
+    over, within = (pipes[which].generate(QUESTIONS[0], **fields) for which in ("last", "within"))
+    assert told(over) == told(within)
+    assert asked[0] > 1
 
 
 def test_sampled_answers_repeat_side_by_side(pipes: dict[str, RSDPipeline]) -> None:
