@@ -68,7 +68,7 @@ class RewardFunction:
 
     def __post_init__(self) -> None:
         check_count("max_concurrency", self.max_concurrency, 1)
-        if self.threshold is not None and as_reward(self.threshold) != self.threshold:
+        if self.threshold is not None and (as_reward(self.threshold) is None or not 0 <= self.threshold <= 1):
             raise ConfigError(
                 f"threshold={self.threshold!r} is not in [0, 1].",
                 hint="Give a number from 0 to 1, as rewards are.",

@@ -21,6 +21,7 @@ from rsd_integrations.cli.settings import read_config
 from rsd_integrations.config import RSDConfig
 from rsd_integrations.errors import PromptError
 from rsd_integrations.pipeline import RSDPipeline
+from rsd_integrations.pocket import DESCRIPTION
 from rsd_integrations.pocket import MAX_TOKENS as POCKET_MAX_TOKENS
 from rsd_integrations.report.words import Remedy, role_name
 from rsd_integrations.types import ROLES, Generation
@@ -116,7 +117,7 @@ def ask(
     )
     text = _question(question)
     check_file("--html", html)
-    remedy = _another_question if is_limited_pocket else _remedy(settings)
+    remedy = _remedy(settings, is_limited_pocket=is_limited_pocket)
     generation, models = _answer(state, choice, text, settings, remedy, as_json=as_json)
     if html is not None:
         from rsd_integrations.report.html import to_page
@@ -182,7 +183,6 @@ def _answer(
             generation = pipe.generate(text, config=config)
             print(_json(generation))
             return generation, models
-        from rsd_integrations.pocket import DESCRIPTION
         from rsd_integrations.report.steps import show_events
         from rsd_integrations.report.whole import print_text
 
@@ -211,17 +211,14 @@ def _json(generation: Generation) -> str:
     return text
 
 
-def _another_question(generation: Generation) -> str:
-    """What to do where the pocket trio reached a limit that no answer of its own family comes near."""
-    return "the pocket trio solves only word problems like those in README.md"
-
-
-def _remedy(config: RSDConfig) -> Remedy:
+def _remedy(config: RSDConfig, *, is_limited_pocket: bool) -> Remedy:
     """What to do about an answer that a length limit ended. Here it is known which limit that was."""
 
     def remedy(generation: Generation) -> str:
         if config.max_tokens is not None and generation.usage.completion_tokens >= config.max_tokens:
-            return "see --max-tokens"
+            # No answer of its own family comes near the trio's.
+            family = "the pocket trio solves only word problems like those in README.md"
+            return family if is_limited_pocket else "see --max-tokens"
         if len(generation.steps) >= config.max_steps:
             return "raise max_steps in --config"
         return "raise --max-length if the models take more"

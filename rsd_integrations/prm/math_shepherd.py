@@ -100,6 +100,8 @@ class MathShepherdFormat(PRMFormat):
 class VersaPRMFormat(MathShepherdFormat):
     r"""As "math_shepherd", with " \n\n\n\n" after each step, no numbers, and labels without a space.
 
+    Options: as of "math_shepherd".
+
     Source: mtzig/MultiDomainPRM.
     """
 

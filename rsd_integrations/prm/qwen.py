@@ -75,7 +75,7 @@ class QwenFormat(PRMFormat):
 
 @register_prm_format
 class ReasonFluxFormat(QwenFormat):
-    """As "qwen", without a system turn of our own."""
+    """As "qwen", options included, but without a system turn of our own."""
 
     name: ClassVar[str] = "reasonflux"
     threshold: ClassVar[float | None] = None

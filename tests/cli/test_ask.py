@@ -184,6 +184,7 @@ def test_what_ended_an_answer_is_told_in_options(
         ([], 256, "(the pocket trio solves only word problems like those in README.md)"),
         (["--max-tokens", "300"], 300, "(see --max-tokens)"),
         (["--max-length", "400"], None, "(raise --max-length if the models take more)"),
+        (["--config", '{"max_steps": 1, "max_step_tokens": 9}'], 9, "(raise max_steps in --config)"),
     ],
 )
 def test_the_pocket_trio_stops_where_no_limit_was_given(

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import json
 import select
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +21,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from llguidance import LLMatcher
 from llguidance.hf import from_tokenizer
@@ -29,7 +33,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-__all__ = ["Double", "Fault", "double"]
+__all__ = ["Double", "Fault", "double", "encrypt"]
 
 _MOST = 1024
 _CACHE = next(name for name in ("cache", "past_key_values") if hasattr(BaseModelOutputWithPast(), name))
@@ -338,3 +342,17 @@ def double(folder: Path, **options: Any) -> Iterator[Double]:
         yield made
     finally:
         made.stop()
+
+
+def encrypt(server: Double, folder: Path) -> str:
+    """Have it speak TLS, with a certificate that nobody knows; its URL."""
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl to make a certificate")
+    key, certificate = folder / "key.pem", folder / "certificate.pem"
+    how = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-days", "2"]
+    command = ["openssl", *how, "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server._server.socket = context.wrap_socket(server._server.socket, server_side=True)
+    return server.url.replace("http:", "https:")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+import random
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -225,22 +226,26 @@ def test_draws_with_bans_are_those_of_what_is_allowed(trio: Trio, monkeypatch: p
     chances, draws = torch.tensor([1.0, 1, 5, 3, 6, 1, 8]), torch.Generator().manual_seed(0)
     allowed = torch.tensor([0, 1, 0, 1, 0, 1, 0], dtype=torch.bool)
 
+    seeds: list[Any] = []
+
     async def drawn(session: Any, question: Any) -> int:
+        seeds.append(question.get("seed"))
         left = chances.clone()
         left[list(question.get("logit_bias", ()))] = 0
         return int(torch.multinomial(left, 1, generator=draws))
 
     monkeypatch.setattr(backend.draft, "_drawn", drawn)
-    session: Any = SimpleNamespace(draw=lambda: None)
+    session: Any = SimpleNamespace(draw=random.Random(0).random)
     form: Any = SimpleNamespace(constraint=SimpleNamespace(allowed=lambda size: allowed))
     question = {"top_p": 1.0, "top_k": -1, "min_p": 0.0}
 
     async def many() -> list[Any]:
-        return [await backend.draft._one(session, form, question) for _ in range(800)]
+        return [await backend.draft._one(session, form, question | {"seed": -n}) for n in range(800)]
 
     counts = Counter(found.tokens[0] for found in asyncio.run(many()))
     shares = [counts[token] / 800 for token in range(7)]
     assert shares == pytest.approx([0, 0.2, 0, 0.6, 0, 0.2, 0], rel=0, abs=0.04)
+    assert len(set(seeds)) == len(seeds), "each draw has one of its own"
 
 
 def test_a_server_that_passes_over_bans_fails_its_request(

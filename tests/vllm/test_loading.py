@@ -19,7 +19,7 @@ from rsd_integrations.pocket import pocket_paths
 from rsd_integrations.pocket.task import held_out
 from tests.tiny_models import causal, tokenizer
 from tests.vllm.conftest import Trio
-from tests.vllm.double import double
+from tests.vllm.double import double, encrypt
 
 QUESTION = next(iter(held_out(1))).question
 
@@ -156,6 +156,13 @@ def test_replicas_are_all_looked_at(trio: Trio) -> None:
             assert pipe.generate(QUESTION, max_tokens=3).text
         with pytest.raises(ConfigError, match=r"replicas of draft serve different models: .*'x'"):
             RSDPipeline.from_vllm(**{**trio.urls, "draft": [*replicas, stranger.url]})
+
+
+def test_a_replica_whose_certificate_is_not_accepted_is_left_out(trio: Trio, tmp_path: Path) -> None:
+    with double(pocket_paths().draft) as second:
+        urls = {**trio.urls, "draft": [encrypt(second, tmp_path), trio.draft.url]}
+        with RSDPipeline.from_vllm(**urls) as pipe:
+            assert pipe.generate(QUESTION, max_tokens=3).text
 
 
 def test_replicas_that_all_are_just_starting_are_waited_for(trio: Trio) -> None:

@@ -143,8 +143,7 @@ class Servers:
             wrong += not gone
             spent = (tries if gone else wrong) >= self._address.attempts
             if (spent and not (gone and time.monotonic() < end)) or (final and not self._another(url)):
-                # The latter is no UnreachableError, for which the start of a pipeline waits.
-                raise (BackendError if final else UnreachableError)(
+                raise UnreachableError(
                     f"the {self._address.role}'s server at {url} {failed} "
                     f"({tries} {'try' if tries == 1 else 'tries'}).",
                     hint=hint or self._remedy(gone),

@@ -46,7 +46,7 @@ _UNPACKED = {"Accept-Encoding": "identity"}
 
 
 class Away(Exception):
-    """Nobody answers. ``hint``: what to do, where it is not to wait."""
+    """Nobody answers. ``hint``: what to do, if waiting will not help."""
 
     hint = ""
 
@@ -59,8 +59,9 @@ class Untrusted(Away):
     """Its certificate is not accepted, nor will it be later."""
 
     hint = (
-        "If a CA of your own signed its certificate, set SSL_CERT_FILE to a file of the CA's certificates "
-        "before Python starts; else check for which name and until when it is valid."
+        "If a CA of your own signed its certificate, set SSL_CERT_FILE before Python starts, to a file "
+        "of that CA's certificates and the public ones (`python -m certifi` says where they are); else "
+        "check for which name and until when it is valid."
     )
 
 

@@ -32,9 +32,11 @@ _PLAIN = {"frequency_penalty": 0.0, "presence_penalty": 0.0}
 """What a server would otherwise take from the model's generation_config. No setting of ours: each step is a
 question by itself, so a server would count the tokens of that step alone."""
 
-_MOST_NAMED, _MOST_DRAWS = 1024, 64
-"""Tokens that a question may allow or ban: of more vLLM's Model Runner V2 (on GPUs) dies. And draws of one
-token until it is an allowed one, where these are more."""
+_MOST_NAMED = 1024
+"""Tokens that a question may allow or ban: of more vLLM's Model Runner V2 (on GPUs) dies."""
+
+_MOST_DRAWS = 64
+"""Of one token, with forbidden ones banned, until it is an allowed one."""
 
 
 @dataclass(frozen=True)
