@@ -218,7 +218,7 @@ def test_what_a_stop_string_cuts_is_an_error_not_half_an_answer(
 def test_a_forced_call_that_is_not_made_is_an_error() -> None:
     with scripted_pipeline(["I would rather not."]) as pipe:
         model = ChatRSD.from_pipeline(pipe).with_structured_output(SCHEMA, method="function_calling")
-        with pytest.raises(OutputParserException, match="no whole call: 'I would rather not"):
+        with pytest.raises(OutputParserException, match="no whole call; it ends in 'I would rather not"):
             model.invoke(QUESTION)
 
 
