@@ -259,7 +259,7 @@ def called(draw: st.DrawFn) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(made=called())
 def test_what_follows_a_schema_may_be_written_and_means_the_same(name: str, made: Any) -> None:
     offered, arguments = made
@@ -531,14 +531,14 @@ def test_whatever_is_written_is_read(name: str, text: str) -> None:
 )
 @pytest.mark.parametrize("before", ["", "<parameter=x>\n"])
 def test_long_calls_are_read_in_time(before: str, piece: str) -> None:
-    """Ten megabytes: what is not linear would never end."""
-    text = f"<tool_call>\n<function=add>\n{before}{piece * (10_000_000 // len(piece))}"
+    """Five megabytes: what is not linear would never end."""
+    text = f"<tool_call>\n<function=add>\n{before}{piece * (5_000_000 // len(piece))}"
     assert read("Qwen3-Coder", text, tool("add", {"x": {"type": "string"}}))[1]
 
 
 @pytest.mark.parametrize("piece", ["a(", "x=", "x=1, ", "'", '"', "[", "x='", " ", "\\", "x=[a", "x=a"])
 def test_long_calls_of_python_are_read_in_time(piece: str) -> None:
-    text = f"<function_calls>add({piece * (2_000_000 // len(piece))}"
+    text = f"<function_calls>add({piece * (1_000_000 // len(piece))}"
     assert read("OLMo 3", text, tool("add", {"x": {"type": "string"}}))[1]
 
 

@@ -232,7 +232,7 @@ def test_a_threshold_above_1_is_the_target_alone(pair: Any, prompt: str, penalty
     assert generation.usage.draft.forwarded == generation.usage.prm.forwarded == 0
 
 
-@usual("qwen", "gemma", "gpt", "recurrent")
+@usual("gemma", "gpt", "recurrent")
 def test_a_request_does_not_depend_on_its_company(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests arrive while others run, some of which are cancelled in mid-step.
 

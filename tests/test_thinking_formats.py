@@ -68,8 +68,14 @@ def test_an_answer_without_thoughts(name: str) -> None:
     assert (out.reasoning, out.text) == (None, ANSWER)
 
 
-@pytest.mark.parametrize("thought", [THOUGHT, None])
-@pytest.mark.parametrize("threshold", [0.0, 1.1])
+@pytest.mark.parametrize(
+    ("threshold", "thought"),
+    [
+        (0.0, THOUGHT),
+        (1.1, None),
+        *(pytest.param(*other, marks=pytest.mark.slow) for other in ((0.0, None), (1.1, THOUGHT))),
+    ],
+)
 @pytest.mark.parametrize("name", SPEAKERS)
 def test_documents(name: str, threshold: float, thought: str | None) -> None:
     """Behind thoughts, which are steps, and without; what marks an answer is no part of one."""

@@ -42,7 +42,7 @@ def document_schema(schema: Any) -> dict[str, Any]:
         return {"title": _UNTITLED, **schema}
     full = _arguments(schema)
     if full is not None and _holds_itself(full):
-        return full
+        return {**full, "title": schema.name} if isinstance(schema, BaseTool) else full
     tool = _converted(schema)
     if not isinstance(tool["function"].get("parameters", {}), Mapping):
         raise ConfigError(f"{schema!r:.200} has no schema as its parameters.", hint=_what_is_taken())

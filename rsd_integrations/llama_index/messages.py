@@ -194,11 +194,11 @@ def _calls(message: ChatMessage) -> tuple[list[dict[str, Any]], list[str]]:
 def _old_call(call: Any) -> tuple[str | None, str, Any]:
     """Id, name and arguments in OpenAI's words or Anthropic's."""
     plain = call.model_dump() if hasattr(call, "model_dump") else call
-    if not isinstance(plain, dict):
+    function = plain.get("function") or plain if isinstance(plain, dict) else None
+    if not isinstance(plain, dict) or not isinstance(function, dict):
         raise PromptError(
             f"a message has a call of unknown form: {call!r:.200}.", hint="Write it as OpenAI's API has it."
         )
-    function = plain.get("function") or plain
     return plain.get("id"), str(function.get("name")), function.get("arguments", function.get("input"))
 
 

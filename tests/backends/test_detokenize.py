@@ -59,7 +59,7 @@ def test_a_token_may_end_one_character_and_begin_the_next() -> None:
     assert [pieces.push([token]) for token in ids] == ["", "", "去", "", "公", "", "园"]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(text=foreign, cuts=st.lists(st.integers(1, 5), max_size=20))
 def test_valid_text_stays_as_it_is(text: str, cuts: list[int]) -> None:
     """Also the mark itself, where a model writes it; with all that is certain shown at once."""

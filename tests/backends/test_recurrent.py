@@ -70,7 +70,7 @@ def test_any_history_gives_what_a_full_forward_gives(architecture: str, way: str
     runner = runner_of(model, capacity=96, launcher=recordings.launcher if way == "recorded" else None)
     if way == "in runs":
         runner.most_gathered = 0
-    for seed in range(3):
+    for seed in range(2):
         run_a_history(model, runner, random.Random(f"{architecture} {seed}"))
         for slot in range(4):
             runner.release(slot)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -44,6 +45,21 @@ def test_no_room(options: dict[str, int]) -> None:
 def test_a_folder_that_is_not_there(role: str, name: str) -> None:
     with pytest.raises(ModelError, match=rf"^{role}='{name}' is neither a folder nor a hub id"):
         load(**{role: name})
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("/no/such", "the tokenizer of draft ('/no/such') is neither a folder nor a hub id."),
+        ("http://host/v1", "the tokenizer of draft ('http://host/v1') is a URL. Give a folder or hub id."),
+        ("acme/typo", "cannot read the tokenizer of draft ('acme/typo'): "),
+    ],
+)
+def test_a_tokenizer_that_is_not_there(name: str, said: str) -> None:
+    """It is the tokenizer's name that is wrong, not the model's."""
+    for options in ({"draft": (causal("Qwen2", 0, "ascii"), name)}, {"draft_kwargs": {"tokenizer": name}}):
+        with pytest.raises(ModelError, match=f"^{re.escape(said)}"):
+            load(**{"draft": str(pocket_paths().draft), **options})
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")

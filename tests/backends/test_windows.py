@@ -59,7 +59,7 @@ def test_a_full_window_ends_an_answer(small: str, flavours: tuple[str, str, str]
                 step_delimiter=(" ", "e"),
                 max_tokens=None,
             )
-            for seed in range(15)
+            for seed in range(10)
         ]
         generations = [stream.result() for stream in streams]
         for generation in generations:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Annotated, Any, Generic, TypedDict, TypeVar
 
 import pytest
-from langchain_core.tools import tool
+from langchain_core.tools import StructuredTool, tool
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from pydantic import BaseModel, Field
 
@@ -138,6 +138,15 @@ def test_what_holds_itself_does_all_the_way_down(given: Any) -> None:
     assert parameters["type"] == "object" and {"leaf", "tree", "a"} & parameters["properties"].keys()
     inner = parameters["$defs"]["Tree"]["properties"]["kids"]["items"]
     assert reference({**inner, "$defs": parameters["$defs"]})["required"] == ["leaf"]
+
+
+def test_a_tool_of_a_json_schema_that_holds_itself_is_a_form_by_its_name() -> None:
+    """As adapters for MCP make them: nobody asks for a title there."""
+    inner = {"type": "object", "properties": {"kids": {"type": "array", "items": {"$ref": "#/$defs/Tree"}}}}
+    schema = {"type": "object", "properties": {"tree": {"$ref": "#/$defs/Tree"}}, "$defs": {"Tree": inner}}
+    form = document_schema(StructuredTool(name="grow", description="", func=grow, args_schema=schema))
+    assert form == {**schema, "title": "grow"}
+    assert document_schema(tool(grow))["title"] == "grow"
 
 
 @pytest.mark.parametrize(

@@ -110,8 +110,8 @@ async def test_async_batch_and_streams(method: str, pocket: ChatRSD, tiny: RSDPi
     model = model_for(method, pocket, tiny).with_structured_output(Answer, method=method)
     answers = [
         await model.ainvoke(QUESTION, seed=2),
-        *model.batch([QUESTION] * 3, seed=2),
-        *(await model.abatch([QUESTION] * 3, seed=2)),
+        *model.batch([QUESTION] * 2, seed=2),
+        *(await model.abatch([QUESTION] * 2, seed=2)),
         list(model.stream(QUESTION, seed=2))[-1],
         [chunk async for chunk in model.astream(QUESTION, seed=2)][-1],
     ]

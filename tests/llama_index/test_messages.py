@@ -212,6 +212,12 @@ def test_calls_that_cannot_be_read_are_seen_as_text(given: str) -> None:
     assert turn["content"] == f'{{"name": "add", "arguments": {given}}}'
 
 
+@pytest.mark.parametrize("call", ["add", {"function": "add"}])
+def test_calls_of_unknown_form_are_refused(call: Any) -> None:
+    with pytest.raises(PromptError, match=r"a message has a call of unknown form: .*add"):
+        to_chat(calling(additional_kwargs={"tool_calls": [call]}))
+
+
 def test_a_system_message_that_only_begins_like_the_system_prompt() -> None:
     chat = [ChatMessage("Be briefly kind.", role="system"), ChatMessage("Hi")]
     assert to_chat(chat, "Be brief")[0] == {"role": "system", "content": "Be brief\n\nBe briefly kind."}

@@ -204,8 +204,22 @@ def test_what_engines_pack_fits_the_smallest_window(mode: Any) -> None:
         assert "so" in str(synthesizer.synthesize("Which colour?", [node]))
 
 
-@pytest.mark.parametrize("system", [None, "You count marbles, and nothing else."])
-@pytest.mark.parametrize("mode", ["simple_summarize", "tree_summarize", "compact_accumulate"])
+@pytest.mark.parametrize(
+    ("mode", "system"),
+    [
+        ("simple_summarize", None),
+        ("tree_summarize", "You count marbles, and nothing else."),
+        *(
+            pytest.param(mode, system, marks=pytest.mark.slow)
+            for mode, system in (
+                ("tree_summarize", None),
+                ("compact_accumulate", None),
+                ("simple_summarize", "You count marbles, and nothing else."),
+                ("compact_accumulate", "You count marbles, and nothing else."),
+            )
+        ),
+    ],
+)
 def test_what_engines_pack_leaves_room_for_the_chat_template(
     mode: Any, system: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -101,6 +101,7 @@ def test_the_recipe_says_what_to_load(shop: Workshop, capsys: pytest.CaptureFixt
     assert last == f"the trio is finished: RSDPipeline.from_pretrained({folders})"
 
 
+@pytest.mark.slow
 def test_the_last_stages_measure_as_the_bench_does(
     shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,7 +46,7 @@ SWEEPS = [CROWDED, BESIDE, COSTLY, CROWDED[:1], CROWDED[4:5], DEAR, MANY, FALLIN
 
 
 @pytest.mark.parametrize("sweep", SWEEPS)
-def test_no_label_covers_another_or_a_bar_or_leaves_its_panel(sweep: list[PlotPoint]) -> None:
+def test_labels_cover_nothing_and_lines_lead_to_them(sweep: list[PlotPoint]) -> None:
     figure = accuracy_figure([*ENDS, *sweep], "title")
     figure.canvas.draw()
     main = figure.axes[0]
@@ -61,11 +61,7 @@ def test_no_label_covers_another_or_a_bar_or_leaves_its_panel(sweep: list[PlotPo
         assert panel.y0 <= box.y0 <= box.y1 <= panel.y1, name
         assert not any(box.overlaps(bar) for bar in bars), name
     assert figure.legends[0].get_window_extent().y0 >= 0
-
-
-@pytest.mark.parametrize("sweep", SWEEPS)
-def test_each_line_leads_from_its_point_to_its_label(sweep: list[PlotPoint]) -> None:
-    _leads(accuracy_figure([*ENDS, *sweep], "title"), sweep)
+    _leads(figure, sweep)
 
 
 @given(

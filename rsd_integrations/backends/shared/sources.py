@@ -173,29 +173,31 @@ class Source:
 
     def _from_hub(self, auto: Any, name: str) -> Any:
         check_url(self.role, name, "Give a folder or hub id, and 'token' in its options for the hub.")
+        apart = name != self.name
+        named = f"the tokenizer of {self.role} ({name!r:.200})" if apart else f"{self.role}={name!r:.200}"
         try:
             return auto.from_pretrained(name, **self.hub)
         except Exception as error:
             if name.lower().startswith(("http://", "https://")):
-                raise ModelError(
-                    f"{self.role}={name!r:.200} is a URL.", hint="Servers are for RSDPipeline.from_vllm."
-                ) from error
+                servers = "Give a folder or hub id." if apart else "Servers are for RSDPipeline.from_vllm."
+                raise ModelError(f"{named} is a URL.", hint=servers) from error
             if isinstance(error.__cause__, HFValidationError):  # Its message speaks of hub ids alone.
                 raise ModelError(
-                    f"{self.role}={name!r} is neither a folder nor a hub id.",
+                    f"{named} is neither a folder nor a hub id.",
                     hint="Give a folder that is there (~ is not expanded), or a hub id: organization/name.",
                 ) from error
             if isinstance(error, UnicodeEncodeError):
                 raise ModelError(
-                    f"the name of {self.role}={name!r} is not UTF-8, and tokenizers read no others.",
+                    f"the name of {named} is not UTF-8, and tokenizers read no others.",
                     hint="Rename the folder.",
                 ) from error
             what = "config" if auto is AutoConfig else "tokenizer"
             if what == "config":
                 check_whole(self.role, self.name, self.hub.get("subfolder") or "")
                 self.check_kind(error)
+            part = "" if apart else f"the {what} of "
             raise ModelError(
-                f"cannot read the {what} of {self.role}={name!r}: {told(error, self.hub)}",
+                f"cannot read {part}{named}: {told(error, self.hub)}",
                 hint=remedy(self.role, error, what),
             ) from error
 
