@@ -163,7 +163,7 @@ class _Functions:
         AT_WORK.set(self)  # Likewise, as it is a task of its own.
         try:
             return self._read(await self._given.function(prompt, steps), steps)
-        except (asyncio.CancelledError, GeneratorExit):
+        except asyncio.CancelledError:
             raise
         except BaseException as error:
             return self._failed(error, steps)

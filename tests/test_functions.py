@@ -250,7 +250,14 @@ class Odd(BaseException):
 @pytest.mark.parametrize("kind", ["sync", "async"])
 @pytest.mark.parametrize(
     "error",
-    [SystemExit(3), Odd("x"), asyncio.CancelledError(), StopIteration(), KeyboardInterrupt()],
+    [
+        SystemExit(3),
+        Odd("x"),
+        asyncio.CancelledError(),
+        StopIteration(),
+        KeyboardInterrupt(),
+        GeneratorExit(),
+    ],
     ids=repr,
 )
 def test_whatever_a_function_raises_is_its_own_request_s(

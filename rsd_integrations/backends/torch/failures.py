@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
 from rsd_integrations.backends.torch.plan import SlotFeed
 from rsd_integrations.errors import BackendError, DeviceMemoryError, PromptError, RSDError
+from rsd_integrations.panics import is_panic
+from rsd_integrations.protocols import WindowFull
 
-__all__ = ["Rows", "failure", "free_frames"]
+__all__ = ["Rows", "attempt", "failure", "free_frames"]
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -44,15 +49,33 @@ class Rows:
 _NO_MEMORY = ("can't allocate memory", "DefaultCPUAllocator: not enough memory", "MPS backend out of memory")
 
 
-def _out_of_memory(error: Exception) -> bool:
+def _out_of_memory(error: BaseException) -> bool:
     """Known by its class or, where torch has none, by its words: of Linux, of Windows, of Apple's GPUs."""
     said = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or any(words in said for words in _NO_MEMORY)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        words in said for words in _NO_MEMORY
+    )
 
 
-def failure(error: Exception) -> Exception:
+def attempt(act: Callable[[], Made]) -> Made | Exception:
+    """What it gives, or what fails the one request that it is for: the others of its batch go on.
+
+    Raises:
+        BaseException: what is meant to end the thread.
+    """
+    try:
+        return act()
+    except Exception as error:
+        return failure(error)
+    except BaseException as error:
+        if not is_panic(error):
+            raise
+        return failure(error)
+
+
+def failure(error: BaseException) -> Exception:
     """What a user is told of an error in a model."""
-    if isinstance(error, RSDError):
+    if isinstance(error, RSDError | WindowFull):
         return error
     kind, hint = BackendError, "The other requests go on; see the cause for what failed."
     if _out_of_memory(error):

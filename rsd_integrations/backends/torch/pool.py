@@ -74,10 +74,10 @@ class SlotPool:
         source, length = self._longest(tokens)
         if source != index or not self._most_of(index, length):
             self._move_out(index, source)
-        if source is not None and source != index:
-            self._cache.copy(source, index, 0, length)
-            self._outdate(source, length)
         slot = self._slots[index]
+        if source is not None and source != index:
+            self._overwrite(index, source, length)
+            self._outdate(source, length)
         self._cache.wipe(index, length, slot.filled)
         slot.filled, slot.kept, slot.seen = length, (), seen or tuple
         return index, length
@@ -140,9 +140,15 @@ class SlotPool:
         if taken.kept and taken.used > slot.used:
             return
         length = len(slot.kept)
-        self._cache.copy(index, oldest, 0, length)
+        self._overwrite(oldest, index, length)
         self._cache.wipe(oldest, length, taken.filled)
         taken.kept, taken.filled, taken.used = slot.kept, length, slot.used
+
+    def _overwrite(self, index: int, source: int, length: int) -> None:
+        """Copy so much from another slot. What was there is forgotten, also if it fails halfway."""
+        slot = self._slots[index]
+        slot.kept, slot.filled = (), max(slot.filled, length)
+        self._cache.copy(source, index, 0, length)
 
     def _outdate(self, source: int, length: int) -> None:
         """Have what now goes on in a copy be the first to be forgotten where it was."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from rsd_integrations.backends.shared.scoring import StepFeeds, prompt_tokens, scored
+from rsd_integrations.backends.torch.failures import attempt
 from rsd_integrations.backends.torch.plan import SlotFeed
 from rsd_integrations.backends.torch.readout import Read
 from rsd_integrations.backends.torch.runner import SlotRunner
-from rsd_integrations.backends.torch.slot_session import SlotSession, check_open, to_feed
-from rsd_integrations.errors import RewardError
+from rsd_integrations.backends.torch.slot_session import SlotSession, check_open, next_feeds
 from rsd_integrations.prm.base import PRMFormat
 from rsd_integrations.protocols import Kept, ModelInfo, Scored, ScorerSession, ScoreStep, WindowFull
 from rsd_integrations.types import Prompt
@@ -54,6 +55,10 @@ class TorchScorerSession(SlotSession):
         self.read = start + feed.read
         self.scored_tokens = len(feed.ids) if body else 0
 
+    def next_feed(self) -> SlotFeed:
+        """The next chunk up to where the reward is read."""
+        return self.feed(upto=self.read + 1)
+
     def commit(self, kept: Kept, *, own: bool) -> None:
         """Go on behind the committed step."""
         self.scoring = False
@@ -87,15 +92,19 @@ class TorchScorer:
         waiting: list[tuple[int, TorchScorerSession]] = []
         for index, (session, step) in enumerate(zip(sessions, work, strict=True)):
             assert isinstance(session, TorchScorerSession)
-            try:
-                session.begin(step.body)
-            except Exception as error:
-                results[index] = error
+            if isinstance(begun := attempt(partial(session.begin, step.body)), Exception):
+                results[index] = begun
             else:
                 waiting.append((index, session))
-        waiting = [waiting[place] for place in to_feed([session for _, session in waiting])]
-        feeds = [session.feed(upto=session.read + 1) for _, session in waiting]
-        for (index, session), feed, output in zip(waiting, feeds, self.runner.run(feeds), strict=True):
+        feeds: list[tuple[int, TorchScorerSession, SlotFeed]] = []
+        for place, feed in next_feeds([session for _, session in waiting]).items():
+            index, session = waiting[place]
+            if isinstance(feed, Exception):
+                results[index] = feed
+            else:
+                feeds.append((index, session, feed))
+        outputs = self.runner.run([feed for _, _, feed in feeds])
+        for (index, session, feed), output in zip(feeds, outputs, strict=True):
             results[index] = output if isinstance(output, Exception) else self._read(session, feed, output)
         return results
 
@@ -105,10 +114,7 @@ class TorchScorer:
         if feed.start + len(feed.tokens) <= session.read:
             return None
         session.scoring = False
-        try:
-            return scored(self.format, output.fetched[0], session.scored_tokens)
-        except RewardError as error:
-            return error
+        return attempt(partial(scored, self.format, output.fetched[0], session.scored_tokens))
 
     def close(self) -> None:
         """Give the memory back."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from rsd_integrations.backends.torch.failures import attempt
 from rsd_integrations.backends.torch.plan import PREFILL_CHUNK, SlotFeed
 from rsd_integrations.backends.torch.pool import shared
 from rsd_integrations.backends.torch.readout import Read
@@ -11,7 +12,7 @@ from rsd_integrations.backends.torch.runner import SlotRunner
 from rsd_integrations.errors import EngineClosedError
 from rsd_integrations.protocols import ModelInfo, Tally
 
-__all__ = ["SlotSession", "check_open", "to_feed"]
+__all__ = ["SlotSession", "check_open", "next_feeds", "to_feed"]
 
 _LEAST_WAITED = 64
 """Tokens from which it pays to wait a round while another request reads them."""
@@ -65,21 +66,28 @@ class SlotSession:
         other.family.append(self)
         self.family = other.family
 
-    def catch_up(self) -> bool:
-        """Copy what another of the family has read of the committed part. Whether all of it is known now."""
-        # The last token is always fed: its output is wanted.
-        end = min(self.base, len(self.tokens) - 1)
+    @property
+    def _committed(self) -> int:
+        """Tokens of the committed part, but for the last one of all: it is always fed, for its output."""
+        return min(self.base, len(self.tokens) - 1)
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether it knows all of the committed part."""
+        return self.cached >= self._committed
+
+    def catch_up(self) -> None:
+        """Copy what another of the family has read of the committed part."""
         most = max(self.family, key=lambda session: session.cached)
-        if most._slot is None:
-            return self.cached >= end
-        known = self._runner.cache.usable(most._slot, min(end, most.cached, most.base))
+        if most is self or most._slot is None:
+            return
+        known = self._runner.cache.usable(most._slot, min(self._committed, most.cached, most.base))
         if known > self.cached:
             if self._slot is None:
                 self._slot, _ = self._runner.claim(seen=self._seen)
-            self._runner.cache.copy(most._slot, self._slot, self.cached, known)
             self._runner.pool.fill(self._slot, known)
+            self._runner.cache.copy(most._slot, self._slot, self.cached, known)
             self.cached = known
-        return self.cached >= end
 
     @property
     def next_chunk(self) -> int:
@@ -110,6 +118,10 @@ class SlotSession:
             self._slot, self.cached = self._runner.claim(self.tokens[:end], self._seen)
             self.tally.add(0, self.cached, self._window)
         return self._slot
+
+    def next_feed(self) -> SlotFeed:
+        """What the model has to see next."""
+        return self.feed()
 
     def feed(self, *, upto: int | None = None, guesses: Sequence[int] = ()) -> SlotFeed:
         """The next chunk of tokens the model has not seen, reading at the last one.
@@ -186,6 +198,17 @@ class SlotSession:
         self._slot = None
 
 
+def next_feeds(sessions: Sequence[SlotSession]) -> dict[int, SlotFeed | Exception]:
+    """By index, the next feed of each session that is to be fed now, or what fails that session."""
+    failed: dict[int, SlotFeed | Exception] = {}
+    for index, session in enumerate(sessions):
+        if isinstance(caught := attempt(session.catch_up), Exception):
+            failed[index] = caught
+    sound = [index for index in range(len(sessions)) if index not in failed]
+    chosen = [sound[place] for place in to_feed([sessions[index] for index in sound])]
+    return failed | {index: attempt(sessions[index].next_feed) for index in chosen}
+
+
 def to_feed(sessions: Sequence[SlotSession]) -> list[int]:
     """Indices of the sessions to feed now. What several begin with, one reads and the others copy later. Of
     long texts, the first ones go first: read all at once, each would be done when the last one is.
@@ -197,7 +220,7 @@ def to_feed(sessions: Sequence[SlotSession]) -> list[int]:
         if long >= PREFILL_CHUNK and session.held:
             continue  # What the slots know of it was looked up before, which takes long.
         session.held = False
-        if len(session.family) > 1 and not session.catch_up():
+        if len(session.family) > 1 and not session.caught_up:
             if id(session.family) in reading:
                 continue
             reading.add(id(session.family))

@@ -8,10 +8,12 @@ from typing import Any
 
 from rsd_integrations.backends.shared.writing import Language, SpeakingWriter, render
 from rsd_integrations.backends.torch.bursts import MOST_AT_ONCE, Burst, Endings
+from rsd_integrations.backends.torch.failures import attempt
+from rsd_integrations.backends.torch.plan import SlotFeed
 from rsd_integrations.backends.torch.readout import Read
 from rsd_integrations.backends.torch.runner import SlotRunner
 from rsd_integrations.backends.torch.sampling import draw_rows
-from rsd_integrations.backends.torch.slot_session import check_open, to_feed
+from rsd_integrations.backends.torch.slot_session import check_open, next_feeds
 from rsd_integrations.backends.torch.writer_session import TorchWriterSession
 from rsd_integrations.errors import BackendError
 from rsd_integrations.output import Output
@@ -46,17 +48,22 @@ class TorchWriter(SpeakingWriter):
     def advance(self, sessions: Sequence[WriterSession]) -> list[Written | Exception | None]:
         """One round: a token for each session, several by guesses or a burst, none while a prompt is read."""
         own = [session for session in sessions if isinstance(session, TorchWriterSession)]
-        results: list[Written | Exception | None] = [
-            session.written("limit") if session.full else session.recall() for session in own
-        ]
+        results = [attempt(session.recall) for session in own]
         going = [index for index, result in enumerate(results) if result is None]
-        rows = [going[place] for place in to_feed([own[index] for index in going])]
-        for index, result in zip(rows, self._write([own[index] for index in rows]), strict=True):
+        rows: dict[int, SlotFeed] = {}
+        for place, feed in next_feeds([own[index] for index in going]).items():
+            if isinstance(feed, Exception):
+                results[going[place]] = feed
+            else:
+                rows[going[place]] = feed
+        written = self._write([own[index] for index in rows], list(rows.values()))
+        for index, result in zip(rows, written, strict=True):
             results[index] = result
         return results
 
-    def _write(self, sessions: Sequence[TorchWriterSession]) -> list[Written | Exception | None]:
-        feeds = [session.next_feed() for session in sessions]
+    def _write(
+        self, sessions: Sequence[TorchWriterSession], feeds: Sequence[SlotFeed]
+    ) -> list[Written | Exception | None]:
         steady, burst = min((session.steady for session in sessions), default=0), None
         if steady > 1 and self.runner.bursts(len(feeds)):
             characters = frozenset[str]().union(*(session.ending for session in sessions))
@@ -80,16 +87,15 @@ class TorchWriter(SpeakingWriter):
                 read = read.without_last()  # It is drawn again, by itself.
             if sessions[index].cached == len(sessions[index].tokens):
                 ready[index] = read
-        try:
-            tokens = _tokens({index: (sessions[index], read) for index, read in ready.items()})
-        except Exception:  # Whose fault it is shows when they are drawn one by one.
-            tokens = {}
+        drawn = attempt(partial(_tokens, {index: (sessions[index], read) for index, read in ready.items()}))
+
+        def take(index: int, read: Read) -> Written | None:
+            # Whose fault it is if drawing failed shows when they are drawn one by one.
+            alone = _tokens({index: (sessions[index], read)}) if isinstance(drawn, Exception) else drawn
+            return sessions[index].take(read, alone[index], feeds[index].more)
+
         for index, read in ready.items():
-            try:
-                drawn = tokens[index] if index in tokens else _tokens({index: (sessions[index], read)})[index]
-                results[index] = sessions[index].take(read, drawn, feeds[index].more)
-            except Exception as error:  # It is this session's own.
-                results[index] = error
+            results[index] = attempt(partial(take, index, read))
         return results
 
     def close(self) -> None:

@@ -162,7 +162,9 @@ class TorchWriterSession(SlotSession):
         return self._end == "delimiter" or (self._end == "limit" and not self.work.closing)
 
     def recall(self) -> Written | None:
-        """Take the tokens that are known already. Returns the step if it ends with one of them."""
+        """Take the tokens that are known already. Returns the step if it ends there, or has no more room."""
+        if self.full:
+            return self.written("limit")
         while self._known:
             if self.samples:
                 self._draws.take()

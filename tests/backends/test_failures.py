@@ -1,0 +1,114 @@
+"""What fails one request of a batch outside of its forward fails no other."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from rsd_integrations import RSDPipeline
+from rsd_integrations.backends.torch.pool import SlotPool
+from rsd_integrations.backends.torch.scorer import TorchScorerSession
+from rsd_integrations.backends.torch.slot_session import SlotSession
+from rsd_integrations.backends.torch.slots import SlotCache
+from rsd_integrations.backends.torch.writer_session import TorchWriterSession
+from rsd_integrations.errors import BackendError, DeviceMemoryError, RSDError
+from tests.backends.test_pool import HEAD, read_all, runner_of
+from tests.backends.test_slots import close
+from tests.tiny_models import causal, tokenizer, trio
+
+PROMPTS = ["Ava has 12 marbles. " + question for question in ("zzz", "How many?", "Where is she?", "Hi")]
+FIELDS: dict[str, Any] = {
+    "step_delimiter": ("e", " ", "a"),
+    "weighting": "constant",
+    "acceptance_rate": 0.6,
+    "max_tokens": 20,
+    "seed": 0,
+}
+
+
+class PanicException(BaseException):
+    """As of libraries in Rust: no ``Exception``."""
+
+
+def of_the_first(session: SlotSession) -> bool:
+    """Whether it is of the request that is to fail."""
+    return "zzz" in tokenizer("ascii").decode(session.tokens[: session.prompt_tokens])
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "raised", "told"),
+    [
+        (SlotSession, "_claimed", torch.OutOfMemoryError("no room"), DeviceMemoryError),
+        (SlotSession, "catch_up", MemoryError("no room"), DeviceMemoryError),
+        (TorchWriterSession, "recall", ValueError("no such token"), BackendError),
+        (TorchWriterSession, "take", PanicException("retry limit"), BackendError),
+        (TorchWriterSession, "row", torch.OutOfMemoryError("no room"), DeviceMemoryError),
+        (TorchScorerSession, "begin", PanicException("retry limit"), BackendError),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_one_request_fails_alone(
+    owner: type[SlotSession],
+    method: str,
+    raised: BaseException,
+    told: type[RSDError],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real: Callable[..., Any] = getattr(owner, method)
+    fields = {**FIELDS, "temperature": 0.8}
+
+    def failing(self: Any, *given: Any, **named: Any) -> Any:
+        if of_the_first(self):
+            raise raised
+        return real(self, *given, **named)
+
+    with RSDPipeline.from_pretrained(**trio(), device="cpu", max_batch_size=4) as pipe:
+        alone = [pipe.generate(prompt, **fields).text for prompt in PROMPTS]
+        backend: Any = pipe.backend
+        all_there, advance = threading.Event(), backend.draft.advance
+
+        def waiting(sessions: Any) -> Any:
+            assert all_there.wait(30)
+            return advance(sessions)
+
+        monkeypatch.setattr(backend.draft, "advance", waiting)
+        monkeypatch.setattr(owner, method, failing)
+        streams = [pipe.stream(prompt, **fields) for prompt in PROMPTS]
+        all_there.set()
+        with pytest.raises(told, match=str(raised)) as failed:
+            streams[0].result()
+        assert failed.value.__cause__ is raised
+        assert [stream.result().text for stream in streams[1:]] == alone[1:]
+        assert [getattr(backend, role).runner.pool.free for role in ("draft", "target", "prm")] == [4, 4, 4]
+
+
+def test_a_copy_that_fails_halfway_leaves_nothing_to_be_taken_for_what_was_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The next request with the text that was there reads it anew."""
+    model = causal("Qwen2", 3)
+    runner = runner_of(model, slots=2)
+    chat, other = [*HEAD * 2, 60, 61], [*HEAD * 2, 62, 63, 64]
+    sessions = [SlotSession(runner, tuple(text), None) for text in ([7] * 40, chat)]
+    for session in sessions:
+        read_all(runner, session)
+    sessions[0].close()  # Its slot is the free one, and knows sevens.
+
+    @torch.inference_mode()
+    def halfway(self: SlotCache, source: int, target: int, start: int, end: int) -> None:
+        for states in self.states():
+            states[target, :, start : end // 2] = states[source, :, start : end // 2]
+        raise torch.OutOfMemoryError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SlotCache, "copy", halfway)
+        with pytest.raises(torch.OutOfMemoryError):
+            SlotSession(runner, tuple(other), None).feed()
+    assert isinstance(runner.pool, SlotPool) and runner.pool.free == 1
+    again = SlotSession(runner, tuple([7] * 40), None)
+    output, fed = read_all(runner, again)
+    assert fed == 40 and close(model, output, [7] * 40)
