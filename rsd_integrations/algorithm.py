@@ -222,8 +222,7 @@ class _Teller:
         self._blank = self._blank and not self._body(written)
         step = facts.step(written, accepted)
         outcome.steps.append(step)
-        if self._tail_length:
-            self._tail = (self._tail + written.text)[-self._tail_length :]
+        self._tail = boundary.tail_behind(written.text, self._tail_length)
         delta, reasoning, calls = self._reading.push(written)
         final = self._ending(written) is not None
         return self._event(

@@ -133,6 +133,16 @@ class StepBoundary:
         over = self._thinking(joined)[1] < len(joined)
         return None if over else replace(self.thoughts, open_in_prompt=True)
 
+    def tail_behind(self, text: str, length: int) -> str:
+        """``tail`` for the next step, which follows this whole one: so many characters at most, and none of
+        thinking that is over, but for its closing markup where a stop string may begin with that.
+        """
+        joined, first = self.tail + text, 0
+        if self.thoughts and (end := self._thinking(joined)[1]) < len(joined):
+            closing = self.thoughts.closing
+            first = end if any(string.startswith(closing) for string in self.stop) else end + len(closing)
+        return joined[max(first, len(joined) - length) :]
+
     def _start(self, joined: str) -> int:
         """Where the unbroken part begins in tail and text; -1 if it does not."""
         assert self.unbroken is not None

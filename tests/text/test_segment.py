@@ -243,20 +243,37 @@ def first_stop(text: str, stop: str, tags: ReasoningTags) -> int | None:
     return next((place for place, counts in zip(places, counted, strict=True) if counts), None)
 
 
+@pytest.mark.parametrize(
+    ("stop", "more", "found"),
+    [("><", "<t>", None), ("t>b", "b", None), (">b", "b>b", 6), ("</t>\n\n", "\n\n", 1)],
+)
+def test_no_stop_string_begins_within_the_closing_markup_of_the_step_before(
+    stop: str, more: str, found: int | None
+) -> None:
+    """But one may begin with all of it."""
+    step = "a</t>"
+    before = StepBoundary(("\0",), (stop,), thoughts=OPEN)
+    assert before.find(step) is None
+    tail, thoughts = before.tail_behind(step, len(stop) - 1), before.thoughts_behind(step)
+    cut = StepBoundary(("\0",), (stop,), tail, thoughts=thoughts).find(more)
+    assert (cut and len(step) + cut.end) == found
+
+
 @settings(max_examples=300)
 @given(marked, st.text("</t>ab \n", min_size=1, max_size=4), st.sampled_from([THINK, OPEN]), st.data())
 def test_stop_strings_do_not_count_within_the_thinking(
     chunks: list[str], stop: str, tags: ReasoningTags, data: st.DataObject
 ) -> None:
     """Tokens of any length, committed as steps of any length."""
-    found, committed, step, thoughts = None, "", "", tags
+    found, committed, tail, step, thoughts = None, "", "", "", tags
     for chunk in chunks:
-        boundary = StepBoundary(("\0",), (stop,), committed[-3:], thoughts=thoughts)
+        boundary = StepBoundary(("\0",), (stop,), tail, thoughts=thoughts)
         checked, step = len(step), step + chunk
         if cut := boundary.find(step, checked):
             found = len(committed) + cut.end
             break
         if data.draw(st.booleans()):
+            tail = boundary.tail_behind(step, 3)
             thoughts, committed, step = boundary.thoughts_behind(step), committed + step, ""
     assert found == first_stop("".join(chunks), stop, tags)
 
