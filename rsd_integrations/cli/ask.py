@@ -45,44 +45,27 @@ def ask(
     prm_kwargs: options.PRMKwargs = None,
     threshold: Annotated[
         float | None,
-        typer.Option(
-            help="Reward from which a draft step is kept; 0 is draft only, above 1 target only.",
-            rich_help_panel=options.DECODING,
+        options.decoding(
+            help="Reward from which a draft step is kept; 0 is draft only, above 1 target only."
         ),
     ] = None,
-    weighting: Annotated[
-        str | None,
-        typer.Option(help=f"One of {', '.join(NAMES)}.", rich_help_panel=options.DECODING),
-    ] = None,
-    temperature: Annotated[
-        float | None, typer.Option(help="0 is greedy.", rich_help_panel=options.DECODING)
-    ] = None,
+    weighting: Annotated[str | None, options.decoding(help=f"One of {', '.join(NAMES)}.")] = None,
+    temperature: Annotated[float | None, options.decoding(help="0 is greedy.")] = None,
     max_tokens: Annotated[
         int | None,
-        typer.Option(
-            help=f"Most tokens in the answer (pocket trio: {POCKET_MAX_TOKENS}, or what --max-length "
-            "leaves).",
-            rich_help_panel=options.DECODING,
+        options.decoding(
+            help=f"Most tokens in the answer (pocket trio: {POCKET_MAX_TOKENS}, or what --max-length leaves)."
         ),
     ] = None,
     max_length: Annotated[
         int | None,
-        typer.Option(
-            min=2,
-            help="Most tokens of question and answer; 4096 if not given (servers: what they take).",
-            rich_help_panel=options.DECODING,
+        options.decoding(
+            min=2, help="Most tokens of question and answer; 4096 if not given (servers: what they take)."
         ),
     ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Repeats a sampled answer.", rich_help_panel=options.DECODING)
-    ] = None,
+    seed: Annotated[int | None, options.decoding(help="Repeats a sampled answer.")] = None,
     candidates: Annotated[
-        int | None,
-        typer.Option(
-            "--draft-candidates",
-            help="Drafts for each step; the best is tested.",
-            rich_help_panel=options.DECODING,
-        ),
+        int | None, options.decoding("--draft-candidates", help="Drafts for each step; the best is tested.")
     ] = None,
     config: options.Config = None,
     as_json: Annotated[

@@ -45,10 +45,7 @@ _RANDOM = (
 def speed(
     ctx: typer.Context,
     *,
-    shape: Annotated[
-        str,
-        typer.Option(help=f"pocket, {', '.join(_RANDOM)}."),
-    ] = "pocket",
+    shape: Annotated[str, typer.Option(help=f"pocket, {', '.join(_RANDOM)}.")] = "pocket",
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     dtype: Annotated[
         str, typer.Option(help="Of shapes with random weights: float32, bfloat16, ...")

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["tune"]
 
-_QUESTIONS = "Questions"
+_of_questions = partial(typer.Option, rich_help_panel="Questions")
 _ANSWERS = "tune-answers.jsonl"
 _MAX_TOKENS = 2048
 _QUESTION_TOKENS = 2048
@@ -65,85 +65,62 @@ def tune(
     prm_kwargs: options.PRMKwargs = None,
     max_batch_size: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 16,
     problems: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="How many of them to draw at random; all if not given.", rich_help_panel=_QUESTIONS
-        ),
+        int | None, _of_questions(min=1, help="How many of them to draw at random; all if not given.")
     ] = None,
     question_field: Annotated[
-        str | None,
-        typer.Option(
-            help="Field of the question; question, problem, ... if not given.", rich_help_panel=_QUESTIONS
-        ),
+        str | None, _of_questions(help="Field of the question; question, problem, ... if not given.")
     ] = None,
     answer_field: Annotated[
-        str | None,
-        typer.Option(help="Field of the known answer; answer, ... if not given.", rich_help_panel=_QUESTIONS),
+        str | None, _of_questions(help="Field of the known answer; answer, ... if not given.")
     ] = None,
     skip: Annotated[
         int,
-        typer.Option(
+        _of_questions(
             min=0,
             help="Leave out the first N that the same seed draws: to confirm a threshold on questions that "
             "it was not chosen by.",
-            rich_help_panel=_QUESTIONS,
             metavar="N",
         ),
     ] = 0,
     problems_seed: Annotated[
-        int | None,
-        typer.Option(
-            min=0, help="Seed of the chosen questions; --seed if not given.", rich_help_panel=_QUESTIONS
-        ),
+        int | None, _of_questions(min=0, help="Seed of the chosen questions; --seed if not given.")
     ] = None,
     match: Annotated[
         str,
-        typer.Option(
+        _of_questions(
             help="How answers are compared: number, math (formulas, by math-verify), text, auto (what suits "
-            "the known answers), or module:function, called with an answer's text and the known answer.",
-            rich_help_panel=_QUESTIONS,
+            "the known answers), or module:function, called with an answer's text and the known answer."
         ),
     ] = "auto",
     system: Annotated[
-        str | None,
-        typer.Option(help="System message, such as how to write the answer.", rich_help_panel=_QUESTIONS),
+        str | None, _of_questions(help="System message, such as how to write the answer.")
     ] = None,
     thresholds: Annotated[
         str,
-        typer.Option(
+        options.decoding(
             help="The sweep; draft only, target only and the PRM's default come on top (not the latter where "
-            "a single threshold is confirmed).",
-            rich_help_panel=options.DECODING,
+            "a single threshold is confirmed)."
         ),
     ] = "0.3,0.5,0.7,0.8,0.9,0.95",
     max_tokens: Annotated[
         int | None,
-        typer.Option(
+        options.decoding(
             min=1,
             help=f"Most tokens of an answer; {_MAX_TOKENS} if not given (pocket trio: {POCKET_MAX_TOKENS}, "
             "or what --max-length leaves).",
-            rich_help_panel=options.DECODING,
         ),
     ] = None,
     max_length: Annotated[
         int | None,
-        typer.Option(
+        options.decoding(
             min=2,
             help=f"Most tokens of question and answer; if not given {_QUESTION_TOKENS} for the question "
             "(pocket trio, servers: what they take).",
-            rich_help_panel=options.DECODING,
         ),
     ] = None,
-    temperature: Annotated[
-        float, typer.Option(min=0.0, help="0 is greedy.", rich_help_panel=options.DECODING)
-    ] = 0.0,
+    temperature: Annotated[float, options.decoding(min=0.0, help="0 is greedy.")] = 0.0,
     seed: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            help="Seed of sampling, of the bootstrap and of the chosen questions.",
-            rich_help_panel=options.DECODING,
-        ),
+        int, options.decoding(min=0, help="Seed of sampling, of the bootstrap and of the chosen questions.")
     ] = 0,
     config: options.Config = None,
     within: Annotated[
