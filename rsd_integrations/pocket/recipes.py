@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
+from typing import Any
 
 from rsd_integrations.pocket.data import Mixture
 from rsd_integrations.pocket.loop import Budget, Recipe
@@ -40,63 +41,41 @@ class Stage:
     phases: tuple[Phase, ...]
 
 
+def _phase(*, tokens: int, sums: float, **rates: Any) -> Phase:
+    return Phase(Recipe(mixture=Mixture(sums=sums), **rates), Budget(tokens=tokens))
+
+
 BASE = Stage(
     Shape(hidden=128, layers=4, heads=8, mlp=384, head_dim=16),
     seed=101,
     phases=(
-        Phase(
-            # Long at full rate, then a short decay: all sums are off by one until the rate falls.
-            Recipe(
-                seed=101, size=16, muon_lr=0.008, adam_lr=0.015, constant=0.86, mixture=Mixture(sums=0.25)
-            ),
-            Budget(tokens=6_640_000),
-        ),
+        # Long at full rate, then a short decay: all sums are off by one until the rate falls.
+        _phase(seed=101, size=16, muon_lr=0.008, adam_lr=0.015, constant=0.86, sums=0.25, tokens=6_640_000),
     ),
 )
 TARGET = Stage(
     Shape(hidden=128, layers=6, heads=8, mlp=1536, head_dim=16),
     seed=102,
     phases=(
-        Phase(
-            Recipe(seed=102, size=24, muon_lr=0.005, adam_lr=0.004, constant=0.3, mixture=Mixture(sums=0.12)),
-            Budget(tokens=3_600_000),
-        ),
+        _phase(seed=102, size=24, muon_lr=0.005, adam_lr=0.004, constant=0.3, sums=0.12, tokens=3_600_000),
     ),
 )
 TRUNK = Stage(
     Shape(hidden=80, layers=3, heads=4, mlp=160, head_dim=16),
     seed=201,
     phases=(
-        Phase(
-            Recipe(seed=201, size=12, muon_lr=0.007, adam_lr=0.012, constant=0.3, mixture=Mixture(sums=0.15)),
-            Budget(tokens=6_240_000),
-        ),
-        Phase(
-            Recipe(seed=202, size=12, muon_lr=0.005, adam_lr=0.005, constant=0.1, mixture=Mixture(sums=0.4)),
-            Budget(tokens=1_520_000),
-        ),
-        Phase(
-            Recipe(seed=203, size=12, muon_lr=0.007, adam_lr=0.008, constant=0.3, mixture=Mixture(sums=0.5)),
-            Budget(tokens=1_160_000),
-        ),
-        Phase(
-            Recipe(seed=204, size=12, muon_lr=0.007, adam_lr=0.008, constant=0.3, mixture=Mixture(sums=0.5)),
-            Budget(tokens=4_500_000),
-        ),
+        _phase(seed=201, size=12, muon_lr=0.007, adam_lr=0.012, constant=0.3, sums=0.15, tokens=6_240_000),
+        _phase(seed=202, size=12, muon_lr=0.005, adam_lr=0.005, constant=0.1, sums=0.4, tokens=1_520_000),
+        _phase(seed=203, size=12, muon_lr=0.007, adam_lr=0.008, constant=0.3, sums=0.5, tokens=1_160_000),
+        _phase(seed=204, size=12, muon_lr=0.007, adam_lr=0.008, constant=0.3, sums=0.5, tokens=4_500_000),
     ),
 )
 DRAFT = Stage(
     Shape(hidden=48, layers=2, heads=3, mlp=144, head_dim=16),
     seed=301,
     phases=(
-        Phase(
-            Recipe(seed=301, size=8, muon_lr=0.007, adam_lr=0.012, constant=0.3, mixture=Mixture(sums=0.15)),
-            Budget(tokens=4_500_000),
-        ),
-        Phase(
-            Recipe(seed=302, size=12, muon_lr=0.007, adam_lr=0.008, constant=0.3, mixture=Mixture(sums=0.5)),
-            Budget(tokens=4_500_000),
-        ),
+        _phase(seed=301, size=8, muon_lr=0.007, adam_lr=0.012, constant=0.3, sums=0.15, tokens=4_500_000),
+        _phase(seed=302, size=12, muon_lr=0.007, adam_lr=0.008, constant=0.3, sums=0.5, tokens=4_500_000),
     ),
 )
 # The draft shipped lies on the line from its first to its second phase (1 is the second): a draft
