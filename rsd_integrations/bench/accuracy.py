@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from rsd_integrations.bench.checks import required_numbers
 from rsd_integrations.bench.environment import made, weights_sha256
 from rsd_integrations.bench.questions import Question
-from rsd_integrations.bench.results import AccuracyReport, Point, PRMQuality
+from rsd_integrations.bench.results import AccuracyReport, PRMQuality
 from rsd_integrations.bench.stats import Scored, bootstrap_auc
 from rsd_integrations.bench.sweep import Watch, sweep
 from rsd_integrations.config import RSDConfig
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.pocket.task import Problem, check_answer, label_steps
+from rsd_integrations.protocols import NONE
 from rsd_integrations.types import Generation
 
-__all__ = ["MAX_TOKENS", "Measurement", "accuracy_report", "measure"]
+__all__ = ["MAX_TOKENS", "measure"]
 
 MAX_TOKENS = 512
 """At least twice what the longest right answer takes; ends the answer of a model that repeats itself."""
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """The points from draft only to target only, and the PRM's quality."""
-
-    points: tuple[Point, ...]
-    prm: PRMQuality
 
 
 def measure(
@@ -36,9 +28,12 @@ def measure(
     problems: Sequence[Problem],
     thresholds: Sequence[float],
     *,
+    command: str = "",
+    folders: Mapping[str, Path] = NONE,
+    settings: Mapping[str, bool | int | float | str] = NONE,
     seed: int = 0,
     watch: Watch | None = None,
-) -> Measurement:
+) -> AccuracyReport:
     """Answer all problems greedily by draft, target and RSD at each threshold.
 
     The recommended threshold of the pipeline is measured whether it is listed or not.
@@ -47,38 +42,23 @@ def measure(
         pipe: the models.
         problems: what to answer.
         thresholds: the sweep.
+        command: the command line that asks for it.
+        folders: where each model's weights lie.
+        settings: what the command line says of all this.
         seed: of the bootstrap (decoding is greedy).
         watch: told about progress.
     """
     tasks = [_question(problem) for problem in problems]
     swept = sweep(pipe, tasks, thresholds, RSDConfig(max_tokens=MAX_TOKENS), watch=watch)
-    return Measurement(swept.points, _prm_quality(problems, swept.scored, seed))
-
-
-def accuracy_report(
-    measured: Measurement,
-    command: str,
-    folders: Mapping[str, Path],
-    settings: Mapping[str, bool | int | float | str],
-    recommended_threshold: float,
-) -> AccuracyReport:
-    """What was measured, with what it takes to repeat it.
-
-    Args:
-        measured: by ``measure``.
-        command: the command line that asked for it.
-        folders: where each model's weights lie.
-        settings: what ``measure`` was given.
-        recommended_threshold: the pipeline's.
-    """
+    prm = _prm_quality(problems, swept.scored, seed)
     return AccuracyReport(
         **made(command),
         weights_sha256=weights_sha256(folders),
         settings={**settings, "decoding": "greedy", "max_tokens": MAX_TOKENS},
-        recommended_threshold=recommended_threshold,
-        points=measured.points,
-        prm=measured.prm,
-        checks=required_numbers(measured.points, measured.prm),
+        recommended_threshold=pipe.recommended_threshold,
+        points=swept.points,
+        prm=prm,
+        checks=required_numbers(swept.points, prm),
     )
 
 

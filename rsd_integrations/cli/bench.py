@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -14,11 +14,6 @@ from rsd_integrations.cli.progress import watching
 from rsd_integrations.cli.saving import check_out, conclude
 from rsd_integrations.cli.settings import read_sweep
 from rsd_integrations.cli.speed import speed
-
-if TYPE_CHECKING:
-    from rsd_integrations.bench.accuracy import Measurement
-    from rsd_integrations.pipeline import RSDPipeline
-    from rsd_integrations.pocket.task import Problem
 
 __all__ = ["bench"]
 
@@ -54,33 +49,31 @@ def accuracy(
     state: State = ctx.obj
     sweep = read_sweep(thresholds)
     check_out(out)
-    from rsd_integrations.bench.accuracy import accuracy_report
+    from rsd_integrations.bench.accuracy import measure
     from rsd_integrations.bench.figure import draw
     from rsd_integrations.bench.table import print_report
     from rsd_integrations.pocket import held_out, pocket_paths
 
     console = open_console()
-    with state.open_pipeline(ModelChoice(device=device, max_batch_size=max_batch_size)) as pipe:
-        questions = held_out(problems, seed=seed)
-        measured = _measure(pipe, questions, sweep, seed)
-        settings: dict[str, bool | int | float | str] = {
-            "problems": problems,
-            "seed": seed,
-            "batch_size": max_batch_size,
-            "thresholds": thresholds,
-        }
-        report = accuracy_report(
-            measured, state.command_line, vars(pocket_paths()), settings, pipe.recommended_threshold
+    choice = ModelChoice(device=device, max_batch_size=max_batch_size)
+    with state.open_pipeline(choice) as pipe, watching() as watch:
+        report = measure(
+            pipe,
+            held_out(problems, seed=seed),
+            sweep,
+            command=state.command_line,
+            folders=vars(pocket_paths()),
+            settings={
+                "problems": problems,
+                "seed": seed,
+                "batch_size": max_batch_size,
+                "thresholds": thresholds,
+            },
+            seed=seed,
+            watch=watch,
         )
     print_report(report, console)
     conclude(report, console, out=out, name="accuracy", draw=draw, check=check)
 
 
 bench.command()(speed)
-
-
-def _measure(pipe: RSDPipeline, problems: list[Problem], sweep: list[float], seed: int) -> Measurement:
-    from rsd_integrations.bench.accuracy import measure
-
-    with watching() as watch:
-        return measure(pipe, problems, sweep, seed=seed, watch=watch)

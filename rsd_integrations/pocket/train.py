@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
-from rsd_integrations.bench.accuracy import accuracy_report, measure
+from rsd_integrations.bench.accuracy import measure
 from rsd_integrations.bench.results import AccuracyReport, Point
 from rsd_integrations.bench.sweep import Watch
 from rsd_integrations.files import remove, whole, write
@@ -114,7 +114,6 @@ class Workshop:
         problems = held_out(self.extent.count(count), split=split)
         watch = Watch(on_run=lambda name, left: self.report(f"{split}: {name}, {left} problems"))
         with RSDPipeline.from_pretrained(*map(str, folders.values()), device=self.device) as pipe:
-            measured = measure(pipe, problems, THRESHOLDS, watch=watch)
             settings: dict[str, Any] = {
                 "problems": len(problems),
                 "seed": 0,
@@ -122,7 +121,10 @@ class Workshop:
                 "batch_size": pipe.backend.max_batch_size,
                 "thresholds": ",".join(map(str, THRESHOLDS)),
             }
-            report = accuracy_report(measured, self.command, folders, settings, pipe.recommended_threshold)
+            report = measure(
+                pipe, problems, THRESHOLDS,
+                command=self.command, folders=folders, settings=settings, watch=watch,
+            )  # fmt: skip
         for point in report.points:
             self.report(
                 f"{split}: {point.kind} {point.threshold}  accuracy {point.accuracy.value:.3f}  "

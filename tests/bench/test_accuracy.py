@@ -3,9 +3,8 @@ from __future__ import annotations
 import pytest
 from rich.console import Console
 
-from rsd_integrations.bench.accuracy import Measurement, measure
-from rsd_integrations.bench.checks import required_numbers
-from rsd_integrations.bench.results import Check
+from rsd_integrations.bench.accuracy import measure
+from rsd_integrations.bench.results import AccuracyReport
 from rsd_integrations.bench.sweep import Watch
 from rsd_integrations.bench.table import print_checks
 from rsd_integrations.pocket.task import held_out
@@ -18,12 +17,12 @@ BLIND = (0, 3)
 
 
 @pytest.fixture(scope="module")
-def measured() -> Measurement:
+def measured() -> AccuracyReport:
     with trio(PROBLEMS, WRONG, blind=BLIND) as pipe:
         return measure(pipe, PROBLEMS, [0.5, 0.95])
 
 
-def test_the_points_run_from_draft_to_target(measured: Measurement) -> None:
+def test_the_points_run_from_draft_to_target(measured: AccuracyReport) -> None:
     assert [(point.kind, point.threshold) for point in measured.points] == [
         ("draft", 0.0),
         ("rsd", 0.5),
@@ -34,7 +33,7 @@ def test_the_points_run_from_draft_to_target(measured: Measurement) -> None:
     assert [point.recommended for point in measured.points] == [False, False, True, False, False]
 
 
-def test_accuracies_are_what_the_scripts_make_them(measured: Measurement) -> None:
+def test_accuracies_are_what_the_scripts_make_them(measured: AccuracyReport) -> None:
     assert [round(60 * point.accuracy.value) for point in measured.points] == [40, 58, 58, 60, 60]
     recommended = measured.points[2]
     assert recommended.against_target.value == pytest.approx(-2 / 60)
@@ -42,7 +41,7 @@ def test_accuracies_are_what_the_scripts_make_them(measured: Measurement) -> Non
     assert by_length == {3: (10, 0.9), 4: (10, 1), 5: (10, 1), 6: (10, 0.9), 7: (10, 1), 8: (10, 1)}
 
 
-def test_acceptance_counts_steps(measured: Measurement) -> None:
+def test_acceptance_counts_steps(measured: AccuracyReport) -> None:
     steps = sum(len(problem.steps) for problem in PROBLEMS)
     draft, _, recommended, strict, target = measured.points
     assert (draft.acceptance_rate, draft.rewritten, draft.target_idle) == (1.0, 0.0, 1.0)
@@ -53,7 +52,7 @@ def test_acceptance_counts_steps(measured: Measurement) -> None:
     assert (target.acceptance_rate, target.rewritten, target.target_idle) == (None, 0.0, 0.0)
 
 
-def test_flops_are_shares_of_the_target_on_its_own_answers(measured: Measurement) -> None:
+def test_flops_are_shares_of_the_target_on_its_own_answers(measured: AccuracyReport) -> None:
     draft, _, recommended, strict, target = measured.points
     assert target.flops_share == FLOPs(paper=1.0, total=1.0)
     # Characters: the target's own answers, end of sequence included, at 1000 parameters each.
@@ -63,13 +62,13 @@ def test_flops_are_shares_of_the_target_on_its_own_answers(measured: Measurement
     assert draft.flops_share.paper < recommended.flops_share.paper < 1 < strict.flops_share.paper
 
 
-def test_tokens_and_ends(measured: Measurement) -> None:
+def test_tokens_and_ends(measured: AccuracyReport) -> None:
     target = measured.points[-1]
     assert target.mean_tokens == pytest.approx(sum(len(p.solution) + 1 for p in PROBLEMS) / 60)
     assert [point.unfinished for point in measured.points] == [0] * 5
 
 
-def test_prm_quality_counts_the_drafts_own_steps(measured: Measurement) -> None:
+def test_prm_quality_counts_the_drafts_own_steps(measured: AccuracyReport) -> None:
     prm = measured.prm
     assert (prm.steps, prm.wrong_steps) == (sum(len(problem.steps) for problem in PROBLEMS), 20)
     assert prm.auc is not None
@@ -111,8 +110,7 @@ def test_every_answer_is_reported() -> None:
 def verdicts(**script: object) -> dict[str, bool]:
     with trio(PROBLEMS, **{"wrong": WRONG, **script}) as pipe:  # type: ignore[arg-type]
         made = measure(pipe, PROBLEMS, [])
-    checks: tuple[Check, ...] = required_numbers(made.points, made.prm)
-    return {check.name: check.passed for check in checks}
+    return {check.name: check.passed for check in made.checks}
 
 
 NAMES = [
@@ -149,7 +147,7 @@ def test_each_required_number_can_be_missed(script: dict[str, object], missed: s
 def test_the_checks_fit_eighty_columns(capsys: pytest.CaptureFixture[str]) -> None:
     with trio(PROBLEMS, WRONG, blind=[0, 3]) as pipe:
         made = measure(pipe, PROBLEMS, [])
-    print_checks(required_numbers(made.points, made.prm), Console(width=80))
+    print_checks(made.checks, Console(width=80))
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert any("MISSED" in line for line in lines)
     assert max(map(len, lines)) <= 80
