@@ -40,8 +40,6 @@ from rsd_integrations.types import (
 )
 from rsd_integrations.weighting import acceptance_probability
 
-__all__ = ["Cancelled", "Outcome", "Story", "rsd"]
-
 Story = Generator[Work | Kept | StepEvent, Any, "Outcome"]
 
 

@@ -7,8 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 from typing_extensions import Self
 
-__all__ = ["Closing"]
-
 
 class Closing:
     """A context manager, sync and async, that closes what it is."""

@@ -8,8 +8,6 @@ from typing import TypeVar
 
 from pydantic import BaseModel
 
-__all__ = ["documented"]
-
 Model = TypeVar("Model", bound=type[BaseModel])
 
 

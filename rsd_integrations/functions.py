@@ -17,15 +17,6 @@ from rsd_integrations.limits import as_reward, check_count, check_takes
 from rsd_integrations.protocols import Kept, ModelInfo, Scored, ScorerSession, ScoreStep, Tally
 from rsd_integrations.types import Prompt
 
-__all__ = [
-    "AT_WORK",
-    "FunctionScorer",
-    "RemoteFunctionScorer",
-    "RewardCall",
-    "RewardFunction",
-    "reward_function",
-]
-
 RewardCall = Callable[[Any, tuple[str, ...]], Any]
 """``(prompt, steps) -> reward``, or an awaitable of one."""
 

@@ -14,8 +14,6 @@ from rsd_integrations.protocols import Backend, Scorer, Writer
 from rsd_integrations.remote import RemoteBackend, RemoteScorer, RemoteWriter
 from rsd_integrations.types import ROLES, Role
 
-__all__ = ["check_parts", "is_object", "occupy", "taken"]
-
 _IN_PROCESS: dict[Role, tuple[str, ...]] = {
     "draft": ("open", "advance", "close"),
     "target": ("open", "advance", "close"),

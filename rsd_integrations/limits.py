@@ -10,16 +10,6 @@ from rsd_integrations.config import RSDConfig
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.naming import check_known
 
-__all__ = [
-    "as_reward",
-    "call_config",
-    "check_choice",
-    "check_count",
-    "check_rows",
-    "check_takes",
-    "check_timeout",
-]
-
 _OF_CALLS = (*RSDConfig.model_fields, "config", "timeout", "output")
 """What a pipeline takes beside the prompt."""
 

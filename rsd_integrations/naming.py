@@ -8,8 +8,6 @@ from types import MappingProxyType
 
 from rsd_integrations.errors import ConfigError
 
-__all__ = ["check_known", "nearest"]
-
 _SAME: dict[str, tuple[str, ...]] = {
     "max_tokens": (
         *("max_completion_tokens", "max_new_tokens", "max_output_tokens", "max_tokens_to_sample"),

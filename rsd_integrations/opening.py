@@ -13,8 +13,6 @@ from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.secrecy import check_url
 from rsd_integrations.types import Role
 
-__all__ = ["are_servers", "check_tools", "open_models"]
-
 _OF_SERVERS = ("prm_format", "max_batch_size", "max_length", "draft_kwargs", "target_kwargs", "prm_kwargs")
 
 

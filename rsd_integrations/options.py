@@ -7,8 +7,6 @@ from typing import Any
 
 from typing_extensions import TypedDict
 
-__all__ = ["LoadOptions", "TrioOptions"]
-
 
 class LoadOptions(TypedDict, total=False):
     """Further arguments of ``RSDPipeline.from_pretrained``, which says what they mean."""

@@ -16,8 +16,6 @@ from rsd_integrations.errors import ConfigError
 from rsd_integrations.schemas import closed_schema
 from rsd_integrations.types import DEEPEST
 
-__all__ = ["Output", "as_output"]
-
 Tool = Mapping[str, Any]
 
 _NOT_IN_NAMES = '"\\{}'

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["is_panic"]
-
 
 def is_panic(error: BaseException) -> bool:
     """Whether a library panicked: that is no ``Exception``, although only one call has failed."""

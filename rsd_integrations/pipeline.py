@@ -26,8 +26,6 @@ from rsd_integrations.protocols import FREE, NONE, Backend
 from rsd_integrations.remote import RemoteBackend, RemoteScorer, RemoteWriter
 from rsd_integrations.types import ROLES, Generation, GivenPrompt, RequestCounts
 
-__all__ = ["RSDPipeline"]
-
 _ONE = {"draft_candidates": 1}  # A step that is given has no other candidates.
 
 

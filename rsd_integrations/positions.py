@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["positions"]
-
 _ORIGINAL = "original_max_position_embeddings"
 
 

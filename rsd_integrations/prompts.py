@@ -10,8 +10,6 @@ from typing import Any
 from rsd_integrations.errors import PromptError
 from rsd_integrations.types import DEEPEST, Message, Prompt
 
-__all__ = ["all_texts", "as_messages", "check_prompt", "check_steps", "check_text"]
-
 
 def check_prompt(prompt: Any) -> Prompt:
     """A prompt as the backends take it: text, or a list of plain message dicts, in which results stand in the

@@ -14,8 +14,6 @@ from rsd_integrations.text.segment import CallSplitter, HoldBack, Unbroken
 from rsd_integrations.text.thoughts import ReasoningSplitter, ReasoningTags
 from rsd_integrations.types import FinishReason, InvalidToolCall, Role, Step, ToolCall
 
-__all__ = ["Outcome", "Reading", "check_thoughts"]
-
 
 @dataclass(slots=True)
 class Outcome:

@@ -10,8 +10,6 @@ from rsd_integrations.limits import as_reward
 from rsd_integrations.protocols import Kept, Scored, ScoreStep, WindowFull, Work, Written
 from rsd_integrations.text.segment import step_body
 
-__all__ = ["reward_of", "score_steps"]
-
 
 def reward_of(scored: Any, index: int, step: str) -> tuple[float | None, int]:
     """A step's reward (None where the PRM has no room for it) and how many tokens the PRM read for it.

@@ -11,8 +11,6 @@ from urllib.parse import unquote
 
 from rsd_integrations.errors import ConfigError
 
-__all__ = ["DATA", "NAMED", "closed_schema", "referred"]
-
 DATA = ("enum", "const", "default", "examples", "required")
 """Keywords whose values are not schemas."""
 

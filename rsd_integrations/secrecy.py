@@ -6,8 +6,6 @@ import re
 
 from rsd_integrations.errors import ConfigError
 
-__all__ = ["check_url", "is_secret", "may_tell"]
-
 _SECRET = re.compile(
     r"("
     # Not "eos_token" and its like, which are text.

@@ -14,17 +14,6 @@ from queue import Empty, SimpleQueue
 from threading import Event, RLock, Thread, current_thread, main_thread
 from typing import Any, TypeVar
 
-__all__ = [
-    "Told",
-    "Turns",
-    "end_thread",
-    "ending_with_python",
-    "in_a_thread",
-    "wait_for_end",
-    "wait_for_item",
-    "wait_for_result",
-]
-
 Item = TypeVar("Item")
 
 _SIGNALS = 0.1

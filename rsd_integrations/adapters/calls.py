@@ -15,8 +15,6 @@ from rsd_integrations.naming import check_known
 from rsd_integrations.output import Output
 from rsd_integrations.pipeline import RSDPipeline
 
-__all__ = ["PER_CALL", "TOOLS", "CallSettings", "call_settings"]
-
 _MORE = ("timeout", "on_step", "trace_steps")
 TOOLS = ("tools", "tool_choice", "parallel_tool_calls")
 """Parameters that offer tools."""

@@ -8,8 +8,6 @@ from typing import Any
 from rsd_integrations.errors import PromptError
 from rsd_integrations.types import Message
 
-__all__ = ["call_turn", "check_chat", "merge_turns"]
-
 _MERGED = ("system", "user", "assistant")
 
 

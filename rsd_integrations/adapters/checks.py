@@ -12,8 +12,6 @@ from rsd_integrations.config import RSDConfig
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.prm import PRMFormat, prm_format_names
 
-__all__ = ["check_dtype", "check_on_step", "check_prm_format", "without_nones"]
-
 _UNSET = frozenset(
     name for name, field in RSDConfig.model_fields.items() if NoneType not in get_args(field.annotation)
 )

@@ -5,8 +5,6 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
 
-__all__ = ["misfits", "require", "version_of"]
-
 _NAME = "rsd-integrations"
 
 

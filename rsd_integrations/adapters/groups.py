@@ -10,8 +10,6 @@ from typing import ParamSpec, TypeVar
 
 from rsd_integrations.engine.streams import EventStream
 
-__all__ = ["Group"]
-
 P = ParamSpec("P")
 T = TypeVar("T")
 

@@ -7,8 +7,6 @@ from typing import Any
 from rsd_integrations.adapters.settings import RSDSettings
 from rsd_integrations.config import RSDConfig
 
-__all__ = ["identifying_params", "qualified_name"]
-
 _READ_BY = {"acceptance_rate": "constant", "beta": "logistic"}
 """The only weighting for which a field means anything."""
 

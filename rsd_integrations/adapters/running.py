@@ -11,8 +11,6 @@ from rsd_integrations.errors import StreamError, TimedOutError
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.types import Message, StepEvent
 
-__all__ = ["Teller", "aevents", "events"]
-
 Made = TypeVar("Made")
 
 

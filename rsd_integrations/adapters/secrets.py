@@ -13,8 +13,6 @@ from pydantic import Secret, SecretStr
 
 from rsd_integrations.secrecy import is_secret, may_tell
 
-__all__ = ["has_secrets", "hidden", "revealed", "without_secrets"]
-
 _Hidden = (SecretStr, Secret)
 """What hides strings, and all else."""
 

@@ -38,8 +38,6 @@ from rsd_integrations.options import LoadOptions
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.types import ROLES, Role, Step
 
-__all__ = ["LOADING", "OPTIONS", "OnStep", "RSDSettings", "TraceSteps", "unset_limits"]
-
 OnStep = Callable[[Step], None]
 """Called with each committed step, on the thread (or event loop) of whoever waits for the answer."""
 

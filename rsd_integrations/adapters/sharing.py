@@ -18,8 +18,6 @@ from rsd_integrations.types import ROLES, Role
 if TYPE_CHECKING:
     from rsd_integrations.backends.vllm.address import Address
 
-__all__ = ["is_served", "source_key"]
-
 _SENT = ("api_key", "headers")
 """Options of servers that go with each question."""
 

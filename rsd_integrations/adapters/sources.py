@@ -32,8 +32,6 @@ from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.types import Role
 from rsd_integrations.waiting import Told, ending_with_python, wait_for_result
 
-__all__ = ["PipelineSource", "find_source", "live_name"]
-
 
 class PipelineSource:
     """A pipeline that is loaded once, by whoever asks first.

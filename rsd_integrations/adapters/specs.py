@@ -12,20 +12,6 @@ from rsd_integrations.errors import ConfigError
 from rsd_integrations.functions import RewardFunction
 from rsd_integrations.types import Role
 
-__all__ = [
-    "LIVE",
-    "POCKET",
-    "Spec",
-    "check_pickles",
-    "identity",
-    "is_live",
-    "is_portable",
-    "label",
-    "named_models",
-    "plain",
-    "signature",
-]
-
 POCKET = "pocket"
 """The ``pipeline`` that is the embedded trio."""
 

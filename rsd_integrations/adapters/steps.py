@@ -8,8 +8,6 @@ from typing import Any
 
 from rsd_integrations.types import Generation, Step
 
-__all__ = ["ACCEPTED", "REJECTED", "notify", "step_event", "summarise"]
-
 _log = logging.getLogger(__name__)
 
 ACCEPTED, REJECTED = "rsd_step_accepted", "rsd_step_rejected"

@@ -12,8 +12,6 @@ from typing import Any, Literal
 from rsd_integrations.adapters.calls import CallSettings
 from rsd_integrations.types import Step, StepEvent
 
-__all__ = ["Closed", "Failed", "Happening", "Opened", "Part", "Story", "Told"]
-
 Part = Literal["step", "draft", "score", "target"]
 
 

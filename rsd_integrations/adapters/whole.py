@@ -9,8 +9,6 @@ from typing import NamedTuple
 
 from rsd_integrations.text.values import read_json
 
-__all__ = ["Flaw", "cut_off", "no_document", "no_whole_call"]
-
 _SHOWN = 200
 """Characters of a text's end that a message quotes."""
 

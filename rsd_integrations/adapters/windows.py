@@ -9,8 +9,6 @@ from typing import Any
 
 from rsd_integrations.positions import positions
 
-__all__ = ["known_window"]
-
 
 def known_window(model: Any, options: Mapping[str, Any] | None) -> int | None:
     """Positions a model was made for; None where its config is not on this machine.

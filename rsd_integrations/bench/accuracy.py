@@ -17,8 +17,6 @@ from rsd_integrations.pocket.task import Problem, check_answer, label_steps
 from rsd_integrations.protocols import NONE
 from rsd_integrations.types import Generation
 
-__all__ = ["MAX_TOKENS", "measure"]
-
 MAX_TOKENS = 512
 """At least twice what the longest right answer takes; ends the answer of a model that repeats itself."""
 

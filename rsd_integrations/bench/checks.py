@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 from rsd_integrations.bench.results import Check, Interval, Point, PRMQuality
 
-__all__ = ["required_numbers"]
-
 # Shares of whole problems are compared; 0.95 - 0.01 is not 0.94 in floating point.
 _EPSILON = 1e-9
 

@@ -14,9 +14,6 @@ from typing import Any
 from rsd_integrations import __version__
 from rsd_integrations.adapters.extras import version_of
 
-__all__ = ["hardware", "made", "weights_sha256"]
-
-
 _CUDNN = "TORCH_CUDNN_SDPA_DEPRIORITIZED"
 """Makes torch prefer other attention kernels to cuDNN's, which changes the speed of ``generate``
 (dev/speed.md)."""

@@ -23,8 +23,6 @@ from rsd_integrations.bench.own import find_own
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.report.answer import boxed
 
-__all__ = ["MATCHES", "Match", "final_answer", "is_formula", "matcher"]
-
 Match = Callable[[str, str], bool]
 """(an answer's whole text, the known answer) -> whether it is right."""
 

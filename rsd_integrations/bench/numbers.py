@@ -6,17 +6,6 @@ import re
 import unicodedata
 from fractions import Fraction
 
-__all__ = [
-    "begins_with_number",
-    "boxed_number",
-    "equal",
-    "halfwidth",
-    "in_digits",
-    "number_in",
-    "said_number",
-    "whole_number",
-]
-
 _HALFWIDTH = str.maketrans(
     {
         **{chr(0xFEE0 + sign): chr(sign) for sign in range(0x21, 0x7F)},

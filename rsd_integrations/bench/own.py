@@ -9,8 +9,6 @@ from typing import Any
 
 from rsd_integrations.errors import ConfigError
 
-__all__ = ["find_own"]
-
 
 def find_own(option: str, name: str, kind: str) -> Any:
     """The object that a name stands for. Modules are also looked for in the folder where the command runs.

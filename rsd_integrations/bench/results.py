@@ -9,21 +9,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 from rsd_integrations.report.answer import writable
 from rsd_integrations.types import FLOPs, Role
 
-__all__ = [
-    "AccuracyReport",
-    "Check",
-    "Frozen",
-    "Interval",
-    "Item",
-    "LengthClass",
-    "Made",
-    "PRMQuality",
-    "Point",
-    "Report",
-    "TuneReport",
-]
-
-
 _Given = Annotated[str, AfterValidator(writable)]
 """Text from outside, which JSON could not hold where it is a name in another encoding than UTF-8."""
 

@@ -14,8 +14,6 @@ from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.types import Generation, GivenPrompt
 from rsd_integrations.waiting import wait_for_item
 
-__all__ = ["run_all"]
-
 
 def run_all(
     pipe: RSDPipeline,

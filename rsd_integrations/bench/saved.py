@@ -14,8 +14,6 @@ from rsd_integrations.errors import ConfigError
 from rsd_integrations.files import unwritten
 from rsd_integrations.types import Generation
 
-__all__ = ["SavedAnswers", "fingerprint"]
-
 _OF_MODELS = ("safetensors", "bin", "json", "jinja", "model", "tiktoken", "txt", "py")
 """Kinds of files that decide how a model answers."""
 

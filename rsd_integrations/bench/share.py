@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from fractions import Fraction
 from math import floor
 
-__all__ = ["ExactShare", "exact_shares"]
-
 _HALF = Fraction(1, 2)
 
 

@@ -28,8 +28,6 @@ from rsd_integrations.types import Generation
 if TYPE_CHECKING:
     from rsd_integrations.backends.torch.yardsticks.plain import PlainTrio
 
-__all__ = ["GROWTH_STEPS", "SpeedBench", "Speeds"]
-
 GENERATE, TARGET_ONLY, ASSISTED = "generate", "target only", "assisted generate"
 COMPILED, REFERENCE = "generate, compiled", "reference's way 0.8"
 SAMPLED = {"temperature": 0.7, "top_p": 0.9, "top_k": 20}

@@ -16,8 +16,6 @@ from rsd_integrations.types import Role, Step
 if TYPE_CHECKING:
     from rsd_integrations.backends.torch.yardsticks.plain import PlainTrio
 
-__all__ = ["measure_breakdown", "measure_limits"]
-
 _ROLES: tuple[Role, ...] = ("draft", "prm", "target")
 
 Clock = Callable[[], float]

@@ -8,8 +8,6 @@ from rsd_integrations.bench.results import Check
 from rsd_integrations.bench.speed_results import Growth, SpeedReport
 from rsd_integrations.bench.speed_setting import Setting
 
-__all__ = ["anything_required", "required_speeds"]
-
 _MANY = 16
 """Requests at once for which RSD has to pay."""
 

@@ -8,8 +8,6 @@ from pydantic import Field
 
 from rsd_integrations.bench.results import Frozen, Report
 
-__all__ = ["Breakdown", "Growth", "Limit", "SpeedReport", "Spread", "Timing", "shown_name"]
-
 
 def shown_name(name: str) -> str:
     """A contender's name in what people read. JSON keeps the older word, by which results are compared."""

@@ -14,8 +14,6 @@ from rsd_integrations.pipeline import RSDPipeline
 if TYPE_CHECKING:
     from rsd_integrations.backends.torch.yardsticks.plain import PlainTrio, Workload
 
-__all__ = ["USUAL_SHARE", "Setting", "open_plain_pocket", "open_shape"]
-
 USUAL_SHARE = 0.8
 """Share of steps kept, where one share stands for all."""
 

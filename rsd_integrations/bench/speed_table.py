@@ -14,8 +14,6 @@ from rsd_integrations.report.lines import Level, Line, line_figure
 from rsd_integrations.report.whole import print_text, print_whole
 from rsd_integrations.report.words import many, role_name
 
-__all__ = ["draw", "print_speed"]
-
 _BOX = box.SIMPLE_HEAD
 
 

@@ -9,8 +9,6 @@ from collections.abc import Iterable, Sequence
 
 from rsd_integrations.bench.results import Interval
 
-__all__ = ["auc", "bootstrap_auc", "paired_difference", "wilson"]
-
 Z95 = 1.959963984540054
 Scored = tuple[float, bool]
 """A reward and whether the step is right."""

@@ -17,8 +17,6 @@ from rsd_integrations.config import RSDConfig
 from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.types import FLOPs, Generation
 
-__all__ = ["TARGET_ONLY", "Sweep", "Watch", "sweep"]
-
 TARGET_ONLY = 1.1
 """Any threshold above 1: no reward reaches it."""
 

@@ -14,8 +14,6 @@ from rsd_integrations.bench.tune import Wording, advice, signed
 from rsd_integrations.report.whole import print_text, print_whole
 from rsd_integrations.report.words import many
 
-__all__ = ["print_checks", "print_report", "print_tuning"]
-
 _BOX = box.SIMPLE_HEAD
 _STEPS = (
     "kept: of the draft's steps; the target rewrote the others. target idle: of the questions, those for "

@@ -24,9 +24,7 @@ from rsd_integrations.cli.tune import tune
 from rsd_integrations.cli.wording import in_options, options_of
 from rsd_integrations.config import first_wrong
 from rsd_integrations.errors import ConfigError, PromptError, RSDError
-from rsd_integrations.report.answer import printable
-
-__all__ = ["build", "run"]
+from rsd_integrations.text.printable import printable
 
 OK, FAILED, USAGE = 0, 1, 2
 

@@ -27,8 +27,6 @@ from rsd_integrations.report.words import Remedy, role_name
 from rsd_integrations.types import ROLES, Generation
 from rsd_integrations.weighting import NAMES
 
-__all__ = ["ask"]
-
 
 def ask(
     ctx: typer.Context,

@@ -15,8 +15,6 @@ from rsd_integrations.cli.saving import check_out, conclude
 from rsd_integrations.cli.settings import read_sweep
 from rsd_integrations.cli.speed import speed
 
-__all__ = ["bench"]
-
 bench = typer.Typer(
     name="bench", help="Measure RSD against its draft and its target alone.", no_args_is_help=True
 )

@@ -7,8 +7,6 @@ from typing import Any
 
 from rich.console import Console
 
-__all__ = ["open_console"]
-
 
 def open_console(*, stderr: bool = False) -> Console:
     """A console whose ``is_terminal`` says whether a person is watching: only then may lines move and fold.

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from rsd_integrations.backends.torch.memory import ModelMemory
     from rsd_integrations.prm import PRMFormat
 
-__all__ = ["doctor"]
-
 _REQUIRED = ("torch", "transformers", "pydantic", "llguidance", "jinja2")
 _EXTRAS = {
     "langchain-core": ("langchain", "ChatRSD"),

@@ -18,8 +18,6 @@ from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.prm import PRMFormat
 from rsd_integrations.types import ROLES, Role
 
-__all__ = ["ModelChoice", "OpenPipeline", "State", "open_pipeline"]
-
 
 @dataclass(frozen=True)
 class ModelChoice:

@@ -7,21 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = [
-    "FLAG",
-    "PRM",
-    "Config",
-    "Device",
-    "Draft",
-    "DraftKwargs",
-    "Dtype",
-    "PRMFormat",
-    "PRMKwargs",
-    "Target",
-    "TargetKwargs",
-    "decoding",
-]
-
 FLAG: dict[str, Any] = {"metavar": ""}
 """Of options without a value: beside them typer would print "<bool>", as if they took one."""
 

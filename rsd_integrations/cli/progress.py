@@ -15,8 +15,6 @@ from rsd_integrations.report.words import many
 if TYPE_CHECKING:
     from rsd_integrations.bench.sweep import Watch
 
-__all__ = ["counting", "watching"]
-
 
 @contextmanager
 def watching() -> Iterator[Watch]:

@@ -21,8 +21,6 @@ from rsd_integrations.files import unwritten, whole
 if TYPE_CHECKING:
     from rsd_integrations.bench.results import Report
 
-__all__ = ["check_file", "check_out", "conclude", "write_whole"]
-
 
 def check_out(out: Path | None) -> None:
     """Make the folder of ``--out`` and try to write there, before the models run and not after.

@@ -16,8 +16,6 @@ from rsd_integrations.config import RSDConfig, refused
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.naming import nearest
 
-__all__ = ["json_object", "numbers", "quoted", "read_config", "read_sweep"]
-
 
 def json_object(option: str, text: str, *, example: str) -> dict[str, Any]:
     """The JSON object that an option holds.

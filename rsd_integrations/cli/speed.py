@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from rsd_integrations.bench.speed_setting import Setting
     from rsd_integrations.pipeline import RSDPipeline
 
-__all__ = ["speed"]
-
 _Given = dict[str, Any]
 """Options that say what is measured, by their names."""
 

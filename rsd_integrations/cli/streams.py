@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
-__all__ = ["open_streams"]
-
 
 @contextmanager
 def open_streams() -> Iterator[None]:

@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from rsd_integrations.bench.tune import Tuning, Wording
     from rsd_integrations.config import RSDConfig
 
-__all__ = ["tune"]
-
 _of_questions = partial(typer.Option, rich_help_panel="Questions")
 _ANSWERS = "tune-answers.jsonl"
 _MAX_TOKENS = 2048

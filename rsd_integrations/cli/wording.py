@@ -8,8 +8,6 @@ from typing import Any
 
 from rsd_integrations.cli.settings import quoted
 
-__all__ = ["in_options", "options_of"]
-
 _ONLY_IN_PYTHON = re.compile(
     r",? or an? (?:subclass|callable)\b[^.;]*|, or give \w+_kwargs=\{'api_key': \.\.\.\}"
 )

@@ -12,8 +12,6 @@ from rsd_integrations.output import Output
 from rsd_integrations.protocols import Writer, WriterSession, Written
 from rsd_integrations.types import ToolCall
 
-__all__ = ["ConstraintKit"]
-
 FORM = {"type": "object", "properties": {"a": {"enum": ["x y", "z"]}, "b": {"type": "boolean"}}}
 FORMED = Output.of(
     response_format={"type": "json_schema", "json_schema": {"schema": FORM | {"required": ["a", "b"]}}}

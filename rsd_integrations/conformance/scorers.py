@@ -12,8 +12,6 @@ from rsd_integrations.conformance.steps import PROMPTS, keep
 from rsd_integrations.protocols import Scored, Scorer, ScorerSession, ScoreStep, Written
 from rsd_integrations.types import Prompt
 
-__all__ = ["ScorerKit"]
-
 PATIENCE = 60.0
 """Seconds within which scores must come."""
 

@@ -11,8 +11,6 @@ from rsd_integrations.protocols import DraftStep, Kept, Sampling, TargetStep, Wr
 from rsd_integrations.text.segment import StepBoundary
 from rsd_integrations.types import Prompt, Source
 
-__all__ = ["DELIMITERS", "PROMPTS", "finish", "keep", "told", "work", "write"]
-
 PROMPTS: list[Prompt] = ["hello there", [{"role": "user", "content": "a longer one, with a comma"}], "x"]
 DELIMITERS = ("e", "\n\n", " ")
 

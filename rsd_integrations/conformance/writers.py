@@ -12,8 +12,6 @@ from rsd_integrations.protocols import DraftStep, GuessStep, TargetStep, Writer,
 from rsd_integrations.text.segment import StepBoundary
 from rsd_integrations.types import Prompt
 
-__all__ = ["LIKELIEST", "WriterKit"]
-
 LIKELIEST: list[dict[str, Any]] = [{"top_k": 1}, {"top_p": 1e-9}, {"min_p": 1.0}, {"temperature": 1e-6}]
 """Ways to sample that leave only the likeliest token."""
 

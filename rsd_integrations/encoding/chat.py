@@ -22,8 +22,6 @@ from rsd_integrations.encoding.written import written
 from rsd_integrations.errors import ModelError, PromptError
 from rsd_integrations.types import Message
 
-__all__ = ["chat_template_text", "control_tokens", "message_text", "render_chat"]
-
 # Private-use characters around control tokens in a user's text while a template is rendered.
 _OPEN, _CLOSE, _EDGE = "\ue0f0", "\ue0f1", "\ue0f2"
 _MARKS = str.maketrans("", "", _OPEN + _CLOSE + _EDGE)

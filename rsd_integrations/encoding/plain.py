@@ -16,17 +16,6 @@ from rsd_integrations.panics import is_panic
 from rsd_integrations.prompts import check_text
 from rsd_integrations.text.keyed import common_start
 
-__all__ = [
-    "added_tokens",
-    "alternatives",
-    "encode_markup",
-    "encode_opening",
-    "encode_plain",
-    "remembered",
-    "special_tokens",
-    "token_id",
-]
-
 # Texts that seldom merge with what follows; the first one that does not is cut off again.
 _ANCHORS = ("\n", ":", "a", "0")
 _PROBES = ("a", "7", "(")

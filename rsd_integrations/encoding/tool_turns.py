@@ -9,8 +9,6 @@ from typing import Any
 
 from rsd_integrations.types import Message
 
-__all__ = ["ways_to_write"]
-
 _NINE = re.compile(r"[a-zA-Z0-9]{9}")
 """The ids that Mistral's templates insist on."""
 _TELLING = ("system", "developer")

@@ -10,8 +10,6 @@ from typing import Any
 
 from rsd_integrations.types import Message
 
-__all__ = ["PROBE_TOOL", "written", "written_around_turns"]
-
 _CALL = {"id": "rsdprobe1", "type": "function", "function": {"name": "rsd_probe", "arguments": {"x": "x"}}}
 PROBE_TOOL: dict[str, Any] = {
     "type": "function",

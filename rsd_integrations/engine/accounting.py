@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from rsd_integrations.protocols import ModelInfo, Tally
 from rsd_integrations.types import FLOPs, RoleUsage, Usage
 
-__all__ = ["RoleCount", "usage"]
-
 
 @dataclass(frozen=True, slots=True)
 class RoleCount:

@@ -16,8 +16,6 @@ from rsd_integrations.engine.thread import EngineThread, own
 from rsd_integrations.errors import BackendError
 from rsd_integrations.protocols import Backend, DraftStep, ScoreStep, TargetStep
 
-__all__ = ["SCORE_ROUNDS", "BatchEngine"]
-
 REWRITE_SHARE = 3
 """The target runs once one in this many of the live requests that may be rewritten waits for it."""
 

@@ -9,8 +9,6 @@ from rsd_integrations.errors import ConfigError, PromptLengthError
 from rsd_integrations.prompts import all_texts
 from rsd_integrations.protocols import ModelInfo, Speaker
 
-__all__ = ["check_size", "check_variables", "room"]
-
 _CHARACTERS, _PIECE = 8, 4096
 """Characters for each token of the window, above which a text is measured before it is encoded, and
 characters of a piece in which it is measured."""

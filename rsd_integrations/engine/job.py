@@ -34,8 +34,6 @@ from rsd_integrations.reading import Outcome, check_thoughts
 from rsd_integrations.remote import RemoteBackend
 from rsd_integrations.types import Generation, InvalidToolCall, Prompt, Role, StepEvent, ToolCall
 
-__all__ = ["Job", "Request", "Sink", "Task"]
-
 GUESSING_PAYS = 3
 """Ratio of the target's parameters to the draft's from which the draft's guesses are worth its time."""
 

@@ -9,8 +9,6 @@ from itertools import count
 
 from rsd_integrations.engine.job import Job
 
-__all__ = ["Line"]
-
 _STALE = 64
 """Deadlines kept, beyond two for each job that waits, before those of jobs that have left are removed."""
 

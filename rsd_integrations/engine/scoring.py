@@ -13,8 +13,6 @@ from rsd_integrations.remote import RemoteBackend
 from rsd_integrations.rewards import score_steps
 from rsd_integrations.types import Generation, Step
 
-__all__ = ["ScoreJob", "rewards_of"]
-
 
 class ScoreJob(Job):
     """A job for the PRM alone. Ends like a request all of whose steps were kept."""

@@ -16,8 +16,6 @@ from rsd_integrations.errors import StreamError
 from rsd_integrations.types import Generation, StepEvent
 from rsd_integrations.waiting import wait_for_item
 
-__all__ = ["AsyncEventStream", "EventStream", "Submit"]
-
 Submit = Callable[[Sink], Job]
 
 

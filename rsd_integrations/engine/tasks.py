@@ -17,8 +17,6 @@ from rsd_integrations.engine.thread import EngineThread, own
 from rsd_integrations.protocols import ScoreStep, TargetStep
 from rsd_integrations.remote import RemoteBackend, RemoteScorer, RemoteWriter
 
-__all__ = ["AHEAD", "TaskEngine"]
-
 AHEAD = 16
 """Most live requests with which drafts write on behind steps that wait for their reward. With more, the
 servers have other work meanwhile."""

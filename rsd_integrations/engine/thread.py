@@ -18,8 +18,6 @@ from rsd_integrations.remote import RemoteBackend
 from rsd_integrations.types import RequestCounts
 from rsd_integrations.waiting import wait_for_end
 
-__all__ = ["EngineThread", "forked_error", "own"]
-
 _log = logging.getLogger(__name__)
 
 _PATIENCE = 60.0

@@ -16,8 +16,6 @@ from langchain_core.runnables.config import ContextThreadPoolExecutor, RunnableC
 
 from rsd_integrations.adapters.groups import Group
 
-__all__ = ["Batched"]
-
 T = TypeVar("T")
 
 _THREADS = 256

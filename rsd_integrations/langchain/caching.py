@@ -15,8 +15,6 @@ from rsd_integrations.langchain.params import call_of
 if TYPE_CHECKING:
     from rsd_integrations.langchain.chat_model import ChatRSD
 
-__all__ = ["cache_key"]
-
 
 def cache_key(settings: ChatRSD, stop: list[str] | None, kwargs: Mapping[str, Any]) -> str:
     """Names all that an answer depends on: the models and where they come from, settings and form.

@@ -45,8 +45,6 @@ from rsd_integrations.langchain.tracing import StepReporter, announced, arunning
 from rsd_integrations.output import Output
 from rsd_integrations.types import ROLES, Generation, StepEvent
 
-__all__ = ["ChatRSD"]
-
 
 @documented
 class ChatRSD(Batched, RSDSettings):

@@ -12,8 +12,6 @@ from rsd_integrations.pipeline import RSDPipeline
 from rsd_integrations.protocols import FREE, NONE
 from rsd_integrations.types import Message
 
-__all__ = ["count_tokens"]
-
 _ASKED: Message = {"role": "user", "content": "x"}
 _SAID: Message = {"role": "assistant", "content": "x"}
 

@@ -27,8 +27,6 @@ from rsd_integrations.langchain.params import PROVIDER
 from rsd_integrations.langchain.tools import as_chunks, as_messages
 from rsd_integrations.types import Generation, Message, StepEvent
 
-__all__ = ["Chunks", "to_chat", "to_result", "to_turns"]
-
 _MEDIA = frozenset(
     f"{before}{kind}{behind}"
     for kind in ("image", "audio", "video", "file", "document", "media")

@@ -14,14 +14,6 @@ from rsd_integrations.adapters.settings import RSDSettings
 from rsd_integrations.adapters.specs import POCKET
 from rsd_integrations.langchain.errors import langchain_errors
 
-__all__ = [
-    "PROVIDER",
-    "call_of",
-    "langsmith_params",
-    "profile_of",
-    "traced_params",
-]
-
 _CORE = frozenset({"stream"})
 """LangChain's own parameters of a call: how to deliver an answer, not how to generate it."""
 

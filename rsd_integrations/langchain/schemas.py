@@ -18,8 +18,6 @@ from langchain_core.utils.pydantic import is_basemodel_subclass
 
 from rsd_integrations.errors import ConfigError
 
-__all__ = ["as_tool", "document_schema", "is_pydantic"]
-
 _UNTITLED = "answer"
 """What a schema without a title is called."""
 

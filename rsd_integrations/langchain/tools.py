@@ -29,8 +29,6 @@ from rsd_integrations.errors import ConfigError
 from rsd_integrations.langchain.schemas import as_tool, document_schema, is_pydantic
 from rsd_integrations.types import InvalidToolCall, ToolCall
 
-__all__ = ["METHODS", "as_chunks", "as_messages", "binding", "structured"]
-
 _FIRST_CALL = 1000
 """Index of a stream's first call. Calls without an index LangChain joins, as if they were pieces of one; with
 a small one it joins them to text and reasoning, whose blocks have small indexes of its own."""

@@ -35,8 +35,6 @@ from rsd_integrations.adapters.steps import notify, step_event
 from rsd_integrations.adapters.story import Closed, Failed, Happening, Opened, Story, Told
 from rsd_integrations.types import Step
 
-__all__ = ["HandlerCall", "StepReporter", "announced", "arunning", "running", "take_running"]
-
 Handlers: TypeAlias = "list[BaseCallbackHandler]"
 Made = TypeVar("Made")
 

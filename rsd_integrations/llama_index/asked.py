@@ -21,8 +21,6 @@ from llama_index_instrumentation.dispatcher import DISPATCHER_SPAN_DECORATED_ATT
 from rsd_integrations.adapters.settings import RSDSettings
 from rsd_integrations.errors import AskedError, PromptLengthError, RSDError
 
-__all__ = ["AskedByEngines", "aloaded", "asking", "is_asking", "seen", "spanned_by_base"]
-
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 _asking: ContextVar[bool] = ContextVar("rsd_asking", default=False)

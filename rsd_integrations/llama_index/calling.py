@@ -30,8 +30,6 @@ from rsd_integrations.llama_index.tools import (
 )
 from rsd_integrations.naming import check_known
 
-__all__ = ["ToolCalling"]
-
 
 class ToolCalling(FunctionCallingLLM, RSDSettings):
     """``chat_with_tools``, ``predict_and_call`` and their twins.

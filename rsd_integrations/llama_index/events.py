@@ -10,15 +10,6 @@ from llama_index_instrumentation.base import BaseEvent
 from rsd_integrations.adapters.steps import ACCEPTED, step_event
 from rsd_integrations.types import Step
 
-__all__ = [
-    "RSDStepAcceptedEvent",
-    "RSDStepEvent",
-    "RSDStepRejectedEvent",
-    "RSDWorkflowEvent",
-    "instrumentation_event",
-    "workflow_event",
-]
-
 
 class RSDStepEvent(BaseEvent):
     """A step was committed. The fields are the threshold and those of ``rsd_integrations.Step``, except

@@ -46,8 +46,6 @@ from rsd_integrations.llama_index.tracing import StepSpans, typed
 from rsd_integrations.protocols import FREE
 from rsd_integrations.types import ROLES, Message
 
-__all__ = ["RSDLLM"]
-
 _USUAL_FRAME = 64
 """Tokens that most chat templates put around a text at most."""
 

@@ -27,8 +27,6 @@ from rsd_integrations.errors import PromptError
 from rsd_integrations.llama_index.tools import read_arguments
 from rsd_integrations.types import Generation, InvalidToolCall, Message, StepEvent, ToolCall
 
-__all__ = ["REACT_STOP", "Answer", "is_react", "to_chat"]
-
 REACT_STOP = "Observation:"
 """Where a ReAct model has to stop: what follows is the tool's to say."""
 

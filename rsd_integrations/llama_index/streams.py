@@ -6,8 +6,6 @@ from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import aclosing, closing
 from typing import Any, TypeVar, cast
 
-__all__ = ["alast", "last", "told_astream", "told_stream"]
-
 Response = TypeVar("Response")
 Callback = Callable[[Callable[..., Any]], Callable[..., Any]]
 

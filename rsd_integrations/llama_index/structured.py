@@ -27,8 +27,6 @@ from rsd_integrations.errors import AskedError, ConfigError, PromptLengthError
 from rsd_integrations.llama_index.asked import aloaded, asking, seen
 from rsd_integrations.llama_index.tools import cut, refuse
 
-__all__ = ["LastJSONParser", "StructuredPrediction", "parsed", "response_format"]
-
 Form = TypeVar("Form", bound=BaseModel)
 
 _dispatcher = get_dispatcher(__name__)

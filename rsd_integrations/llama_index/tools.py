@@ -17,17 +17,6 @@ from rsd_integrations.adapters.whole import Flaw, cut_off, no_whole_call
 from rsd_integrations.errors import BackendError, ConfigError
 from rsd_integrations.text.values import read_json
 
-__all__ = [
-    "chat_arguments",
-    "cut",
-    "is_program",
-    "one_call",
-    "react_arguments",
-    "read_arguments",
-    "refuse",
-    "selections",
-]
-
 _REACT_ARGUMENTS = (
     "user_msg",
     "chat_history",

@@ -27,8 +27,6 @@ from rsd_integrations.adapters.story import Closed, Failed, Happening, Opened, P
 from rsd_integrations.llama_index.events import instrumentation_event, workflow_event
 from rsd_integrations.types import Step
 
-__all__ = ["StepSpans", "typed"]
-
 _dispatcher = get_dispatcher(__name__)
 
 _WORDS = frozenset({"source", "finish_reason"})

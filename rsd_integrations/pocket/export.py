@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaForTokenClassification
 
-__all__ = ["as_llama", "export"]
-
 _CLASSES: dict[str, Any] = {
     "Qwen2ForCausalLM": LlamaForCausalLM,
     "Qwen2ForTokenClassification": LlamaForTokenClassification,

@@ -22,8 +22,6 @@ from rsd_integrations.errors import ConfigError, ModelError
 from rsd_integrations.prm.detection import label_count
 from rsd_integrations.types import Message
 
-__all__ = ["Feed", "Head", "PRMFormat"]
-
 Number = TypeVar("Number", int, float)
 
 Head = Literal["lm", "token", "sequence", "value", "process_reward"]

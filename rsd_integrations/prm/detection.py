@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["has_architecture", "label_count", "model_name"]
-
 
 def has_architecture(config: Any, ending: str) -> bool:
     """Whether an architecture's name, or a class in ``auto_map``, has this ending."""

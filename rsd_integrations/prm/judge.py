@@ -13,8 +13,6 @@ from rsd_integrations.prm.registry import register_prm_format
 from rsd_integrations.prm.turns import AnswerTurn, chat_prompt
 from rsd_integrations.types import Message
 
-__all__ = ["JudgeFormat"]
-
 REQUEST = (
     "Rate the last paragraph of the answer above as one step of its reasoning. Is it correct, does it "
     "follow from what comes before, and does it bring the solution closer? Give one digit from 0 "

@@ -14,8 +14,6 @@ from rsd_integrations.prm.registry import register_prm_format
 from rsd_integrations.prm.turns import conversation_text
 from rsd_integrations.types import Message
 
-__all__ = ["MathShepherdFormat", "VersaPRMFormat"]
-
 _NUMBERED = re.compile(r"\W*step\s*\d+", re.IGNORECASE)
 
 

@@ -14,8 +14,6 @@ from rsd_integrations.prm.registry import register_prm_format
 from rsd_integrations.prm.turns import AnswerTurn, chat_prompt
 from rsd_integrations.types import Message
 
-__all__ = ["QwenFormat", "ReasonFluxFormat"]
-
 
 @register_prm_format
 class QwenFormat(PRMFormat):

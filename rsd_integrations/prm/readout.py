@@ -9,8 +9,6 @@ from typing import Any
 from rsd_integrations.encoding import encode_opening, encode_plain
 from rsd_integrations.errors import ModelError
 
-__all__ = ["label_id", "sigmoid", "single_token", "softmax"]
-
 
 def softmax(logits: Sequence[float]) -> list[float]:
     """Probabilities; nan if a logit is nan."""

@@ -10,8 +10,6 @@ from rsd_integrations.errors import ConfigError, ModelError
 from rsd_integrations.limits import check_takes
 from rsd_integrations.prm.base import Head, PRMFormat
 
-__all__ = ["find_prm_format", "prm_format_names", "register_prm_format", "registered"]
-
 FormatClass = TypeVar("FormatClass", bound=type[PRMFormat])
 FormatMaker = Callable[[Any, Mapping[str, Any]], PRMFormat]
 

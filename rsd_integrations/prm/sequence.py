@@ -13,8 +13,6 @@ from rsd_integrations.prm.registry import register_prm_format
 from rsd_integrations.prm.turns import AnswerTurn, chat_prompt
 from rsd_integrations.types import Message
 
-__all__ = ["SequenceFormat"]
-
 
 @register_prm_format
 class SequenceFormat(PRMFormat):

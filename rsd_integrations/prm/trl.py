@@ -14,8 +14,6 @@ from rsd_integrations.prm.registry import register_prm_format
 from rsd_integrations.prm.turns import chat_prompt, conversation_text
 from rsd_integrations.types import Message
 
-__all__ = ["TRLFormat"]
-
 
 @register_prm_format
 class TRLFormat(PRMFormat):

@@ -18,8 +18,6 @@ from rsd_integrations.encoding.written import written_around_turns
 from rsd_integrations.errors import ModelError, PromptError
 from rsd_integrations.types import Message
 
-__all__ = ["AnswerTurn", "chat_prompt", "conversation_text", "render_turns"]
-
 _LABELS = {"user": "User", "assistant": "Assistant", "tool": "Tool"}
 
 

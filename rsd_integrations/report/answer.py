@@ -7,8 +7,6 @@ import re
 from rsd_integrations.text.printable import printable
 from rsd_integrations.types import Generation
 
-__all__ = ["answer_of", "boxed", "chance_text", "printable", "reward_text", "step_text", "writable"]
-
 _LONE = re.compile(r"[\ud800-\udfff]")
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 from html import escape
 
 from rsd_integrations.errors import ConfigError
-from rsd_integrations.report.answer import answer_of, chance_text, printable, reward_text, step_text
+from rsd_integrations.report.answer import answer_of, chance_text, reward_text, step_text
 from rsd_integrations.report.words import Remedy, cost_lines, ending, in_python, token_rows
+from rsd_integrations.text.printable import printable
 from rsd_integrations.types import Generation, RoleUsage, Step
 
 __all__ = ["StepsHTML", "display_steps", "to_html", "to_page"]

@@ -8,8 +8,6 @@ from typing import Any
 
 from rsd_integrations.report.plot import blank, head, percent
 
-__all__ = ["Level", "Line", "line_figure"]
-
 _GROUPS = ("#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 """Okabe and Ito's colours but for yellow, which is weak on white: one for each group of lines."""
 _SHAPES = "os^DvPX*"

@@ -13,8 +13,6 @@ from typing import Any, Literal
 from rsd_integrations.adapters.extras import require
 from rsd_integrations.report.answer import writable
 
-__all__ = ["PlotPoint", "accuracy_figure", "blank", "head", "percent", "save_figure"]
-
 # Okabe and Ito's colours, which stay apart for colour-blind readers; shapes differ as well.
 _LOOKS: dict[str, tuple[str, str, str]] = {
     "draft": ("#E69F00", "s", "draft only"),

@@ -17,8 +17,6 @@ from rsd_integrations.report.summary import summary
 from rsd_integrations.report.words import Remedy, in_python
 from rsd_integrations.types import Generation, Step, StepEvent
 
-__all__ = ["render_step", "show_events", "show_generation"]
-
 NARROW = 60
 """Below this many columns a label stands above its text instead of beside it."""
 

@@ -7,11 +7,10 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from rsd_integrations.report.answer import answer_of, printable
+from rsd_integrations.report.answer import answer_of
 from rsd_integrations.report.words import Remedy, cost_lines, ending, in_python, token_rows
+from rsd_integrations.text.printable import printable
 from rsd_integrations.types import Generation, RoleUsage
-
-__all__ = ["summary"]
 
 _TIGHT = 54
 """Below this many columns the token table takes short headings."""

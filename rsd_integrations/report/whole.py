@@ -8,8 +8,6 @@ from rich.segment import Segments
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["print_text", "print_whole"]
-
 _ANY = 10_000
 """More columns than any table needs."""
 

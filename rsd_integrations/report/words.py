@@ -6,8 +6,6 @@ from collections.abc import Callable
 
 from rsd_integrations.types import Generation, Role, RoleUsage, Usage
 
-__all__ = ["Remedy", "cost_lines", "ending", "in_python", "many", "role_name", "token_rows"]
-
 Remedy = Callable[[Generation], str]
 """Tells what to do about an answer that a length limit ended, in words for Python or for the command line."""
 

@@ -10,17 +10,6 @@ from typing import Any
 
 from rsd_integrations.schemas import DATA, NAMED, referred
 
-__all__ = [
-    "KINDS",
-    "LIMITS",
-    "LIMITS_OF_ALL",
-    "branches",
-    "kinds",
-    "lost",
-    "prescribed",
-    "with_root_defined",
-]
-
 _ELSEWHERE = re.compile(r"#(?!/(\$defs|definitions)/)(/|$)")
 """A reference to what is no definition."""
 LIMITS = {

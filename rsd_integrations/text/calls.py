@@ -25,8 +25,6 @@ from rsd_integrations.text.segment import Unbroken
 from rsd_integrations.text.values import read_first, read_json
 from rsd_integrations.types import InvalidToolCall, Message, ToolCall
 
-__all__ = ["CALL_ID", "HERMES", "CallFormat", "CallReader", "find_format", "new_id", "plain_reader"]
-
 ReadCall = Callable[[str], "list[ToolCall | InvalidToolCall] | None"]
 """The calls in a text that looks like calls; None where it is none after all."""
 

@@ -18,8 +18,6 @@ from typing import Any
 from rsd_integrations.text.arguments import branches, kinds
 from rsd_integrations.text.values import WORDS, literal_end, read_literal, read_value, requoted
 
-__all__ = ["HALF", "Keyed", "KeyedCalls", "as_object", "common_start", "find_keyed", "named_properties"]
-
 HALF = re.compile(r"[<\[][^<>\[\]\s]*$")
 """An unfinished piece of markup."""
 _KEYS = ("rsd_sentinel_key", "rsd_sentinel_other")

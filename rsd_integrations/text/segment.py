@@ -7,15 +7,6 @@ from typing import Literal
 
 from rsd_integrations.text.thoughts import ReasoningTags, overlap
 
-__all__ = [
-    "CallSplitter",
-    "Cut",
-    "HoldBack",
-    "StepBoundary",
-    "Unbroken",
-    "step_body",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class Cut:

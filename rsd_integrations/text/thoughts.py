@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["ReasoningSplitter", "ReasoningTags", "overlap"]
-
 
 def overlap(text: str, string: str) -> int:
     """Length of the longest proper prefix of ``string`` that ends ``text``."""

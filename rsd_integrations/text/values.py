@@ -10,8 +10,6 @@ from typing import Any
 
 from rsd_integrations.text.arguments import KINDS
 
-__all__ = ["WORDS", "literal_end", "read_first", "read_json", "read_literal", "read_value", "requoted"]
-
 WORDS = {"true": True, "false": False, "null": None, "True": True, "False": False, "None": None}
 """What JSON and Python call true, false and null. Models mix them up, so both are understood."""
 _TOO_DEEP = "it is nested too deep"

@@ -4,15 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsd_integrations.report.answer import (
-    answer_of,
-    boxed,
-    chance_text,
-    printable,
-    reward_text,
-    step_text,
-    writable,
-)
+from rsd_integrations.report.answer import answer_of, boxed, chance_text, reward_text, step_text, writable
+from rsd_integrations.text.printable import printable
 from tests.report.conftest import generate
 
 

@@ -9,8 +9,6 @@ from threading import Lock
 
 from transformers.utils import logging
 
-__all__ = ["no_progress_bars"]
-
 
 class _Silence:
     """Lasts from the first that wants it to the last: threads that load at once share it."""

@@ -28,8 +28,6 @@ from rsd_integrations.output import Output
 from rsd_integrations.text.calls import CALL_ID, CallFormat
 from rsd_integrations.text.thoughts import ReasoningTags
 
-__all__ = ["Constraint", "Grammars"]
-
 _KEPT = 32
 """Compiled grammars that are kept."""
 

@@ -16,24 +16,6 @@ from rsd_integrations.encoding import token_id
 from rsd_integrations.positions import positions as positions_by
 from rsd_integrations.protocols import ModelInfo
 
-__all__ = [
-    "ATTENDING",
-    "AttentionKinds",
-    "active_parameters",
-    "attending_layers",
-    "attention_kinds",
-    "eos_ids",
-    "fingerprint",
-    "head_size",
-    "hidden_ids",
-    "is_plain",
-    "is_quantized",
-    "model_info",
-    "positions",
-    "text_config",
-]
-
-
 ATTENDING = ("full_attention", "sliding_attention", "chunked_attention", "hybrid", "hybrid_sliding")
 """Kinds of layers that attend; the hybrid ones are recurrent, too."""
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-__all__ = ["HALF", "Detokenizer", "decoder"]
-
 HALF = "\N{REPLACEMENT CHARACTER}"
 """What a character is decoded to if not all its bytes are there."""
 

@@ -14,8 +14,6 @@ from llguidance import LLMatcher
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.schemas import NAMED
 
-__all__ = ["check_multiples", "enforceable"]
-
 _MOST_REMAINDERS = 100_000
 """Remainders of a ``multipleOf``: each is a state of the grammar. So many take half a second to compile."""
 

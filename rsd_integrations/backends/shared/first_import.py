@@ -10,8 +10,6 @@ import threading
 from rsd_integrations.errors import BackendError
 from rsd_integrations.waiting import Turns, ending_with_python
 
-__all__ = ["import_torch"]
-
 _SETTING, _SPINS = "GOMP_SPINCOUNT", "3000"
 _NEEDED = ("torch", "transformers.modeling_utils", "transformers.models.auto.modeling_auto")
 _TURNS = Turns()

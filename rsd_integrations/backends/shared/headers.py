@@ -11,8 +11,6 @@ from rsd_integrations.encoding import encode_markup
 from rsd_integrations.text.calls import CallFormat
 from rsd_integrations.text.thoughts import ReasoningTags
 
-__all__ = ["CALLS", "Messages"]
-
 CALLS = CallFormat("<|channel|>commentary to=functions.", " <|constrain|>json<|message|>", "")
 """Calls as gpt-oss was trained to write them: its template has the words of a header in another order."""
 

@@ -23,8 +23,6 @@ from rsd_integrations.text.arguments import (
 from rsd_integrations.text.calls import CallFormat
 from rsd_integrations.text.keyed import Keyed, as_object, named_properties
 
-__all__ = ["KeyedRules"]
-
 _OF_ARGUMENTS = frozenset(("properties", "required", "additionalProperties"))
 _OF_LISTS = frozenset(("items", "minItems", "maxItems"))
 _SCALARS = frozenset(("integer", "number", "boolean", "null"))

@@ -6,8 +6,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["escaped", "json_rule"]
-
 _COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """White space as json.dumps writes it. Where it may go on forever, a weak model goes on forever."""
 

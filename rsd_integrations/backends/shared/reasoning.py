@@ -11,8 +11,6 @@ from rsd_integrations.encoding import chat_template_text
 from rsd_integrations.encoding.plain import added_tokens, alternatives
 from rsd_integrations.text.thoughts import ReasoningTags
 
-__all__ = ["literal", "marking_tokens", "reasoning_tags"]
-
 _FIELDS = ("reasoning_content", "reasoning", "thinking")
 
 _KNOWN = (

@@ -12,8 +12,6 @@ from rsd_integrations.prompts import as_messages
 from rsd_integrations.protocols import Scored
 from rsd_integrations.types import Prompt
 
-__all__ = ["StepFeeds", "prompt_tokens", "scored"]
-
 
 class StepFeeds:
     """The tokens of one request's steps in a PRM, one step after the other.

@@ -37,17 +37,6 @@ from rsd_integrations.secrecy import check_url
 from rsd_integrations.types import Role
 from rsd_integrations.waiting import Turns
 
-__all__ = [
-    "HUB_OPTIONS",
-    "MAKING_MODELS",
-    "WITH_HEAD",
-    "ModelSource",
-    "Source",
-    "auto_class",
-    "check_placement",
-    "check_templates",
-]
-
 ModelSource = Any
 """A hub id, a folder, a loaded model, or a pair (loaded model, its tokenizer)."""
 

@@ -33,8 +33,6 @@ from rsd_integrations.types import InvalidToolCall, Message, Role, ToolCall
 if TYPE_CHECKING:
     from rsd_integrations.backends.shared.constrain import Constraint, Grammars
 
-__all__ = ["Calls", "Tooling", "call_format", "call_reader", "check_template", "check_tools"]
-
 
 @dataclass(frozen=True)
 class Calls:

@@ -13,8 +13,6 @@ from rsd_integrations.errors import ModelError
 from rsd_integrations.text.printable import printable
 from rsd_integrations.types import Role
 
-__all__ = ["check_whole", "first_line", "is_adapter", "no_model", "remedy", "told"]
-
 _LONGEST = 500
 """Characters of an error that are told. What helps stands in the last of several lines."""
 

@@ -21,8 +21,6 @@ from rsd_integrations.text.segment import StepBoundary
 from rsd_integrations.text.thoughts import ReasoningTags
 from rsd_integrations.types import Prompt
 
-__all__ = ["Language", "SpeakingWriter", "StepText", "render"]
-
 
 @dataclass(frozen=True)
 class Language:

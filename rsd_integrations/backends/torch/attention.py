@@ -25,13 +25,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from rsd_integrations.backends.shared.describe import attending_layers
 from rsd_integrations.backends.torch import efficient
 
-__all__ = [
-    "SlotAttention",
-    "meant_attention",
-    "slides",
-    "slot_attention",
-]
-
 _NAME, _EFFICIENT = "rsd_slot_sdpa", "rsd_slot_efficient"
 _FIELD = "_attn_implementation_internal"
 

@@ -18,8 +18,6 @@ from rsd_integrations.backends.torch import interpreter
 from rsd_integrations.backends.torch.forwards import Pair, alike
 from rsd_integrations.backends.torch.interpreter import Script
 
-__all__ = ["MOST_AT_ONCE", "MOST_WORK", "Burst", "Endings", "Looped"]
-
 MOST_AT_ONCE = 16
 """Most tokens of each row in one launch; all other requests wait for them."""
 

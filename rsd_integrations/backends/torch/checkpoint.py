@@ -12,8 +12,6 @@ from transformers import PreTrainedModel
 
 from rsd_integrations.errors import ModelError
 
-__all__ = ["check_adapters", "check_embeddings", "check_language_model", "load_complete"]
-
 
 def load_complete(
     model_class: Any, name: str, *, meant: str, hint: str, whole: tuple[str, ...] = (), **options: Any

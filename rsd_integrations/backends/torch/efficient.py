@@ -16,8 +16,6 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 
-__all__ = ["attend", "bias", "fits", "has_kernel", "preferred", "sound"]
-
 _ALIGNED = 16
 """The kernel reads a bias whose rows lie a multiple of so many numbers apart."""
 

@@ -14,8 +14,6 @@ from rsd_integrations.errors import BackendError, DeviceMemoryError, PromptError
 from rsd_integrations.panics import is_panic
 from rsd_integrations.protocols import WindowFull
 
-__all__ = ["Rows", "attempt", "failure", "free_frames"]
-
 Made = TypeVar("Made")
 
 

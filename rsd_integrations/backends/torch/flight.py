@@ -11,8 +11,6 @@ import torch
 from rsd_integrations.backends.torch.plan import Shape, SlotFeed
 from rsd_integrations.backends.torch.readout import Read
 
-__all__ = ["Fetch", "Flight"]
-
 
 class Fetch:
     """A copy to the host that is ordered now and waited for later.

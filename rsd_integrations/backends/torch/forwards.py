@@ -18,8 +18,6 @@ from rsd_integrations.backends.shared.unreadable import first_line
 from rsd_integrations.backends.torch.plan import Shape, SlotFeed, unpack
 from rsd_integrations.errors import ConfigError
 
-__all__ = ["Compiled", "Compute", "Launcher", "Pair", "alike"]
-
 Pair = tuple[torch.Tensor, torch.Tensor]
 """What stays on the device and what the host wants, each ``[N, C, ...]``."""
 

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["device_memory", "devices"]
-
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
 

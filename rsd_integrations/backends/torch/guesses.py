@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["Guesses"]
-
 _FIRST, _LEAST, _MOST = 8, 4, 64
 """Guesses in a forward: to begin with, at least and at most."""
 

@@ -22,8 +22,6 @@ from rsd_integrations.backends.torch.checkpoint import check_adapters, check_emb
 from rsd_integrations.errors import ModelError
 from rsd_integrations.prm.base import Head
 
-__all__ = ["RewardModel", "load_reward_model"]
-
 _HEAD_NAMES: dict[Head, tuple[str, ...]] = {
     "token": ("score", "classifier"),
     "sequence": ("score", "classifier"),

@@ -16,8 +16,6 @@ import torch
 
 from rsd_integrations.backends.torch.forwards import Pair
 
-__all__ = ["Script", "looped", "traced"]
-
 _LOCK = threading.Lock()
 
 _LOOP = """

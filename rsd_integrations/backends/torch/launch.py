@@ -10,8 +10,6 @@ from rsd_integrations.backends.torch.forwards import Compiled, Compute, Launcher
 from rsd_integrations.backends.torch.recording import Recorded, recorder_for
 from rsd_integrations.errors import ConfigError
 
-__all__ = ["launcher_of"]
-
 
 def launcher_of(
     model: torch.nn.Module, *, compile: bool, cuda_graphs: bool | None, slots: int, capacity: int

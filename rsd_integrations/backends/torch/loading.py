@@ -59,8 +59,6 @@ from rsd_integrations.prm import PRMFormat, find_prm_format
 from rsd_integrations.protocols import Backend, ModelInfo
 from rsd_integrations.types import ROLES, Role
 
-__all__ = ["default_device", "load_backend"]
-
 
 @no_progress_bars()
 def load_backend(

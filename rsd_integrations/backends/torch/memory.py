@@ -20,8 +20,6 @@ from rsd_integrations.errors import ModelError
 from rsd_integrations.prm import PRMFormat, find_prm_format
 from rsd_integrations.types import Role
 
-__all__ = ["ModelMemory", "model_memory", "trio_memory"]
-
 
 @dataclass(frozen=True)
 class ModelMemory:

@@ -13,22 +13,6 @@ from itertools import accumulate
 
 import torch
 
-__all__ = [
-    "MOST_TOGETHER",
-    "PREFILL_CHUNK",
-    "Place",
-    "Plan",
-    "Shape",
-    "SlotFeed",
-    "by_slot",
-    "cheapest",
-    "grouped",
-    "launch_tokens",
-    "masks",
-    "pack",
-    "unpack",
-]
-
 Place = int | torch.Tensor
 """A slot or a position. As a tensor it is a variable of a trace."""
 

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 
 from rsd_integrations.backends.torch.slots import SlotCache
 
-__all__ = ["LEAST_SHARED", "SlotPool", "shared"]
-
 LEAST_SHARED = 16
 """Tokens from which a common beginning is worth a copy."""
 

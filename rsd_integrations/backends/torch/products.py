@@ -25,8 +25,6 @@ from rsd_integrations.backends.shared.describe import is_plain
 from rsd_integrations.backends.torch.forwards import Pair
 from rsd_integrations.backends.torch.traced import Call
 
-__all__ = ["OneDNN", "Worth"]
-
 
 @dataclass(frozen=True)
 class Worth:

@@ -10,8 +10,6 @@ import torch
 
 from rsd_integrations.backends.shared.sources import Source
 
-__all__ = ["Quantization"]
-
 _BLOCK = 64
 """Weights that share a scale in bitsandbytes' four bits."""
 

@@ -11,8 +11,6 @@ from typing import Any, Protocol
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-__all__ = ["Read", "Readout", "caller", "read_hidden", "read_logits"]
-
 
 @dataclass(frozen=True, slots=True)
 class Read:

@@ -18,8 +18,6 @@ from rsd_integrations.backends.shared.unreadable import first_line
 from rsd_integrations.backends.torch.forwards import Compute, Pair
 from rsd_integrations.backends.torch.plan import Shape, SlotFeed, unpack
 
-__all__ = ["LOCK", "NotRecordable", "Recorded", "Recorder", "Watch", "recorder_for"]
-
 Recorder = Callable[[Callable[[], None]], Callable[[], None]]
 """Runs work on fixed tensors and records it; what it returns does the same work again."""
 

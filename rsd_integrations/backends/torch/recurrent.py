@@ -21,8 +21,6 @@ from rsd_integrations.backends.torch.runner import Masks, SlotRunner
 from rsd_integrations.backends.torch.slots import SlotCache
 from rsd_integrations.backends.torch.states import RecurrentCache
 
-__all__ = ["RecurrentRunner"]
-
 _SPLIT = 64
 """Tokens from which the last one is read by itself, so that others that begin alike can start before it."""
 

@@ -14,8 +14,6 @@ from rsd_integrations.backends.torch.attention import meant_attention
 from rsd_integrations.backends.torch.states import is_recurrent
 from rsd_integrations.errors import ModelError
 
-__all__ = ["check_architecture", "check_weights"]
-
 
 def check_architecture(source: Source) -> None:
     """Refuse what is no model with weights, and what a slot cache cannot hold or roll back.

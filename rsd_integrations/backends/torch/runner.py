@@ -39,8 +39,6 @@ from rsd_integrations.backends.torch.traced import Call, Traced
 from rsd_integrations.backends.torch.weights import Weights
 from rsd_integrations.errors import DeviceMemoryError
 
-__all__ = ["Masks", "SlotRunner"]
-
 _IDLE = 0.5
 """Most idle rows for each real one that a CPU rather computes than gather keys or attend in many runs."""
 

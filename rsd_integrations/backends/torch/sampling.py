@@ -13,8 +13,6 @@ import torch
 
 from rsd_integrations.protocols import Sampling
 
-__all__ = ["Before", "Draws", "Row", "draw", "draw_rows", "filtered_probabilities", "penalized"]
-
 LIKELIEST = 512
 """Tokens among which filters look first: to sort a large vocabulary takes as long as a small forward."""
 

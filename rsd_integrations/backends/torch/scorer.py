@@ -15,8 +15,6 @@ from rsd_integrations.prm.base import PRMFormat
 from rsd_integrations.protocols import Kept, ModelInfo, Scored, ScorerSession, ScoreStep, WindowFull
 from rsd_integrations.types import Prompt
 
-__all__ = ["TorchScorer", "TorchScorerSession"]
-
 
 class TorchScorerSession(SlotSession):
     """One request in a PRM (a ``ScorerSession``): the tokens of its steps, one behind the other."""

@@ -15,8 +15,6 @@ from rsd_integrations.backends.torch.recurrent import RecurrentRunner
 from rsd_integrations.backends.torch.runner import SlotRunner
 from rsd_integrations.errors import ConfigError, DeviceMemoryError, ModelError
 
-__all__ = ["check_slots"]
-
 _TOKENS = [11, 7, 23, 5, 19, 3, 29, 13, 2, 17, 31, 37]
 
 

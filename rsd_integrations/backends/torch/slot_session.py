@@ -12,8 +12,6 @@ from rsd_integrations.backends.torch.runner import SlotRunner
 from rsd_integrations.errors import EngineClosedError
 from rsd_integrations.protocols import ModelInfo, Tally
 
-__all__ = ["SlotSession", "check_open", "next_feeds", "to_feed"]
-
 _LEAST_WAITED = 64
 """Tokens from which it pays to wait a round while another request reads them."""
 

@@ -14,8 +14,6 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from rsd_integrations.backends.torch.plan import Plan, Shape
 
-__all__ = ["SlotCache", "SlotLayer"]
-
 
 class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
     """Keys and values of one layer, ``[slots, heads, capacity + 1, head size]``.

@@ -25,8 +25,6 @@ from rsd_integrations.backends.torch.plan import PREFILL_CHUNK, Plan, SlotFeed
 from rsd_integrations.backends.torch.readout import caller
 from rsd_integrations.backends.torch.slots import SlotCache, SlotLayer
 
-__all__ = ["RecurrentCache", "cache_bytes", "is_recurrent"]
-
 _PROMPT, _STEPS, _GUESSED = 3, 2, 1
 """Most places that are kept: in the prompt, for others that may begin alike; at committed steps, as a last
 token is fed again when its output is wanted once more; in the step in progress, for guesses that prove wrong.

@@ -10,8 +10,6 @@ import torch
 
 from rsd_integrations.waiting import in_a_thread
 
-__all__ = ["SMALL_FORWARD", "apart", "cpu_threads"]
-
 Made = TypeVar("Made")
 
 SMALL_FORWARD = 100_000_000

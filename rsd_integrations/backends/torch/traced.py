@@ -21,8 +21,6 @@ from rsd_integrations.backends.torch.plan import Place
 from rsd_integrations.backends.torch.recording import Watch
 from rsd_integrations.backends.torch.slots import SlotCache
 
-__all__ = ["PAYS", "Call", "Traced"]
-
 PAYS = 200
 """Forwards of a kind that are called before it is traced: a trace takes about what these could save."""
 

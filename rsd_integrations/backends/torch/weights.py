@@ -11,8 +11,6 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from rsd_integrations.backends.shared.describe import is_quantized
 
-__all__ = ["Weights"]
-
 _SWITCHES = ("disable_adapters", "active_adapter", "merged_adapters", "scaling")
 """What switches PEFT's layers. Nothing else tells of a merge, which writes through ``.data``."""
 

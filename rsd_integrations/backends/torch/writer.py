@@ -20,8 +20,6 @@ from rsd_integrations.output import Output
 from rsd_integrations.protocols import FREE, NONE, ModelInfo, WriterSession, Written
 from rsd_integrations.types import Prompt
 
-__all__ = ["TorchWriter"]
-
 
 class TorchWriter(SpeakingWriter):
     """A draft or target model over slots (a ``Writer``).

@@ -22,8 +22,6 @@ from rsd_integrations.text.thoughts import ReasoningTags
 if TYPE_CHECKING:
     from rsd_integrations.backends.torch.writer import TorchWriter
 
-__all__ = ["TorchWriterSession"]
-
 
 class TorchWriterSession(SlotSession):
     """One request in a draft or target model (a ``WriterSession``)."""

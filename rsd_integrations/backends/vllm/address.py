@@ -16,8 +16,6 @@ from rsd_integrations.naming import nearest
 from rsd_integrations.secrecy import check_url
 from rsd_integrations.types import Role
 
-__all__ = ["OPTIONS", "Address"]
-
 OPTIONS = ("model", "api_key", "headers", "max_concurrency", "timeout", "attempts", "patience", "ahead")
 """Options of a role's servers, besides those of its tokenizer."""
 

@@ -11,8 +11,6 @@ from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Ahead"]
-
 
 @dataclass(eq=False)
 class Ahead:

@@ -9,8 +9,6 @@ from typing import Any, Protocol
 
 from rsd_integrations.errors import BackendError
 
-__all__ = ["Asking", "Labelling", "Pooling", "Read", "are_probabilities"]
-
 _LEAST = 1e-12
 """The probability to take for a server's zero, which has no logarithm."""
 

@@ -25,8 +25,6 @@ from rsd_integrations.backends.vllm.http import (
 from rsd_integrations.errors import BackendError, RefusedError, RSDError, UnreachableError
 from rsd_integrations.text.printable import printable
 
-__all__ = ["Servers"]
-
 _log = logging.getLogger(__name__)
 
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})

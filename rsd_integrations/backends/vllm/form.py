@@ -17,8 +17,6 @@ from rsd_integrations.text.thoughts import ReasoningTags
 if TYPE_CHECKING:
     from rsd_integrations.backends.shared.constrain import Constraint
 
-__all__ = ["Form"]
-
 
 class Form:
     """Where the text of one session stands, and what may follow.

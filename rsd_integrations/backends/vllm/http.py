@@ -25,8 +25,6 @@ from yarl import URL
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.secrecy import is_secret
 
-__all__ = ["Answer", "Away", "Http", "Late", "Stale", "TooLong", "Unsendable", "Untrusted"]
-
 _IDLE = 2.0
 """Seconds after which an idle connection is closed. A server (after 5 s) might do so just as we ask."""
 

@@ -34,8 +34,6 @@ from rsd_integrations.protocols import ModelInfo, ScoreStep
 from rsd_integrations.remote import RemoteBackend
 from rsd_integrations.types import Role
 
-__all__ = ["load_remote"]
-
 _FILES = ("source", "tokenizer", *HUB_OPTIONS)
 """Options for reading a model's tokenizer and config on this side."""
 

@@ -13,8 +13,6 @@ from rsd_integrations.prm.base import PRMFormat
 from rsd_integrations.protocols import ModelInfo, Scored, ScorerSession, ScoreStep
 from rsd_integrations.types import Prompt
 
-__all__ = ["STEP_TAGS", "VLLMScorer"]
-
 STEP_TAGS = (
     "If it pools at step tags, name the separator of its prm_format as step_tag_id in --pooler-config, or "
     "leave that out: rewards at all tokens, or at the last, are understood too."

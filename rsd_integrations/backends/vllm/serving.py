@@ -17,8 +17,6 @@ from rsd_integrations.backends.vllm.client import Servers
 from rsd_integrations.errors import BackendError, ConfigError, ModelError, UnreachableError
 from rsd_integrations.waiting import in_a_thread
 
-__all__ = ["Served", "at_once", "served_by"]
-
 _PAUSE = 0.25
 """Seconds before replicas are asked again if none of them was there, doubled each time."""
 

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from rsd_integrations.backends.vllm.scorer import VLLMScorer
     from rsd_integrations.backends.vllm.writer import VLLMWriter
 
-__all__ = ["TokenSession", "VLLMScorerSession", "VLLMWriterSession"]
-
 
 class TokenSession:
     """Committed tokens, then those of the step in progress. Servers hold no state but their prefix cache.

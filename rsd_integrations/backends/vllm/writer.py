@@ -21,8 +21,6 @@ from rsd_integrations.types import Prompt
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["VLLMWriter"]
-
 _TRIAL = {
     "type": "json_schema",
     "json_schema": {"schema": {"properties": {"a": {"enum": [1]}}, "required": ["a"], "type": "object"}},

@@ -10,8 +10,6 @@ import torch
 
 from rsd_integrations.backends.torch.threads import apart
 
-__all__ = ["copy_bandwidth", "model_bytes"]
-
 
 def copy_bandwidth(device: str, *, repeats: int = 7) -> float:
     """Bytes a second of a large copy, its reads and writes added up."""

@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 
-__all__ = ["timed"]
-
 
 @contextmanager
 def timed(model: Any, clock: Callable[[], float] = time.perf_counter) -> Iterator[list[float]]:

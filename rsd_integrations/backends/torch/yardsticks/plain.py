@@ -19,8 +19,6 @@ from rsd_integrations.backends.torch.threads import apart
 from rsd_integrations.backends.torch.yardsticks.bandwidth import model_bytes
 from rsd_integrations.weighting import Weighting
 
-__all__ = ["PlainTrio", "Workload"]
-
 
 @dataclass(frozen=True)
 class Workload:

@@ -20,8 +20,6 @@ from transformers import (
 from rsd_integrations.backends.torch.threads import apart
 from rsd_integrations.errors import ConfigError
 
-__all__ = ["SHAPES", "byte_tokenizer", "random_trio"]
-
 _CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
