@@ -101,9 +101,7 @@ class RSDPipeline(Closing):
 
         return cls(
             load_backend(
-                draft,
-                target,
-                prm,
+                {"draft": (draft, draft_kwargs), "target": (target, target_kwargs), "prm": (prm, prm_kwargs)},
                 prm_format=prm_format,
                 device=device,
                 dtype=dtype,
@@ -113,9 +111,6 @@ class RSDPipeline(Closing):
                 cuda_graphs=cuda_graphs,
                 cpu_traces=cpu_traces,
                 prefix_caching=prefix_caching,
-                draft_kwargs=draft_kwargs,
-                target_kwargs=target_kwargs,
-                prm_kwargs=prm_kwargs,
             )
         )
 
@@ -175,15 +170,10 @@ class RSDPipeline(Closing):
 
         return cls(
             load_remote(
-                draft,
-                target,
-                prm,
+                {"draft": (draft, draft_kwargs), "target": (target, target_kwargs), "prm": (prm, prm_kwargs)},
                 prm_format=prm_format,
                 max_batch_size=max_batch_size,
                 max_length=max_length,
-                draft_kwargs=draft_kwargs,
-                target_kwargs=target_kwargs,
-                prm_kwargs=prm_kwargs,
             )
         )
 

@@ -30,7 +30,8 @@ def backend(
         grammars = request.param == "all"
         writer = stack.enter_context(double(folder / "writer", grammars=grammars))
         prm = stack.enter_context(double(folder / "prm", pools=request.param))
-        remote = load_remote(writer.url, writer.url, prm.url)
+        given = {"draft": (writer.url, None), "target": (writer.url, None), "prm": (prm.url, None)}
+        remote = load_remote(given, prm_format="auto", max_batch_size=256, max_length=None)
         rounds = [Rounds(model) for model in (remote.draft, remote.target, remote.prm)]
         yield rounds
         for one in rounds:

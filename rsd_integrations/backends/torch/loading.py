@@ -62,24 +62,22 @@ from rsd_integrations.types import ROLES, Role
 
 @no_progress_bars()
 def load_backend(
-    draft: ModelSource,
-    target: ModelSource,
-    prm: ModelSource,
+    given: Mapping[Role, tuple[ModelSource, Mapping[str, Any] | None]],
     *,
-    prm_format: Any = "auto",
-    device: str | None = None,
-    dtype: Any = "auto",
-    max_batch_size: int = 8,
-    max_length: int = 4096,
-    compile: bool = False,
-    cuda_graphs: bool | None = None,
-    cpu_traces: bool = True,
-    prefix_caching: bool = True,
-    draft_kwargs: Mapping[str, Any] | None = None,
-    target_kwargs: Mapping[str, Any] | None = None,
-    prm_kwargs: Mapping[str, Any] | None = None,
+    prm_format: Any,
+    device: str | None,
+    dtype: Any,
+    max_batch_size: int,
+    max_length: int,
+    compile: bool,
+    cuda_graphs: bool | None,
+    cpu_traces: bool,
+    prefix_caching: bool,
 ) -> Backend:
     """Load the three models. What can be checked without weights is checked first, for all three.
+
+    Args:
+        given: of each role the model and its own options. All arguments are those of ``from_pretrained``.
 
     Raises:
         ConfigError: an option is unknown or out of bounds.
@@ -94,11 +92,6 @@ def load_backend(
     check_choice("cuda_graphs", cuda_graphs, True, False, None)
     check_choice("cpu_traces", cpu_traces, True, False)
     check_choice("prefix_caching", prefix_caching, True, False)
-    given: dict[Role, tuple[Any, Any]] = {
-        "draft": (draft, draft_kwargs),
-        "target": (target, target_kwargs),
-        "prm": (prm, prm_kwargs),
-    }
     parts: dict[str, Any] = {role: taken(role, *given[role], prm_format, remote=False) for role in ROLES}
     sources = {role: Source.of(role, *given[role]) for role in ROLES if parts[role] is None}
     for source in sources.values():

@@ -32,7 +32,7 @@ from rsd_integrations.prm import PRMFormat, find_prm_format
 from rsd_integrations.prm.base import Head
 from rsd_integrations.protocols import ModelInfo, ScoreStep
 from rsd_integrations.remote import RemoteBackend
-from rsd_integrations.types import Role
+from rsd_integrations.types import ROLES, Role
 
 _FILES = ("source", "tokenizer", *HUB_OPTIONS)
 """Options for reading a model's tokenizer and config on this side."""
@@ -43,18 +43,16 @@ _TELLING = 3
 
 @no_progress_bars()
 def load_remote(
-    draft: Any,
-    target: Any,
-    prm: Any,
+    given: Mapping[Role, tuple[Any, Mapping[str, Any] | None]],
     *,
-    prm_format: Any = "auto",
-    max_batch_size: int = 256,
-    max_length: int | None = None,
-    draft_kwargs: Mapping[str, Any] | None = None,
-    target_kwargs: Mapping[str, Any] | None = None,
-    prm_kwargs: Mapping[str, Any] | None = None,
+    prm_format: Any,
+    max_batch_size: int,
+    max_length: int | None,
 ) -> RemoteBackend:
     """Ask the servers what they serve, read tokenizers and configs here, and have the PRM score a step.
+
+    Args:
+        given: of each role the URLs and its own options. All arguments are those of ``from_vllm``.
 
     Raises:
         ConfigError: an option is unknown or out of bounds.
@@ -64,21 +62,10 @@ def load_remote(
     check_count("max_batch_size", max_batch_size, 1)
     if max_length is not None:
         check_count("max_length", max_length, 2)
-    given: tuple[tuple[Role, Any, Any], ...] = (
-        ("draft", draft, draft_kwargs),
-        ("target", target, target_kwargs),
-        ("prm", prm, prm_kwargs),
-    )
-    parts: dict[str, Any] = {
-        role: taken(role, urls, options, prm_format, remote=True) for role, urls, options in given
-    }
-    settings = [
-        (role, urls, *split_options(role, options, _FILES))
-        for role, urls, options in given
-        if parts[role] is None
-    ]
-    addresses = {role: Address.of(role, urls, servers) for role, urls, servers, _ in settings}
-    served = {role: served_by(addresses[role], files, max_length) for role, _, _, files in settings}
+    parts: dict[str, Any] = {role: taken(role, *given[role], prm_format, remote=True) for role in ROLES}
+    split = {role: split_options(role, given[role][1], _FILES) for role in ROLES if parts[role] is None}
+    addresses = {role: Address.of(role, given[role][0], servers) for role, (servers, _) in split.items()}
+    served = {role: served_by(addresses[role], files, max_length) for role, (_, files) in split.items()}
     judge = served.pop("prm", None)
     writers = [one.files for one in served.values()]
     check_templates(*writers)
