@@ -158,22 +158,13 @@ def open_pipeline(choice: ModelChoice) -> RSDPipeline:
     Raises:
         RSDError: a model cannot be loaded or cannot play its role.
     """
-    given = {
-        "prm_format": choice.form,
-        "device": choice.device,
-        "dtype": choice.dtype,
-        "prefix_caching": choice.prefix_caching,
-        "max_batch_size": choice.max_batch_size,
-        "max_length": choice.max_length,
-        "compile": choice.compile,
-        **choice.kwargs,
-    }
-    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    # The options are the loader's arguments by name: one that is not given is left to the loader's default.
+    given = dict(vars(choice), prm_format=choice.form, **choice.models, **choice.kwargs)
+    options = {name: value for name, value in given.items() if value is not None}
     if choice.is_pocket:
         return RSDPipeline.pocket(**options)
-    models = choice.models
-    with _quiet(list(models.values())):
-        return open_models(**models, **options)
+    with _quiet(list(choice.models.values())):
+        return open_models(**options)
 
 
 @contextmanager
