@@ -65,7 +65,10 @@ def usual(*names: str) -> Any:
     return pytest.mark.parametrize("pair", each, indirect=True)
 
 
-@pytest.fixture(scope="module", params=PAIRS)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.slow) if name == "mistral" else name for name in PAIRS],
+)
 def pair(request: pytest.FixtureRequest) -> Iterator[tuple[tuple[Party, Party, Party], RSDPipeline]]:
     three = parties(request.param)
     with load(three) as pipe:

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
@@ -429,6 +429,7 @@ SCHEMAS: Any = st.deferred(
 )
 
 
+@settings(max_examples=50)
 @given(SCHEMAS | st.lists(SCHEMAS, max_size=2))
 def test_closing_objects_is_idempotent_and_never_fails(schema: Any) -> None:
     before = copy.deepcopy(schema)

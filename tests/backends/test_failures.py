@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -25,6 +25,7 @@ FIELDS: dict[str, Any] = {
     "step_delimiter": ("e", " ", "a"),
     "weighting": "constant",
     "acceptance_rate": 0.6,
+    "temperature": 0.8,
     "max_tokens": 20,
     "seed": 0,
 }
@@ -32,6 +33,13 @@ FIELDS: dict[str, Any] = {
 
 class PanicException(BaseException):
     """As of libraries in Rust: no ``Exception``."""
+
+
+@pytest.fixture(scope="module")
+def four() -> Iterator[tuple[RSDPipeline, list[str]]]:
+    """A pipeline of four rows, and what it answers to each prompt alone. It goes on behind each failure."""
+    with RSDPipeline.from_pretrained(**trio(), device="cpu", max_batch_size=4) as pipe:
+        yield pipe, [pipe.generate(prompt, **FIELDS).text for prompt in PROMPTS]
 
 
 def of_the_first(session: SlotSession) -> bool:
@@ -56,34 +64,33 @@ def test_one_request_fails_alone(
     method: str,
     raised: BaseException,
     told: type[RSDError],
+    four: tuple[RSDPipeline, list[str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    pipe, alone = four
     real: Callable[..., Any] = getattr(owner, method)
-    fields = {**FIELDS, "temperature": 0.8}
 
     def failing(self: Any, *given: Any, **named: Any) -> Any:
         if of_the_first(self):
             raise raised
         return real(self, *given, **named)
 
-    with RSDPipeline.from_pretrained(**trio(), device="cpu", max_batch_size=4) as pipe:
-        alone = [pipe.generate(prompt, **fields).text for prompt in PROMPTS]
-        backend: Any = pipe.backend
-        all_there, advance = threading.Event(), backend.draft.advance
+    backend: Any = pipe.backend
+    all_there, advance = threading.Event(), backend.draft.advance
 
-        def waiting(sessions: Any) -> Any:
-            assert all_there.wait(30)
-            return advance(sessions)
+    def waiting(sessions: Any) -> Any:
+        assert all_there.wait(30)
+        return advance(sessions)
 
-        monkeypatch.setattr(backend.draft, "advance", waiting)
-        monkeypatch.setattr(owner, method, failing)
-        streams = [pipe.stream(prompt, **fields) for prompt in PROMPTS]
-        all_there.set()
-        with pytest.raises(told, match=str(raised)) as failed:
-            streams[0].result()
-        assert failed.value.__cause__ is raised
-        assert [stream.result().text for stream in streams[1:]] == alone[1:]
-        assert [getattr(backend, role).runner.pool.free for role in ("draft", "target", "prm")] == [4, 4, 4]
+    monkeypatch.setattr(backend.draft, "advance", waiting)
+    monkeypatch.setattr(owner, method, failing)
+    streams = [pipe.stream(prompt, **FIELDS) for prompt in PROMPTS]
+    all_there.set()
+    with pytest.raises(told, match=str(raised)) as failed:
+        streams[0].result()
+    assert failed.value.__cause__ is raised
+    assert [stream.result().text for stream in streams[1:]] == alone[1:]
+    assert [getattr(backend, role).runner.pool.free for role in ("draft", "target", "prm")] == [4, 4, 4]
 
 
 def test_a_copy_that_fails_halfway_leaves_nothing_to_be_taken_for_what_was_there(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 from typing import Any
@@ -53,9 +54,16 @@ def recomputed(model: Any, tokens: list[int]) -> torch.Tensor:
     return logits
 
 
-def close(model: Any, output: Any, tokens: list[int]) -> bool:
+@functools.lru_cache(maxsize=2000)
+def _remembered(model: Any, tokens: tuple[int, ...]) -> torch.Tensor:
+    """``recomputed``, once for all ways to run one history. Of models that nobody changes."""
+    return recomputed(model, list(tokens))
+
+
+def close(model: Any, output: Any, tokens: list[int], expected: torch.Tensor | None = None) -> bool:
+    """Whether an output at the last token is what an ordinary forward gives, or what is expected."""
     assert isinstance(output, Read), output
-    expected = recomputed(model, tokens)
+    expected = recomputed(model, tokens) if expected is None else expected
     assert output.fetched[-1] == int(output.kept_R[-1].argmax())
     return float((output.kept_R[-1] - expected).abs().max() / expected.abs().max()) < 1e-4
 
@@ -91,7 +99,7 @@ def run_a_history(model: Any, runner: SlotRunner, rng: random.Random) -> None:
             rows[slot] = kept + new
             feeds.append(SlotFeed(slot, len(kept), new))
         for slot, output in zip(chosen, runner.run(feeds), strict=True):
-            assert close(model, output, rows[slot])
+            assert close(model, output, rows[slot], _remembered(model, tuple(rows[slot])))
 
 
 @pytest.mark.parametrize("architecture", ["Qwen2", "GPT2", "Gemma3Text"])

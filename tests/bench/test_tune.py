@@ -196,18 +196,17 @@ def test_questions_are_sampled_with_seeds_of_their_own(tmp_path: Path) -> None:
     whole = SavedAnswers(tmp_path / "whole", {})
     with RSDPipeline.pocket() as pipe:
         tune(pipe, asked, [0.5], config, answers=whole)
-    whole.close()
-    lines = (tmp_path / "whole").read_text().splitlines(keepends=True)
+        whole.close()
+        lines = (tmp_path / "whole").read_text().splitlines(keepends=True)
+        (tmp_path / "part").write_text("".join(lines[:4]))
+        part = SavedAnswers(tmp_path / "part", {})
+        tune(pipe, asked, [0.5], config, answers=part)
+        part.close()
     made = by_place(lines)
     seeds = {place: one["seed"] for (_, place), one in made.items()}
     assert {(place, one["seed"]) for (_, place), one in made.items()} == set(seeds.items())
     assert len(set(seeds.values())) == 6
     assert len({made["target only", place]["text"] for place in range(3)}) > 1
-    (tmp_path / "part").write_text("".join(lines[:4]))
-    part = SavedAnswers(tmp_path / "part", {})
-    with RSDPipeline.pocket() as pipe:
-        tune(pipe, asked, [0.5], config, answers=part)
-    part.close()
     again = by_place((tmp_path / "part").read_text().splitlines())
     assert {place: one["text"] for place, one in again.items()} == {
         place: one["text"] for place, one in made.items()

@@ -107,6 +107,7 @@ def test_transformers_is_asked_to_be_quiet_while_it_loads(
     assert dict(os.environ) == before
 
 
+@pytest.mark.slow
 def test_a_wrong_checkpoint_is_one_line() -> None:
     where = pocket_paths()
     command = [sys.executable, "-m", "rsd_integrations", "ask", "?", "--draft", str(where.prm)]

@@ -123,7 +123,7 @@ def told(setting: Setting, terms: Terms, *, speculation: bool = False) -> tuple[
     return generation, story
 
 
-@pytest.fixture(scope="module", params=["llama", "mistral", "gemma"])
+@pytest.fixture(scope="module", params=["llama", pytest.param("mistral", marks=pytest.mark.slow), "gemma"])
 def setting(request: pytest.FixtureRequest) -> Iterator[Setting]:
     three = parties(request.param)
     with load(three) as pipe:

@@ -79,7 +79,7 @@ METHODS = pytest.mark.parametrize("method", ["json_schema", "function_calling"])
 
 
 @METHODS
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_pydantic(method: str, seed: int, pocket: ChatRSD, tiny: RSDPipeline) -> None:
     model = model_for(method, pocket, tiny).with_structured_output(Answer, method=method)
     answer = model.invoke(QUESTION, seed=seed)

@@ -265,7 +265,7 @@ def test_the_prompt_has_the_tools(tiny: RSDPipeline) -> None:
     assert answer.usage_metadata is not None and answer.usage_metadata["input_tokens"] == shown
 
 
-@pytest.mark.parametrize("choice", ["any", "look_up"])
+@pytest.mark.parametrize("choice", ["any", pytest.param("look_up", marks=pytest.mark.slow)])
 async def test_real_models_call_what_they_must(tiny: RSDPipeline, choice: str) -> None:
     llm = ChatRSD.from_pipeline(tiny, temperature=1.0, seed=1, weighting="constant", max_step_tokens=9)
     bound = llm.bind_tools(TOOLS, tool_choice=choice, parallel_tool_calls=False)

@@ -25,7 +25,7 @@ from tests.tiny_models import CHATML, causal, token_classifier, tokenizer
 from tests.vllm.conftest import Trio
 from tests.vllm.double import Double, double
 
-QUESTIONS = [problem.question for problem in held_out(3)]
+QUESTIONS = [problem.question for problem in held_out(2)]
 FORM = Output.of(
     response_format={
         "type": "json_schema",
