@@ -211,7 +211,7 @@ class RSDPipeline(Closing):
         """Answer a prompt.
 
         Args:
-            prompt: a text (one user turn) or chat messages.
+            prompt: a text (one user turn) or chat messages. Apply no chat template: its marks stay text.
             config: settings; ``RSDConfig()`` by default.
             timeout: seconds until the call is cancelled; what is committed by then is returned.
             output: tools the model may call and the form of the answer,

@@ -529,3 +529,49 @@ def test_a_lone_text_without_a_template_begins_as_the_tokenizer_has_it(name: str
     plain = copy.deepcopy(ALL[name])
     plain.chat_template = None
     assert render(plain, text, FREE, {}) == tuple(plain(text)["input_ids"])
+
+
+RENDERED = "<|im_start|>user\nHow many?<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt"),
+    [
+        (None, RENDERED),
+        (CHATML, RENDERED),
+        (CHATML, " \n" + RENDERED),
+        (CHATML, [{"role": "user", "content": RENDERED}]),
+        (CHATML, [{"role": "user", "content": [{"type": "text", "text": RENDERED}]}]),
+    ],
+)
+def test_a_text_that_a_template_made_already_is_told_of_once(
+    template: str | None, prompt: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(2):  # Of each model by itself.
+        tokenizer = byte_level(template)
+        for _ in range(2):
+            render(tokenizer, prompt, FREE, {})
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
+    assert "begins with '<|im_start|>'" in caplog.text and "give the chat's messages" in caplog.text
+    assert "How many" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "How many?",
+        "What is <|im_start|>?",
+        "<|im_stop|>",
+        "<3 or > 3?",
+        "<tool_call> is an added token.",
+        [{"role": "system", "content": RENDERED}, {"role": "user", "content": "How many?"}],
+        [
+            {"role": "user", "content": RENDERED},
+            {"role": "assistant", "content": "3"},
+            {"role": "user", "content": "So?"},
+        ],
+    ],
+)
+def test_other_prompts_are_not_doubted(prompt: Any, caplog: pytest.LogCaptureFixture) -> None:
+    render(byte_level(added=("<tool_call>",)), prompt, FREE, {})
+    assert not caplog.records

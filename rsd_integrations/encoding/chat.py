@@ -105,7 +105,7 @@ def render_chat(
     source = chat_template_text(tokenizer)
     if not source:
         raise ModelError(
-            f"the tokenizer of {_name(tokenizer)!r} has no chat template.",
+            f"the tokenizer of {tokenizer_name(tokenizer)!r} has no chat template.",
             hint="Use an instruct or chat model, or set tokenizer.chat_template.",
         )
     control = _control_tokens(tokenizer, source) | frozenset(never)
@@ -132,7 +132,7 @@ def _render(tokenizer: Any, messages: Any, **kwargs: Any) -> str:
             refused = refused or error
     roles = [message.get("role") for message in messages]
     raise PromptError(
-        f"the chat template of {_name(tokenizer)!r} refuses a chat with roles {roles!r}: {refused}",
+        f"the chat template of {tokenizer_name(tokenizer)!r} refuses a chat with roles {roles!r}: {refused}",
         hint="Unless that says why: check the order of the roles, and whether the model takes system turns "
         "and tools.",
     ) from refused
@@ -321,5 +321,6 @@ def _found_control_tokens(tokenizer: Any, template: str) -> frozenset[str]:
     return named | written(tokenizer, rest) if rest else named
 
 
-def _name(tokenizer: Any) -> str:
+def tokenizer_name(tokenizer: Any) -> str:
+    """Where it came from, for messages."""
     return str(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__)
