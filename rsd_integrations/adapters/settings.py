@@ -287,7 +287,10 @@ class RSDSettings(RSDFields, Closing):
 
     def __getstate__(self) -> dict[Any, Any]:
         check_pickles(self._spec(), type(self).__name__)
-        return super().__getstate__()
+        state: dict[Any, Any] = super().__getstate__()
+        # Without what LangChain caches beside the fields: with it a first call would change the pickle.
+        fields = {name: value for name, value in state["__dict__"].items() if name in type(self).model_fields}
+        return {**state, "__dict__": fields}
 
 
 def _hidden_field(name: str | None, value: Any) -> Any:

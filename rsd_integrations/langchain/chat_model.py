@@ -19,7 +19,7 @@ from langchain_core.load.serializable import SerializedConstructor, SerializedNo
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig
-from pydantic import ConfigDict, PrivateAttr, model_validator
+from pydantic import ConfigDict, model_validator
 
 from rsd_integrations.adapters.calls import CallSettings
 from rsd_integrations.adapters.identity import identifying_params
@@ -64,8 +64,6 @@ class ChatRSD(Batched, RSDSettings):
 
     streaming: bool | None = None
     """True: ``invoke`` streams tokens to callbacks, too. False: ``stream`` gives the answer as one chunk."""
-
-    _guessed_by: tuple[Any, ...] = PrivateAttr(default=())
 
     @model_validator(mode="before")
     @classmethod
@@ -315,10 +313,8 @@ class ChatRSD(Batched, RSDSettings):
 
     def _loaded(self) -> None:
         # With the models loaded the whole profile is known. One that the user set stays.
-        by = (self.max_tokens, self.max_length)
-        if by != self._guessed_by and isinstance(self.profile, Guess):
-            self.profile = profile_of(self)
-            self._guessed_by = by
+        if isinstance(self.profile, Guess) and self.profile != (known := profile_of(self)):
+            self.profile = known
 
     @classmethod
     def get_lc_namespace(cls) -> list[str]:

@@ -235,6 +235,15 @@ def test_pickling_a_live_pipeline_is_refused(llm: Any) -> None:
         pickle.dumps(llm)
 
 
+def test_a_call_leaves_the_object_equal_and_its_pickle_the_same() -> None:
+    """Caches (joblib's, of notebooks) know objects by these."""
+    llm, other = ChatRSD.pocket(seed=0, max_tokens=2), ChatRSD.pocket(seed=0, max_tokens=2)
+    before = pickle.dumps(llm)
+    with llm:
+        llm.invoke("How many?")
+        assert llm == other and pickle.dumps(llm) == before
+
+
 @pytest.mark.filterwarnings("ignore::langchain_core._api.beta_decorator.LangChainBetaWarning")
 def test_dumpd_and_load(loads: Any) -> None:
     llm = ChatRSD(**NAMED, threshold=0.3, stop=["END"], device="cpu", api_key="secret")
