@@ -11,11 +11,12 @@ from rsd_integrations.errors import ConfigError
 _SAME: dict[str, tuple[str, ...]] = {
     "max_tokens": (
         *("max_completion_tokens", "max_new_tokens", "max_output_tokens", "max_tokens_to_sample"),
-        *("max_gen_len", "num_predict", "n_predict"),
+        *("max_gen_len", "max_gen_toks", "num_predict", "n_predict"),
     ),
     "max_length": ("context_window", "context_length", "max_model_len", "max_seq_len", "n_ctx", "num_ctx"),
     "max_batch_size": ("max_num_seqs", "batch_size"),
-    "stop": ("stop_sequences", "stop_strings", "stop_words"),
+    "stop": ("stop_sequences", "stop_strings", "stop_words", "until"),
+    "step_delimiter": ("step_separator", "step_word"),
     "threshold": ("delta", "reward_threshold"),
     "repetition_penalty": ("repeat_penalty",),
     "seed": ("random_seed",),
@@ -49,6 +50,7 @@ _URL = ("draft", "The URL of a model's server is given as the model: draft=..., 
 _LABEL = "Models are chosen by draft, target and prm where it is made; model is only their label. "
 _STOPS = ("stop", "There is no such setting; stop takes strings.")
 _PENALTY = ("repetition_penalty", "There is no such setting, but a repetition_penalty.")
+_SAMPLES = ("seed", "A call gives one answer. For several, call once for each, with a seed of its own.")
 
 _HABITS: dict[str, tuple[tuple[str, str], ...]] = {
     **{name: ((ours, ""),) for ours, names in _SAME.items() for name in names},
@@ -71,6 +73,7 @@ _HABITS: dict[str, tuple[tuple[str, str], ...]] = {
     **dict.fromkeys(("base_url", "api_base", "openai_api_base"), (_URL,)),
     **dict.fromkeys(("stop_token_ids", "eos_token_id"), (_STOPS,)),
     **dict.fromkeys(("frequency_penalty", "presence_penalty"), (_PENALTY,)),
+    **dict.fromkeys(("n", "n_sampling", "num_return_sequences"), (_SAMPLES,)),
     "do_sample": (("temperature", "Set temperature: 0 is greedy, above 0 samples."),),
     "stream": (("output", "Call stream or astream."),),
     "min_tokens": (),
