@@ -39,6 +39,7 @@ class RewardFunction:
     meanwhile. Each call sees the context variables of whoever asked for the answer. A function needs time
     limits of its own: one that never returns occupies one of ``max_concurrency`` places for good, and keeps
     the process alive. It must not call the pipeline that it scores for, which might then wait for itself.
+    Usage counts no tokens and FLOPs for it, whatever it computes.
 
     Args:
         function: ``(prompt, steps) -> reward``. The prompt is a text or chat messages; steps are the texts of
