@@ -238,7 +238,7 @@ def forced_parallel(pipe: RSDPipeline, seed: int) -> Generation:
 def test_a_document_or_calls(pipe: RSDPipeline) -> None:
     """As agents ask for it: tools and a form for the final answer at once."""
     kinds = set()
-    for seed in range(16):
+    for seed in range(10):
         answer = pipe.generate(
             QUESTION,
             output=Output.of(tools=TOOLS, response_format=JSON_FORMAT, parallel_tool_calls=False),

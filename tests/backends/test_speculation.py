@@ -143,7 +143,7 @@ def test_with_stop_strings_limits_and_filters(pipe: RSDPipeline) -> None:
         check_equal(one, other)
 
 
-@pairs("sliding window", of="pipe")
+@pairs("same tokenizer", "sliding window", of="pipe")
 def test_in_company(pipe: RSDPipeline) -> None:
     def ask(seed: int) -> Generation:
         return pipe.generate(PROMPT * (1 + seed % 3), **FIELDS, seed=seed, speculation=seed % 2 == 0)

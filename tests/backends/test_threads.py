@@ -138,7 +138,7 @@ except KeyboardInterrupt:
 """
 
 
-@pytest.mark.parametrize("swallowed", [0, 1])
+@pytest.mark.parametrize("swallowed", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_an_interrupt_ends_the_work(swallowed: int) -> None:
     """A daemon thread that is in torch when the interpreter ends would abort it."""
     code = TORCH_ALONE + INTERRUPTED.replace("SWALLOWED", str(swallowed))

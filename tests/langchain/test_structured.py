@@ -39,6 +39,13 @@ class Answer(BaseModel):
     note: str | None = Field(max_length=9)
 
 
+class Short(BaseModel):
+    """An answer."""
+
+    unit: Literal["pieces", "bags"]
+    sure: bool
+
+
 class Typed(TypedDict):
     """An answer."""
 
@@ -107,7 +114,7 @@ def test_typed_dicts(method: str, tiny: RSDPipeline) -> None:
 
 @METHODS
 async def test_async_batch_and_streams(method: str, pocket: ChatRSD, tiny: RSDPipeline) -> None:
-    model = model_for(method, pocket, tiny).with_structured_output(Answer, method=method)
+    model = model_for(method, pocket, tiny).with_structured_output(Short, method=method)
     answers = [
         await model.ainvoke(QUESTION, seed=2),
         *model.batch([QUESTION] * 2, seed=2),

@@ -203,7 +203,9 @@ def test_predict_and_call_by_react_sync() -> None:
         assert (answer.response, answer.sources[0].tool_name) == ("5", "add")
 
 
-@pytest.mark.parametrize("name", ["my tool.v1", "Box[int]", "<lambda>"])
+@pytest.mark.parametrize(
+    "name", ["my tool.v1", *(pytest.param(name, marks=pytest.mark.slow) for name in ("Box[int]", "<lambda>"))]
+)
 async def test_names_that_are_none_of_openais(tiny: RSDPipeline, name: str) -> None:
     """Offered, forced by that name, called, and told in the history."""
 
