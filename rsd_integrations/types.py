@@ -176,9 +176,9 @@ class Usage(_Frozen):
     draft: RoleUsage = RoleUsage()
     target: RoleUsage = RoleUsage()
     prm: RoleUsage = RoleUsage()
-    """All zeros for a function in the PRM's place: what that computes is not known, and in no sum."""
+    """All zeros for a function in the PRM's place: what that computes is not known, and in none of these."""
     flops: FLOPs = FLOPs()
-    """All three models together. A function in the PRM's place adds nothing."""
+    """All three models together."""
     target_only_flops: FLOPs = FLOPs()
     """What the target would have spent to write the same text alone."""
     flops_ratio: FLOPs | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from copy import copy
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import (
@@ -289,8 +290,12 @@ class RSDSettings(RSDFields, Closing):
         check_pickles(self._spec(), type(self).__name__)
         state: dict[Any, Any] = super().__getstate__()
         # Without what LangChain caches beside the fields: with it a first call would change the pickle.
-        fields = {name: value for name, value in state["__dict__"].items() if name in type(self).model_fields}
-        return {**state, "__dict__": fields}
+        kept = {name: value for name, value in state["__dict__"].items() if not self._caches(name)}
+        return {**state, "__dict__": kept}
+
+    @classmethod
+    def _caches(cls, name: str) -> bool:
+        return isinstance(getattr(cls, name, None), cached_property)
 
 
 def _hidden_field(name: str | None, value: Any) -> Any:

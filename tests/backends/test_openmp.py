@@ -29,7 +29,8 @@ def spins(code: str, **more: str) -> str:
 
 
 def test_they_soon_fall_asleep() -> None:
-    assert spins("from rsd_integrations.backends.torch import loading") == "3000"
+    before = "from rsd_integrations.pocket import pocket_paths; pocket_paths(); "
+    assert spins(before + "from rsd_integrations.backends.torch import loading") == "3000"
 
 
 def test_what_a_user_has_set_stands() -> None:

@@ -244,6 +244,19 @@ def test_a_call_leaves_the_object_equal_and_its_pickle_the_same() -> None:
         assert llm == other and pickle.dumps(llm) == before
 
 
+class Noted(ChatRSD):
+    """With something beside its fields."""
+
+    def note(self, text: str) -> None:
+        object.__setattr__(self, "noted", text)
+
+
+def test_what_a_subclass_keeps_beside_its_fields_is_in_its_pickle() -> None:
+    llm = Noted.pocket()
+    llm.note("mine")
+    assert pickle.loads(pickle.dumps(llm)).noted == "mine"  # type: ignore[attr-defined]
+
+
 @pytest.mark.filterwarnings("ignore::langchain_core._api.beta_decorator.LangChainBetaWarning")
 def test_dumpd_and_load(loads: Any) -> None:
     llm = ChatRSD(**NAMED, threshold=0.3, stop=["END"], device="cpu", api_key="secret")

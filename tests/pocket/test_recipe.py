@@ -101,16 +101,21 @@ def test_the_recipe_says_what_to_load(shop: Workshop, capsys: pytest.CaptureFixt
     assert last == f"the trio is finished: RSDPipeline.from_pretrained({folders})"
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("problems", "thresholds"), [(1, (0.95,)), pytest.param(3, (0.5, 0.95), marks=pytest.mark.slow)]
+)
 def test_the_last_stages_measure_as_the_bench_does(
-    shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    problems: int,
+    thresholds: tuple[float, ...],
+    shop: Workshop,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    thresholds = (0.5, 0.95)
     monkeypatch.setattr(train, "THRESHOLDS", thresholds)
     out = shutil.copytree(shop.out, tmp_path / "out")
     (out / "recipe.json").unlink(missing_ok=True)  # The models are as good for a trial.
     stages = [word for name in ("threshold", "eval", "card") for word in ("--stage", name)]
-    main(["--out", str(out), "--scale", "0.006", *stages])
+    main(["--out", str(out), "--scale", str(problems / 500), *stages])
     chosen, measured = (
         AccuracyReport.model_validate_json((out / f"{name}.json").read_text(encoding="utf-8"))
         for name in ("threshold", "eval")
@@ -121,7 +126,7 @@ def test_the_last_stages_measure_as_the_bench_does(
     with RSDPipeline.from_pretrained(*map(str, paths.values()), device="cpu") as pipe:
         assert pipe.recommended_threshold == measured.recommended_threshold
         for report, split in ((chosen, "validation"), (measured, "held_out")):
-            points = measure(pipe, held_out(3, split=split), thresholds).points
+            points = measure(pipe, held_out(problems, split=split), thresholds).points
             assert _results(report.points) == _results(points)
     text = (out / "MODEL_CARD.md").read_text(encoding="utf-8")
     for point in measured.points[1:-1]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +13,7 @@ from rsd_integrations.backends.shared.headers import Messages
 from rsd_integrations.backends.shared.reasoning import reasoning_tags
 from rsd_integrations.backends.shared.tooling import Calls, Tooling
 from rsd_integrations.encoding import chat_template_text, encode_opening, message_text, render_chat
-from rsd_integrations.encoding.chat import tokenizer_name
-from rsd_integrations.encoding.plain import alternatives, remembered, special_tokens
+from rsd_integrations.encoding.rendered import doubt
 from rsd_integrations.errors import ModelError
 from rsd_integrations.output import Output
 from rsd_integrations.prompts import as_messages
@@ -23,8 +21,6 @@ from rsd_integrations.protocols import FREE, NONE, End, ModelInfo, Written
 from rsd_integrations.text.segment import StepBoundary
 from rsd_integrations.text.thoughts import ReasoningTags
 from rsd_integrations.types import Prompt
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -225,24 +221,7 @@ def render(tokenizer: Any, prompt: Prompt, output: Output, variables: Mapping[st
     """A prompt's tokens: a chat by the template; for a model without one a lone text, to be continued."""
     messages = as_messages(prompt)
     if len(messages) == 1 and messages[0]["role"] == "user":
-        _doubt(tokenizer, message_text(messages[0]))
+        doubt(tokenizer, message_text(messages[0]))
     if isinstance(prompt, str) and not chat_template_text(tokenizer):
         return encode_opening(tokenizer, prompt)
     return render_chat(tokenizer, messages, tools=output.tools, **variables)
-
-
-def _doubt(tokenizer: Any, text: str) -> None:
-    """Warn once of a lone text that begins as if a chat template had made it: it is read as the user's."""
-    found = alternatives(special_tokens(tokenizer)).match(text.lstrip())
-    if found:
-        remembered(tokenizer, "doubted", lambda: _warn(tokenizer, found[0]))
-
-
-def _warn(tokenizer: Any, token: str) -> bool:
-    _log.warning(
-        "A prompt begins with %r, a control token of %r. It is read as the user's own text, in which control "
-        "tokens stay text: if a chat template was applied to it, give the chat's messages instead.",
-        token,
-        tokenizer_name(tokenizer),
-    )
-    return True

@@ -63,10 +63,8 @@ def attempt(act: Callable[[], Made]) -> Made | Exception:
     """
     try:
         return act()
-    except Exception as error:
-        return failure(error)
     except BaseException as error:
-        if not is_panic(error):
+        if not (isinstance(error, Exception) or is_panic(error)):
             raise
         return failure(error)
 

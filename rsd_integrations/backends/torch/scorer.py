@@ -94,16 +94,14 @@ class TorchScorer:
                 results[index] = begun
             else:
                 waiting.append((index, session))
-        feeds: list[tuple[int, TorchScorerSession, SlotFeed]] = []
-        for place, feed in next_feeds([session for _, session in waiting]).items():
+        feeds, failed = next_feeds([session for _, session in waiting])
+        outputs = self.runner.run(list(feeds.values()))
+        for place, output in (failed | dict(zip(feeds, outputs, strict=True))).items():
             index, session = waiting[place]
-            if isinstance(feed, Exception):
-                results[index] = feed
+            if isinstance(output, Exception):
+                results[index] = output
             else:
-                feeds.append((index, session, feed))
-        outputs = self.runner.run([feed for _, _, feed in feeds])
-        for (index, session, feed), output in zip(feeds, outputs, strict=True):
-            results[index] = output if isinstance(output, Exception) else self._read(session, feed, output)
+                results[index] = self._read(session, feeds[place], output)
         return results
 
     def _read(self, session: TorchScorerSession, feed: SlotFeed, output: Read) -> Scored | Exception | None:

@@ -196,15 +196,20 @@ class SlotSession:
         self._slot = None
 
 
-def next_feeds(sessions: Sequence[SlotSession]) -> dict[int, SlotFeed | Exception]:
-    """By index, the next feed of each session that is to be fed now, or what fails that session."""
-    failed: dict[int, SlotFeed | Exception] = {}
+def next_feeds(sessions: Sequence[SlotSession]) -> tuple[dict[int, SlotFeed], dict[int, Exception]]:
+    """By index, the next feed of each session that is to be fed now, and what fails those that it fails."""
+    feeds: dict[int, SlotFeed] = {}
+    failed: dict[int, Exception] = {}
     for index, session in enumerate(sessions):
         if isinstance(caught := attempt(session.catch_up), Exception):
             failed[index] = caught
     sound = [index for index in range(len(sessions)) if index not in failed]
-    chosen = [sound[place] for place in to_feed([sessions[index] for index in sound])]
-    return failed | {index: attempt(sessions[index].next_feed) for index in chosen}
+    for index in (sound[place] for place in to_feed([sessions[index] for index in sound])):
+        if isinstance(feed := attempt(sessions[index].next_feed), Exception):
+            failed[index] = feed
+        else:
+            feeds[index] = feed
+    return feeds, failed
 
 
 def to_feed(sessions: Sequence[SlotSession]) -> list[int]:

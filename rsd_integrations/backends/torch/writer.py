@@ -48,15 +48,10 @@ class TorchWriter(SpeakingWriter):
         own = [session for session in sessions if isinstance(session, TorchWriterSession)]
         results = [attempt(session.recall) for session in own]
         going = [index for index, result in enumerate(results) if result is None]
-        rows: dict[int, SlotFeed] = {}
-        for place, feed in next_feeds([own[index] for index in going]).items():
-            if isinstance(feed, Exception):
-                results[going[place]] = feed
-            else:
-                rows[going[place]] = feed
-        written = self._write([own[index] for index in rows], list(rows.values()))
-        for index, result in zip(rows, written, strict=True):
-            results[index] = result
+        feeds, failed = next_feeds([own[index] for index in going])
+        written = self._write([own[going[place]] for place in feeds], list(feeds.values()))
+        for place, result in (failed | dict(zip(feeds, written, strict=True))).items():
+            results[going[place]] = result
         return results
 
     def _write(
