@@ -104,7 +104,7 @@ def test_the_algorithm_samples_the_mixture(name: str) -> None:
     [
         (2, 0.5),
         pytest.param(4, 0.5, marks=pytest.mark.slow),
-        (4, 0.0),
+        pytest.param(4, 0.0, marks=pytest.mark.slow),
         pytest.param(3, 0.9, marks=pytest.mark.slow),
     ],
 )

@@ -67,7 +67,10 @@ def usual(*names: str) -> Any:
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(name, marks=pytest.mark.slow) if name == "mistral" else name for name in PAIRS],
+    params=[
+        pytest.param(name, marks=pytest.mark.slow) if name in ("qwen", "mistral", "phi") else name
+        for name in PAIRS
+    ],
 )
 def pair(request: pytest.FixtureRequest) -> Iterator[tuple[tuple[Party, Party, Party], RSDPipeline]]:
     three = parties(request.param)

@@ -62,7 +62,14 @@ def loaded(flavours: Sequence[str], target: str = "Llama", **options: Any) -> RS
     return RSDPipeline.from_pretrained(**models, device="cpu", **options)
 
 
-@pytest.fixture(scope="module", params=[("tools", "tools"), ("tools", "tools-b"), ("tools-b", "tools")])
+@pytest.fixture(
+    scope="module",
+    params=[
+        ("tools", "tools"),
+        ("tools", "tools-b"),
+        pytest.param(("tools-b", "tools"), marks=pytest.mark.slow),
+    ],
+)
 def pipe(request: pytest.FixtureRequest) -> Iterator[RSDPipeline]:
     with loaded((*request.param, "ascii")) as made:
         yield made

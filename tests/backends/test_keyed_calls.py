@@ -39,7 +39,14 @@ FORCED = Output.of(tools=[TOOL], tool_choice="required", parallel_tool_calls=Fal
 HOT: dict[str, Any] = {"temperature": 50.0, "weighting": "constant", "max_tokens": 250}
 
 
-@pytest.fixture(scope="module", params=[("keyed", "keyed"), ("keyed", "keyed-b"), ("gemma", "gemma-b")])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(("keyed", "keyed"), marks=pytest.mark.slow),
+        ("keyed", "keyed-b"),
+        ("gemma", "gemma-b"),
+    ],
+)
 def pipe(request: pytest.FixtureRequest) -> Iterator[RSDPipeline]:
     with loaded((*request.param, "ascii")) as made:
         yield made

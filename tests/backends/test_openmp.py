@@ -39,6 +39,7 @@ def test_what_a_user_has_set_stands() -> None:
     assert spins(code, OMP_WAIT_POLICY="passive") == "0"
 
 
+@pytest.mark.slow
 def test_torch_may_be_there_already() -> None:
     code = TORCH_ALONE + "import torch; from rsd_integrations.backends.torch import threads"
     assert spins(code) != "3000"

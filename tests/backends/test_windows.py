@@ -39,7 +39,7 @@ def check(generation: Generation) -> None:
 @pytest.mark.parametrize(
     "flavours",
     [
-        ("ascii",) * 3,
+        pytest.param(("ascii",) * 3, marks=pytest.mark.slow),
         ("ascii", "ascii-b", "ascii"),
         pytest.param(("ascii-b", "ascii", "ascii-b"), marks=pytest.mark.slow),
     ],

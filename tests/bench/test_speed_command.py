@@ -361,5 +361,6 @@ sys.exit(main("bench speed --shape tiny --steps 500 --prompts 1 --batches 1 --gr
 """
 
 
+@pytest.mark.slow
 def test_an_interrupt_in_mid_measurement_is_quiet() -> None:
     assert interrupted(INTERRUPTED) == (130, "", "")

@@ -96,7 +96,7 @@ def test_reward_config_names_format_separator_and_threshold(models: Any) -> None
     assert config.num_labels == 2
 
 
-@pytest.mark.parametrize("threshold", [None, 1.1])
+@pytest.mark.parametrize("threshold", [None, pytest.param(1.1, marks=pytest.mark.slow)])
 def test_target_and_rsd_solve_held_out_problems(pipe: Any, threshold: float | None) -> None:
     problems = held_out(6, seed=77)
     answers = [pipe.generate(problem.question, threshold=threshold).text for problem in problems]
