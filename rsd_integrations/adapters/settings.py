@@ -290,12 +290,12 @@ class RSDSettings(RSDFields, Closing):
         check_pickles(self._spec(), type(self).__name__)
         state: dict[Any, Any] = super().__getstate__()
         # Without what LangChain caches beside the fields: with it a first call would change the pickle.
-        kept = {name: value for name, value in state["__dict__"].items() if not self._caches(name)}
+        kept = {
+            name: value
+            for name, value in state["__dict__"].items()
+            if not isinstance(getattr(type(self), name, None), cached_property)
+        }
         return {**state, "__dict__": kept}
-
-    @classmethod
-    def _caches(cls, name: str) -> bool:
-        return isinstance(getattr(cls, name, None), cached_property)
 
 
 def _hidden_field(name: str | None, value: Any) -> Any:

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from rsd_integrations import RSDPipeline
-from rsd_integrations.backends.torch.pool import SlotPool
 from rsd_integrations.backends.torch.scorer import TorchScorerSession
 from rsd_integrations.backends.torch.slot_session import SlotSession
 from rsd_integrations.backends.torch.slots import SlotCache
@@ -93,29 +92,54 @@ def test_one_request_fails_alone(
     assert [getattr(backend, role).runner.pool.free for role in ("draft", "target", "prm")] == [4, 4, 4]
 
 
+@pytest.fixture
+def halfway(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Copies fail halfway, until it is undone."""
+
+    @torch.inference_mode()
+    def copy(self: SlotCache, source: int, target: int, start: int, end: int) -> None:
+        for states in self.states():
+            states[target, :, start : (start + end) // 2] = states[source, :, start : (start + end) // 2]
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(SlotCache, "copy", copy)
+    return monkeypatch
+
+
+@pytest.mark.parametrize("of", ["what is wanted", "what has to make room"])
 def test_a_copy_that_fails_halfway_leaves_nothing_to_be_taken_for_what_was_there(
-    monkeypatch: pytest.MonkeyPatch,
+    of: str, halfway: pytest.MonkeyPatch
 ) -> None:
     """The next request with the text that was there reads it anew."""
     model = causal("Qwen2", 3)
     runner = runner_of(model, slots=2)
-    chat, other = [*HEAD * 2, 60, 61], [*HEAD * 2, 62, 63, 64]
-    sessions = [SlotSession(runner, tuple(text), None) for text in ([7] * 40, chat)]
+    sevens, chat = [7] * 40, [*HEAD * 2, 60, 61]
+    first, second = (sevens, chat) if of == "what is wanted" else (chat, sevens)
+    sessions = [SlotSession(runner, tuple(text), None) for text in (first, second)]
     for session in sessions:
         read_all(runner, session)
-    sessions[0].close()  # Its slot is the free one, and knows sevens.
+    if of == "what is wanted":  # The free slot knows sevens, and is given a part of the chat.
+        sessions[0].close()
+        other = [*HEAD * 2, 62, 63, 64]
+    else:  # Both are free; the chat moves to where the sevens are, which were used before.
+        for session in reversed(sessions):
+            session.close()
+        other = [9] * 40
+    with pytest.raises(torch.OutOfMemoryError):
+        SlotSession(runner, tuple(other), None).feed()
+    halfway.undo()
+    output, fed = read_all(runner, again := SlotSession(runner, tuple(sevens), None))
+    assert fed == 40 and close(model, output, again.tokens)
 
-    @torch.inference_mode()
-    def halfway(self: SlotCache, source: int, target: int, start: int, end: int) -> None:
-        for states in self.states():
-            states[target, :, start : end // 2] = states[source, :, start : end // 2]
-        raise torch.OutOfMemoryError("no room")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(SlotCache, "copy", halfway)
-        with pytest.raises(torch.OutOfMemoryError):
-            SlotSession(runner, tuple(other), None).feed()
-    assert isinstance(runner.pool, SlotPool) and runner.pool.free == 1
-    again = SlotSession(runner, tuple([7] * 40), None)
-    output, fed = read_all(runner, again)
-    assert fed == 40 and close(model, output, [7] * 40)
+def test_a_candidate_s_slot_is_wiped_of_a_copy_that_failed_halfway(halfway: pytest.MonkeyPatch) -> None:
+    runner = runner_of(causal("Qwen2", 3))
+    one, other = (SlotSession(runner, tuple(HEAD), None) for _ in range(2))
+    other.join(one)
+    read_all(runner, one)
+    with pytest.raises(torch.OutOfMemoryError):
+        other.catch_up()
+    assert other._slot is not None and any(states[other._slot].any() for states in runner.cache.states())
+    slot = other._slot
+    other.close()
+    assert not any(states[slot].any() for states in runner.cache.states())
