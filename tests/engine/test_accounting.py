@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
 from rsd_integrations import FLOPs, Generation, RSDPipeline
-from rsd_integrations.backends.shared.describe import attention_kinds, model_info
+from rsd_integrations.backends.shared.describe import active_parameters, attention_kinds, model_info
 from rsd_integrations.engine.accounting import RoleCount, usage
 from rsd_integrations.protocols import ModelInfo, Tally
 from tests.oracle import Party, Story, StoryStep, Terms, naive_rsd
@@ -271,6 +275,29 @@ def test_heads_that_differ_by_layer_are_counted_as_they_are() -> None:
     config = causal("Gemma4Text").config
     info = model_info("m", config, parameters=1, window=9, attention=attention_kinds(config))
     assert info.pair_flops == 4 * (2 * 4 * 16 + 2 * 4 * 32)
+
+
+@pytest.mark.parametrize("architecture", ["Qwen2", "Gemma3Text", "Mistral", "Qwen3Moe"])
+def test_flops_are_those_that_torch_counts(architecture: str) -> None:
+    """A token's, as matrix products: norms and biases are none, nor is an embedding that is looked up."""
+    model = causal(architecture)
+    attention, parameters = attention_kinds(model.config), active_parameters(model)
+    info = model_info("m", model.config, parameters=parameters, window=9, attention=attention)
+    few, more = (_counted_by_torch(model, tokens) / tokens for tokens in (8, 14))
+    assert (more - few) / 6 == pytest.approx(info.pair_flops, rel=1e-9)
+    passed = parameters - model.get_input_embeddings().weight.numel()
+    assert 0.98 * passed < (few - 8 * info.pair_flops) / 2 < passed
+
+
+def _counted_by_torch(model: Any, tokens: int) -> int:
+    """FLOPs of a text, with attention (of every token to all) and experts as plain products."""
+    plain = copy.deepcopy(model)
+    plain.set_attn_implementation("eager")
+    if hasattr(model.config, "num_experts"):
+        plain.set_experts_implementation("eager")
+    with torch.no_grad(), FlopCounterMode(display=False) as counted:
+        plain(torch.full((1, tokens), 5))
+    return int(counted.get_total_flops())
 
 
 def test_layers_that_are_no_attention_are_described() -> None:
