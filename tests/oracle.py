@@ -58,7 +58,7 @@ class Terms:
     beta: float = 10.0
     delimiters: tuple[str, ...] = ("\n\n",)
     stop: tuple[str, ...] = ()
-    max_tokens: int = 36
+    max_tokens: int = 28
     max_steps: int = 100
     max_step_tokens: int = 512
     temperature: float = 0.0

@@ -22,8 +22,9 @@ def parrot(tok: Any, start: int, script: tuple[int, ...]) -> Any:
     config = GPT2Config(
         vocab_size=len(tok),
         n_embd=_PLACES,
+        n_inner=1,
         n_layer=1,
-        n_head=4,
+        n_head=1,
         n_positions=_PLACES,
         tie_word_embeddings=False,
         bos_token_id=None,

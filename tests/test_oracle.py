@@ -172,7 +172,7 @@ def best_of(seed: int) -> Terms:
     return Terms(**terms | ({"threshold": 0.0} if seed % 2 else {}))
 
 
-@usual("gemma", "gpt", "recurrent")
+@usual("gemma", "recurrent")
 @seeds(3)
 def test_the_best_of_several_candidates_equals_the_oracle(pair: Any, numbers: range) -> None:
     three, pipe = pair
@@ -208,7 +208,7 @@ def test_different_tokenizers_share_text(mixed_tokenizers: Any) -> None:
     assert {"draft", "target"} in turns
 
 
-@pytest.mark.parametrize("flavour", ["ascii", "ascii-b"])
+@pytest.mark.parametrize("flavour", [pytest.param("ascii", marks=pytest.mark.slow), "ascii-b"])
 def test_the_prm_may_have_a_tokenizer_of_its_own(flavour: str) -> None:
     three = parties("qwen", ("ascii", "ascii", flavour))
     with load(three) as pipe:
@@ -238,7 +238,7 @@ def test_a_threshold_above_1_is_the_target_alone(pair: Any, prompt: str, penalty
     assert generation.usage.draft.forwarded == generation.usage.prm.forwarded == 0
 
 
-@usual("gpt", "recurrent")
+@usual("gpt")  # test_recurrent.py has requests in company, too.
 def test_a_request_does_not_depend_on_its_company(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests arrive while others run, some of which are cancelled in mid-step.
 

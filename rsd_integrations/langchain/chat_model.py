@@ -211,6 +211,7 @@ class ChatRSD(Batched, RSDSettings):
         async for chunk in chunks:
             yield chunk
 
+    @langchain_errors()
     def bind_tools(
         self,
         tools: Sequence[Any],
@@ -248,6 +249,7 @@ class ChatRSD(Batched, RSDSettings):
         self.source.check_output(Output.of(**bound))
         return self.bind(**bound, **kwargs)
 
+    @langchain_errors()
     def with_structured_output(  # type: ignore[override]
         self,
         schema: Any = None,
@@ -273,10 +275,12 @@ class ChatRSD(Batched, RSDSettings):
         """
         return structured(self, schema, method=method, include_raw=include_raw, strict=strict)
 
+    @langchain_errors()
     def get_token_ids(self, text: str) -> list[int]:
         """A text in the target's tokens."""
         return self.custom_get_token_ids(text) if self.custom_get_token_ids else self.load().token_ids(text)
 
+    @langchain_errors()
     def get_num_tokens_from_messages(
         self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
     ) -> int:

@@ -193,7 +193,9 @@ class StepReporter:
         own = {f"rsd_{role}_model": model for role, model in self._models.items()}
         metadata = {**inherited, **own, "rsd_threshold": self._threshold}
         facts = {**ids, "tags": list(self._run.inheritable_tags), "metadata": metadata, "name": name}
-        return HandlerCall(self._tracers, "on_chain_start", "ignore_chain", (None, inputs), facts)
+        # Chains of today have nothing serialized, but some handlers (ragas) look for its name.
+        told = ({"name": name}, inputs)
+        return HandlerCall(self._tracers, "on_chain_start", "ignore_chain", told, facts)
 
     def _closing(self, event: str, what: Any) -> HandlerCall:
         assert self._run is not None

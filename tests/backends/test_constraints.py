@@ -219,7 +219,7 @@ def test_greedy_forced_calls_are_the_best_valid_tokens() -> None:
 def test_parallel_calls_are_a_step_each(pipe: RSDPipeline) -> None:
     several = [
         answer
-        for seed in range(8)
+        for seed in range(5)
         if len((answer := forced_parallel(pipe, seed)).tool_calls) > 1
         and answer.finish_reason == "tool_calls"
     ]
@@ -245,7 +245,7 @@ def forced_parallel(pipe: RSDPipeline, seed: int) -> Generation:
 def test_a_document_or_calls(pipe: RSDPipeline) -> None:
     """As agents ask for it: tools and a form for the final answer at once."""
     kinds = set()
-    for seed in range(10):
+    for seed in range(6):
         answer = pipe.generate(
             QUESTION,
             output=Output.of(tools=TOOLS, response_format=JSON_FORMAT, parallel_tool_calls=False),

@@ -51,6 +51,7 @@ print([thread.name for thread in threading.enumerate()])
 """
 
 
+@pytest.mark.slow
 def test_after_an_interrupt_the_import_goes_on_and_the_next_call_waits_for_it() -> None:
     assert run(INTERRUPTS + GOES_ON).splitlines() == [
         "torch.nn True",

@@ -451,9 +451,12 @@ def test_by_default_nothing_is_launched_on_a_cpu() -> None:
         assert made is launcher
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "backend",
+    ["eager", *(pytest.param(name, marks=pytest.mark.slow) for name in ("aot_eager", "inductor"))],
+)
 def test_a_compiled_token_is_the_same(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What most forwards are: one token behind a prompt, which is called. Inductor alone takes 20 seconds."""
+    """What most forwards are: one token behind a prompt, which is called."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
     model = causal("Qwen2", 3)
     runner = runner_of(model, launcher=lambda slots, capacity: Compiled)

@@ -94,7 +94,9 @@ def test_the_same_answers_and_fewer_forwards_of_the_prm(
     assert forwards[0] < 0.9 * scored
 
 
-@pairs("sliding window", "kinds of layers", of="pipe")  # What ends a step has nothing to do with layers.
+@pairs(
+    "other tokenizer", "sliding window", "kinds of layers", of="pipe"
+)  # What ends a step has nothing to do with layers.
 @pytest.mark.parametrize("temperature", [pytest.param(0.0, marks=pytest.mark.slow), 1.2])
 @pytest.mark.parametrize("count", [3, pytest.param(5, marks=pytest.mark.slow)])
 def test_short_steps_long_waits_limits_and_stop_strings(

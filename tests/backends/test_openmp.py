@@ -33,10 +33,16 @@ def test_they_soon_fall_asleep() -> None:
     assert spins(before + "from rsd_integrations.backends.torch import loading") == "3000"
 
 
-def test_what_a_user_has_set_stands() -> None:
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("GOMP_SPINCOUNT", "77", "77"),
+        pytest.param("OMP_WAIT_POLICY", "passive", "0", marks=pytest.mark.slow),
+    ],
+)
+def test_what_a_user_has_set_stands(name: str, value: str, told: str) -> None:
     code = TORCH_ALONE + "from rsd_integrations.backends.torch import threads"
-    assert spins(code, GOMP_SPINCOUNT="77") == "77"
-    assert spins(code, OMP_WAIT_POLICY="passive") == "0"
+    assert spins(code, **{name: value}) == told
 
 
 @pytest.mark.slow

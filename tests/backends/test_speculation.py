@@ -41,7 +41,7 @@ FIELDS: dict[str, Any] = {
     "weighting": "constant",
     "acceptance_rate": 0.3,
     "step_delimiter": ("e", "\n\n"),
-    "max_tokens": 60,
+    "max_tokens": 40,
     "max_step_tokens": 20,
 }
 
@@ -145,7 +145,7 @@ def test_with_stop_strings_limits_and_filters(pipe: RSDPipeline) -> None:
         check_equal(one, other)
 
 
-@pairs("same tokenizer", "sliding window", of="pipe")
+@pairs("same tokenizer", "sliding window", "kinds of layers", of="pipe")
 def test_in_company(pipe: RSDPipeline) -> None:
     def ask(seed: int) -> Generation:
         return pipe.generate(PROMPT * (1 + seed % 3), **FIELDS, seed=seed, speculation=seed % 2 == 0)

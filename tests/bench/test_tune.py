@@ -253,11 +253,11 @@ def test_answers_are_told_as_they_come() -> None:
     done: list[int] = []
 
     def script(prompt: object, index: int, text: str) -> str | None:
-        return None if index else "x" * 9000 if prompt == "slow" else "#### 1"
+        return None if index else "x" * 900 if prompt == "slow" else "#### 1"
 
     with scripted_pipeline(script, script, [0.5], max_batch_size=3) as pipe:
         asked = {0: "slow", 1: "a", 2: "b", 3: "c"}
-        config = RSDConfig(threshold=1.1, seed=0, max_tokens=9999, max_step_tokens=9999)
+        config = RSDConfig(threshold=1.1, seed=0, max_tokens=999, max_step_tokens=999)
         run_all(pipe, asked, config, lambda place, made: done.append(place))
     assert sorted(done) == [0, 1, 2, 3]
     assert done[-1] == 0
@@ -733,7 +733,7 @@ def test_each_question_is_told_by_its_place_and_who_was_right(file: str, tmp_pat
 def test_names_in_another_encoding_do_not_lose_the_work(tmp_path: Path) -> None:
     file, out = (tmp_path / os.fsdecode(name) for name in (b"\xca\xfd.jsonl", b"\xca\xfd"))
     for _ in range(2):  # The second goes on from the saved answers.
-        assert run(write(file), "--thresholds", "0.5", "--out", str(out))[0] == 0
+        assert run(write(file, PROBLEMS[:6]), "--thresholds", "0.5", "--out", str(out))[0] == 0
     report = TuneReport.model_validate_json((out / "tune.json").read_bytes())
     assert Path(str(report.settings["questions_from"])).name == "\ufffd\ufffd.jsonl"
     assert "\ufffd\ufffd.jsonl --thresholds" in report.command.replace("'", "")
@@ -842,10 +842,10 @@ def test_a_system_message_goes_with_each_question(file: str, monkeypatch: pytest
 
 def test_on_pocket_problems_it_measures_what_the_benchmark_does(tmp_path: Path) -> None:
     """The real trio; the benchmark is the oracle."""
-    problems = held_out(3)
+    problems = held_out(2)
     file = write(tmp_path / "questions.jsonl", problems)
     options = ["--thresholds", "0.95", "--out", str(tmp_path)]
-    assert main(["bench", "accuracy", "--problems", "3", *options]) == 0
+    assert main(["bench", "accuracy", "--problems", "2", *options]) == 0
     assert main(["tune", file, *options]) == 0
     bench = AccuracyReport.model_validate_json((tmp_path / "accuracy.json").read_bytes())
     tuned = TuneReport.model_validate_json((tmp_path / "tune.json").read_bytes())

@@ -38,11 +38,16 @@ def test_the_package_runs_as_a_module() -> None:
     ("closed", "arguments", "code", "out", "said"),
     [
         (">&-", "--version", 0, "", ""),
-        ("2>&-", "--version", 0, "rsd-integrations", ""),
-        ("2>&-", "ask ''", 2, "", ""),
-        ("2>&-", "ask '' --debug", 2, "", ""),
-        (">&- 2>&-", "ask ''", 2, "", ""),
         ("<&-", "ask", 2, "", "error: the question is empty."),
+        (">&- 2>&-", "ask ''", 2, "", ""),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("2>&-", "--version", 0, "rsd-integrations", ""),
+                ("2>&-", "ask ''", 2, "", ""),
+                ("2>&-", "ask '' --debug", 2, "", ""),
+            )
+        ),
     ],
 )
 def test_a_stream_that_the_shell_closed_is_read_and_written_as_an_empty_one(

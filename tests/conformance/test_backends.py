@@ -37,7 +37,10 @@ def _length_reward(prompt: Any, index: int, body: str) -> float:
     return (len(body) % 7) / 7
 
 
-@pytest.fixture(scope="module", params=["Qwen2", "Mistral", "Gemma3Text", "GPT2"])
+@pytest.fixture(
+    scope="module",
+    params=["Qwen2", "Gemma3Text", "GPT2", pytest.param("Mistral", marks=pytest.mark.slow)],
+)
 def torch_backend(request: pytest.FixtureRequest) -> Iterator[Any]:
     with RSDPipeline.from_pretrained(**trio(request.param, request.param), device="cpu") as pipe:
         yield pipe.backend

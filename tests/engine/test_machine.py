@@ -858,5 +858,5 @@ class Company(RuleBasedStateMachine):
                 assert used.generated - used.discarded == committed[role]
 
 
-Company.TestCase.settings = settings(max_examples=60, stateful_step_count=15)
+Company.TestCase.settings = settings(max_examples=40, stateful_step_count=15)
 test_company = Company.TestCase

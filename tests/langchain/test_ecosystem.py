@@ -14,7 +14,12 @@ from langchain.agents import create_agent
 from langchain.agents.middleware import AgentMiddleware, ModelRetryMiddleware, SummarizationMiddleware
 from langchain_core.caches import InMemoryCache
 from langchain_core.documents import Document
-from langchain_core.exceptions import ContextOverflowError, ModelInvalidRequestError, ModelTimeoutError
+from langchain_core.exceptions import (
+    ContextOverflowError,
+    ModelError,
+    ModelInvalidRequestError,
+    ModelTimeoutError,
+)
 from langchain_core.globals import set_llm_cache
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langchain_core.output_parsers import StrOutputParser
@@ -23,7 +28,14 @@ from langchain_core.rate_limiters import InMemoryRateLimiter
 from langchain_core.runnables import ConfigurableField, RunnableLambda, RunnablePassthrough
 
 from rsd_integrations.adapters.sources import live_name
-from rsd_integrations.errors import BackendError, ConfigError, PromptError, PromptLengthError, TimedOutError
+from rsd_integrations.errors import (
+    BackendError,
+    ConfigError,
+    EngineClosedError,
+    PromptError,
+    PromptLengthError,
+    TimedOutError,
+)
 from rsd_integrations.langchain import ChatRSD
 from rsd_integrations.testing import scripted_pipeline
 from tests.counting import ANSWER, NAMES, QUESTION, counting_pipeline
@@ -165,6 +177,25 @@ async def test_errors_are_langchains_too(asked: Any, ours: Any, langchains: Any,
             assert isinstance(raised.value, langchains)
             again = pickle.loads(pickle.dumps(raised.value))
             assert (type(again), str(again)) == (type(raised.value), str(raised.value))
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        lambda llm: llm.bind_tools([], tool_choice="add"),
+        lambda llm: llm.with_structured_output({"title": "x"}, method="of_old"),
+        lambda llm: llm.get_token_ids(QUESTION),
+        lambda llm: llm.get_num_tokens_from_messages([HumanMessage(QUESTION)]),
+    ],
+)
+def test_errors_of_what_is_asked_inside_of_agents_are_langchains_too(what: Any) -> None:
+    """They bind tools and count tokens where their middleware retries whatever is no ModelError."""
+    with scripted_pipeline(["fine"]) as pipe:
+        llm = ChatRSD.from_pipeline(pipe)
+    with pytest.raises(ModelError) as raised:  # For one, the pipeline is closed.
+        what(llm)
+    assert isinstance(raised.value, (ConfigError, EngineClosedError))
+    assert not raised.value.is_retryable
 
 
 def test_errors_are_langchains_with_a_cache_too(pipe: Any, cache: InMemoryCache) -> None:

@@ -148,8 +148,10 @@ def test_ticks_of_accuracy_differ(narrow: float) -> None:
     assert len(set(told)) == len(told) > 2
 
 
-@pytest.mark.parametrize("title", ["W" * 300, "a-b " * 60, "数" * 85, "one\n" + "two " * 70])
-@pytest.mark.parametrize("lines", [False, True])
+@pytest.mark.parametrize(
+    ("title", "lines"),
+    [("W" * 300, False), ("a-b " * 60, True), ("数" * 85, False), ("one\n" + "two " * 70, True)],
+)
 def test_titles_of_any_length_stay_whole(title: str, lines: bool) -> None:
     figure = (
         line_figure([Line("a", "b", [(0, 1, 1, 1)])], title=title, x="x", y="y")
@@ -176,7 +178,7 @@ def test_png_and_svg_are_written(tmp_path: Path) -> None:
     assert ">A title<" in svg.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["q$1_$.jsonl", "$^$", "数学题.jsonl", "수학", "$\\frac$ 数"])
+@pytest.mark.parametrize("name", ["q$1_$.jsonl", "수학", "$\\frac$ 数"])
 def test_any_name_may_stand_in_a_title(tmp_path: Path, name: str) -> None:
     """A pair of dollars is no formula, and letters that no font has are no warning."""
     file = tmp_path / "a.svg"

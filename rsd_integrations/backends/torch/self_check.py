@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
 
 import torch
 
@@ -15,6 +17,7 @@ from rsd_integrations.backends.torch.recurrent import RecurrentRunner
 from rsd_integrations.backends.torch.runner import SlotRunner
 from rsd_integrations.errors import ConfigError, DeviceMemoryError, ModelError
 
+_Plain: TypeAlias = Callable[[tuple[int, ...]], torch.Tensor]
 _TOKENS = [11, 7, 23, 5, 19, 3, 29, 13, 2, 17, 31, 37]
 
 
@@ -31,12 +34,13 @@ def check_slots(runner: SlotRunner, name: str) -> None:
         ModelError: the model fails or overflows, or the two differ by more than rounding: it does not go by
             the positions and masks it is given (ALiBi, ...), or its states do not go on from where they were.
     """
+    plain = functools.cache(runner.plain)  # A large model's forward takes seconds on a CPU.
     gathered = runner.most_gathered
     if gathered < math.inf:
         # First in runs, as for long rows: its attention may not be the one that its config names.
         runner.most_gathered = 0
-        runner.most_gathered = math.inf if _problem(runner, name) else gathered
-    problem = _problem(runner, name)
+        runner.most_gathered = math.inf if _problem(runner, name, plain) else gathered
+    problem = _problem(runner, name, plain)
     if problem and runner.launches:
         warnings.warn(
             f"{problem.message} So its forwards are neither compiled nor recorded, which is slower. "
@@ -45,15 +49,15 @@ def check_slots(runner: SlotRunner, name: str) -> None:
             stacklevel=2,
         )
         runner.call_only()
-        problem = _problem(runner, name)
+        problem = _problem(runner, name, plain)
     if problem:
         raise problem
 
 
-def _problem(runner: SlotRunner, name: str) -> ModelError | None:
+def _problem(runner: SlotRunner, name: str, plain: _Plain) -> ModelError | None:
     """What is wrong with forwards over slots, as they are run now."""
     try:
-        difference = _difference(runner, name)
+        difference = _difference(runner, name, plain)
     except _NotFiniteError:
         raise
     except ModelError as error:
@@ -77,14 +81,14 @@ def _most(runner: SlotRunner) -> float:
     return 1e-3 if runner.exact else 0.2
 
 
-def _difference(runner: SlotRunner, name: str) -> float:
+def _difference(runner: SlotRunner, name: str, plain: _Plain) -> float:
     """The largest difference of outputs in pieces from those of plain forwards, relative to the latter."""
     tokens = _TOKENS[: runner.capacity]
     # Of three slots the middle one stays idle, so that rows that are not neighbours are checked too.
     slots = [runner.pool.claim()[0] for _ in range(min(3, runner.pool.free))]
     used = [slots[0], slots[-1]] if len(slots) > 1 else slots
     try:
-        pairs = [(runner.plain(seen), output) for seen, output in _in_pieces(runner, used, tokens)]
+        pairs = [(plain(tuple(seen)), output) for seen, output in _in_pieces(runner, used, tokens)]
     except Exception as error:
         failed = failure(error)
         if isinstance(failed, (ConfigError, DeviceMemoryError)):
@@ -96,12 +100,12 @@ def _difference(runner: SlotRunner, name: str) -> float:
     finally:
         for slot in slots:
             runner.release(slot)
-    if any(bool((plain.isnan() | plain.isposinf()).any()) for plain, _ in pairs):
+    if any(bool((expected.isnan() | expected.isposinf()).any()) for expected, _ in pairs):
         raise _NotFiniteError(
             f"{name!r} gives NaN or infinite numbers.",
             hint="Try another dtype (float16 overflows in some models).",
         )
-    differences = [_relative(plain, made) for plain, made in pairs]
+    differences = [_relative(expected, made) for expected, made in pairs]
     # max() would pass over a NaN that is not the first.
     return math.nan if any(map(math.isnan, differences)) else max(differences)
 
