@@ -68,7 +68,7 @@ def usual(*names: str) -> Any:
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param(name, marks=pytest.mark.slow) if name in ("qwen", "mistral", "phi") else name
+        pytest.param(name, marks=pytest.mark.slow) if name in ("qwen", "llama", "mistral", "phi") else name
         for name in PAIRS
     ],
 )

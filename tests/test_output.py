@@ -429,7 +429,7 @@ SCHEMAS: Any = st.deferred(
 )
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(SCHEMAS | st.lists(SCHEMAS, max_size=2))
 def test_closing_objects_is_idempotent_and_never_fails(schema: Any) -> None:
     before = copy.deepcopy(schema)

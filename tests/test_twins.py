@@ -15,7 +15,7 @@ from rsd_integrations.output import Output
 from rsd_integrations.types import Message
 from tests.tiny_models import trio
 
-BASE: dict[str, Any] = {"seed": 1, "threshold": 0.5, "max_tokens": 60, "step_delimiter": ("e", " ")}
+BASE: dict[str, Any] = {"seed": 1, "threshold": 0.5, "max_tokens": 40, "step_delimiter": ("e", " ")}
 YES, PICK = {"type": "boolean"}, {"enum": ["x", "yy"]}
 
 

@@ -67,7 +67,8 @@ def adapted(model: Any) -> None:
     ("change", "options"),
     [
         *((change, {}) for change in (changed_in_place, replaced, rounded, hooked, adapted)),
-        *((replaced, {option: False}) for option in ("prefix_caching", "cpu_traces")),
+        (replaced, {"cpu_traces": False}),
+        pytest.param(replaced, {"prefix_caching": False}, marks=pytest.mark.slow),
     ],
 )
 def test_changed_weights_are_those_that_answer(

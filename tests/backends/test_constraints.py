@@ -219,7 +219,7 @@ def test_greedy_forced_calls_are_the_best_valid_tokens() -> None:
 def test_parallel_calls_are_a_step_each(pipe: RSDPipeline) -> None:
     several = [
         answer
-        for seed in range(5)
+        for seed in range(8)
         if len((answer := forced_parallel(pipe, seed)).tool_calls) > 1
         and answer.finish_reason == "tool_calls"
     ]
@@ -551,7 +551,7 @@ def test_models_that_end_answers_by_different_tokens(more: str) -> None:
         models[role][0].generation_config.eos_token_id = ends if role == more else ends[:1]
     form = Output.of(response_format=JSON_FORMAT)
     with RSDPipeline.from_pretrained(**models, device="cpu") as pipe:
-        for seed in range(8):
+        for seed in range(4):
             made = pipe.generate(
                 QUESTION, seed=seed, temperature=1.0, weighting="constant", acceptance_rate=0.5, output=form
             )

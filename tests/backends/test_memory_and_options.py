@@ -270,7 +270,10 @@ def test_closing_gives_the_memory_back() -> None:
             pipe.generate(PROMPT, output=output)
 
 
-@pytest.mark.parametrize("way", ["called", "recurrent", "recorded", "traced"])
+@pytest.mark.parametrize(
+    "way",
+    [*(pytest.param(way, marks=pytest.mark.slow) for way in ("called", "recurrent")), "recorded", "traced"],
+)
 def test_closing_does_not_wait_for_pythons_collector(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU what is loaded next needs the memory, and graphs are to go on the thread that made them."""
     monkeypatch.setattr(launch, "recorder_for", lambda device: Recordings() if way == "recorded" else None)

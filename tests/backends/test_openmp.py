@@ -28,9 +28,19 @@ def spins(code: str, **more: str) -> str:
     return told[0].split("'")[1]
 
 
-def test_they_soon_fall_asleep() -> None:
-    before = "from rsd_integrations.pocket import pocket_paths; pocket_paths(); "
-    assert spins(before + "from rsd_integrations.backends.torch import loading") == "3000"
+@pytest.mark.parametrize(
+    "code",
+    [
+        TORCH_ALONE + "from rsd_integrations.backends.torch import threads",
+        pytest.param(
+            "from rsd_integrations.pocket import pocket_paths; pocket_paths(); "
+            "from rsd_integrations.backends.torch import loading",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_they_soon_fall_asleep(code: str) -> None:
+    assert spins(code) == "3000"
 
 
 @pytest.mark.parametrize(

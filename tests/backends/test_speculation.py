@@ -190,7 +190,7 @@ def test_right_guesses_save_forwards() -> None:
         counts = {}
         for on in (True, False):
             forwards[0] = 0
-            given = {**FIELDS, "acceptance_rate": 0.0, "step_delimiter": "\0"}
+            given = {**FIELDS, "acceptance_rate": 0.0, "step_delimiter": "\0", "max_tokens": 60}
             generation = pipe.generate(PROMPT, **given, speculation=on)
             counts[on] = forwards[0]
             assert all(step.text == step.rejected_text for step in generation.steps)

@@ -59,7 +59,7 @@ def test_an_overflow_behind_a_wrong_guess_costs_nothing() -> None:
 
 def test_an_overflow_in_the_text_fails_the_request() -> None:
     """With guesses as without."""
-    given = {**FIELDS, "seed": 1}
+    given = {**FIELDS, "seed": 1, "max_tokens": 60}
     with load(*PAIRS["same tokenizer"], prefix_caching=False, cpu_traces=False) as pipe:
         fed, _, _ = fed_and_guessed(pipe, **given)
         runner: Any = pipe.backend.target.runner  # type: ignore[union-attr]

@@ -668,7 +668,7 @@ def test_models_have_room_for_what_is_asked(
         for role, name in zip(("draft", "target", "prm"), models, strict=False)
         for part in (f"--{role}", name)
     ]
-    out = ["--thresholds", "0.5", "--out", str(tmp_path / "out")]
+    out = ["--thresholds", "0.5", "--problems", "6", "--out", str(tmp_path / "out")]
     code, choices = run(file, *named, *options, *out)
     assert code == 0
     assert choices[0].max_length == max_length
@@ -682,6 +682,7 @@ def test_settings_decide_how_questions_are_answered(file: str, tmp_path: Path) -
         "0.5",
         "--out",
         str(tmp_path),
+        "--problems=6",
         "--config",
         '{"max_steps": 1, "max_step_tokens": 2}',
     ]
@@ -840,12 +841,13 @@ def test_a_system_message_goes_with_each_question(file: str, monkeypatch: pytest
     assert seen[0][1]["role"] == "user"
 
 
+@pytest.mark.slow
 def test_on_pocket_problems_it_measures_what_the_benchmark_does(tmp_path: Path) -> None:
     """The real trio; the benchmark is the oracle."""
-    problems = held_out(2)
+    problems = held_out(3)
     file = write(tmp_path / "questions.jsonl", problems)
     options = ["--thresholds", "0.95", "--out", str(tmp_path)]
-    assert main(["bench", "accuracy", "--problems", "2", *options]) == 0
+    assert main(["bench", "accuracy", "--problems", "3", *options]) == 0
     assert main(["tune", file, *options]) == 0
     bench = AccuracyReport.model_validate_json((tmp_path / "accuracy.json").read_bytes())
     tuned = TuneReport.model_validate_json((tmp_path / "tune.json").read_bytes())

@@ -45,7 +45,7 @@ def told(generation: Generation) -> Any:
     return generation.text, generation.finish_reason, steps, generation.usage.completion_tokens
 
 
-@pytest.mark.parametrize("threshold", [None, 0.0, 0.5, 1.1])
+@pytest.mark.parametrize("threshold", [None, 0.0, pytest.param(0.5, marks=pytest.mark.slow), 1.1])
 def test_greedy_answers_are_equal(trio: Trio, pocket: RSDPipeline, threshold: float | None) -> None:
     for question in QUESTIONS:
         over, within = (pipe.generate(question, threshold=threshold) for pipe in (trio.pipe, pocket))
