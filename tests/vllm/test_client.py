@@ -59,6 +59,11 @@ def drop(handler: Any) -> bool:
     return True
 
 
+def hang(handler: Any) -> bool:
+    handler.hang(20)
+    return True
+
+
 def ask(*urls: str, keys: tuple[int, ...] = (0,), path: str = "/v1/models", **options: Any) -> list[Any]:
     """Questions one after the other."""
     options = {"attempts": 3, "patience": 0, **options}
@@ -175,7 +180,7 @@ def test_a_replica_is_asked_again_behind_a_while(
 
 def test_an_answer_that_takes_too_long_is_no_reason_to_ask_again(server: Double) -> None:
     """It would take as long, and the server may be at it still."""
-    server.faults += [lambda handler: handler.hang(20) or True]
+    server.faults += [hang]
     with pytest.raises(BackendError, match=r"did not answer /v1/models within 0\.5 s"):
         ask(server.url, timeout=0.5)
     assert server.left.wait(10)
@@ -302,7 +307,7 @@ def test_one_question_looks_whether_a_replica_is_there_again(
     async def asked() -> None:
         servers = Servers(Address.of("draft", [server.url, other.url], {"timeout": 30}))
         servers._down[server.url] = 0.0  # It was away, long ago.
-        server.faults += [lambda handler: handler.hang(20) or True]
+        server.faults += [hang]
         first = asyncio.ensure_future(servers.ask("/v1/models"))
         while not server.asked:
             await asyncio.sleep(0.001)
@@ -319,7 +324,7 @@ def test_whoever_looked_and_was_cancelled_lets_the_next_one_look(server: Double,
     async def asked() -> None:
         servers = Servers(Address.of("draft", [server.url, other.url], {"timeout": 30}))
         servers._down[server.url] = 0.0
-        server.faults += [lambda handler: handler.hang(20) or True]
+        server.faults += [hang]
         first = asyncio.ensure_future(servers.ask("/v1/models"))
         while not server.asked:
             await asyncio.sleep(0.001)
@@ -361,7 +366,7 @@ def test_a_replica_that_hangs_gets_few_requests(server: Double, other: Double) -
 
     async def asked() -> None:
         servers = Servers(Address.of("draft", [server.url, other.url], {"timeout": 30}))
-        server.faults += [lambda handler: handler.hang(20) or True] * 9
+        server.faults += [hang] * 9
         hanging = []
         for _ in range(9):
             question = asyncio.ensure_future(servers.ask("/v1/models", key=servers.next_key()))
@@ -391,17 +396,27 @@ def test_a_stale_connection_is_no_reason_to_leave_a_replica(server: Double, othe
     assert [len(one.asked) for one in (server, other)] == [3, 0]
 
 
-def test_others_do_not_wait_for_a_replica_that_hangs(server: Double, other: Double) -> None:
-    async def asked() -> None:
-        servers = Servers(Address.of("draft", [server.url, other.url], {"timeout": 1.0}))
-        server.faults += [lambda handler: handler.hang(20) or True]
-        with pytest.raises(BackendError, match="did not answer"):
-            await servers.ask("/v1/models")
-        await servers.ask("/v1/models")
-        await servers.aclose()
+def test_another_replica_answers_for_one_that_hangs(
+    server: Double, other: Double, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its own question as well as those behind it."""
+    server.faults += [hang]
+    assert ask(server.url, other.url, keys=(0, 0), timeout=1.0) == [other.card()] * 2
+    assert [len(one.asked) for one in (server, other)] == [1, 2]
+    told = f"the draft's server at {server.url} did not answer /v1/models within 1 s; trying another"
+    assert [record.getMessage() for record in caplog.records] == [told]
 
-    asyncio.run(asked())
-    assert [len(one.asked) for one in (server, other)] == [1, 1]
+
+def test_what_takes_too_long_twice_is_asked_of_no_third(server: Double, other: Double) -> None:
+    """It would hold up one replica after the other."""
+    with double(pocket_paths().draft) as third:
+        server.faults += [hang]
+        other.faults += [hang]
+        with pytest.raises(
+            BackendError, match=rf"at {other.url} did not answer .*within 0\.5 s\. Raise timeout"
+        ):
+            ask(server.url, other.url, third.url, timeout=0.5)
+        assert [len(one.asked) for one in (server, other, third)] == [1, 1, 0]
 
 
 def test_a_question_that_cannot_be_sent_tells_no_secrets(server: Double) -> None:

@@ -45,7 +45,8 @@ class Address:
         headers: further ones to send with each question.
         max_concurrency: questions on their way to all replicas together, each with a connection: 256 if this
             process may open so many files, else what is left of them.
-        timeout: seconds an answer may take.
+        timeout: seconds an answer may take. What a replica does not answer by then is asked of another, once,
+            so where there are replicas a question may take twice as long.
         attempts: how often in all a question is asked that a server could not take.
         patience: seconds for which servers that cannot be reached are tried: one that restarts needs a
             minute or more. While a pipeline is made, only ``attempts`` counts.

@@ -121,7 +121,7 @@ class Servers:
         """As ``ask``, with errors that may hold secrets."""
         tries, wrong, pause = 0, 0, _FIRST_PAUSE
         end = time.monotonic() + self._address.patience
-        stale = False
+        stale = late = False
         while True:
             url, tries = self._choose(key), tries + 1
             try:
@@ -135,8 +135,14 @@ class Servers:
             except _Busy as error:
                 failed, retry, gone = str(error), error.retry, error.status in _GONE
                 told, hint, final = error.told, "", False
+            except Late as error:
+                if late or not self._another(url):
+                    raise self._late(url, path) from error.__cause__
+                late = True  # Once: a question that takes too long everywhere would go round and round.
+                self._warn(url, f"{self._too_late(path)}; trying another")
+                continue
             if gone:
-                self._down[url] = time.monotonic() + _DOWN
+                self._leave(url)
             # A try that found no server there says nothing against the question.
             wrong += not gone
             spent = (tries if gone else wrong) >= self._address.attempts
@@ -165,7 +171,7 @@ class Servers:
             async with self._slot(url), aclosing(self._http.stream(url, path, body)) as events:
                 async for event in events:
                     if _is_aborted(event):
-                        self._down[url] = time.monotonic() + _DOWN
+                        self._leave(url)
                         raise Away(f"broke off its answer to {path}")
                     yield event
         except (Away, Late, Unsendable) as error:
@@ -187,9 +193,9 @@ class Servers:
         try:
             async with self._slot(url):
                 answer = await self._http.ask(url, path, body)
-        except Late as error:
-            self._down[url] = time.monotonic() + _DOWN  # Other questions go elsewhere.
-            raise self._late(url, path) from error.__cause__
+        except Late:
+            self._leave(url)
+            raise
         except TooLong as error:
             raise BackendError(
                 f"the {self._address.role}'s server at {url} answered {path} with {error}.",
@@ -225,6 +231,10 @@ class Servers:
             # Unless whoever asked learns more, nobody saw whether it is back: the next question may look.
             if until is not None and self._down.get(url) == until:
                 self._down[url] = time.monotonic()
+
+    def _leave(self, url: str) -> None:
+        """Questions go elsewhere for a while."""
+        self._down[url] = time.monotonic() + _DOWN
 
     def _choose(self, key: int) -> str:
         """The server to ask now. Only one question at a time looks whether one is back."""
