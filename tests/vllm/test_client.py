@@ -293,6 +293,40 @@ def test_a_server_that_is_started_anew_is_waited_for() -> None:
         server.stop()
 
 
+class Clock:
+    """In place of the client's, moved on by what servers do."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def passing(self, seconds: float, fault: Fault) -> Fault:
+        def passed(handler: Any) -> bool:
+            self.now += seconds
+            return fault(handler)
+
+        return passed
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(client, "time", made)
+    return made
+
+
+def test_patience_begins_when_the_server_goes(server: Double, clock: Clock) -> None:
+    """In the middle of an answer that had taken longer already. Then it ends."""
+    server.faults += [clock.passing(100, status(503)), status(503)]
+    assert ask(server.url, attempts=1, patience=60)
+    assert len(server.asked) == 3
+    server.faults += [clock.passing(25, status(503))] * 9
+    with pytest.raises(UnreachableError, match=r"answered 503 .*\(4 tries\).*raise patience"):
+        ask(server.url, attempts=1, patience=60)
+
+
 def test_waiting_for_a_server_is_no_try_of_the_question(server: Double) -> None:
     server.faults += [*[status(503)] * 6, status(500), status(429)]
     assert ask(server.url, patience=60)

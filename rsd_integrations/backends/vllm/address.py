@@ -48,8 +48,8 @@ class Address:
         timeout: seconds an answer may take. What a replica does not answer by then is asked of another, once,
             so where there are replicas a question may take twice as long.
         attempts: how often in all a question is asked that a server could not take.
-        patience: seconds for which servers that cannot be reached are tried: one that restarts needs a
-            minute or more. While a pipeline is made, only ``attempts`` counts.
+        patience: seconds for which servers that cannot be reached are tried, from when that was found: one
+            that restarts needs a minute or more. While a pipeline is made, only ``attempts`` counts.
         ahead: of a draft: whether it writes on behind a step that waits for its reward; None: it does.
     """
 

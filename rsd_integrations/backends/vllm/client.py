@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
@@ -120,7 +121,7 @@ class Servers:
     async def _answer(self, path: str, body: Mapping[str, Any] | None, key: int) -> Any:
         """As ``ask``, with errors that may hold secrets."""
         tries, wrong, pause = 0, 0, _FIRST_PAUSE
-        end = time.monotonic() + self._address.patience
+        end = math.inf
         stale = late = False
         while True:
             url, tries = self._choose(key), tries + 1
@@ -141,12 +142,15 @@ class Servers:
                 late = True  # Once: a question that takes too long everywhere would go round and round.
                 self._warn(url, f"{self._too_late(path)}; trying another")
                 continue
+            now = time.monotonic()
             if gone:
                 self._leave(url)
+                # From the first such try on, however long the question had been at work or waited before.
+                end = min(end, now + self._address.patience)
             # A try that found no server there says nothing against the question.
             wrong += not gone
             spent = (tries if gone else wrong) >= self._address.attempts
-            if (spent and not (gone and time.monotonic() < end)) or (final and not self._another(url)):
+            if (spent and not (gone and now < end)) or (final and not self._another(url)):
                 raise UnreachableError(
                     f"the {self._address.role}'s server at {url} {failed} "
                     f"({tries} {'try' if tries == 1 else 'tries'}).",
