@@ -727,11 +727,21 @@ def test_answers_that_are_always_broken_off_are_an_error(server: Double) -> None
         ask(server.url)
 
 
-def test_a_replica_that_breaks_off_a_stream_is_left(server: Double, other: Double) -> None:
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [
+        (status(200, b"data: " + json.dumps(ABORTED).encode() + b"\n\n"), "broke off its answer to"),
+        (hang, "did not answer"),
+    ],
+    ids=["aborts", "hangs"],
+)
+def test_a_replica_that_breaks_off_a_stream_or_hangs_is_left(
+    server: Double, other: Double, fault: Fault, why: str
+) -> None:
     async def asked() -> None:
-        servers = Servers(Address.of("draft", [server.url, other.url], {}))
-        server.faults += [status(200, b"data: " + json.dumps(ABORTED).encode() + b"\n\n")]
-        with pytest.raises(UnreachableError, match="broke off its answer to /v1/completions"):
+        servers = Servers(Address.of("draft", [server.url, other.url], {"timeout": 1.0}))
+        server.faults += [fault]
+        with pytest.raises(UnreachableError, match=f"{why} /v1/completions"):
             [event async for event in servers.stream("/v1/completions", {}, key=0)]
         await servers.ask("/v1/models")
         await servers.aclose()

@@ -179,6 +179,8 @@ class Servers:
                         raise Away(f"broke off its answer to {path}")
                     yield event
         except (Away, Late, Unsendable) as error:
+            if isinstance(error, Late):
+                self._leave(url)  # Else the question that takes this one's place would hang there as well.
             failed = self._broken(url, path, error)
             # Whoever wanted it asks anew, and may never tell of this.
             self._warn(url, f"{failed}, as it was to write ahead of a step's score", once=True)
