@@ -78,7 +78,7 @@ def ask(*urls: str, keys: tuple[int, ...] = (0,), path: str = "/v1/models", **op
     return asyncio.run(asked())
 
 
-@pytest.mark.parametrize("code", [429, 500, 502, 503, 504])
+@pytest.mark.parametrize("code", [429, 500, 502, 503, 504, 507, 524, 530, 599])
 def test_what_passes_is_tried_again(server: Double, code: int) -> None:
     server.faults += [status(code), status(code, retry_after="0.01")]
     assert ask(server.url)[0]["data"][0]["id"] == server.names[0]
@@ -110,7 +110,7 @@ def test_each_further_try_is_logged(server: Double, caplog: pytest.LogCaptureFix
     assert line.endswith("; trying again")
 
 
-@pytest.mark.parametrize("code", [400, 401, 403, 404, 422])
+@pytest.mark.parametrize("code", [400, 401, 403, 404, 422, 501, 505])
 def test_what_is_refused_is_not(server: Double, code: int) -> None:
     server.faults += [status(code)]
     with pytest.raises(BackendError, match=rf"draft's server at {server.url} answered {code} .*as it is"):
@@ -156,15 +156,20 @@ def test_a_request_stays_with_its_replica(server: Double, other: Double) -> None
     assert [len(one.asked) for one in (server, other)] == [5, 2]
 
 
-def test_a_replica_that_says_503_is_left_alone_for_a_while(server: Double, other: Double) -> None:
-    server.faults += [status(503)]
+@pytest.mark.parametrize("code", [503, 521, 522, 523, 530])
+def test_a_replica_that_is_not_there_is_left_alone_for_a_while(
+    server: Double, other: Double, code: int
+) -> None:
+    """Whoever says so: 521 and above are Cloudflare's."""
+    server.faults += [status(code)]
     ask(server.url, other.url, keys=(0, 0, 0))
     assert [len(one.asked) for one in (server, other)] == [1, 3]
 
 
-def test_too_many_requests_are_no_reason_to_leave(server: Double, other: Double) -> None:
+@pytest.mark.parametrize("code", [429, 529])
+def test_too_many_requests_are_no_reason_to_leave(server: Double, other: Double, code: int) -> None:
     """Its cache is there, and the others have their own."""
-    server.faults += [status(429)]
+    server.faults += [status(code)]
     ask(server.url, other.url, keys=(0, 0))
     assert [len(one.asked) for one in (server, other)] == [3, 0]
 

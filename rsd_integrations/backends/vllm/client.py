@@ -28,11 +28,13 @@ from rsd_integrations.text.printable import printable
 
 _log = logging.getLogger(__name__)
 
-_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
-"""Statuses after which the same question, asked again, may be answered."""
+_AGAIN, _NEVER = frozenset({408, 425, 429}), frozenset({501, 505})
+"""Statuses below 500 after which the same question, asked again, may be answered; those above after which it
+will not be. The rest from 500 on pass, of which gateways have many of their own."""
 
-_GONE = frozenset({502, 503})
-"""Statuses of a server that is not there (yet), rather than of one that failed or is overloaded."""
+_GONE = frozenset({502, 503, 521, 522, 523, 530})
+"""Statuses of a server that is not there (yet), rather than of one that failed or is overloaded. From 521 on
+they are Cloudflare's."""
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 8.0
 """Seconds before the second try, doubled for each further one."""
@@ -220,7 +222,7 @@ class Servers:
                 raise _Busy(f"broke off its answer to {path}", "finish_reason 'abort'", 503, 0.0)
             return made
         told, said = f"answered {answer.status} to {path}", _told(answer)
-        if answer.status in _AGAIN:
+        if answer.status in _AGAIN or (answer.status >= 500 and answer.status not in _NEVER):
             raise _Busy(told, said, answer.status, _seconds(answer.headers.get("retry-after")))
         raise self._refused(url, path, f"{told}: {said}", answer.status)
 
