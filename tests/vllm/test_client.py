@@ -270,21 +270,35 @@ def test_whoever_waits_to_ask_again_holds_nobody_up(server: Double, monkeypatch:
     asyncio.run(asked())
 
 
-def test_servers_say_how_long_to_wait(server: Double, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The client's, which take no time."""
     monkeypatch.setattr(client, "_LONGEST_PAUSE", 9.0)
-    pauses: list[float] = []
+    made: list[float] = []
 
     async def sleep(seconds: float) -> None:
-        pauses.append(seconds)
+        made.append(seconds)
 
     monkeypatch.setattr(client.asyncio, "sleep", sleep)
+    return made
+
+
+def test_servers_say_how_long_to_wait(server: Double, pauses: list[float]) -> None:
     server.faults += [
         status(429, retry_after="3"),
+        status(429, retry_after="45"),
         status(429, retry_after="100"),
         status(429, retry_after="?"),
     ]
-    ask(server.url, attempts=4)
-    assert pauses == [3.0, 9.0, 0.04]
+    ask(server.url, attempts=5)
+    assert pauses == [3.0, 45.0, 60.0, 0.08]
+
+
+def test_a_server_that_is_gone_is_looked_for_before_it_says(server: Double, pauses: list[float]) -> None:
+    """Else its patience would be over with one such pause."""
+    server.faults += [status(503, retry_after="3"), status(503, retry_after="45")]
+    ask(server.url)
+    assert pauses == [3.0, 9.0]
 
 
 def test_a_server_that_is_started_anew_is_waited_for() -> None:

@@ -39,6 +39,9 @@ they are Cloudflare's."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 8.0
 """Seconds before the second try, doubled for each further one."""
 
+_LONGEST_RETRY = 60.0
+"""Seconds to wait at most if a server says how long."""
+
 _DOWN = 10.0
 """Seconds for which a server that could not be reached is asked only if no other is left."""
 
@@ -160,7 +163,9 @@ class Servers:
                 )
             self._warn(url, f"{told}; trying again")
             if not (gone and self._another(url)):
-                await asyncio.sleep(max(pause, min(retry, _LONGEST_PAUSE)))
+                # One that is gone is looked for meanwhile: it has patience, not a number of tries.
+                most = _LONGEST_PAUSE if gone else _LONGEST_RETRY
+                await asyncio.sleep(max(pause, min(retry, most)))
                 pause = min(2 * pause, _LONGEST_PAUSE)
 
     async def stream(self, path: str, body: Mapping[str, Any], *, key: int) -> AsyncGenerator[Any, None]:
