@@ -739,6 +739,28 @@ def test_an_answer_that_is_broken_off_is_asked_of_another_replica(
     assert [record.getMessage() for record in caplog.records] == [told]
 
 
+def cut(handler: Any) -> bool:
+    """An answer that ends with its connection, and is not all there."""
+    handler.wfile.write(b'HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{"data": [{"id": "x')
+    handler.close_connection = True
+    return True
+
+
+def test_an_answer_that_ends_with_its_connection_too_early_is_asked_again(
+    server: Double, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Some proxies say nowhere how long it is to be."""
+    server.faults += [cut]
+    assert ask(server.url) == [server.card()]
+    told = f"the draft's server at {server.url} broke off its answer to /v1/models; trying again"
+    assert [record.getMessage() for record in caplog.records] == [told]
+    server.faults += [cut] * 9
+    with pytest.raises(
+        UnreachableError, match=r"broke off its answer to /v1/models: no JSON but .*\(3 tries\)"
+    ):
+        ask(server.url)
+
+
 def test_answers_that_are_always_broken_off_are_an_error(server: Double) -> None:
     server.faults += [status(200, ABORTED)] * 9
     told = r"broke off its answer to /v1/models: finish_reason 'abort' \(3 tries\)\..*only starting"

@@ -222,7 +222,7 @@ class Servers:
         if answer.status not in _GONE:
             self._down.pop(url, None)
         if answer.is_success:
-            made = _json(answer, url + path)
+            made = _json(answer, url, path)
             if _is_aborted(made):
                 raise _Busy(f"broke off its answer to {path}", "finish_reason 'abort'", 503, 0.0)
             return made
@@ -318,12 +318,15 @@ class Servers:
         await self._http.aclose()
 
 
-def _json(answer: Answer, url: str) -> Any:
+def _json(answer: Answer, url: str, path: str) -> Any:
     try:
         return answer.json()
     except ValueError as error:
+        said = f"no JSON but {answer.text[:80]!r}"
+        if not answer.is_whole:
+            raise _Busy(f"broke off its answer to {path}", said, 503, 0.0) from error
         raise BackendError(
-            f"{url} answered with no JSON but {answer.text[:80]!r}.", hint="Check that it is a vLLM server."
+            f"{url}{path} answered with {said}.", hint="Check that it is a vLLM server."
         ) from error
 
 

@@ -96,6 +96,11 @@ class Answer:
         return 200 <= self.status < 300
 
     @property
+    def is_whole(self) -> bool:
+        """Whether it said where it ends; else it may have been cut off where its connection ended."""
+        return "Content-Length" in self.headers or "Transfer-Encoding" in self.headers
+
+    @property
     def text(self) -> str:
         """The body, whatever it is."""
         return self.body.decode(errors="replace")
