@@ -472,6 +472,43 @@ def test_what_takes_too_long_twice_is_asked_of_no_third(server: Double, other: D
         assert [len(one.asked) for one in (server, other, third)] == [1, 1, 0]
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_keeps_no_question_at_work(server: Double) -> None:
+    """A server sees that one was cancelled though the child lives, and the parent gets its other answers."""
+    go_on = threading.Event()
+
+    async def asked() -> None:
+        servers = Servers(Address.of("draft", server.url, {"timeout": 60}))
+        server.faults += [lambda handler: not go_on.wait(60)]
+        kept = asyncio.ensure_future(servers.ask("/v1/models"))
+        while len(server.asked) < 1:
+            await asyncio.sleep(0.001)
+        server.faults += [hang]
+        cancelled = asyncio.ensure_future(servers.ask("/v1/models"))
+        while len(server.asked) < 2:
+            await asyncio.sleep(0.001)
+        held, end = os.pipe()
+        child = os.fork()
+        if not child:
+            os.close(end)
+            os.read(held, 1)  # Until the parent closes its end.
+            os._exit(0)
+        try:
+            cancelled.cancel()
+            assert await asyncio.to_thread(server.left.wait, 10)
+            go_on.set()
+            assert await kept == server.card()
+        finally:
+            go_on.set()
+            os.close(end)
+            os.close(held)
+            os.waitpid(child, 0)
+            await servers.aclose()
+
+    asyncio.run(asked())
+
+
 def test_a_question_that_cannot_be_sent_tells_no_secrets(server: Double) -> None:
     address = Address.of("draft", server.url, {"attempts": 2})
     object.__setattr__(address, "headers", {"x": "secret\n1"})  # Past what is checked.

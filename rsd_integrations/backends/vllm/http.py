@@ -10,6 +10,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import os
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
@@ -17,8 +18,10 @@ from os.path import commonprefix
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
+from weakref import WeakSet
 
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
 from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
@@ -241,7 +244,7 @@ class Http:
         """The connections, made where they are used first: they belong to that event loop."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE),
+                connector=_Connector(limit=0, keepalive_timeout=_IDLE),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers=self._headers,
                 read_bufsize=_LONGEST_EVENT,
@@ -253,6 +256,37 @@ class Http:
         """Close the connections."""
         if self._session is not None:
             await self._session.close()
+
+
+_connected = WeakSet[ResponseHandler]()
+"""What reads and writes each connection of this process."""
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Tells what it connects."""
+
+    async def connect(self, *args: Any, **options: Any) -> aiohttp.connector.Connection:
+        connection = await super().connect(*args, **options)
+        if connection.protocol is not None:
+            _connected.add(connection.protocol)
+        return connection
+
+
+def _let_go() -> None:
+    """In a forked child: give up its share of the parent's connections, without sending anything. While it
+    has one, a server does not notice that a question was cancelled.
+    """
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for one in list(_connected):
+        socket = None if one.transport is None else one.transport.get_extra_info("socket")
+        if socket is not None and socket.fileno() >= 0:
+            # Not closed: whoever has this one may close it again, when its number is another file's.
+            os.dup2(nothing, socket.fileno(), inheritable=False)
+    os.close(nothing)
+
+
+if hasattr(os, "register_at_fork"):  # Not on Windows.
+    os.register_at_fork(after_in_child=_let_go)
 
 
 @dataclass(frozen=True)
