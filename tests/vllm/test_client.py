@@ -346,6 +346,18 @@ def test_patience_begins_when_the_server_goes(server: Double, clock: Clock) -> N
         ask(server.url, attempts=1, patience=60)
 
 
+def test_an_outage_is_logged_now_and_then(
+    server: Double, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else every try of hundreds of questions would have its line."""
+    away = status(503)
+    server.faults += [*[away] * 4, clock.passing(60, away), away, status(429)]
+    assert ask(server.url, patience=600)
+    told = f"the draft's server at {server.url} answered {{}} to /v1/models; trying again".format
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines == [told(503), told(503) + " (3 more since this was logged last)", told(429)]
+
+
 def test_waiting_for_a_server_is_no_try_of_the_question(server: Double) -> None:
     server.faults += [*[status(503)] * 6, status(500), status(429)]
     assert ask(server.url, patience=60)

@@ -45,6 +45,9 @@ _LONGEST_RETRY = 60.0
 _DOWN = 10.0
 """Seconds for which a server that could not be reached is asked only if no other is left."""
 
+_QUIET = 10.0
+"""Seconds for which a warning is not logged again: an outage is one of all questions."""
+
 _CONNECT, _CONNECT_IF_OTHERS = 10.0, 3.0
 """Seconds to connect: without other replicas, and with."""
 
@@ -72,7 +75,10 @@ class Servers:
 
     def __init__(self, address: Address) -> None:
         self._address = address
-        self._warned: set[str] = set()
+        self._quiet: dict[str, float] = {}
+        """Until when each warning is not logged again."""
+        self._untold = Counter[str]()
+        """How often each was not."""
         self._down: dict[str, float] = {}
         self._busy = Counter[str]()
         """Questions that each server is at."""
@@ -195,11 +201,15 @@ class Servers:
             raise UnreachableError(told, hint="Check that it runs and what it logs.") from error
 
     def _warn(self, url: str, what: str, *, once: bool = False) -> None:
+        """Log it, unless the same was logged just before (``once``: ever), of a question beside this one."""
         told = self._http.without_secrets(f"the {self._address.role}'s server at {url} {what}")
-        if not once or told not in self._warned:
-            _log.warning("%s", told)
-        if once:
-            self._warned.add(told)
+        now = time.monotonic()
+        if now < self._quiet.get(told, 0.0):
+            self._untold[told] += 1
+            return
+        self._quiet[told] = math.inf if once else now + _QUIET
+        more = self._untold.pop(told, 0)
+        _log.warning("%s%s", told, f" ({more} more since this was logged last)" if more else "")
 
     async def _asked(self, url: str, path: str, body: Mapping[str, Any] | None) -> Any:
         """One try, with one of the slots."""
