@@ -72,8 +72,8 @@ TWINS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"output": calls(tool("f", "a", strict=True), choice="auto")},
     ),
     "how many calls": (
-        {"output": calls(tool("f", "a"), parallel_tool_calls=True)},
-        {"output": calls(tool("f", "a"), parallel_tool_calls=False)},
+        {"output": calls(tool("f", "a"), parallel_tool_calls=True), "max_tokens": 60},
+        {"output": calls(tool("f", "a"), parallel_tool_calls=False), "max_tokens": 60},
     ),
     "white space": ({"prompt": "count"}, {"prompt": "count "}),
     "roles": (

@@ -22,7 +22,7 @@ SETTING = Setting(
     prompts=["What is it? " * 4, "And then? " * 4],
     acceptances=(0.5,),
     batches=(1, 2),
-    steps=2,
+    steps=3,
     step_tokens=4,
     repeats=1,
     growth={8: "And now?", 40: "And then? " * 4},
@@ -37,19 +37,19 @@ def trio() -> Any:
 
 
 def test_every_contender_writes_what_it_must(trio: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rsd_integrations.bench.speed.GROWTH_STEPS", (2, 3))
+    monkeypatch.setattr("rsd_integrations.bench.speed.GROWTH_STEPS", (6, 7))
     said: list[str] = []
     speeds = SpeedBench(*trio, SETTING).measure(1e9, said.append)
     names = [(timing.name, timing.batch) for timing in speeds.timings]
     both = ["generate", "target only", "RSD 0.5", "RSD 0.5, no guesses", "RSD 0.5, sampled"]
     alone = ["assisted generate", "reference's way 0.8"]
     assert sorted(names) == sorted([*product(both, (1, 2)), *product(alone, (1,))])
-    assert {timing.tokens for timing in speeds.timings} == {2 * 8}
+    assert {timing.tokens for timing in speeds.timings} == {2 * 12}
     for timing in speeds.timings:
         assert timing.against_generate is not None
         assert timing.seconds.fastest <= timing.seconds.median <= timing.seconds.slowest
     followed = [(growth.prompt_tokens, growth.steps) for growth in speeds.growth]
-    assert followed == [(8, 2), (8, 3), (40, 2), (40, 3)]
+    assert followed == [(8, 6), (8, 7), (40, 6), (40, 7)]
     assert [limit.role for limit in speeds.limits] == ["draft", "target", "prm"]
     assert speeds.breakdown.wall > 0
     assert speeds.left_out == {}
