@@ -27,7 +27,15 @@ from rsd_integrations.adapters.checks import (
 )
 from rsd_integrations.adapters.secrets import hidden, without_secrets
 from rsd_integrations.adapters.sources import PipelineSource, find_source
-from rsd_integrations.adapters.specs import LIVE, POCKET, Spec, check_pickles, is_portable, label
+from rsd_integrations.adapters.specs import (
+    LIVE,
+    POCKET,
+    Spec,
+    check_function_pickles,
+    check_pickles,
+    is_portable,
+    label,
+)
 from rsd_integrations.closing import Closing
 from rsd_integrations.config import RSDConfig, RSDFields
 from rsd_integrations.errors import ConfigError
@@ -53,7 +61,7 @@ OPTIONS = ("draft_kwargs", "target_kwargs", "prm_kwargs")
 LOADING = tuple(LoadOptions.__annotations__)
 """Further arguments of ``RSDPipeline.from_pretrained``."""
 
-_LIMITS = ("max_batch_size", "max_length")
+LIMITS = ("max_batch_size", "max_length")
 """Those of ``LOADING`` that apply to servers, too."""
 
 
@@ -269,7 +277,7 @@ class RSDSettings(RSDFields, Closing):
 
     def _served_spec(self, spec: dict[str, Any]) -> dict[str, Any]:
         """A spec for servers: limits only if they were set, for servers have their own; and the API key."""
-        spec |= {name: getattr(self, name) for name in _LIMITS if name in self.model_fields_set}
+        spec |= {name: getattr(self, name) for name in LIMITS if name in self.model_fields_set}
         if self.api_key is not None:
             served = [role for role in ROLES if not is_object(role, getattr(self, role))]
             keys = {f"{role}_kwargs": {"api_key": self.api_key} for role in served}
@@ -288,6 +296,7 @@ class RSDSettings(RSDFields, Closing):
 
     def __getstate__(self) -> dict[Any, Any]:
         check_pickles(self._spec(), type(self).__name__)
+        check_function_pickles("weighting", self.weighting, type(self).__name__)
         state: dict[Any, Any] = super().__getstate__()
         # Without what LangChain caches beside the fields: with it a first call would change the pickle.
         kept = {
@@ -366,7 +375,7 @@ def _check_loading(settings: RSDSettings) -> None:
 
 def unset_limits(settings: RSDSettings) -> list[str]:
     """Limits that were not set: servers have their own, so these must not be saved as if they had been."""
-    return [name for name in _LIMITS if name not in settings.model_fields_set]
+    return [name for name in LIMITS if name not in settings.model_fields_set]
 
 
 def _check_room(settings: RSDSettings) -> None:

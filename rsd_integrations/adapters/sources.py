@@ -25,6 +25,7 @@ from rsd_integrations.adapters.specs import (
     signature,
 )
 from rsd_integrations.adapters.windows import known_window
+from rsd_integrations.engine.streams import running_loop
 from rsd_integrations.errors import ConfigError
 from rsd_integrations.opening import check_tools, open_models
 from rsd_integrations.output import Output
@@ -84,12 +85,16 @@ class PipelineSource:
     async def aget(self) -> RSDPipeline:
         """The same without blocking the loop. However many wait, one thread loads. It ends with the load,
         because torch keeps helper threads for each. Loading goes on if whoever asked first is cancelled.
+
+        Raises:
+            StreamError: no event loop of asyncio is running here.
         """
         while self._pipeline is None:
+            loop = running_loop()
             load, mine = self._join()
             if mine:
                 self._begin_apart()
-            await asyncio.wrap_future(load)
+            await asyncio.wrap_future(load, loop=loop)
         return self._pipeline
 
     def _join(self) -> tuple[Told[None], bool]:

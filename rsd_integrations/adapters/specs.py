@@ -51,11 +51,28 @@ def check_pickles(spec: Spec, what: str) -> None:
             hint="Name the models by hub id or folder, or use the pocket trio.",
         )
     if code:
-        raise ConfigError(
-            f"{what} with {code[0]}={held[code[0]]!r} cannot be pickled.",
-            hint="Define it in a module by a name of its own. A format may be passed by the name that "
-            "register_prm_format knows it by, there too.",
-        )
+        more = " A format may be passed by the name that register_prm_format knows it by, there too."
+        raise _unknown_elsewhere(what, code[0], held[code[0]], more if code[0] == "prm_format" else "")
+
+
+def check_function_pickles(name: str, value: Any, what: str) -> None:
+    """Refuse a function of a setting that another process could not find.
+
+    Raises:
+        ConfigError: it cannot be pickled.
+    """
+    if callable(value):
+        try:
+            pickle.dumps(value)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise _unknown_elsewhere(what, name, value) from error
+
+
+def _unknown_elsewhere(what: str, name: str, value: Any, more: str = "") -> ConfigError:
+    return ConfigError(
+        f"{what} with {name}={value!r} cannot be pickled.",
+        hint=f"Define it in a module by a name of its own.{more}",
+    )
 
 
 def is_live(spec: Spec) -> bool:

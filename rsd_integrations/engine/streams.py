@@ -163,11 +163,11 @@ class AsyncEventStream(_Stream, AsyncIterator[StepEvent]):
     """The same as ``EventStream``, for asyncio. Events arrive on the loop in which it was made.
 
     Raises:
-        StreamError: no event loop is running here.
+        StreamError: no event loop of asyncio is running here.
     """
 
     def __init__(self, submit: Submit, owner: object = None) -> None:
-        self._loop = loop = _running_loop()
+        self._loop = loop = running_loop()
         items: asyncio.Queue[StepEvent | None] = asyncio.Queue()
         self._items = items
 
@@ -225,11 +225,17 @@ class AsyncEventStream(_Stream, AsyncIterator[StepEvent]):
         return self._result()
 
 
-def _running_loop() -> asyncio.AbstractEventLoop:
+def running_loop() -> asyncio.AbstractEventLoop:
+    """Asyncio's loop that runs here.
+
+    Raises:
+        StreamError: none does; those of other libraries (trio) are none of asyncio.
+    """
     try:
         return asyncio.get_running_loop()
     except RuntimeError as error:
         raise StreamError(
-            "no event loop is running here, and an async stream needs one.",
-            hint="Call astream inside of a coroutine, or use stream().",
+            "no event loop of asyncio is running here.",
+            hint="Call this inside of a coroutine that asyncio runs; elsewhere, as under trio, call the sync "
+            "method (stream, invoke, ...), in a thread.",
         ) from error

@@ -32,7 +32,7 @@ from pydantic import (
 from rsd_integrations.adapters.calls import TOOLS, CallSettings, call_settings
 from rsd_integrations.adapters.identity import identifying_params
 from rsd_integrations.adapters.running import aevents, events
-from rsd_integrations.adapters.settings import LOADING, unset_limits
+from rsd_integrations.adapters.settings import LIMITS, LOADING, unset_limits
 from rsd_integrations.adapters.sources import live_name
 from rsd_integrations.adapters.specs import POCKET, plain
 from rsd_integrations.documented import documented
@@ -281,6 +281,12 @@ class RSDLLM(StructuredPrediction, AskedByEngines, ToolCalling, CustomLLM):
         return formatted_prompt
 
     # Saving and restoring.
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # LlamaIndex makes the object anew from all fields: limits that nobody set would count as set.
+        unset = set(LIMITS) - state["__pydantic_fields_set__"]
+        fields = {name: value for name, value in state["__dict__"].items() if name not in unset}
+        super().__setstate__({**state, "__dict__": fields})
 
     @model_validator(mode="before")
     @classmethod

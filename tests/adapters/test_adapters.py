@@ -36,9 +36,13 @@ from rsd_integrations.output import Output
 from rsd_integrations.pocket import EXAMPLE_QUESTIONS
 from rsd_integrations.prm.trl import TRLFormat
 from rsd_integrations.testing import scripted_pipeline
-from rsd_integrations.types import Step
+from rsd_integrations.types import ROLES, Step
 
 SPEC = {"draft": "d", "target": Path("t"), "prm": "p", "draft_kwargs": {"dtype": "float32", "x": [1, 2]}}
+
+
+def squared(reward: float) -> float:
+    return reward**2
 
 
 def step(**fields: Any) -> Step:
@@ -506,3 +510,25 @@ def test_what_is_cut_off_tells_how_it_ends(text: str, end: str) -> None:
     assert f"{end} the lengths in the schema, or raise max_tokens" in str(cut_off(text, "length"))
     told = end.removeprefix("steps").removesuffix("Bound")
     assert told in str(no_document(text)) and told in str(no_whole_call(text))
+
+
+@pytest.mark.parametrize("cls", [ChatRSD, RSDLLM])
+def test_a_pickle_over_servers_has_the_limits_that_were_set(cls: Any) -> None:
+    urls = dict.fromkeys(ROLES, "http://127.0.0.1:9")
+    for model in (cls(**urls), cls(**urls, max_length=4096)):
+        again = model
+        for _ in range(2):
+            again = pickle.loads(pickle.dumps(again))
+            assert again.source is model.source
+        assert again.max_length == model.max_length
+
+
+@pytest.mark.parametrize("cls", [ChatRSD, RSDLLM])
+def test_a_weighting_without_a_name_is_not_lost(cls: Any) -> None:
+    """LlamaIndex would leave it out of the pickle, and the copy would accept other steps."""
+    assert pickle.loads(pickle.dumps(cls.pocket(weighting=squared))).weighting is squared
+    local = cls.pocket(weighting=lambda reward: reward)
+    with pytest.raises(
+        ConfigError, match=r"with weighting=<function .*lambda.* cannot be pickled\..*name of its own\.$"
+    ):
+        pickle.dumps(local)

@@ -22,7 +22,7 @@ from rsd_integrations.adapters.settings import LOADING, OPTIONS, RSDSettings
 from rsd_integrations.adapters.sources import PipelineSource
 from rsd_integrations.backends.torch.loading import load_backend
 from rsd_integrations.backends.vllm.loading import load_remote
-from rsd_integrations.errors import EngineClosedError, ModelError
+from rsd_integrations.errors import EngineClosedError, ModelError, StreamError
 from rsd_integrations.langchain import ChatRSD
 from rsd_integrations.testing import ScriptedWriter, scripted_pipeline
 from rsd_integrations.waiting import wait_for_result
@@ -86,6 +86,13 @@ def source() -> PipelineSource:
 
 def settled(source: PipelineSource) -> bool:
     return source._loading is None
+
+
+def test_without_asyncio_nothing_is_loaded(load: Load, source: PipelineSource) -> None:
+    """As under trio, which would never get it."""
+    with pytest.raises(StreamError, match=r"no event loop of asyncio .*in a thread\."):
+        source.aget().send(None)
+    assert settled(source) and not load.threads
 
 
 async def test_any_number_of_tasks_wait_in_one_thread(load: Load, source: PipelineSource) -> None:

@@ -110,7 +110,9 @@ def test_a_stream_of_another_loop_is_refused() -> None:
 
 def test_without_a_loop_an_async_stream_says_what_to_do() -> None:
     with scripted_pipeline(STEPS) as pipe:
-        with pytest.raises(StreamError, match=r"no event loop is running.*coroutine, or use stream\(\)"):
+        with pytest.raises(
+            StreamError, match=r"no event loop of asyncio is running here\. Call this inside .*trio"
+        ):
             pipe.astream("x")
         assert pipe.backend.draft.batches == []  # type: ignore[attr-defined]
 
