@@ -83,10 +83,11 @@ def together(pipe: RSDPipeline, count: int = 8, **fields: Any) -> list[Generatio
 def test_the_same_answers_and_fewer_forwards_of_the_prm(
     pipe: RSDPipeline, temperature: float, recalled: list[int]
 ) -> None:
-    alone = [ask(pipe, seed, temperature=temperature) for seed in range(8)]
+    fields = {"temperature": temperature, "max_tokens": 60}
+    alone = [ask(pipe, seed, **fields) for seed in range(8)]
     assert not recalled, "nobody waits for himself"
     forwards = count_forwards(pipe.backend.prm)
-    found = together(pipe, temperature=temperature)
+    found = together(pipe, **fields)
     for one, other in zip(found, alone, strict=True):
         check_equal(one, other)
     assert sum(recalled) > 8
@@ -121,7 +122,7 @@ def test_short_steps_long_waits_limits_and_stop_strings(
 
 @pairs("same tokenizer", "sliding window", "kinds of layers", of="pipe")
 def test_steps_that_a_limit_cuts_are_written_on_behind_too(pipe: RSDPipeline, recalled: list[int]) -> None:
-    fields: dict[str, Any] = {"step_delimiter": "\0", "max_step_tokens": 5}
+    fields: dict[str, Any] = {"step_delimiter": "\0", "max_step_tokens": 5, "max_tokens": 60}
     alone = [ask(pipe, seed, **fields) for seed in range(8)]
     for one, other in zip(together(pipe, **fields), alone, strict=True):
         check_equal(one, other)
