@@ -61,11 +61,8 @@ def check_function_pickles(name: str, value: Any, what: str) -> None:
     Raises:
         ConfigError: it cannot be pickled.
     """
-    if callable(value):
-        try:
-            pickle.dumps(value)
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
-            raise _unknown_elsewhere(what, name, value) from error
+    if callable(value) and not _pickles(value):
+        raise _unknown_elsewhere(what, name, value)
 
 
 def _unknown_elsewhere(what: str, name: str, value: Any, more: str = "") -> ConfigError:
@@ -83,11 +80,13 @@ def is_live(spec: Spec) -> bool:
 
 def _has_name(value: Any) -> bool:
     """Whether it is a class or function that its module has under its name, or settings around one."""
-    if not isinstance(value, _CODE):
-        return False
+    return isinstance(value, _CODE) and _pickles(value)
+
+
+def _pickles(value: Any) -> bool:
     try:
         pickle.dumps(value)
-    except (pickle.PicklingError, AttributeError):
+    except (pickle.PicklingError, AttributeError, TypeError):
         return False
     return True
 

@@ -118,6 +118,15 @@ def test_a_model_with_attention_of_its_own_has_its_keys_gathered(monkeypatch: py
         assert close(model, output, list(feed.tokens))
 
 
+def test_what_a_loaded_model_is_compared_with_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large model's forward takes seconds on a CPU."""
+    runner, seen = runner_of(causal("Qwen2", 3)), []
+    plain = runner.plain
+    monkeypatch.setattr(runner, "plain", lambda tokens: seen.append(tokens) or plain(tokens))
+    check_slots(runner, "a model")
+    assert len(seen) == len(set(seen)) > 0
+
+
 def test_a_config_is_as_it_was_after_a_failure() -> None:
     config = causal("Qwen2", 3).config
     names: list[str] = []

@@ -76,9 +76,8 @@ def together(pipe: RSDPipeline, count: int = 8, **fields: Any) -> list[Generatio
         return [stream.result() for stream in streams]
 
 
-@pairs(
-    "same tokenizer", "sliding window", "kinds of layers", of="pipe"
-)  # Waiting for scores has nothing to do with layers.
+# Waiting for scores has nothing to do with layers.
+@pairs("same tokenizer", "sliding window", "kinds of layers", of="pipe")
 @pytest.mark.parametrize("temperature", [pytest.param(0.0, marks=pytest.mark.slow), 0.8])
 def test_the_same_answers_and_fewer_forwards_of_the_prm(
     pipe: RSDPipeline, temperature: float, recalled: list[int]
@@ -95,9 +94,8 @@ def test_the_same_answers_and_fewer_forwards_of_the_prm(
     assert forwards[0] < 0.9 * scored
 
 
-@pairs(
-    "other tokenizer", "sliding window", "kinds of layers", of="pipe"
-)  # What ends a step has nothing to do with layers.
+# What ends a step has nothing to do with layers.
+@pairs("other tokenizer", "sliding window", "kinds of layers", of="pipe")
 @pytest.mark.parametrize("temperature", [pytest.param(0.0, marks=pytest.mark.slow), 1.2])
 @pytest.mark.parametrize("count", [3, pytest.param(5, marks=pytest.mark.slow)])
 def test_short_steps_long_waits_limits_and_stop_strings(

@@ -124,9 +124,8 @@ def test_the_same_answer_with_and_without(pipe: RSDPipeline, temperature: float,
     assert False in [step.accepted for step in one.steps]
 
 
-@pairs(
-    "same tokenizer", "sliding window", "kinds of layers", of="pipe"
-)  # What ends a step has nothing to do with layers.
+# What ends a step has nothing to do with layers.
+@pairs("same tokenizer", "sliding window", "kinds of layers", of="pipe")
 def test_with_stop_strings_limits_and_filters(pipe: RSDPipeline) -> None:
     fields = {**FIELDS, "seed": 5}
     text = pipe.generate(PROMPT, **fields, speculation=False).text
