@@ -71,7 +71,7 @@ def as_tool(given: Any, strict: bool | None) -> dict[str, Any]:
 
 def is_pydantic(schema: Any) -> bool:
     """Whether it is a Pydantic model."""
-    return isinstance(schema, type) and is_basemodel_subclass(schema)
+    return is_basemodel_subclass(schema)
 
 
 def _converted(given: Any) -> dict[str, Any]:

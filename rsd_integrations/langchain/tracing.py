@@ -103,7 +103,6 @@ def announced(
         run_id=run_id,
         handlers=manager.handlers,
         inheritable_handlers=manager.inheritable_handlers,
-        parent_run_id=manager.parent_run_id,
         tags=manager.tags,
         inheritable_tags=manager.inheritable_tags,
         metadata=manager.metadata,

@@ -193,7 +193,7 @@ def _old_call(call: Any) -> tuple[str | None, str, Any]:
     """Id, name and arguments in OpenAI's words or Anthropic's."""
     plain = call.model_dump() if hasattr(call, "model_dump") else call
     function = plain.get("function") or plain if isinstance(plain, dict) else None
-    if not isinstance(plain, dict) or not isinstance(function, dict):
+    if not isinstance(function, dict):
         raise PromptError(
             f"a message has a call of unknown form: {call!r:.200}.", hint="Write it as OpenAI's API has it."
         )

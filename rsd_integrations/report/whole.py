@@ -23,7 +23,7 @@ def print_whole(table: Table, console: Console, title: str = "") -> None:
     if title:
         console.print(Text(title))
     needed = Measurement.get(console, console.options.update(max_width=_ANY), table).maximum
-    options = console.options.update(max_width=_ANY, width=min(needed, _ANY))
+    options = console.options.update(max_width=_ANY, width=needed)
     console.print(Segments(console.render(table, options)), crop=False, soft_wrap=True, end="")
 
 
