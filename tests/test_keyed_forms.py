@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from rsd_integrations.errors import ConfigError
+from rsd_integrations.text.arguments import with_root_defined
 from rsd_integrations.types import ToolCall
 from tests.keyed_templates import GEMMA, SPECIAL
 from tests.test_keyed_calls import FORMS, TOKENIZERS, answer, opened, read, takes, tool
@@ -105,6 +106,10 @@ def test_references_point_into_the_whole_schema(name: str) -> None:
     assert fits(name, offered, good)
     for bad in ({**good, "y": [2]}, {**good, "z": "no"}, {**good, "a": {}}):
         assert not fits(name, offered, bad)
+    looks_like_one = {"type": "string", "pattern": "#/a"}
+    assert with_root_defined(looks_like_one) is looks_like_one
+    within = with_root_defined({"anyOf": [{"$ref": "#"}, {"type": "null"}]})
+    assert within["anyOf"][0] == {"$ref": "#/$defs/root"}
 
 
 @pytest.mark.parametrize("name", ["Qwen3-Coder", GEMMA])

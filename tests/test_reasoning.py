@@ -161,6 +161,13 @@ def test_splitting_does_not_depend_on_the_chunks(parts: list[str], data: st.Data
     assert split([text[a:b] for a, b in pairwise(edges)]) == split([text])
 
 
+def test_behind_marks_the_text_keeps_its_spaces() -> None:
+    text = "<think>Hm.</think><a>4</a>  or so, yes"
+    for chunks in ([text], [*text]):
+        splitter = ReasoningSplitter(ReasoningTags(answer="<a>", end="</a>"))
+        assert "".join(splitter.push(chunk)[0] for chunk in chunks) == "4or so, yes"
+
+
 def _thinking_tokenizer(*, special: bool = False, **attributes: object) -> object:
     import copy
 

@@ -75,6 +75,8 @@ def test_the_same_models_are_one_source() -> None:
     assert find_source(SPEC | {"dtype": "float16"}) is half
     assert find_source(SPEC | {"target": "t"}) is source
     assert find_source({**SPEC, "draft_kwargs": {"dtype": torch.float32, "x": [1, 2]}}) is source
+    listed = find_source({**SPEC, "draft_kwargs": {"files": [Path("a"), (Path("b"),)]}})
+    assert find_source({**SPEC, "draft_kwargs": {"files": ["a", ("b",)]}}) is listed
 
 
 def test_loaded_models_are_one_source_by_identity() -> None:

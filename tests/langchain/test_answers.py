@@ -174,8 +174,9 @@ def test_model_names_what_traces_show(llm: Any) -> None:
         "ls_max_tokens": 3,
         "ls_stop": ["x"],
     }
-    warm = llm.model_copy(update={"temperature": 0.7})
+    warm = llm.model_copy(update={"temperature": 0.7, "stop": ("y",)})
     assert warm._get_ls_params(temperature=None)["ls_temperature"] == 0.7, "as the call reads it"
+    assert (warm._get_ls_params()["ls_stop"], warm._get_ls_params(stop=["x"])["ls_stop"]) == (["y"], ["x"])
 
 
 def test_a_lone_stop_string_is_one_everywhere(llm: Any) -> None:

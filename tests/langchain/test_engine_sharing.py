@@ -16,7 +16,7 @@ import pytest
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import HumanMessage
 
-from rsd_integrations.errors import BackendError, EngineClosedError, PromptError, TimedOutError
+from rsd_integrations.errors import BackendError, ConfigError, EngineClosedError, PromptError, TimedOutError
 from rsd_integrations.langchain import ChatRSD
 from rsd_integrations.langchain import errors as langchain_errors
 from rsd_integrations.pipeline import RSDPipeline
@@ -151,6 +151,29 @@ async def until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert asyncio.get_running_loop().time() < deadline, "it never came true"
         await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("inputs", [[QUESTION], [QUESTION, QUESTION]])
+async def test_every_way_of_asking_takes_what_others_take(llm: Any, inputs: list[Any]) -> None:
+    given: dict[str, Any] = {"stop": ["TWO"], "return_exceptions": True}
+    wrong = {**given, "max_tokens": 0}
+    for options, expected in ((given, "one\n\n"), (wrong, "refused")):
+        found = [
+            llm.batch(inputs, **options),
+            [answer for _, answer in llm.batch_as_completed(inputs, **options)],
+            await llm.abatch(inputs, **options),
+            [answer async for _, answer in llm.abatch_as_completed(inputs, **options)],
+        ]
+        for answers in found:
+            shown = ["refused" if isinstance(one, ConfigError) else one.text for one in answers]
+            assert shown == [expected] * len(inputs)
+    chats = [[HumanMessage(one)] for one in inputs]
+    limits: Any = ({"stop": ["TWO"]}, "one\n\n"), ({"max_tokens": 2}, "on")
+    for limit, expected in limits:
+        for result in (llm.generate(chats, **limit), await llm.agenerate(chats, **limit)):
+            assert [one.text for (one,) in result.generations] == [expected] * len(inputs)
+        streamed = [chunk.text async for chunk in llm.astream(QUESTION, **limit)]
+        assert "".join(streamed) == "".join(chunk.text for chunk in llm.stream(QUESTION, **limit)) == expected
 
 
 @pytest.mark.parametrize("how", ["abatch", "abatch_as_completed"])

@@ -16,6 +16,7 @@ from langchain_core.messages import (
     SystemMessage,
     ToolMessage,
 )
+from langchain_core.messages.tool import invalid_tool_call
 
 from rsd_integrations.errors import PromptError, PromptLengthError
 from rsd_integrations.langchain import ChatRSD
@@ -68,11 +69,17 @@ CALL = {"name": "add", "args": {"a": 1, "b": [2]}, "id": "call-1", "type": "tool
             ],
         ),
         (
-            [ChatMessage("x", role="human"), ChatMessage("y", role="critic"), FunctionMessage("z", name="f")],
+            [
+                ChatMessage("x", role="human"),
+                ChatMessage("y", role="critic"),
+                FunctionMessage("z", name="f"),
+                ChatMessage("a", role="ai"),
+            ],
             [
                 {"role": "user", "content": "x"},
                 {"role": "critic", "content": "y"},
                 {"role": "tool", "content": "z", "name": "f"},
+                {"role": "assistant", "content": "a"},
             ],
         ),
         (
@@ -312,3 +319,5 @@ def test_a_models_own_invalid_calls_come_back_to_it() -> None:
         for answer in (whole, streamed):
             llm.invoke([HumanMessage("x"), answer, HumanMessage("Again.")])
             assert "oops" in seen[-1][1]["content"] and "add" in seen[-1][1]["content"]
+    bare = AIMessage("", invalid_tool_calls=[invalid_tool_call(name="add", args=None, id="1", error="x")])
+    assert to_chat([bare])[0]["content"] == '{"name": "add", "arguments": }'

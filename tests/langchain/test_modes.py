@@ -132,6 +132,9 @@ def test_no_threshold_is_told_where_rewards_meet_none(pipe: Any) -> None:
     assert answer.response_metadata["rsd"]["threshold"] is None
     assert llm._identifying_params["threshold"] is None
     assert {event.threshold for event in pipe.stream(QUESTION, weighting="clip")} == {None}
+    unset = Recorder()
+    ChatRSD.from_pipeline(pipe).invoke(QUESTION, {"callbacks": [unset]})
+    assert {data["threshold"] for _, data, _ in unset.custom} == {pipe.recommended_threshold}
 
 
 async def test_async_handlers_run_on_the_callers_loop(llm: Any) -> None:

@@ -92,9 +92,11 @@ async def test_react_stops_at_the_observation(reacting: RSDPipeline, streaming: 
 def test_react_stops_where_a_caller_passes_no_stop_on(reacting: RSDPipeline) -> None:
     tools = [FunctionTool.from_defaults(add)]
     asked = ReActChatFormatter().format(tools, [ChatMessage("What is 2 + 3?")])
-    answer = RSDLLM.from_pipeline(reacting).chat(asked, stop=None)
+    llm = RSDLLM.from_pipeline(reacting)
+    answer = llm.chat(asked, stop=None)
     assert "Action: add" in str(answer.message.content)
     assert "77" not in str(answer.message.content)
+    assert "77" in str(llm.chat(asked, stop=["nothing"]).message.content), "the caller's own come first"
 
 
 async def test_react_without_the_stop(reacting: RSDPipeline) -> None:

@@ -85,6 +85,9 @@ ASKED_SYNC: dict[str, Any] = {
 }
 
 
+FORMS = ("structured", "stream structured", "query a form")
+
+
 @pytest.mark.parametrize("what", WRONG)
 @pytest.mark.parametrize("tools", [True, False])
 @pytest.mark.parametrize("how", ASKED_SYNC)
@@ -99,6 +102,7 @@ async def test_users_of_engines_see_the_error(how: str, tools: bool, what: str) 
             ASKED_SYNC[how](llm)
         assert isinstance(caught.value.__cause__, cause)
         assert not isinstance(caught.value, ValueError | TypeError)
+        assert ("schema of" in str(caught.value)) == (how in FORMS and what == "prompt")
         if how in ASKED:
             with pytest.raises(AskedError, match=message):
                 await ASKED[how](llm)

@@ -60,6 +60,7 @@ def test_an_answer_that_the_steps_show_is_not_shown_again() -> None:
     html = to_html(generate("One.\n\n", "Two."))
     assert html.count("Two.") == 1
     assert ">answer<" not in html
+    assert ">(nothing was written)<" in to_html(generate(""))
 
 
 def test_the_draft_alone_keeps_nothing() -> None:

@@ -71,6 +71,7 @@ def test_nothing_is_lost_or_too_wide_at_any_width(generation: Generation, width:
     everything = "".join("".join(lines).split()).replace("│", "")
     for part in ("12+9=21.", "21+12=35.", "21+12=33.", "answer33", "papera", "1.50s"):
         assert part in everything, part
+    assert ("forwarded" in everything) == (width >= 54)
 
 
 def test_a_narrow_terminal_puts_the_label_above(generation: Generation) -> None:

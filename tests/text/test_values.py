@@ -101,7 +101,18 @@ def test_bare_keys_behind_a_comment() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["[1if 2 else 3]", "[1or 2]", 'f"{1}"', "[f'{1}']", "[b'a']", "[x for x in 'a']", "[set()]"]
+    "text",
+    [
+        "0x1F",
+        "1_000",
+        "[1if 2 else 3]",
+        "[1or 2]",
+        'f"{1}"',
+        "[f'{1}']",
+        "[b'a']",
+        "[x for x in 'a']",
+        "[set()]",
+    ],
 )
 def test_what_is_no_literal_stays_text(text: str) -> None:
     assert read_value(text, ANY) == text
