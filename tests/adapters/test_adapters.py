@@ -218,7 +218,13 @@ def test_merging_turns() -> None:
 def test_steps_and_summaries_are_json() -> None:
     with scripted_pipeline(["a\n\n", "b"], ["A\n\n", "B"], [0.9, 0.1]) as pipe:
         generation = pipe.generate("hi", threshold=0.5)
-    assert json.loads(json.dumps(summarise(generation))) == summarise(generation)
+    told = summarise(generation)
+    assert json.loads(json.dumps(told)) == told
+    assert [told[f"{role}_tokens"] for role in ("draft", "target", "prm")] == [
+        generation.usage.draft.generated,
+        generation.usage.target.generated,
+        generation.usage.prm.generated,
+    ]
     names, data = zip(*(step_event(one, 0.5) for one in generation.steps), strict=True)
     assert names == ("rsd_step_accepted", "rsd_step_rejected")
     assert json.loads(json.dumps(data[1]))["rejected_text"] == "b"
