@@ -191,6 +191,15 @@ def test_more_candidates_than_rows_are_refused() -> None:
 # The engine.
 
 
+def test_a_candidate_that_is_written_waits_for_the_others() -> None:
+    texts = iter(["a\n\n", "long\n\n"])
+    draft = ScriptedWriter(lambda prompt, index, text: next(texts))
+    with RSDPipeline(Backend(draft, ScriptedWriter([]), ScriptedScorer([1.0]))) as pipe:
+        out = pipe.generate("x", draft_candidates=2, temperature=1.0, max_steps=1)
+    assert draft.batches == [2, 2, 2, 1, 1, 1]
+    assert out.steps[0].draft_tokens == 9
+
+
 def test_rows_are_shared_fairly() -> None:
     """Four rows: a request of three candidates leaves one, and the next of three waits for its turn."""
     draft = Gated(in_turn("x"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import itertools
 import pickle
 import subprocess
 import sys
@@ -230,7 +231,18 @@ def test_at_most_so_many_calls_at_a_time(kind: str, remote: bool) -> None:
     ],
 )
 def test_what_is_no_reward_is_refused(function: Callable[..., Any], told: str, remote: bool) -> None:
-    with over(function, remote=remote) as pipe, pytest.raises(RewardError, match=rf"<lambda>' {told}"):
+    told = rf"^the reward function '<lambda>' {told}"  # And no more, such as the step's text.
+    with over(function, remote=remote) as pipe, pytest.raises(RewardError, match=told):
+        pipe.generate("count")
+
+
+def test_a_function_goes_by_its_name() -> None:
+    assert RewardFunction(two_is_bad).label == "two_is_bad"
+    assert RewardFunction(Awaiting()).label == "Awaiting"
+    with (
+        over(RewardFunction(lambda prompt, steps: None, name="sums")) as pipe,
+        pytest.raises(RewardError, match="the reward function 'sums' returned None"),
+    ):
         pipe.generate("count")
 
 
@@ -337,7 +349,12 @@ def test_it_runs_in_the_context_of_who_asks(function: Any, remote: bool, candida
     async def ask_all(pipe: RSDPipeline) -> list[list[float | None]]:
         return await asyncio.gather(*(ask(pipe, f"tenant {number}") for number in range(4)))
 
-    with over(function, remote=remote, at_once=candidates) as pipe:
+    numbers = itertools.count()  # Candidates that are alike would be scored once.
+
+    def draft(prompt: Prompt, index: int, text: str) -> str:
+        return f"{next(numbers)}" if index == 2 else f"{next(numbers)}\n\n"
+
+    with over(function, remote=remote, draft=draft, at_once=candidates) as pipe:
         assert asyncio.run(ask_all(pipe)) == [[1.0] * (3 * candidates + 2)] * 4
 
 

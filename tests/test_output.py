@@ -132,6 +132,7 @@ def test_it_means_the_same_made_by_of_or_without() -> None:
 def test_formats() -> None:
     assert Output.of(response_format={"type": "text"}) == Output()
     assert not Output.of().constrained
+    assert not Output(strict=True).constrained, "there is nothing to hold it to"
     assert Output.of(response_format={"type": "json_object"}).schema == {"type": "object"}
     strict = Output.of(
         response_format={

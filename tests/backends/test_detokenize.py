@@ -175,3 +175,19 @@ def test_half_a_character_is_shown_only_when_nothing_follows() -> None:
     assert pieces.rest() == "\ufffd"
     assert pieces.push(ids[2:]) == "漢"
     assert pieces.rest() == ""
+
+
+def test_tokens_since_a_whole_character_are_counted_anew_behind_one() -> None:
+    tokenizer = TOKENIZERS["byte level"]
+    ids = tokenizer.encode("😀", add_special_tokens=False)
+    assert len(ids) == 4
+    pieces = detokenizer(tokenizer)
+    pieces.push(ids[:2])
+    pieces.mark()
+    assert pieces.ragged == (2, "")
+    pieces.push(ids[2:3])
+    pieces.back(to_whole=True)
+    pieces.push(ids[:3])
+    pieces.mark()
+    assert pieces.ragged == (3, "")
+    assert pieces.push(ids[3:]) == "😀"

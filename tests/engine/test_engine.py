@@ -34,7 +34,7 @@ from rsd_integrations.errors import (
     RSDError,
 )
 from rsd_integrations.output import Output
-from rsd_integrations.protocols import Backend, WriterSession
+from rsd_integrations.protocols import Backend, WindowFull, WriterSession
 from rsd_integrations.testing import ScriptedScorer, ScriptedWriter, scripted_pipeline
 from rsd_integrations.types import RequestCounts
 from tests.gated import PATIENCE, endless, open_sessions, wait_for
@@ -269,6 +269,13 @@ def test_a_stream_keeps_its_pipeline_alive() -> None:
     stream = scripted_pipeline(STEPS).stream("x")
     gc.collect()
     assert stream.result().text == "".join(STEPS)
+
+    async def ask() -> Generation:
+        stream = scripted_pipeline(STEPS).astream("x")
+        gc.collect()
+        return await stream.result()
+
+    assert asyncio.run(ask()).text == "".join(STEPS)
 
 
 @pytest.mark.parametrize("read", [0, 1, 5])
@@ -667,20 +674,23 @@ def test_a_prompt_of_long_words_fits_whatever_its_characters() -> None:
             pipe.generate("x" * 100_000)
 
 
-def test_a_backend_that_raises_fails_its_batch_and_lives_on() -> None:
+def test_a_backend_that_fails_fails_its_batch_and_lives_on() -> None:
     class Breaking(ScriptedWriter):
-        broken = True
+        broken = "memory"
 
         def advance(self, sessions: Sequence[WriterSession]) -> Any:
-            if self.broken:
+            if self.broken == "memory":
                 raise MemoryError("all of it")
-            return super().advance(sessions)
+            return super().advance(sessions)[: 0 if self.broken else None]
 
     draft = Breaking(STEPS)
     with over(draft) as pipe:
         with pytest.raises(MemoryError, match="all of it"):
             pipe.generate("x")
-        draft.broken = False
+        draft.broken = "count"
+        with pytest.raises(BackendError, match="gave 0 results for 1 pieces of work"):
+            pipe.generate("x")
+        draft.broken = ""
         assert pipe.generate("x").text == "".join(STEPS)
         assert open_sessions(pipe) == 0
 
@@ -814,6 +824,13 @@ def test_the_window_ends_an_answer_of_no_given_length() -> None:
     with scripted_pipeline(endless, window=20) as pipe:
         generation = pipe.generate("12345", max_tokens=None)
         assert (generation.finish_reason, generation.usage.completion_tokens) == ("length", 15)
+
+
+def test_the_window_of_a_target_that_writes_nothing_is_no_limit() -> None:
+    with over(ScriptedWriter(STEPS), target=ScriptedWriter(STEPS, window=20)) as pipe:
+        with pytest.raises(PromptLengthError, match="window of 20 tokens"):
+            pipe.generate("x" * 30)
+        assert pipe.generate("x" * 30, threshold=0.0).text == "".join(STEPS)
 
 
 @pytest.mark.parametrize("stop", [(), ("two",), ("\n\nt",), ("e\n\nthr", "zzz"), ("our",)])
@@ -1014,6 +1031,28 @@ def test_a_forked_child_is_told_and_does_not_wait() -> None:
         pipe._engine._lock.release()
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert pipe.generate("x").text == "x"
+
+
+def test_what_is_held_back_is_told_at_the_end() -> None:
+    """It might have begun a stop string, had the window not been full."""
+
+    def script(prompt: Any, index: int, text: str) -> str | Exception:
+        return WindowFull() if index else "one\n\n"
+
+    with scripted_pipeline(script) as pipe:
+        *_, last = pipe.stream("x", threshold=0.0, stop=("e\n\n!",))
+    assert last.generation is not None
+    assert (last.delta, last.generation.text, last.generation.finish_reason) == ("e\n\n", "one\n\n", "length")
+
+
+def test_an_answer_ends_with_its_only_call_and_not_before() -> None:
+    call = '<tool_call>{"name": "look", "arguments": {}}</tool_call>'
+    tools = [{"type": "function", "function": {"name": "look"}}]
+    with scripted_pipeline(["So.\n\n", "Now:\n\n", call, call]) as pipe:
+        for parallel, count in ((False, 1), (True, 2)):
+            out = pipe.generate("x", output=Output.of(tools=tools, parallel_tool_calls=parallel))
+            assert out.text.startswith("So.\n\nNow:")
+            assert (len(out.tool_calls), out.finish_reason) == (count, "tool_calls")
 
 
 def test_no_output_is_free_text() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from datetime import date
 from types import SimpleNamespace
 from typing import Any
 
@@ -55,6 +56,10 @@ def make(name: str, tokenizer: Any, **options: Any) -> Any:
             [USER, {"role": "assistant", "content": ""}, {"role": "critic", "content": "So?"}],
             "User: How many?\n\nCritic: So?",
         ),
+        (
+            [USER, {**ANSWER, "tool_calls": [{"où": date(2026, 1, 2)}]}],
+            'User: How many?\n\nAssistant: 12.\n{"où": "2026-01-02"}',
+        ),
         ([{"role": "user", "content": [{"type": "text", "text": "How"}, "many?"]}], "How\nmany?"),
     ],
 )
@@ -73,6 +78,11 @@ def test_a_chat_that_a_template_refuses_becomes_one_user_turn() -> None:
         SPIECE.apply_chat_template([{"role": "user", "content": "Be brief.\n\nHow many?"}])["input_ids"]
     )
     assert chat_prompt(SPIECE, [USER, ANSWER, USER]) != folded
+    strict = byte_level(
+        "{% if messages[1:] %}{{ raise_exception('one') }}{% endif %}{{ messages[0].content + end }}"
+    )
+    told = "User: How many?\n\nAssistant: 12.\n\nUser: How many?!"
+    assert strict.decode(chat_prompt(strict, [USER, ANSWER, USER], end="!")) == told
 
 
 def test_qwen_adds_its_system_turn_only_where_there_is_none() -> None:
@@ -152,12 +162,17 @@ def test_a_thought_block_that_a_template_writes_comes_before_the_first_step() ->
         "{{- m.content + '<|im_end|>\n' -}}{%- endfor -%}"
         "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
     )
-    tokenizer = byte_level(template, added=("<think>", "</think>"))
+    special = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<extra_0>")
+    tokenizer = byte_level(template, special=special, added=("<think>", "</think>"))
     turn = AnswerTurn(tokenizer)
     assert tokenizer.decode(turn.encode("So", first=True)) == "<think>\n\n</think>\n\nSo"
     assert tokenizer.decode(turn.encode("So", first=False)) == "So"
     whole = tokenizer.apply_chat_template([USER, {"role": "assistant", "content": "So"}])["input_ids"]
     assert list(chat_prompt(tokenizer, [USER]) + turn.encode("So", first=True) + turn.tail) == whole
+    for name in ("qwen", "sequence", "judge"):
+        first, second = (tokenizer.decode(make(name, tokenizer).step("So", index).ids) for index in range(2))
+        assert first.startswith("<think>\n\n</think>\n\nSo<"), name
+        assert second.lstrip("\n").startswith("So<"), name
 
 
 def test_templates_that_hide_answers_or_change_turns_are_refused() -> None:
@@ -170,6 +185,17 @@ def test_templates_that_hide_answers_or_change_turns_are_refused() -> None:
         make("rlhflow", byte_level(numbered))
     with pytest.raises(ModelError, match="refuses a chat"):
         render_turns(byte_level("{{- raise_exception('no') -}}"), [USER])
+
+
+def test_the_judge_is_told_not_to_think() -> None:
+    """Before the answer and before the verdict, as Qwen 3's template understands it."""
+    template = (
+        "{% for m in messages %}{{ '<user>' if m.role == 'user' else '<bot>' }}{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}<bot>{% if enable_thinking is false %}[no]{% endif %}{% endif %}"
+    )
+    judge = JudgeFormat(tokenizer := byte_level(template, added=("<user>", "<bot>")))
+    assert tokenizer.decode(judge.prompt([USER])) == "<user>How many?<bot>[no]"
+    assert tokenizer.decode(judge.step("So 4.", 0).ids).endswith("<bot>[no]Score: ")
 
 
 def test_judge_reads_digits_whether_or_not_they_come_with_a_space() -> None:
@@ -236,6 +262,12 @@ def test_a_scale_of_zero_and_labels_that_are_not_there_are_named() -> None:
 def test_half_a_character_is_no_separator(name: str) -> None:
     with pytest.raises(RSDError, match=r"ud800"):
         make(name, QWEN, separator="\ud800").step("x", 0)
+
+
+@pytest.mark.parametrize("name", ["trl", "skywork"])
+def test_a_separator_is_a_token(name: str) -> None:
+    with pytest.raises(ModelError, match=r"no token for the separator ''"):
+        make(name, QWEN, separator="")
 
 
 @given(st.lists(st.floats(-1e4, 1e4), min_size=1, max_size=10))

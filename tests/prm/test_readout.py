@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from rsd_integrations.errors import ModelError
-from rsd_integrations.prm.readout import sigmoid, single_token
+from rsd_integrations.prm.readout import label_id, sigmoid, single_token
 
 
 def test_a_sigmoid_of_any_size() -> None:
@@ -27,3 +27,7 @@ def test_a_tag_is_one_known_token() -> None:
     for text, told in (("fair", "but unknown to it"), ("good bad", "but 2"), ("good fair", "unknown to it")):
         with pytest.raises(ModelError, match=rf"the label '{text}' is not one token .* {told}\..*prm_format"):
             single_token(tokenizer, text, "label")
+    assert label_id(tokenizer, "bad") == label_id(tokenizer, "good bad") == 2
+    for text in ("fair", ""):
+        with pytest.raises(ModelError, match=rf"vocabulary has no token for the label '{text}'.*prm_format"):
+            label_id(tokenizer, text)

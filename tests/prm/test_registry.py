@@ -117,6 +117,14 @@ PUBLISHED = [
     ("Qwen2ForTokenClassification", "trl-lib/Qwen2-0.5B-Reward-PRM", {"num_labels": 2}, QWEN, "trl"),
     ("LlamaForSequenceClassification", "Skywork/Skywork-Reward-8B", {"num_labels": 1}, LLAMA, "sequence"),
     ("GPT2ForTokenClassification", "me/prm", {"id2label": {0: "bad", 1: "good"}}, QWEN, "trl"),
+    # Where formats go by the name of a language model, another head with such a name is not theirs.
+    (
+        "MistralForTokenClassification",
+        "me/math-shepherd-versaprm-prm-mistral-data",
+        {"num_labels": 2},
+        MISTRAL,
+        "trl",
+    ),
 ]
 
 
@@ -164,6 +172,7 @@ def test_choices_by_class_instance_and_callable() -> None:
     assert isinstance(find_prm_format(Mine, config(), QWEN), Mine)
     instance = Mine(QWEN)
     assert find_prm_format(instance, config(), QWEN) is instance
+    assert instance.step("x", 0).read == 0, "the only token may be the one that is read"
 
     def make(tokenizer: Any, options: Mapping[str, Any]) -> PRMFormat:
         return Mine(tokenizer, {**options, "seen": True})
@@ -263,6 +272,9 @@ def test_an_option_says_which_of_many_labels_is_good() -> None:
 
 
 def test_thresholds() -> None:
+    high, low = ("judge", "qwen", "skywork"), ("math_shepherd", "rlhflow", "trl", "versaprm")
+    known = {**dict.fromkeys(high, 0.7), **dict.fromkeys(low, 0.5), "reasonflux": None, "sequence": None}
+    assert {name: cls.threshold for name, cls in registry_module._formats.items()} == known
     assert find_prm_format("qwen", config(), QWEN).recommended_threshold == 0.7
     assert find_prm_format("sequence", config(), QWEN).recommended_threshold is None
     options = {"format": "sequence", "threshold": 0}

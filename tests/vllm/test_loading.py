@@ -238,13 +238,15 @@ def test_a_tokenizer_of_another_model_is_found_out(trio: Trio, tmp_path: Path) -
         RSDPipeline.from_vllm(**trio.urls, draft_kwargs={"tokenizer": str(tmp_path / "mixed")})
 
 
-@pytest.mark.parametrize("holds", [True, False])
-def test_what_servers_do_with_grammars_is_found_out(trio: Trio, holds: bool) -> None:
-    with (
-        double(pocket_paths().draft, grammars=holds) as draft,
-        RSDPipeline.from_vllm(**{**trio.urls, "draft": draft.url}) as pipe,
-    ):
-        assert pipe.backend.draft.holds_grammars is holds  # type: ignore[union-attr]
+@pytest.mark.parametrize("does", ["hold to", "pass over", "refuse"])
+def test_what_servers_do_with_grammars_is_found_out(trio: Trio, does: str) -> None:
+    with double(pocket_paths().draft, grammars=does == "hold to") as draft:
+        if does == "refuse":  # The third question: after the card and some words.
+            refusal = {"error": {"message": "no grammars here"}}
+            draft.faults += [lambda _: False] * 2 + [lambda handler: handler.say(400, refusal) or True]
+        with RSDPipeline.from_vllm(**{**trio.urls, "draft": draft.url}) as pipe:
+            assert pipe.backend.draft.holds_grammars is (does == "hold to")  # type: ignore[union-attr]
+        assert "grammar" in draft.asked[2][1]["structured_outputs"]
 
 
 def test_a_model_that_sees_is_measured_by_what_reads_text(trio: Trio, tmp_path: Path) -> None:

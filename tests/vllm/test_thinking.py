@@ -18,6 +18,7 @@ from rsd_integrations.pocket import pocket_paths
 from rsd_integrations.protocols import Kept, Written
 from tests.parrots import GPT_OSS, SPEAKERS
 from tests.test_thinking_formats import ANSWER, DOCUMENT, FINAL, FORM, THOUGHT, TOOL
+from tests.tiny_models import tokenizer
 from tests.vllm.double import double
 from tests.vllm.test_sessions import INFO, SERVERS
 
@@ -105,3 +106,24 @@ def test_a_grammar_from_the_middle_allows_what_the_whole_one_does(
     packed = bytearray(LLMatcher(from_tokenizer(tok), grammar).compute_bitmask())
     allowed = form.constraint.allowed(language.size).tolist()
     assert [bool(packed[one // 8] >> one % 8 & 1) for one in range(len(allowed))] == allowed
+
+
+@pytest.mark.parametrize(
+    ("output", "written", "given"),
+    [
+        (Output(tools=(TOOL,), strict=True), "Let me see.\n\n", True),
+        (Output(tools=(TOOL,), strict=True), "Let me see.\n<tool_call>", False),
+        (Output(tools=(TOOL,), choice="required"), "\n", True),
+        (Output(tools=(TOOL,), choice="required"), "<tool_call>", False),
+        (FORM, "\n", True),
+        (FORM, "{", False),
+    ],
+)
+def test_no_server_is_given_a_grammar_from_within_a_form(output: Output, written: str, given: bool) -> None:
+    tok = tokenizer("tools")
+    language = Language.of(tok, "tiny", None, Calls.of(tok))
+    form = VLLMWriter(SERVERS, "tiny", language, INFO).open("hi", output).form
+    assert form is not None
+    assert (form.grammar(written) is not None) is given
+    form.commit(written)
+    assert (form.grammar("") is not None) is given
