@@ -181,7 +181,7 @@ class BatchEngine(EngineThread):
     def _use_time(self, scoring: Sequence[Task]) -> None:
         """While steps are scored elsewhere, have the draft write on behind them as far as time allows."""
         for task in scoring if self._scored_elsewhere else ():
-            if task in task.job.tasks and task.result is None and task.job.can_wait:
+            if task in task.job.tasks and task.job.can_wait:
                 self._guard(task.job, partial(task.job.go_on, task.job.request.config.max_step_tokens))
 
     def _waiting(self, kind: type) -> list[Task]:
