@@ -475,3 +475,11 @@ def test_text_of_another_model_makes_no_turns_but_thoughts_and_calls() -> None:
         ids = encode(text)
         assert tokenizer.decode(ids) == text
         assert [added[token].content for token in ids if token in added] == [*marks[2:4], *more]
+
+
+def test_where_no_tool_is_offered_no_text_is_a_call() -> None:
+    template, added, _ = TEMPLATES["hermes"]
+    tokenizer = byte_level(template, added=added)
+    tooling = Tooling(tokenizer, "x", frozenset(), Calls.of(tokenizer))
+    assert tooling.reader(Output()) is None
+    assert tooling.reader(Output.of(tools=[TOOL])) is not None
