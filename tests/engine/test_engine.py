@@ -674,25 +674,37 @@ def test_a_prompt_of_long_words_fits_whatever_its_characters() -> None:
             pipe.generate("x" * 100_000)
 
 
-def test_a_backend_that_fails_fails_its_batch_and_lives_on() -> None:
+def test_a_backend_that_raises_fails_its_batch_and_lives_on() -> None:
     class Breaking(ScriptedWriter):
-        broken = "memory"
+        broken = True
 
         def advance(self, sessions: Sequence[WriterSession]) -> Any:
-            if self.broken == "memory":
+            if self.broken:
                 raise MemoryError("all of it")
-            return super().advance(sessions)[: 0 if self.broken else None]
+            return super().advance(sessions)
 
     draft = Breaking(STEPS)
     with over(draft) as pipe:
         with pytest.raises(MemoryError, match="all of it"):
             pipe.generate("x")
-        draft.broken = "count"
-        with pytest.raises(BackendError, match="gave 0 results for 1 pieces of work"):
-            pipe.generate("x")
-        draft.broken = ""
+        draft.broken = False
         assert pipe.generate("x").text == "".join(STEPS)
         assert open_sessions(pipe) == 0
+
+
+def test_a_backend_that_gives_too_few_results_fails_its_batch_and_lives_on() -> None:
+    class Forgetting(ScriptedWriter):
+        forgets = True
+
+        def advance(self, sessions: Sequence[WriterSession]) -> Any:
+            return super().advance(sessions)[self.forgets :]
+
+    draft = Forgetting(STEPS)
+    with over(draft) as pipe:
+        with pytest.raises(BackendError, match="gave 0 results for 1 pieces of work"):
+            pipe.generate("x")
+        draft.forgets = False
+        assert pipe.generate("x").text == "".join(STEPS)
 
 
 def test_a_bug_in_the_engine_reaches_the_callers() -> None:
