@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from rsd_integrations.backends.torch.forwards import Compute
 from rsd_integrations.backends.torch.recording import Recorded
 
-__all__ = ["Recordings"]
+__all__ = ["Recordings", "Tape"]
 
 _ATEN = torch.ops.aten
 _OF_THE_HOST = (_ATEN.detach_.default, _ATEN.lift_fresh.default, _ATEN.lift_fresh_copy.default)
@@ -28,7 +28,7 @@ class _Made:
     number: int
 
 
-class _Tape(TorchDispatchMode):  # type: ignore[misc]
+class Tape(TorchDispatchMode):  # type: ignore[misc]
     """The operations of a recording. They are done meanwhile, which is much cheaper than to trace them, and
     what they wrote is put back at the end: as if nothing had been computed.
     """
@@ -38,7 +38,7 @@ class _Tape(TorchDispatchMode):  # type: ignore[misc]
         self._done: list[tuple[Any, list[Any], Any, list[int]]] = []
         self._made: list[torch.Tensor] = []
         self._numbers: dict[int, int] = {}
-        self._before: dict[int, tuple[Any, Any]] = {}
+        self._before: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -67,7 +67,11 @@ class _Tape(TorchDispatchMode):  # type: ignore[misc]
 
     def _keep(self, tensors: list[torch.Tensor]) -> None:
         for storage in (tensor.untyped_storage() for tensor in tensors):
-            self._before.setdefault(storage.data_ptr(), (storage, storage.clone()))
+            if storage.data_ptr() not in self._before:
+                # As a tensor: a storage is cloned on the CPU alone.
+                whole = torch.empty(0, dtype=torch.uint8, device=storage.device)
+                whole.set_(storage, 0, (storage.nbytes(),))
+                self._before[storage.data_ptr()] = (whole, whole.clone())
 
     def _number(self, made: Any) -> int:
         """Its number; it is kept, so that no other tensor has its id."""
@@ -77,8 +81,8 @@ class _Tape(TorchDispatchMode):  # type: ignore[misc]
         return self._numbers[id(made)]
 
     def wind_back(self) -> None:
-        for storage, before in self._before.values():
-            storage.copy_(before)
+        for whole, before in self._before.values():
+            whole.copy_(before)
         count, self._made, self._before = len(self._made), [], {}
         self._values: list[Any] = [None] * count
 
@@ -108,7 +112,7 @@ class Recordings:
         self.replayed = 0
 
     def __call__(self, work: Callable[[], None]) -> Callable[[], None]:
-        tape = _Tape()
+        tape = Tape()
         with _Closed(), tape:
             work()
         tape.wind_back()

@@ -161,7 +161,7 @@ def test_splitting_does_not_depend_on_the_chunks(parts: list[str], data: st.Data
     assert split([text[a:b] for a, b in pairwise(edges)]) == split([text])
 
 
-def test_behind_marks_the_text_keeps_its_spaces() -> None:
+def test_text_behind_marks_does_not_depend_on_the_chunks() -> None:
     text = "<think>Hm.</think><a>4</a>  or so, yes"
     for chunks in ([text], [*text]):
         splitter = ReasoningSplitter(ReasoningTags(answer="<a>", end="</a>"))

@@ -320,6 +320,7 @@ def test_no_share(text: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_whole_recipe_in_miniature(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     main(["--out", str(out), "--scale", "0.0005"])

@@ -93,13 +93,16 @@ def read_logits(model: torch.nn.Module, vocabulary: int | None = None) -> Readou
         vocabulary: V. A padded vocabulary has ids without a token, which another model may not even know.
     """
     keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+    # Of a model on several devices (``device_map``) accelerate moves tensors to where it begins, and columns
+    # are wanted where it ends.
+    apart = len({parameter.device for parameter in model.parameters()}) > 1
     run = caller(model)
 
     def call(inputs: dict[str, Any], columns: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         if columns is None:
             logits_NCV: torch.Tensor = run(inputs).logits
         elif keeps:
-            logits_NCV = run(inputs, logits_to_keep=columns).logits
+            logits_NCV = run(inputs, logits_to_keep=columns.tolist() if apart else columns).logits
         else:
             logits_NCV = run(inputs).logits[:, columns]
         logits_NCV = logits_NCV[..., :vocabulary]
@@ -117,7 +120,7 @@ def read_hidden(body: torch.nn.Module, outputs: Callable[[torch.Tensor], torch.T
     def call(inputs: dict[str, Any], columns: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         hidden_NCH: torch.Tensor = run(inputs).last_hidden_state
         if columns is not None:
-            hidden_NCH = hidden_NCH[:, columns]
+            hidden_NCH = hidden_NCH[:, columns.to(hidden_NCH.device)]
         made_M = outputs(hidden_NCH.flatten(0, 1)).float()
         made_NC = made_M.view(*hidden_NCH.shape[:2], *made_M.shape[1:])
         return made_NC, made_NC

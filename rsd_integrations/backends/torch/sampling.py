@@ -98,8 +98,8 @@ def _draw_alike(rows: Sequence[Row], way: Callable[..., torch.Tensor]) -> torch.
     logits_MV = torch.cat([row.logits_RV for row in rows]) if len(rows) > 1 else rows[0].logits_RV
     # Before anything is computed: a copy to the device waits for all that was launched.
     point_M = torch.tensor([point for row in rows for point in row.points], dtype=torch.float64, device="cpu")
-    # Apple's GPUs have no double precision.
-    logits_MV = logits_MV.cpu() if logits_MV.device.type == "mps" else logits_MV
+    # Apple's GPUs and some of Intel's have no double precision.
+    logits_MV = logits_MV if logits_MV.device.type in ("cpu", "cuda") else logits_MV.cpu()
     return way(logits_MV, point_M.to(logits_MV.device), rows[0].sampling)
 
 
