@@ -49,3 +49,23 @@ def test_the_cache_by_the_name_that_a_model_knows(kind: type[torch.nn.Module], c
     for readout in (read_logits(kind()), read_hidden(kind(), lambda hidden_MD: hidden_MD)):
         read_NC2, _ = readout(inputs, torch.tensor([2]))
         assert read_NC2.tolist() == [[[cache or 0.0] * 2]]
+
+
+@pytest.mark.parametrize("places", [("cpu",), ("cpu", "meta")])
+def test_a_model_on_several_devices_is_given_no_tensor_of_columns(places: tuple[str, ...]) -> None:
+    """Accelerate would move it to where the model begins, and it is wanted where it ends."""
+
+    class Apart(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            weights = (torch.nn.Parameter(torch.zeros(1, device=place)) for place in places)
+            self.weights = torch.nn.ParameterList(weights)
+
+        def forward(self, input_ids: torch.Tensor, logits_to_keep: Any = 0) -> Any:
+            assert isinstance(logits_to_keep, list) == (len(places) > 1)
+            return SimpleNamespace(logits=torch.nn.functional.one_hot(input_ids)[:, logits_to_keep].float())
+
+    read_NCV, likeliest_NC = read_logits(Apart())(
+        {"input_ids": torch.tensor([[3, 1, 2]])}, torch.tensor([0, 2])
+    )
+    assert read_NCV.argmax(-1).tolist() == likeliest_NC.tolist() == [[3, 2]]

@@ -1,7 +1,7 @@
 """Registers the devices "second:0" and "second:1" with torch; forwards are recorded there, as on a GPU.
 
-RSD_SECOND_DEVICE=apple: they are called, and there is no float64. Needs a C++ compiler and ninja, and some 40 s
-to compile once.
+RSD_SECOND_DEVICE=apple: they are called, and there is no float64. It takes a C++ compiler and ninja, and once
+some 40 s to compile.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """For ``pytest -p tests.second_device.plugin``: every model that is loaded goes to the second device.
 
-Tests that hook the models that they give away, or count called forwards, fail there: nobody calls these models.
+Tests that hook the models that they give away, or count called forwards, fail there: these are not called.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""What the CPU cannot show: where tensors lie, and what goes to and fro. ``tests/backends/test_second_device.py``
-runs this, in a process of its own.
+"""What the CPU cannot show: where tensors lie, and what goes to and fro.
+
+``tests/backends/test_second_device.py`` runs this, in a process of its own.
 """
 
 from __future__ import annotations
@@ -7,12 +8,13 @@ from __future__ import annotations
 import copy
 import functools
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rsd_integrations import Generation, RSDPipeline
-from tests.tiny_models import trio
+from tests.tiny_models import saved, trio
 
 NAME = "tests.second_device.device"
 
@@ -69,6 +71,23 @@ def test_answers_do_not_depend_on_places(options: dict[str, Any]) -> None:
             for step, same in zip(one.steps, other.steps, strict=True):
                 assert (step.source, step.accepted) == (same.source, same.accepted)
                 assert step.reward == pytest.approx(same.reward, abs=1e-4)
+
+
+@pytest.mark.parametrize("role", ["draft", "target", "prm"])
+def test_a_model_may_end_elsewhere_than_it_begins(role: str, tmp_path: Path) -> None:
+    """As ``device_map="auto"`` lays it over two GPUs."""
+    folders = saved(trio(), tmp_path)
+    head = "score" if role == "prm" else "lm_head"
+    begins = dict.fromkeys(["model.embed_tokens", "model.rotary_emb", "model.layers.0"], 0)
+    places = {**begins, **dict.fromkeys(["model.layers.1", "model.norm", head], 1)}
+    given = {"seed": 1, "step_delimiter": "e", "max_tokens": 30}
+    made = []
+    for options in ({}, {f"{role}_kwargs": {"device_map": places}}):
+        with RSDPipeline.from_pretrained(**folders, device="cpu", **options) as pipe:
+            made.append(pipe.generate(QUESTION, **given))
+    assert made[1].text == made[0].text
+    rewards = [[step.reward for step in one.steps] for one in made]
+    assert rewards[1] == pytest.approx(rewards[0], abs=1e-4)
 
 
 def test_a_token_costs_one_copy_to_the_host() -> None:
