@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 PLACES = ["-p", "tests.second_device.device", "tests/second_device"]
 MOVED = [
     *("-p", "tests.second_device.plugin", "tests/backends/test_constraints.py"),
-    *("tests/conformance", "tests/langchain/test_real_models.py", "tests/llama_index/test_real_models.py"),
+    *("tests/langchain/test_real_models.py", "tests/llama_index/test_real_models.py"),
 ]
 
 
