@@ -346,6 +346,7 @@ def test_memory_counts_states_and_the_keys_of_layers_that_attend(tmp_path: Any) 
         assert 2 * memory.cache_per_token * 65 == runner.cache.bytes
         states = [store[0] for store in runner.cache.stores]
         assert memory.states == 8 * sum(state.numel() * state.element_size() for state in states)
+    assert model.dtype == torch.float32  # A loaded model stays as it is.
 
 
 def recurrent(draft: Any, target: Any) -> dict[str, Any]:
