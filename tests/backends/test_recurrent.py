@@ -187,6 +187,17 @@ def test_one_bad_row_fails_alone_and_leaves_the_others_states() -> None:
     assert close(model, again[0], [4, 4, 6, 7])
 
 
+def test_a_first_forward_that_fails_half_way_spoils_no_later_one() -> None:
+    model = causal("Qwen3_5Text", 3)
+    runner = runner_of(model)
+    hook = model.model.norm.register_forward_pre_hook(lambda *_: 1 / 0)
+    try:
+        assert isinstance(runner.run([SlotFeed(0, 0, [4, 5])])[0], Exception)
+    finally:
+        hook.remove()
+    assert close(model, runner.run([SlotFeed(0, 0, [4, 5])])[0], [4, 5])
+
+
 def test_states_that_a_failed_forward_has_overwritten_are_not_relied_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
