@@ -14,6 +14,7 @@ from rsd_integrations.backends.torch import launch
 from rsd_integrations.backends.torch.plan import SlotFeed
 from rsd_integrations.backends.torch.readout import Read
 from rsd_integrations.backends.torch.runner import SlotRunner
+from rsd_integrations.backends.torch.slot_session import SlotSession
 from tests.backends.test_slots import recomputed, runner_of
 from tests.backends.test_speculation import FIELDS, PAIRS, check_equal, load
 from tests.recording import Recordings
@@ -75,6 +76,17 @@ def test_it_is_not_taken_for_what_it_is_not() -> None:
     output = run(runner, SlotFeed(slot, 1, [token]))[0]
     assert not output.ahead
     assert output.fetched == [int(recomputed(model, [5, token]).argmax())]
+
+
+def test_a_step_put_in_place_of_another_is_fed() -> None:
+    """One token in the place of the one that ran ahead."""
+    runner, model = runner_and_model()
+    session = SlotSession(runner, (5,), None)
+    output = run(runner, feed := session.feed())[0]
+    session.fed(feed, output)
+    session.tokens += output.fetched
+    session.follow([other := output.fetched[0] - 1])
+    assert run(runner, session.feed())[0].fetched == [int(recomputed(model, [5, other]).argmax())]
 
 
 def test_company_that_joins_or_leaves() -> None:
