@@ -114,12 +114,13 @@ def test_two_chats_in_turns_both_stay_known() -> None:
     assert fed == [54, 22, 2, 2, 2, 2]
 
 
-def test_a_chat_that_went_on_elsewhere_is_forgotten_first_where_it_was() -> None:
-    """Not one that is older and was not gone on with."""
+@pytest.mark.parametrize(("length", "kept"), [(40, 0), (20, 1)])
+def test_a_chat_that_went_on_elsewhere_is_forgotten_first_where_it_was(length: int, kept: int) -> None:
+    """Not one that is older and was not gone on with, nor one of which little went on elsewhere."""
     runner = runner_of(causal("Qwen2", 3), slots=4)
     old, chat, between, new = ([number] * 40 for number in (50, 51, 52, 53))
     fed = []
-    for text in (old, chat, between, [*chat, 7, 8], new, [*old, 7]):
+    for text in (old, chat, between, [*chat[:length], 7, 8], new, [*(old, chat)[kept], 7]):
         session = SlotSession(runner, tuple(text), None)
         fed.append(read_all(runner, session)[1])
         session.close()
