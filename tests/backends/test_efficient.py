@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import random
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
@@ -181,6 +182,33 @@ def test_what_is_added_is_made_once_a_forward(kernel: Kernel, monkeypatch: pytes
             runner.run([SlotFeed(runner.pool.claim()[0], 0, tokens)])
             assert len(made) == kinds < kernel.called
     assert attention._now.made is None
+
+
+def test_layers_with_masks_of_their_own_do_not_fill_the_memory(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Accelerate copies the mask to each layer of a model on several devices."""
+    made: list[weakref.ref[torch.Tensor]] = []
+    bias, alive = efficient.bias, []
+
+    def noted(*given: Any) -> Any:
+        added = bias(*given)
+        made.append(weakref.ref(added))
+        alive.append(sum(one() is not None for one in made))
+        return added
+
+    def copied(layer: Any, args: Any, more: dict[str, Any]) -> Any:
+        mask = more["attention_mask"]
+        return args, {**more, "attention_mask": None if mask is None else mask.clone()}
+
+    monkeypatch.setattr(efficient, "bias", noted)
+    model = copy.deepcopy(causal("Qwen2", 3, num_hidden_layers=12))
+    for layer in model.model.layers:
+        layer.self_attn.register_forward_pre_hook(copied, with_kwargs=True)
+    runner = runner_of(model)
+    assert close(model, runner.run([SlotFeed(runner.pool.claim()[0], 0, [5, 9, 13])])[0], [5, 9, 13])
+    assert len(made) >= 12
+    assert max(alive) <= 5
 
 
 def test_other_threads_forwards_keep_nothing(kernel: Kernel) -> None:

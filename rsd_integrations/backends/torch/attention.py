@@ -28,6 +28,9 @@ from rsd_integrations.backends.torch import efficient
 _NAME, _EFFICIENT = "rsd_slot_sdpa", "rsd_slot_efficient"
 _FIELD = "_attn_implementation_internal"
 
+_KINDS = 4
+"""Masks of one forward whose biases are kept: a model has one for each kind of its layers."""
+
 
 class _Now(threading.local):
     """What belongs to the forward that this thread runs."""
@@ -43,6 +46,8 @@ class _Now(threading.local):
             return efficient.bias(mask, repeats, dtype)
         key = id(mask), repeats, dtype
         if key not in self.made:
+            if len(self.made) == _KINDS:  # Of a model on several devices each layer is given a copy.
+                del self.made[next(iter(self.made))]
             self.made[key] = mask, efficient.bias(mask, repeats, dtype)
         return self.made[key][1]
 
