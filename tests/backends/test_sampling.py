@@ -174,6 +174,17 @@ def test_filters_let_the_same_tokens_through_whether_all_or_the_likeliest_are_lo
         assert token == next(one for one, edge in enumerate(edges) if edge > point * edges[-1])
 
 
+def test_more_ties_at_the_end_of_top_k_than_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them are let through, and top_p takes its share of all."""
+    monkeypatch.setattr(drawing, "LIKELIEST", 2)
+    logits = torch.zeros(1, 90)
+    logits[0, 3] = 1.0
+    how = sampling(1.0, top_p=0.5, top_k=5)
+    kept = (filtered_probabilities(logits, how)[0] > 0.0).nonzero()[:, 0].tolist()
+    assert len(kept) > 40
+    assert draw_rows([Row(logits, how, [0.9999])]) == [[kept[-1]]]
+
+
 def test_two_tokens_that_are_equally_likely_are_a_half_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drawing, "LIKELIEST", 30)
     logits = torch.zeros(1, 90)

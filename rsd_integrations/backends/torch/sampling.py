@@ -125,6 +125,10 @@ def _of_likeliest(logits_MV: torch.Tensor, point_M: torch.Tensor, sampling: Samp
     # Where the least likely of them is filtered out, so is what is less likely still, or as likely.
     least_MK = likely_MK == likely_MK.amin(dim=-1, keepdim=True)
     beyond_M = (kept_MK.masked_fill(~least_MK, 0.0) > 0.0).any(dim=-1)
+    if sampling.top_k is not None:
+        # Nor where the last that top_k lets through ties with the least of them: others may be as likely.
+        last_M = likely_MK.topk(sampling.top_k).values[:, -1]
+        beyond_M |= (likely_MK.amin(dim=-1) == last_M) & last_M.isfinite()
     token_M = id_MK.gather(-1, _climb(kept_MK, point_M)[:, None])[:, 0]
     return token_M.masked_fill(beyond_M, -1)
 
