@@ -178,7 +178,7 @@ def test_more_ties_at_the_end_of_top_k_than_are_looked_at(monkeypatch: pytest.Mo
     """All of them are let through, and top_p takes its share of all."""
     monkeypatch.setattr(drawing, "LIKELIEST", 2)
     logits = torch.zeros(1, 90)
-    logits[0, 3] = 1.0
+    logits[0, [3, 9, 20, 40]] = 1.0
     how = sampling(1.0, top_p=0.5, top_k=5)
     kept = (filtered_probabilities(logits, how)[0] > 0.0).nonzero()[:, 0].tolist()
     assert len(kept) > 40
