@@ -44,6 +44,15 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture
+def uncollected() -> Iterator[None]:
+    """Python's garbage collector does nothing: what is to go must go by itself."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.fixture
 def loads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
     """What adapters load: scripted pipelines in the place of weights, and models that take tools."""
     from rsd_integrations.adapters import sources

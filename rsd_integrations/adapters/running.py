@@ -9,7 +9,7 @@ from rsd_integrations.adapters.groups import Group
 from rsd_integrations.adapters.story import Happening, Story
 from rsd_integrations.errors import StreamError, TimedOutError
 from rsd_integrations.pipeline import RSDPipeline
-from rsd_integrations.types import Message, StepEvent
+from rsd_integrations.types import Generation, Message, StepEvent
 
 Made = TypeVar("Made")
 
@@ -92,6 +92,10 @@ def _check_end(event: StepEvent, timeout: float | None, group: Group | None = No
             "the request was cancelled with the others of its batch, of which one failed or was interrupted.",
             hint="Look at that one. With return_exceptions=True the others go on when one fails.",
         )
+    raise _late(generation, timeout)
+
+
+def _late(generation: Generation, timeout: float | None) -> TimedOutError:
     late = f"no whole answer within timeout={timeout!r} seconds"
     what = f"{late}; steps done by then: {len(generation.steps)}."
     hint = "Give it more time, or lower max_tokens or max_steps."
@@ -100,4 +104,4 @@ def _check_end(event: StepEvent, timeout: float | None, group: Group | None = No
         hint = "Let fewer requests in at once, raise max_batch_size, or give it more time."
     error = TimedOutError(what, hint=hint)
     error.generation = generation
-    raise error
+    return error

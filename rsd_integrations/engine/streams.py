@@ -13,6 +13,7 @@ from types import TracebackType
 from rsd_integrations.engine.job import Job, Sink
 from rsd_integrations.engine.thread import forked_error
 from rsd_integrations.errors import StreamError
+from rsd_integrations.raising import retold
 from rsd_integrations.types import Generation, StepEvent
 from rsd_integrations.waiting import wait_for_item
 
@@ -26,13 +27,12 @@ class _End:
     generation: Generation | None = None
     error: BaseException | None = None
     trace: TracebackType | None = None
-    """The error's traceback as it arrived: each time it is raised it would keep the frames of the times
-    before, and maybe those of other streams that failed by it."""
+    """The error's traceback as it arrived."""
 
     def check(self) -> None:
         """Raise the error, if there is one."""
         if self.error is not None:
-            raise self.error.with_traceback(self.trace)
+            raise retold(self.error, self.trace)
 
 
 def _sink(put: Callable[[StepEvent | None], object], end: _End) -> Sink:

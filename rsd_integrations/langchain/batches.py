@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from concurrent.futures import as_completed
+from concurrent.futures import Future, as_completed
 from typing import Any, TypeVar, cast
 from uuid import UUID
 
@@ -161,8 +161,10 @@ def _at_once(
     """
     group = Group()
     pool = ContextThreadPoolExecutor(max_workers=threads or min(len(inputs), _THREADS))
+    futures: dict[Future[T], int] = {}
+    future: Future[T] | None = None
     try:
-        futures = {pool.submit(group.run, ask, *one): place for place, one in enumerate(inputs)}
+        futures.update((pool.submit(group.run, ask, *one), place) for place, one in enumerate(inputs))
         for future in as_completed(futures):
             yield futures[future], future.result()
     except BaseException:
@@ -171,6 +173,7 @@ def _at_once(
     finally:
         # No waiting for threads that may load models. The collector may end this on the engine's own thread.
         pool.shutdown(wait=False, cancel_futures=True)
+        del futures, future  # They hold what one failed with, whose traceback holds this frame.
 
 
 async def _tasks_at_once(

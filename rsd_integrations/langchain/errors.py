@@ -6,12 +6,10 @@ Each is caught as the error it is here and as the one it is there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from langchain_core import exceptions
 
 from rsd_integrations import errors
+from rsd_integrations.raising import Converting
 
 __all__ = [
     "BackendError",
@@ -80,18 +78,16 @@ _KINDS: dict[type[errors.RSDError], type[errors.RSDError]] = {
 }
 
 
-@contextmanager
-def langchain_errors() -> Iterator[None]:
+def langchain_errors() -> Converting[errors.RSDError]:
     """Raise errors of this package as the classes above, where there is one for them."""
-    try:
-        yield
-    except errors.RSDError as error:
-        kind = _KINDS.get(type(error))
-        if kind is None:
-            raise
-        made = kind(error.message, hint=error.hint).with_traceback(error.__traceback__)
-        made.__dict__.update(error.__dict__)  # With its notes.
-        try:
-            raise made from error.__cause__
-        finally:
-            del made  # Its traceback holds this frame, and a model object with its pipeline.
+    return Converting(errors.RSDError, _of_langchain)
+
+
+def _of_langchain(error: errors.RSDError) -> errors.RSDError | None:
+    kind = _KINDS.get(type(error))
+    if kind is None:
+        return None
+    made = kind(error.message, hint=error.hint).with_traceback(error.__traceback__)
+    made.__dict__.update(error.__dict__)  # With its notes.
+    made.__cause__ = error.__cause__
+    return made

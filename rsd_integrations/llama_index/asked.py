@@ -20,6 +20,7 @@ from llama_index_instrumentation.dispatcher import DISPATCHER_SPAN_DECORATED_ATT
 
 from rsd_integrations.adapters.settings import RSDSettings
 from rsd_integrations.errors import AskedError, PromptLengthError, RSDError
+from rsd_integrations.raising import Converting
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -41,26 +42,24 @@ def is_asking() -> bool:
     return _asking.get()
 
 
-@contextmanager
-def seen(by_llama_index: bool) -> Iterator[None]:
-    """Raise failures so that whoever made the call sees them.
-
-    Raises:
-        AskedError: LlamaIndex made the call, and would drop what was raised.
+def seen(by_llama_index: bool) -> Converting[Exception]:
+    """Raise failures so that whoever made the call sees them: if it is LlamaIndex, what it would drop as an
+    ``AskedError``.
     """
-    try:
-        yield
-    except (ValueError, TypeError) as error:
-        if not by_llama_index:
-            raise
-        hint = error.hint if isinstance(error, RSDError) else ""
-        message = error.message if isinstance(error, RSDError) else f"{type(error).__name__}: {error}"
-        if isinstance(error, PromptLengthError):
-            hint += (
-                " If LlamaIndex packed it: Settings.tokenizer = llm.load().token_ids makes it count as the "
-                "target does; a prompt_helper or a smaller chunk_size leaves more room."
-            )
-        raise AskedError(message, hint=hint) from error
+    return Converting((ValueError, TypeError) if by_llama_index else (), _asked)
+
+
+def _asked(error: Exception) -> AskedError:
+    hint = error.hint if isinstance(error, RSDError) else ""
+    message = error.message if isinstance(error, RSDError) else f"{type(error).__name__}: {error}"
+    if isinstance(error, PromptLengthError):
+        hint += (
+            " If LlamaIndex packed it: Settings.tokenizer = llm.load().token_ids makes it count as the "
+            "target does; a prompt_helper or a smaller chunk_size leaves more room."
+        )
+    made = AskedError(message, hint=hint)
+    made.__cause__ = error
+    return made
 
 
 async def aloaded(llm: RSDSettings) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
-from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse
@@ -26,6 +25,7 @@ from rsd_integrations.adapters.whole import no_document
 from rsd_integrations.errors import AskedError, ConfigError, PromptLengthError
 from rsd_integrations.llama_index.asked import aloaded, asking, seen
 from rsd_integrations.llama_index.tools import cut, refuse
+from rsd_integrations.raising import Converting
 
 Form = TypeVar("Form", bound=BaseModel)
 
@@ -230,25 +230,24 @@ def _objects(text: str) -> Iterator[dict[str, Any]]:
             start = text.find("{", end)
 
 
-@contextmanager
-def _fitting(form: type[BaseModel]) -> Iterator[None]:
-    """Say why a prompt is too long: LlamaIndex fills the window up to ``num_output``, and does not count
-    what the form adds.
-
-    Raises:
-        AskedError: prompt and form are too long.
+def _fitting(form: type[BaseModel]) -> Converting[AskedError]:
+    """Say why prompt and form are too long: LlamaIndex fills the window up to ``num_output``, and does not
+    count what the form adds.
     """
-    try:
-        yield
-    except AskedError as error:
+
+    def told(error: AskedError) -> AskedError | None:
         if not isinstance(error.__cause__, PromptLengthError):
-            raise
+            return None
         size = len(json.dumps(form.model_json_schema()))
         hint = (
             f"The schema of {form.__name__} takes {size} characters of the prompt, which LlamaIndex does not "
             "count: leave max_tokens out, if it is set."
         )
-        raise AskedError(error.message, hint=f"{error.hint} {hint}") from error.__cause__
+        made = AskedError(error.message, hint=f"{error.hint} {hint}")
+        made.__cause__ = error.__cause__
+        return made
+
+    return Converting(AskedError, told)
 
 
 def _own_form(llm_kwargs: dict[str, Any] | None) -> dict[str, Any]:

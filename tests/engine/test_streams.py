@@ -264,7 +264,7 @@ def engines() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if thread.name == "rsd-engine"}
 
 
-def test_requests_that_failed_keep_nothing() -> None:
+def test_requests_that_failed_keep_nothing(uncollected: None) -> None:
     """The error knows the frames that read the stream, and so the stream and its pipeline."""
 
     async def fail_async(pipe: RSDPipeline) -> None:
@@ -272,7 +272,6 @@ def test_requests_that_failed_keep_nothing() -> None:
             await pipe.agenerate("x")
 
     def streams() -> list[Any]:
-        gc.collect()
         return [item for item in gc.get_objects() if type(item) in (EventStream, AsyncEventStream)]
 
     def left() -> int:
@@ -291,7 +290,6 @@ def test_requests_that_failed_keep_nothing() -> None:
     assert left() <= before
     (engine,) = engines() - others
     del pipe
-    gc.collect()
     engine.join(PATIENCE)  # A pipeline that is dropped closes.
     assert not engine.is_alive()
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,6 +19,7 @@ from rsd_integrations.errors import (
     EngineClosedError,
     ModelError,
     PromptError,
+    RSDError,
 )
 from rsd_integrations.llama_index import RSDLLM
 from rsd_integrations.pipeline import RSDPipeline
@@ -199,3 +203,28 @@ async def test_a_prompt_that_its_form_makes_too_long(takes_tools: bool) -> None:
             engine.query("Which?")
         with pytest.raises(AskedError, match="schema of Colour"):
             await engine.aquery("Which?")
+
+
+PLAIN = PromptTemplate("x")
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda llm: llm.complete("x"),
+        lambda llm: llm.complete("x", temperature=-1),
+        lambda llm: list(llm.stream_complete("x")),
+        lambda llm: llm.predict(PLAIN),
+        lambda llm: list(llm.stream(PLAIN)),
+        lambda llm: llm.structured_predict(Colour, PLAIN),
+        lambda llm: llm.structured_predict(Colour, PLAIN, llm_kwargs={"tools": []}),
+    ],
+)
+def test_a_refused_call_keeps_no_pipeline(ask: Callable[[RSDLLM], object], uncollected: None) -> None:
+    pipe = scripted_pipeline(script, window=1024)
+    llm, kept = wrong_llm(pipe, "prompt"), weakref.ref(pipe)
+    with contextlib.suppress(RSDError):
+        ask(llm)
+        pytest.fail("nothing was raised")
+    del pipe, llm
+    assert kept() is None

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from rsd_integrations.errors import RewardError, RSDError
 from rsd_integrations.prm.base import Feed, PRMFormat
 from rsd_integrations.prompts import as_messages
 from rsd_integrations.protocols import Scored
+from rsd_integrations.raising import Converting
 from rsd_integrations.types import Prompt
 
 
@@ -82,20 +82,18 @@ def scored(form: PRMFormat, outputs: Sequence[float], tokens: int) -> Scored:
         return Scored(float(form.reward(outputs)), tokens)
 
 
-@contextmanager
-def _naming(form: PRMFormat, what: str) -> Iterator[None]:
-    """Say which format failed, and at what.
+def _naming(form: PRMFormat, what: str) -> Converting[Exception]:
+    """Say which format failed, and at what (a ``RewardError``); its own error may not say what to do."""
 
-    Raises:
-        RewardError: it failed, with an error that does not say what to do.
-    """
-    try:
-        yield
-    except RSDError:
-        raise
-    except Exception as error:
-        raise RewardError(
+    def told(error: Exception) -> RewardError | None:
+        if isinstance(error, RSDError):
+            return None
+        made = RewardError(
             f"the PRM format {getattr(form, 'name', type(form).__name__)!r} cannot {what}: "
             f"{type(error).__name__}: {error}.",
             hint="Choose another prm_format, or mend it.",
-        ) from error
+        )
+        made.__cause__ = error
+        return made
+
+    return Converting(Exception, told)

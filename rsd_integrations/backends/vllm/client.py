@@ -7,8 +7,8 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
 from itertools import count
 from typing import Any
 
@@ -24,6 +24,7 @@ from rsd_integrations.backends.vllm.http import (
     Untrusted,
 )
 from rsd_integrations.errors import BackendError, RefusedError, RSDError, UnreachableError
+from rsd_integrations.raising import Converting
 from rsd_integrations.text.printable import printable
 
 _log = logging.getLogger(__name__)
@@ -118,16 +119,17 @@ class Servers:
         with self.hiding():
             return await self._answer(path, body, key)
 
-    @contextmanager
-    def hiding(self) -> Iterator[None]:
+    def hiding(self) -> Converting[RSDError]:
         """Keep secrets out of errors that are raised within: what they quote of a server may repeat them."""
-        try:
-            yield
-        except RSDError as error:
-            told = self._http.without_secrets(error.message)
-            if told == error.message:
-                raise
-            raise type(error)(told, hint=error.hint) from None  # Its cause may hold them as well.
+        return Converting(RSDError, self._hidden)
+
+    def _hidden(self, error: RSDError) -> RSDError | None:
+        told = self._http.without_secrets(error.message)
+        if told == error.message:
+            return None
+        made = type(error)(told, hint=error.hint)
+        made.__cause__ = None  # It may hold them as well.
+        return made
 
     async def _answer(self, path: str, body: Mapping[str, Any] | None, key: int) -> Any:
         """As ``ask``, with errors that may hold secrets."""
