@@ -101,7 +101,7 @@ class RSDFields(BaseModel):
     """Most tokens in one step; a longer one is cut there and scored as it stands."""
 
     temperature: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
-    """0 is greedy. Draft and target sample alike."""
+    """0 is greedy. Draft and target sample alike. vLLM servers take 2 at most."""
 
     top_p: float = Field(default=1.0, gt=0.0, le=1.0, allow_inf_nan=False)
     """Only the smallest set of tokens whose probabilities add up to top_p; 1 for all."""
@@ -128,7 +128,8 @@ class RSDFields(BaseModel):
 
     speculation: bool = True
     """Whether the target verifies the rejected step's tokens as speculative tokens, several in a forward
-    pass. The text is the same either way (in half precision rounding may change a token)."""
+    pass. The text is the same either way (in half precision rounding may change a token). vLLM servers do
+    not use it."""
 
     draft_candidates: int = Field(default=1, ge=1, le=_LARGEST)
     """Candidates that the draft writes for each step, as one batch; only the one with the best reward can

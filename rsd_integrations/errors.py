@@ -7,15 +7,15 @@
     ├── PromptError            a prompt is empty or malformed                (also ValueError)
     │   └── PromptLengthError  prompt and answer do not fit the window
     ├── ModelError             a model or tokenizer cannot play its role     (also ValueError)
-    ├── RewardError            a reward or a weighting left its range
+    ├── RewardError            a reward function or a weighting failed, or left its range
     ├── TimedOutError          a call took longer than it was given      (also TimeoutError)
-    ├── BackendError           a model, a device or a server failed in mid-request
+    ├── BackendError           a model, a device or a server failed, at loading or later
     │   ├── DeviceMemoryError  the device ran out of memory
     │   ├── UnreachableError   no server was there, or none could take it
     │   └── RefusedError       a server will not do what it was asked for
     ├── StreamError            a stream is read where or when it cannot be   (also RuntimeError)
     ├── EngineClosedError      the pipeline was closed, or ended by itself   (also RuntimeError)
-    └── AskedError             a framework's own call failed; ``__cause__`` is one of these
+    └── AskedError             a call that LlamaIndex made by itself failed; ``__cause__`` says why
 
 Each carries ``hint``, which says what to do, if something can be done; ``str(error)`` shows both.
 """
@@ -87,7 +87,7 @@ class ModelError(RSDError, ValueError):
 
 
 class RewardError(RSDError):
-    """A reward is NaN or outside [0, 1], or a weighting gave no probability."""
+    """A reward is NaN or outside [0, 1], a weighting gave no probability, or a function for either failed."""
 
 
 class TimedOutError(RSDError, TimeoutError):
@@ -98,7 +98,7 @@ class TimedOutError(RSDError, TimeoutError):
 
 
 class BackendError(RSDError):
-    """A model, a device or a server failed at work."""
+    """A model, a device or a server failed, while models were loaded or at work."""
 
 
 class DeviceMemoryError(BackendError):

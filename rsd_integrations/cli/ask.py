@@ -44,11 +44,14 @@ def ask(
     threshold: Annotated[
         float | None,
         options.decoding(
-            help="Reward from which a draft step is kept; 0 is draft only, above 1 target only."
+            help="Reward from which a draft step is kept, the PRM's default if not given; 0 is draft only, "
+            "above 1 target only."
         ),
     ] = None,
-    weighting: Annotated[str | None, options.decoding(help=f"One of {', '.join(NAMES)}.")] = None,
-    temperature: Annotated[float | None, options.decoding(help="0 is greedy.")] = None,
+    weighting: Annotated[
+        str | None, options.decoding(help=f"One of {', '.join(NAMES)}. If not given, step.")
+    ] = None,
+    temperature: Annotated[float | None, options.decoding(help="0, greedy, if not given.")] = None,
     max_tokens: Annotated[
         int | None,
         options.decoding(

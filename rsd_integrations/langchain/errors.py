@@ -52,7 +52,7 @@ class EngineClosedError(errors.EngineClosedError, exceptions.ModelError):
 
 
 class RewardError(errors.RewardError, exceptions.ModelError):
-    """A reward was none. A function that asks a service for it may succeed the next time."""
+    """A reward was wrong, or none came. A function that asks a service for it may succeed the next time."""
 
     is_retryable = True
 
