@@ -6,7 +6,7 @@ reads the tokens in between again. Rows of one forward are equally long, as padd
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,8 @@ import torch
 
 from rsd_integrations.backends.shared.describe import ATTENDING
 from rsd_integrations.backends.torch.bursts import Burst
-from rsd_integrations.backends.torch.forwards import Compute, Launcher, Pair
+from rsd_integrations.backends.torch.flight import Flight
+from rsd_integrations.backends.torch.forwards import Pair
 from rsd_integrations.backends.torch.plan import PREFILL_CHUNK, Plan, Shape, SlotFeed, by_slot
 from rsd_integrations.backends.torch.readout import Read
 from rsd_integrations.backends.torch.runner import Masks, SlotRunner
@@ -28,54 +29,19 @@ _READ_AGAIN = 16
 """Tokens before guesses from which they are read by themselves; fewer are read again if a guess is wrong."""
 
 
-class _Single:
-    """A launcher of forwards of one token a row, from states that are in place.
-
-    Args:
-        launcher: of forwards of any shape.
-        cache: whose states.
-    """
-
-    def __init__(self, launcher: Launcher, cache: RecurrentCache) -> None:
-        self._launcher = launcher
-        self._cache = cache
-        self._feeds: Sequence[SlotFeed] = ()
-
-    def shape(self, feeds: Sequence[SlotFeed]) -> Shape | None:
-        """As of the launcher; None unless the feeds are single tokens that begin where states are known."""
-        self._feeds = feeds
-        ready = all(len(feed.tokens) == 1 and self._cache.reach(feed) is feed for feed in feeds)
-        return self._launcher.shape(feeds) if ready and self._cache.stores else None
-
-    def __call__(self, shape: Shape, numbers: torch.Tensor, key_L: torch.Tensor) -> Pair:
-        """Run the packed feeds whose shape was asked for last."""
-        self._cache.begin(self._feeds)
-        made = self._launcher(shape, numbers, key_L)
-        self._cache.end(self._feeds)
-        return made
-
-
 class RecurrentRunner(SlotRunner):
     """A ``SlotRunner`` of a model with recurrent layers. A launcher may run forwards of one token a row; all
     others are called.
 
     Args:
         config: the model's (text) config.
-        launcher: as of ``SlotRunner``.
-        options: likewise; nothing is traced.
+        options: as of ``SlotRunner``; nothing is traced.
     """
 
     cache: RecurrentCache
 
-    def __init__(
-        self,
-        config: Any,
-        *arguments: Any,
-        launcher: Callable[[Compute], Launcher] | None = None,
-        **options: Any,
-    ) -> None:
-        single = None if launcher is None else lambda compute: _Single(launcher(compute), self.cache)
-        super().__init__(config, *arguments, launcher=single, **options | {"traces": False})
+    def __init__(self, config: Any, *arguments: Any, **options: Any) -> None:
+        super().__init__(config, *arguments, **options | {"traces": False})
         self._maskless = {kind for kind in self.attention if kind not in ATTENDING}
         self.attention = {
             kind: places for kind, places in self.attention.items() if kind not in self._maskless
@@ -91,6 +57,22 @@ class RecurrentRunner(SlotRunner):
         made = super()._compute(head_N3, *numbers, **where)
         self.cache.take(head_N3)
         return made
+
+    def _shape(self, feeds: Sequence[SlotFeed]) -> Shape | None:
+        """As of a ``SlotRunner``; None unless they are single tokens that begin where states are known."""
+        if not self.launches or not self.cache.stores:
+            return None
+        single = all(len(feed.tokens) == 1 and self.cache.reach(feed) is feed for feed in feeds)
+        return super()._shape(feeds) if single else None
+
+    def _launched(self, feeds: Sequence[SlotFeed], shape: Shape, numbers: torch.Tensor) -> Pair:
+        self.cache.begin(feeds)
+        made = super()._launched(feeds, shape, numbers)
+        self.cache.end(feeds)
+        return made
+
+    def _follow(self, flight: Flight) -> None:
+        """Nothing runs ahead of the host, which keeps where each slot's states are."""
 
     def _called(self, feeds: Sequence[SlotFeed], burst: Burst | None = None) -> list[Read]:
         reached = [self._reached(feed) for feed in feeds]

@@ -256,13 +256,13 @@ class SlotRunner:
     ) -> list[Read]:
         """One forward of a batch, or a burst; perhaps the next one is launched too, but not waited for."""
         self._rows.check(feeds)
-        shape = self._launcher.shape(feeds) if self._launcher is not None else None
+        shape = self._shape(feeds)
         if shape is None:
             return self._called(feeds, burst)
         numbers, rows = pack(feeds, shape)
         self._fill(feeds)
         try:
-            kept, fetched = self._launched(shape, numbers)
+            kept, fetched = self._launched(feeds, shape, numbers)
         except NotRecordable as problem:
             problem.warn()
             self.call_only()
@@ -272,7 +272,12 @@ class SlotRunner:
             self._flight = self._follow(flight)
         return flight.outputs(followed=self._flight is not None)
 
-    def _launched(self, shape: Shape, numbers: torch.Tensor) -> Pair:
+    def _shape(self, feeds: Sequence[SlotFeed]) -> Shape | None:
+        """The shape in which the launcher runs these feeds; None where they are called."""
+        return None if self._launcher is None else self._launcher.shape(feeds)
+
+    def _launched(self, feeds: Sequence[SlotFeed], shape: Shape, numbers: torch.Tensor) -> Pair:
+        """What the launcher makes of these feeds, packed."""
         assert self._launcher is not None
         with self._threads(shape), self._attend.over():
             return self._launcher(shape, numbers, self._key_L[: shape.span])
