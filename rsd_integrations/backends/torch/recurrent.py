@@ -12,13 +12,12 @@ from typing import Any
 
 import torch
 
-from rsd_integrations.backends.shared.describe import ATTENDING
 from rsd_integrations.backends.torch.bursts import Burst
 from rsd_integrations.backends.torch.flight import Flight
 from rsd_integrations.backends.torch.forwards import Pair
-from rsd_integrations.backends.torch.plan import PREFILL_CHUNK, Plan, Shape, SlotFeed, by_slot
+from rsd_integrations.backends.torch.plan import PREFILL_CHUNK, Shape, SlotFeed, by_slot
 from rsd_integrations.backends.torch.readout import Read
-from rsd_integrations.backends.torch.runner import Masks, SlotRunner
+from rsd_integrations.backends.torch.runner import SlotRunner
 from rsd_integrations.backends.torch.slots import SlotCache
 from rsd_integrations.backends.torch.states import RecurrentCache
 
@@ -42,10 +41,6 @@ class RecurrentRunner(SlotRunner):
 
     def __init__(self, config: Any, *arguments: Any, **options: Any) -> None:
         super().__init__(config, *arguments, **options | {"traces": False})
-        self._maskless = {kind for kind in self.attention if kind not in ATTENDING}
-        self.attention = {
-            kind: places for kind, places in self.attention.items() if kind not in self._maskless
-        }
         self._grouped = _single_ones_apart
 
     @staticmethod
@@ -115,13 +110,6 @@ class RecurrentRunner(SlotRunner):
             results |= zip(rows, super()._called(group), strict=True)
             self.cache.end(group)
         return [results[index] for index in range(len(feeds))]
-
-    def _masks(self, plan: Plan) -> Masks:
-        """As of a ``SlotRunner``; nothing is masked in layers that are recurrent."""
-        if not self.attention:
-            return None
-        made = super()._masks(plan)
-        return made | dict.fromkeys(self._maskless) if isinstance(made, dict) else made
 
 
 def _apart(feed: SlotFeed) -> Sequence[int]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from rsd_integrations.backends.shared.describe import AttentionKinds, attention_kinds
+from rsd_integrations.backends.shared.describe import ATTENDING, AttentionKinds, attention_kinds
 from rsd_integrations.backends.torch.attention import SlotAttention
 from rsd_integrations.backends.torch.bursts import MOST_WORK, Burst
 from rsd_integrations.backends.torch.failures import Rows, failure
@@ -90,7 +90,10 @@ class SlotRunner:
         self._rows = rows or Rows("", None)
         self._parameters = parameters
         self._device = device
-        self.attention = attention or attention_kinds(config)
+        kinds = attention or attention_kinds(config)
+        self.attention = {kind: sizes for kind, sizes in kinds.items() if kind in ATTENDING}
+        self._unmasked = dict.fromkeys(kinds.keys() - self.attention.keys())
+        """Kinds of layers that do not attend, for which nothing is masked."""
         self._dtype = dtype
         self._key_L = torch.arange(capacity, device=device)
         self.cache = self._new_cache(config, slots, capacity)
@@ -368,12 +371,12 @@ class SlotRunner:
         return self._readout(inputs, columns)
 
     def _masks(self, plan: Plan) -> Masks:
-        """One mask, or one for each kind of attention layer where a model has several."""
+        """One mask, or one for each kind of layer where several kinds attend; None where none does."""
         made: dict[str, torch.Tensor | None] = {
             kind: self._as_model_wants(masks(plan, window, chunk))
             for kind, (window, chunk) in self.attention.items()
         }
-        return made if len(made) > 1 else next(iter(made.values()))
+        return made | self._unmasked if len(made) > 1 else next(iter(made.values()), None)
 
     def _as_model_wants(self, mask: torch.Tensor) -> torch.Tensor:
         if not self._attend.adds_mask:
