@@ -8,7 +8,7 @@ can be recorded once and replayed.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 import torch
@@ -62,6 +62,12 @@ class SlotFeed:
         """The indices of the outputs that are wanted."""
         first = self.read % len(self.tokens)
         return range(first, first + 1 + self.more)
+
+    def cut(self, length: int) -> tuple[SlotFeed, SlotFeed]:
+        """Its first tokens, to be read by themselves, and the others, among which is all that is wanted."""
+        head = replace(self, tokens=self.tokens[:length], read=-1, more=0)
+        start, read = self.start + length, self.reads[0] - length
+        return head, replace(self, start=start, tokens=self.tokens[length:], read=read)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ reads the tokens in between again. Rows of one forward are equally long, as padd
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -70,33 +69,20 @@ class RecurrentRunner(SlotRunner):
         """Nothing runs ahead of the host, which keeps where each slot's states are."""
 
     def _called(self, feeds: Sequence[SlotFeed], burst: Burst | None = None) -> list[Read]:
-        reached = [self._reached(feed) for feed in feeds]
-        heads = {index: head for index, feed in enumerate(reached) if (head := _apart(feed))}
-        if heads:
-            self._together(
-                [replace(reached[index], tokens=head, read=-1, more=0) for index, head in heads.items()]
-            )
-        for index, head in heads.items():
-            feed, length = reached[index], len(head)
-            reached[index] = replace(
-                feed,
-                start=feed.start + length,
-                tokens=feed.tokens[length:],
-                read=feed.reads[0] - length,
-            )
+        reached, heads = [self._reached(feed) for feed in feeds], []
+        for index, feed in enumerate(reached):
+            if length := _apart(feed):
+                head, reached[index] = feed.cut(length)
+                heads.append(head)
+        self._together(heads)
         return self._together(reached)
 
     def _reached(self, feed: SlotFeed) -> SlotFeed:
         """The feed, begun where states are known; if that is far before, forwards first bring it nearer."""
         reached = self.cache.reach(feed)
         while len(reached.tokens) > len(feed.tokens) + PREFILL_CHUNK:
-            self._together([replace(reached, tokens=reached.tokens[:PREFILL_CHUNK], read=-1, more=0)])
-            reached = replace(
-                reached,
-                start=reached.start + PREFILL_CHUNK,
-                tokens=reached.tokens[PREFILL_CHUNK:],
-                read=reached.read - PREFILL_CHUNK,
-            )
+            head, reached = reached.cut(PREFILL_CHUNK)
+            self._together([head])
         return reached
 
     def _together(self, feeds: Sequence[SlotFeed]) -> list[Read]:
@@ -112,15 +98,15 @@ class RecurrentRunner(SlotRunner):
         return [results[index] for index in range(len(feeds))]
 
 
-def _apart(feed: SlotFeed) -> Sequence[int]:
-    """The tokens to read by themselves before the others, so that states are kept behind them: all but the
-    last of a committed text, if it is long or other candidates wait for it; and many before guesses.
+def _apart(feed: SlotFeed) -> int:
+    """How many tokens to read by themselves before the others, so that states are kept behind them: all but
+    the last of a committed text, if it is long or other candidates wait for it; and many before guesses.
     """
     first, tokens = feed.reads[0], len(feed.tokens)
     if feed.more:
-        return feed.tokens[:first] if first >= _READ_AGAIN else ()
+        return first if first >= _READ_AGAIN else 0
     long = tokens > (1 if feed.awaited else _SPLIT)
-    return feed.tokens[:-1] if long and feed.start + tokens == feed.base else ()
+    return tokens - 1 if long and feed.start + tokens == feed.base else 0
 
 
 def _single_ones_apart(feeds: Sequence[SlotFeed]) -> list[list[int]]:
