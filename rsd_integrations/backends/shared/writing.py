@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,22 +102,6 @@ class StepText:
         """A step in the writer's tokens: the ids themselves where the vocabulary is the same."""
         return written.token_ids if self._shares(written) else self._encode(written.text)
 
-    def replacing(self, written: Written) -> tuple[int, tuple[int, ...]]:
-        """What takes the place of the step in progress: how many of the committed tokens go with it, and the
-        tokens.
-
-        Text of another vocabulary begins with a whole character, so the bytes of one that a limit cut go.
-        """
-        count, shown = self._taken_back(written)
-        return count, written.token_ids if self._shares(written) else self._encode(shown + written.text)
-
-    def _taken_back(self, written: Written) -> tuple[int, str]:
-        """The number of those tokens, and the text of theirs that is to be written again.
-
-        Without new text all stays: else limits of a token or two would let neither model end a character.
-        """
-        return self._detokenizer.ragged if written.text and not self._shares(written) else (0, "")
-
     def _encode(self, text: str) -> tuple[int, ...]:
         return self._writer.tooling.encode(text, calls=self.reader is not None)
 
@@ -150,29 +134,39 @@ class StepText:
             self.shown += self._detokenizer.rest()
         return self.shown
 
-    def commit(self, tokens: Sequence[int] | None, written: Written) -> None:
-        """Go on behind the step in progress, or behind these tokens in its place.
+    def keep(self) -> None:
+        """Go on behind the step in progress."""
+        if self.constraint is not None:
+            self.constraint.keep()
+        self._detokenizer.mark()
 
-        Args:
-            tokens: as of ``replacing``.
-            written: the step that is committed.
+    def replace(self, written: Written) -> tuple[int, tuple[int, ...]]:
+        """Go on behind another step in place of the one in progress.
+
+        Text of another vocabulary begins with a whole character, so the bytes of one that a limit cut go.
+
+        Returns:
+            How many of the committed tokens go with the step in progress, and the tokens in their place.
 
         Raises:
             BackendError: the constraint does not allow it.
         """
-        count, shown = (0, "") if tokens is None else self._taken_back(written)
+        if self._shares(written):
+            count, shown, tokens = 0, "", written.token_ids
+        else:
+            # Without new text all stays: else limits of a token or two would let neither end a character.
+            count, shown = self._detokenizer.ragged if written.text else (0, "")
+            tokens = self._encode(shown + written.text)
         if self.constraint is not None:
-            if tokens is not None:
-                self.constraint.back()
-                # An answer's last step is not checked: the other model may spell the end in its own way.
-                if written.end != "eos":
-                    self.constraint.take_back(count)
-                    self.constraint.push(self._exact_tokens(written, shown))
-            self.constraint.keep()
-        if tokens is not None:
-            self._detokenizer.back(to_whole=count > 0)
-            self._detokenizer.push(tokens)
-        self._detokenizer.mark()
+            self.constraint.back()
+            # An answer's last step is not checked: the other model may spell the end in its own way.
+            if written.end != "eos":
+                self.constraint.take_back(count)
+                self.constraint.push(self._exact_tokens(written, shown))
+        self._detokenizer.back(to_whole=count > 0)
+        self._detokenizer.push(tokens)
+        self.keep()
+        return count, tokens
 
     def _exact_tokens(self, written: Written, before: str) -> tuple[int, ...]:
         if self._shares(written):

@@ -253,18 +253,19 @@ class TorchWriterSession(SlotSession):
 
     def commit(self, kept: Kept, *, own: bool) -> None:
         """Put the committed step in place of the one in progress."""
-        back, step = (0, None) if own else self._text.replacing(kept.written)
-        if own and isinstance(self.work, GuessStep):
-            self._known = self.settle(self.base + len(self.work.tokens))
-        elif step is None:
-            self.keep()
+        if own:
+            self._text.keep()
+            if isinstance(self.work, GuessStep):
+                self._known = self.settle(self.base + len(self.work.tokens))
+            else:
+                self.keep()
         else:
             self._known = []
+            back, step = self._text.replace(kept.written)
             if back:
                 self.base -= back
                 self._before = Before()
             self.replace(step)
-        self._text.commit(step, kept.written)
         self.work = None
 
 

@@ -190,17 +190,16 @@ class VLLMWriterSession(TokenSession):
     def commit(self, kept: Kept, *, own: bool) -> None:
         """Put the committed step in place of the one in progress."""
         self._kept = own
-        if not own:
-            self.leave_ahead()
-        back, step = (0, None) if own else self._text.replacing(kept.written)
-        if step is None:
+        if own:
+            self._text.keep()
             self.base = len(self.tokens)
         else:
+            self.leave_ahead()
+            back, step = self._text.replace(kept.written)
             self.base -= back
             self.put(step)
         if self.form is not None:
             self.form.commit(kept.written.text)
-        self._text.commit(step, kept.written)
         self.work = None
 
     def close(self) -> None:
