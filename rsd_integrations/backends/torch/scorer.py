@@ -23,11 +23,11 @@ class TorchScorerSession(SlotSession):
         super().__init__(scorer.runner, prompt, scorer.info.sliding_window)
         self._scorer = scorer
         self._feeds = StepFeeds(scorer.format)
-        self.scoring = False
+        self._scoring = False
         """Whether a step is laid out whose reward has not been read yet."""
-        self.read = 0
+        self._read = 0
         """The position whose output is the reward's."""
-        self.scored_tokens = 0
+        self._scored_tokens = 0
         """Tokens of the step that is scored."""
 
     def fork(self) -> TorchScorerSession:
@@ -42,24 +42,32 @@ class TorchScorerSession(SlotSession):
         Raises:
             WindowFull: they do not fit.
         """
-        if self.scoring:
+        if self._scoring:
             return
         start, feed = self._feeds.lay_out(self.base, body)
         self.tokens[start:] = feed.ids
         self.cached = min(self.cached, start)
         if len(self.tokens) > self._scorer.info.window:
             raise WindowFull
-        self.scoring = True
-        self.read = start + feed.read
-        self.scored_tokens = len(feed.ids) if body else 0
+        self._scoring = True
+        self._read = start + feed.read
+        self._scored_tokens = len(feed.ids) if body else 0
 
     def next_feed(self) -> SlotFeed:
         """The next chunk up to where the reward is read."""
-        return self.feed(upto=self.read + 1)
+        return self.feed(upto=self._read + 1)
+
+    def take(self, feed: SlotFeed, output: Read) -> Scored | None:
+        """Take what a chunk gave: the reward, if it reached the position where that is read."""
+        self.fed(feed, output)
+        if feed.start + len(feed.tokens) <= self._read:
+            return None
+        self._scoring = False
+        return scored(self._scorer.format, output.fetched[0], self._scored_tokens)
 
     def commit(self, kept: Kept, *, own: bool) -> None:
         """Go on behind the committed step."""
-        self.scoring = False
+        self._scoring = False
         self.replace(self._feeds.commit(self.base, kept.body) if kept.body else ())
 
 
@@ -86,31 +94,19 @@ class TorchScorer:
         self, sessions: Sequence[ScorerSession], work: Sequence[ScoreStep]
     ) -> list[Scored | Exception | None]:
         """One chunk of each session as one batch; those that reach their reading position are done."""
-        results: list[Scored | Exception | None] = [None] * len(work)
-        waiting: list[tuple[int, TorchScorerSession]] = []
-        for index, (session, step) in enumerate(zip(sessions, work, strict=True)):
-            assert isinstance(session, TorchScorerSession)
-            if isinstance(begun := attempt(partial(session.begin, step.body)), Exception):
-                results[index] = begun
-            else:
-                waiting.append((index, session))
-        feeds, failed = next_feeds([session for _, session in waiting])
+        own = [session for session in sessions if isinstance(session, TorchScorerSession)]
+        results: list[Scored | Exception | None] = [
+            attempt(partial(session.begin, step.body)) for session, step in zip(own, work, strict=True)
+        ]
+        going = {index: session for index, session in enumerate(own) if results[index] is None}
+        feeds, failed = next_feeds(going)
         outputs = self.runner.run(list(feeds.values()))
-        for place, output in (failed | dict(zip(feeds, outputs, strict=True))).items():
-            index, session = waiting[place]
+        for index, output in (failed | dict(zip(feeds, outputs, strict=True))).items():
             if isinstance(output, Exception):
                 results[index] = output
             else:
-                results[index] = self._read(session, feeds[place], output)
+                results[index] = attempt(partial(own[index].take, feeds[index], output))
         return results
-
-    def _read(self, session: TorchScorerSession, feed: SlotFeed, output: Read) -> Scored | Exception | None:
-        """The reward, if this chunk reached the position where it is read."""
-        session.fed(feed, output)
-        if feed.start + len(feed.tokens) <= session.read:
-            return None
-        session.scoring = False
-        return attempt(partial(scored, self.format, output.fetched[0], session.scored_tokens))
 
     def close(self) -> None:
         """Give the memory back."""

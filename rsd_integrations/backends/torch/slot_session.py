@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rsd_integrations.backends.torch.failures import attempt
 from rsd_integrations.backends.torch.plan import PREFILL_CHUNK, SlotFeed
@@ -196,14 +196,14 @@ class SlotSession:
         self._slot = None
 
 
-def next_feeds(sessions: Sequence[SlotSession]) -> tuple[dict[int, SlotFeed], dict[int, Exception]]:
+def next_feeds(sessions: Mapping[int, SlotSession]) -> tuple[dict[int, SlotFeed], dict[int, Exception]]:
     """By index, the next feed of each session that is to be fed now, and what fails those that it fails."""
     feeds: dict[int, SlotFeed] = {}
     failed: dict[int, Exception] = {}
-    for index, session in enumerate(sessions):
+    for index, session in sessions.items():
         if isinstance(caught := attempt(session.catch_up), Exception):
             failed[index] = caught
-    sound = [index for index in range(len(sessions)) if index not in failed]
+    sound = [index for index in sessions if index not in failed]
     for index in (sound[place] for place in to_feed([sessions[index] for index in sound])):
         if isinstance(feed := attempt(sessions[index].next_feed), Exception):
             failed[index] = feed

@@ -47,11 +47,11 @@ class TorchWriter(SpeakingWriter):
         """One round: a token for each session, several by guesses or a burst, none while a prompt is read."""
         own = [session for session in sessions if isinstance(session, TorchWriterSession)]
         results = [attempt(session.recall) for session in own]
-        going = [index for index, result in enumerate(results) if result is None]
-        feeds, failed = next_feeds([own[index] for index in going])
-        written = self._write([own[going[place]] for place in feeds], list(feeds.values()))
-        for place, result in (failed | dict(zip(feeds, written, strict=True))).items():
-            results[going[place]] = result
+        going = {index: session for index, session in enumerate(own) if results[index] is None}
+        feeds, failed = next_feeds(going)
+        written = self._write([own[index] for index in feeds], list(feeds.values()))
+        for index, result in (failed | dict(zip(feeds, written, strict=True))).items():
+            results[index] = result
         return results
 
     def _write(
@@ -62,34 +62,36 @@ class TorchWriter(SpeakingWriter):
             characters = frozenset[str]().union(*(session.ending for session in sessions))
             burst = Burst(min(steady, MOST_AT_ONCE), partial(self._endings.of, characters))
         results: list[Written | Exception | None] = [None] * len(sessions)
-        ready: dict[int, Read] = {}
+        ready: dict[int, tuple[TorchWriterSession, Read]] = {}
         outputs = self.runner.run(feeds, ahead=steady > 1, burst=burst)
-        for index, output in enumerate(outputs):
-            if isinstance(output, Exception):
-                results[index] = output
-                continue
-            read = output
-            sessions[index].fed(feeds[index], read)
-            if -1 in read.fetched:
-                sessions[index].unread(feeds[index], read)
-                if not read.own:
-                    # Behind a wrong guess nothing need be finite: again in the next round, without guesses.
-                    if not sessions[index].drop_guesses():
-                        results[index] = _not_finite(self.info.name)
-                    continue
-                read = read.without_last()  # It is drawn again, by itself.
-            if sessions[index].cached == len(sessions[index].tokens):
-                ready[index] = read
-        drawn = attempt(partial(_tokens, {index: (sessions[index], read) for index, read in ready.items()}))
+        for index, (session, output) in enumerate(zip(sessions, outputs, strict=True)):
+            read = output if isinstance(output, Exception) else self._sound(session, feeds[index], output)
+            if isinstance(read, Exception):
+                results[index] = read
+            elif read is not None and session.cached == len(session.tokens):
+                ready[index] = session, read
+        drawn = attempt(partial(_tokens, ready))
 
-        def take(index: int, read: Read) -> Written | None:
+        def take(index: int) -> Written | None:
+            session, read = ready[index]
             # Whose fault it is if drawing failed shows when they are drawn one by one.
-            alone = _tokens({index: (sessions[index], read)}) if isinstance(drawn, Exception) else drawn
-            return sessions[index].take(read, alone[index], feeds[index].more)
+            tokens = _tokens({index: ready[index]}) if isinstance(drawn, Exception) else drawn
+            return session.take(read, tokens[index], feeds[index].more)
 
-        for index, read in ready.items():
-            results[index] = attempt(partial(take, index, read))
+        for index in ready:
+            results[index] = attempt(partial(take, index))
         return results
+
+    def _sound(self, session: TorchWriterSession, feed: SlotFeed, read: Read) -> Read | Exception | None:
+        """What was read, where tokens can be drawn; None if that is to be read again, in the next round."""
+        session.fed(feed, read)
+        if -1 not in read.fetched:
+            return read
+        session.unread(feed, read)
+        if read.own:
+            return read.without_last()  # It is drawn again, by itself.
+        # Behind a wrong guess nothing need be finite: again without guesses.
+        return None if session.drop_guesses() else _not_finite(self.info.name)
 
     def close(self) -> None:
         """Give the memory back."""
