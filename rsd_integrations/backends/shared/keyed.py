@@ -62,7 +62,10 @@ class KeyedRules:
         self._before, self._between = " ".join(parts(keyed.before)), " ".join(parts(keyed.between))
         self._apart = " ".join(parts(keyed.apart))
         self._quotes = " ".join(parts(keyed.quotes))
+        self._root: Mapping[str, Any] = {}
+        """The schema of one tool's arguments, to whose definitions its parts may refer."""
         self._known: dict[str, str] = {}
+        """The rules of its values by now, by their schemas."""
         behind = parts(keyed.quotes or keyed.after)
         # A value's text and the first literal behind it are one terminal: else no lexer could tell where the
         # text ends.
@@ -85,17 +88,16 @@ class KeyedRules:
             ConfigError: they cannot be written so, or not all that they say be enforced (if strict).
         """
         self._check(name, self._closing)
-        self._known = {}  # References are to each tool's own definitions.
         if self._strict and (flaw := next(lost(schema), None)):
             raise _not_enforced(f"{flaw}, of {name!r}")
-        schema = with_root_defined(schema)
+        self._root, self._known = with_root_defined(schema), {}
         ways = []
-        for number, one in enumerate(named_properties(schema)):
+        for number, one in enumerate(named_properties(self._root)):
             self._refuse(f"the arguments of {name!r}", one, ("object",), _OF_ARGUMENTS)
-            ways.append(self._object(f"{tool}_{number}", one, schema))
+            ways.append(self._object(f"{tool}_{number}", one))
         return f"({' | '.join(ways)})"
 
-    def _object(self, rule: str, one: Mapping[str, Any], root: Mapping[str, Any]) -> str:
+    def _object(self, rule: str, one: Mapping[str, Any]) -> str:
         required, properties = one["required"], one["properties"]
         made = []
         for number, (key, schema) in enumerate(properties.items()):
@@ -107,13 +109,13 @@ class KeyedRules:
                     f"the key {key!r:.200} cannot be written in a call of this model, which quotes none.",
                     hint="Use letters, digits and underscores.",
                 )
-            value = self._value(f"{rule}_{number}", schema, root)
+            value = self._value(f"{rule}_{number}", schema)
             self.rules.append(f"{rule}_{number}: {self._before} {json.dumps(key)} {self._between} {value}")
             made.append((f"{rule}_{number}", key in required))
         more = one.get("additionalProperties", False)
         if more is not False:
             self.rules.append(f"{rule}_key: {rule.upper()}_KEY\n{rule.upper()}_KEY: {_key_but(properties)}")
-            value = self._value(f"{rule}_more", more, root)
+            value = self._value(f"{rule}_more", more)
             self.rules.append(f"{rule}_more: {self._before} {rule}_key {self._between} {value}")
         return self._in_order(rule, made, more is not False)
 
@@ -133,14 +135,14 @@ class KeyedRules:
             behind, alone = f"{name}_on", f"{name}_off"
         return alone
 
-    def _value(self, rule: str, schema: Any, root: Mapping[str, Any]) -> str:
+    def _value(self, rule: str, schema: Any) -> str:
         """A value and what closes it."""
         if self._keyed.quotes:
-            return self._requoted(rule, schema, root)
-        found = self._branches(schema, root)
+            return self._requoted(rule, schema)
+        found = self._branches(schema)
         texts = [one for one in found if _may_be_text(one)]
         beside = frozenset[str]().union(*map(kinds, found))
-        defined = {key: root[key] for key in ("$defs", "definitions") if key in root}
+        defined = {key: self._root[key] for key in ("$defs", "definitions") if key in self._root}
         named = any(map(prescribed, found))
         if self._keyed.apart or not (texts or named):
             whole = {**defined, **schema} if isinstance(schema, Mapping) else {**defined}
@@ -156,14 +158,14 @@ class KeyedRules:
                 ways.append(self._spelled({**defined, **one, "type": sorted(left)}, left))
         return f"({' | '.join(dict.fromkeys(ways))})"
 
-    def _requoted(self, rule: str, schema: Any, root: Mapping[str, Any]) -> str:
+    def _requoted(self, rule: str, schema: Any) -> str:
         """A value in a format whose quotes are not JSON's."""
         known = json.dumps(schema)
         if known in self._known:
             return self._known[known]
         self._known[known] = rule_of = f"{rule}_value"  # Before it is made: a schema may refer to itself.
         ways: list[str] = []
-        for number, one in enumerate(self._branches(schema, root)):
+        for number, one in enumerate(self._branches(schema)):
             values, allowed = prescribed(one), kinds(one) or _ALL
             if values:
                 ways += map(self._requoted_literal, values)
@@ -173,11 +175,11 @@ class KeyedRules:
             if "array" in allowed:
                 handled = _OF_LISTS - {"items"} if isinstance(one.get("items"), list) else _OF_LISTS
                 self._refuse("lists", one, ("array",), handled)
-                ways.append(self._list(f"{rule}_{number}_of", one, root))
+                ways.append(self._list(f"{rule}_{number}_of", one))
             if "object" in allowed:
                 self._refuse("objects", one, ("object",), _OF_ARGUMENTS)
                 inner = as_object(one if "properties" in one else {"additionalProperties": True, **one})
-                ways.append(f'"{{" ({self._object(f"{rule}_{number}_in", inner, root)}) "}}"')
+                ways.append(f'"{{" ({self._object(f"{rule}_{number}_in", inner)}) "}}"')
             if scalars := allowed & _SCALARS:
                 said, left = self._own_words(scalars)
                 ways += map(json.dumps, said)
@@ -186,8 +188,8 @@ class KeyedRules:
         self.rules.append(f"{rule_of}: {' | '.join(dict.fromkeys(ways))}")
         return rule_of
 
-    def _list(self, rule: str, one: Mapping[str, Any], root: Mapping[str, Any]) -> str:
-        item = self._requoted(rule, one.get("items", {}), root)
+    def _list(self, rule: str, one: Mapping[str, Any]) -> str:
+        item = self._requoted(rule, one.get("items", {}))
         least, most = (_size(one.get(keyword)) for keyword in ("minItems", "maxItems"))
         if most == "0":
             return '"[]"'
@@ -266,9 +268,9 @@ class KeyedRules:
         if self._strict and (unknown := sorted(schema.keys() & forbid)):
             raise _not_enforced(f"{', '.join(unknown)} of {what}")
 
-    def _branches(self, schema: Any, root: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def _branches(self, schema: Any) -> list[dict[str, Any]]:
         """The alternatives of a value's schema."""
-        found = branches(schema, root)
+        found = branches(schema, self._root)
         for one in found:
             if self._strict and one.get("not") == {}:
                 raise _not_enforced(f"keywords that leave no value ({schema!r:.200})")
