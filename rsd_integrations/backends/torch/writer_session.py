@@ -16,11 +16,18 @@ from rsd_integrations.backends.torch.sampling import Before, Draws, Row, draw, p
 from rsd_integrations.backends.torch.slot_session import SlotSession
 from rsd_integrations.errors import BackendError
 from rsd_integrations.output import Output
-from rsd_integrations.protocols import DraftStep, End, GuessStep, Kept, TargetStep, Written
+from rsd_integrations.protocols import DraftStep, End, GuessStep, Kept, Sampling, TargetStep, Written
 from rsd_integrations.text.thoughts import ReasoningTags
 
 if TYPE_CHECKING:
     from rsd_integrations.backends.torch.writer import TorchWriter
+
+
+def _nobody() -> float:
+    raise AssertionError("what is greedy draws no number")
+
+
+_GREEDY = Sampling(temperature=0.0, top_p=1.0, top_k=None, draw=_nobody)
 
 
 class TorchWriterSession(SlotSession):
@@ -45,7 +52,7 @@ class TorchWriterSession(SlotSession):
         self._before = Before()
         """The tokens so far, for a penalty on them."""
         self._end: End | None = None
-        self._draws = Draws(_nobody)
+        self._draws = Draws(_GREEDY.draw)
         self.work: DraftStep | TargetStep | GuessStep | None = None
 
     def fork(self) -> TorchWriterSession:
@@ -108,19 +115,18 @@ class TorchWriterSession(SlotSession):
     @property
     def _by_itself(self) -> bool:
         """Whether tokens are drawn one at a time, as a constraint or a penalty depends on those before."""
-        return self._text.constraint is not None or self._penalty != 1.0
+        return self._text.constraint is not None or self._sampling.repetition_penalty != 1.0
 
     @property
     def samples(self) -> bool:
         """Whether its tokens are sampled (temperature above 0), from the model's logits as they are."""
-        return self._temperature > 0.0 and not self._by_itself
+        return self._sampling.temperature > 0.0 and not self._by_itself
 
     def row(self, read: Read) -> Row:
         """What to draw its tokens from."""
-        assert self.work is not None and self.work.sampling is not None
         # Draws behind its own step are only looked at: the next step takes them, if ever.
         before = self.in_progress - len(self.work.tokens) if isinstance(self.work, GuessStep) else 0
-        return Row(read.kept_R, self.work.sampling, self._draws.look(before + len(read.fetched))[before:])
+        return Row(read.kept_R, self._sampling, self._draws.look(before + len(read.fetched))[before:])
 
     def take(self, read: Read, tokens: Sequence[int], asked: int) -> Written | None:
         """Take the tokens drawn behind the last token and behind each guess, until a guess proves wrong; or
@@ -176,11 +182,10 @@ class TorchWriterSession(SlotSession):
         return self.written("limit") if self.full or token in self._writer.eos_ids else None
 
     def _drawn(self, logits_V: torch.Tensor) -> int:
-        assert isinstance(self.work, DraftStep | TargetStep)
-        logits_V = logits_V.float()
-        if self._penalty != 1.0:
+        sampling, logits_V = self._sampling, logits_V.float()
+        if sampling.repetition_penalty != 1.0:
             before_L = self._before.ids(self.tokens, self.base, logits_V.device)
-            logits_V = penalized(logits_V, before_L, self._penalty)
+            logits_V = penalized(logits_V, before_L, sampling.repetition_penalty)
         if self._text.constraint is not None:
             allowed_V = self._text.constraint.allowed(len(logits_V)).to(logits_V.device)
             logits_V = logits_V.masked_fill(~allowed_V, -torch.inf)
@@ -189,16 +194,13 @@ class TorchWriterSession(SlotSession):
                     f"{self._writer.info.name!r} rules out every token that the answer's form allows here.",
                     hint="Use another model, or ask for another form.",
                 )
-        return draw(logits_V, replace(self.work.sampling, draw=self._draws.take))
+        return draw(logits_V, replace(sampling, draw=self._draws.take))
 
     @property
-    def _temperature(self) -> float:
-        """Guesses of the target's tokens are greedy."""
-        return self.work.sampling.temperature if self.work is not None and self.work.sampling else 0.0
-
-    @property
-    def _penalty(self) -> float:
-        return self.work.sampling.repetition_penalty if self.work is not None and self.work.sampling else 1.0
+    def _sampling(self) -> Sampling:
+        """How its tokens are drawn. Guesses of the target's tokens are greedy."""
+        assert self.work is not None
+        return self.work.sampling or _GREEDY
 
     @property
     def in_progress(self) -> int:
@@ -218,9 +220,10 @@ class TorchWriterSession(SlotSession):
     @property
     def steady(self) -> int:
         """Tokens it may still take, if each will simply be the likeliest one and be fed alone; else 0."""
-        greedy = self._temperature == 0.0 and (isinstance(self.work, GuessStep) or not self._by_itself)
+        if self._sampling.temperature > 0.0 or (self._by_itself and not isinstance(self.work, GuessStep)):
+            return 0
         guessed = bool(self._guesses.next(1)) or self._guesses.wanted > 0
-        return self._room if greedy and not guessed and not self._text.holds else 0
+        return 0 if guessed or self._text.holds else self._room
 
     @property
     def ending(self) -> frozenset[str]:
@@ -267,7 +270,3 @@ class TorchWriterSession(SlotSession):
                 self._before = Before()
             self.replace(step)
         self.work = None
-
-
-def _nobody() -> float:
-    raise AssertionError("no step was begun")
