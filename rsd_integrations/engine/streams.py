@@ -36,7 +36,7 @@ class _End:
 
 
 def _sink(put: Callable[[StepEvent | None], object], end: _End) -> Sink:
-    """Puts events into a queue, None after the last. Must not keep the stream alive: dropping it cancels."""
+    """Puts events into a queue, None after the last."""
 
     def take(item: StepEvent | BaseException | None) -> None:
         if isinstance(item, BaseException):
@@ -52,18 +52,21 @@ def _sink(put: Callable[[StepEvent | None], object], end: _End) -> Sink:
 class _Stream:
     """What both streams share: the job, and that dropping the stream cancels it.
 
-    ``owner`` is kept alive as long as the stream is.
+    Args:
+        submit: starts the job.
+        put: puts an event where readers wait for it, None behind the last; must not keep the stream alive.
+        owner: is kept alive as long as the stream is.
     """
 
-    def __init__(self, job: Job, end: _End, owner: object) -> None:
-        self._job = job
+    def __init__(self, submit: Submit, put: Callable[[StepEvent | None], object], owner: object) -> None:
+        self._end = _End()
+        self._job = submit(_sink(put, self._end))
         self._process = os.getpid()
         self._owner = owner
-        self._end = end
         self._ended = False
-        self._told: _End | None = None
-        """The end, once a reader has reached it."""
-        self._release = weakref.finalize(self, job.cancel)
+        self._told = False
+        """Whether a reader has reached the end."""
+        self._release = weakref.finalize(self, self._job.cancel)
         self._release.atexit = False
 
     def cancel(self) -> None:
@@ -72,19 +75,19 @@ class _Stream:
 
     def _close(self) -> None:
         self._ended = True
-        if self._told is None:
+        if not self._told:
             self._job.cancel()
 
     def _result(self) -> Generation:
         """The whole answer, once the stream has ended."""
-        if self._told is not None:
-            self._told.check()
-        if self._told is None or self._told.generation is None:
+        if self._told:
+            self._end.check()
+        if not self._told or self._end.generation is None:
             raise StreamError(
                 "the stream was closed before its end; it has no result.",
                 hint="Read it to its end, or call cancel() and then result() for what is there by then.",
             )
-        return self._told.generation
+        return self._end.generation
 
     def _check_process(self) -> None:
         """Refuse to wait where no engine runs.
@@ -103,10 +106,10 @@ class _Stream:
         """
         if event is not None:
             if event.generation is not None:
-                self._told = self._end
+                self._told = True
             return event
         put_back(None)  # Another thread or task may wait for it too.
-        self._ended, self._told = True, self._end
+        self._ended = self._told = True
         # The finalizer holds the job, and so the error, whose traceback holds the stream and its owner.
         self._release.detach()
         self._end.check()
@@ -121,8 +124,7 @@ class EventStream(_Stream, Iterator[StepEvent]):
 
     def __init__(self, submit: Submit, owner: object = None) -> None:
         self._items: queue.SimpleQueue[StepEvent | None] = queue.SimpleQueue()
-        end = _End()
-        super().__init__(submit(_sink(self._items.put, end)), end, owner)
+        super().__init__(submit, self._items.put, owner)
 
     def __next__(self) -> StepEvent:
         if self._ended:
@@ -181,8 +183,7 @@ class AsyncEventStream(_Stream, AsyncIterator[StepEvent]):
                 if stream is not None and item is not None:
                     stream.cancel()
 
-        end = _End()
-        super().__init__(submit(_sink(put, end)), end, owner)
+        super().__init__(submit, put, owner)
 
     async def __anext__(self) -> StepEvent:
         if self._ended:
