@@ -108,6 +108,11 @@ class SlotPool:
         """Note that a slot was written up to a length."""
         self._slots[index].filled = max(self._slots[index].filled, length)
 
+    def copy(self, source: int, index: int, start: int, end: int) -> None:
+        """Copy positions ``start`` to ``end - 1`` from another slot."""
+        self.fill(index, end)  # First: it may fail halfway.
+        self._cache.copy(source, index, start, end)
+
     def spoil(self, index: int) -> None:
         """Note that what is in a slot may not be sound: no other request is to use it."""
         self._slots[index].spoilt = True
@@ -144,9 +149,8 @@ class SlotPool:
 
     def _overwrite(self, index: int, source: int, length: int) -> None:
         """Copy so much from another slot. What was there is forgotten, also if it fails halfway."""
-        slot = self._slots[index]
-        slot.kept, slot.filled = (), max(slot.filled, length)
-        self._cache.copy(source, index, 0, length)
+        self._slots[index].kept = ()
+        self.copy(source, index, 0, length)
 
     def _outdate(self, source: int, length: int) -> None:
         """Have what now goes on in a copy be the first to be forgotten where it was."""

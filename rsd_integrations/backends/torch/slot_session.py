@@ -83,16 +83,13 @@ class SlotSession:
         if known > self.cached:
             if self._slot is None:
                 self._slot, _ = self._runner.claim(seen=self._seen)
-            self._runner.pool.fill(self._slot, known)
-            self._runner.cache.copy(most._slot, self._slot, self.cached, known)
+            self._runner.pool.copy(most._slot, self._slot, self.cached, known)
             self.cached = known
 
     @property
     def next_chunk(self) -> int:
         """Tokens of its next chunk: those that neither its slot knows nor one that it would be given."""
-        known = self.cached
-        if self._slot is None and self._runner.pool.keeps:
-            known = self._runner.pool.known(self.tokens[:-1])
+        known = self.cached if self._slot is not None else self._runner.pool.known(self.tokens[:-1])
         return min(len(self.tokens) - known, PREFILL_CHUNK)
 
     def waits(self, others: Iterable[SlotSession]) -> bool:
