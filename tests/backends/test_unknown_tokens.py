@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rsd_integrations import RSDPipeline
-from rsd_integrations.backends.torch.failures import Rows
+from rsd_integrations.backends.torch.failures import Embedded
 from rsd_integrations.backends.torch.plan import SlotFeed
 from rsd_integrations.errors import PromptError
 from rsd_integrations.types import Prompt
@@ -86,9 +86,9 @@ def test_a_token_that_no_text_has_may_lack_its_embedding(special: bool) -> None:
 
 
 def test_the_highest_token_counts() -> None:
-    rows = Rows("model", 5)
-    rows.check([])
-    rows.check([SlotFeed(0, 0, [0, 4]), SlotFeed(1, 0, [4])])
+    known = Embedded("model", 5)
+    known.check([])
+    known.check([SlotFeed(0, 0, [0, 4]), SlotFeed(1, 0, [4])])
     with pytest.raises(PromptError, match="token 5"):
-        rows.check([SlotFeed(0, 0, [0, 4]), SlotFeed(1, 0, [1, 5, 2])])
-    Rows("model", None).check([SlotFeed(0, 0, [10**9])])
+        known.check([SlotFeed(0, 0, [0, 4]), SlotFeed(1, 0, [1, 5, 2])])
+    Embedded("model", None).check([SlotFeed(0, 0, [10**9])])

@@ -18,7 +18,7 @@ Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
-class Rows:
+class Embedded:
     """The tokens that a model has embeddings of: its tokenizer, or another model, may know more.
 
     Args:

@@ -40,7 +40,7 @@ from rsd_integrations.backends.torch.checkpoint import (
     check_language_model,
     load_complete,
 )
-from rsd_integrations.backends.torch.failures import Rows, free_frames
+from rsd_integrations.backends.torch.failures import Embedded, free_frames
 from rsd_integrations.backends.torch.heads import RewardModel, load_reward_model
 from rsd_integrations.backends.torch.launch import launcher_of
 from rsd_integrations.backends.torch.readout import Readout, read_hidden, read_logits
@@ -212,7 +212,7 @@ def _runner(
         traces=cpu_traces,
         prefix_caching=prefix_caching,
         attention=_attention(model, config, capacity),
-        rows=Rows(name, getattr(embeddings, "num_embeddings", None)),
+        embedded=Embedded(name, getattr(embeddings, "num_embeddings", None)),
     )
 
 

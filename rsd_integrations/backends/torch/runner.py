@@ -13,7 +13,7 @@ import torch
 from rsd_integrations.backends.shared.describe import ATTENDING, AttentionKinds, attention_kinds
 from rsd_integrations.backends.torch.attention import SlotAttention
 from rsd_integrations.backends.torch.bursts import MOST_WORK, Burst
-from rsd_integrations.backends.torch.failures import Rows, failure
+from rsd_integrations.backends.torch.failures import Embedded, failure
 from rsd_integrations.backends.torch.flight import Fetch, Flight
 from rsd_integrations.backends.torch.forwards import Compute, Launcher, Pair
 from rsd_integrations.backends.torch.plan import (
@@ -65,7 +65,7 @@ class SlotRunner:
         traces: whether forwards that are called often may be traced; needs the model.
         attention: as of ``attention_kinds``, which is the default.
         prefix_caching: whether requests that begin like an earlier one start behind what is cached of it.
-        rows: the tokens that may be fed; by default any.
+        embedded: the tokens that may be fed; by default any.
     """
 
     def __init__(
@@ -83,11 +83,11 @@ class SlotRunner:
         traces: bool = False,
         prefix_caching: bool = False,
         attention: AttentionKinds | None = None,
-        rows: Rows | None = None,
+        embedded: Embedded | None = None,
     ) -> None:
         self._attend = SlotAttention(config, device, dtype)
         self._readout = readout
-        self._rows = rows or Rows("", None)
+        self._embedded = embedded or Embedded("", None)
         self._parameters = parameters
         self._device = device
         kinds = attention or attention_kinds(config)
@@ -233,7 +233,7 @@ class SlotRunner:
     def _alone(self, feed: SlotFeed) -> Read | Exception:
         """A row of a batch that failed, by calling the model: replays of one shape share their outputs."""
         try:
-            self._rows.check([feed])
+            self._embedded.check([feed])
             return self._called([feed])[0]
         except Exception as error:
             failed = failure(error)
@@ -258,7 +258,7 @@ class SlotRunner:
         self, feeds: Sequence[SlotFeed], *, ahead: bool = False, burst: Burst | None = None
     ) -> list[Read]:
         """One forward of a batch, or a burst; perhaps the next one is launched too, but not waited for."""
-        self._rows.check(feeds)
+        self._embedded.check(feeds)
         shape = self._shape(feeds)
         if shape is None:
             return self._called(feeds, burst)
