@@ -17,7 +17,6 @@ from rsd_integrations.backends.torch.forwards import Pair
 from rsd_integrations.backends.torch.plan import PREFILL_CHUNK, Shape, SlotFeed, by_slot
 from rsd_integrations.backends.torch.readout import Read
 from rsd_integrations.backends.torch.runner import SlotRunner
-from rsd_integrations.backends.torch.slots import SlotCache
 from rsd_integrations.backends.torch.states import RecurrentCache
 
 _SPLIT = 64
@@ -37,14 +36,11 @@ class RecurrentRunner(SlotRunner):
     """
 
     cache: RecurrentCache
+    _cache_class = RecurrentCache
 
     def __init__(self, config: Any, *arguments: Any, **options: Any) -> None:
         super().__init__(config, *arguments, **options | {"traces": False})
         self._grouped = _single_ones_apart
-
-    @staticmethod
-    def _new_cache(config: Any, slots: int, capacity: int) -> SlotCache:
-        return RecurrentCache(config, slots, capacity)
 
     def _compute(self, head_N3: torch.Tensor, *numbers: torch.Tensor, **where: Any) -> Pair:
         self.cache.lay(head_N3)

@@ -68,6 +68,8 @@ class SlotRunner:
         embedded: the tokens that may be fed; by default any.
     """
 
+    _cache_class: type[SlotCache] = SlotCache
+
     def __init__(
         self,
         config: Any,
@@ -96,7 +98,7 @@ class SlotRunner:
         """Kinds of layers that do not attend, for which nothing is masked."""
         self._dtype = dtype
         self._key_L = torch.arange(capacity, device=device)
-        self.cache = self._new_cache(config, slots, capacity)
+        self.cache = self._cache_class(config, slots, capacity)
         self.pool = SlotPool(self.cache, keeps=prefix_caching)
         self.capacity = capacity
         self._make_launcher = launcher
@@ -116,10 +118,6 @@ class SlotRunner:
             self._grouped = partial(cheapest, launch=launch_tokens(parameters))
         self.runs_ahead = True
         """Whether forwards may be launched before their tokens are known, where that is possible."""
-
-    @staticmethod
-    def _new_cache(config: Any, slots: int, capacity: int) -> SlotCache:
-        return SlotCache(int(config.num_hidden_layers), slots, capacity)
 
     def _start(self) -> None:
         """Make the launcher and the traces, anew if the weights were replaced."""

@@ -76,14 +76,24 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
 
 
 class SlotCache(Cache):  # type: ignore[misc]
-    """A cache of ``slots`` rows of ``capacity`` positions for a model of ``layers`` layers."""
+    """A cache of ``slots`` rows of ``capacity`` positions.
 
-    def __init__(self, layers: int, slots: int, capacity: int) -> None:
+    Args:
+        config: the model's (text) config.
+        slots: requests at once.
+        capacity: positions of a slot.
+    """
+
+    def __init__(self, config: Any, slots: int, capacity: int) -> None:
         self.slots = slots
         self.capacity = capacity
         self.plan: Plan
         """Of the forward that runs; set before each."""
-        super().__init__(layers=[SlotLayer(self) for _ in range(layers)])
+        super().__init__(layers=self._made_for(config))
+
+    def _made_for(self, config: Any) -> list[Any]:
+        """The layers of a model's cache."""
+        return [SlotLayer(self) for _ in range(int(config.num_hidden_layers))]
 
     def close(self) -> None:
         """Give the memory back: the cache and its layers refer to each other."""

@@ -112,21 +112,17 @@ class _BothLayer(_StateLayer, SlotLayer):
 
 
 class RecurrentCache(SlotCache):
-    """A slot cache for a model of which some layers are recurrent.
-
-    Args:
-        config: the model's (text) config.
-        slots: requests at once.
-        capacity: positions of a slot.
-    """
+    """A slot cache for a model of which some layers are recurrent. Arguments as of a ``SlotCache``."""
 
     def __init__(self, config: Any, slots: int, capacity: int) -> None:
-        super().__init__(0, slots, capacity)
-        self.layers = [self._layer(layer) for layer in DynamicCache(config=config).layers]
+        super().__init__(config, slots, capacity)
         self._texts = [_Text() for _ in range(slots)]
         self.stores: list[torch.Tensor] = []
         """States of all recurrent layers in one order, ``[2 * slots + 1, ...]``: two halves of each slot and
         scratch. Empty before the first forward."""
+
+    def _made_for(self, config: Any) -> list[Any]:
+        return [self._layer(layer) for layer in DynamicCache(config=config).layers]
 
     def _layer(self, made: Any) -> Any:
         """The slots' kind of a layer of a cache that transformers makes."""
