@@ -7,7 +7,7 @@ rows, tokens and positions; it needs no compiler and is made in a tenth of a sec
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -100,22 +100,20 @@ class Traced:
 
         if where.get("breadth") is not None:  # In runs: the operations depend on how many runs there are.
             return call()
-        rows, tokens = ids_NT.shape
-        apart, lone = where.get("block") is None, where.get("line") is not None
-        kind = self._kind(rows, tokens, apart=apart, lone=lone, whole=columns is None)
+        kind = self._kind(ids_NT, where, whole=columns is None)
         kind.called += 1
         if kind.refused or kind.called <= PAYS:
             return call()
         inputs = [head_N3, ids_NT, key_L, *([] if columns is None else [columns])]
         try:
             if kind.trace is None:
-                kind.trace = self._made(inputs, call, apart=apart, lone=lone)
+                kind.trace = self._made(inputs, call, where)
             made = kind.trace(*inputs)
         except Exception:
             made = call()  # Raises if it is the feeds that are at fault.
             kind.refused, kind.trace = True, None
             return made
-        size = (rows, tokens, key_L.shape[0])
+        size = (*ids_NT.shape, key_L.shape[0])
         if len(kind.proven) == _PROOFS or size in kind.proven:
             return made
         called = call()
@@ -123,7 +121,9 @@ class Traced:
         kind.refused = not alike(made, called)
         return called
 
-    def _kind(self, rows: int, tokens: int, *, apart: bool, lone: bool, whole: bool) -> _Kind:
+    def _kind(self, ids_NT: torch.Tensor, where: Mapping[str, Any], *, whole: bool) -> _Kind:
+        rows, tokens = ids_NT.shape
+        apart, lone = where.get("block") is None, where.get("line") is not None
         return self._kinds.setdefault((rows == 1, tokens == 1, apart, lone, whole), _Kind())
 
     def burst(self, head_N3: torch.Tensor, ids_N1: torch.Tensor, burst: Burst, **where: Any) -> Pair | None:
@@ -138,8 +138,7 @@ class Traced:
         Returns:
             As of ``Looped``; None where there is no trace yet to rely on, or it cannot be used.
         """
-        apart, lone = where.get("block") is None, where.get("line") is not None
-        kind = self._kind(ids_N1.shape[0], 1, apart=apart, lone=lone, whole=True)
+        kind = self._kind(ids_N1, where, whole=True)
         if kind.trace is None or kind.refused or len(kind.proven) < _PROOFS:
             return None
         if kind.loop is None:
@@ -163,9 +162,9 @@ class Traced:
                 self._cache.wipe(slot, start + 1, min(start + most, self._cache.capacity))
 
     def _made(
-        self, inputs: list[torch.Tensor], call: Callable[[torch.Tensor], Pair], *, apart: bool, lone: bool
+        self, inputs: list[torch.Tensor], call: Callable[[torch.Tensor], Pair], where: Mapping[str, Any]
     ) -> Script:
-        """A trace.
+        """A trace of forwards whose rows lie as those of this call.
 
         Raises:
             Exception: there is none that computes the same.
@@ -183,7 +182,8 @@ class Traced:
             columns: torch.Tensor | None = None,
         ) -> Pair:
             # Where rows lie is read from the tensor, so that it is not fixed in the trace.
-            block, line = None if apart else head_N3[0, 0], head_N3[0, 1] if lone else None
+            block = None if where.get("block") is None else head_N3[0, 0]
+            line = None if where.get("line") is None else head_N3[0, 1]
             return self._compute(head_N3, ids_NT, key_L, block=block, line=line, columns=columns)
 
         tensors = [*self._model.parameters(), *self._model.buffers(), *self._cache.states()]
