@@ -18,14 +18,14 @@ class _Silence:
         self._wanted = 0
         self._was_on = False
 
-    def begin(self) -> None:
+    def __enter__(self) -> None:
         with self._lock:
             if not self._wanted:
                 self._was_on = logging.is_progress_bar_enabled()
                 logging.disable_progress_bar()
             self._wanted += 1
 
-    def end(self) -> None:
+    def __exit__(self, *error: object) -> None:
         with self._lock:
             self._wanted -= 1
             if not self._wanted and self._was_on:
@@ -45,11 +45,8 @@ def no_progress_bars(*, anywhere: bool = False) -> Iterator[None]:
     if not anywhere and _is_watched():
         yield
         return
-    _silence.begin()
-    try:
+    with _silence:
         yield
-    finally:
-        _silence.end()
 
 
 def _is_watched() -> bool:
