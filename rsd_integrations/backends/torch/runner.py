@@ -195,24 +195,31 @@ class SlotRunner:
         """
         if not feeds:
             return []
-        flight, self._flight = self._flight, None
-        carried = flight.carries(feeds) if flight is not None else {}
-        results: dict[int, Read | Exception] = {}
-        if flight is not None and carried:
-            if ahead and self.runs_ahead and len(carried) == len(feeds):
-                self._flight = self._follow(flight)
-            outputs = flight.outputs(followed=self._flight is not None)
-            results = {index: outputs[place] for index, place in carried.items()}
-        rest = [index for index in range(len(feeds)) if index not in carried]
+        ahead = ahead and self.runs_ahead
+        results = self._landed(feeds, ahead)
+        rest = [index for index in range(len(feeds)) if index not in results]
         groups = self._grouped([feeds[index] for index in rest])
-        ahead = ahead and self.runs_ahead and not carried and len(groups) == 1
+        ahead = ahead and not results and len(groups) == 1
         for group in ([rest[place] for place in group] for group in groups):
             made = self._isolated([feeds[index] for index in group], ahead, burst)
-            results |= dict(zip(group, made, strict=True))
+            results |= zip(group, made, strict=True)
         for index, result in results.items():
             if isinstance(result, Exception) or not result.sound:
                 self.pool.spoil(feeds[index].slot)
         return [results[index] for index in range(len(feeds))]
+
+    def _landed(self, feeds: Sequence[SlotFeed], ahead: bool) -> dict[int, Read | Exception]:
+        """By index, the outputs of those that a forward has fed ahead of the host. Where it has fed all of
+        them, another may follow it.
+        """
+        flight, self._flight = self._flight, None
+        carried = {} if flight is None else flight.carries(feeds)
+        if flight is None or not carried:
+            return {}
+        if ahead and len(carried) == len(feeds):
+            self._flight = self._follow(flight)
+        outputs = flight.outputs(followed=self._flight is not None)
+        return {index: outputs[place] for index, place in carried.items()}
 
     def _isolated(self, feeds: list[SlotFeed], ahead: bool, burst: Burst | None) -> list[Read | Exception]:
         """Run one batch; if it fails, run its rows alone so that only the culprit fails."""
@@ -304,33 +311,30 @@ class SlotRunner:
         """One forward by calling the model, or a burst if one is given and possible."""
         shape = Shape.exact(feeds, idle=_IDLE if self._device.type == "cpu" else 0.0)
         numbers, rows = pack(feeds, shape)
-        columns = None
-        if shape.tokens > 1:
-            columns = sorted({column for feed in feeds for column in feed.reads})
+        columns = sorted({column for feed in feeds for column in feed.reads}) if shape.tokens > 1 else None
+        column_C = None if columns is None else torch.tensor(columns, device=self._device)
         head_N3, ids_NT = unpack(numbers.to(self._device), shape)
-        scattered = shape.block is None and self._attend.takes_runs
-        apart = scattered and self.cache.bytes_read(shape) > self.most_gathered
         self._fill(feeds)  # Before it runs: a forward that fails may have written.
-        runs = shape.runs if apart else ()
-        where: dict[str, Any] = {"block": runs[0][0] if runs else shape.block, "line": shape.line}
+        where = {"block": shape.block, "line": shape.line}
+        if runs := self._runs(shape):
+            where = {"block": runs[0][0], "breadth": sum(runs[-1]) - runs[0][0]}
         call = self._onednn if self._onednn.takes(shape.rows * shape.tokens) else self._call
         with self._threads(shape), self._attend.over(runs):
             made = None
-            if burst is not None and shape.tokens == 1 and not apart and isinstance(self._call, Traced):
+            if burst is not None and shape.tokens == 1 and not runs and isinstance(self._call, Traced):
                 made = self._call.burst(head_N3, ids_NT, burst, **where)
             if made is None:
-                made = call(
-                    head_N3,
-                    ids_NT,
-                    self._key_L[: shape.span],
-                    breadth=sum(runs[-1]) - runs[0][0] if runs else None,
-                    columns=None if columns is None else torch.tensor(columns, device=self._device),
-                    **where,
-                )
+                made = call(head_N3, ids_NT, self._key_L[: shape.span], columns=column_C, **where)
         kept, fetched = made
         own = fetched.shape[1] - 1 if columns is None else 0
         self._fill(feeds, own)
         return Flight(kept, Fetch(fetched), shape, feeds, rows, columns, own).outputs()
+
+    def _runs(self, shape: Shape) -> tuple[tuple[int, int], ...]:
+        """The runs of slots to attend to where they lie; none where keys are one block, or are gathered."""
+        if shape.block is not None or not self._attend.takes_runs:
+            return ()
+        return shape.runs if self.cache.bytes_read(shape) > self.most_gathered else ()
 
     def _threads(self, shape: Shape) -> AbstractContextManager[None]:
         return cpu_threads(self._device, self._parameters * shape.rows * shape.tokens)
