@@ -154,6 +154,15 @@ class SavedAnswers:
         """Close the file."""
         self._file.close()
 
+    def end(self) -> None:
+        """Close the file, and remove one without answers: a run that failed before it had any (by a mistyped
+        name, say) is no reason to refuse other settings in its folder.
+        """
+        if not self.count:
+            with suppress(OSError):  # As on Windows. Not once it is closed: it may be another run's then.
+                self._path.unlink()
+        self.close()
+
 
 def _difference(there: bytes, here: str) -> str:
     """Which settings differ, with both values; nothing where the first line is none of ours."""

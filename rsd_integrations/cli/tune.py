@@ -348,7 +348,7 @@ def _measured(
 
     with ExitStack() as stack:
         if answers is not None:
-            stack.callback(answers.close)
+            stack.callback(answers.end)
         with open_console(stderr=True).status("loading the models"):
             pipe = stack.enter_context(state.open_pipeline(choice))
         try:

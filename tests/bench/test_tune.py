@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from rich.console import Console
@@ -741,6 +741,27 @@ def test_names_in_another_encoding_do_not_lose_the_work(tmp_path: Path) -> None:
     assert Path(str(report.settings["questions_from"])).name == "\ufffd\ufffd.jsonl"
     assert "\ufffd\ufffd.jsonl --thresholds" in report.command.replace("'", "")
     assert "\ufffd\ufffd.jsonl, " in (out / "tune.svg").read_text(encoding="utf-8")
+
+
+def test_a_run_that_failed_before_its_first_answer_leaves_nothing_in_the_way(
+    file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    options = [file, "--thresholds", "0.5", "--problems", "2", "--out", str(out)]
+
+    def mistyped(choice: ModelChoice) -> NoReturn:
+        raise ConfigError("there is no such model.")
+
+    for failing in (
+        lambda: main(["tune", *options], open_pipeline=mistyped),
+        lambda: run(*options, "--max-tokens", "99999999")[0],
+    ):
+        assert failing() == 2
+        assert [one.name for one in out.iterdir()] == []
+    assert "Lower --max-tokens" in capsys.readouterr().err
+    assert run(*options, "--max-tokens", "99")[0] == 0
+    assert run(*options, "--max-tokens", "98")[0] == 2
+    assert "--max-tokens 99 there, 98 here" in capsys.readouterr().err
 
 
 def test_seeds_of_neighbouring_runs_share_no_draws() -> None:
