@@ -51,8 +51,9 @@ class ChatRSD(Batched, RSDSettings):
     """Draft, PRM and target as one chat model.
 
     Every field of ``RSDConfig`` is a field here, and can be given per call, bound, or made
-    configurable. Objects that name the same models share the loaded models and the engine's batches.
-    Consecutive messages of one role become one turn, with a blank line between them.
+    configurable. Objects that name the same models, with the same options of loading, share the loaded
+    models and the engine's batches. Consecutive messages of one role become one turn, with a blank line
+    between them.
 
     Example::
 

@@ -57,9 +57,9 @@ class RSDLLM(StructuredPrediction, AskedByEngines, ToolCalling, CustomLLM):
     """Draft, PRM and target as one LLM.
 
     Every field of ``RSDConfig`` is a field here, and can be given per call. Objects that name the same
-    models share the loaded models and the engine's batches. A chat is rendered for each model by its own
-    chat template; a completion is one user turn. Consecutive messages of one role become one turn, with a
-    blank line between them.
+    models, with the same options of loading, share the loaded models and the engine's batches. A chat is
+    rendered for each model by its own chat template; a completion is one user turn. Consecutive messages of
+    one role become one turn, with a blank line between them.
 
     Example::
 
