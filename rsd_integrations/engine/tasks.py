@@ -70,8 +70,13 @@ class TaskEngine(EngineThread):
         self._loop.run_until_complete(self._stop.wait())
 
     def _end(self) -> None:
+        ending = self._loop.create_task(self._fail_all())
         try:
-            self._loop.run_until_complete(self._fail_all())
+            while not ending.done():
+                with contextlib.suppress(
+                    SystemExit, KeyboardInterrupt
+                ):  # Of tasks that end the loop likewise.
+                    self._loop.run_until_complete(ending)
         finally:
             self._loop.close()
 

@@ -369,6 +369,38 @@ def test_what_ends_the_thread_reaches_all_callers(
     assert [record.name for record in caplog.records] == ["rsd_integrations.engine.thread"]
 
 
+@pytest.mark.usefixtures("own_garbage")
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+def test_what_ends_the_thread_several_times_reaches_all_callers(error: type[BaseException]) -> None:
+    class Together(Awaited):
+        """Ends the thread once four requests are at work, in the same turn of the loop."""
+
+        async def write(self, session: Any) -> Any:
+            self.at_work += 1
+            if self.at_work == 4:
+                told.set()
+            await told.wait()
+            raise error
+
+    told, found = asyncio.Event(), list[type[BaseException]]()
+    pipe = over(Together(ScriptedWriter(rounds.STEPS)))
+
+    def ask() -> None:
+        try:
+            pipe.generate("x")
+        except BaseException as raised:
+            found.append(type(raised))
+
+    for _ in range(4):
+        threading.Thread(target=ask, daemon=True).start()
+    rounds.wait_for(lambda: len(found) == 4)
+    assert error in found
+    assert {*found} <= {error, EngineClosedError}
+    pipe._engine._thread.join(PATIENCE)
+    assert not pipe._engine._thread.is_alive()
+    gc.collect()
+
+
 @pytest.mark.parametrize("error", [RuntimeError(), SystemExit(), asyncio.CancelledError()], ids=repr)
 def test_a_connection_that_cannot_be_closed_keeps_no_other(error: BaseException) -> None:
     backend = RemoteBackend(
