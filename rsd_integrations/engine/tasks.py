@@ -72,10 +72,8 @@ class TaskEngine(EngineThread):
     def _end(self) -> None:
         ending = self._loop.create_task(self._fail_all())
         try:
-            while not ending.done():
-                with contextlib.suppress(
-                    SystemExit, KeyboardInterrupt
-                ):  # Of tasks that end the loop likewise.
+            while not ending.done():  # Other tasks may end the loop, too.
+                with contextlib.suppress(SystemExit, KeyboardInterrupt):
                     self._loop.run_until_complete(ending)
         finally:
             self._loop.close()
