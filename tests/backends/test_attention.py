@@ -47,6 +47,23 @@ def test_the_same_as_with_repeated_keys(
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
+def test_what_only_sdpa_knows_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Newer ones refuse a softcap, which would be left out here."""
+    left: list[str] = []
+    layer: Any = SimpleNamespace(num_key_value_groups=2, is_causal=True)
+    query, key = torch.randn(1, 4, 3, 8), torch.randn(1, 2, 5, 8)
+    mask = torch.ones(1, 1, 3, 5, dtype=torch.bool)
+    by_head = mask.repeat(1, 4, 1, 1)
+    by_head[:, 1, :, 2:] = False
+    ours, _ = slot_attention(layer, query, key, key, by_head)
+    theirs, _ = sdpa_attention_forward(layer, query, key, key, by_head)
+    assert torch.equal(ours, theirs)
+    monkeypatch.setattr(attention, "sdpa_attention_forward", lambda *given, **options: left.extend(options))
+    slot_attention(layer, query, key, key, mask, softcap=30.0)
+    slot_attention(layer, query, key, key, mask, position_bias=torch.zeros(1, 4, 3, 5))
+    assert left == ["softcap", "position_bias"]
+
+
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Key heads of each call of torch's attention from ours."""
@@ -88,8 +105,10 @@ def test_slots_here_and_there_are_attended_to_where_they_lie(calls: list[int]) -
             assert len(calls) == expected * layers
 
 
-def test_another_attention_is_set_and_kept() -> None:
-    model = copy.deepcopy(causal("Qwen2", 3))
+@pytest.mark.parametrize("architecture", ["Qwen2", "GPT2"])
+def test_another_attention_is_set_and_kept(architecture: str) -> None:
+    """Also where queries are not grouped: their keys are not gathered either."""
+    model = copy.deepcopy(causal(architecture, 3))
     runner = runner_of(model, slots=8)
     runner.most_gathered = 0
     feeds = [SlotFeed(slot, 0, [5, 9 + slot]) for slot in (1, 3, 4, 7)]
@@ -143,12 +162,14 @@ def test_a_config_is_as_it_was_after_a_failure() -> None:
 
 
 def test_another_thread_may_run_the_model_meanwhile() -> None:
+    """Rows of several lengths, too, for which it needs a mask."""
     model = causal("Qwen2", 3)
-    tokens = torch.tensor([[5, 9, 13]])
-    texts: list[list[int]] = []
+    tokens, mask = torch.tensor([[5, 9, 13], [0, 0, 7]]), torch.tensor([[1, 1, 1], [0, 0, 1]])
+    texts: list[list[list[int]]] = []
 
     def write() -> None:
-        texts.append(model.generate(tokens, max_new_tokens=6, do_sample=False)[0].tolist())
+        made = model.generate(tokens, attention_mask=mask, max_new_tokens=6, do_sample=False)
+        texts.append(made.tolist())
 
     write()
     with SlotAttention(model.config).over():

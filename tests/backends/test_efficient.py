@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from rsd_integrations.backends.torch import attention, efficient
 from rsd_integrations.backends.torch.attention import SlotAttention, slot_attention
@@ -280,6 +281,19 @@ def test_two_masks_of_a_forward_are_two(kernel: Kernel) -> None:
             assert torch.allclose(made, expected, atol=1e-6)
             del mask
     assert kernel.called == 20
+
+
+def test_layers_of_a_forward_may_have_groups_of_other_sizes(kernel: Kernel) -> None:
+    """As OpenELM's; all of them get one mask."""
+    mask = torch.ones(1, 1, 3, 5, dtype=torch.bool).tril(2)
+    with runner_of(causal("Qwen2", 3))._attend.over():
+        for key_heads in (2, 1, 4):
+            layer: Any = SimpleNamespace(num_key_value_groups=4 // key_heads, is_causal=True)
+            query, key = torch.randn(1, 4, 3, 8), torch.randn(1, key_heads, 5, 8)
+            made, _ = slot_attention(layer, query, key, key, mask, by_name=True)
+            expected, _ = sdpa_attention_forward(layer, query, key, key, mask)
+            assert torch.allclose(made, expected, atol=1e-6)
+    assert kernel.called == 3
 
 
 @pytest.mark.slow

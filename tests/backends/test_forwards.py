@@ -29,7 +29,7 @@ from rsd_integrations.backends.torch.recurrent import RecurrentRunner
 from rsd_integrations.backends.torch.runner import SlotRunner
 from rsd_integrations.backends.torch.states import is_recurrent
 from rsd_integrations.errors import ConfigError
-from tests.backends.test_slots import close, run_a_history, runner_of
+from tests.backends.test_slots import close, recomputed, run_a_history, runner_of
 from tests.backends.test_speculation import ASKED, FIELDS, PAIRS, ask, check_equal, load, pairs
 from tests.recording import Recordings
 from tests.tiny_models import ARCHITECTURES, EXPERTS, causal, token_classifier, trio
@@ -268,6 +268,23 @@ def test_a_failure_ahead_of_the_host_does_not_fail_what_it_follows(recordings: R
     assert isinstance(output, Read)
     assert not output.followed
     assert close(model, output, [5])
+
+
+def test_a_row_without_a_likeliest_token_does_not_keep_others_from_running_ahead(
+    recordings: Recordings,
+) -> None:
+    """On a GPU the -1 that stands for none would end all that run there, if it were fed."""
+    model: Any = copy.deepcopy(causal("Qwen2", 3))
+    with torch.no_grad():
+        model.get_input_embeddings().weight[7] = torch.nan
+    runner = runner_of(model, launcher=recordings.launcher)
+    feeds = [SlotFeed(runner.pool.claim()[0], 0, [token]) for token in (5, 7)]
+    fine, none = runner.run(feeds, ahead=True)
+    assert isinstance(fine, Read)
+    assert isinstance(none, Read)
+    assert fine.fetched == [int(recomputed(model, [5]).argmax())]
+    assert none.fetched == [-1]
+    assert fine.followed
 
 
 @pytest.mark.parametrize(
