@@ -19,7 +19,7 @@ import torch
 
 from rsd_integrations import RSDPipeline
 from rsd_integrations.backends.torch import launch
-from rsd_integrations.backends.torch.forwards import Compiled
+from rsd_integrations.backends.torch.forwards import Compiled, alike
 from rsd_integrations.backends.torch.heads import RewardModel
 from rsd_integrations.backends.torch.launch import launcher_of
 from rsd_integrations.backends.torch.plan import SlotFeed
@@ -446,6 +446,19 @@ def test_what_cannot_be_is_refused(options: dict[str, Any], message: str) -> Non
         RSDPipeline.from_pretrained(*_sources("same tokenizer"), device="cpu", **options)
 
 
+def test_what_is_alike_up_to_rounding() -> None:
+    one = torch.tensor([[1.0, torch.nan, -torch.inf, 40.0]])
+    for other, same in (
+        (one + 0.03, True),
+        (one + 0.05, False),
+        (one.nan_to_num(torch.nan, neginf=-1e9), False),
+        (one.nan_to_num(0.0), False),
+        (one.double(), False),
+        (one[:, :3], False),
+    ):
+        assert alike((other, other), (one, one)) is same
+
+
 @pytest.mark.parametrize("recorded", [False, True])
 def test_a_compiler_that_fails_is_told_of(recorded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_compiler(function: Any, **options: Any) -> Any:
@@ -460,6 +473,19 @@ def test_a_compiler_that_fails_is_told_of(recorded: bool, monkeypatch: pytest.Mo
         ConfigError, match=r"torch.compile failed: RuntimeError: .*no C\+\+ compiler found.* It needs"
     ):
         RSDPipeline.from_pretrained(*_sources("same tokenizer"), device="cpu", compile=True)
+
+
+def test_what_finds_no_memory_while_compiling_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not the compiler that failed."""
+
+    def short(*given: Any, **more: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
+
+    monkeypatch.setattr(torch, "compile", lambda function, **options: short)
+    model = causal("Qwen2", 3)
+    runner = runner_of(model, launcher=lambda slots, capacity: Compiled)
+    (output,) = runner.run([SlotFeed(runner.pool.claim()[0], 0, [5])])
+    assert close(model, output, [5])
 
 
 def test_by_default_nothing_is_launched_on_a_cpu() -> None:
@@ -483,6 +509,36 @@ def test_a_compiled_token_is_the_same(backend: str, monkeypatch: pytest.MonkeyPa
         output = runner.run([SlotFeed(slot, length - 1, tokens[length - 1 : length])])[0]
         assert isinstance(output, Read)
         assert close(model, output, tokens[:length])
+
+
+def test_each_kind_of_forward_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a code object of its own, and wherever its rows lie: each has only so many compilations."""
+    kinds: dict[Any, set[tuple[bool, bool, int | None]]] = {}
+
+    def compile(method: Any, **options: Any) -> Any:
+        def run(*given: torch.Tensor, block: int | None) -> Any:
+            rows, tokens = given[1].shape
+            kinds.setdefault(method.__func__.__code__, set()).add((rows == 1, tokens == 1, block))
+            return method(*given, block=block)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compile)
+    model = causal("Qwen2", 3)
+    runner = runner_of(model, capacity=96, launcher=lambda slots, capacity: Compiled)
+    prompts = [((0, 1), [5, 9]), ((0,), [7] * 65)]  # They are called.
+    for slots, tokens in [
+        *prompts,
+        *((rows, [5]) for rows in ((0,), (1,), (2,), (0, 1), (1, 2))),
+        ((2,), [5, 9]),
+    ]:
+        feeds = [SlotFeed(slot, 0, tokens) for slot in slots]
+        for output in runner.run(feeds):
+            assert close(model, output, tokens)
+    made = [kind for found in kinds.values() for kind in found]
+    alone = [(True, True, 0), (True, True, None)]
+    assert made == [*alone, (False, True, 0), (False, True, None), (True, False, None)]
+    assert len(kinds) == len(made)
 
 
 @pytest.mark.slow
