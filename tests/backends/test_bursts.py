@@ -105,6 +105,30 @@ def greedy(model: Any, tokens: list[int], count: int) -> list[int]:
     return text[len(tokens) :]
 
 
+@pytest.mark.parametrize("wrong", [None, 3])
+def test_a_trace_is_relied_on_once_three_sizes_agreed(
+    wrong: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though two agreed, a third that does not rules it out."""
+    compared, real = list[bool](), traced.alike
+
+    def alike(made: Any, called: Any) -> bool:
+        compared.append(real(made, called) and len(compared) != wrong)  # The first is of its making.
+        return compared[-1]
+
+    monkeypatch.setattr(traced, "alike", alike)
+    model = causal("Qwen2", 3)
+    runner, text, took = runner_of(model, traces=True, parameters=1), [5], []
+    runner.pool.claim()
+    for _ in range(9):
+        (read,) = runner.run([SlotFeed(0, len(text) - 1, text[-1:])], burst=Burst(4, endless))
+        assert isinstance(read, Read)
+        took.append(len(read.fetched))
+        text += read.fetched
+    assert took == [1] * 7 + ([4, 4] if wrong is None else [1, 1])
+    assert text[1:] == greedy(model, [5], len(text) - 1)
+
+
 ROWS = {
     "alone": {2: [5, 9, 13, 21, 34, 2, 17, 8, 11, 3]},
     "neighbours": {0: [5, 9, 13, 21, 34, 2, 17, 8, 11, 3], 1: [29, 23, 7, 7, 1, 4, 4, 9, 30]},

@@ -165,9 +165,10 @@ def test_what_fails_traced_is_called(where: str, monkeypatch: pytest.MonkeyPatch
     assert tries == [1]
 
 
-def test_hooks_are_called() -> None:
+@pytest.mark.parametrize("kind", ["forward_hook", "forward_pre_hook"])
+def test_hooks_are_called(kind: str) -> None:
     model, calls = copy.deepcopy(causal("Qwen2", 3)), []
-    model.model.layers[0].register_forward_hook(lambda *given: calls.append(1))
+    getattr(model.model.layers[0], f"register_{kind}")(lambda *given: calls.append(1))
     runner = runner_of(model, traces=True)
     for place in range(5):
         runner.run([SlotFeed(0, place, [5])])
