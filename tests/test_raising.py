@@ -116,17 +116,20 @@ def test_an_error_of_a_users_own_class_is_retold() -> None:
     assert (made.code, str(made)) == (7, "code 7.")
 
 
-def test_what_is_retold_has_its_context() -> None:
+@pytest.mark.parametrize("shown", [True, False])
+def test_what_is_retold_has_its_context(shown: bool) -> None:
     try:
         try:
             raise KeyError("x")
         except KeyError:
+            if shown:
+                raise ConfigError("it was wrong")  # noqa: B904
             raise ConfigError("it was wrong") from None
     except ConfigError as error:
         made = retold(error, error.__traceback__)
     assert isinstance(made.__context__, KeyError)
     assert made.__cause__ is None
-    assert made.__suppress_context__
+    assert made.__suppress_context__ is not shown
 
 
 def test_what_is_retold_keeps_what_was_written_by_then() -> None:

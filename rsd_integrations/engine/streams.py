@@ -110,7 +110,8 @@ class _Stream:
             return event
         put_back(None)  # Another thread or task may wait for it too.
         self._ended = self._told = True
-        # The finalizer holds the job, and so the error, whose traceback holds the stream and its owner.
+        # The finalizer holds the job, and so the error: one of others is raised itself, with frames that hold
+        # the stream and its owner.
         self._release.detach()
         self._end.check()
         return None
